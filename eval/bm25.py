@@ -1,0 +1,172 @@
+"""BM25 near Anserini's: Lucene's formula, k1 = 0.9, b = 0.4, an English analyzer with stop words and stemming.
+
+bm25s scores. The analyzer is near Lucene's EnglishAnalyzer: words are runs of two or more letters, digits and
+underscores, lower-cased; Lucene's 33 stop words are removed and the rest is stemmed. Three things differ from
+Anserini, all small: the stemmer is Snowball's English one (Porter 2, where Lucene uses Porter), words of one character
+are dropped (Lucene drops only the possessive s), and document lengths are exact (Lucene keeps them in one byte).
+Title and text are one field.
+
+Reference: Robertson and Zaragoza, The Probabilistic Relevance Framework: BM25 and Beyond, 2009; the variant is
+`lucene` in Kamphuis et al., Which BM25 Do You Mean?, ECIR 2020. Anserini's parameters: Yang, Fang and Lin, 2018.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from modeling_tsarank.eval.extras import require
+from modeling_tsarank.eval.index_cache import cached_index, content_hash
+from modeling_tsarank.eval.selection import TopSelector
+from modeling_tsarank.eval.types import Run
+from modeling_tsarank.ranking_errors import InputError
+
+
+ANALYZER = "english-1"
+"""Name of the analyzer below, part of the index's key; it changes whenever the tokens do."""
+
+_STOP_WORDS = """
+a an and are as at be but by for if in into is it no not of on or such that the their then there these they this to
+was will with
+"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())
+"""The stop words of Lucene's EnglishAnalyzer."""
+
+_WORD = re.compile(r"\w\w+")
+
+
+class EnglishAnalyzer:
+    """Texts to stems, see the module's description."""
+
+    def __init__(self) -> None:
+        stemmer = require("Stemmer", extra="eval", purpose="BM25's English stemmer")
+        self._stemmer = stemmer.Stemmer("english")
+        self._stems: dict[str, str] = {}
+
+    def __call__(self, text: str) -> list[str]:
+        """The stems of `text` in order; repeated words stay."""
+        return [self._stem(word) for word in _WORD.findall(text.lower()) if word not in STOP_WORDS]
+
+    def _stem(self, word: str) -> str:
+        stem = self._stems.get(word)
+        if stem is None:
+            stem = self._stems[word] = self._stemmer.stemWord(word)
+        return stem
+
+
+class BM25Index:
+    """A BM25 index over one corpus; make one with `build`."""
+
+    def __init__(self, retriever: Any, ids: Sequence[str]) -> None:
+        self._retriever = retriever
+        self._selector = TopSelector(ids)
+        self._analyze = EnglishAnalyzer()
+
+    @classmethod
+    def build(
+        cls,
+        ids: Sequence[str],
+        texts: Sequence[str],
+        cache_dir: str | os.PathLike[str] | None = None,
+        *,
+        k1: float = 0.9,
+        b: float = 0.4,
+        show_progress: bool | None = None,
+    ) -> BM25Index:
+        """Indexes a corpus, or loads the index of the same corpus and parameters from the cache.
+
+        Args:
+            ids: Document ids, unique.
+            texts: Their texts, title included.
+            cache_dir: See `index_cache.cache_root`.
+            k1: Term frequency saturation, 0 or more.
+            b: Length normalization, from 0 to 1.
+            show_progress: Progress bar on stderr; None shows it on a terminal only.
+
+        Raises:
+            InputError: No documents, ids that are not unique, or a parameter out of range.
+            ResourceError: bm25s or PyStemmer is not installed, or the cache cannot be written.
+        """
+        if not k1 >= 0 or not 0 <= b <= 1:
+            raise InputError(f"BM25 needs k1 of 0 or more and b from 0 to 1, got k1={k1}, b={b}")
+        bm25s = _bm25s()
+        stemmer = require("Stemmer", extra="eval", purpose="BM25's English stemmer")
+        made_from = {
+            "analyzer": ANALYZER,
+            "stemmer": stemmer.version(),
+            "bm25s": bm25s.__version__,
+            "method": "lucene",
+            "k1": float(k1),
+            "b": float(b),
+            "content": content_hash(ids, texts),
+        }
+
+        def build(folder: Path) -> None:
+            corpus = _tokenized(texts, show_progress)
+            retriever = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numpy")
+            retriever.index(corpus, show_progress=False)
+            retriever.save(folder, show_progress=False)
+            (folder / "ids.json").write_text(json.dumps(list(ids)), encoding="utf-8")
+
+        def load(folder: Path) -> BM25Index:
+            loaded_ids = json.loads((folder / "ids.json").read_text(encoding="utf-8"))
+            return cls(bm25s.BM25.load(folder, mmap=True), loaded_ids)
+
+        return cached_index("bm25", made_from, build, load, cache_dir)
+
+    def search(self, queries: Mapping[str, str], depth: int = 100, show_progress: bool | None = None) -> Run:
+        """The best documents of every query.
+
+        A document without any of the query's terms is never returned, so a query may have fewer than `depth`
+        results; one without a known term has none, and an empty entry in the run.
+
+        Args:
+            queries: Query id to text.
+            depth: Documents a query at most, 1 or more.
+            show_progress: Progress bar on stderr; None shows it on a terminal only.
+
+        Returns:
+            Query id to document id to score, best first; ties by document id descending.
+        """
+        run: Run = {}
+        hidden = None if show_progress is None else not show_progress
+        for query_id, text in tqdm(queries.items(), desc="BM25", unit="query", disable=hidden):
+            token_ids = self._retriever.get_tokens_ids(self._analyze(text))
+            scores = self._scores(token_ids)
+            found = np.flatnonzero(scores > 0)
+            run[query_id] = self._selector.select(scores[found], depth, found)
+        return run
+
+    def _scores(self, token_ids: list[int]) -> np.ndarray:
+        if not token_ids:
+            return np.zeros(0, dtype=np.float32)
+        return self._retriever.get_scores_from_ids(token_ids)
+
+
+def _bm25s() -> Any:
+    """The package, whose import turns its logger to DEBUG, turned down again."""
+    package = require("bm25s", extra="eval", purpose="BM25")
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    return package
+
+
+def _tokenized(texts: Iterable[str], show_progress: bool | None) -> tuple[list[np.ndarray], dict[str, int]]:
+    """Token ids of every text, and the vocabulary."""
+    analyze = EnglishAnalyzer()
+    vocabulary: dict[str, int] = {}
+    hidden = None if show_progress is None else not show_progress
+    token_ids = [
+        np.array([vocabulary.setdefault(stem, len(vocabulary)) for stem in analyze(text)], dtype=np.int32)
+        for text in tqdm(texts, desc="BM25 index", unit="doc", disable=hidden)
+    ]
+    if not vocabulary:
+        raise InputError(f"none of the {len(token_ids)} documents has a word that BM25 could index")
+    return token_ids, vocabulary

@@ -1,0 +1,100 @@
+"""What is to be reranked: the first stage's run over the judged queries, cut into fixed blocks of pairs.
+
+Pairs are put together by document, not by query: a query-likelihood model reads a document once for all the queries
+that retrieved it, so a block holds whole documents with all their queries.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from modeling_tsarank.eval.files import hash_parts
+from modeling_tsarank.eval.run_files import ranked
+from modeling_tsarank.eval.score_log import split_blocks
+from modeling_tsarank.eval.types import Collection, Run
+from modeling_tsarank.ranking_errors import InputError
+
+
+@dataclass
+class Candidates:
+    """The candidates of an evaluation.
+
+    Args:
+        collection: Where texts come from.
+        query_ids: The evaluated queries, in order; one without candidates stays in it.
+        first: The first stage's run over them.
+        top_k: How many documents a query are reranked.
+        block_pairs: Pairs in a block, about.
+    """
+
+    collection: Collection
+    query_ids: list[str]
+    first: Run
+    top_k: int
+    block_pairs: int
+    ordered: dict[str, list[str]] = field(init=False)
+    pairs: list[tuple[str, str]] = field(init=False)
+    blocks: list[range] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ordered = {query_id: ranked(self.first.get(query_id, {})) for query_id in self.query_ids}
+        by_document: dict[str, list[str]] = {}
+        for query_id in self.query_ids:
+            for document_id in self.head(query_id):
+                by_document.setdefault(document_id, []).append(query_id)
+        self.pairs = [(query_id, document_id) for document_id, ids in by_document.items() for query_id in ids]
+        self.blocks = split_blocks([len(ids) for ids in by_document.values()], self.block_pairs)
+        documents = self.collection.documents
+        for query_id in self.query_ids:
+            unknown = next((document_id for document_id in self.head(query_id) if document_id not in documents), None)
+            if unknown is not None:
+                raise InputError(
+                    f"the first stage has document {unknown!r} for query {query_id!r}, which is not in "
+                    f"{self.collection.name}: give the run and the corpus of one collection"
+                )
+
+    def head(self, query_id: str) -> list[str]:
+        """The documents to rerank, best first."""
+        return self.ordered[query_id][: self.top_k]
+
+    def tail(self, query_id: str) -> list[str]:
+        """The documents below them, which keep the first stage's order."""
+        return self.ordered[query_id][self.top_k :]
+
+    def block_pairs_of(self, block: int) -> list[tuple[str, str]]:
+        """(query id, document id) of one block: documents in the order they were first met, each with its queries."""
+        return [self.pairs[position] for position in self.blocks[block]]
+
+    def block_size(self, block: int) -> int:
+        """The number of pairs of one block."""
+        return len(self.blocks[block])
+
+    def block_texts(self, block: int) -> list[tuple[str, str]]:
+        """The same as (query, document) texts."""
+        documents = self.collection.documents
+        return [
+            (self.collection.queries[query_id], documents[document_id].full_text)
+            for query_id, document_id in self.block_pairs_of(block)
+        ]
+
+    @property
+    def pair_count(self) -> int:
+        """The number of pairs of all blocks."""
+        return len(self.pairs)
+
+    def digest(self) -> str:
+        """Digest of the texts to be scored, the first stage's order and scores, and the judgments of these queries."""
+        return hash_parts(self._digest_parts())[:16]
+
+    def _digest_parts(self) -> Iterator[str]:
+        for query_id in self.query_ids:
+            yield query_id
+            yield self.collection.queries[query_id]
+            yield json.dumps(sorted(self.collection.qrels.get(query_id, {}).items()))
+            for document_id in self.ordered[query_id]:
+                yield document_id
+                yield repr(self.first[query_id][document_id])
+            for document_id in self.head(query_id):
+                yield self.collection.documents[document_id].full_text

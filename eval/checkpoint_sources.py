@@ -1,0 +1,88 @@
+"""Rerankers by name for the commands of this room: loaded late, and identified well enough to resume safely."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modeling_tsarank.rank_command import add_model_arguments
+
+
+if TYPE_CHECKING:
+    from modeling_tsarank.eval.scoring import ScorerSource
+
+
+def add_model_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Adds the options of every command that loads a model, and where wanted one for further models beside it."""
+    add_model_arguments(parser)
+    parser.add_argument("--max-query-length", type=int, metavar="N", help="tokens of a query at most (ArguAna: 256)")
+    if several:
+        parser.add_argument(
+            "--more-models", nargs="+", default=[], metavar="M", help="further models to show beside --model"
+        )
+
+
+def display_name(model: str | None) -> str:
+    """What tables call a model: the last part of its Hub id or path."""
+    from modeling_tsarank.default_model import DEFAULT_NAME
+    from modeling_tsarank.loading import DEFAULT_NAMES
+
+    if model is None or model in DEFAULT_NAMES:
+        return DEFAULT_NAME
+    path = Path(model)
+    if path.suffix.lower() == ".gguf":
+        return path.stem
+    return path.resolve().name if path.is_dir() else model.rstrip("/").rpartition("/")[2]
+
+
+def scorer_source(model: str | None, args: argparse.Namespace, device: Any = None) -> ScorerSource:
+    """The model as a source that loads it when the first pair is to be scored.
+
+    Args:
+        model: Hub id, folder, GGUF file or None for the embedded default.
+        args: Parsed options of `add_model_options`.
+        device: Where to load it if the user named no device.
+
+    Raises:
+        InputError: a number format or device that does not exist here.
+    """
+    from modeling_tsarank.eval.scoring import ScorerSource
+    from modeling_tsarank.loading import load_ranker, resolve_device, resolve_dtype
+
+    device = resolve_device(args.device or device)
+    dtype = resolve_dtype(args.dtype, device)
+    given = {"max_length": args.max_length, "max_query_length": args.max_query_length}
+    lengths = {name: value for name, value in given.items() if value is not None}
+
+    def load() -> Any:
+        return load_ranker(
+            model,
+            device=device,
+            dtype=dtype,
+            revision=args.revision,
+            trust_remote_code=args.trust_remote_code,
+            **lengths,
+        )
+
+    settings = {
+        "checkpoint": _checkpoint(model),
+        "revision": args.revision,
+        "dtype": str(dtype).removeprefix("torch."),
+        **given,
+    }
+    return ScorerSource(display_name(model), load, settings, args.batch_tokens)
+
+
+def _checkpoint(model: str | None) -> str:
+    """What tells a checkpoint apart from another of the same name: the content of a folder or file, a Hub id."""
+    from modeling_tsarank.default_model import DEFAULT_NAME, VERSION
+    from modeling_tsarank.eval.files import hash_file, hash_folder
+    from modeling_tsarank.loading import DEFAULT_NAMES
+
+    if model is None or model in DEFAULT_NAMES:
+        return f"{DEFAULT_NAME} {VERSION}"
+    path = Path(model)
+    if path.is_dir():
+        return f"sha256:{hash_folder(path)[:16]}"
+    return f"sha256:{hash_file(path)[:16]}" if path.is_file() else model

@@ -1,0 +1,364 @@
+"""The commands of the measuring room: evaluate, compare, tune-fusion and analyze."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modeling_tsarank.eval.analysis_commands import register_analyze
+from modeling_tsarank.eval.checkpoint_sources import add_model_options, scorer_source
+from modeling_tsarank.ranking_errors import InputError
+
+
+if TYPE_CHECKING:
+    from modeling_tsarank.eval.fusion import FusionSetting
+    from modeling_tsarank.eval.processes import Processes
+    from modeling_tsarank.eval.reports import ResultTable
+    from modeling_tsarank.eval.significance import Comparison
+    from modeling_tsarank.eval.types import Collection
+
+
+logger = logging.getLogger(__name__)
+
+_EVALUATE = """\
+Rerank a first stage's candidates over test collections and measure the result.
+
+A killed or interrupted evaluation goes on where it stopped when the same command is given again. Scores are kept per
+block of pairs (--block-pairs); changing the measures or the fusion weight later does not score anything anew.
+
+Files in OUTPUT:
+  table.md, table.csv      all datasets, first stage beside reranked, and their average
+  DATASET/run.trec         the final ranking; first_stage.trec is what was reranked
+  DATASET/metrics.json     measures, settings, versions, device, time
+  DATASET/per_query.csv    every measure of every query
+  DATASET/gain.png         gain over the first stage, query by query
+"""
+_EVALUATE_EXAMPLES = """\
+examples:
+  tsarank evaluate --dataset beir/scifact --output results
+  tsarank evaluate --model my-ranker --dataset BeIR/scifact BeIR/nfcorpus --first-stage rrf:bm25+dense --output results
+  tsarank evaluate --dataset beir/trec-dl-19 --first-stage bm25.top100.trec --limit-queries 10 --output quick
+  tsarank evaluate --dataset beir/scifact --interpolate fusion.json --output results    (see tsarank tune-fusion)
+  accelerate launch --num-processes 4 -m modeling_tsarank.cli evaluate --dataset beir/fiqa --output results
+"""
+_COMPARE = """\
+Test whether run B ranks better than run A.
+
+For each dataset: the means, the mean difference B - A with its 95% confidence interval, the effect size d_z (mean
+difference over its standard deviation), the queries won, tied and lost by B, and two-sided p-values of the paired
+t-test and of the randomization test, which flips the signs of the queries' differences. With several datasets, Holm's
+correction is applied to each test's p-values. Judged queries that a run lacks count 0.
+"""
+_COMPARE_EXAMPLES = """\
+examples:
+  tsarank compare bm25.trec results/scifact/run.trec --qrels beir/scifact/qrels/test.tsv
+  tsarank compare a.trec b.trec --qrels dl19.qrels --measure map --json > comparison.json
+  tsarank compare --pair scifact a1.trec b1.trec q1.tsv --pair fiqa a2.trec b2.trec q2.tsv
+"""
+_TUNE = """\
+Choose the weight W of (1 - W) * reranker + W * first stage on a development split.
+
+Both scores are first normalised within each query, over the documents that were reranked: min-max to [0, 1], or
+z-score. OUTPUT is for `tsarank evaluate --interpolate OUTPUT`, which refuses it on the queries that it was tuned on.
+"""
+_TUNE_EXAMPLES = """\
+examples:
+  tsarank evaluate --dataset beir/scifact --split train --limit-queries 100 --output dev
+  tsarank tune-fusion dev/scifact/run.trec dev/scifact/first_stage.trec --qrels beir/scifact/qrels/train.tsv \\
+      --output fusion.json
+"""
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Adds this room's commands to the command line."""
+    _register_evaluate(subparsers)
+    _register_compare(subparsers)
+    _register_tune_fusion(subparsers)
+    register_analyze(subparsers)
+
+
+def _add_parser(
+    subparsers: argparse._SubParsersAction, name: str, help_text: str, description: str, examples: str
+) -> Any:
+    return subparsers.add_parser(
+        name,
+        help=help_text,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
+    parser = _add_parser(
+        subparsers, "evaluate", "measure a reranker over test collections", _EVALUATE, _EVALUATE_EXAMPLES
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--dataset",
+        metavar="D",
+        nargs="+",
+        default=[],
+        help="folder in BEIR's layout, Hub id, or ir_datasets:NAME; several for one table",
+    )
+    data.add_argument("--split", default="test", help="judged split (default: test)")
+    data.add_argument("--corpus", type=Path, help="instead of --dataset: JSON Lines of documents")
+    data.add_argument("--queries", type=Path, help="with --corpus: JSON Lines or TSV of queries")
+    data.add_argument("--qrels", type=Path, help="with --corpus: TREC or BEIR judgments")
+    data.add_argument("--name", help="with --corpus: name of the collection (default: the corpus's file name)")
+    data.add_argument("--limit-queries", type=int, metavar="N", help="only the first N judged queries")
+    stage = parser.add_argument_group("first stage")
+    stage.add_argument(
+        "--first-stage",
+        default="bm25",
+        metavar="S",
+        help="bm25, dense[:MODEL], splade[:MODEL], rrf[:S+S], or a run file, TREC or JSONL (default: bm25)",
+    )
+    stage.add_argument("--top-k", type=int, default=100, metavar="N", help="documents to rerank (default: 100)")
+    stage.add_argument(
+        "--depth",
+        type=int,
+        metavar="N",
+        help="documents to retrieve; those below --top-k keep the first stage's order (default: --top-k)",
+    )
+    stage.add_argument("--cache-dir", type=Path, help="where indexes are cached (default: the user's cache)")
+    add_model_options(parser)
+    fusion = parser.add_argument_group("fusion with the first stage")
+    fusion.add_argument(
+        "--interpolate",
+        metavar="W",
+        help="rank by (1 - W) * reranker + W * first stage: W in [0, 1], or a file of tsarank tune-fusion",
+    )
+    fusion.add_argument(
+        "--normalize", choices=("minmax", "zscore"), help="per-query normalisation of both scores (default: minmax)"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for all results")
+    output.add_argument(
+        "--measures", nargs="+", metavar="M", help="default: ndcg@10 ndcg@1 ndcg@5 map mrr@10 recall@100"
+    )
+    output.add_argument(
+        "--table-layout", choices=("rows", "columns"), default="rows", help="datasets as rows or columns of table.md"
+    )
+    output.add_argument(
+        "--block-pairs", type=int, default=2000, metavar="N", help="pairs scored between two saves (default: 2000)"
+    )
+    output.add_argument("--overwrite", action="store_true", help="throw scores of an earlier evaluation away")
+    output.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=run_evaluate)
+
+
+def _register_compare(subparsers: argparse._SubParsersAction) -> None:
+    parser = _add_parser(subparsers, "compare", "test whether one run beats another", _COMPARE, _COMPARE_EXAMPLES)
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="*", help="two run files: A, the baseline, and B")
+    parser.add_argument("--qrels", type=Path, metavar="Q", help="judgments for the two runs")
+    parser.add_argument(
+        "--pair",
+        nargs=4,
+        action="append",
+        default=[],
+        metavar=("NAME", "RUN_A", "RUN_B", "QRELS"),
+        help="one more dataset; may be repeated",
+    )
+    parser.add_argument("--measure", default="ndcg@10", help="default: ndcg@10")
+    parser.add_argument(
+        "--resamples", type=int, default=100_000, metavar="N", help="sign flips to draw, or to enumerate at most"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.set_defaults(run=run_compare)
+
+
+def _register_tune_fusion(subparsers: argparse._SubParsersAction) -> None:
+    parser = _add_parser(
+        subparsers, "tune-fusion", "choose the fusion weight on a development split", _TUNE, _TUNE_EXAMPLES
+    )
+    parser.add_argument("reranked", metavar="RUN_RERANKED", type=Path, help="the reranker's run, not mixed")
+    parser.add_argument("first", metavar="RUN_FIRST", type=Path, help="the first stage's run that was reranked")
+    parser.add_argument("--qrels", type=Path, required=True, metavar="Q", help="the development split's judgments")
+    parser.add_argument("--measure", default="ndcg@10", help="default: ndcg@10")
+    parser.add_argument("--normalize", choices=("minmax", "zscore"), default="minmax", help="default: minmax")
+    parser.add_argument("--steps", type=int, default=20, metavar="N", help="intervals of the grid (default: 20)")
+    parser.add_argument("--top-k", type=int, metavar="N", help="how many documents were reranked, if not all")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON file for the setting")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="also draw the curve")
+    parser.set_defaults(run=run_tune_fusion)
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    """Runs `tsarank evaluate`."""
+    from modeling_tsarank.eval.harness import evaluate_collection, folder_name
+    from modeling_tsarank.eval.options import DEFAULT_MEASURES, EvaluationOptions
+    from modeling_tsarank.eval.processes import Processes
+    from modeling_tsarank.eval.reports import ResultTable, average_row
+    from modeling_tsarank.eval.results import system_names
+
+    options = EvaluationOptions(
+        split=args.split,
+        first_stage=args.first_stage,
+        top_k=args.top_k,
+        depth=args.depth,
+        limit_queries=args.limit_queries,
+        fusion=_fusion_setting(args.interpolate, args.normalize),
+        measures=tuple(args.measures or DEFAULT_MEASURES),
+        block_pairs=args.block_pairs,
+        cache_dir=args.cache_dir,
+        overwrite=args.overwrite,
+        show_progress=not args.quiet,
+    )
+    processes = Processes()
+    source = scorer_source(args.model, args, processes.device)
+    datasets = _load_datasets(args, processes)
+    rows = []
+    try:
+        for name, parts in datasets:
+            results = [
+                evaluate_collection(source, part, options, args.output / folder_name(part.name), processes)
+                for part in parts
+            ]
+            rows.append(results[0].row() if len(parts) == 1 else average_row(name, [one.row() for one in results]))
+    except KeyboardInterrupt:
+        logger.warning("interrupted: scored blocks are kept, the same command goes on from there")
+        raise
+    table = ResultTable(rows, system_names(source.name, options), options.measures, args.table_layout)
+    if processes.is_main:
+        _write_tables(args.output, table)
+    processes.wait()
+    return 0
+
+
+def _write_tables(output: Path, table: ResultTable) -> None:
+    from modeling_tsarank.eval.files import write_csv, write_text
+    from modeling_tsarank.eval.reports import measure_title, text_table
+
+    write_text(output / "table.md", table.markdown())
+    write_csv(output / "table.csv", *table.csv_rows())
+    _print(f"{measure_title(table.measures[0])} x 100\n{text_table(*table.cells(table.measures[0]))}")
+    _print(f"results: {output}\n")
+
+
+def _fusion_setting(interpolate: str | None, normalize: Any) -> FusionSetting | None:
+    """The setting of `--interpolate`: a number, or a file that tune-fusion wrote."""
+    from modeling_tsarank.eval.fusion import FusionSetting
+
+    if interpolate is None:
+        if normalize is not None:
+            raise InputError("--normalize belongs to --interpolate; give a weight as well")
+        return None
+    try:
+        weight = float(interpolate)
+    except ValueError:
+        setting = FusionSetting.load(Path(interpolate))
+        if normalize not in (None, setting.normalization):
+            raise InputError(
+                f"{interpolate} was tuned with {setting.normalization}, and --normalize says {normalize}: leave it out"
+            ) from None
+        return setting
+    return FusionSetting(weight, normalize or "minmax")
+
+
+def _load_datasets(args: argparse.Namespace, processes: Processes) -> list[tuple[str, list[Collection]]]:
+    """(name, parts) of every dataset asked for; only CQADupStack has more than one part."""
+    files = (args.corpus, args.queries, args.qrels)
+    if any(files) and (args.dataset or not all(files)):
+        raise InputError("give either --dataset, or all of --corpus, --queries and --qrels")
+    if not any(files) and not args.dataset:
+        raise InputError("no dataset: give --dataset, or --corpus, --queries and --qrels")
+
+    def load() -> list[tuple[str, list[Collection]]]:
+        from modeling_tsarank.eval.collections import load_collection_from_files, load_collections
+        from modeling_tsarank.eval.harness import folder_name
+
+        if args.corpus:
+            name = args.name or args.corpus.name.partition(".")[0]
+            loaded = [(name, [load_collection_from_files(args.corpus, args.queries, args.qrels, name)])]
+        else:
+            loaded = []
+            for dataset in args.dataset:
+                parts = load_collections(dataset, args.split, args.cache_dir)
+                loaded.append((parts[0].name.partition("/")[0] if len(parts) > 1 else parts[0].name, parts))
+        folders = [folder_name(part.name) for _, parts in loaded for part in parts]
+        double = next((folder for folder in folders if folders.count(folder) > 1), None)
+        if double is not None:
+            raise InputError(f"two datasets are called {double}: evaluate them into two outputs")
+        return loaded
+
+    # The main process first: the others then find in the cache what it fetched from the Hub.
+    loaded: list[tuple[str, list[Collection]]] = []
+    processes.on_main(lambda: loaded.extend(load()))
+    return loaded or load()
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    """Runs `tsarank compare`."""
+    import json
+    from dataclasses import asdict
+
+    from modeling_tsarank.eval.reports import comparison_cells, measure_title, text_table
+    from modeling_tsarank.eval.significance import correct
+
+    pairs = [(name, Path(run_a), Path(run_b), Path(qrels)) for name, run_a, run_b, qrels in args.pair]
+    if args.runs or args.qrels:
+        if len(args.runs) != 2 or args.qrels is None:
+            raise InputError(f"give two runs and --qrels; {len(args.runs)} run(s) and qrels {args.qrels} were given")
+        pairs.insert(0, (args.qrels.name, args.runs[0], args.runs[1], args.qrels))
+    if not pairs:
+        raise InputError("nothing to compare: give two runs and --qrels, or --pair NAME RUN_A RUN_B QRELS")
+    comparisons = correct([_compare(args, *pair) for pair in pairs])
+    if args.json:
+        # Infinity, the effect size of equal differences, is no JSON.
+        values = [
+            {key: None if value in (float("inf"), float("-inf")) else value for key, value in asdict(one).items()}
+            for one in comparisons
+        ]
+        _print(json.dumps(values, indent=2, allow_nan=False) + "\n")
+    else:
+        _print(f"{measure_title(comparisons[0].measure)} x 100, B - A: the gain of run B\n")
+        _print(text_table(*comparison_cells(comparisons)))
+    return 0
+
+
+def _compare(args: argparse.Namespace, name: str, run_a: Path, run_b: Path, qrels: Path) -> Comparison:
+    from modeling_tsarank.eval.run_files import read_qrels, read_run
+    from modeling_tsarank.eval.significance import compare_runs
+
+    judgments, runs = read_qrels(qrels), (read_run(run_a), read_run(run_b))
+    for path, run in zip((run_a, run_b), runs, strict=True):
+        missing = len(judgments.keys() - run.keys())
+        if missing:
+            logger.warning("%s lacks %d of the %d judged queries, which count 0", path, missing, len(judgments))
+    return compare_runs(*runs, judgments, args.measure, name, args.resamples, args.seed)
+
+
+def run_tune_fusion(args: argparse.Namespace) -> int:
+    """Runs `tsarank tune-fusion`."""
+    from modeling_tsarank.eval.fusion import tune_fusion
+    from modeling_tsarank.eval.plots import plot_tuning
+    from modeling_tsarank.eval.reports import measure_title, text_table
+    from modeling_tsarank.eval.run_files import read_qrels, read_run
+
+    qrels = read_qrels(args.qrels)
+    first = read_run(args.first)
+    judged = {query_id: grades for query_id, grades in qrels.items() if query_id in first}
+    if not judged:
+        raise InputError(f"{args.first} and {args.qrels} have no query in common")
+    reranked = read_run(args.reranked)
+    tuned = tune_fusion(reranked, first, judged, args.measure, args.normalize, args.steps, args.top_k)
+    tuned.setting.save(args.output)
+    title = measure_title(tuned.setting.measure or args.measure)
+    if args.plot:
+        plot_tuning(args.plot, tuned.weights, tuned.curve, tuned.setting.weight, title)
+    rows = [
+        [f"{weight:g}", f"{100 * value:.2f}", "<- chosen" if weight == tuned.setting.weight else ""]
+        for weight, value in zip(tuned.weights, tuned.curve, strict=True)
+    ]
+    _print(text_table(["weight", f"{title} x 100", ""], rows))
+    _print(f"{len(judged)} development queries; setting: {args.output}\n")
+    return 0
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text)

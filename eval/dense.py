@@ -1,0 +1,162 @@
+"""Dense retrieval with any sentence-transformers model: normalized cosine, exact search in chunks.
+
+Queries and documents are encoded by the model's own `encode_query` and `encode_document`, so models with prompts get
+theirs. Every pair is compared; there is no approximation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from modeling_tsarank.eval.extras import require
+from modeling_tsarank.eval.index_cache import cached_index, content_hash, model_fingerprint
+from modeling_tsarank.eval.selection import TopSelector
+from modeling_tsarank.eval.types import Run
+from modeling_tsarank.ranking_errors import ModelError
+
+
+DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+_ENCODE_DOCUMENTS = 4096
+_SEARCH_DOCUMENTS = 65536
+_SEARCH_QUERIES = 256
+
+
+class DenseIndex:
+    """Embeddings of one corpus and the model that made them; make one with `build`."""
+
+    def __init__(self, encoder: Any, embeddings: np.ndarray, ids: Sequence[str], batch_size: int) -> None:
+        self._encoder = encoder
+        self._embeddings = embeddings
+        self._selector = TopSelector(ids)
+        self._batch_size = batch_size
+
+    @classmethod
+    def build(
+        cls,
+        ids: Sequence[str],
+        texts: Sequence[str],
+        cache_dir: str | os.PathLike[str] | None = None,
+        *,
+        model: str | os.PathLike[str] = DEFAULT_MODEL,
+        batch_size: int = 32,
+        device: str | None = None,
+        show_progress: bool | None = None,
+    ) -> DenseIndex:
+        """Encodes a corpus, or loads the embeddings of the same corpus and model from the cache.
+
+        Args:
+            ids: Document ids, unique.
+            texts: Their texts, title included; the model truncates them at its own length.
+            cache_dir: See `index_cache.cache_root`.
+            model: Folder or Hub id of a sentence-transformers model.
+            batch_size: Texts encoded at once.
+            device: Torch device of the encoder; sentence-transformers chooses by default.
+            show_progress: Progress bar on stderr; None shows it on a terminal only.
+
+        Raises:
+            InputError: No documents, or ids that are not unique.
+            ModelError: The model cannot be loaded.
+            ResourceError: sentence-transformers is not installed, or the cache cannot be written.
+        """
+        package = require("sentence_transformers", extra="dense", purpose="The dense first stage")
+        name = os.fspath(model)
+        try:
+            encoder = package.SentenceTransformer(name, device=device)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"{name!r} cannot be loaded as a sentence-transformers model: {error}") from error
+        encoder.eval()
+        made_from = {
+            **model_fingerprint(name, _commit(encoder)),
+            "sentence_transformers": package.__version__,
+            "max_tokens": encoder.max_seq_length,
+            "similarity": "cosine",
+            "content": content_hash(ids, texts),
+        }
+
+        def build(folder: Path) -> None:
+            hidden = None if show_progress is None else not show_progress
+            parts = []
+            with tqdm(total=len(texts), desc="dense index", unit="doc", disable=hidden) as bar:
+                for start in range(0, len(texts), _ENCODE_DOCUMENTS):
+                    part = list(texts[start : start + _ENCODE_DOCUMENTS])
+                    parts.append(_normalized(encoder.encode_document(part, **_options(batch_size))))
+                    bar.update(len(part))
+            np.save(folder / "embeddings.npy", np.concatenate(parts))
+            (folder / "ids.json").write_text(json.dumps(list(ids)), encoding="utf-8")
+
+        def load(folder: Path) -> DenseIndex:
+            loaded_ids = json.loads((folder / "ids.json").read_text(encoding="utf-8"))
+            return cls(encoder, np.load(folder / "embeddings.npy", mmap_mode="r"), loaded_ids, batch_size)
+
+        return cached_index("dense", made_from, build, load, cache_dir)
+
+    def search(self, queries: Mapping[str, str], depth: int = 100, show_progress: bool | None = None) -> Run:
+        """The documents with the highest cosine to every query.
+
+        Args:
+            queries: Query id to text.
+            depth: Documents a query at most, 1 or more.
+            show_progress: Progress bar on stderr; None shows it on a terminal only.
+
+        Returns:
+            Query id to document id to cosine, best first; ties by document id descending.
+        """
+        hidden = None if show_progress is None else not show_progress
+        query_ids = list(queries)
+        run: Run = {}
+        with tqdm(total=len(query_ids), desc="dense", unit="query", disable=hidden) as bar:
+            for start in range(0, len(query_ids), _SEARCH_QUERIES):
+                part = query_ids[start : start + _SEARCH_QUERIES]
+                vectors = self._encoder.encode_query([queries[query] for query in part], **_options(self._batch_size))
+                run.update(zip(part, self._best(_normalized(vectors), depth), strict=True))
+                bar.update(len(part))
+        return run
+
+    def _best(self, vectors: np.ndarray, depth: int) -> list[dict[str, float]]:
+        """The best documents for every row of `vectors`, over chunks of the corpus."""
+        count = len(self._embeddings)
+        scores: list[list[np.ndarray]] = [[] for _ in vectors]
+        positions: list[list[np.ndarray]] = [[] for _ in vectors]
+        for start in range(0, count, _SEARCH_DOCUMENTS):
+            chunk = np.asarray(self._embeddings[start : start + _SEARCH_DOCUMENTS])
+            for row, similarities in enumerate(vectors @ chunk.T):
+                # Ties at the edge of a chunk are kept whole; the selector breaks them once, over all chunks.
+                kept = _at_least_nth(similarities, depth)
+                scores[row].append(similarities[kept])
+                positions[row].append(kept + start)
+        return [
+            self._selector.select(np.concatenate(row_scores), depth, np.concatenate(row_positions))
+            for row_scores, row_positions in zip(scores, positions, strict=True)
+        ]
+
+
+def _at_least_nth(values: np.ndarray, n: int) -> np.ndarray:
+    """Indexes of the values that are at least the n-th largest."""
+    if n >= len(values):
+        return np.arange(len(values))
+    return np.flatnonzero(values >= np.partition(values, len(values) - n)[len(values) - n])
+
+
+def _options(batch_size: int) -> dict[str, Any]:
+    return {"batch_size": batch_size, "show_progress_bar": False, "convert_to_numpy": True}
+
+
+def _normalized(vectors: np.ndarray) -> np.ndarray:
+    vectors = np.asarray(vectors, dtype=np.float32)
+    if not np.isfinite(vectors).all():
+        raise ModelError("the dense model gave an embedding that is not finite; try another dtype or device")
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def _commit(encoder: Any) -> str | None:
+    """Commit of a model that came from the Hub."""
+    backbone = getattr(encoder[0], "auto_model", None)
+    return getattr(getattr(backbone, "config", None), "_commit_hash", None)

@@ -1,0 +1,248 @@
+"""First stages by name: BM25, dense, SPLADE, reciprocal rank fusion, or a given run.
+
+`retrieve` works on a test collection; `build_index` on any corpus, which is what mining needs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, overload
+
+from modeling_tsarank.eval.bm25 import BM25Index
+from modeling_tsarank.eval.dense import DenseIndex
+from modeling_tsarank.eval.run_files import ranked, read_run
+from modeling_tsarank.eval.splade import SpladeIndex
+from modeling_tsarank.eval.types import Collection, Run
+from modeling_tsarank.ranking_errors import InputError
+
+
+logger = logging.getLogger(__name__)
+
+STAGES = "bm25, dense, dense:MODEL, splade, splade:MODEL, rrf, rrf:STAGE+STAGE, or the path of a run file"
+
+RRF_K = 60
+"""The constant of reciprocal rank fusion, from its paper."""
+
+_RRF_DEFAULT = "bm25+dense"
+_BUILDERS: dict[str, Callable[..., FirstStageIndex]] = {
+    "bm25": BM25Index.build,
+    "dense": DenseIndex.build,
+    "splade": SpladeIndex.build,
+}
+
+
+class FirstStageIndex(Protocol):
+    """What every index offers."""
+
+    def search(self, queries: Mapping[str, str], depth: int = 100, show_progress: bool | None = None) -> Run:
+        """The best `depth` documents of every query (id to text), best first."""
+
+
+class CollectionTexts(Sequence[str]):
+    """The full texts of a collection's documents as a sequence, each fetched when asked for."""
+
+    def __init__(self, collection: Collection) -> None:
+        self._documents = collection.documents
+        self.ids = list(collection.documents)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self._documents[document_id].full_text for document_id in self.ids[index]]
+        return self._documents[self.ids[index]].full_text
+
+
+def build_index(
+    stage: str,
+    ids: Sequence[str],
+    texts: Sequence[str],
+    cache_dir: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> FirstStageIndex:
+    """An index over a plain corpus, from the cache where it is there.
+
+    Args:
+        stage: `bm25`, `dense`, `dense:MODEL`, `splade` or `splade:MODEL`.
+        ids: Document ids, unique.
+        texts: Their texts.
+        cache_dir: See `index_cache.cache_root`.
+        **options: Keyword arguments of the index's `build`, such as `k1`, `batch_size` or `device`.
+
+    Raises:
+        InputError: No such stage or option, no documents, or ids that are not unique.
+        ModelError: A model cannot be loaded.
+        ResourceError: A package is missing or the cache cannot be written.
+    """
+    kind, colon, model = stage.partition(":")
+    if kind not in _BUILDERS or (colon and (kind == "bm25" or not model)):
+        raise InputError(f"no index for the first stage {stage!r}; expected bm25, dense[:MODEL] or splade[:MODEL]")
+    if colon:
+        options = {**options, "model": model}
+    builder = _BUILDERS[kind]
+    known = [
+        name
+        for name, parameter in inspect.signature(builder).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise InputError(f"the first stage {stage!r} has no option {', '.join(unknown)}; it has {', '.join(known)}")
+    return builder(ids, texts, cache_dir, **options)
+
+
+def retrieve(
+    collection: Collection,
+    stage: str | os.PathLike[str],
+    depth: int = 100,
+    cache_dir: str | os.PathLike[str] | None = None,
+    query_ids: Iterable[str] | None = None,
+    **options: Any,
+) -> Run:
+    """The candidates of a collection's queries.
+
+    Where the collection matches itself (ArguAna), a query's own document is left out and the next one moves up.
+
+    Args:
+        collection: Where to search.
+        stage: One of `STAGES`; the name of a run that came with the collection will also do.
+        depth: Candidates a query at most, 1 or more.
+        cache_dir: See `index_cache.cache_root`.
+        query_ids: Which queries; all judged ones by default.
+        **options: Of the index (see `build_index`). For `rrf`: `k`, and per stage a dictionary of options under the
+            stage's kind, such as `dense={"batch_size": 8}`.
+
+    Returns:
+        Query id to document id to score, best first, in the order of `query_ids`. A query for which nothing was
+        found has an empty entry.
+
+    Raises:
+        InputError: No such stage, option, query or run file; a run without any of the queries, or with a document
+            that the collection lacks.
+        ModelError: A model cannot be loaded.
+        ResourceError: A package is missing or the cache cannot be written.
+    """
+    if depth < 1:
+        raise InputError(f"the depth of a first stage must be 1 or more, got {depth}")
+    wanted = list(collection.judged_queries() if query_ids is None else query_ids)
+    unknown = [query_id for query_id in wanted if query_id not in collection.queries]
+    if unknown:
+        raise InputError(
+            f"{collection.name} has no query {unknown[0]!r} ({len(unknown)} of {len(wanted)} are unknown)"
+        )
+    name = os.fspath(stage)
+    kind, _, rest = name.partition(":")
+    if kind == "rrf":
+        parts = (rest or _RRF_DEFAULT).split("+")
+        return _fused_stages(collection, parts, depth, cache_dir, wanted, options)
+    # One more than asked for: the query's own document may be among them.
+    fetched = depth + 1 if collection.self_match else depth
+    if kind in _BUILDERS:
+        texts = CollectionTexts(collection)
+        index = build_index(name, texts.ids, texts, cache_dir, **options)
+        found = index.search({query_id: collection.queries[query_id] for query_id in wanted}, fetched)
+    else:
+        if options:
+            raise InputError(f"a given run has no options, got {', '.join(options)}")
+        found = _given_run(collection, _run_path(collection, name), wanted)
+    run = {query_id: _candidates(collection, query_id, found.get(query_id, {}), depth) for query_id in wanted}
+    _check_known(collection, run, name)
+    return run
+
+
+def reciprocal_rank_fusion(runs: Sequence[Mapping[str, Mapping[str, float]]], depth: int, k: float = RRF_K) -> Run:
+    """Fuses runs: the score of a document is the sum over runs of 1 / (k + rank), ranks from 1 in trec_eval's order.
+
+    Reference: Cormack, Clarke and Buettcher, Reciprocal Rank Fusion Outperforms Condorcet and Individual Rank
+    Learning Methods, SIGIR 2009.
+
+    Args:
+        runs: Runs to fuse; a query may be missing from some.
+        depth: Documents a query at most.
+        k: Constant of the formula, more than 0.
+
+    Raises:
+        InputError: Fewer than two runs, or a k that is not positive.
+    """
+    if len(runs) < 2:
+        raise InputError(f"reciprocal rank fusion needs two runs or more, got {len(runs)}")
+    if not k > 0:
+        raise InputError(f"the k of reciprocal rank fusion must be more than 0, got {k}")
+    fused: Run = {}
+    for query_id in dict.fromkeys(query_id for run in runs for query_id in run):
+        scores: dict[str, float] = {}
+        for run in runs:
+            for rank, document_id in enumerate(ranked(run.get(query_id, {})), start=1):
+                scores[document_id] = scores.get(document_id, 0.0) + 1.0 / (k + rank)
+        fused[query_id] = {document_id: scores[document_id] for document_id in ranked(scores, depth)}
+    return fused
+
+
+def _fused_stages(
+    collection: Collection,
+    stages: Sequence[str],
+    depth: int,
+    cache_dir: str | os.PathLike[str] | None,
+    query_ids: Sequence[str],
+    options: Mapping[str, Any],
+) -> Run:
+    kinds = {stage.partition(":")[0] for stage in stages} & set(_BUILDERS)
+    unknown = [name for name in options if name != "k" and name not in kinds]
+    if unknown:
+        raise InputError(f"rrf has no option {', '.join(unknown)}; it has k{''.join(f', {kind}' for kind in kinds)}")
+    runs = []
+    for stage in stages:
+        stage_options = options.get(stage.partition(":")[0], {})
+        runs.append(retrieve(collection, stage, depth, cache_dir, query_ids, **stage_options))
+    return reciprocal_rank_fusion(runs, depth, options.get("k", RRF_K))
+
+
+def _run_path(collection: Collection, name: str) -> Path:
+    if name in collection.runs:
+        return collection.runs[name]
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    own = f" Runs of {collection.name}: {', '.join(collection.runs)}." if collection.runs else ""
+    raise InputError(f"no first stage {name!r}, and no such file; expected {STAGES}.{own}")
+
+
+def _given_run(collection: Collection, path: Path, query_ids: Sequence[str]) -> Run:
+    run = read_run(path)
+    missing = [query_id for query_id in query_ids if query_id not in run]
+    if len(missing) == len(query_ids):
+        raise InputError(
+            f"{path} has none of the {len(query_ids)} queries of {collection.name}, only such as {next(iter(run))!r}; "
+            f"does the run belong to this collection?"
+        )
+    if missing:
+        logger.warning("%s lacks %d of %d queries, such as %r", path, len(missing), len(query_ids), missing[0])
+    return run
+
+
+def _candidates(collection: Collection, query_id: str, scores: Mapping[str, float], depth: int) -> dict[str, float]:
+    own = query_id if collection.self_match else None
+    kept = {document_id: score for document_id, score in scores.items() if document_id != own}
+    return {document_id: kept[document_id] for document_id in ranked(kept, depth)}
+
+
+def _check_known(collection: Collection, run: Run, name: str) -> None:
+    """A candidate without a text can neither be reranked nor silently dropped."""
+    for query_id, scores in run.items():
+        for document_id in scores:
+            if document_id not in collection.documents:
+                raise InputError(
+                    f"{name}: document {document_id!r}, a candidate of query {query_id!r}, is not in the corpus of "
+                    f"{collection.name}; does the run belong to this collection?"
+                )

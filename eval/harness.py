@@ -1,0 +1,229 @@
+"""Evaluating a reranker over test collections: first stage, resumable scoring, fusion, measures, result files."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from modeling_tsarank.eval import score_log
+from modeling_tsarank.eval.candidates import Candidates
+from modeling_tsarank.eval.files import hash_file, write_errors
+from modeling_tsarank.eval.first_stages import retrieve
+from modeling_tsarank.eval.fusion import FusionSetting, append_tail, fuse_query
+from modeling_tsarank.eval.metrics import compute_metrics
+from modeling_tsarank.eval.options import EvaluationOptions, is_retrieved
+from modeling_tsarank.eval.processes import Processes
+from modeling_tsarank.eval.results import DatasetResult, Session, write_dataset_files
+from modeling_tsarank.eval.run_files import read_run, tag_of, write_run
+from modeling_tsarank.eval.scoring import ScorerSource, score_blocks
+from modeling_tsarank.eval.types import Collection, Qrels, Run
+from modeling_tsarank.ranking_errors import InputError
+
+
+logger = logging.getLogger(__name__)
+
+
+def folder_name(collection_name: str) -> str:
+    """A collection's name as one folder name: `cqadupstack/android` becomes `cqadupstack-android`."""
+    return re.sub(r"[^\w.+-]+", "-", collection_name).strip("-.") or "dataset"
+
+
+def evaluate_collection(
+    source: ScorerSource,
+    collection: Collection,
+    options: EvaluationOptions,
+    folder: Path,
+    processes: Processes | None = None,
+) -> DatasetResult:
+    """Reranks the first stage's candidates of one collection and writes every result file to `folder`.
+
+    A second call with the same settings goes on where an earlier one, however it ended, stopped; when nothing is left
+    to score it only writes the results again, for example with another fusion weight. Started by `accelerate launch`,
+    all processes call this, share the blocks and return the same result; the folder must be one that all of them see.
+
+    Args:
+        source: The reranker.
+        collection: Documents, queries and judgments.
+        options: What to evaluate.
+        folder: The output folder of this collection.
+        processes: The processes of `accelerate launch`; None finds them.
+
+    Raises:
+        InputError: no judged query, a first stage that does not belong to the collection, a fusion weight tuned on
+            these queries, or scores of another evaluation in `folder`.
+    """
+    processes = processes or Processes()
+    started = time.perf_counter()
+    with ExitStack() as stack:
+
+        def start() -> tuple[Run, dict[str, Any], set[int]]:
+            stack.enter_context(score_log.exclusive(folder))
+            return _start(source, collection, options, folder)
+
+        first, settings, done = processes.on_main(start)
+        candidates = Candidates(
+            collection, _evaluated_queries(collection, options), first, options.top_k, options.block_pairs
+        )
+        log = score_log.ScoreLog(folder, settings, processes.index)
+        left = [block for block in range(len(candidates.blocks)) if block not in done]
+        own = left[processes.index :: processes.count]
+        done_pairs = sum(candidates.block_size(block) for block in done)
+        if done_pairs and processes.is_main:
+            logger.info("%s: %d of %d pairs are scored already", collection.name, done_pairs, candidates.pair_count)
+        show = options.show_progress and processes.is_main
+        score_blocks(source, candidates, own, log, done_pairs if processes.count == 1 else 0, show)
+        processes.wait()  # until the last block of the slowest process is logged
+
+        def finish() -> DatasetResult:
+            records = list(log.read().values())
+            qrels = _judgments(collection, candidates.query_ids)
+            result = _measure(source, candidates, options, folder, records, qrels)
+            session = Session(processes.count, time.perf_counter() - started)
+            write_dataset_files(result, options, settings, records, qrels, session)
+            return result
+
+        return processes.on_main(finish)
+
+
+def _evaluated_queries(collection: Collection, options: EvaluationOptions) -> list[str]:
+    query_ids = collection.judged_queries()[: options.limit_queries]
+    if not query_ids:
+        raise InputError(
+            f"{collection.name} has no judged query in the split {options.split!r}: "
+            f"{len(collection.queries)} queries and judgments of {len(collection.qrels)}"
+        )
+    return query_ids
+
+
+def _judgments(collection: Collection, query_ids: list[str]) -> Qrels:
+    return {query_id: collection.qrels[query_id] for query_id in query_ids}
+
+
+def _start(
+    source: ScorerSource, collection: Collection, options: EvaluationOptions, folder: Path
+) -> tuple[Run, dict[str, Any], set[int]]:
+    """Everything before scoring, in the main process: checks, the first stage, and what is scored already."""
+    query_ids = _evaluated_queries(collection, options)
+    qrels = _judgments(collection, query_ids)
+    if options.fusion is not None:
+        options.fusion.refuse_tuned_split(qrels, collection.name)
+    if options.overwrite:
+        score_log.clear(folder)
+    settings = _settings(source, collection, options)
+    score_log.check_settings(folder, settings)
+    first = _first_stage(collection, options, query_ids, folder)
+    candidates = Candidates(collection, query_ids, first, options.top_k, options.block_pairs)
+    settings["candidates_hash"] = candidates.digest()
+    log = score_log.ScoreLog(folder, settings)
+    log.prepare()
+    return first, settings, {block for block, record in log.read().items() if _fits(record, candidates)}
+
+
+def _settings(source: ScorerSource, collection: Collection, options: EvaluationOptions) -> dict[str, Any]:
+    run_file = _run_file(collection, options.first_stage)
+    return {
+        "model": source.name,
+        **source.settings,
+        "dataset": collection.name,
+        "split": options.split,
+        "first_stage": options.first_stage_name,
+        "first_stage_hash": None if run_file is None else hash_file(run_file)[:16],
+        "top_k": options.top_k,
+        "depth": options.depth or options.top_k,
+        "limit_queries": options.limit_queries,
+        "block_pairs": options.block_pairs,
+    }
+
+
+def _first_stage(collection: Collection, options: EvaluationOptions, query_ids: list[str], folder: Path) -> Run:
+    """Retrieves once and keeps the run: what is resumed reranks exactly the candidates that it started with."""
+    path = folder / "first_stage.trec"
+    if not (path.is_file() and score_log.has_settings(folder)):
+        depth = max(options.depth or 0, options.top_k)
+        run_file = _run_file(collection, options.first_stage)
+        if run_file is not None:
+            depth = max(depth, *map(len, read_run(run_file).values()))
+        run = retrieve(collection, options.first_stage, depth=depth, cache_dir=options.cache_dir, query_ids=query_ids)
+        run = {query_id: run[query_id] for query_id in query_ids if run.get(query_id)}
+        if not run:
+            raise InputError(
+                f"the first stage {options.first_stage} has no candidate for any of the {len(query_ids)} judged "
+                f"queries of {collection.name}: give a run of this collection"
+            )
+        _write_run(path, run, options.first_stage_name)
+    # Read back in any case, so that a resumed evaluation cannot differ by a digit lost in the file.
+    return read_run(path)
+
+
+def _write_run(path: Path, run: Run, system: str) -> None:
+    with write_errors(path):
+        write_run(path, run, tag=tag_of(system))
+
+
+def _run_file(collection: Collection, stage: str) -> Path | None:
+    """The file behind a first stage that is a given run."""
+    if is_retrieved(stage):
+        return None
+    path = collection.runs.get(stage, Path(stage).expanduser())
+    return path if path.is_file() else None
+
+
+def _fits(record: score_log.BlockRecord, candidates: Candidates) -> bool:
+    """Whether a record holds one score for each pair of its block."""
+    return 0 <= record.block < len(candidates.blocks) and len(record.scores) == candidates.block_size(record.block)
+
+
+def _measure(
+    source: ScorerSource,
+    candidates: Candidates,
+    options: EvaluationOptions,
+    folder: Path,
+    records: Sequence[score_log.BlockRecord],
+    qrels: Qrels,
+) -> DatasetResult:
+    """The runs and their measures, in the main process, once all blocks are scored."""
+    missing = set(range(len(candidates.blocks))) - {record.block for record in records}
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(candidates.blocks)} blocks have no scores in {folder}: all processes must "
+            "write to one shared folder; run the same command again"
+        )
+    scores: Run = {}
+    for record in records:
+        for (query_id, document_id), score in zip(candidates.block_pairs_of(record.block), record.scores, strict=True):
+            scores.setdefault(query_id, {})[document_id] = score
+    reranked = _rerank(candidates, scores, None)
+    final = reranked if options.fusion is None else _rerank(candidates, scores, options.fusion)
+    result = DatasetResult(
+        name=candidates.collection.name,
+        folder=folder,
+        queries=len(candidates.query_ids),
+        pairs=candidates.pair_count,
+        first=compute_metrics(candidates.first, qrels, measures=options.measures),
+        reranked=compute_metrics(reranked, qrels, measures=options.measures),
+        fused=None if options.fusion is None else compute_metrics(final, qrels, measures=options.measures),
+    )
+    if options.fusion is None:
+        (folder / "reranker.trec").unlink(missing_ok=True)
+    else:
+        _write_run(folder / "reranker.trec", reranked, source.name)
+    _write_run(folder / "run.trec", final, source.name)
+    return result
+
+
+def _rerank(candidates: Candidates, scores: Run, fusion: FusionSetting | None) -> Run:
+    """The reranked run: the top k by the reranker, or by mixed scores, above the rest in first-stage order."""
+    run: Run = {}
+    for query_id in candidates.query_ids:
+        head = {document_id: scores[query_id][document_id] for document_id in candidates.head(query_id)}
+        if not head:
+            continue
+        if fusion is not None:
+            head = fuse_query(head, candidates.first[query_id], fusion.weight, fusion.normalization)
+        run[query_id] = append_tail(head, candidates.tail(query_id))
+    return run

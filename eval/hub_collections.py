@@ -1,0 +1,138 @@
+"""Collections from the Hugging Face Hub: `BeIR/NAME` with its twin `BeIR/NAME-qrels`, or `mteb/NAME` in one piece."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from modeling_tsarank.eval.extras import require
+from modeling_tsarank.eval.types import Collection, Document, Qrels
+from modeling_tsarank.ranking_errors import InputError, ResourceError
+
+
+class TableDocuments(Mapping[str, Document]):
+    """Documents in the rows of a `datasets` table, which stays on disk; ids are kept in memory.
+
+    Args:
+        table: A `datasets.Dataset` with the columns `_id` and `text`, and `title` if there are titles.
+
+    Raises:
+        InputError: An id appears twice.
+    """
+
+    def __init__(self, table: Any) -> None:
+        self._table = table
+        self._rows = {str(identifier): row for row, identifier in enumerate(table["_id"])}
+        if len(self._rows) != len(table):
+            raise InputError(f"the corpus has {len(table)} rows and only {len(self._rows)} different ids")
+
+    def __getitem__(self, document_id: str) -> Document:
+        row = self._table[self._rows[document_id]]
+        return Document(title=row.get("title") or "", text=row["text"] or "")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, document_id: object) -> bool:
+        return document_id in self._rows
+
+
+def load_hub_collection(
+    repository: str, name: str, split: str, cache_dir: str | os.PathLike[str] | None = None
+) -> Collection:
+    """Loads a collection in the Hub's form of BEIR's layout.
+
+    The configurations `corpus` and `queries` of `repository` hold the texts. The judgments are in its configuration
+    `default` where there is one (mteb's way), else in the repository `REPOSITORY-qrels` (BeIR's way).
+
+    Args:
+        repository: Hub id of a dataset.
+        name: Name of the collection.
+        split: Split of the judgments.
+        cache_dir: Where `datasets` keeps its files; its own default if None.
+
+    Raises:
+        InputError: The repository does not exist, or has no such configuration, split or column.
+        ResourceError: The Hub cannot be reached, or `datasets` is not installed.
+    """
+    require("datasets", extra="eval", purpose="Loading a collection from the Hub")
+    corpus = _load_table(repository, "corpus", ("corpus", "train", "test"), cache_dir)
+    queries = _load_table(repository, "queries", ("queries", "train", "test"), cache_dir)
+    _expect_columns(corpus, ("_id", "text"), f"{repository}, corpus")
+    _expect_columns(queries, ("_id", "text"), f"{repository}, queries")
+    return Collection(
+        name=name,
+        documents=TableDocuments(corpus),
+        queries={str(query_id): text for query_id, text in zip(queries["_id"], queries["text"], strict=True)},
+        qrels=_load_qrels(repository, split, cache_dir),
+    )
+
+
+def _load_qrels(repository: str, split: str, cache_dir: str | os.PathLike[str] | None) -> Qrels:
+    import datasets
+
+    with _clear_errors(f"the dataset {repository!r}"):
+        configurations = datasets.get_dataset_config_names(repository)
+    if "default" in configurations:
+        table = _load_table(repository, "default", (split,), cache_dir)
+    else:
+        table = _load_table(f"{repository}-qrels", None, (split,), cache_dir)
+    _expect_columns(table, ("query-id", "corpus-id", "score"), f"{repository}, judgments")
+    qrels: Qrels = {}
+    rows = zip(table["query-id"], table["corpus-id"], table["score"], strict=True)
+    for query_id, document_id, grade in rows:
+        if grade != int(grade):
+            raise InputError(f"{repository}: the relevance {grade!r} of query {query_id!r} is not a whole number")
+        qrels.setdefault(str(query_id), {})[str(document_id)] = int(grade)
+    return qrels
+
+
+def _load_table(
+    repository: str, configuration: str | None, splits: Iterable[str], cache_dir: str | os.PathLike[str] | None
+) -> Any:
+    """The first of `splits` that the configuration has."""
+    import datasets
+
+    place = f"the dataset {repository!r}" + (f", configuration {configuration!r}" if configuration else "")
+    cache = None if cache_dir is None else os.fspath(cache_dir)
+    with _clear_errors(place):
+        tables = datasets.load_dataset(repository, configuration, cache_dir=cache)
+    for split in splits:
+        if split in tables:
+            return tables[split]
+    raise InputError(f"{place} has no split {' or '.join(splits)}; it has {', '.join(tables)}")
+
+
+@contextmanager
+def _clear_errors(place: str) -> Iterator[None]:
+    """Turns the many failures of `datasets` and the Hub into our two."""
+    import datasets
+
+    try:
+        yield
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise InputError(
+            f"{place} is neither a folder here nor a dataset on the Hub that can be read ({_first_line(error)})"
+        ) from error
+    except OSError as error:  # the network errors of datasets, huggingface_hub and requests all are
+        raise ResourceError(
+            f"the Hub cannot be reached for {place}: {_first_line(error)}; check the network (and HF_HUB_OFFLINE) "
+            f"or give a local folder"
+        ) from error
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"{place} cannot be loaded: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _expect_columns(table: Any, columns: Iterable[str], place: str) -> None:
+    missing = [column for column in columns if column not in table.column_names]
+    if missing:
+        raise InputError(f"{place}: no column {', '.join(missing)}; there are {', '.join(table.column_names)}")

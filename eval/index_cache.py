@@ -1,0 +1,168 @@
+"""Retrieval indexes on disk, each under a key of everything it was made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock
+
+from modeling_tsarank.ranking_errors import InputError, ResourceError
+
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CACHE_VARIABLE = "TSARANK_CACHE"
+
+_MANIFEST = "manifest.json"
+
+
+class BrokenIndexError(Exception):
+    """An index on disk cannot be used; it is rebuilt."""
+
+
+def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """The cache folder: `cache_dir`, else the environment variable TSARANK_CACHE, else `~/.cache/tsarank`."""
+    chosen = cache_dir if cache_dir is not None else os.environ.get(CACHE_VARIABLE)
+    return Path(chosen or "~/.cache/tsarank").expanduser()
+
+
+def content_hash(ids: Sequence[str], texts: Sequence[str]) -> str:
+    """Hash (hexadecimal, 128 bits) of documents in their order.
+
+    Raises:
+        InputError: There are no documents, the two lengths differ, or an id appears twice.
+    """
+    if not len(ids) or len(ids) != len(texts):
+        raise InputError(f"an index needs one id for every text and at least one: {len(ids)} ids, {len(texts)} texts")
+    if len(set(ids)) != len(ids):
+        raise InputError(f"an index needs unique ids: {len(ids)} ids, {len(set(ids))} different ones")
+    digest = hashlib.blake2b(digest_size=16)
+    for document_id, text in zip(ids, texts, strict=True):
+        for part in (document_id, text):
+            data = part.encode("utf-8", "surrogatepass")
+            digest.update(len(data).to_bytes(8, "little"))
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def model_fingerprint(name_or_path: str, commit: str | None = None) -> dict[str, Any]:
+    """What identifies a model in a key: a folder's file names, sizes and times, or a Hub id and its commit."""
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        return {"model": name_or_path, "commit": commit}
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    stats = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return {"model": str(folder.resolve()), "files": hashlib.blake2b(repr(stats).encode(), digest_size=16).hexdigest()}
+
+
+def cached_index(
+    kind: str,
+    made_from: Mapping[str, Any],
+    build: Callable[[Path], None],
+    load: Callable[[Path], T],
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> T:
+    """Loads the index of `made_from` from the cache, building it first if need be.
+
+    The entry is the folder `CACHE/indexes/KIND-KEY`. It appears whole, by a rename; a manifest inside holds
+    `made_from` and the size and checksum of every file. An entry that does not agree with its manifest or that
+    `load` refuses is rebuilt, with a warning. Of several processes that want the same index one builds, the others
+    wait for it.
+
+    Args:
+        kind: `bm25`, `dense` or `splade`.
+        made_from: JSON-able parameters, library versions, model and content hash.
+        build: Writes the index into an empty folder.
+        load: Reads it from the folder; raises OSError, ValueError, KeyError or EOFError if the files are wrong.
+        cache_dir: See `cache_root`.
+
+    Raises:
+        ResourceError: The cache folder cannot be written.
+    """
+    described = {"kind": kind, **made_from}
+    key = hashlib.blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=12).hexdigest()
+    folder = cache_root(cache_dir) / "indexes" / f"{kind}-{key}"
+    try:
+        return _load_checked(folder, described, load)
+    except BrokenIndexError:
+        logger.debug("%s is not there or not whole", folder)  # looked at again under the lock
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f".{folder.name}.lock"):
+            return _load_or_build(folder, described, build, load)
+    except OSError as error:
+        raise ResourceError(
+            f"the index cannot be written to {folder.parent}: {error.strerror or error}; "
+            f"{CACHE_VARIABLE} names another folder"
+        ) from error
+
+
+def _load_or_build(
+    folder: Path, described: Mapping[str, Any], build: Callable[[Path], None], load: Callable[[Path], T]
+) -> T:
+    """Second look and building, while no other process builds the same entry."""
+    if folder.is_dir():
+        try:
+            return _load_checked(folder, described, load)
+        except BrokenIndexError as error:
+            logger.warning("the cached index %s is not whole (%s): it is built again", folder, error)
+    for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)  # of a build that was killed; the lock says it is not running
+    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
+    try:
+        build(unfinished)
+        _write_manifest(unfinished, described)
+        if folder.exists():
+            os.replace(folder, unfinished.with_suffix(".broken.partial"))
+        os.replace(unfinished, folder)
+    finally:
+        for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
+            shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        return _load_checked(folder, described, load)
+    except BrokenIndexError as error:
+        raise ResourceError(f"the index just built in {folder} cannot be read back: {error}") from error
+
+
+def _load_checked(folder: Path, described: Mapping[str, Any], load: Callable[[Path], T]) -> T:
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        if manifest["made_from"] != json.loads(json.dumps(described)):
+            raise BrokenIndexError("it was made from something else")
+        for name, (size, checksum) in manifest["files"].items():
+            if (folder / name).stat().st_size != size or _checksum(folder / name) != checksum:
+                raise BrokenIndexError(f"{name} is damaged")
+        return load(folder)
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise BrokenIndexError(f"{type(error).__name__}: {error}") from error
+
+
+def _write_manifest(folder: Path, described: Mapping[str, Any]) -> None:
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            files[path.relative_to(folder).as_posix()] = (path.stat().st_size, _checksum(path))
+    manifest = {"made_from": described, "files": files}
+    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def _checksum(path: Path) -> int:
+    """CRC-32: it finds torn and zeroed files, which is all it is for, at the disk's speed."""
+    value = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            value = zlib.crc32(chunk, value)
+    return value

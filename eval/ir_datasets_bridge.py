@@ -1,0 +1,83 @@
+"""Collections that ir_datasets knows by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from modeling_tsarank.eval.extras import require
+from modeling_tsarank.eval.types import Collection, Document, Qrels
+from modeling_tsarank.ranking_errors import InputError, ResourceError
+
+
+class StoredDocuments(Mapping[str, Document]):
+    """Documents of an ir_datasets dataset, fetched from its document store one by one; ids are kept in memory."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._store = dataset.docs_store()
+        self._ids = dict.fromkeys(document.doc_id for document in dataset.docs_iter())
+
+    def __getitem__(self, document_id: str) -> Document:
+        if document_id not in self._ids:
+            raise KeyError(document_id)
+        return _document(self._store.get(document_id))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ids)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __contains__(self, document_id: object) -> bool:
+        return document_id in self._ids
+
+
+def load_ir_dataset(dataset_id: str, name: str, split: str = "test") -> Collection:
+    """Loads a collection by its ir_datasets name.
+
+    Args:
+        dataset_id: Such as `beir/scifact/test` or `msmarco-passage/trec-dl-2019/judged`. Where the name itself has
+            no queries and judgments, `NAME/SPLIT` is tried.
+        name: Name of the collection.
+        split: See above.
+
+    Raises:
+        InputError: ir_datasets does not know the name, or it lacks documents, queries or judgments.
+        ResourceError: ir_datasets is not installed, or its files cannot be fetched.
+    """
+    ir_datasets = require("ir_datasets", extra="ir-datasets", purpose="A collection named ir_datasets:…")
+    dataset = _known_dataset(ir_datasets, dataset_id, split)
+    try:
+        queries = {str(query.query_id): query.default_text() for query in dataset.queries_iter()}
+        qrels: Qrels = {}
+        for judgment in dataset.qrels_iter():
+            qrels.setdefault(str(judgment.query_id), {})[str(judgment.doc_id)] = int(judgment.relevance)
+        documents = StoredDocuments(dataset)
+    except (OSError, RuntimeError) as error:
+        raise ResourceError(f"ir_datasets cannot provide {dataset_id!r}: {str(error).splitlines()[0]}") from error
+    return Collection(name=name, documents=documents, queries=queries, qrels=qrels)
+
+
+def _known_dataset(ir_datasets: Any, dataset_id: str, split: str) -> Any:
+    """The dataset `dataset_id`, or `dataset_id/split`, that has documents, queries and judgments."""
+    loaded = None
+    for candidate in (dataset_id, f"{dataset_id}/{split}"):
+        try:
+            dataset = ir_datasets.load(candidate)
+        except KeyError:
+            continue
+        if dataset.has_docs() and dataset.has_queries() and dataset.has_qrels():
+            return dataset
+        loaded = dataset
+    if loaded is None:
+        raise InputError(f"ir_datasets knows no dataset {dataset_id!r}; see https://ir-datasets.com for its names")
+    parts = [part for part in ("docs", "queries", "qrels") if not getattr(loaded, f"has_{part}")()]
+    raise InputError(f"ir_datasets' {dataset_id!r} has no {' and no '.join(parts)}; choose one of its sub-datasets")
+
+
+def _document(record: Any) -> Document:
+    """Title and text of any of ir_datasets' document types; without a `text` field all of its fields are the text."""
+    title, text = getattr(record, "title", None), getattr(record, "text", None)
+    if isinstance(text, str):
+        return Document(title=title if isinstance(title, str) else "", text=text)
+    return Document(title="", text=record.default_text())

@@ -1,0 +1,192 @@
+"""trec_eval's measures over runs and qrels, computed by pytrec_eval behind checks that keep it from going astray.
+
+This file stands alone on purpose: it travels with the `evaluate` module to the Hub. It therefore raises ValueError;
+`modeling_tsarank.eval.metrics` turns that into the package's own InputError.
+
+What was found by running pytrec_eval-terrier 0.5.11, and is guarded here:
+
+- a cutoff of 0 or less aborts the whole process, so cutoffs are checked first;
+- an id with a NUL character is cut there by C and gives nonsense, a lone surrogate crashes: both are refused;
+- a relevance grade g allocates g + 1 counters: grades above `MAX_GRADE` are refused;
+- negative grades count like 0 in every measure offered here, but index C arrays: 0 is passed instead;
+- NaN scores sort anywhere: refused. Infinite scores have a place in the order and are accepted;
+- scores are compared as float32. Scores that differ only beyond that tie, as in trec_eval 9;
+- NumPy float32 scalars are refused by it: every score is passed as a Python float.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytrec_eval
+
+
+MAX_CUTOFF = 1_000_000
+MAX_GRADE = 1_000_000
+KNOWN_MEASURES = "ndcg@k, map, map@k, mrr@k, recall@k, p@k"
+
+_REQUESTS = {"ndcg": "ndcg_cut", "map": "map_cut", "recall": "recall", "p": "P"}
+_PATTERN = re.compile(r"(ndcg|map|mrr|recall|p)@([0-9]+)|map", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure: its canonical name, what pytrec_eval is asked for, and the key it answers under."""
+
+    name: str
+    request: str
+    key: str
+    reciprocal_rank_cutoff: int = 0
+
+    def value(self, answers: Mapping[str, float]) -> float:
+        """The value out of pytrec_eval's answers for one query."""
+        value = answers[self.key]
+        if self.reciprocal_rank_cutoff and value < 1.0 / self.reciprocal_rank_cutoff:
+            # The first relevant document stands below the cutoff: cutting the run there would leave none.
+            return 0.0
+        return value
+
+
+def parse_measure(name: str) -> Measure:
+    """Reads a measure's name, such as `nDCG@10` (case does not matter).
+
+    Raises:
+        ValueError: The name is not one of `KNOWN_MEASURES` or its k is not between 1 and `MAX_CUTOFF`.
+    """
+    canonical = str(name).strip().lower()
+    match = _PATTERN.fullmatch(canonical)
+    if match is None:
+        raise ValueError(f"unknown measure {name!r}; known are {KNOWN_MEASURES} (k a whole number of 1 or more)")
+    if canonical == "map":
+        return Measure("map", "map", "map")
+    family, cutoff = match.group(1), int(match.group(2))
+    if not 1 <= cutoff <= MAX_CUTOFF:
+        raise ValueError(f"measure {name!r}: k must be between 1 and {MAX_CUTOFF}")
+    if family == "mrr":
+        return Measure(f"mrr@{cutoff}", "recip_rank", "recip_rank", cutoff)
+    request = _REQUESTS[family]
+    return Measure(f"{family}@{cutoff}", f"{request}.{cutoff}", f"{request}_{cutoff}")
+
+
+def nested_from_rows(rows: Iterable[tuple[str, str, Any]], what: str) -> dict[str, dict[str, Any]]:
+    """Rows (query id, document id, value) as query id to document id to value.
+
+    A repeated row is harmless and kept once.
+
+    Raises:
+        ValueError: One document has two different values for one query.
+    """
+    nested: dict[str, dict[str, Any]] = {}
+    for query_id, document_id, value in rows:
+        values = nested.setdefault(query_id, {})
+        if values.setdefault(document_id, value) != value:
+            raise ValueError(
+                f"{what}: document {document_id!r} has two values for query {query_id!r}, "
+                f"{values[document_id]} and {value}; keep one"
+            )
+    return nested
+
+
+def evaluate_run(
+    run: Mapping[str, Mapping[str, float]],
+    qrels: Mapping[str, Mapping[str, int]],
+    measures: Sequence[str],
+    complete: bool = True,
+    relevance_level: int = 1,
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Measures of `run` against `qrels`, as trec_eval computes them.
+
+    Args:
+        run: Query id to document id to score. Queries without judgments are ignored; a query with no documents
+            is the same as a query that is missing, for a TREC run file could not say the difference.
+        qrels: Query id to document id to grade.
+        measures: Names, see `KNOWN_MEASURES`.
+        complete: As `trec_eval -c`: the mean is over every query of `qrels`, 0 for those missing from the run.
+            Otherwise over the queries that are in both. A judged query without relevant documents has 0 in
+            every measure and stays in the mean either way, which is what trec_eval does (meas_avg.c).
+        relevance_level: Lowest grade that counts as relevant in the binary measures; nDCG does not use it.
+
+    Returns:
+        Measure to mean, and query id to measure to value.
+
+    Raises:
+        ValueError: A name, an id, a score or a grade is unusable, or run and qrels share no query.
+    """
+    wanted = list(dict.fromkeys(parse_measure(name) for name in measures))
+    if not wanted:
+        raise ValueError(f"no measure was asked for; known are {KNOWN_MEASURES}")
+    if isinstance(relevance_level, bool) or not isinstance(relevance_level, int) or relevance_level < 1:
+        raise ValueError(f"relevance_level must be a whole number of 1 or more, got {relevance_level!r}")
+    judged = {_checked_id(query_id): _grades(query_id, grades) for query_id, grades in qrels.items() if grades}
+    if not judged:
+        raise ValueError("the qrels hold no judgment")
+    shared = {query_id: _scores(query_id, run[query_id]) for query_id in judged if run.get(query_id)}
+    if not shared:
+        raise ValueError(
+            f"run ({_some(run)}) and qrels ({_some(judged)}) have no query in common; do they belong together?"
+        )
+    requests = {measure.request for measure in wanted}
+    answers = pytrec_eval.RelevanceEvaluator(judged, requests, relevance_level=relevance_level).evaluate(shared)
+    per_query: dict[str, dict[str, float]] = {}
+    for query_id in judged:
+        if query_id in answers:
+            per_query[query_id] = {measure.name: measure.value(answers[query_id]) for measure in wanted}
+        elif complete:
+            per_query[query_id] = {measure.name: 0.0 for measure in wanted}
+    aggregate = {
+        measure.name: math.fsum(values[measure.name] for values in per_query.values()) / len(per_query)
+        for measure in wanted
+    }
+    return aggregate, per_query
+
+
+def _some(queries: Mapping[str, object]) -> str:
+    """A glimpse of the query ids, for an error message."""
+    if not queries:
+        return "no queries"
+    shown = ", ".join(repr(query_id) for query_id in list(queries)[:3])
+    return f"{len(queries)} {'query' if len(queries) == 1 else 'queries'}: {shown}{', …' if len(queries) > 3 else ''}"
+
+
+def _checked_id(identifier: str) -> str:
+    if not isinstance(identifier, str):
+        raise ValueError(f"ids must be strings, got {identifier!r} ({type(identifier).__name__})")
+    if "\0" in identifier or any("\ud800" <= character <= "\udfff" for character in identifier):
+        raise ValueError(f"id {identifier!r} holds a NUL or a lone surrogate; trec_eval cannot compare such ids")
+    return identifier
+
+
+def _scores(query_id: str, scores: Mapping[str, float]) -> dict[str, float]:
+    """Scores as Python floats."""
+    checked: dict[str, float] = {}
+    for document_id, score in scores.items():
+        try:
+            value = float(score)
+        except (TypeError, ValueError):
+            value = math.nan
+        if math.isnan(value):
+            raise ValueError(f"query {query_id!r}, document {document_id!r}: the score {score!r} is not a number")
+        checked[_checked_id(document_id)] = value
+    return checked
+
+
+def _grades(query_id: str, grades: Mapping[str, int]) -> dict[str, int]:
+    """Grades as Python integers, negative ones as 0."""
+    checked: dict[str, int] = {}
+    for document_id, grade in grades.items():
+        try:
+            value = int(grade)
+            whole = value == grade and value <= MAX_GRADE
+        except (TypeError, ValueError, OverflowError):
+            whole = False
+        if not whole:
+            raise ValueError(
+                f"query {query_id!r}, document {document_id!r}: the relevance {grade!r} "
+                f"is not a whole number of at most {MAX_GRADE}"
+            )
+        checked[_checked_id(document_id)] = max(value, 0)
+    return checked

@@ -1,0 +1,171 @@
+"""Tables: the form of the papers' result tables, in Markdown, CSV and plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from modeling_tsarank.eval.collections import mean_results
+from modeling_tsarank.eval.significance import Comparison
+
+
+Layout = Literal["rows", "columns"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+
+_TITLES = {"ndcg": "nDCG", "map": "MAP", "mrr": "MRR", "recall": "Recall", "p": "P"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One dataset's means, between 0 and 1.
+
+    Attributes:
+        dataset: Its name.
+        queries: Number of evaluated queries.
+        first: Measure to mean of the first stage.
+        reranked: The same of the reranker.
+        fused: The same of the mixed scores, or None.
+        parts: Number of collections that the means are averaged over (twelve for CQADupStack).
+    """
+
+    dataset: str
+    queries: int
+    first: Mapping[str, float]
+    reranked: Mapping[str, float]
+    fused: Mapping[str, float] | None = None
+    parts: int = 1
+
+    def systems(self) -> list[Mapping[str, float]]:
+        """The compared systems' means: first stage, reranker and, where there is one, their mixture."""
+        return [self.first, self.reranked] + ([] if self.fused is None else [self.fused])
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """Results over several datasets, as in Tables 2 to 4 of the papers.
+
+    Attributes:
+        rows: One for each dataset.
+        systems: Names of the compared systems, in the order of `Row.systems`.
+        measures: The measures to show, the main one first.
+        layout: Datasets as `rows` or as `columns`.
+    """
+
+    rows: Sequence[Row]
+    systems: Sequence[str]
+    measures: Sequence[str]
+    layout: Layout = "rows"
+    average: Row = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "average", average_row("Average", self.rows))
+
+    def markdown(self) -> str:
+        """One table for each measure, values times 100 with one decimal, each under its heading."""
+        sections = []
+        for measure in self.measures:
+            header, cells = self.cells(measure)
+            sections.append(f"## {measure_title(measure)} (x 100)\n\n{markdown_table(header, cells)}")
+        return "\n".join(sections)
+
+    def cells(self, measure: str) -> tuple[list[str], list[list[str]]]:
+        """Header and body of one measure's table; the last row, or column, is the average over datasets."""
+        rows = [*self.rows, self.average]
+        if self.layout == "columns":
+            header = ["System", *(row.dataset for row in rows)]
+            body = [
+                [system, *(_percent(row.systems()[index][measure]) for row in rows)]
+                for index, system in enumerate(self.systems)
+            ]
+            return header, body
+        header = ["Dataset", "Queries", *self.systems, "Gain"]
+        body = []
+        for row in rows:
+            values = [system[measure] for system in row.systems()]
+            gain = f"{100 * (values[-1] - values[0]):+.1f}"
+            body.append([row.dataset, str(row.queries), *map(_percent, values), gain])
+        return header, body
+
+    def csv_rows(self) -> tuple[list[str], list[list[str]]]:
+        """Header and body of the machine-readable table: one line a dataset and system, values x 100, two decimals."""
+        header = ["dataset", "queries", "system", *self.measures]
+        body = [
+            [row.dataset, str(row.queries), name, *(f"{100 * values[measure]:.2f}" for measure in self.measures)]
+            for row in [*self.rows, self.average]
+            for name, values in zip(self.systems, row.systems(), strict=True)
+        ]
+        return header, body
+
+
+def average_row(name: str, rows: Sequence[Row]) -> Row:
+    """The mean over datasets, each counted once whatever its number of queries; queries are summed."""
+    fused = [row.fused for row in rows if row.fused is not None]
+    return Row(
+        dataset=name,
+        queries=sum(row.queries for row in rows),
+        first=mean_results(row.first for row in rows),
+        reranked=mean_results(row.reranked for row in rows),
+        fused=mean_results(fused) if fused else None,
+        parts=len(rows),
+    )
+
+
+def measure_title(measure: str) -> str:
+    """A measure as papers print it: `ndcg@10` becomes `nDCG@10`."""
+    name, at, depth = measure.partition("@")
+    return _TITLES.get(name, name) + at + depth
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, the first column to the left and the others to the right; `|` in a cell is escaped."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rule = "|" + "|".join([":---", *["---:"] * (len(header) - 1)]) + "|"
+    return "\n".join([line(header), rule, *map(line, rows)]) + "\n"
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """An aligned table for a terminal."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = zip(cells, widths, strict=True)
+        return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, rows)]) + "\n"
+
+
+def comparison_cells(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
+    """Header and body of the table of `tsarank compare`; measures and differences are times 100."""
+    corrected = len(comparisons) > 1
+    header = ["Dataset", "n", "A", "B", "B - A", "95% CI", "d_z", "W/T/L", "p (t)", "p (rand.)"]
+    header += ["p (t, Holm)", "p (rand., Holm)"] if corrected else []
+    body = []
+    for item in comparisons:
+        cells = [
+            item.name,
+            str(item.queries),
+            _percent(item.mean_a),
+            _percent(item.mean_b),
+            f"{100 * item.difference:+.2f}",
+            f"[{100 * item.ci_low:+.2f}, {100 * item.ci_high:+.2f}]",
+            f"{item.effect_size:+.2f}",
+            f"{item.wins}/{item.ties}/{item.losses}",
+            _p_value(item.t_p),
+            _p_value(item.randomization_p),
+        ]
+        if corrected and item.t_p_holm is not None and item.randomization_p_holm is not None:
+            cells += [_p_value(item.t_p_holm), _p_value(item.randomization_p_holm)]
+        body.append(cells)
+    return header, body
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _p_value(value: float) -> str:
+    return "<0.0001" if value < 0.0001 else f"{value:.4f}"

@@ -1,0 +1,1 @@
+"""How a ranking model is published: cards and uploads."""

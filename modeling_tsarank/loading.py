@@ -1,0 +1,146 @@
+"""`load_ranker`: from a name to a model that ranks, whatever the name stands for."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from .default_model import default_model_source
+from .modeling_ranker import RankerModel
+from .modeling_tsarank import TSARankModel
+from .modeling_twolar import TwolarModel
+from .ranking_checkpoints import first_line, known_checkpoint, refuse_shell_of_a_folder
+from .ranking_errors import InputError, ModelError
+from .ranking_options import CONFIG_KEY
+
+
+logger = logging.getLogger(__name__)
+
+FAMILIES: dict[str, type[RankerModel]] = {cls.options_class.family: cls for cls in (TSARankModel, TwolarModel)}
+DTYPES = {
+    "auto": None,
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+# Names of the embedded default; `zero-shot` stays that model when a trained one becomes the default.
+DEFAULT_NAMES = ("default", "zero-shot")
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware; without that, bfloat16 is several times slower."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
+    return any(getattr(torch.cpu, name)() for name in checks if hasattr(torch.cpu, name))
+
+
+def resolve_device(device: Any = None) -> torch.device:
+    """The given device or the best there is. Raises `InputError` for one this machine does not have."""
+    if device is None or device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"unknown device {device!r}; expected for example cpu, cuda or cuda:1") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"there is no device {device!r} here: torch sees {torch.cuda.device_count()} CUDA devices")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("there is no device 'mps' here")
+    return chosen
+
+
+def resolve_dtype(dtype: Any, device: torch.device) -> torch.dtype:
+    """The dtype to rank in: `auto` is bfloat16 where the device has it in hardware, else float32.
+
+    Raises `InputError` for an unknown name and for one the device cannot use: bfloat16 on a CPU without its
+    instructions, float16 on any CPU.
+    """
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise InputError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
+        dtype = DTYPES[dtype]
+    if dtype is None:
+        bfloat16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_has_bfloat16()
+        return torch.bfloat16 if bfloat16 and device.type in ("cuda", "cpu") else torch.float32
+    if device.type == "cpu" and dtype == torch.float16:
+        raise InputError("float16 is slow and imprecise on a CPU; use --dtype float32")
+    if device.type == "cpu" and dtype == torch.bfloat16 and not cpu_has_bfloat16():
+        raise InputError(
+            "this CPU has no bfloat16 instructions (AVX512_BF16, AMX or ARM BF16), so bfloat16 would be several times "
+            "slower than float32 here; use --dtype float32"
+        )
+    return dtype
+
+
+def _family_of(name: str, config: Any) -> type[RankerModel]:
+    saved = getattr(config, CONFIG_KEY, None) or known_checkpoint(name)
+    if saved:
+        family = saved.get("family")
+        if family not in FAMILIES:
+            raise ModelError(f"{name} is of an unknown family {family!r}; known: {', '.join(FAMILIES)}")
+        return FAMILIES[family]
+    return TwolarModel if getattr(config, "is_encoder_decoder", False) else TSARankModel
+
+
+def load_ranker(
+    name_or_path: str | os.PathLike | None = None,
+    *,
+    device: Any = None,
+    dtype: Any = None,
+    family: str | None = None,
+    gguf_file: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> RankerModel:
+    """Loads a reranker, or makes one of a plain language model.
+
+    Parameters:
+        name_or_path: a ranking checkpoint (its saved choices hold), a published one by name, any other Hub id or
+            folder, a GGUF file; `None` or `default` for the embedded default.
+        device: `None` for the best there is.
+        dtype: torch dtype or its name; `None` or `auto` is bfloat16 where the device has it in hardware, else float32.
+        family: `query_likelihood` or `true_false_logits`, to overrule what the model's kind suggests.
+        options: ranking options to change.
+
+    Raises `InputError`, `ModelError` or `ResourceError`, each one line.
+    """
+    device = resolve_device(device)
+    dtype = resolve_dtype(dtype, device)
+    if family is not None and family not in FAMILIES:
+        raise InputError(f"unknown family {family!r}; expected one of {', '.join(FAMILIES)}")
+    source = default_model_source() if name_or_path is None or name_or_path in DEFAULT_NAMES else name_or_path
+    name = os.fspath(source)
+    if gguf_file is not None or Path(name).suffix.lower() == ".gguf":
+        cls = FAMILIES[family] if family else TSARankModel
+        return cls.from_backbone(source, gguf_file=gguf_file, dtype=dtype, device=device, revision=revision, **options)
+    refuse_shell_of_a_folder(name)
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load the model {name}: {first_line(error)}") from error
+    cls = FAMILIES[family] if family else _family_of(name, config)
+    if not getattr(config, CONFIG_KEY, None) and known_checkpoint(name) is None and name_or_path is not None:
+        logger.warning(
+            "%s is a plain %s model, not a known reranker: it is scored by %s with the default prompt",
+            name,
+            config.model_type,
+            cls.__name__,
+        )
+    return cls.from_backbone(
+        name if isinstance(source, str) else source,
+        dtype=dtype,
+        device=device,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        **options,
+    )

@@ -1,0 +1,159 @@
+"""TWOLAR: a pointwise reranker that reads query and document together and scores by two logits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from .modeling_ranker import RankerModel, RankingOutput, accepts, group_loss
+from .ranking_engine import align_left, pad_right, run_batches
+from .ranking_errors import ModelError
+from .ranking_options import LogitOptions
+from .ranking_text import EncodedPair, TemplateEncoder, clean_query, document_text
+
+
+class TwolarModel(RankerModel):
+    """A score read off the logits of one position (TWOLAR, section 3.1).
+
+    On a T5-like model that is the decoder's first step; on a decoder-only model the prompt's last token. Strategies:
+    `difference` logit(true) − logit(false); `softmax` p(true) of the two (monoT5); `single_token` one logit (RankT5).
+    """
+
+    options_class = LogitOptions
+    options: LogitOptions
+
+    @classmethod
+    def backbone_class(cls, config: Any) -> Any:
+        return AutoModelForSeq2SeqLM if getattr(config, "is_encoder_decoder", False) else AutoModelForCausalLM
+
+    def _make_encoder(self) -> TemplateEncoder:
+        self.answer_ids()  # an answer that is not one token is an error at once, not at the first score
+        context = None if self.config.is_encoder_decoder else getattr(self.config, "max_position_embeddings", None)
+        return TemplateEncoder(self.tokenizer, self.options, context)
+
+    # ---- the answer's tokens ---------------------------------------------------------------------
+
+    def answer_ids(self) -> list[int]:
+        """Vocabulary ids of the answer tokens where the answer stands: [true, false], or [score token].
+
+        Raises `ModelError` if one of them is not a single token of this tokenizer there.
+        """
+        if self.options.strategy == "single_token":
+            return [self._special_or_single(self.options.score_text)]
+        ids = [self._special_or_single(text) for text in (self.options.true_text, self.options.false_text)]
+        if ids[0] == ids[1]:
+            raise ModelError(
+                f"{self.options.true_text!r} and {self.options.false_text!r} are the same token ({ids[0]}) for this "
+                "tokenizer; choose other true_text and false_text"
+            )
+        return ids
+
+    def _special_or_single(self, text: str) -> int:
+        if text in self.tokenizer.get_added_vocab():
+            return self.tokenizer.get_added_vocab()[text]
+        ids = self._answer_in_context(text)
+        unknown = self.tokenizer.unk_token_id
+        if len(ids) != 1 or (unknown is not None and ids[0] == unknown):
+            pieces = self.tokenizer.convert_ids_to_tokens(ids)
+            raise ModelError(
+                f"the answer {text!r} is not a single token of this tokenizer but {pieces}; "
+                "name another one in the ranking options (true_text, false_text, score_text)"
+            )
+        return ids[0]
+
+    def _answer_in_context(self, text: str) -> list[int]:
+        def ids(string: str) -> list[int]:
+            return self.tokenizer(string, add_special_tokens=False)["input_ids"]
+
+        if self.config.is_encoder_decoder:
+            return ids(text)  # the decoder starts with the answer
+        tail = self.options.template[-40:]
+        if "}" in tail:
+            tail = tail[tail.rindex("}") + 1 :]
+        border = "" if tail.endswith(" ") or not tail else " "
+        before, whole = ids(tail), ids(f"{tail}{border}{text}")
+        return whole[len(before) :] if before and whole[: len(before)] == before else ids(border + text)
+
+    # ---- tensors in, scores out ------------------------------------------------------------------
+
+    def answer_logits(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """Logits of the answer tokens, `(pairs, 2)` or `(pairs, 1)`; ids `(pairs, length)` padded on either side."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        answers = torch.tensor(self.answer_ids(), device=input_ids.device)
+        if self.config.is_encoder_decoder:
+            start = self.config.decoder_start_token_id
+            decoder = torch.full((len(input_ids), 1), start, dtype=torch.long, device=input_ids.device)
+            output = self.backbone(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                decoder_input_ids=decoder,
+                use_cache=False,
+                **kwargs,
+            )
+            return output.logits[:, 0, :].index_select(-1, answers)
+        (aligned,) = align_left(attention_mask, input_ids)
+        rows = torch.arange(len(input_ids), device=input_ids.device)
+        keep = torch.zeros_like(aligned, dtype=torch.bool)
+        keep[rows, attention_mask.sum(-1) - 1] = True
+        # Padded on the right, no causal model needs a mask.
+        if accepts(self.backbone.forward, "logits_to_keep"):
+            logits = self.backbone(input_ids=aligned, use_cache=False, logits_to_keep=keep, **kwargs).logits
+        else:
+            logits = self.backbone(input_ids=aligned, use_cache=False, **kwargs).logits[keep]
+        return logits.index_select(-1, answers)
+
+    def pool(self, logits: torch.Tensor) -> torch.Tensor:
+        """Scores `(pairs,)` float32 from the answer logits, as `options.strategy` says."""
+        logits = logits.float()
+        if self.options.strategy == "difference":
+            return logits[:, 0] - logits[:, 1]
+        if self.options.strategy == "softmax":
+            return logits.softmax(-1)[:, 0]
+        return logits[:, 0]
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> RankingOutput:
+        """Scores of tokenized pairs; `labels` `(groups,)` as in `TSARankModel.forward`."""
+        scores = self.pool(self.answer_logits(input_ids, attention_mask, **kwargs))
+        return RankingOutput(loss=None if labels is None else group_loss(scores, labels), scores=scores)
+
+    # ---- text in, scores out ---------------------------------------------------------------------
+
+    def answer_scores(self, query: str, document: Any) -> dict[str, float]:
+        """Why a document got its score: the logit of each answer token."""
+        pair = self.encoder.pairs([(clean_query(query), document_text(document))])[0]
+        with torch.inference_mode():
+            logits = self.answer_logits(torch.tensor([pair.prompt], device=self.device))[0]
+        names = self.tokenizer.convert_ids_to_tokens(self.answer_ids())
+        return dict(zip(names, logits.float().tolist(), strict=True))
+
+    def _score_pairs(
+        self,
+        pairs: Sequence[EncodedPair],
+        batch_tokens: int,
+        show: bool | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> list[float]:
+        scores = [math.nan] * len(pairs)
+
+        def run(batch: Sequence[int]) -> None:
+            ids, mask = pad_right([pairs[i].prompt for i in batch], self.pad_id, self.device)
+            for i, score in zip(batch, self.pool(self.answer_logits(ids, mask)).tolist(), strict=True):
+                scores[i] = score
+
+        lengths = [len(pair.prompt) for pair in pairs]
+        self.last_stats["tokens"] = sum(lengths)
+        run_batches(lengths, batch_tokens, run, None, show, stop)
+        return scores

@@ -1,0 +1,139 @@
+"""`tsarank rank`: documents of a file in order for one query."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from typing import Any
+
+
+_DESCRIPTION = """\
+Put documents in order of relevance to a query, best first.
+
+FILE holds the documents: .txt, one a line; .jsonl, one object a line with "text" and optionally "title" and "_id";
+"-" reads standard input (JSON lines if the first line begins with a brace).
+"""
+
+_EPILOG = """\
+scores:
+  A query-likelihood model (the default) gives the mean log-probability of the query's tokens given the document: at
+  most 0, and comparable between queries. A true/false model gives the difference of two logits. Only differences
+  mean anything: neither is a probability of relevance.
+
+examples:
+  tsarank rank --query "how long does a flea live" --documents examples/fleas.jsonl
+  grep -h . notes/*.txt | tsarank rank --query "what did we decide" --documents - --top-k 5
+  tsarank rank --query "…" --documents docs.jsonl --model ./my-ranker --json | jq .results[0]
+"""
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options every command that loads a model shares; `model_from_arguments` reads them."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        default=None,
+        metavar="M",
+        help="Hub id, folder or .gguf file; default: the embedded SmolLM2-135M-Instruct, fetched once if need be",
+    )
+    group.add_argument("--revision", default=None, help="branch, tag or commit of a Hub model")
+    group.add_argument("--trust-remote-code", action="store_true", help="run the backbone's own code from the Hub")
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        help="float32, bfloat16 or float16; auto (default) is bfloat16 where the device has it in hardware",
+    )
+    group.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps; default: the best there is")
+    group.add_argument(
+        "--max-length", type=int, default=None, metavar="N", help="tokens of prompt, document and query together"
+    )
+    group.add_argument(
+        "--batch-tokens",
+        type=int,
+        default=None,
+        metavar="N",
+        help="padded tokens in a batch (default 2048 on a CPU, 32768 on an accelerator); lower it if memory runs out",
+    )
+
+
+def model_from_arguments(args: argparse.Namespace) -> Any:
+    """Loads the model that `add_model_arguments` describes."""
+    from transformers.utils import logging as transformers_logging
+
+    from .loading import load_ranker
+
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    options = {} if args.max_length is None else {"max_length": args.max_length}
+    return load_ranker(
+        args.model,
+        device=args.device,
+        dtype=args.dtype,
+        revision=args.revision,
+        trust_remote_code=args.trust_remote_code,
+        **options,
+    )
+
+
+def register(subparsers: Any) -> None:
+    """Adds `rank` to the command line."""
+    parser = subparsers.add_parser(
+        "rank",
+        help="put documents in order for a query",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--query", required=True, help="what is asked")
+    parser.add_argument("--documents", required=True, metavar="FILE", help=".txt, .jsonl, or - for standard input")
+    parser.add_argument("--format", choices=("txt", "jsonl"), default=None, help="of FILE, if its name does not say")
+    parser.add_argument("--top-k", type=int, default=None, metavar="N", help="show only the best N")
+    parser.add_argument("--json", action="store_true", help="JSON with full texts instead of a table")
+    add_model_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    width = shutil.get_terminal_size((100, 24)).columns
+    id_width = min(max([2, *(len(row["id"]) for row in rows)]), 24)
+    text_width = max(width - id_width - 20, 20)
+    lines = [f"{'rank':>4}  {'id':<{id_width}}  {'score':>9}  text"]
+    for row in rows:
+        # Control characters in a document must not reach the terminal.
+        text = " ".join("".join(c if c.isprintable() else " " for c in row["text"]).split())
+        text = text if len(text) <= text_width else text[: text_width - 1] + "…"
+        identifier = row["id"] if len(row["id"]) <= id_width else row["id"][: id_width - 1] + "…"
+        lines.append(f"{row['rank']:>4}  {identifier:<{id_width}}  {row['score']:>9.4f}  {text}")
+    return "\n".join(lines)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Reads, ranks, writes. Whatever can be wrong with the input is found before the model is loaded."""
+    from .document_files import read_documents
+    from .ranking_errors import InputError
+    from .ranking_text import clean_query
+
+    query = clean_query(args.query)
+    if args.top_k is not None and args.top_k < 1:
+        raise InputError(f"--top-k must be a positive number, got {args.top_k}")
+    documents = read_documents(args.documents, args.format)
+    model = model_from_arguments(args)
+    ranked = model.rank(query, [document.text for document in documents], args.top_k, batch_tokens=args.batch_tokens)
+    rows = [
+        {
+            "rank": place,
+            "id": documents[row["corpus_id"]].id,
+            "score": round(row["score"], 6),
+            "text": documents[row["corpus_id"]].text,
+        }
+        for place, row in enumerate(ranked, 1)
+    ]
+    if args.json:
+        result = {"query": query, "model": args.model or "default", "results": rows}
+        sys.stdout.write(json.dumps(result, ensure_ascii=False, indent=2) + "\n")
+    else:
+        sys.stdout.write(_table(rows) + "\n")
+    return 0

@@ -18,6 +18,7 @@ from .ranking_errors import TSARankError
 COMMAND_MODULES = (
     "modeling_tsarank.rank_command",
     "modeling_tsarank.eval.commands",
+    "modeling_tsarank.trainers.commands",
 )
 
 _DESCRIPTION = "LLM text rerankers: rank documents, measure rerankers, train and publish them."

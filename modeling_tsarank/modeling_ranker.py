@@ -86,6 +86,10 @@ class RankerModel(PreTrainedModel):
             backbone = self.backbone_class(config).from_config(
                 inner, dtype=config.dtype, **_attention(self.backbone_class(config), inner, requested)
             )
+        else:
+            # `post_init` draws new weights for every module that is not marked as loaded: LoRA's, for one.
+            for module in backbone.modules():
+                module._is_hf_initialized = True  # type: ignore[assignment]
         self.backbone = backbone
         self._tokenizer: Any = None
         self._encoder: Any = None
@@ -181,11 +185,12 @@ class RankerModel(PreTrainedModel):
         saved = getattr(config, CONFIG_KEY, None)
         if saved:
             return cls.options_class.from_dict(saved)
-        known = known_checkpoint(str(name_or_path)) if isinstance(name_or_path, str) else None
+        known = known_checkpoint(name_or_path) if isinstance(name_or_path, str) else None
         if known is not None:
             return cls.options_class.from_dict(known)
         defaults = cls.options_class()
-        logger.info("%s is not a known reranker: using the defaults of %s: %s", name_or_path, cls.__name__, defaults)
+        name = type(name_or_path).__name__ if isinstance(name_or_path, PreTrainedModel) else name_or_path
+        logger.info("%s is not a known reranker: using the defaults of %s: %s", name, cls.__name__, defaults)
         return defaults
 
     # ---- saving ----------------------------------------------------------------------------------

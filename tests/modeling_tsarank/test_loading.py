@@ -51,6 +51,16 @@ def test_a_loaded_model_can_be_wrapped(zoo, pairs) -> None:
         TSARankModel.from_backbone(plain)
 
 
+def test_wrapping_draws_no_weights_anew(zoo) -> None:
+    """A module the wrapped model gained after loading, like LoRA's matrices, keeps its values."""
+    plain, tokenizer = zoo.causal("llama"), AutoTokenizer.from_pretrained(zoo.folders["llama"])
+    plain.model.layers[0].extra = torch.nn.Linear(4, 4)
+    before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+    model = TSARankModel.from_backbone(plain, tokenizer=tokenizer)
+    for name, tensor in model.backbone.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
 def test_a_gguf_file_loads_by_either_name(default_folder) -> None:
     from modeling_tsarank.default_model import default_gguf
 

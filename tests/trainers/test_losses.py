@@ -1,0 +1,307 @@
+"""Likelihood losses and the register: against the equations in plain loops, and the exact zero of the penalty."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.losses import (
+    LOSSES,
+    SCORE_FORMS,
+    differential_penalty,
+    get_ranking_loss,
+    lambdarank_loss,
+    listwise_softmax_loss,
+    mixed_sft_loss,
+    next_token_loss,
+    permutation_to_ranks,
+    ranking_score,
+    ranknet_loss,
+    ranks_to_labels,
+    scores_to_ranks,
+    token_kl,
+)
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+import loss_references as ref
+
+
+FORMULAS = {
+    "geometric_mean": lambda logs: math.prod(math.exp(value) for value in logs) ** (1 / len(logs)),
+    "mean_log_prob": lambda logs: sum(logs) / len(logs),
+    "sum_log_prob": sum,
+    "product": lambda logs: math.prod(math.exp(value) for value in logs),
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(-8, 0), min_size=1, max_size=12), st.sampled_from(SCORE_FORMS))
+def test_ranking_score_equals_formula(logs: list[float], form: str) -> None:
+    total = torch.tensor([sum(logs)], dtype=torch.float64)
+    score = ranking_score(total, torch.tensor([len(logs)]), form)
+    assert score.item() == pytest.approx(FORMULAS[form](logs), rel=1e-9)
+
+
+@pytest.mark.parametrize("form", SCORE_FORMS)
+def test_ranking_score_gradient_and_extremes(form: str) -> None:
+    counts = torch.tensor([[3, 7, 0]])
+    total = torch.tensor([[-4.0, -9.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda values: ranking_score(values, counts, form), (total,))
+    extreme = torch.tensor([[-1e6, 0.0, -1e-6]], requires_grad=True)
+    score = ranking_score(extreme, counts, form)
+    score.sum().backward()
+    assert torch.isfinite(score).all()
+    assert torch.isfinite(extreme.grad).all()
+
+
+def test_ranking_score_keeps_half_precision_apart() -> None:
+    """bfloat16 would round exp(-2.00) and exp(-2.005) together, and tau = 0.001 lives on such differences."""
+    total = torch.tensor([[-16.0, -16.125]], dtype=torch.bfloat16)
+    score = ranking_score(total, torch.tensor([[8, 8]]))
+    assert score.dtype == torch.float32
+    assert score[0, 0] - score[0, 1] > 1e-3
+
+
+def test_published_ranking_loss_is_eq3_on_the_geometric_mean() -> None:
+    logs = [[-1.0, -2.0, -0.5], [-1.2, -2.4, -0.9], [-3.0, -1.0, -2.0]]
+    totals = torch.tensor([[sum(row) for row in logs]], dtype=torch.float64)
+    loss = listwise_softmax_loss(ranking_score(totals, torch.full((1, 3), 3)), temperature=0.05)
+    scores = [FORMULAS["geometric_mean"](row) for row in logs]
+    assert loss.item() == pytest.approx(ref.softmax_ce(scores, [0], 0.05), rel=1e-12)
+
+
+def test_the_literal_product_has_no_gradient_for_a_real_query() -> None:
+    totals = torch.tensor([[-120.0, -150.0]], requires_grad=True)
+    loss = listwise_softmax_loss(ranking_score(totals, torch.full((1, 2), 30), "product"), temperature=0.001)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(2))
+    assert torch.all(totals.grad == 0)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("shape", ref.SHAPES)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_next_token_loss_equals_equation(shape: tuple[int, int], padded: bool, reduction: str) -> None:
+    scores, _, mask = ref.random_case(shape, 31, padded)
+    log_probs = -scores.abs()
+
+    def reference(values: torch.Tensor) -> float:
+        rows = ref.split(values, mask)
+        return ref.mean([-sum(row) / (len(row) if reduction == "mean" else 1) for row in rows])
+
+    ref.assert_same(lambda values: next_token_loss(values, mask, reduction), reference, log_probs)
+    ref.assert_padding_is_inert(lambda values: next_token_loss(values, mask, reduction), log_probs, mask)
+
+
+def test_next_token_loss_of_nothing_is_zero_and_differentiable() -> None:
+    log_probs = torch.randn(2, 3, requires_grad=True)
+    loss = next_token_loss(log_probs, torch.zeros(2, 3, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.all(log_probs.grad == 0)
+
+
+def penalty_by_loops(reference: torch.Tensor, values: torch.Tensor, weights: list[float]) -> float:
+    total = 0.0
+    for weight, p_row, q_row in zip(weights, reference.tolist(), values.tolist(), strict=True):
+        p, q = ref.softmax(p_row), ref.softmax(q_row)
+        total += weight * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    return total
+
+
+@pytest.mark.parametrize("block", [None, 1, 2, 5])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("shape", [(1, 2), (5, 7), (6, 3)])
+def test_penalty_equals_equation(shape: tuple[int, int], weighted: bool, reduction: str, block: int | None) -> None:
+    logits, reference, _ = ref.random_case(shape, 32, padded=False)
+    weights = torch.linspace(0.0, 2.0, shape[0], dtype=torch.float64) + 0.5 if weighted else None
+    listed = weights.tolist() if weighted else [1.0] * shape[0]
+
+    def loss(values: torch.Tensor) -> torch.Tensor:
+        return differential_penalty(reference, values, weights, reduction, block)
+
+    def by_loops(values: torch.Tensor) -> float:
+        total = penalty_by_loops(reference, values, listed)
+        return total / sum(listed) if reduction == "mean" else total
+
+    ref.assert_same(loss, by_loops, logits)
+
+
+def test_penalty_direction_is_reference_first() -> None:
+    """KL(p_cpt || p_sft): an event the reference finds impossible costs nothing, the other way round it would."""
+    certain = torch.tensor([[20.0, -20.0]], dtype=torch.float64)
+    even = torch.zeros(1, 2, dtype=torch.float64)
+    assert differential_penalty(certain, even).item() == pytest.approx(math.log(2), abs=1e-6)
+    assert differential_penalty(even, certain).item() == pytest.approx(20 - math.log(2), abs=1e-6)
+
+
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("block", [None, 1, 3])
+def test_penalty_is_exactly_zero_at_the_start(dtype: torch.dtype, block: int | None, device: str) -> None:
+    """Identical logits, in memory of different alignment and stride: exactly 0, and so is the gradient."""
+    logits = (torch.randn(7, 1001, generator=torch.Generator().manual_seed(5)) * 9).to(device, dtype)
+    shifted = torch.empty(logits.numel() + 3, dtype=dtype, device=device)[3:].view_as(logits).copy_(logits)
+    transposed = logits.t().contiguous().t()
+    for reference in (logits.clone(), shifted, transposed):
+        leaf = logits.clone().requires_grad_()
+        loss = differential_penalty(reference, leaf, block_tokens=block)
+        loss.backward()
+        assert loss.item() == 0
+        assert torch.all(leaf.grad == 0)
+        assert leaf.grad.dtype == dtype
+
+
+def test_penalty_at_the_start_leaves_weights_untouched() -> None:
+    """Through a real output layer: the gradient that reaches the weights is exactly 0 in float32."""
+    torch.manual_seed(0)
+    hidden = torch.randn(12, 16)
+    head = torch.nn.Linear(16, 503)
+    with torch.no_grad():
+        reference = head(hidden)
+    differential_penalty(reference, head(hidden)).backward()
+    assert torch.all(head.weight.grad == 0)
+    assert torch.all(head.bias.grad == 0)
+    with torch.no_grad():
+        head.weight[7] += 0.1
+    head.zero_grad()
+    moved = differential_penalty(reference, head(hidden))
+    moved.backward()
+    assert moved.item() > 0
+    assert head.weight.grad.abs().sum() > 0
+
+
+def test_penalty_in_chunks_equals_the_whole() -> None:
+    generator = torch.Generator().manual_seed(6)
+    reference = torch.randn(11, 50, generator=generator, dtype=torch.float64)
+    logits = torch.randn(11, 50, generator=generator, dtype=torch.float64, requires_grad=True)
+    whole = differential_penalty(reference, logits)
+    (expected,) = torch.autograd.grad(whole, logits)
+    parts = [
+        differential_penalty(reference[start : start + 4], logits[start : start + 4], reduction="sum") / 11
+        for start in range(0, 11, 4)
+    ]
+    (gradient,) = torch.autograd.grad(sum(parts), logits)
+    torch.testing.assert_close(sum(parts), whole, rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_penalty_keeps_no_vocabulary_sized_tensor_but_its_inputs() -> None:
+    logits = torch.randn(8, 100, requires_grad=True)
+    reference = torch.randn(8, 100)
+    kept = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        differential_penalty(reference, logits, torch.ones(8), block_tokens=2)
+    large = {tensor.data_ptr() for tensor in kept if tensor.numel() >= 800}
+    assert large == {logits.data_ptr(), reference.data_ptr()}
+
+
+def test_penalty_gives_the_reference_no_gradient() -> None:
+    reference = torch.randn(3, 5, requires_grad=True)
+    logits = torch.randn(3, 5, requires_grad=True)
+    differential_penalty(reference, logits).backward()
+    assert reference.grad is None
+    assert logits.grad.abs().sum() > 0
+
+
+def test_penalty_with_extreme_logits() -> None:
+    reference = torch.tensor([[1e4, -1e4, 0.0], [float("-inf"), 0.0, 1.0]])
+    logits = torch.tensor([[-1e4, 1e4, 0.0], [float("-inf"), 2.0, 1.0]], requires_grad=True)
+    values = token_kl(reference, logits)
+    values.sum().backward()
+    assert values.tolist() == pytest.approx([2e4, values[1].item()])
+    assert 0 < values[1] < 1
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_penalty_of_no_token_is_zero() -> None:
+    logits = torch.empty(0, 5, requires_grad=True)
+    loss = differential_penalty(torch.empty(0, 5), logits)
+    loss.backward()
+    assert loss.item() == 0
+
+
+def test_mixture_equals_eq5() -> None:
+    rank, ntp, dp = (torch.tensor(value, requires_grad=True) for value in (2.0, 3.0, 5.0))
+    loss = mixed_sft_loss(rank, ntp, dp, alpha=0.6)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.6 * 2 + 0.4 * (3 + 5))
+    assert [term.grad.item() for term in (rank, ntp, dp)] == pytest.approx([0.6, 0.4, 0.4])
+    assert mixed_sft_loss(rank, ntp, None, alpha=0.6).item() == pytest.approx(0.6 * 2 + 0.4 * 3)
+    assert mixed_sft_loss(rank, alpha=1.0).item() == 2.0
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_every_registered_loss_prefers_the_right_order(name: str) -> None:
+    """By its register entry alone: names what it needs, and descends towards the targets' best document."""
+    teacher = torch.tensor([[2.0, 0.5, -1.0, 0.0], [0.0, 3.0, 0.0, 0.0]], dtype=torch.float64)
+    mask = torch.tensor([[True] * 4, [True, True, False, False]])
+    ranks = scores_to_ranks(teacher, mask)
+    targets = {"ranks": ranks, "labels": ranks_to_labels(ranks, mask), "teacher_scores": teacher}
+    if name == "listwise_softmax":
+        targets["labels"] = (ranks == 1).long()
+    loss = get_ranking_loss(name)
+    scores = torch.zeros(2, 4, dtype=torch.float64, requires_grad=True)
+    right = loss(teacher, targets, mask)
+    assert right < loss(-teacher, targets, mask)
+    (gradient,) = torch.autograd.grad(loss(scores, targets, mask), scores)
+    assert gradient.argmin(dim=1).tolist() == [0, 1]
+    assert torch.all(gradient[1, 2:] == 0)
+    assert loss.description
+
+
+def test_register_derives_only_what_follows() -> None:
+    teacher = torch.tensor([[2.0, 0.5, -1.0]])
+    permutation = permutation_to_ranks([[0, 1, 2]])
+    scores = torch.tensor([[0.1, 0.9, 0.4]])
+    expected = ranknet_loss(scores, permutation)
+    assert torch.equal(LOSSES["ranknet"](scores, {"teacher_scores": teacher}), expected)
+    assert torch.equal(LOSSES["ranknet"](scores, {"labels": torch.tensor([[3, 2, 0]])}), expected)
+    grades = torch.tensor([[2, 1, 0]])
+    assert torch.equal(LOSSES["lambdarank"](scores, {"ranks": permutation}), lambdarank_loss(scores, grades))
+    for name, targets in (("listnet", {"ranks": permutation}), ("listwise_softmax", {"teacher_scores": teacher})):
+        with pytest.raises(InputError, match=f"the loss {name} needs"):
+            LOSSES[name](scores, targets)
+
+
+def test_register_passes_options_on() -> None:
+    scores = torch.tensor([[0.1, 0.9]])
+    labels = torch.tensor([[1, 0]])
+    loss = LOSSES["listwise_softmax"](scores, {"labels": labels}, temperature=0.1)
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(8)), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ranking_score(torch.zeros(1), torch.ones(1), "mean"), "geometric_mean"),
+        (lambda: next_token_loss(torch.zeros(3)), r"\(pairs, tokens\)"),
+        (lambda: next_token_loss(torch.zeros(1, 3), torch.ones(1, 2)), r"\(1, 2\)"),
+        (lambda: next_token_loss(torch.zeros(1, 3), reduction="max"), "reduction"),
+        (lambda: differential_penalty(torch.zeros(2, 3), torch.zeros(2, 4)), r"\(2, 3\) and \(2, 4\)"),
+        (lambda: differential_penalty(torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(3)), "each of 2 tokens"),
+        (lambda: differential_penalty(torch.zeros(2, 3), torch.zeros(2, 3), block_tokens=0), "at least 1"),
+        (lambda: mixed_sft_loss(torch.zeros(()), alpha=1.5), "between 0 and 1"),
+        (lambda: get_ranking_loss("hinge"), "listwise_softmax"),
+    ],
+)
+def test_wrong_input_is_named(call, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call()

@@ -1,0 +1,106 @@
+"""The models that training starts from: by name, from a folder, from a GGUF file, or the embedded default."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from modeling_tsarank.default_model import default_model_source
+from modeling_tsarank.loading import DEFAULT_NAMES, FAMILIES
+from modeling_tsarank.modeling_ranker import RankerModel
+from modeling_tsarank.ranking_checkpoints import first_line, known_checkpoint, load_backbone
+from modeling_tsarank.ranking_errors import InputError, ModelError
+from modeling_tsarank.ranking_options import CONFIG_KEY
+
+
+def _causal(config: Any) -> Any:
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"a decoder-only model is needed, but {config.model_type} is an encoder-decoder")
+    return AutoModelForCausalLM
+
+
+def model_source(name_or_path: str | Path | None) -> str:
+    """What to load: the given name, or the folder (or file) of the embedded default for `None` and `default`."""
+    if name_or_path is None or str(name_or_path) in DEFAULT_NAMES:
+        return os.fspath(default_model_source())
+    return os.fspath(name_or_path)
+
+
+def load_base_model(
+    name_or_path: str | Path | None,
+    *,
+    dtype: Any = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> tuple[PreTrainedModel, Any]:
+    """A plain decoder-only model and its tokenizer, to be trained; a ranking folder is read as the plain model it is.
+
+    Args:
+        name_or_path: Hub id, folder, GGUF file, or `default`.
+        dtype: of the weights; `None` keeps the checkpoint's.
+        options: further arguments of `from_pretrained`, such as `attn_implementation`.
+
+    Raises:
+        ModelError: there is no such model, or it is an encoder-decoder.
+    """
+    return load_backbone(
+        model_source(name_or_path),
+        _causal,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        **options,
+    )
+
+
+def load_base_ranker(
+    name_or_path: str | Path | None,
+    *,
+    family: str | None = None,
+    default_family: str,
+    dtype: Any = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    ranking_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> RankerModel:
+    """A ranking model to be trained, on the CPU: trainers move it to their device.
+
+    Args:
+        name_or_path: a ranking checkpoint or a plain model: Hub id, folder, GGUF file, or `default`.
+        family: "query_likelihood" or "true_false_logits"; by default what the checkpoint says, else
+            `default_family`.
+        ranking_options: choices to change, such as `{"prompt_style": "separate"}`.
+        dtype, revision, trust_remote_code, options: as in `load_base_model`.
+
+    Raises:
+        InputError: an unknown family or option.
+        ModelError: there is no such model, or it is of another family.
+    """
+    if family is not None and family not in FAMILIES:
+        raise InputError(f"unknown family {family!r}; expected one of {', '.join(FAMILIES)}")
+    source = model_source(name_or_path)
+    chosen = family or _saved_family(source, revision, trust_remote_code) or default_family
+    return FAMILIES[chosen].from_backbone(
+        source,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        backbone_options=options,
+        **(ranking_options or {}),
+    )
+
+
+def _saved_family(source: str, revision: str | None, trust_remote_code: bool) -> str | None:
+    if Path(source).suffix.lower() == ".gguf":
+        return None
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load the model {source}: {first_line(error)}") from error
+    saved = getattr(config, CONFIG_KEY, None) or known_checkpoint(source) or {}
+    return saved.get("family")

@@ -1,0 +1,185 @@
+"""From canonical training rows to ragged batches of token ids.
+
+A batch keeps every (query, document) pair's ids end to end, without padding: only the trainer knows which pairs it
+will run together, and pads them then. Which documents of a row are taken is decided by (seed, epoch, row number)
+alone, so it is the same for any number of processes or workers, and after a resume.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from modeling_tsarank.ranking_text import EncodedPair, TextEncoder, clean_query, document_text
+from modeling_tsarank.trainers.losses import permutation_to_ranks
+
+
+Batch = dict[str, Any]
+Group = dict[str, Any]
+
+
+def _drawn_from(seed: int, epoch: int, index: int) -> random.Random:
+    # A string is hashed by SHA-512 into the generator's state: the same on every machine and Python version.
+    return random.Random(f"{seed}/{epoch}/{index}")
+
+
+class SampledGroups(Dataset):
+    """Rows of a dataset, each with its documents drawn anew in every epoch.
+
+    Args:
+        rows: canonical rows, by index.
+        seed: of the draw.
+    """
+
+    def __init__(self, rows: Any, seed: int) -> None:
+        self.rows = rows
+        self.seed = seed
+        # In shared memory, so that workers that outlive an epoch see the change too.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    def start_epoch(self, epoch: int) -> None:
+        """Makes the draws of that epoch, counted from 0."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Group:
+        generator = _drawn_from(self.seed, int(self._epoch), index)
+        return {"row": index, **self.draw(self.rows[index], generator)}
+
+    def draw(self, row: dict[str, Any], generator: random.Random) -> Group:
+        """The group of one row: `query`, `documents` (texts) and the targets that stand for them."""
+        raise NotImplementedError
+
+
+class SFTGroups(SampledGroups):
+    """One positive, first, and up to `num_negatives` negatives of each row {"query", "positives", "negatives"}.
+
+    Positive and negatives are drawn without replacement; a row with fewer negatives gives a smaller group.
+    """
+
+    def __init__(self, rows: Any, seed: int, num_negatives: int) -> None:
+        super().__init__(rows, seed)
+        self.num_negatives = num_negatives
+
+    def draw(self, row: dict[str, Any], generator: random.Random) -> Group:
+        positive = generator.choice(row["positives"])
+        negatives = row["negatives"]
+        count = min(self.num_negatives, len(negatives))
+        chosen = [positive, *generator.sample(negatives, count)]
+        return {"query": clean_query(row["query"]), "documents": [document_text(document) for document in chosen]}
+
+
+class DistillGroups(SampledGroups):
+    """Up to `num_documents` documents of each row, with their ranks, teacher scores or labels.
+
+    A longer list loses documents by `sampling`: "first" keeps the first ones in the given (first-stage) order,
+    "random" draws them. An order is restricted to the documents kept.
+    """
+
+    def __init__(self, rows: Any, seed: int, num_documents: int | None, sampling: str = "first") -> None:
+        super().__init__(rows, seed)
+        self.num_documents = num_documents
+        self.sampling = sampling
+
+    def draw(self, row: dict[str, Any], generator: random.Random) -> Group:
+        total = len(row["documents"])
+        count = total if self.num_documents is None else min(self.num_documents, total)
+        kept = sorted(generator.sample(range(total), count)) if self.sampling == "random" else list(range(count))
+        group: Group = {
+            "query": clean_query(row["query"]),
+            "documents": [document_text(row["documents"][i]) for i in kept],
+        }
+        if row.get("permutation") is not None:
+            place = {document: i for i, document in enumerate(kept)}
+            group["permutation"] = [place[document] for document in row["permutation"] if document in place]
+        for name in ("teacher_scores", "labels"):
+            if row.get(name) is not None:
+                group[name] = [float(row[name][i]) for i in kept]
+        return group
+
+
+class RankingCollator:
+    """Turns drawn groups into one ragged batch.
+
+    Args:
+        encoder: the model's encoder with the lengths of training.
+
+    Returns (from a call):
+        - `group_sizes` `(groups,)`: documents of each query.
+        - `lengths` `(pairs,)`: tokens of each pair, queries one after the other, documents in the group's order.
+        - `query_lengths` `(pairs,)`: how many of them, at the end, are the query's (0 for `TwolarModel`).
+        - `token_ids` `(tokens,)`: all pairs end to end.
+        - `ranks` int64, `teacher_scores` and `labels` float32, `(groups, longest group)`: where every group has them;
+          0 at padding.
+        - `rows`: texts and row numbers, to say what went wrong.
+
+    Example:
+        Two queries of one and two tokens, with two and one documents:
+
+        ```python
+        {
+            "group_sizes": tensor([2, 1]),
+            "lengths": tensor([3, 4, 5]),
+            "query_lengths": tensor([1, 1, 2]),
+            "token_ids": tensor([11, 12, 90,  21, 22, 23, 90,  31, 32, 33, 91, 92]),
+            "rows": [...],
+        }
+        ```
+    """
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self.encoder = encoder
+
+    def __call__(self, groups: Sequence[Group]) -> Batch:
+        texts = [(group["query"], document) for group in groups for document in group["documents"]]
+        pairs: list[EncodedPair] = self.encoder.pairs(texts)  # type: ignore[attr-defined]
+        sizes = [len(group["documents"]) for group in groups]
+        ids = [token for pair in pairs for token in (*pair.prompt, *pair.query)]
+        batch: Batch = {
+            "group_sizes": torch.tensor(sizes, dtype=torch.int64),
+            "lengths": torch.tensor([len(pair.prompt) + len(pair.query) for pair in pairs], dtype=torch.int64),
+            "query_lengths": torch.tensor([len(pair.query) for pair in pairs], dtype=torch.int64),
+            "token_ids": torch.tensor(ids, dtype=torch.int64),
+        }
+        width = max(sizes)
+        if all("permutation" in group for group in groups):
+            batch["ranks"] = permutation_to_ranks([group["permutation"] for group in groups], width)
+        for name in ("teacher_scores", "labels"):
+            if all(name in group for group in groups):
+                values = [torch.tensor(group[name], dtype=torch.float32) for group in groups]
+                batch[name] = torch.nn.utils.rnn.pad_sequence(values, batch_first=True)
+        batch["rows"] = list(groups)
+        return batch
+
+
+def group_mask(group_sizes: Tensor) -> Tensor:
+    """Which places of the grid `(groups, longest group)` hold a document, boolean."""
+    columns = torch.arange(int(group_sizes.max()), device=group_sizes.device)
+    return columns[None, :] < group_sizes[:, None]
+
+
+def to_grid(values: Tensor, mask: Tensor) -> Tensor:
+    """Values of the pairs, `(pairs,)`, as a grid `(groups, longest group)` with 0 at padding; keeps the graph."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
+
+
+def pad_pairs(batch: Batch, pairs: Sequence[int], pad_id: int) -> dict[str, Tensor]:
+    """Some pairs of a batch padded on the right.
+
+    Returns:
+        `input_ids`, `attention_mask` (0/1) and `query_mask` (boolean, the query's tokens), each `(pairs, longest)`.
+    """
+    rows = batch["token_ids"].split(batch["lengths"].tolist())
+    ids = torch.nn.utils.rnn.pad_sequence([rows[pair] for pair in pairs], batch_first=True, padding_value=pad_id)
+    chosen = torch.tensor(list(pairs), device=ids.device)
+    lengths, queries = batch["lengths"][chosen, None], batch["query_lengths"][chosen, None]
+    columns = torch.arange(ids.shape[1], device=ids.device)[None, :]
+    real = columns < lengths
+    return {"input_ids": ids, "attention_mask": real.long(), "query_mask": real & (columns >= lengths - queries)}

@@ -1,0 +1,209 @@
+"""`tsarank train`: starts a training script through `accelerate launch`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from modeling_tsarank.ranking_errors import InputError, ResourceError
+from modeling_tsarank.trainers.script_utils import ACCELERATE_RECIPES, find_recipe, recipe_names
+
+
+logger = logging.getLogger(__name__)
+
+
+class _Kind(NamedTuple):
+    """One kind of training, for the help."""
+
+    title: str
+    description: str
+    options: str
+    examples: str
+
+
+_COMMON = """\
+  --config NAME|FILE          recipe or YAML file of options; several add up, the command line has the last word
+  --model_name_or_path M      Hub id, folder or GGUF file; `default` is the embedded SmolLM2-135M-Instruct
+  --train_data D              file (.jsonl, .json, .parquet, .gz), folder or Hub dataset
+  --output_dir DIR            checkpoints, and in the end the model
+  --resume_from_checkpoint C  a checkpoint folder, `last`, or `auto` (the last one if there is any)
+  --trainable PART            lora, top_blocks or full
+  --per_device_train_batch_size, --gradient_accumulation_steps, --learning_rate, --num_train_epochs, --max_steps
+  --bf16 true                 mixed precision, where the device has bfloat16
+  --drop_unusable_rows        leave out rows that fail the checks, with a warning
+  --report_to NAME            trackio, tensorboard, wandb …
+  --eval_strategy steps --eval_steps N --rerank_collection FOLDER --rerank_first_stage S --rerank_queries N
+                              nDCG@10 on a small reranking set while training
+  --load_best_model_at_end true --metric_for_best_model ndcg@10 --early_stopping_patience N
+                              keep the checkpoint that ranks best; stop when none is better
+"""
+
+_KINDS = {
+    "cpt": _Kind(
+        "continual pre-training of a plain language model on weak pairs (TSARankLLM, stage 1)",
+        "Continual pre-training: a model learns to predict the query from its document, over rows {query, document}.\n"
+        "The result is an ordinary causal language model, to start `tsarank train sft` from.",
+        "  --packing true              several pairs in a sequence\n"
+        "  --max_length N --max_query_length N, --train_eos true|false\n",
+        "  tsarank train cpt --config smollm2-135m-cpt-cpu --train_data pairs.jsonl --output_dir cpt-model\n"
+        "  tsarank train cpt --accelerate-config ddp --config tsarankllm-cpt --model_name_or_path "
+        "bigscience/bloom-560m \\\n      --train_data pairs.jsonl --output_dir cpt-model",
+    ),
+    "sft": _Kind(
+        "mixed-loss fine-tuning of a query-likelihood ranker (TSARankLLM, stage 2)",
+        "Mixed-loss fine-tuning over rows {query, positives, negatives}: ranking loss, next-token prediction and\n"
+        "Differential Penalty (TSARankLLM, Eq. 5). The result is a ranking model.",
+        "  --num_negatives M, --alpha A, --temperature T, --score_form F, --dp true|false, --ntp true|false\n"
+        "  --chunk_tokens N            padded tokens in memory at once; gradients are exact whatever it is\n",
+        "  tsarank train sft --config smollm2-135m-sft-cpu --train_data train.jsonl --output_dir my-ranker\n"
+        "  tsarank train sft --accelerate-config fsdp2 --num-processes 4 --config tsarankllm-sft \\\n"
+        "      --model_name_or_path cpt-model --train_data train.jsonl --output_dir my-ranker",
+    ),
+    "distill": _Kind(
+        "distillation of a teacher's orders or scores into a ranker (TWOLAR and relatives)",
+        "Distillation over rows {query, documents} with a permutation, teacher_scores or labels. The result is a\n"
+        "ranking model: of a plain model a true/false ranker, encoder-decoder or decoder-only.",
+        "  --loss NAME                 ranknet, listnet, lambdarank, margin_mse, dear …; --loss_options JSON\n"
+        "  --num_documents M, --score_temperature T, --permutations FILE, --family F\n"
+        "  --chunk_tokens N            padded tokens in memory at once; gradients are exact whatever it is\n",
+        "  tsarank train distill --config smollm2-135m-distill-cpu --train_data order.jsonl --output_dir my-twolar\n"
+        "  tsarank train distill --accelerate-config zero2 --config twolar-distill --model_name_or_path "
+        "google/flan-t5-xl \\\n      --train_data Dundalia/TWOLAR_ds --output_dir my-twolar",
+    ),
+}
+
+_USAGE = "{program} [--accelerate-config NAME|FILE] [--num-processes N] [ACCELERATE OPTIONS --] OPTIONS"
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Adds `train` to the command line."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train a reranker",
+        description="Train a reranker. Each kind is a script that `accelerate launch` starts.",
+        epilog=_train_epilog(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    for name, kind in _KINDS.items():
+        # With a prefix that nobody types every argument, options and --help included, is left for `run`.
+        one = kinds.add_parser(name, help=kind.title, add_help=False, prefix_chars="\0")
+        one.add_argument("arguments", nargs=argparse.REMAINDER)
+        one.set_defaults(run=run, kind=name)
+
+
+def _train_epilog() -> str:
+    return "\n".join(
+        [
+            "recipes (--config NAME):",
+            *(f"  {name}" for name in recipe_names()),
+            "",
+            "ways to run them (--accelerate-config NAME):",
+            f"  {', '.join(recipe_names(ACCELERATE_RECIPES))}",
+            "",
+            "`tsarank train KIND --help` explains a kind.",
+        ]
+    )
+
+
+def launcher_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of the options that are not the script's."""
+    kind, program = _KINDS[name], f"tsarank train {name}"
+    parser = argparse.ArgumentParser(
+        prog=program,
+        usage=_USAGE.format(program=program),
+        description=kind.description,
+        epilog=f"main options of the training:\n{_COMMON}{kind.options}\nexamples:\n{kind.examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--help-all", action="store_true", help="every option of the training, several hundred")
+    parser.add_argument(
+        "--accelerate-config",
+        "--accelerate_config",
+        metavar="NAME|FILE",
+        help=f"how to run it: a file of accelerate's, or {', '.join(recipe_names(ACCELERATE_RECIPES))}",
+    )
+    parser.add_argument(
+        "--num-processes",
+        "--num_processes",
+        type=int,
+        metavar="N",
+        help="processes to start (default: what the accelerate config says, else one for each GPU)",
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Starts the training and returns the script's exit status."""
+    launch_options, arguments = _split(args.arguments)
+    own, script_options = launcher_parser(args.kind).parse_known_args(arguments)
+    module = f"modeling_tsarank.trainers.{args.kind}"
+    if own.help_all:
+        importlib.import_module(module).main(["--help"])
+        return 0
+    if own.num_processes is not None and own.num_processes < 1:
+        raise InputError(f"--num-processes must be at least 1, got {own.num_processes}")
+    if own.accelerate_config is not None:
+        path = find_recipe(own.accelerate_config, ACCELERATE_RECIPES, "accelerate config")
+        launch_options = ["--config_file", os.fspath(path), *launch_options]
+    for position, option in enumerate(script_options[:-1]):
+        if option == "--config":
+            find_recipe(script_options[position + 1])  # a typing error is found before anything heavy is loaded
+    return _launch(launch_options, own.num_processes, module, script_options)
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What stands in front of a lone `--`, accelerate's own options, and what follows it."""
+    if "--" not in arguments:
+        return [], list(arguments)
+    position = list(arguments).index("--")
+    return list(arguments[:position]), list(arguments[position + 1 :])
+
+
+def _launch(options: list[str], processes: int | None, module: str, script_options: Sequence[str]) -> int:
+    try:
+        from accelerate.commands.launch import launch_command, launch_command_parser
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    except ImportError as error:
+        raise ResourceError(f"training needs accelerate ({error}): pip install 'tsarank[train]'") from error
+    options = _with_defaults(options, processes)
+    parsed = launch_command_parser().parse_args([*options, "--module", module, *script_options])
+    logger.info("accelerate launch %s", " ".join([*options, "--module", module, *script_options]))
+    try:
+        launch_command(parsed)
+    except subprocess.CalledProcessError as error:
+        return _status(error.returncode)
+    except ChildFailedError as error:
+        return _status(error.get_first_failure()[1].exitcode)
+    except ImportError as error:
+        # DeepSpeed, where a config asks for it.
+        raise ResourceError(str(error)) from error
+    except ValueError as error:
+        raise InputError(f"accelerate launch: {error}") from error
+    return 0
+
+
+def _with_defaults(options: list[str], processes: int | None) -> list[str]:
+    """Everything that accelerate would otherwise warn about having guessed."""
+    import torch
+    from accelerate.commands.config.config_args import default_config_file
+
+    given = [] if processes is None else ["--num_processes", str(processes)]
+    if options or Path(default_config_file).is_file():
+        return [*options, *given]
+    processes = processes or max(torch.accelerator.device_count(), 1)
+    several = ["--multi_gpu"] if processes > 1 else []
+    plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [*several, "--num_processes", str(processes), *plain]
+
+
+def _status(code: int) -> int:
+    """An exit status for a child's: as a shell says it where a signal ended it."""
+    return 128 - code if code < 0 else code

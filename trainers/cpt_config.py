@@ -1,0 +1,168 @@
+"""Configuration of continual pre-training on weak pairs (TSARankLLM, section 3.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from trl import SFTConfig
+
+from modeling_tsarank.loading import cpu_has_bfloat16
+from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_options import PROMPT_STYLES, QueryLikelihoodOptions
+from modeling_tsarank.trainers.trainable import TRAINABLE_PARTS
+
+
+@dataclass
+class CPTConfig(SFTConfig):
+    r"""
+    Configuration class for the [`CPTTrainer`].
+
+    This class includes only the parameters that are specific to continual pre-training. TRL's [`~trl.SFTConfig`] has
+    the rest: packing, activation checkpointing and offloading, kernels, and all of
+    [`~transformers.TrainingArguments`].
+
+    Parameters:
+        > Parameters that control the model
+
+        trainable (`str`, *optional*, defaults to `"full"`):
+            What is trained: `"full"` everything, `"lora"` a LoRA adapter, `"top_blocks"` the last `top_blocks`
+            transformer blocks.
+        top_blocks (`int`, *optional*, defaults to `16`):
+            How many blocks `"top_blocks"` trains.
+        lora_r (`int`, *optional*, defaults to `16`):
+            Rank of the LoRA matrices.
+        lora_alpha (`int`, *optional*, defaults to `32`):
+            LoRA's scaling: the update is multiplied by `lora_alpha / lora_r`.
+        lora_dropout (`float`, *optional*, defaults to `0.0`):
+            Dropout in front of the LoRA matrices.
+        lora_target_modules (`list[str]`, *optional*):
+            Names of the linear layers that get LoRA; all but the output head if not given.
+
+        > Parameters that control the data preprocessing
+
+        document_template (`str`, *optional*, defaults to `"Document: {document} Query:"`):
+            What stands before the query. The rankers' default.
+        prompt_style (`str`, *optional*, defaults to `"separate_space"`):
+            How the query follows, as in [`QueryLikelihoodOptions`].
+        max_query_length (`int`, *optional*, defaults to `128`):
+            Longest query in tokens; a longer one is cut on the right. `max_length` bounds prompt, query and EOS
+            together, and is kept by cutting the document alone.
+        train_eos (`bool`, *optional*, defaults to `True`):
+            Whether EOS follows the query and is trained, as in the published code.
+
+        > Parameters that control the saving
+
+        merge_adapter (`bool`, *optional*, defaults to `True`):
+            Whether `save_model` merges LoRA into an ordinary causal language model, beside the folder `adapter`. If
+            not, only the adapter is written.
+
+    > [!NOTE]
+    > These parameters have default values different from [`~trl.SFTConfig`]:
+    > - `num_train_epochs`: Defaults to `1` instead of `3`.
+    > - `learning_rate`: Defaults to `5e-5` instead of `2e-5`.
+    > - `lr_scheduler_type`: Defaults to `"cosine"` instead of `"linear"`.
+    > - `warmup_steps`: Defaults to `0.1` (of all steps) instead of `0`.
+    > - `max_length`: Defaults to `512` instead of `1024`.
+    > - `completion_only_loss`: Defaults to `True`; `False` trains on the document and the prompt's words too.
+    > - `gradient_checkpointing`: Off by default, as in `TrainingArguments`.
+    > - `bf16`: Defaults to `True` only where the device multiplies bfloat16 in hardware.
+    """
+
+    # Parameters whose default values are overridden from SFTConfig
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Total number of training epochs to perform."})
+    learning_rate: float = field(default=5e-5, metadata={"help": "The initial learning rate for AdamW."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "The scheduler type to use."})
+    warmup_steps: float = field(
+        default=0.1,
+        metadata={"help": "Steps of linear warm-up: an integer, or a float in [0, 1) as a share of all steps."},
+    )
+    max_length: int | None = field(
+        default=512,
+        metadata={
+            "help": "Longest training sequence in tokens: prompt, query and EOS together; only the document is cut. "
+            "With packing, the length of a packed sequence."
+        },
+    )
+    completion_only_loss: bool | None = field(
+        default=True,
+        metadata={"help": "Whether only the query (and EOS) is trained, not the document and the prompt's words."},
+    )
+    # Not False: transformers takes a value for the use of its deprecated name.
+    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Whether to recompute activations in the backward pass to save memory."}
+    )
+
+    # Parameters that control the model
+    trainable: str = field(
+        default="full",
+        metadata={
+            "help": "What is trained: 'full' everything, 'lora' a LoRA adapter, 'top_blocks' the last `top_blocks` "
+            "transformer blocks.",
+            "choices": list(TRAINABLE_PARTS),
+        },
+    )
+    top_blocks: int = field(default=16, metadata={"help": "How many transformer blocks 'top_blocks' trains."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA matrices."})
+    lora_alpha: int = field(
+        default=32, metadata={"help": "LoRA's scaling: the update is multiplied by lora_alpha / lora_r."}
+    )
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in front of the LoRA matrices."})
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "Names of the linear layers that get LoRA; all but the output head if not given."},
+    )
+
+    # Parameters that control the data preprocessing
+    document_template: str = field(
+        default=QueryLikelihoodOptions.document_template, metadata={"help": "What stands before the query."}
+    )
+    prompt_style: str = field(
+        default=QueryLikelihoodOptions.prompt_style,
+        metadata={"help": "How the query follows the prompt.", "choices": list(PROMPT_STYLES)},
+    )
+    max_query_length: int = field(
+        default=128, metadata={"help": "Longest query in tokens; a longer one is cut on the right."}
+    )
+    train_eos: bool = field(default=True, metadata={"help": "Whether EOS follows the query and is trained."})
+
+    # Parameters that control the saving
+    merge_adapter: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether `save_model` merges LoRA into an ordinary causal language model, beside the folder "
+            "`adapter`. If not, only the adapter is written."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            # TRL says yes wherever fp16 is off; on most CPUs that would be several times slower than float32.
+            self.bf16 = not self.fp16 and _bfloat16_in_hardware(self.use_cpu)
+        super().__post_init__()
+        if self.trainable not in TRAINABLE_PARTS:
+            raise InputError(f"unknown trainable {self.trainable!r}; expected one of {', '.join(TRAINABLE_PARTS)}")
+        for name in ("top_blocks", "lora_r", "lora_alpha"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if not 0 <= self.lora_dropout < 1:
+            raise InputError(f"lora_dropout must lie in 0 to 1 (1 excluded), got {self.lora_dropout!r}")
+        if self.max_length is None:
+            raise InputError("max_length must be a number of tokens, got none: the document is cut to keep it")
+        self.ranking_options()
+
+    def ranking_options(self) -> QueryLikelihoodOptions:
+        """The prompt and the length limits, with room for EOS. Raises `InputError` for values that do not go."""
+        return QueryLikelihoodOptions(
+            max_length=(self.max_length or 0) - self.train_eos,
+            max_query_length=self.max_query_length,
+            document_template=self.document_template,
+            prompt_style=self.prompt_style,
+        )
+
+
+def _bfloat16_in_hardware(use_cpu: bool) -> bool:
+    if torch.cuda.is_available() and not use_cpu:
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return cpu_has_bfloat16()

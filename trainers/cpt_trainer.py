@@ -1,0 +1,310 @@
+"""Continual pre-training: next-token loss of queries given their documents, over weak pairs (TSARankLLM, Eq. 2)."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.trainer import TRAINING_ARGS_NAME
+from trl import SFTTrainer
+
+from modeling_tsarank.modeling_ranker import RankerModel, accepts
+from modeling_tsarank.modeling_tsarank import TSARankModel
+from modeling_tsarank.ranking_errors import InputError, ModelError, NonFiniteScoreError, ResourceError
+from modeling_tsarank.ranking_options import CONFIG_KEY
+from modeling_tsarank.trainers.base_models import load_base_model
+from modeling_tsarank.trainers.checkpointing import ADAPTER_FOLDER, CheckpointingTrainer
+from modeling_tsarank.trainers.cpt_config import CPTConfig
+from modeling_tsarank.trainers.cpt_data import PairTokenizer
+from modeling_tsarank.trainers.ranking_module import token_log_probs
+from modeling_tsarank.trainers.reranking_evaluation import RerankingEvaluation
+from modeling_tsarank.trainers.saving import set_config_dtype, whole_files, write_json
+from modeling_tsarank.trainers.trainable import ALL_LINEAR, TrainablePart, block_stacks, export_state_dict
+from modeling_tsarank.trainers.training_data import check_rows, load_training_rows
+
+
+logger = logging.getLogger(__name__)
+
+PEFT_PREFIX = "base_model.model."
+
+
+class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
+    """Trainer for continual pre-training of a plain causal language model.
+
+    Each pair becomes one sequence, "Document: {document} Query: {query}" and EOS, of which the query and EOS are
+    trained. The tokens are those that a [`TSARankModel`] reads when it scores. Everything else is TRL's [`SFTTrainer`]
+    on the native model; files are written as by the ranking trainers, whole or not at all.
+
+    `save_model` writes an ordinary causal language model, LoRA merged in, that `AutoModelForCausalLM` and
+    `TSARankModel.from_backbone` load.
+
+    Args:
+        model: name, folder or GGUF file of a decoder-only model, `default`, or a model already loaded.
+        args: a [`CPTConfig`].
+        train_dataset: rows {"query", "document"}, or anything that `load_training_rows` reads.
+        eval_dataset: the same, or a dict of them by name.
+        tokenizer: needed with a loaded model.
+        reranking_sets: collections to rerank at every evaluation, see [`RerankingEvaluation`].
+        callbacks, optimizers: as in `transformers.Trainer`.
+
+    Raises:
+        InputError: unusable data (row and field are named) or configuration.
+        ModelError: a model that cannot be trained so.
+        ResourceError: a package is missing.
+
+    Example:
+
+        ```python
+        from modeling_tsarank.trainers.cpt_config import CPTConfig
+        from modeling_tsarank.trainers.cpt_trainer import CPTTrainer
+
+        args = CPTConfig("my-cpt-model", trainable="lora", learning_rate=2e-4)
+        trainer = CPTTrainer("default", args, train_dataset="pairs.jsonl")
+        trainer.train()
+        trainer.save_model()
+        ```
+    """
+
+    args: CPTConfig
+
+    def __init__(
+        self,
+        model: str | Path | PreTrainedModel,
+        args: CPTConfig,
+        train_dataset: Any,
+        eval_dataset: Any = None,
+        tokenizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        rows = _rows(train_dataset, 2)
+        eval_rows = _each(eval_dataset, lambda data: _rows(data, 1))
+        if isinstance(model, str | Path):
+            model, tokenizer = load_base_model(model, dtype=torch.float32)
+        if not isinstance(model, PreTrainedModel):
+            raise ModelError(f"CPTTrainer needs a plain causal language model, got {type(model).__name__}")
+        if tokenizer is None:
+            raise ModelError("CPTTrainer was given a loaded model without its tokenizer")
+        _make_plain(model)
+        context = getattr(model.config, "max_position_embeddings", None)
+        pair_tokenizer = PairTokenizer(tokenizer, args.ranking_options(), args.train_eos, context)
+        self._dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+        # Made before LoRA is put in: a new wrapper initializes whatever did not come from a checkpoint.
+        self._ranker = TSARankModel.from_backbone(
+            model,
+            tokenizer=tokenizer,
+            document_template=args.document_template,
+            prompt_style=args.prompt_style,
+            max_length=args.max_length,
+            max_query_length=args.max_query_length,
+        )
+        peft_config = None
+        if args.trainable == "lora":
+            peft_config = _lora_config(args)
+        elif args.trainable == "top_blocks":
+            _train_top_blocks(model, args.top_blocks)
+        # One process writes the cache of the tokenized rows, the others read it.
+        with args.main_process_first(desc="tokenizing"):
+            tokenized = pair_tokenizer.tokenize(rows, "train", args.dataset_num_proc)
+            eval_tokenized = _each(eval_rows, lambda data: pair_tokenizer.tokenize(data, "eval"))
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=tokenized,
+            eval_dataset=eval_tokenized,
+            processing_class=tokenizer,
+            peft_config=peft_config,
+            **kwargs,
+        )
+
+    @property
+    def backbone(self) -> PreTrainedModel:
+        """The native model, without any wrapper; LoRA layers, if any, are in it."""
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if self.args.trainable == "lora" else model
+
+    @property
+    def ranker(self) -> RankerModel:
+        """The model in training as a ranker with the prompt it is trained on; the weights are the same."""
+        return self._ranker
+
+    def _send_telemetry(self) -> None:
+        """Sends nothing, where TRL would report the training to its makers."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes nothing: TRL's card is for chat models, and its trainer asks for one at every checkpoint."""
+
+    # ---- loss ------------------------------------------------------------------------------------
+
+    @property
+    def _scores_learned_tokens_only(self) -> bool:
+        """Without Triton, TRL's output head runs on every position, prompt included, which doubles the work of CPT."""
+        return (
+            self.accelerator.device.type == "cpu"
+            and self.args.loss_type == "nll"
+            and self.label_smoother is None
+            and self.compute_loss_func is None
+            and not self.aux_loss_enabled
+            and accepts(type(self.backbone).forward, "logits_to_keep")
+        )
+
+    def _learned_token_loss(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
+        """TRL's loss, from logits at the positions that predict a learned token and no others."""
+        labels = inputs["labels"]
+        keep = torch.zeros_like(labels, dtype=torch.bool)
+        keep[:, :-1] = labels[:, 1:] != -100
+        targets = labels[:, 1:][keep[:, :-1]]
+        read = {name: value for name, value in inputs.items() if name != "labels"}
+        logits = model(**read, use_cache=False, logits_to_keep=keep).logits
+        loss = -token_log_probs(logits, targets).sum()
+        correct = torch.stack([(logits.argmax(-1) == targets).sum(), torch.tensor(len(targets))])
+        hits, count = self.accelerator.reduce(correct, "sum").tolist()
+        mode = "train" if self.backbone.training else "eval"
+        self._metrics[mode]["mean_token_accuracy"].append(hits / max(count, 1))
+        if num_items_in_batch is None:
+            return loss / max(len(targets), 1)
+        # `num_items_in_batch` counts the tokens of every process, and DDP averages their gradients.
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return loss * processes / num_items_in_batch
+
+    # ---- stopping --------------------------------------------------------------------------------
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean over the learned tokens of all processes; a NaN or an infinity stops with the batch saved."""
+        self._last_batch = inputs
+        if self._scores_learned_tokens_only and not return_outputs:
+            result = loss = self._learned_token_loss(model, inputs, num_items_in_batch)
+        else:
+            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss = result[0] if return_outputs else result
+        if not bool(torch.isfinite(loss)):
+            self._stop(f"the loss became {loss.item()}")
+        return result
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        # With a gradient scaler (fp16) an infinite gradient is ordinary: the step is skipped and the scale lowered.
+        scaled = self.accelerator.scaler is not None or self.is_deepspeed_enabled
+        if not scaled and norm is not None and not math.isfinite(float(norm)):
+            self._stop(f"the norm of the gradient became {float(norm)}")
+        return norm
+
+    def _stop(self, what: str) -> None:
+        """Writes the batch for inspection and raises `NonFiniteScoreError`, before any weight changes."""
+        step = self.state.global_step + 1
+        path = Path(self.args.output_dir) / f"failed_batch-step{step}-process{self.args.process_index}.json"
+        ids = self._last_batch["input_ids"]
+        texts = self._tokenizer.batch_decode(ids, skip_special_tokens=False)
+        record = {"what": what, "step": step, "epoch": self.state.epoch, "texts": texts, "input_ids": ids.tolist()}
+        write_json(path, record)
+        raise NonFiniteScoreError(
+            f"{what} at step {step}; the batch was written to {path}. No weight was changed by it: resume from the "
+            "last checkpoint with a lower learning rate, or leave out the rows named there"
+        )
+
+    # ---- writing and reading ---------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Writes what TRL writes into a checkpoint; else an ordinary causal language model, and the adapter."""
+        folder = Path(output_dir or self.args.output_dir)
+        if self._staging is not None:
+            super(CheckpointingTrainer, self)._save(output_dir, state_dict)
+            # PEFT's card; cards are written when a model is published.
+            (folder / "README.md").unlink(missing_ok=True)
+            return
+        if not self.args.should_save:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        lora = self.args.trainable == "lora"
+        if lora:
+            self._save_adapter(folder / ADAPTER_FOLDER, state_dict)
+        if not lora or self.args.merge_adapter:
+            self._save_merged(folder, state_dict)
+        torch.save(self.args, folder / TRAINING_ARGS_NAME)
+
+    def _save_adapter(self, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
+        with whole_files(folder) as staging:
+            self.accelerator.unwrap_model(self.model).save_pretrained(staging, state_dict=state_dict)
+            (staging / "README.md").unlink(missing_ok=True)
+
+    def _save_merged(self, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
+        adapter = self.accelerator.unwrap_model(self.model) if self.args.trainable == "lora" else None
+        part = TrainablePart(self.args.trainable, self._dtypes, adapter=adapter)
+        if state_dict is not None:
+            state_dict = {name.removeprefix(PEFT_PREFIX): value for name, value in state_dict.items()}
+            if adapter is not None and not any(name.endswith(".base_layer.weight") for name in state_dict):
+                logger.warning(
+                    "%s holds the adapter only: ZeRO-3 does not gather the frozen weights; merge it on one process",
+                    folder,
+                )
+                return
+        state = export_state_dict(self.backbone, part, state_dict)
+        with whole_files(folder) as staging:
+            self.backbone.save_pretrained(staging, state_dict=state)
+            self._tokenizer.save_pretrained(staging)
+            dtypes = {value.dtype for name, value in state.items() if name in self._dtypes}
+            if len(dtypes) == 1:
+                set_config_dtype(staging, next(iter(dtypes)))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        # The native model and its adapter are in the checkpoint as transformers writes them.
+        super(CheckpointingTrainer, self)._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        super(CheckpointingTrainer, self)._load_best_model()
+
+
+def _rows(source: Any, minimum_rows: int) -> Any:
+    canonical = {"query", "document"} <= set(getattr(source, "column_names", None) or ())
+    rows = source if canonical else load_training_rows(source, "cpt")
+    check_rows(rows, "cpt", minimum_rows=minimum_rows)
+    return rows
+
+
+def _each(data: Any, function: Any) -> Any:
+    """`function` of the data, of each entry of a dict of them, or nothing of nothing."""
+    if data is None:
+        return None
+    return {name: function(part) for name, part in data.items()} if isinstance(data, dict) else function(data)
+
+
+def _make_plain(model: PreTrainedModel) -> None:
+    """Takes out what marks a folder as a ranker: the result of CPT is a plain language model again."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"continual pre-training needs a decoder-only model, but {model.config.model_type} is an encoder-decoder"
+        )
+    for name in (CONFIG_KEY, "auto_map", "custom_pipelines"):
+        if hasattr(model.config, name):
+            delattr(model.config, name)
+
+
+def _lora_config(args: CPTConfig) -> Any:
+    try:
+        from peft import LoraConfig, TaskType
+    except ImportError as error:
+        raise ResourceError("LoRA needs the package peft: pip install 'tsarank[train]'") from error
+    return LoraConfig(
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=args.lora_target_modules or ALL_LINEAR,
+        task_type=TaskType.CAUSAL_LM,
+        bias="none",
+    )
+
+
+def _train_top_blocks(model: PreTrainedModel, count: int) -> None:
+    model.requires_grad_(False)
+    for stack in block_stacks(model):
+        if count > len(stack.blocks):
+            raise InputError(
+                f"top_blocks must lie between 1 and {len(stack.blocks)}, the blocks of {stack.name}, got {count}"
+            )
+        stack.blocks[-count:].requires_grad_(True)

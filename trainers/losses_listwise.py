@@ -1,0 +1,288 @@
+"""Listwise losses over the documents of a query: softmax cross-entropy, ListNet, LambdaRank and DeAR's mixture."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.losses_pairwise import log1p_exp, ranknet_loss, reduce_pairs, soft_ranknet_loss
+from modeling_tsarank.trainers.losses_targets import (
+    check_choice,
+    check_temperature,
+    mean_over_groups,
+    positive_mask,
+    prepare_scores,
+    scores_to_ranks,
+)
+
+
+MAX_EXPONENTIAL_LABEL = 60
+LAMBDA_WEIGHTINGS = ("lambdarank", "ndcg_loss2", "ndcg_loss2++")
+
+
+def _fill_padding(scores: Tensor, keep: Tensor) -> Tensor:
+    """Very low but finite scores where `keep` is false: minus infinity makes the softmax of an empty group NaN."""
+    return scores.masked_fill(~keep, torch.finfo(scores.dtype).min / 4)
+
+
+def masked_log_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """log softmax over the real documents of each group, 0 at padding. `scores` must be prepared."""
+    values = torch.log_softmax(_fill_padding(scores, mask), dim=1)
+    return torch.where(mask, values, torch.zeros_like(values))
+
+
+def listwise_softmax_loss(
+    scores: Tensor,
+    positive_index: Tensor | int | None = None,
+    labels: Tensor | None = None,
+    mask: Tensor | None = None,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Softmax cross-entropy of one positive against its negatives (TSARankLLM, Eq. 3).
+
+        L = -log( exp(S(q, d+) / tau) / sum over d in D of exp(S(q, d) / tau) ),  D = {d+, d1-, ..., dm-}
+
+    With several positives in `labels`, the mean over them, each with a list D of its own: itself and the negatives
+    (the other positives are left out, as the equation has one positive). The paper's tau is 0.001 and its S a product
+    of probabilities; the published code uses the geometric mean, see `ranking_score`.
+
+    Args:
+        scores: `(groups, documents)`, S before the temperature.
+        positive_index: one index for all groups or `(groups,)`; 0 where neither this nor `labels` is given.
+        labels: `(groups, documents)`, above 0 for positives.
+        mask: `(groups, documents)`, true for real documents.
+        temperature: tau, above 0.
+
+    Returns:
+        A scalar, the mean over groups; a group without a negative (or without a positive) adds 0.
+
+    Raises:
+        InputError: tau is not positive, shapes differ, or an index is outside the list.
+    """
+    check_temperature(temperature)
+    scores, mask = prepare_scores(scores, mask, labels=labels)
+    scores = scores / temperature
+    positives = positive_mask(scores, mask, positive_index, labels)
+    negatives = mask & ~positives
+    rivals = torch.logsumexp(_fill_padding(scores, negatives), dim=1, keepdim=True)
+    losses = log1p_exp(rivals - scores)
+    counted = positives & negatives.any(dim=1, keepdim=True)
+    sums = torch.where(counted, losses, torch.zeros_like(losses)).sum(dim=1)
+    return mean_over_groups(sums / counted.sum(dim=1).clamp(min=1), mask)
+
+
+def listnet_loss(
+    scores: Tensor,
+    teacher_scores: Tensor,
+    mask: Tensor | None = None,
+    temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+) -> Tensor:
+    """ListNet with top-one probabilities: cross-entropy from the teacher's softmax to the student's.
+
+        L = -sum over d of softmax(t / T_t)_d * log softmax(s / T_s)_d
+
+    The teacher's entropy, a constant, is not subtracted (`kl_to_teacher` does), and no epsilon is added inside the
+    logarithm as published implementations do: log softmax is finite by itself.
+
+    Args:
+        scores: `(groups, documents)`.
+        teacher_scores: `(groups, documents)`; constants. Graded labels serve as well.
+        mask: `(groups, documents)`, true for real documents.
+        temperature: the student's.
+        teacher_temperature: the teacher's.
+
+    Returns:
+        A scalar, the mean over groups.
+
+    References:
+        Cao et al. 2007, Learning to rank: from pairwise approach to listwise approach.
+    """
+    check_temperature(temperature)
+    check_temperature(teacher_temperature, "teacher_temperature")
+    scores, mask = prepare_scores(scores, mask, teacher_scores=teacher_scores)
+    teacher, _ = prepare_scores(teacher_scores.detach(), mask)
+    targets = masked_log_softmax(teacher / teacher_temperature, mask).exp().to(scores.dtype) * mask
+    return mean_over_groups(-(targets * masked_log_softmax(scores / temperature, mask)).sum(dim=1), mask)
+
+
+def kl_to_teacher(
+    scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None, temperature: float = 1.0
+) -> Tensor:
+    """T^2 * KL( softmax(t / T) || softmax(s / T) ) over the documents of a group, the mean over groups.
+
+    T^2 keeps the gradient's size independent of the temperature (Hinton et al. 2015). 0 where student and teacher
+    agree up to a constant. Shapes as in `listnet_loss`.
+    """
+    check_temperature(temperature)
+    scores, mask = prepare_scores(scores, mask, teacher_scores=teacher_scores)
+    teacher, _ = prepare_scores(teacher_scores.detach(), mask)
+    log_targets = masked_log_softmax(teacher / temperature, mask).to(scores.dtype)
+    log_student = masked_log_softmax(scores / temperature, mask)
+    divergences = (log_targets.exp() * mask * (log_targets - log_student)).sum(dim=1)
+    return temperature**2 * mean_over_groups(divergences, mask)
+
+
+def lambdarank_loss(
+    scores: Tensor,
+    labels: Tensor,
+    mask: Tensor | None = None,
+    weighting: Literal["lambdarank", "ndcg_loss2", "ndcg_loss2++"] = "lambdarank",
+    gain: Literal["linear", "exponential"] = "linear",
+    k: int | None = None,
+    mu: float = 10.0,
+    sigma: float = 1.0,
+    reduction: Literal["mean", "sum"] = "sum",
+) -> Tensor:
+    """LambdaRank as a loss: RankNet's pairs, each weighted by what it moves in nDCG (the LambdaLoss framework).
+
+        L = sum over i, j with y_i > y_j of w_ij * log2(1 + exp(-sigma (s_i - s_j)))
+        lambdarank:    w_ij = |G_i - G_j| * |1/D(p_i) - 1/D(p_j)|
+        ndcg_loss2:    w_ij = |G_i - G_j| * |1/D(|p_i - p_j|) - 1/D(|p_i - p_j| + 1)|
+        ndcg_loss2++:  w_ij = mu * (ndcg_loss2) + (lambdarank)
+
+    with p the position by the current scores (equal scores: by index; the weights carry no gradient),
+    D(p) = log2(1 + p) and G the gain divided by the ideal DCG. The default is the LambdaRank variant with trec_eval's
+    linear gain, the nDCG that the evaluation reports; the LambdaLoss paper and published implementations use 2^y - 1
+    (`gain="exponential"`). The paper sums over pairs, as the default here; published implementations average.
+
+    Args:
+        scores: `(groups, documents)`.
+        labels: `(groups, documents)`, grades of at least 0; from an order: `ranks_to_labels`; from a teacher's scores:
+            `ranks_to_labels(scores_to_ranks(teacher_scores))`.
+        mask: `(groups, documents)`, true for real documents.
+        weighting: the variant.
+        gain: "linear" (y) or "exponential" (2^y - 1).
+        k: nDCG's cut-off: a pair counts where at least one of the two is among the k best-scored; `None` counts all.
+        mu: weight of the ndcg_loss2 part in "ndcg_loss2++".
+        sigma: slope of the sigmoid.
+        reduction: "sum" or "mean" over the pairs of a query.
+
+    Returns:
+        A scalar, the mean over groups.
+
+    Raises:
+        InputError: unknown option, shapes differ, k below 1, or a label below 0.
+
+    References:
+        Burges 2010, From RankNet to LambdaRank to LambdaMART; Wang et al. 2018, The LambdaLoss framework for ranking
+        metric optimization.
+    """
+    check_choice("weighting", weighting, LAMBDA_WEIGHTINGS)
+    check_choice("gain", gain, ("linear", "exponential"))
+    check_temperature(sigma, "sigma")
+    if k is not None and k < 1:
+        raise InputError(f"the cut-off k must be at least 1, got {k}")
+    scores, mask = prepare_scores(scores, mask, labels=labels)
+    with torch.no_grad():
+        labels = torch.where(mask, labels.to(scores.dtype), torch.zeros_like(scores))
+        if bool((labels < 0).any()):
+            raise InputError("labels must be at least 0 for a gain; turn scores into grades with ranks_to_labels")
+        if gain == "exponential" and bool((labels > MAX_EXPONENTIAL_LABEL).any()):
+            raise InputError(
+                f"labels above {MAX_EXPONENTIAL_LABEL} overflow the gain 2^y - 1, got {labels.max().item():g}; "
+                'use gain="linear"'
+            )
+        positions = _positions(scores, mask)
+        gains = _normalized_gains(labels, gain, k)
+        weights = _lambda_weights(gains, positions, weighting, mu)
+        pairs = (labels[:, :, None] > labels[:, None, :]) & mask[:, :, None] & mask[:, None, :]
+        if k is not None:
+            pairs &= (positions[:, :, None] <= k) | (positions[:, None, :] <= k)
+    losses = weights * log1p_exp(-sigma * (scores[:, :, None] - scores[:, None, :])) / math.log(2)
+    return reduce_pairs(losses, pairs, mask, reduction)
+
+
+def _positions(scores: Tensor, mask: Tensor) -> Tensor:
+    """1-based positions by descending score, equal scores by index, padding last."""
+    order = scores.masked_fill(~mask, float("-inf")).argsort(dim=1, descending=True, stable=True)
+    columns = torch.arange(1, scores.shape[1] + 1, device=scores.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, columns)
+
+
+def _normalized_gains(labels: Tensor, gain: str, k: int | None) -> Tensor:
+    """Gains divided by the ideal DCG@k of the group; 0 where no document is relevant."""
+    gains = labels if gain == "linear" else torch.exp2(labels) - 1
+    ideal = gains.sort(dim=1, descending=True).values[:, :k]
+    discounts = torch.log2(torch.arange(2, ideal.shape[1] + 2, device=gains.device, dtype=gains.dtype))
+    best = (ideal / discounts).sum(dim=1, keepdim=True)
+    return torch.where(best > 0, gains / torch.where(best > 0, best, torch.ones_like(best)), torch.zeros_like(gains))
+
+
+def _lambda_weights(gains: Tensor, positions: Tensor, weighting: str, mu: float) -> Tensor:
+    """w_ij of `lambdarank_loss`, `(groups, documents, documents)`."""
+    gain_gaps = (gains[:, :, None] - gains[:, None, :]).abs()
+    places = positions.to(gains.dtype)
+    inverse = 1 / torch.log2(1 + places)
+    lambda_part = (inverse[:, :, None] - inverse[:, None, :]).abs()
+    if weighting == "lambdarank":
+        return gain_gaps * lambda_part
+    # A document is no pair with itself; a distance of 1 on the diagonal only keeps the logarithm finite.
+    distances = (places[:, :, None] - places[:, None, :]).abs().clamp(min=1)
+    loss2_part = 1 / torch.log2(1 + distances) - 1 / torch.log2(2 + distances)
+    return gain_gaps * (loss2_part if weighting == "ndcg_loss2" else mu * loss2_part + lambda_part)
+
+
+def dear_loss(
+    scores: Tensor,
+    teacher_scores: Tensor,
+    mask: Tensor | None = None,
+    labels: Tensor | None = None,
+    positive_index: Tensor | int | None = None,
+    cross_entropy_weight: float = 0.45,
+    ranknet_weight: float = 0.45,
+    kl_weight: float = 0.1,
+    temperature: float = 2.0,
+    ranknet_targets: Literal["soft", "order"] = "soft",
+) -> Tensor:
+    """DeAR's first stage: a mixture of cross-entropy, RankNet and KL to the teacher's distribution.
+
+        L = w_ce * L_ce + w_rn * L_ranknet + w_kl * T^2 * KL( softmax(t / T) || softmax(s / T) )
+
+    with L_ce the softmax cross-entropy of the positive at temperature 1. The released code
+    (DataScienceUIBK/DeAR-Reranking, `pointwise_reranker/modeling.py`) is (1 - alpha) * L_main + alpha * T^2 * KL,
+    where L_main is chosen by name, among them 0.5 * RankNet + 0.5 * cross-entropy, with T = 2 and, in its training
+    script, alpha = 0.1: those give the default weights. Its RankNet has soft targets (`soft_ranknet_loss`), on the
+    teacher's scores or, in the mixture, on 0/1 relevance; here it is on the teacher's scores, soft or as an order. The
+    paper's text names the three terms; its own weights are not known to be these.
+
+    Args:
+        scores: `(groups, documents)`.
+        teacher_scores: `(groups, documents)`; constants.
+        mask: `(groups, documents)`, true for real documents.
+        labels: `(groups, documents)`, above 0 for positives.
+        positive_index: instead of labels; where neither is given, the teacher's best document is the positive.
+        cross_entropy_weight: w_ce, at least 0.
+        ranknet_weight: w_rn, at least 0.
+        kl_weight: w_kl, at least 0.
+        temperature: T, of the KL term alone.
+        ranknet_targets: "soft" for the teacher's pair probabilities, "order" for `ranknet_loss` on its order.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        InputError: a negative weight, all weights 0, an unknown option, or shapes differ.
+
+    References:
+        Abdallah et al. 2025, DeAR: dual-stage document reranking with reasoning agents via LLM distillation
+        (arXiv 2508.16998).
+    """
+    check_choice("ranknet_targets", ranknet_targets, ("soft", "order"))
+    weights = (cross_entropy_weight, ranknet_weight, kl_weight)
+    if min(weights) < 0 or max(weights) == 0:
+        raise InputError(f"the three weights must be at least 0 and not all 0, got {weights}")
+    prepared, real = prepare_scores(scores, mask, teacher_scores=teacher_scores, labels=labels)
+    if labels is None and positive_index is None:
+        positive_index = _fill_padding(prepare_scores(teacher_scores.detach(), real)[0], real).argmax(dim=1)
+    cross_entropy = listwise_softmax_loss(prepared, positive_index, labels, real)
+    if ranknet_targets == "soft":
+        ranknet = soft_ranknet_loss(prepared, teacher_scores, real)
+    else:
+        ranknet = ranknet_loss(prepared, scores_to_ranks(teacher_scores, real), real)
+    divergence = kl_to_teacher(prepared, teacher_scores, real, temperature)
+    return cross_entropy_weight * cross_entropy + ranknet_weight * ranknet + kl_weight * divergence

@@ -1,0 +1,237 @@
+"""What the losses compare scores with: ranks, labels, masks; and two figures for the training log.
+
+Shapes throughout the loss modules: `scores` is `(groups, documents)`, one row per query; `mask` is a boolean tensor of
+the same shape, true where a document is real and false where the row was padded. A padding document enters neither a
+value nor a gradient, whatever its score is, NaN included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from modeling_tsarank.ranking_errors import InputError
+
+
+PADDING_RANK = 0
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises `InputError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise InputError(f"unknown {name} {value!r}; expected one of {', '.join(choices)}")
+
+
+def check_temperature(temperature: float, name: str = "temperature") -> None:
+    """Raises `InputError` unless the temperature is a positive finite number."""
+    if not 0 < temperature < float("inf"):
+        raise InputError(f"{name} must be a positive number, got {temperature!r}")
+
+
+def full_precision(values: Tensor) -> Tensor:
+    """Half-precision and integer values as float32, float32 and float64 as they are."""
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+
+def prepare_scores(scores: Tensor, mask: Tensor | None, **targets: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Scores in full precision with padding replaced by 0, and the boolean mask, after checking every shape.
+
+    Padding is replaced before any arithmetic: a NaN that is multiplied by 0 later would still give a NaN gradient.
+
+    Args:
+        scores: `(groups, documents)`.
+        mask: `(groups, documents)`, or `None` where every document is real.
+        targets: tensors that must have the shape of `scores`, by their parameter's name.
+
+    Raises:
+        InputError: a tensor has another shape.
+    """
+    if scores.ndim != 2:
+        raise InputError(f"scores must have the shape (groups, documents), got {tuple(scores.shape)}")
+    if mask is None:
+        mask = torch.ones_like(scores, dtype=torch.bool)
+    for name, values in {"mask": mask, **targets}.items():
+        if values is not None and values.shape != scores.shape:
+            raise InputError(f"{name} must have the shape of scores {tuple(scores.shape)}, got {tuple(values.shape)}")
+    mask = mask.bool()
+    scores = full_precision(scores)
+    return torch.where(mask, scores, torch.zeros_like(scores)), mask
+
+
+def mean_over_groups(group_losses: Tensor, mask: Tensor) -> Tensor:
+    """The mean over the groups that have a document; a group without a pair to learn from counts as 0.
+
+    The denominator depends on nothing but the number of queries, so that splitting a batch over processes or over
+    gradient accumulation gives the same mean.
+    """
+    return group_losses.sum() / mask.any(dim=1).sum().clamp(min=1)
+
+
+def positive_mask(
+    scores: Tensor, mask: Tensor, positive_index: Tensor | int | None = None, labels: Tensor | None = None
+) -> Tensor:
+    """Which documents are positives, boolean `(groups, documents)`.
+
+    Args:
+        scores: gives the shape.
+        mask: real documents.
+        positive_index: one index for all groups or `(groups,)`; 0 where neither this nor `labels` is given, as the
+            collators put the positive first.
+        labels: `(groups, documents)`; a label above 0 marks a positive.
+
+    Raises:
+        InputError: both are given, or an index is outside the list.
+    """
+    if labels is not None:
+        if positive_index is not None:
+            raise InputError("positive_index and labels were both given; give one of them")
+        return (labels > 0) & mask
+    index = torch.as_tensor(0 if positive_index is None else positive_index, device=scores.device)
+    if index.ndim == 0:
+        index = index.expand(scores.shape[0])
+    if index.shape != scores.shape[:1]:
+        raise InputError(f"positive_index must hold one index for each of {len(scores)} groups, got {len(index)}")
+    if bool(((index < 0) | (index >= scores.shape[1])).any()):
+        raise InputError(f"positive_index must lie in 0..{scores.shape[1] - 1}, got {index.tolist()}")
+    columns = torch.arange(scores.shape[1], device=scores.device)
+    return (columns[None, :] == index[:, None]) & mask
+
+
+def permutation_to_ranks(permutation: Tensor | Sequence[Sequence[int]], width: int | None = None) -> Tensor:
+    """Ranks of the documents from lists of document indexes, best first.
+
+    Args:
+        permutation: one list per group, or a `(groups, documents)` tensor whose short rows end in -1.
+        width: columns of the result; by default the longest list's length.
+
+    Returns:
+        `(groups, width)` of int64: 1 for the best document, `PADDING_RANK` (0) for padding.
+
+    Raises:
+        InputError: an index is repeated or out of range.
+
+    Example:
+        >>> permutation_to_ranks([[2, 0, 1], [1, 0]])
+        tensor([[2, 3, 1],
+                [2, 1, 0]])
+    """
+    rows = permutation.tolist() if isinstance(permutation, Tensor) else [list(row) for row in permutation]
+    if isinstance(permutation, Tensor):
+        rows = [row[: row.index(-1)] if -1 in row else row for row in rows]
+    longest = max((len(row) for row in rows), default=0)
+    width = longest if width is None else width
+    if width < longest:
+        raise InputError(f"width must be at least the longest permutation's length {longest}, got {width}")
+    ranks = torch.full((len(rows), width), PADDING_RANK, dtype=torch.int64)
+    for group, row in enumerate(rows):
+        if sorted(row) != list(range(len(row))):
+            raise InputError(
+                f"permutation of group {group} must name each of 0..{len(row) - 1} once, got {row}; "
+                "an index is repeated or out of range"
+            )
+        ranks[group, torch.tensor(row, dtype=torch.int64)] = torch.arange(1, len(row) + 1)
+    return ranks.to(permutation.device) if isinstance(permutation, Tensor) else ranks
+
+
+def scores_to_ranks(scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Ranks from scores or labels, higher is better: one more than the number of strictly better documents.
+
+    Equal scores share a rank (1, 2, 2, 4), so that they make no pair in a pairwise loss.
+
+    Args:
+        scores: `(groups, documents)`.
+        mask: `(groups, documents)`, real documents.
+
+    Returns:
+        `(groups, documents)` of int64: 1 for the best, `PADDING_RANK` (0) for padding.
+    """
+    scores, mask = prepare_scores(scores.detach(), mask)
+    better = (scores[:, None, :] > scores[:, :, None]) & mask[:, None, :]
+    return torch.where(mask, better.sum(dim=2) + 1, PADDING_RANK)
+
+
+def ranks_to_labels(
+    ranks: Tensor, mask: Tensor | None = None, form: Literal["linear", "reciprocal"] = "linear"
+) -> Tensor:
+    """Graded relevance labels from ranks, for the losses and figures that need grades.
+
+    Args:
+        ranks: `(groups, documents)`, 1 is best.
+        mask: `(groups, documents)`, real documents; by default those whose rank is not `PADDING_RANK`.
+        form: `linear` is `n - rank` with n the group's real documents (n-1 for the best, 0 for the worst);
+            `reciprocal` is `1 / rank`, what the published RankGPT and TWOLAR code trains on.
+
+    Returns:
+        `(groups, documents)` of float32, 0 for padding.
+    """
+    check_choice("form of labels", form, ("linear", "reciprocal"))
+    mask = ranks != PADDING_RANK if mask is None else mask.bool()
+    counts = mask.sum(dim=1, keepdim=True)
+    labels = (counts - ranks).float() if form == "linear" else 1.0 / ranks.clamp(min=1).float()
+    return torch.where(mask, labels, torch.zeros_like(labels))
+
+
+def ranking_accuracy(
+    scores: Tensor,
+    mask: Tensor | None = None,
+    positive_index: Tensor | int | None = None,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """Share of groups whose best-scored document is a positive (a tie with a negative counts as a miss).
+
+    A figure for the training log, over the documents of the batch. Shapes as in `positive_mask`.
+    """
+    scores, mask = prepare_scores(scores.detach(), mask, labels=labels)
+    positives = positive_mask(scores, mask, positive_index, labels)
+    lowest = torch.finfo(scores.dtype).min
+    best_positive = scores.masked_fill(~positives, lowest).amax(dim=1)
+    negatives = mask & ~positives
+    best_negative = scores.masked_fill(~negatives, lowest).amax(dim=1)
+    hits = positives.any(dim=1) & ((best_positive > best_negative) | ~negatives.any(dim=1))
+    return mean_over_groups(hits.to(scores.dtype), mask)
+
+
+def pairwise_accuracy(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Share of a group's differently ranked pairs that the scores put in the right order, averaged over groups.
+
+    A pair of equal scores counts half; a group without a pair is left out. A figure for the training log.
+    """
+    scores, mask = prepare_scores(scores.detach(), mask, ranks=ranks)
+    pairs = (ranks[:, :, None] < ranks[:, None, :]) & mask[:, :, None] & mask[:, None, :]
+    margins = scores[:, :, None] - scores[:, None, :]
+    right = ((margins > 0).to(scores.dtype) + 0.5 * (margins == 0).to(scores.dtype)) * pairs
+    counts = pairs.sum(dim=(1, 2))
+    shares = right.sum(dim=(1, 2)) / counts.clamp(min=1)
+    return shares.sum() / (counts > 0).sum().clamp(min=1)
+
+
+def in_batch_ndcg(scores: Tensor, labels: Tensor, mask: Tensor | None = None, k: int = 10) -> Tensor:
+    """nDCG@k over the documents of the batch, averaged over the groups that have a relevant document.
+
+    Gain is the label, the discount log2(rank + 1), as in trec_eval; equal scores are put in the *worst* order for the
+    model, so that a model with constant scores is not praised. A figure for the training log only: measured results
+    come from the evaluation room, which uses trec_eval's own code.
+
+    Args:
+        scores: `(groups, documents)`.
+        labels: `(groups, documents)`, grades of at least 0.
+        mask: `(groups, documents)`, real documents.
+        k: cut-off, at least 1.
+    """
+    if k < 1:
+        raise InputError(f"the cut-off k must be at least 1, got {k}")
+    scores, mask = prepare_scores(scores.detach(), mask, labels=labels)
+    gains = torch.where(mask, labels.to(scores.dtype), torch.zeros_like(scores))
+    worst_first = gains.argsort(dim=1, stable=True)
+    keyed = scores.masked_fill(~mask, float("-inf")).gather(1, worst_first)
+    order = worst_first.gather(1, keyed.argsort(dim=1, descending=True, stable=True))
+    depth = min(k, scores.shape[1])
+    discounts = torch.log2(torch.arange(2, depth + 2, device=scores.device, dtype=scores.dtype))
+    dcg = (gains.gather(1, order)[:, :depth] / discounts).sum(dim=1)
+    ideal = (gains.sort(dim=1, descending=True).values[:, :depth] / discounts).sum(dim=1)
+    relevant = ideal > 0
+    values = torch.where(relevant, dcg / torch.where(relevant, ideal, torch.ones_like(ideal)), torch.zeros_like(dcg))
+    return values.sum() / relevant.sum().clamp(min=1)

@@ -1,0 +1,370 @@
+"""What the two ranking trainers share: data, exact gradients in chunks, one mean over all queries, logs, NaN stop.
+
+Built on `transformers.Trainer` in the form of TRL's trainers (a Config/Trainer pair, `compute_loss`, averaged metrics
+in `log`) rather than on TRL's own base classes: those are private, send telemetry, write a card from templates inside
+the `trl` package, and default to bf16 and checkpointing, which a CPU without bf16 pays for; none of TRL's trainers
+fits a listwise loss or an encoder-decoder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from accelerate.utils import DistributedType
+from torch import Tensor
+from transformers import TrainerCallback, set_seed
+from transformers.trainer_utils import EvalLoopOutput
+
+from modeling_tsarank.modeling_ranker import RankerModel
+from modeling_tsarank.ranking_errors import InputError, ModelError, NonFiniteScoreError
+from modeling_tsarank.trainers.checkpointing import CheckpointingTrainer
+from modeling_tsarank.trainers.collators import Batch, RankingCollator, SampledGroups, pad_pairs
+from modeling_tsarank.trainers.gradient_cache import (
+    Chunk,
+    Values,
+    add_idle_chunks,
+    cached_backward,
+    plan_chunks,
+    run_chunks,
+)
+from modeling_tsarank.trainers.ranking_config import RankingConfig
+from modeling_tsarank.trainers.ranking_module import RankingModule
+from modeling_tsarank.trainers.reference import Reference
+from modeling_tsarank.trainers.saving import write_json
+from modeling_tsarank.trainers.trainable import TrainablePart, disable_dropout, make_trainable
+from modeling_tsarank.trainers.training_data import load_training_rows
+
+
+logger = logging.getLogger(__name__)
+
+Metrics = dict[str, Tensor]
+
+CANONICAL = {"sft": {"query", "positives", "negatives"}, "distill": {"query", "documents"}}
+TARGETS = {"permutation", "teacher_scores", "labels"}
+
+
+class _StartEpoch(TrainerCallback):
+    """Tells the training groups which epoch's documents to draw, also in the middle of an epoch after a resume."""
+
+    def __init__(self, groups: SampledGroups) -> None:
+        self.groups = groups
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.groups.start_epoch(math.floor((state.epoch or 0) + 1e-6))
+
+
+class RankingTrainer(CheckpointingTrainer):
+    """Base of [`RankingSFTTrainer`] and [`RankingDistillTrainer`].
+
+    The loss is the mean over the queries of the global batch: of all processes and all gradient accumulation steps.
+
+    Args:
+        model: a ranking model, or the name or folder of one (or of a plain language model).
+        args: the configuration.
+        train_dataset: canonical rows, or anything that `load_training_rows` reads.
+        eval_dataset: the same, or a dict of them by name.
+        callbacks, optimizers: as in `transformers.Trainer`.
+
+    Raises:
+        InputError: unusable data (field, type and row are named) or configuration.
+        ModelError: a model this training cannot use.
+    """
+
+    data_kind: ClassVar[str]
+    # `training_step` below has scaled the loss itself.
+    loss_is_scaled_for_ga = True
+
+    args: RankingConfig
+
+    def __init__(
+        self,
+        model: RankerModel | str,
+        args: RankingConfig,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        self.args = args
+        rows = None if train_dataset is None else self._rows(train_dataset)
+        # The adapter's matrices are drawn here, so that the same seed gives the same start.
+        set_seed(args.seed)
+        ranker = self.load_model(model) if isinstance(model, str | Path) else model
+        self.check_model(ranker)
+        encoder = self._training_encoder(ranker)
+        if args.disable_dropout:
+            disable_dropout(ranker.backbone)
+        part = make_trainable(
+            ranker,
+            args.trainable,
+            top_blocks=args.top_blocks,
+            lora_r=args.lora_r,
+            lora_alpha=args.lora_alpha,
+            lora_dropout=args.lora_dropout,
+            lora_target_modules=args.lora_target_modules,
+            frozen_dtype=args.frozen_torch_dtype,
+        )
+        groups = None if rows is None else self.make_groups(rows)
+        if args.device.type == "cpu":
+            # Pinned memory serves copies to an accelerator; without one, torch warns about it at every data loader.
+            args.dataloader_pin_memory = False
+        self._sums: dict[str, dict[str, float]] = {"train": defaultdict(float), "eval": defaultdict(float)}
+        self._weights = {"train": 0.0, "eval": 0.0}
+        self._last_batch: tuple[Batch, Values] | None = None
+        super().__init__(
+            model=RankingModule(ranker, part, self.make_reference(ranker, part)),
+            args=args,
+            data_collator=RankingCollator(encoder),
+            train_dataset=groups,
+            eval_dataset=self._prepare_eval(eval_dataset),
+            callbacks=[*(callbacks or []), *([] if groups is None else [_StartEpoch(groups)])],
+            optimizers=optimizers,
+        )
+        if args.n_gpu > 1:
+            raise InputError(
+                "several GPUs are visible to one process, which would use DataParallel; start the training with "
+                "`accelerate launch`, or make one GPU visible with CUDA_VISIBLE_DEVICES"
+            )
+        # `Trainer` computes an evaluation loss only where it believes that the model can.
+        self.can_return_loss = True
+        self.label_names: list[str] = []
+
+    # ---- what a trainer of this kind is ----------------------------------------------------------
+
+    def load_model(self, name: str | Path) -> RankerModel:
+        """The ranking model of a name or folder."""
+        raise NotImplementedError
+
+    def check_model(self, ranker: Any) -> None:
+        """Raises `ModelError` for a model this training cannot use."""
+        if not isinstance(ranker, RankerModel):
+            raise ModelError(
+                f"a ranking trainer needs a ranking model, got {type(ranker).__name__}; make one with from_backbone"
+            )
+
+    def check_rows(self, rows: Any, minimum_rows: int) -> None:
+        """Raises `InputError` for rows this training cannot use."""
+        raise NotImplementedError
+
+    def make_groups(self, rows: Any, seed: int | None = None) -> SampledGroups:
+        """The rows with their documents drawn."""
+        raise NotImplementedError
+
+    def make_reference(self, ranker: RankerModel, part: TrainablePart) -> Reference | None:
+        """The reference model, where the loss has use for one."""
+        return None
+
+    def losses(self, values: Values, batch: Batch) -> tuple[Tensor, Metrics]:
+        """The loss, a mean over the batch's queries, and what is to be logged (means as well)."""
+        raise NotImplementedError
+
+    @property
+    def ranker(self) -> RankerModel:
+        """The ranking model in training, without any wrapper."""
+        return self.module.ranker
+
+    # ---- data ------------------------------------------------------------------------------------
+
+    def _rows(self, source: Any, minimum_rows: int = 2) -> Any:
+        columns = set(getattr(source, "column_names", None) or ())
+        canonical = columns >= CANONICAL[self.data_kind] and (self.data_kind == "sft" or columns & TARGETS)
+        rows = source if canonical else load_training_rows(source, self.data_kind)
+        self.check_rows(rows, minimum_rows)
+        return rows
+
+    def _prepare_eval(self, dataset: Any) -> Any:
+        if dataset is None or isinstance(dataset, SampledGroups):
+            return dataset
+        if isinstance(dataset, dict):
+            return {name: self._prepare_eval(rows) for name, rows in dataset.items()}
+        return self.make_groups(self._rows(dataset, minimum_rows=1))
+
+    def _training_encoder(self, ranker: RankerModel) -> Any:
+        limits = {"max_length": self.args.max_length, "max_query_length": self.args.max_query_length}
+        limits = {name: value for name, value in limits.items() if value is not None}
+        return type(ranker.encoder)(ranker.tokenizer, ranker.options.override(**limits))
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor | None:
+        """Queries in the global batch: all gradient accumulation steps of all processes."""
+        if not batch_samples:
+            return None
+        count = torch.tensor(sum(len(batch["group_sizes"]) for batch in batch_samples), device=device)
+        return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
+
+    # ---- loss and gradients ----------------------------------------------------------------------
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Adds the batch's gradients, in chunks if it has more than `chunk_tokens`; returns its share of the loss."""
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()
+        batch = self._prepare_inputs(inputs)
+        chunks, size = self._plan(batch)
+        scale = self._scale(batch, num_items_in_batch)
+        run = partial(self._run, model, batch)
+        objective = partial(self._objective, batch, scale)
+        with self.compute_loss_context_manager():
+            if len(chunks) == 1:
+                values = run_chunks(chunks, size, lambda chunk: run(chunk, True))
+                loss = objective(values)
+                self.accelerator.backward(loss)
+                values = {name: value.detach() for name, value in values.items()}
+            else:
+                linear = ("divergences",) if self.module.reference is not None else ()
+                synchronizing = partial(self._synchronizing, model)
+                backward = self.accelerator.backward
+                values = cached_backward(
+                    chunks, size, run, objective, backward, synchronizing, batch["token_ids"].device, linear
+                )
+        with torch.no_grad():
+            loss = self._objective(batch, scale, values, mode="train")
+        self._last_batch = (batch, values)
+        return loss
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss of a batch with its graph, all chunks at once in memory: for evaluation, and to compare with."""
+        chunks, size = self._plan(inputs)
+        values = run_chunks(chunks, size, lambda chunk: self._run(model, inputs, chunk, True))
+        evaluating = not torch.is_grad_enabled()
+        scale = self._scale(inputs, None if evaluating else num_items_in_batch)
+        loss = self._objective(inputs, scale, values, mode="eval" if evaluating else None)
+        return (loss, {"scores": self.pair_scores(values, inputs)}) if return_outputs else loss
+
+    def _plan(self, batch: Batch) -> tuple[list[Chunk], int]:
+        """The chunks of a batch, and how many values it has."""
+        lengths = batch["lengths"].tolist()
+        values = batch["query_lengths"].tolist() if self.module.counts_tokens else [1] * len(lengths)
+        chunks = plan_chunks(lengths, values, self.args.chunk_tokens or None)
+        sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if sharded and self.args.world_size > 1:
+            count = self.accelerator.gather(torch.tensor([len(chunks)], device=self.args.device)).max()
+            chunks = add_idle_chunks(chunks, int(count))
+        return chunks, sum(values)
+
+    def _scale(self, batch: Batch, num_items_in_batch: Tensor | int | None) -> float:
+        """What the mean over this batch's queries counts in the mean over all of the update's.
+
+        Processes' gradients are averaged afterwards, hence the number of processes.
+        """
+        if num_items_in_batch is None:
+            return 1.0
+        return len(batch["group_sizes"]) * self.args.world_size / float(num_items_in_batch)
+
+    def _run(self, model: torch.nn.Module, batch: Batch, chunk: Chunk, with_reference: bool) -> Values:
+        padded = pad_pairs(batch, chunk.pairs, self.ranker.pad_id)
+        return model(**padded, with_reference=with_reference and self.module.reference is not None)
+
+    def _objective(self, batch: Batch, scale: float, values: Values, mode: str | None = None) -> Tensor:
+        loss, metrics = self.losses(values, batch)
+        if not bool(torch.isfinite(loss)):
+            self._stop(f"the loss became {loss.item()}", batch, values, metrics)
+        if mode is not None:
+            self._note(mode, metrics, len(batch["group_sizes"]))
+        return loss * scale
+
+    @contextlib.contextmanager
+    def _synchronizing(self, model: torch.nn.Module, last: bool) -> Iterator[None]:
+        """Around one chunk: processes exchange gradients at the last chunk of the last accumulation step only."""
+        state = self.accelerator.gradient_state
+        if last or not state.sync_gradients:
+            yield
+            return
+        # DeepSpeed reads this flag and would step its optimizer after every chunk.
+        state._set_sync_gradients(False)
+        try:
+            with self.accelerator.no_sync(model):
+                yield
+        finally:
+            state._set_sync_gradients(True)
+
+    def pair_scores(self, values: Values, batch: Batch) -> Tensor:
+        """The ranking scores of the batch's pairs, `(pairs,)`, as `predict` would give them."""
+        if "scores" in values:
+            return values["scores"]
+        ranker: Any = self.ranker
+        return ranker.pool(values["token_log_probs"], batch["query_lengths"])
+
+    # ---- stopping --------------------------------------------------------------------------------
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        # With a gradient scaler (fp16) an infinite gradient is ordinary: the step is skipped and the scale lowered.
+        scaled = self.accelerator.scaler is not None or self.is_deepspeed_enabled
+        if not scaled and self._last_batch is not None and not math.isfinite(float(norm)):
+            batch, values = self._last_batch
+            self._stop(f"the norm of the gradient became {float(norm)}", batch, values, {})
+        return norm
+
+    def _stop(self, what: str, batch: Batch, values: Values, metrics: Metrics) -> None:
+        """Writes the batch for inspection and raises `NonFiniteScoreError`, before any weight changes."""
+        step = self.state.global_step + 1
+        path = Path(self.args.output_dir) / f"failed_batch-step{step}-process{self.args.process_index}.json"
+        scores = self.pair_scores(values, batch).detach().float().split(batch["group_sizes"].tolist())
+        groups = [{**row, "scores": part.tolist()} for row, part in zip(batch["rows"], scores, strict=True)]
+        record = {
+            "what": what,
+            "step": step,
+            "epoch": self.state.epoch,
+            "losses": {name: float(value) for name, value in metrics.items()},
+            "groups": groups,
+        }
+        write_json(path, record)
+        raise NonFiniteScoreError(
+            f"{what} at step {step}; the batch was written to {path}. No weight was changed by it: resume from the "
+            "last checkpoint with a lower learning rate or a higher temperature, or leave out the rows named there"
+        )
+
+    # ---- logging ---------------------------------------------------------------------------------
+
+    def _note(self, mode: str, metrics: Metrics, weight: float) -> None:
+        for name, value in metrics.items():
+            self._sums[mode][name] += float(value) * weight
+        self._weights[mode] += weight
+
+    def _averages(self, mode: str) -> dict[str, float]:
+        """The averages over queries and processes since the last call."""
+        sums, names = self._sums[mode], sorted(self._sums[mode])
+        if not names:
+            return {}
+        totals = torch.tensor([self._weights[mode], *(sums[name] for name in names)], device=self.args.device)
+        weight, *values = self.accelerator.reduce(totals, "sum").tolist()
+        sums.clear()
+        self._weights[mode] = 0.0
+        return {name: value / weight for name, value in zip(names, values, strict=True)}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the averages of the loss terms and of the ranking figures to a training log."""
+        if "loss" in logs:
+            logs = {**logs, **self._averages("train")}
+        super().log(logs, start_time)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """As `transformers.Trainer.evaluate`; takes raw rows as well."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = self._prepare_eval(eval_dataset)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """As `transformers.Trainer.evaluation_loop`, with the loss terms and ranking figures among the metrics."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        averages = {f"{metric_key_prefix}_{name}": value for name, value in self._averages("eval").items()}
+        output.metrics.update(averages)
+        return output

@@ -1,0 +1,169 @@
+"""The model that fine-tuning started from, for the Differential Penalty, without a second full copy where possible.
+
+| trained part | reference | extra memory |
+|---|---|---|
+| LoRA | the same model with its adapter switched off | none |
+| top k blocks | frozen copies of those blocks, behind the trunk that both share and that runs once | k blocks |
+| everything, or a given model | a frozen model | a whole model |
+
+Each reference gives logits that are equal to the trained model's bit for bit as long as nothing has been trained: the
+same kernels run on the same shapes. Only then is the penalty exactly 0 at the first step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modeling_tsarank.modeling_ranker import RankerModel
+from modeling_tsarank.trainers.trainable import BlockStack, TrainablePart
+
+
+Call = Callable[[RankerModel], Tensor]
+
+
+@contextlib.contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """No gradient, no dropout, no activation checkpointing."""
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(was_training)
+
+
+class Reference(nn.Module):
+    """Runs the trained model and its reference on the same input."""
+
+    def both(self, ranker: RankerModel, call: Call) -> tuple[Tensor, Tensor]:
+        """`call(model)` of the reference (a constant) and of the trained model (with its graph)."""
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> Reference:
+        """A reference never trains: it stays in evaluation mode."""
+        return super().train(False)
+
+
+class AdapterReference(Reference):
+    """The trained model with its LoRA adapter switched off."""
+
+    def __init__(self, adapter: Any) -> None:
+        super().__init__()
+        # In a tuple: the adapter's parameters are the ranker's and must not be registered twice.
+        self._adapter = (adapter,)
+
+    def both(self, ranker: RankerModel, call: Call) -> tuple[Tensor, Tensor]:
+        # First the reference: PEFT turns `requires_grad` of the adapter off and on again, which must not happen
+        # between the trained model's forward and backward pass.
+        with _evaluating(ranker), self._adapter[0].disable_adapter():
+            reference = call(ranker)
+        return reference, call(ranker)
+
+
+class ModelReference(Reference):
+    """A frozen model of its own: a copy, or one that the user names."""
+
+    def __init__(self, model: RankerModel) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False).eval()
+
+    @classmethod
+    def copy_of(cls, ranker: RankerModel) -> ModelReference:
+        """A frozen copy of the ranker as it is now."""
+        return cls(type(ranker)(copy.deepcopy(ranker.config), backbone=copy.deepcopy(ranker.backbone)))
+
+    def both(self, ranker: RankerModel, call: Call) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            reference = call(self.model)
+        return reference, call(ranker)
+
+
+class _Replay(nn.Module):
+    """Stands in for a block of the trunk: gives what the trunk's last block gave.
+
+    Whatever else a model asks of a block (its attention type, for example) it gets from the block itself.
+    """
+
+    def __init__(self, block: nn.Module, output: Any) -> None:
+        super().__init__()
+        # Not registered as submodules, or they would be moved and counted with the model.
+        self.__dict__["_block"] = block
+        self.__dict__["_output"] = output
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_block"], name)
+
+
+class TopBlocksReference(Reference):
+    """Frozen copies of the trained top blocks behind the trunk that both models share.
+
+    The trained model runs as usual while the output of the trunk's last block is noted. For the reference the model's
+    own forward runs once more with its list of blocks exchanged: every trunk block only hands on what was noted, the
+    top ones are the copies. Embedding, masks, final norm and head are frozen and shared, so they need no copy.
+    """
+
+    def __init__(self, part: TrainablePart) -> None:
+        super().__init__()
+        self._stacks = tuple(part.stacks)
+        self._count = part.count
+        self.tops = nn.ModuleList(copy.deepcopy(stack.blocks[-part.count :]) for stack in part.stacks)
+        self.requires_grad_(False).eval()
+
+    def both(self, ranker: RankerModel, call: Call) -> tuple[Tensor, Tensor]:
+        noted: dict[str, Any] = {}
+        with contextlib.ExitStack() as hooks:
+            for stack in self._stacks:
+                trunk = len(stack.blocks) - self._count
+                if trunk:
+                    note = stack.blocks[trunk - 1].register_forward_hook(_noting(noted, stack.name))
+                    hooks.callback(note.remove)
+            trained = call(ranker)
+        # The blocks are exchanged inside, so that switching to evaluation and back reaches the trained ones.
+        with _evaluating(ranker), self._exchanged(noted):
+            reference = call(ranker)
+        return reference, trained
+
+    @contextlib.contextmanager
+    def _exchanged(self, noted: dict[str, Any]) -> Iterator[None]:
+        try:
+            for stack, top in zip(self._stacks, self.tops, strict=True):
+                assert isinstance(top, nn.ModuleList)
+                trunk = [_Replay(block, noted.get(stack.name)) for block in stack.blocks[: -self._count]]
+                self._set(stack, nn.ModuleList([*trunk, *top]))
+            yield
+        finally:
+            for stack in self._stacks:
+                self._set(stack, stack.blocks)
+
+    @staticmethod
+    def _set(stack: BlockStack, blocks: nn.ModuleList) -> None:
+        # Without `setattr`, which would let compiled or sharded modules react to the exchange.
+        stack.parent._modules[stack.attribute] = blocks
+
+
+def _noting(noted: dict[str, Any], name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def note(_: nn.Module, __: Any, output: Any) -> None:
+        noted[name] = output
+
+    return note
+
+
+def make_reference(ranker: RankerModel, part: TrainablePart, given: RankerModel | None = None) -> Reference:
+    """The leanest reference for the trained part; `given` is a model to use instead of the ranker as it is now."""
+    if given is not None:
+        return ModelReference(given)
+    if part.kind == "lora":
+        return AdapterReference(part.adapter)
+    if part.kind == "top_blocks":
+        return TopBlocksReference(part)
+    return ModelReference.copy_of(ranker)

@@ -1,0 +1,224 @@
+"""nDCG@10 of a small reranking set while training, so that the best checkpoint is the one that ranks best."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modeling_tsarank.modeling_ranker import RankerModel
+from modeling_tsarank.ranking_errors import InputError
+
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MEASURES = ("ndcg@10",)
+
+
+@dataclass(frozen=True)
+class RerankingSet:
+    """Candidates of some queries with their judgments.
+
+    Attributes:
+        name: of the collection.
+        queries: query id to text.
+        candidates: query id to [(document id, text)], in first-stage order; may be empty.
+        qrels: judgments of these queries.
+        first_stage: what the first stage's own order is worth, measure to value.
+        measures: what is measured.
+    """
+
+    name: str
+    queries: dict[str, str]
+    candidates: dict[str, list[tuple[str, str]]]
+    qrels: dict[str, dict[str, int]]
+    first_stage: dict[str, float]
+    measures: tuple[str, ...] = DEFAULT_MEASURES
+
+    @classmethod
+    def load(
+        cls,
+        collection: str,
+        *,
+        split: str = "test",
+        first_stage: str = "bm25",
+        depth: int = 30,
+        limit_queries: int | None = None,
+        measures: Sequence[str] = DEFAULT_MEASURES,
+        cache_dir: str | None = None,
+    ) -> RerankingSet:
+        """Loads a collection and retrieves its candidates.
+
+        Args:
+            collection: a folder in BEIR's layout, a Hub id or `ir_datasets:NAME`. Choose a development set: a
+                checkpoint that is picked on a test collection has been trained on it.
+            split: of the judgments.
+            first_stage: bm25, dense[:MODEL], splade[:MODEL], rrf[:S+S], the name of a run of the collection, or a run
+                file.
+            depth: candidates a query.
+            limit_queries: only the first so many judged queries.
+            measures: such as `ndcg@10` or `mrr@10`.
+            cache_dir: of the first stage's index.
+
+        Raises:
+            InputError: no such collection, first stage or measure, or a limit below 1.
+            ResourceError: a package of the extra `eval` is missing.
+        """
+        from modeling_tsarank.eval.collections import load_collection
+        from modeling_tsarank.eval.first_stages import retrieve
+        from modeling_tsarank.eval.metrics import canonical_measure, compute_metrics
+
+        for name, value in (("limit_queries", limit_queries), ("depth", depth)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}")
+        measures = tuple(canonical_measure(measure) for measure in measures)
+        loaded = load_collection(collection, split)
+        query_ids = loaded.judged_queries()[:limit_queries]
+        run = retrieve(loaded, first_stage, depth, cache_dir, query_ids)
+        qrels = {query_id: loaded.qrels[query_id] for query_id in query_ids}
+        before = compute_metrics(run, qrels, measures).aggregate
+        logger.info("%s: %d queries, the first stage's %s", loaded.name, len(query_ids), _listed(before))
+        return cls(
+            loaded.name,
+            {query_id: loaded.queries[query_id] for query_id in query_ids},
+            {
+                query_id: [(document_id, loaded.documents[document_id].full_text) for document_id in run[query_id]]
+                for query_id in query_ids
+            },
+            qrels,
+            before,
+            measures,
+        )
+
+    def scores(
+        self, model: RankerModel, query_ids: Sequence[str], batch_tokens: int | None = None
+    ) -> dict[str, dict[str, float]]:
+        """The model's scores of these queries' candidates: query id to document id to score."""
+        pairs, places = [], []
+        for query_id in query_ids:
+            for document_id, text in self.candidates[query_id]:
+                pairs.append((self.queries[query_id], text))
+                places.append((query_id, document_id))
+        values: Any = model.predict(pairs, batch_tokens=batch_tokens) if pairs else []
+        run: dict[str, dict[str, float]] = {query_id: {} for query_id in query_ids}
+        for (query_id, document_id), value in zip(places, values, strict=True):
+            run[query_id][document_id] = float(value)
+        return run
+
+    def measure(self, run: dict[str, dict[str, float]]) -> dict[str, float]:
+        """The means over all queries, those without candidates included, of a run over them."""
+        from modeling_tsarank.eval.metrics import compute_metrics
+
+        return compute_metrics(run, self.qrels, self.measures).aggregate
+
+
+class RerankingEvaluation:
+    """Mixin for a `Trainer`: every evaluation also reranks, and its metrics say how well.
+
+    With one set the metrics are `eval_ndcg@10` and so on, with several `eval_NAME_ndcg@10` of each and their mean
+    under `eval_ndcg@10`. They are ordinary metrics: `metric_for_best_model="ndcg@10"`, `load_best_model_at_end`,
+    `EarlyStoppingCallback` and every logger know them. No evaluation dataset is needed beside.
+
+    The queries are shared out among the processes; all of them get the same figures, and so decide alike. The trainer
+    gives its model as a `ranker`.
+
+    Args:
+        reranking_sets: what to rerank; without any, the trainer is what it is without this class.
+        rerank_batch_tokens: padded tokens of one batch.
+        eval_dataset, kwargs: the trainer's own.
+
+    Raises:
+        InputError: sets of one name, or a model that is sharded over processes (FSDP, ZeRO-3).
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        reranking_sets: Sequence[RerankingSet] = (),
+        rerank_batch_tokens: int | None = None,
+        eval_dataset: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        names = [one.name for one in reranking_sets]
+        if len(set(names)) < len(names):
+            raise InputError(f"reranking sets need different names, got {', '.join(names)}")
+        self.reranking_sets = tuple(reranking_sets)
+        self.rerank_batch_tokens = rerank_batch_tokens
+        self._reranks_in_loop = False
+        if eval_dataset is None and reranking_sets:
+            # `Trainer` refuses to evaluate without data; an empty dict of datasets is evaluated to nothing.
+            eval_dataset = {}
+        super().__init__(*args, eval_dataset=eval_dataset, **kwargs)  # type: ignore[call-arg]
+        if self.reranking_sets and _is_sharded(self):
+            raise InputError(
+                "reranking while training needs the whole model in every process, and FSDP or ZeRO-3 shards it; "
+                "leave rerank_collection out and run `tsarank evaluate` on the checkpoints"
+            )
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """As `transformers.Trainer.evaluate`; the trainer's own evaluation (no dataset given) reranks as well."""
+        trainer: Any = self
+        evaluate = super().evaluate  # type: ignore[misc]
+        if not self.reranking_sets or eval_dataset is not None:
+            return evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if not isinstance(trainer.eval_dataset, dict):
+            # Within the loop, so that one log and one call of the callbacks hold all metrics.
+            self._reranks_in_loop = True
+            try:
+                return evaluate(None, ignore_keys, metric_key_prefix)
+            finally:
+                self._reranks_in_loop = False
+        metrics = evaluate(None, ignore_keys, metric_key_prefix)
+        # Loggers tell an evaluation's log by the model's mode.
+        trainer.model.eval()
+        ranking = self._rerank(metric_key_prefix)
+        trainer.log(dict(ranking))
+        trainer.control = trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, ranking)
+        return {**metrics, **ranking}
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """As `transformers.Trainer.evaluation_loop`, with the ranking measures among the metrics."""
+        loop = super().evaluation_loop  # type: ignore[misc]
+        output = loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self._reranks_in_loop:
+            output.metrics.update(self._rerank(metric_key_prefix))
+        return output
+
+    def _rerank(self, prefix: str) -> dict[str, float]:
+        """The measures of all sets, the same in every process."""
+        from accelerate.utils import gather_object
+
+        trainer: Any = self
+        results = {}
+        for one in self.reranking_sets:
+            mine = list(one.queries)[trainer.args.process_index :: trainer.args.world_size]
+            with trainer.accelerator.autocast():
+                run = one.scores(trainer.ranker, mine, self.rerank_batch_tokens)
+            if trainer.args.world_size > 1:
+                run = {query_id: scores for part in gather_object([run]) for query_id, scores in part.items()}
+            results[one.name] = one.measure(run)
+        if len(results) == 1:
+            (only,) = results.values()
+            return {f"{prefix}_{measure}": value for measure, value in only.items()}
+        metrics = {
+            f"{prefix}_{name}_{measure}": value
+            for name, values in results.items()
+            for measure, value in values.items()
+        }
+        for measure in next(iter(results.values())):
+            metrics[f"{prefix}_{measure}"] = sum(values[measure] for values in results.values()) / len(results)
+        return metrics
+
+
+def _is_sharded(trainer: Any) -> bool:
+    if trainer.is_fsdp_enabled:
+        return True
+    plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
+    return plugin is not None and plugin.zero_stage == 3
+
+
+def _listed(values: dict[str, float]) -> str:
+    return ", ".join(f"{measure} is {100 * value:.2f}" for measure, value in values.items())

@@ -1,0 +1,64 @@
+"""Folders that are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+
+@contextlib.contextmanager
+def whole_files(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder inside `folder`, whose files are moved into `folder` when the body ends without an error.
+
+    Files of the same name are replaced one by one, each in one step; other files of `folder` are left alone. After an
+    error nothing has changed.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
+    try:
+        yield staging
+        for source in sorted(path for path in staging.rglob("*") if path.is_file()):
+            target = folder / source.relative_to(staging)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(source, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Puts the folder `source` in the place of `target`, which may exist, so that one of the two is always whole."""
+    if not target.exists():
+        os.replace(source, target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=".replaced-", dir=target.parent)) / target.name
+    os.replace(target, old)
+    os.replace(source, target)
+    shutil.rmtree(old.parent, ignore_errors=True)
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Writes one JSON file whole, in UTF-8 with indents. NaN is written as `NaN`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def set_config_dtype(folder: Path, dtype: torch.dtype) -> None:
+    """Writes the dtype into the folder's config.json."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    write_json(path, config)

@@ -1,0 +1,201 @@
+"""The options that the three training scripts share, beside each trainer's own configuration."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from modeling_tsarank.ranking_errors import InputError
+
+
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+
+
+@dataclass
+class BaseModelArguments:
+    """
+    Which model is trained.
+
+    Parameters:
+        model_name_or_path (`str`, *optional*, defaults to `"default"`):
+            Hub id, folder or GGUF file; `default` is the embedded SmolLM2-135M-Instruct.
+        model_revision (`str`, *optional*):
+            Branch, tag or commit of a Hub model.
+        dtype (`str`, *optional*, defaults to `"float32"`):
+            Of the weights. Mixed precision (`bf16`) keeps float32 weights and is usually what is wanted; `auto` takes
+            the checkpoint's dtype.
+        attn_implementation (`str`, *optional*):
+            Attention kernel, such as `sdpa`, `eager` or `flash_attention_2`.
+    """
+
+    model_name_or_path: str = field(
+        default="default",
+        metadata={"help": "Hub id, folder or GGUF file; 'default' is the embedded SmolLM2-135M-Instruct."},
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
+    dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "Of the weights. Mixed precision (bf16) keeps float32 weights; 'auto' takes the checkpoint's.",
+            "choices": list(DTYPES),
+        },
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "Attention kernel, such as sdpa, eager or flash_attention_2."}
+    )
+
+    def loading_options(self) -> dict[str, Any]:
+        """Keyword arguments of `load_base_model` and `load_base_ranker`. Raises `InputError` for an unknown dtype."""
+        import torch
+
+        if self.dtype not in DTYPES:
+            raise InputError(f"unknown dtype {self.dtype!r}; expected one of {', '.join(DTYPES)}")
+        options: dict[str, Any] = {"revision": self.model_revision}
+        options["dtype"] = None if self.dtype == "auto" else getattr(torch, self.dtype)
+        if self.attn_implementation is not None:
+            options["attn_implementation"] = self.attn_implementation
+        return options
+
+
+@dataclass
+class RankerArguments(BaseModelArguments):
+    """
+    Which ranking model is trained, or of what plain model it is made.
+
+    Parameters:
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to run the backbone's own code from the Hub.
+        family (`str`, *optional*):
+            `query_likelihood` or `true_false_logits`, for a plain model; a ranking checkpoint says it itself.
+        ranking_options (`dict` or `str`, *optional*):
+            Choices of the ranking model to change, such as `{"prompt_style": "separate"}`.
+    """
+
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Whether to run the backbone's own code from the Hub."}
+    )
+    family: str | None = field(
+        default=None,
+        metadata={
+            "help": "What a plain model becomes; a ranking checkpoint says it itself. Fine-tuning makes "
+            "query_likelihood, distillation true_false_logits.",
+            "choices": ["query_likelihood", "true_false_logits"],
+        },
+    )
+    ranking_options: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": 'Ranking options to change as JSON, such as \'{"prompt_style": "separate"}\'.'},
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.ranking_options, str):
+            try:
+                self.ranking_options = json.loads(self.ranking_options)
+            except ValueError as error:
+                raise InputError(f"ranking_options must be JSON, got {self.ranking_options!r} ({error})") from error
+        if self.ranking_options is not None and not isinstance(self.ranking_options, dict):
+            raise InputError(f"ranking_options must be a JSON object, got {self.ranking_options!r}")
+
+    def loading_options(self) -> dict[str, Any]:
+        """Keyword arguments of `load_base_ranker`."""
+        return {
+            **super().loading_options(),
+            "trust_remote_code": self.trust_remote_code,
+            "family": self.family,
+            "ranking_options": self.ranking_options,
+        }
+
+
+@dataclass
+class DataArguments:
+    """
+    What it is trained on. The layouts that can be read are listed in `training_data`.
+
+    Parameters:
+        train_data (`str`):
+            A file (.jsonl, .json, .parquet, also .gz), a folder of them, or the Hub id of a dataset.
+        train_split (`str`, *optional*, defaults to `"train"`):
+            Split of a folder or Hub dataset.
+        eval_data (`str`, *optional*):
+            Held-out rows, whose loss is computed at every evaluation.
+        eval_split (`str`, *optional*, defaults to `"validation"`):
+            Split of `eval_data`.
+        data_config (`str`, *optional*):
+            Configuration of a Hub dataset.
+        permutations (`str`, *optional*):
+            Distillation only: RankGPT's second file, with the teacher's answers to the rows of `train_data`.
+        max_train_rows (`int`, *optional*):
+            Only the first so many rows.
+        drop_unusable_rows (`bool`, *optional*, defaults to `False`):
+            Leave out rows that fail the checks, with a warning, where training would otherwise not start.
+    """
+
+    train_data: str | None = field(
+        default=None,
+        metadata={"help": "A file (.jsonl, .json, .parquet, also .gz), a folder of them, or the Hub id of a dataset."},
+    )
+    train_split: str = field(default="train", metadata={"help": "Split of a folder or Hub dataset."})
+    eval_data: str | None = field(
+        default=None, metadata={"help": "Held-out rows, whose loss is computed at every evaluation."}
+    )
+    eval_split: str = field(default="validation", metadata={"help": "Split of eval_data."})
+    data_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    permutations: str | None = field(
+        default=None,
+        metadata={"help": "Distillation only: RankGPT's second file, the teacher's answers to train_data's rows."},
+    )
+    max_train_rows: int | None = field(default=None, metadata={"help": "Only the first so many rows."})
+    drop_unusable_rows: bool = field(
+        default=False,
+        metadata={"help": "Leave out rows that fail the checks, with a warning; otherwise they are an error."},
+    )
+
+
+@dataclass
+class RerankingArguments:
+    """
+    Reranking while training, see [`RerankingEvaluation`]. `eval_strategy` says when.
+
+    Parameters:
+        rerank_collection (`list[str]`, *optional*):
+            Collections to rerank at every evaluation: folders in BEIR's layout, Hub ids, `ir_datasets:NAME`.
+        rerank_split (`str`, *optional*, defaults to `"test"`):
+            Split of their judgments. Choose a development set: what picks the checkpoint cannot measure it.
+        rerank_first_stage (`str`, *optional*, defaults to `"bm25"`):
+            Where candidates come from: bm25, dense, splade, rrf, or a run file.
+        rerank_depth (`int`, *optional*, defaults to `30`):
+            Candidates of a query.
+        rerank_queries (`int`, *optional*, defaults to `100`):
+            Only the first so many judged queries; 0 takes all.
+        rerank_measures (`list[str]`, *optional*, defaults to `["ndcg@10"]`):
+            What is measured; the metrics are called `eval_ndcg@10` and so on.
+        rerank_batch_tokens (`int`, *optional*):
+            Padded tokens of one batch of candidates.
+        early_stopping_patience (`int`, *optional*):
+            Stop after so many evaluations in a row without a better `metric_for_best_model`.
+        early_stopping_threshold (`float`, *optional*, defaults to `0.0`):
+            How much better counts as better.
+    """
+
+    rerank_collection: list[str] | None = field(
+        default=None,
+        metadata={"help": "Collections to rerank at every evaluation: BEIR folders, Hub ids, ir_datasets:NAME."},
+    )
+    rerank_split: str = field(default="test", metadata={"help": "Split of their judgments; choose a development set."})
+    rerank_first_stage: str = field(
+        default="bm25", metadata={"help": "Where candidates come from: bm25, dense, splade, rrf, or a run file."}
+    )
+    rerank_depth: int = field(default=30, metadata={"help": "Candidates of a query."})
+    rerank_queries: int = field(default=100, metadata={"help": "Only the first so many judged queries; 0 takes all."})
+    rerank_measures: list[str] = field(
+        default_factory=lambda: ["ndcg@10"], metadata={"help": "What is measured, such as ndcg@10 or mrr@10."}
+    )
+    rerank_batch_tokens: int | None = field(
+        default=None, metadata={"help": "Padded tokens of one batch of candidates."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Stop after so many evaluations in a row without a better metric_for_best_model."},
+    )
+    early_stopping_threshold: float = field(default=0.0, metadata={"help": "How much better counts as better."})

@@ -1,0 +1,298 @@
+"""What the training scripts have in common: recipes, parsing, data, reranking sets, and the way they end."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from modeling_tsarank.ranking_errors import InputError, ResourceError, TSARankError
+
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback, TrainingArguments
+
+    from modeling_tsarank.trainers.reranking_evaluation import RerankingSet
+    from modeling_tsarank.trainers.script_arguments import DataArguments, RerankingArguments
+
+logger = logging.getLogger(__name__)
+
+RECIPES = Path(__file__).resolve().parent / "recipes"
+ACCELERATE_RECIPES = RECIPES / "accelerate"
+# Words for `resume_from_checkpoint` instead of a folder.
+LAST, AUTO = "last", "auto"
+# Loggers that `report_to` may name, and the module each needs.
+_REPORTERS = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb", "mlflow": "mlflow"}
+
+
+# ---- recipes ---------------------------------------------------------------------------------------
+
+
+def recipe_names(folder: Path = RECIPES) -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def find_recipe(name: str, folder: Path = RECIPES, what: str = "recipe") -> Path:
+    """The file of that path, or the shipped recipe of that name. Raises `InputError` for neither."""
+    for path in (Path(name), folder / f"{name.removesuffix('.yaml')}.yaml"):
+        if path.is_file():
+            return path
+    raise InputError(f"no file {name!r} and no {what} of that name; there are {', '.join(recipe_names(folder))}")
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The options of a YAML file. Raises `InputError` if it is not a mapping of options."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise InputError(f"{path}: expected one option a line, such as `learning_rate: 3e-5`")
+    return values
+
+
+# ---- parsing ---------------------------------------------------------------------------------------
+
+
+def parse_arguments(types: Sequence[Any], arguments: Sequence[str] | None, program: str, description: str) -> Any:
+    """Instances of the dataclasses from `--config FILE` and the command line, which has the last word.
+
+    `--config` names a YAML file or a shipped recipe and may be given several times; later ones overrule earlier ones.
+
+    Raises:
+        InputError: an unknown option (with the nearest known one), a value of the wrong type, an unreadable file.
+    """
+    from transformers import HfArgumentParser
+
+    class Parser(HfArgumentParser):
+        """Errors are raised: argparse would print the usage, hundreds of options, in front of the message."""
+
+        def error(self, message: str) -> NoReturn:
+            raise InputError(f"{message}; `{program} --help-all` lists all options")
+
+    parser = Parser(types, prog=program, description=description, allow_abbrev=False)
+    parser.add_argument(
+        "--config", action="append", metavar="FILE", help="YAML file of options, or the name of a shipped recipe"
+    )
+    known, options = _config_options(list(sys.argv[1:] if arguments is None else arguments))
+    defaults = {**_machine_defaults(), **options}
+    _set_defaults(parser, defaults)
+    try:
+        *parsed, rest = parser.parse_args_into_dataclasses(
+            args=known, return_remaining_strings=True, look_for_args_file=False
+        )
+    except TSARankError:
+        raise
+    except (ValueError, TypeError) as error:
+        # `TrainingArguments` checks what goes together.
+        raise InputError(str(error)) from error
+    if rest:
+        raise InputError(_unknown(rest[0], parser, "option"))
+    return parsed[: len(types)]
+
+
+def _config_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """The arguments without `--config`, and the options of the files it names."""
+    kept: list[str] = []
+    options: dict[str, Any] = {}
+    position = 0
+    while position < len(arguments):
+        name, equals, value = arguments[position].partition("=")
+        position += 1
+        if name != "--config":
+            kept.append(arguments[position - 1])
+            continue
+        if not equals:
+            if position == len(arguments):
+                raise InputError("--config needs a file or the name of a recipe")
+            value = arguments[position]
+            position += 1
+        options |= read_recipe(find_recipe(value))
+    return kept, options
+
+
+def _machine_defaults() -> dict[str, Any]:
+    """Several processes without an accelerator: transformers must be told, or takes each for a run of its own."""
+    import torch
+
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return {"use_cpu": True} if several and not torch.accelerator.is_available() else {}
+
+
+def _set_defaults(parser: Any, defaults: dict[str, Any]) -> None:
+    for name, value in defaults.items():
+        # A flag that is on by default has two actions: --name and --no_name.
+        actions = [action for action in parser._actions if action.dest == name]
+        if not actions or name in ("help", "config"):
+            raise InputError(_unknown(name, parser, "option in the config"))
+        choices, nargs = actions[0].choices, actions[0].nargs
+        if choices is not None and value is not None and value not in choices:
+            raise InputError(f"{name}: {value!r} is none of {', '.join(map(str, choices))}")
+        if isinstance(value, str) and nargs in ("+", "*"):
+            value = [value]
+        # argparse converts a default only if it is a string, as the command line would give it.
+        numeric = isinstance(value, int | float) and not isinstance(value, bool)
+        for action in actions:
+            action.default = str(value) if numeric and nargs is None else value
+            action.required = False
+
+
+def _unknown(name: str, parser: Any, what: str) -> str:
+    plain = name.lstrip("-").partition("=")[0].replace("-", "_")
+    near = difflib.get_close_matches(plain, [action.dest for action in parser._actions], n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"unknown {what} {name!r}{hint}"
+
+
+# ---- data ------------------------------------------------------------------------------------------
+
+
+def load_rows(args: DataArguments, training: TrainingArguments, kind: str, **checks: Any) -> tuple[Any, Any]:
+    """Training and evaluation rows, canonical; the latter `None` where none were named.
+
+    Args:
+        kind: "cpt", "sft" or "distill".
+        checks: keyword arguments of `drop_unusable_rows`.
+
+    Raises:
+        InputError: no data were named, or they cannot be read.
+    """
+    from modeling_tsarank.trainers.training_data import drop_unusable_rows, load_training_rows
+
+    if args.train_data is None:
+        raise InputError("train_data is missing: name a file, a folder or a dataset on the Hub")
+    if args.max_train_rows is not None and args.max_train_rows < 2:
+        raise InputError(f"max_train_rows must be at least 2, got {args.max_train_rows}")
+
+    def load(source: str, split: str, permutations: str | None) -> Any:
+        rows = load_training_rows(source, kind, split, config=args.data_config, permutations=permutations)
+        return drop_unusable_rows(rows, kind, **checks) if args.drop_unusable_rows else rows
+
+    # One process converts and fills the cache, the others read it.
+    with training.main_process_first(desc="loading training data"):
+        train = load(args.train_data, args.train_split, args.permutations)
+        if args.max_train_rows is not None:
+            train = train.select(range(min(args.max_train_rows, len(train))))
+        evaluation = None if args.eval_data is None else load(args.eval_data, args.eval_split, None)
+    return train, evaluation
+
+
+def load_reranking_sets(args: RerankingArguments, training: TrainingArguments) -> list[RerankingSet]:
+    """The collections to rerank while training.
+
+    Raises:
+        InputError: a setting that would never take effect.
+    """
+    from modeling_tsarank.trainers.reranking_evaluation import RerankingSet
+
+    if not args.rerank_collection:
+        return []
+    if training.eval_strategy == "no":
+        raise InputError("rerank_collection is given, but eval_strategy is no; set it to steps or epoch")
+    if args.rerank_queries < 0:
+        raise InputError(f"rerank_queries must be at least 0, got {args.rerank_queries}")
+    with training.main_process_first(desc="loading reranking sets"):
+        return [
+            RerankingSet.load(
+                collection,
+                split=args.rerank_split,
+                first_stage=args.rerank_first_stage,
+                depth=args.rerank_depth,
+                limit_queries=args.rerank_queries or None,
+                measures=args.rerank_measures,
+            )
+            for collection in args.rerank_collection
+        ]
+
+
+def check_settings(reranking: RerankingArguments, data: DataArguments, training: TrainingArguments) -> None:
+    """Raises for settings that can only fail later, hours into the training.
+
+    Raises:
+        InputError: early stopping without what it needs, or an evaluation of nothing.
+        ResourceError: a logger that `report_to` names is not installed.
+    """
+    if reranking.early_stopping_patience is not None and not (
+        training.load_best_model_at_end and training.metric_for_best_model and training.eval_strategy != "no"
+    ):
+        raise InputError(
+            "early_stopping_patience needs eval_strategy, load_best_model_at_end: true and metric_for_best_model "
+            "(such as ndcg@10)"
+        )
+    if training.eval_strategy != "no" and data.eval_data is None and not reranking.rerank_collection:
+        raise InputError(
+            f"eval_strategy is {training.eval_strategy}, but there is nothing to evaluate; name eval_data or "
+            "rerank_collection"
+        )
+    metric = (training.metric_for_best_model or "").removeprefix("eval_")
+    if "@" in metric and not reranking.rerank_collection:
+        raise InputError(f"metric_for_best_model is {metric}, which only rerank_collection gives; name one")
+    for name in training.report_to or []:
+        module = _REPORTERS.get(name)
+        if module is not None and importlib.util.find_spec(module) is None:
+            raise ResourceError(f"report_to {name} needs the package {module}: pip install {module}")
+
+
+def early_stopping(args: RerankingArguments) -> list[TrainerCallback]:
+    """The callback that stops when nothing improves, if it was asked for."""
+    from transformers import EarlyStoppingCallback
+
+    if args.early_stopping_patience is None:
+        return []
+    return [EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold)]
+
+
+# ---- running ---------------------------------------------------------------------------------------
+
+
+def train_and_save(trainer: Any) -> None:
+    """Trains (from a checkpoint, if `resume_from_checkpoint` says so), saves the model and the log, leaves the group.
+
+    `resume_from_checkpoint` is a folder, `last` for the last whole checkpoint in `output_dir`, or `auto`, which starts
+    anew where there is none: the same command then serves for the first start and for every restart.
+    """
+    from modeling_tsarank.trainers.checkpointing import whole_checkpoints
+
+    args = trainer.args
+    resume: Any = args.resume_from_checkpoint
+    if isinstance(resume, str) and resume.lower() == AUTO:
+        resume = bool(whole_checkpoints(args.output_dir))
+    elif isinstance(resume, str) and resume.lower() in (LAST, "true"):
+        resume = True
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model(args.output_dir)
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        logger.info("the model was saved to %s", args.output_dir)
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    # Finishes the loggers and leaves the process group in order.
+    trainer.end()
+
+
+def run_script(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> int:
+    """Runs a script's `main`. Returns 0, 2 after an error the user can mend (one line), 130 if interrupted."""
+    logging.basicConfig(stream=sys.stderr, format="tsarank: %(message)s", level=logging.WARNING)
+    # Addressed to developers: names that transformers, TRL and PEFT will drop some day.
+    warnings.simplefilter("ignore", FutureWarning)
+    rank = int(os.environ.get("RANK", "0"))
+    logging.getLogger("modeling_tsarank.trainers").setLevel(logging.INFO if rank == 0 else logging.ERROR)
+    try:
+        main(arguments)
+        return 0
+    except TSARankError as error:
+        where = f" (process {rank})" if rank else ""
+        sys.stderr.write(f"tsarank: error{where}: {' '.join(str(error).split())}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("tsarank: interrupted; start again with --resume_from_checkpoint last\n")
+        return 130

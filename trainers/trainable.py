@@ -1,0 +1,311 @@
+"""Which part of a ranking model is trained: a LoRA adapter, the top transformer blocks, or everything.
+
+Nothing here knows an architecture by its attribute names. A stack of transformer blocks is the `ModuleList` that has
+as many members as the configuration has layers, so any backbone that transformers can load will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modeling_tsarank.modeling_ranker import RankerModel
+from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
+from modeling_tsarank.trainers.saving import set_config_dtype, whole_files
+
+
+TRAINABLE_PARTS = ("top_blocks", "lora", "full")
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True)
+class BlockStack:
+    """A stack of transformer blocks of a backbone.
+
+    Attributes:
+        name: the stack's name in the backbone, such as `model.layers`.
+        parent: the module that holds it.
+        attribute: its name there.
+        blocks: the blocks, first to last.
+    """
+
+    name: str
+    parent: nn.Module
+    attribute: str
+    blocks: nn.ModuleList
+
+
+@dataclass
+class TrainablePart:
+    """What `make_trainable` has made of a model.
+
+    Attributes:
+        kind: "lora", "top_blocks" or "full".
+        dtypes: dtype of every backbone parameter before anything was cast; exported weights have it again.
+        adapter: the `PeftModel` around the backbone ("lora" only).
+        stacks: the stacks whose top is trained ("top_blocks" only).
+        count: how many blocks of each.
+    """
+
+    kind: str
+    dtypes: dict[str, torch.dtype]
+    adapter: Any = None
+    stacks: list[BlockStack] = field(default_factory=list)
+    count: int = 0
+
+
+def block_stacks(backbone: nn.Module) -> list[BlockStack]:
+    """The stacks of transformer blocks: one of a decoder-only model, encoder's and decoder's of an encoder-decoder.
+
+    Raises:
+        ModelError: no `ModuleList` has as many members as the configuration says there are layers.
+    """
+    config: Any = backbone.config
+    if getattr(config, "is_encoder_decoder", False):
+        halves = [("encoder", config.num_hidden_layers), ("decoder", _decoder_layers(config))]
+        roots = [(name, getattr(backbone, f"get_{name}")(), count) for name, count in halves]
+    else:
+        roots = [("model", backbone, config.get_text_config().num_hidden_layers)]
+    return [_largest_stack(backbone, root, name, count) for name, root, count in roots]
+
+
+def _decoder_layers(config: Any) -> int:
+    for name in ("num_decoder_layers", "decoder_layers"):
+        if isinstance(getattr(config, name, None), int):
+            return getattr(config, name)
+    return config.num_hidden_layers
+
+
+def _largest_stack(backbone: nn.Module, root: nn.Module, what: str, count: int) -> BlockStack:
+    lists = [(name, module) for name, module in root.named_modules() if isinstance(module, nn.ModuleList)]
+    candidates = [(name, module) for name, module in lists if len(module) == count]
+    # A block may itself hold a list of that length (experts, branches): outer lists win.
+    outer = [
+        (name, module)
+        for name, module in candidates
+        if not any(name.startswith(f"{other}.") for other, _ in candidates)
+    ]
+    if not outer:
+        raise ModelError(
+            f"cannot find the transformer blocks of {type(backbone).__name__}: no ModuleList of its {what} has "
+            f"{count} members; train a LoRA adapter or everything instead"
+        )
+    name, blocks = max(outer, key=lambda item: sum(parameter.numel() for parameter in item[1].parameters()))
+    parent, _, attribute = name.rpartition(".")
+    full_name = next(full for full, module in backbone.named_modules() if module is blocks)
+    return BlockStack(full_name, root.get_submodule(parent), attribute, blocks)
+
+
+def make_trainable(
+    ranker: RankerModel,
+    kind: str,
+    *,
+    top_blocks: int = 16,
+    lora_r: int = 16,
+    lora_alpha: int = 32,
+    lora_dropout: float = 0.0,
+    lora_target_modules: list[str] | None = None,
+    frozen_dtype: torch.dtype | None = None,
+) -> TrainablePart:
+    """Freezes what is not to be trained, in place, and puts the adapter in.
+
+    "top_blocks" trains the last k blocks of each stack and nothing else: embeddings, output head, lower blocks and the
+    final norm stay frozen, as the paper freezes all but its top 16 layers. "lora" trains an ordinary PEFT adapter of
+    the *backbone*, which any PEFT user can load on the plain language model.
+
+    Args:
+        ranker: the model.
+        kind: one of `TRAINABLE_PARTS`.
+        top_blocks: k.
+        lora_r, lora_alpha, lora_dropout: as in PEFT's `LoraConfig`.
+        lora_target_modules: names of linear layers; `None` takes all but the output head.
+        frozen_dtype: cast frozen weights to it; trained ones keep theirs.
+
+    Raises:
+        InputError: unknown kind, or k outside the stack.
+        ModelError: the blocks cannot be found, or the model has no layer of that name.
+        ResourceError: the `peft` package is missing.
+    """
+    backbone = ranker.backbone
+    part = TrainablePart(kind, {name: parameter.dtype for name, parameter in backbone.named_parameters()})
+    if kind == "full":
+        backbone.requires_grad_(True)
+        return part
+    if kind not in TRAINABLE_PARTS:
+        raise InputError(f"unknown trainable part {kind!r}; expected one of {', '.join(TRAINABLE_PARTS)}")
+    backbone.requires_grad_(False)
+    if kind == "lora":
+        part.adapter = _add_lora(backbone, lora_r, lora_alpha, lora_dropout, lora_target_modules)
+    else:
+        part.stacks, part.count = block_stacks(backbone), top_blocks
+        for stack in part.stacks:
+            if not 1 <= top_blocks <= len(stack.blocks):
+                raise InputError(
+                    f"top_blocks must lie between 1 and {len(stack.blocks)}, the blocks of {stack.name}, "
+                    f"got {top_blocks}"
+                )
+            stack.blocks[-top_blocks:].requires_grad_(True)
+    if frozen_dtype is not None:
+        _cast_frozen(backbone, frozen_dtype)
+        _cast_at_border(part, frozen_dtype)
+    return part
+
+
+def _add_lora(backbone: Any, r: int, alpha: int, dropout: float, targets: list[str] | None) -> Any:
+    try:
+        from peft import LoraConfig, TaskType, get_peft_model
+    except ImportError as error:
+        raise ResourceError("LoRA needs the package peft: pip install 'tsarank[train]'") from error
+    encoder_decoder = getattr(backbone.config, "is_encoder_decoder", False)
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=ALL_LINEAR if targets is None else list(targets),
+        task_type=TaskType.SEQ_2_SEQ_LM if encoder_decoder else TaskType.CAUSAL_LM,
+        bias="none",
+    )
+    try:
+        return get_peft_model(backbone, config)
+    except ValueError as error:
+        raise ModelError(f"cannot put LoRA on {type(backbone).__name__}: {error}".splitlines()[0]) from error
+
+
+def _cast_frozen(backbone: nn.Module, dtype: torch.dtype) -> None:
+    for parameter in backbone.parameters():
+        if not parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
+def _cast_at_border(part: TrainablePart, frozen_dtype: torch.dtype) -> None:
+    """Lets trained blocks work in their own dtype between frozen layers of another.
+
+    What enters a trained block (hidden states, rotary tables, masks) is cast to the block's dtype; what leaves the
+    last one is cast back for the frozen norm and head. LoRA layers do so by themselves.
+    """
+    for stack in part.stacks:
+        trained = stack.blocks[-part.count :]
+        dtype = next(p.dtype for p in trained.parameters() if p.is_floating_point())
+
+        def enter(_: nn.Module, args: Any, kwargs: Any, dtype: torch.dtype = dtype) -> Any:
+            return _cast(args, dtype), _cast(kwargs, dtype)
+
+        def leave(_: nn.Module, __: Any, output: Any) -> Any:
+            return _cast(output, frozen_dtype)
+
+        for block in trained:
+            block.register_forward_pre_hook(enter, with_kwargs=True)
+        trained[-1].register_forward_hook(leave)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: _cast(item, dtype) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_cast(item, dtype) for item in value)
+    return value
+
+
+def disable_dropout(module: nn.Module) -> None:
+    """Sets the probability of every `Dropout` to 0. Attention dropout kept as a number is set to 0 as well."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        for name in ("attention_dropout", "attn_dropout", "dropout", "dropout_p", "layerdrop"):
+            # A few attention modules keep a bare number and hand it to the kernel.
+            if isinstance(getattr(part, name, None), float):
+                setattr(part, name, 0.0)
+
+
+def trained_parameters(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names and parameters that are trained."""
+    return ((name, parameter) for name, parameter in backbone.named_parameters() if parameter.requires_grad)
+
+
+# ---- exporting -------------------------------------------------------------------------------------
+
+
+def export_state_dict(
+    backbone: nn.Module, part: TrainablePart, state_dict: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Weights of the plain backbone: LoRA merged in, original names, original dtypes. The model is not changed.
+
+    Merging is done here on copies, because PEFT's merge and unmerge do not give the same bits back.
+
+    Args:
+        backbone: with or without LoRA layers.
+        part: what `make_trainable` gave.
+        state_dict: gathered weights of a sharded backbone; by default its own.
+    """
+    state = dict(backbone.state_dict() if state_dict is None else state_dict)
+    if part.kind == "lora":
+        state = _merged(backbone, part, state)
+    for name, value in state.items():
+        if name in part.dtypes and value.dtype != part.dtypes[name]:
+            state[name] = value.to(part.dtypes[name])
+    return state
+
+
+def _merged(backbone: nn.Module, part: TrainablePart, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    adapter = part.adapter.active_adapter
+    merged = {}
+    layers = dict(backbone.named_modules())
+    for name, value in state.items():
+        if ".lora_" in name:
+            continue
+        if not name.endswith(".base_layer.weight"):
+            merged[name.replace(".base_layer.", ".")] = value
+            continue
+        prefix = name.removesuffix(".base_layer.weight")
+        layer = layers[prefix]
+        a, b = (state[f"{prefix}.lora_{x}.{adapter}.weight"].float() for x in "AB")
+        delta = (b @ a) * layer.scaling[adapter]
+        delta = delta.T if layer.fan_in_fan_out else delta
+        merged[f"{prefix}.weight"] = (value.to(delta.dtype) + delta).to(part.dtypes[f"{prefix}.weight"])
+    return merged
+
+
+def export_adapter(ranker: RankerModel, adapter_folder: str | Path, output_dir: str | Path) -> None:
+    """Merges a saved adapter (`adapter/` of a checkpoint) into the ranker it was trained from and saves the whole.
+
+    Args:
+        ranker: the ranker the training started from; its backbone takes the adapter.
+        adapter_folder: the PEFT folder.
+        output_dir: becomes a ranking folder.
+
+    Raises:
+        InputError: the folder holds no adapter.
+        ResourceError: the `peft` package is missing.
+    """
+    if not (Path(adapter_folder) / "adapter_config.json").is_file():
+        raise InputError(f"{adapter_folder} holds no adapter (adapter_config.json is missing)")
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ResourceError("LoRA needs the package peft: pip install 'tsarank[train]'") from error
+    dtypes = {name: parameter.dtype for name, parameter in ranker.backbone.named_parameters()}
+    adapter = PeftModel.from_pretrained(ranker.backbone, str(adapter_folder))
+    save_ranker(ranker, TrainablePart("lora", dtypes, adapter=adapter), output_dir)
+
+
+def save_ranker(
+    ranker: RankerModel, part: TrainablePart, output_dir: str | Path, state_dict: dict[str, Tensor] | None = None
+) -> None:
+    """Writes the ranking folder that `AutoModel` and the plain auto classes load, with LoRA merged.
+
+    `state_dict` holds the gathered weights of a sharded backbone. A failure leaves what was in the folder as it was.
+    """
+    state = export_state_dict(ranker.backbone, part, state_dict)
+    with whole_files(output_dir) as folder:
+        ranker.save_pretrained(folder, state_dict=state)
+        dtypes = {value.dtype for name, value in state.items() if name in part.dtypes and value.is_floating_point()}
+        # transformers writes the dtype of the model in memory, where frozen weights may have been cast.
+        if len(dtypes) == 1:
+            set_config_dtype(folder, next(iter(dtypes)))

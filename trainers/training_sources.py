@@ -1,0 +1,194 @@
+"""Where training rows come from: files, folders, split names, the Hub, and RankGPT's file of answers."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from modeling_tsarank.ranking_errors import InputError, ResourceError
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "dev": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "eval": "test",
+}
+_NOTHING = object()
+
+
+class Source(NamedTuple):
+    """A file to read: its path, and size and time of change, which make a changed file another source."""
+
+    path: str
+    size: int
+    changed: int
+
+
+def import_datasets() -> Any:
+    """The `datasets` library. Raises `ResourceError`, naming the extra, where it is missing."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise ResourceError("training data needs the package datasets: pip install 'tsarank[train]'") from error
+    return datasets
+
+
+def pick_split(data: Any, split: str, where: Any) -> Dataset:
+    """One split of a dict of splits; a Dataset as it is."""
+    if not isinstance(data, Mapping):
+        return data
+    if split not in data:
+        raise InputError(f"{where} has no split {split!r}; it has {', '.join(sorted(data)) or 'none'}")
+    return data[split]
+
+
+def load_from_hub(source: str, split: str, config: str | None) -> Dataset:
+    """A dataset of the Hub, or an error that says both what was not found."""
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.endswith(SUFFIXES):
+        raise InputError(f"no file or folder {source!r}; expected a path that exists or a dataset's id on the Hub")
+    datasets = import_datasets()
+    try:
+        return datasets.load_dataset(source, config, split=split)
+    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError) as error:
+        raise InputError(f"{source!r} is no file, no folder and no dataset on the Hub that can be read") from error
+    except ValueError as error:
+        raise InputError(f"dataset {source!r}, split {split!r}: {str(error).splitlines()[0]}") from error
+    except (ConnectionError, OSError) as error:
+        raise ResourceError(f"{source!r} is no file or folder here, and the Hub cannot be reached") from error
+
+
+def split_files(path: Path, split: str) -> list[Path]:
+    """The files of a split: a file itself, or those of a folder."""
+    if "[" in split:
+        raise InputError(f"{path}: a slice such as {split!r} works for datasets of the Hub only")
+    if path.is_file():
+        if not path.name.endswith(SUFFIXES):
+            raise InputError(f"{path}: unknown kind of file; expected {', '.join(SUFFIXES)}")
+        return [path]
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES))
+    if not files:
+        raise InputError(f"folder {path} has no file with {', '.join(SUFFIXES)}")
+    wanted = SPLIT_WORDS.get(split, split)
+    belonging = {file: _split_of(file.relative_to(path)) for file in files}
+    chosen = [file for file in files if belonging[file] == wanted]
+    if not chosen:
+        raise InputError(
+            f"folder {path} has no file for the split {split!r}; it has {', '.join(sorted(set(belonging.values())))}"
+        )
+    return chosen
+
+
+def _split_of(relative: Path) -> str:
+    """The split that a file's name or folder tells, "train" where neither tells one."""
+    words = [word for part in reversed(relative.parts) for word in re.split(r"[^a-z]+", part.lower())]
+    return next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), "train")
+
+
+def read_records(path: Path) -> Iterator[tuple[str, Any]]:
+    """Every record of a file with the place where it stands ("name, line 3").
+
+    Raises:
+        InputError: the file is not what its name says; names the line.
+    """
+    if path.name.endswith(".parquet"):
+        yield from _read_parquet(path)
+        return
+    try:
+        if path.name.endswith((".json", ".json.gz")):
+            array = _read_array(path)
+            if array is not None:
+                for number, record in enumerate(array, start=1):
+                    yield f"{path.name}, row {number}", record
+                return
+        with _open_text(path) as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{path.name}, line {number}", _parse_line(line, f"{path.name}, line {number}")
+    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}); expected UTF-8 text, gzipped if it ends in .gz"
+        ) from error
+
+
+def _open_text(path: Path) -> Any:
+    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+
+
+def _parse_line(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not valid JSON ({error.msg} at column {error.colno})") from error
+
+
+def _read_array(path: Path) -> list[Any] | None:
+    """The rows of a JSON array or of an object with `data`; `None` where the file holds one row a line."""
+    with _open_text(path) as file:
+        try:
+            content = json.load(file)
+        except json.JSONDecodeError as error:
+            if error.msg == "Extra data":
+                return None
+            raise InputError(
+                f"{path.name}, line {error.lineno}: not valid JSON ({error.msg} at column {error.colno})"
+            ) from error
+    if isinstance(content, Mapping):
+        return content["data"] if isinstance(content.get("data"), list) else [content]
+    if not isinstance(content, list):
+        raise InputError(f"{path.name}: expected an array of rows, got {type(content).__name__}")
+    return content
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except pyarrow.ArrowInvalid as error:
+        raise InputError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from error
+    number = 0
+    for batch in file.iter_batches(batch_size=256):
+        for record in batch.to_pylist():
+            number += 1
+            yield f"{path.name}, row {number}", record
+
+
+def stamp(path: Path) -> Source:
+    """The file as it is now."""
+    status = path.stat()
+    return Source(str(path.resolve()), status.st_size, status.st_mtime_ns)
+
+
+def with_answers(records: Iterator[tuple[str, Any]], permutations: str | Path | None) -> Iterator[tuple[str, Any]]:
+    """Puts the i-th answer of a RankGPT permutations file into the i-th record."""
+    if permutations is None:
+        yield from records
+        return
+    path = Path(permutations)
+    if not path.is_file():
+        raise InputError(f"no permutations file {str(path)!r}")
+    answers = (answer for _, answer in read_records(path))
+    number = 0
+    for number, (where, record) in enumerate(records, start=1):
+        answer = next(answers, _NOTHING)
+        if answer is _NOTHING:
+            raise InputError(
+                f"{path.name}: expected one permutation for each row; the permutations end at {number - 1}"
+            )
+        yield where, {**record, "permutation": answer} if isinstance(record, Mapping) else record
+    if next(answers, _NOTHING) is not _NOTHING:
+        raise InputError(f"{path.name}: expected one permutation for each row; the rows end at {number}")

@@ -36,8 +36,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _StandardError(logging.StreamHandler):
+    """Writes to what `sys.stderr` is at that moment: a program that calls `main` may have exchanged it since."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def _set_up_logging(verbose: bool) -> None:
-    logging.basicConfig(stream=sys.stderr, format="tsarank: %(message)s", level=logging.WARNING, force=True)
+    logging.basicConfig(handlers=[_StandardError()], format="tsarank: %(message)s", level=logging.WARNING, force=True)
     logging.getLogger("modeling_tsarank").setLevel(logging.INFO if verbose else logging.WARNING)
     # What other libraries warn about is for their developers, unless asked for.
     if not verbose:

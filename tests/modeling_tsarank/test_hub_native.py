@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_tsarank import TSARankModel, TwolarModel
+from modeling_tsarank import InputError, TextRankingPipeline, TSARankModel, TwolarModel
 
 
 READER = """
@@ -109,6 +109,19 @@ def test_every_backbone_ranks_without_this_package(zoo, pairs, tmp_path, clean_p
         assert answer["plain_class"] == type(model.backbone).__name__
         assert answer["plain_digest"] == answer["backbone_digest"] == _digest(model.backbone)
         assert query in answer["text"]
+
+
+def test_the_pipeline_takes_one_query_or_many(zoo, pairs) -> None:
+    model = TSARankModel.from_backbone(str(zoo.folders["llama"]))
+    ranking = TextRankingPipeline(model=model, tokenizer=model.tokenizer, device="cpu")
+    task = {"query": pairs[0][0], "documents": [document for _, document in pairs[:4]]}
+    expected = model.rank(task["query"], task["documents"], top_k=2, return_documents=True)
+    assert ranking(task, top_k=2) == expected
+    assert ranking([task, task], top_k=2, batch_tokens=64)[1][0]["corpus_id"] == expected[0]["corpus_id"]
+    with pytest.raises(InputError, match="text-ranking takes"):
+        ranking("just a query")
+    with pytest.raises(InputError, match="unknown argument top_n; known: top_k"):
+        ranking(task, top_n=2)
 
 
 def test_a_failed_save_names_the_reason(zoo, tmp_path) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
+import loss_references as ref
 import pytest
 import torch
 from hypothesis import given, settings
@@ -28,10 +27,6 @@ from modeling_tsarank.trainers.losses import (
     scores_to_ranks,
     token_kl,
 )
-
-
-sys.path.insert(0, str(Path(__file__).parent))
-import loss_references as ref
 
 
 FORMULAS = {

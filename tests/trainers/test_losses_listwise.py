@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
+import loss_references as ref
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,10 +20,6 @@ from modeling_tsarank.trainers.losses import (
     ranks_to_labels,
     scores_to_ranks,
 )
-
-
-sys.path.insert(0, str(Path(__file__).parent))
-import loss_references as ref
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 from random import Random
 
+import loss_references as ref
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,10 +19,6 @@ from modeling_tsarank.trainers.losses import (
     scores_to_ranks,
     soft_ranknet_loss,
 )
-
-
-sys.path.insert(0, str(Path(__file__).parent))
-import loss_references as ref
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -1,9 +1,11 @@
 """Peak memory of one fine-tuning step of the 135M model on a group of 49 documents, whole and in chunks.
 
-    python benchmarks/training_memory.py [--negatives 48] [--words 150] [--chunk-tokens 2048] [--output FILE.json]
+    python benchmarks/training_memory.py [--negatives 48] [--words 150] [--chunk-tokens 1024] [--output FILE.json]
 
 Each step runs in a process of its own; what counts is the peak of its resident memory above what it held, model and
-optimizer included, before the step. The gradients of both must agree.
+optimizer included, before the step. Where the whole group does not fit into the machine, `--whole-negatives 11 23`
+measures it on smaller groups and reads the whole off the straight line through them (activations grow with the number
+of tokens); the gradients are then compared on the largest of these groups.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rank_speed import QUERY, make_documents
 
@@ -70,6 +73,7 @@ def step(args: argparse.Namespace) -> dict[str, Any]:
         gradients = [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
         torch.save(torch.cat(gradients), args.gradients)
     return {
+        "negatives": args.negatives,
         "chunk_tokens": args.chunk or None,
         "tokens": int(batch["lengths"].sum()),
         "loss": float(loss),
@@ -83,7 +87,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--negatives", type=int, default=48)
     parser.add_argument("--words", type=int, default=150, help="about 200 tokens of the default model")
-    parser.add_argument("--chunk-tokens", type=int, default=2048)
+    parser.add_argument("--chunk-tokens", type=int, default=1024)
+    parser.add_argument("--whole-negatives", type=int, nargs="+", default=None, help="groups measured without chunks")
     parser.add_argument("--trainable", choices=("lora", "top_blocks"), default="lora")
     parser.add_argument("--output", type=Path, default=None)
     parser.add_argument("--chunk", type=int, default=None, help=argparse.SUPPRESS)
@@ -92,22 +97,27 @@ def main() -> None:
     if args.chunk is not None:
         sys.stdout.write(json.dumps(step(args)) + "\n")
         return
-    results, gradients = [], []
+    sizes = args.whole_negatives or [args.negatives]
     with tempfile.TemporaryDirectory() as folder:
-        for chunk in (0, args.chunk_tokens):
-            path = f"{folder}/{chunk}.pt"
-            own = [sys.executable, __file__, "--chunk", str(chunk), "--gradients", path, "--words", str(args.words)]
-            own += ["--negatives", str(args.negatives), "--trainable", args.trainable]
-            done = subprocess.run(own, check=True, capture_output=True, text=True)
-            results.append(json.loads(done.stdout.splitlines()[-1]))
-            gradients.append(torch.load(path, weights_only=True))
-    whole, chunked = results
+        wholes = [run_step(args, negatives, 0, f"{folder}/whole.pt") for negatives in sizes]
+        chunked = run_step(args, args.negatives, args.chunk_tokens, f"{folder}/chunked.pt")
+        if sizes[-1] != args.negatives:
+            run_step(args, sizes[-1], args.chunk_tokens, f"{folder}/chunked.pt")
+        gradients = [torch.load(f"{folder}/{name}.pt", weights_only=True) for name in ("whole", "chunked")]
+    whole_gib = wholes[-1]["peak_above_start_gib"]
+    if args.whole_negatives:
+        tokens = [run["tokens"] for run in wholes]
+        slope, offset = np.polyfit(tokens, [run["peak_above_start_gib"] for run in wholes], 1)
+        whole_gib = slope * chunked["tokens"] + offset
     text = json.dumps(
         {
-            "whole": whole,
-            "chunked": chunked,
             "trainable": args.trainable,
-            "memory_share": round(chunked["peak_above_start_gib"] / whole["peak_above_start_gib"], 3),
+            "negatives": args.negatives,
+            "whole": wholes,
+            "chunked": chunked,
+            "whole_gib": round(float(whole_gib), 2),
+            "whole_is": "extrapolated" if args.whole_negatives else "measured",
+            "memory_share": round(float(chunked["peak_above_start_gib"] / whole_gib), 3),
             "relative_gradient_difference": float((gradients[1] - gradients[0]).norm() / gradients[0].norm()),
         },
         indent=2,
@@ -115,6 +125,15 @@ def main() -> None:
     sys.stdout.write(text + "\n")
     if args.output is not None:
         args.output.write_text(text + "\n")
+
+
+def run_step(args: argparse.Namespace, negatives: int, chunk: int, gradients: str) -> dict[str, Any]:
+    """`step` in a process of its own; its gradients are saved to the file `gradients`."""
+    command = [sys.executable, __file__, "--chunk", str(chunk), "--gradients", gradients, "--words", str(args.words)]
+    command += ["--negatives", str(negatives), "--trainable", args.trainable]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 if __name__ == "__main__":

@@ -12,10 +12,14 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from .modeling_ranker import RankerModel, RankingOutput, accepts, group_loss
-from .ranking_engine import align_left, gathered_log_probs, pad_right, run_batches
+from .ranking_engine import align_left, gathered_log_probs, pad_right, plan_batches, run_batches
 from .ranking_errors import InputError, ModelError
 from .ranking_options import QueryLikelihoodOptions
 from .ranking_text import EncodedPair, QueryLikelihoodEncoder, clean_query, document_text
+
+# Query tokens of one packed row: enough to keep matrix multiplications busy, few enough that the pairs of tokens which
+# the mask hides cost little.
+PACKED_TOKENS = 384
 
 
 class TSARankModel(RankerModel):
@@ -179,24 +183,56 @@ class TSARankModel(RankerModel):
             keep = torch.zeros(ids.shape, dtype=torch.bool, device=self.device)
             keep[:, -1] = True
             self._logits_at(ids, keep, past_key_values=cache, use_cache=True)
-        order = sorted(range(len(pairs)), key=lambda i: len(pairs[i].query))
-        longest = max(len(pair.query) for pair in pairs)
-        # Every expanded row holds its own copy of the document's states: the budget bounds them too.
-        rows = max(batch_tokens // max(longest, len(prompt) // 4), 1)
+        # A padded row holds its own copy of the document's states, so the budget bounds them too; a packed one shares.
+        packed = self._packs_queries()
+        own = 0 if packed else len(prompt) // 4
+        limit = min(batch_tokens, PACKED_TOKENS) if packed else batch_tokens
         results: list[torch.Tensor] = [torch.empty(0)] * len(pairs)
-        for start in range(0, len(order), rows):
-            part = order[start : start + rows]
-            for i, values in zip(part, self._suffixes([pairs[i] for i in part], cache), strict=True):
+        for part in plan_batches([max(len(pair.query), own) for pair in pairs], limit, padded=not packed):
+            chosen = [pairs[i] for i in part]
+            states = copy.deepcopy(cache)
+            logits = self._packed_suffixes(chosen, states) if packed else self._padded_suffixes(chosen, states)
+            for i, values in zip(part, self._split(logits, chosen), strict=True):
                 results[i] = values
         return results
 
-    def _suffixes(self, pairs: Sequence[EncodedPair], cache: DynamicCache) -> list[torch.Tensor]:
-        prompt = pairs[0].prompt
-        expanded = copy.deepcopy(cache)
-        expanded.batch_repeat_interleave(len(pairs))
-        ids, mask = pad_right([(prompt[-1], *pair.query[:-1]) for pair in pairs], self.pad_id, self.device)
-        logits = self._logits_at(ids, mask.bool(), past_key_values=expanded, use_cache=True)
-        return self._split(logits, pairs)
+    def _packs_queries(self) -> bool:
+        """Whether one row may hold many queries: positions must come from `position_ids` and the mask be taken as is."""
+        config = self.config.get_text_config()
+        layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+        return (
+            bool(getattr(config, "rope_parameters", None))
+            and layers == {"full_attention"}
+            and getattr(config, "sliding_window", None) is None
+            and self.backbone.config._attn_implementation in ("sdpa", "eager")
+            and accepts(self.backbone.forward, "position_ids")
+        )
+
+    def _packed_suffixes(self, pairs: Sequence[EncodedPair], cache: DynamicCache) -> torch.Tensor:
+        """All queries in one row: each sees the document and itself. Nothing is padded, no state is copied."""
+        seen = len(pairs[0].prompt) - 1
+        lengths = torch.tensor([len(pair.query) for pair in pairs], device=self.device)
+        ids = torch.tensor([[i for pair in pairs for i in (pair.prompt[-1], *pair.query[:-1])]], device=self.device)
+        owner = torch.repeat_interleave(torch.arange(len(pairs), device=self.device), lengths)
+        place = torch.arange(ids.shape[1], device=self.device)
+        visible = (owner[:, None] == owner) & (place[:, None] >= place)
+        visible = torch.cat([visible.new_ones(len(place), seen), visible], dim=1)
+        mask = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
+        mask.masked_fill_(~visible, torch.finfo(self.dtype).min)
+        starts = (lengths.cumsum(0) - lengths)[owner]
+        return self._logits_at(
+            ids,
+            torch.ones_like(ids, dtype=torch.bool),
+            attention_mask=mask[None, None],
+            position_ids=(seen + place - starts)[None],
+            past_key_values=cache,
+            use_cache=True,
+        )
+
+    def _padded_suffixes(self, pairs: Sequence[EncodedPair], cache: DynamicCache) -> torch.Tensor:
+        cache.batch_repeat_interleave(len(pairs))
+        ids, mask = pad_right([(pair.prompt[-1], *pair.query[:-1]) for pair in pairs], self.pad_id, self.device)
+        return self._logits_at(ids, mask.bool(), past_key_values=cache, use_cache=True)
 
     def _split(self, logits: torch.Tensor, pairs: Sequence[EncodedPair]) -> list[torch.Tensor]:
         targets = torch.tensor([token for pair in pairs for token in pair.query], device=logits.device)

@@ -38,20 +38,23 @@ def check_batch_tokens(batch_tokens: int | None, device: torch.device) -> int:
     return batch_tokens
 
 
-def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+def plan_batches(lengths: Sequence[int], batch_tokens: int, padded: bool = True) -> list[list[int]]:
     """Indexes grouped into batches whose rows × longest row is at most `batch_tokens` (or a single longer row).
 
     Rows are sorted by length, so hardly anything is padded; the longest come first, so a machine too small for the
-    work says so at once and not at the end.
+    work says so at once and not at the end. With `padded=False` the sum of a batch's lengths is what the budget bounds.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     batches: list[list[int]] = []
+    total = 0
     for index in order:
         # Descending order: the first row of a batch is its longest.
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
+        total += lengths[index]
+        if batches and (total if not padded else (len(batches[-1]) + 1) * lengths[batches[-1][0]]) <= batch_tokens:
             batches[-1].append(index)
         else:
             batches.append([index])
+            total = lengths[index]
     return batches
 
 

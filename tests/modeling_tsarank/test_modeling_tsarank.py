@@ -101,6 +101,22 @@ def test_shared_documents_are_read_once(zoo, pairs, monkeypatch) -> None:
     assert sum(seen) <= len(encoded[0].prompt) + len(queries) * longest
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_queries_of_one_document_do_not_see_each_other(zoo, pairs, name, attention) -> None:
+    """Packed into one row or padded into many, every query gets the score it gets alone."""
+    options = {"attn_implementation": "eager"} if attention == "eager" else {}
+    model = TSARankModel.from_backbone(str(zoo.folders[name]), dtype=torch.float64, backbone_options=options)
+    document = pairs[1][1]
+    many = [(query, document) for query in ("bread", "a ship at night", "bees and violins", "moraine", "ship 7 bread")]
+    alone = [model.predict(pair) for pair in many]
+    np.testing.assert_allclose(model.predict(many), alone, atol=1e-6)
+    if name in ("llama", "qwen2", "qwen3", "gpt_neox"):
+        assert model._packs_queries()
+    if name in ("bloom", "gpt2", "opt"):
+        assert not model._packs_queries()
+
+
 def test_expansion_respects_the_budget(zoo, pairs) -> None:
     model = TSARankModel.from_backbone(str(zoo.folders["llama"]))
     document = pairs[1][1]

@@ -15,14 +15,16 @@ from .modeling_ranker import RankerModel, RankingOutput, accepts, group_loss
 from .ranking_engine import align_left, gathered_log_probs, pad_right, plan_batches, run_batches
 from .ranking_errors import InputError, ModelError
 from .ranking_options import QueryLikelihoodOptions
+from .ranking_states import KeptStates, suffix
 from .ranking_text import EncodedPair, QueryLikelihoodEncoder, clean_query, document_text
+
 
 # Query tokens of one packed row: enough to keep matrix multiplications busy, few enough that the pairs of tokens which
 # the mask hides cost little.
 PACKED_TOKENS = 384
 
 
-class TSARankModel(RankerModel):
+class TSARankModel(KeptStates, RankerModel):
     """Query likelihood on any decoder-only backbone (TSARankLLM, Eq. 1).
 
     score(q, d) = mean or sum over j of log p(q_j | P(d), q_<j), with P(d) = "Document: {d} Query:".
@@ -134,6 +136,9 @@ class TSARankModel(RankerModel):
         stop: Callable[[], bool] | None = None,
     ) -> list[float]:
         """Pairs whose prompt occurs once go through in padded batches; those that share one follow its kept states."""
+        if self.document_store is not None:
+            found = self._score_from_states(pairs, batch_tokens, show, stop)
+            return [self._pool_one(values) for values in found]
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, pair in enumerate(pairs):
             groups[pair.prompt].append(i)
@@ -183,21 +188,29 @@ class TSARankModel(RankerModel):
             keep = torch.zeros(ids.shape, dtype=torch.bool, device=self.device)
             keep[:, -1] = True
             self._logits_at(ids, keep, past_key_values=cache, use_cache=True)
-        # A padded row holds its own copy of the document's states, so the budget bounds them too; a packed one shares.
+        return self._shared_states(pairs, cache, len(prompt) - 1, batch_tokens)
+
+    def _shared_states(
+        self, pairs: Sequence[EncodedPair], cache: DynamicCache, seen: int, batch_tokens: int
+    ) -> list[torch.Tensor]:
+        """All queries behind the states of the first `seen` tokens of the one prompt that they share."""
         packed = self._packs_queries()
-        own = 0 if packed else len(prompt) // 4
+        lengths = [len(pair.prompt) + len(pair.query) - 1 - seen for pair in pairs]
+        if not packed:
+            # A padded row holds its own copy of the document's states, so the budget bounds them too.
+            lengths = [max(length, seen // 4) for length in lengths]
         limit = min(batch_tokens, PACKED_TOKENS) if packed else batch_tokens
         results: list[torch.Tensor] = [torch.empty(0)] * len(pairs)
-        for part in plan_batches([max(len(pair.query), own) for pair in pairs], limit, padded=not packed):
+        for part in plan_batches(lengths, limit, padded=not packed):
             chosen = [pairs[i] for i in part]
             states = copy.deepcopy(cache)
-            logits = self._packed_suffixes(chosen, states) if packed else self._padded_suffixes(chosen, states)
-            for i, values in zip(part, self._split(logits, chosen), strict=True):
+            suffixes = self._packed_suffixes if packed else self._padded_suffixes
+            for i, values in zip(part, self._split(suffixes(chosen, states, seen), chosen), strict=True):
                 results[i] = values
         return results
 
     def _packs_queries(self) -> bool:
-        """Whether one row may hold many queries: positions must come from `position_ids` and the mask be taken as is."""
+        """Whether one row may hold many queries: positions come from `position_ids`, the mask is taken as it is."""
         config = self.config.get_text_config()
         layers = set(getattr(config, "layer_types", None) or ["full_attention"])
         return (
@@ -208,30 +221,31 @@ class TSARankModel(RankerModel):
             and accepts(self.backbone.forward, "position_ids")
         )
 
-    def _packed_suffixes(self, pairs: Sequence[EncodedPair], cache: DynamicCache) -> torch.Tensor:
+    def _packed_suffixes(self, pairs: Sequence[EncodedPair], cache: DynamicCache, seen: int) -> torch.Tensor:
         """All queries in one row: each sees the document and itself. Nothing is padded, no state is copied."""
-        seen = len(pairs[0].prompt) - 1
-        lengths = torch.tensor([len(pair.query) for pair in pairs], device=self.device)
-        ids = torch.tensor([[i for pair in pairs for i in (pair.prompt[-1], *pair.query[:-1])]], device=self.device)
-        owner = torch.repeat_interleave(torch.arange(len(pairs), device=self.device), lengths)
-        place = torch.arange(ids.shape[1], device=self.device)
+        rows = [suffix(pair, seen) for pair in pairs]
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        ids = torch.tensor([[token for row in rows for token in row]], device=self.device)
+        owner = torch.repeat_interleave(torch.arange(len(rows), device=self.device), lengths)
+        place = torch.arange(len(owner), device=self.device)
+        within = place - (lengths.cumsum(0) - lengths)[owner]
         visible = (owner[:, None] == owner) & (place[:, None] >= place)
         visible = torch.cat([visible.new_ones(len(place), seen), visible], dim=1)
         mask = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
         mask.masked_fill_(~visible, torch.finfo(self.dtype).min)
-        starts = (lengths.cumsum(0) - lengths)[owner]
         return self._logits_at(
             ids,
-            torch.ones_like(ids, dtype=torch.bool),
+            within[None] >= len(pairs[0].prompt) - 1 - seen,
             attention_mask=mask[None, None],
-            position_ids=(seen + place - starts)[None],
+            position_ids=(seen + within)[None],
             past_key_values=cache,
             use_cache=True,
         )
 
-    def _padded_suffixes(self, pairs: Sequence[EncodedPair], cache: DynamicCache) -> torch.Tensor:
+    def _padded_suffixes(self, pairs: Sequence[EncodedPair], cache: DynamicCache, seen: int) -> torch.Tensor:
         cache.batch_repeat_interleave(len(pairs))
-        ids, mask = pad_right([(pair.prompt[-1], *pair.query[:-1]) for pair in pairs], self.pad_id, self.device)
+        ids, mask = pad_right([suffix(pair, seen) for pair in pairs], self.pad_id, self.device)
+        mask[:, : len(pairs[0].prompt) - 1 - seen] = 0
         return self._logits_at(ids, mask.bool(), past_key_values=cache, use_cache=True)
 
     def _split(self, logits: torch.Tensor, pairs: Sequence[EncodedPair]) -> list[torch.Tensor]:

@@ -42,7 +42,7 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int, padded: bool = True)
     """Indexes grouped into batches whose rows × longest row is at most `batch_tokens` (or a single longer row).
 
     Rows are sorted by length, so hardly anything is padded; the longest come first, so a machine too small for the
-    work says so at once and not at the end. With `padded=False` the sum of a batch's lengths is what the budget bounds.
+    work says so at once and not at the end. With `padded=False` the budget bounds the sum of a batch's lengths.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     batches: list[list[int]] = []

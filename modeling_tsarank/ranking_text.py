@@ -44,6 +44,8 @@ class EncodedPair:
 
     prompt: tuple[int, ...]
     query: tuple[int, ...] = ()
+    # The prompt before it was cut to length: the same for every query of a document.
+    source: Prompt = Prompt((), (), ())
 
 
 def clean_text(text: Any, what: str) -> str:
@@ -193,7 +195,7 @@ class QueryLikelihoodEncoder(TextEncoder):
             ids, at = query_ids[queries[query]], documents[document]
             room = self.options.max_length - len(ids)
             fits = len(whole[at]) <= room
-            result.append(EncodedPair(whole[at] if fits else tuple(prompts[at].cut(room)), ids))
+            result.append(EncodedPair(whole[at] if fits else tuple(prompts[at].cut(room)), ids, prompts[at]))
         return result
 
     def _joined(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
@@ -205,7 +207,8 @@ class QueryLikelihoodEncoder(TextEncoder):
             query = self._cut_query(ids[at:], self.options.max_query_length)
             prompt = _split_around(ids[:at], offsets[:at], len(self.head), len(self.head) + len(document))
             prompt = Prompt((*self.leading, *prompt.before), prompt.document, prompt.after)
-            result.append(EncodedPair(tuple(prompt.cut(self.options.max_length - len(query))), tuple(query)))
+            cut = tuple(prompt.cut(self.options.max_length - len(query)))
+            result.append(EncodedPair(cut, tuple(query), prompt))
         return result
 
 

@@ -1,0 +1,205 @@
+"""Document states as bytes: bfloat16, float16 or float32 as they are, int8 with scales; checked before use."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from .ranking_errors import InputError, ModelError
+
+
+# For every layer its keys and values, each (1, heads, tokens, dimension).
+Layers = list[tuple[torch.Tensor, torch.Tensor]]
+
+STATE_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.int8,
+}
+_SHORT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+# From here on int8 keys get a scale and an offset per channel, which halves their error; on fewer tokens these would
+# cost more than 12 KB a token with the 135M default model, and each token's keys get a scale of their own.
+CHANNEL_SCALES_FROM = 80
+_MAGIC = b"TSD1"
+_HEAD = struct.Struct("<4sII")  # magic, CRC-32 of what follows this field, length of the JSON header
+_ALIGN = 64  # of the first tensor, counted from the first byte
+_PART_ALIGN = 16
+
+
+class DamagedStatesError(ValueError):
+    """Stored bytes are not the states they are said to be: torn, flipped, or another document's."""
+
+
+def check_state_dtype(name: str) -> str:
+    """The full name of a number format for states. Raises `InputError` for an unknown one."""
+    full = _SHORT_NAMES.get(name, name)
+    if full not in STATE_DTYPES:
+        raise InputError(f"unknown format of document states {name!r}; expected one of {', '.join(STATE_DTYPES)}")
+    return full
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Consecutive layers of one shape: their number, heads, tokens, and the dimensions of a key and a value."""
+
+    layers: int
+    heads: int
+    tokens: int
+    key_dim: int
+    value_dim: int
+
+    def parts(self, dtype: str) -> list[tuple[torch.dtype, tuple[int, ...]]]:
+        """Types and shapes of the tensors that hold such layers, in order: keys, values, then the scales of int8."""
+        stem = (self.layers, self.heads)
+        found: list[tuple[torch.dtype, tuple[int, ...]]] = [
+            (STATE_DTYPES[dtype], (*stem, self.tokens, self.key_dim)),
+            (STATE_DTYPES[dtype], (*stem, self.tokens, self.value_dim)),
+        ]
+        if dtype == "int8":
+            if self.tokens >= CHANNEL_SCALES_FROM:
+                found += [(torch.float16, (*stem, 1, self.key_dim))] * 2
+            else:
+                found.append((torch.float16, (*stem, self.tokens, 1)))
+            found.append((torch.float16, (*stem, self.tokens, 1)))
+        return found
+
+    def nbytes(self, dtype: str) -> int:
+        """Bytes of such layers, each tensor filled up to a multiple of 16."""
+        return sum(_filled(kind, shape) for kind, shape in self.parts(dtype))
+
+
+def _filled(kind: torch.dtype, shape: Sequence[int]) -> int:
+    size = kind.itemsize * int(np.prod(shape))
+    return size + -size % _PART_ALIGN
+
+
+def shapes_of(layers: Layers) -> list[Shape]:
+    """The layers' shapes, equal neighbours together."""
+    shapes: list[Shape] = []
+    for keys, values in layers:
+        one = Shape(1, keys.shape[1], keys.shape[2], keys.shape[3], values.shape[3])
+        if shapes and (*one.__dict__.values(),)[1:] == (*shapes[-1].__dict__.values(),)[1:]:
+            shapes[-1] = Shape(shapes[-1].layers + 1, *(*one.__dict__.values(),)[1:])
+        else:
+            shapes.append(one)
+    return shapes
+
+
+def _scale(largest: torch.Tensor) -> torch.Tensor:
+    """float16 steps with which `largest` is at most 127 steps: rounded up, or the largest values would be clipped."""
+    return (largest / 127 * 1.001 + 2.0**-24).half()
+
+
+def _to_int8(values: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+    step = _scale(values.abs().amax(axis, keepdim=True))
+    return (values / step.float()).round_().clamp_(-127, 127).to(torch.int8), step
+
+
+def _encode_group(keys: torch.Tensor, values: torch.Tensor, dtype: str) -> list[torch.Tensor]:
+    """Tensors as `Shape.parts` lists them, of keys and values `(layers, heads, tokens, dimension)`."""
+    if dtype != "int8":
+        return [keys.to(STATE_DTYPES[dtype]), values.to(STATE_DTYPES[dtype])]
+    keys, values = keys.float(), values.float()
+    low_values, value_step = _to_int8(values, -1)
+    if keys.shape[2] < CHANNEL_SCALES_FROM:
+        low_keys, key_step = _to_int8(keys, -1)
+        return [low_keys, low_values, key_step, value_step]
+    # A key's channels differ in size and many lie far from zero, token after token: each gets an offset and a step.
+    offset = ((keys.amax(2, keepdim=True) + keys.amin(2, keepdim=True)) / 2).half()
+    low_keys, key_step = _to_int8(keys - offset.float(), 2)
+    return [low_keys, low_values, key_step, offset, value_step]
+
+
+def _decode_group(parts: Sequence[torch.Tensor], dtype: str, wanted: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    if dtype != "int8":
+        return parts[0].to(wanted), parts[1].to(wanted)
+    # Converted first: multiplying int8 by float32 directly is thirty times slower on a CPU.
+    keys = parts[0].float().mul_(parts[2].float())
+    if len(parts) == 5:
+        keys.add_(parts[3].float())
+    values = parts[1].float().mul_(parts[-1].float())
+    return keys.to(wanted), values.to(wanted)
+
+
+def encode_states(key: str, layers: Layers, dtype: str) -> bytes:
+    """States as self-contained bytes: a checksum over everything else, a JSON header (key, format, shapes), tensors.
+
+    `int8` keeps values with one scale per token and head, keys with a scale and an offset per channel and head (from
+    80 tokens on) or one scale per token and head. Raises `ModelError` if the format cannot hold the states' range.
+    """
+    shapes = shapes_of(layers)
+    header = json.dumps({"key": key, "dtype": dtype, "shapes": [list(vars(s).values()) for s in shapes]}).encode()
+    header += b" " * (-(_HEAD.size + len(header)) % _ALIGN)
+    pieces = []
+    at = 0
+    for shape in shapes:
+        group = layers[at : at + shape.layers]
+        at += shape.layers
+        stacked = torch.cat([keys for keys, _ in group]), torch.cat([values for _, values in group])
+        parts = _encode_group(*stacked, dtype)
+        if any(part.is_floating_point() and not bool(torch.isfinite(part).all()) for part in parts):
+            raise ModelError(
+                f"these document states do not fit into {dtype}: a value is not finite; use bfloat16 or float32"
+            )
+        for part in parts:
+            piece = part.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            pieces.append(piece + bytes(-len(piece) % _PART_ALIGN))
+    # Filled up, so that of entries one behind the other each begins as aligned as the first.
+    pieces.append(bytes(-sum(map(len, pieces)) % _ALIGN))
+    rest = b"".join([struct.pack("<I", len(header)), header, *pieces])
+    return _MAGIC + struct.pack("<I", zlib.crc32(rest)) + rest
+
+
+def encoded_bytes(shapes: Sequence[Shape], dtype: str) -> int:
+    """Bytes of states of these shapes in a store, but for their header (some 200 bytes)."""
+    size = sum(shape.nbytes(dtype) for shape in shapes)
+    return size + -size % _ALIGN
+
+
+def decode_states(
+    key: str, data: memoryview | bytes | bytearray, dtype: torch.dtype | None = None, device: Any = None
+) -> Layers:
+    """What `encode_states` wrote, in `dtype` (`None`: the stored one, float32 for int8) and on `device`.
+
+    Raises `DamagedStatesError` if a bit is wrong, bytes are missing, or these are the states of another key.
+    """
+    data = memoryview(data)
+    if len(data) < _HEAD.size:
+        raise DamagedStatesError(f"only {len(data)} bytes")
+    magic, crc, header_size = _HEAD.unpack(data[: _HEAD.size])
+    if magic != _MAGIC or zlib.crc32(data[8:]) != crc:
+        raise DamagedStatesError("the checksum does not match")
+    header = json.loads(bytes(data[_HEAD.size : _HEAD.size + header_size]))
+    if header["key"] != key:
+        raise DamagedStatesError("they belong to another document")
+    kept, shapes = header["dtype"], [Shape(*numbers) for numbers in header["shapes"]]
+    if len(data) != _HEAD.size + header_size + encoded_bytes(shapes, kept):
+        raise DamagedStatesError("they have the wrong size")
+    if dtype is None:
+        dtype = torch.float32 if kept == "int8" else STATE_DTYPES[kept]
+    # The bytes may be a file's pages, so they are copied: at once by a conversion, else here.
+    raw = torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy() if kept != "int8" else _bytes_view(data))
+    at, layers = _HEAD.size + header_size, []
+    for shape in shapes:
+        parts = []
+        for kind, sizes in shape.parts(kept):
+            count = kind.itemsize * int(np.prod(sizes))
+            parts.append(raw[at : at + count].view(kind).view(sizes).to(device or "cpu"))
+            at += _filled(kind, sizes)
+        keys, values = _decode_group(parts, kept, dtype)
+        layers += [(keys[i : i + 1], values[i : i + 1]) for i in range(shape.layers)]
+    return layers
+
+
+def _bytes_view(data: memoryview) -> np.ndarray:
+    """The bytes as an array that torch takes without a warning about writing; copied only where it is read-only."""
+    array = np.frombuffer(data, dtype=np.uint8)
+    return array if array.flags.writeable else array.copy()

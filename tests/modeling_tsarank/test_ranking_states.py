@@ -1,0 +1,98 @@
+"""Scores from kept document states equal those computed afresh, on every architecture."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_tsarank import ModelError, TSARankModel
+from modeling_tsarank.document_memory import MemoryStore
+
+
+QUERIES = ["bread", "a ship at night", "bees and violins in the garden"]
+LONG = "the ship " * 200
+
+
+@pytest.fixture
+def documents(pairs) -> list[str]:
+    return list(dict.fromkeys(document for _, document in pairs))
+
+
+def count_tokens(model, monkeypatch) -> list[int]:
+    seen: list[int] = []
+    forward = model.backbone.forward
+
+    def count(*args, **kwargs):
+        seen.append(kwargs["input_ids"].numel())
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model.backbone, "forward", count)
+    monkeypatch.setattr("modeling_tsarank.modeling_tsarank.accepts", lambda function, name: True)
+    return seen
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "bloom", "gpt_neox", "opt", "gpt2", "gemma"])
+def test_kept_states_give_the_same_scores(zoo, documents, name) -> None:
+    """One query and many, short documents, an empty one, and one that is cut to a length that hangs on the query."""
+    model = TSARankModel.from_backbone(str(zoo.folders[name]), max_length=64, max_query_length=20)
+    documents = [*documents, "", LONG]
+    many = [(query, document) for query in QUERIES for document in documents]
+    expected = model.predict(many)
+    store = MemoryStore()
+    assert model.index([*documents, LONG], store) == len(documents)
+    assert model.index(documents, store) == 0
+    np.testing.assert_allclose(model.predict(many), expected, atol=1e-5)
+    one = [(QUERIES[1], document) for document in documents]
+    np.testing.assert_allclose(model.predict(one), expected[len(documents) : 2 * len(documents)], atol=1e-5)
+    np.testing.assert_allclose(model.predict(many, batch_tokens=40), expected, atol=1e-5)
+    model.document_store = None
+    np.testing.assert_allclose(model.predict(many), expected, atol=1e-6)
+
+
+def test_a_query_pays_for_its_own_tokens(zoo, documents, monkeypatch) -> None:
+    model = TSARankModel.from_backbone(str(zoo.folders["llama"]))
+    model.index(documents, MemoryStore())
+    seen = count_tokens(model, monkeypatch)
+    model.rank("a ship at night", documents)
+    length = len(model.encoder.pairs([("a ship at night", "x")])[0].query)
+    assert sum(seen) == len(documents) * length
+    assert model.last_stats["tokens"] == sum(seen)
+
+
+def test_what_the_store_lacks_is_computed_and_kept(zoo, documents) -> None:
+    model = TSARankModel.from_backbone(str(zoo.folders["llama"]))
+    expected = model.predict([("bread", document) for document in documents])
+    model.document_store = store = MemoryStore()
+    np.testing.assert_allclose(model.predict([("bread", document) for document in documents]), expected, atol=1e-5)
+    assert len(store) == len(documents)
+
+
+def test_a_store_too_small_for_the_work_changes_no_score(zoo, documents) -> None:
+    model = TSARankModel.from_backbone(str(zoo.folders["llama"]))
+    many = [(query, document) for query in QUERIES for document in documents]
+    expected = model.predict(many)
+    model.document_store = MemoryStore(max_bytes=1)
+    np.testing.assert_allclose(model.predict(many), expected, atol=1e-5)
+    assert len(model.document_store) == 0
+
+
+def test_changed_weights_do_not_meet_old_states(zoo, documents) -> None:
+    model = TSARankModel.from_backbone(str(zoo.folders["llama"]))
+    store = MemoryStore()
+    model.index(documents, store)
+    before = model.predict([("bread", document) for document in documents])
+    with torch.no_grad():
+        for parameter in model.backbone.parameters():
+            parameter.mul_(1.5)
+    found = model.predict([("bread", document) for document in documents])
+    model.document_store = None
+    np.testing.assert_allclose(found, model.predict([("bread", document) for document in documents]), atol=1e-5)
+    assert np.abs(found - before).max() > 1e-3
+    assert len(store) == 2 * len(documents)
+
+
+def test_sliding_windows_are_refused(zoo, documents) -> None:
+    model = TSARankModel.from_backbone(str(zoo.folders["gemma2"]))
+    with pytest.raises(ModelError, match="cannot be kept"):
+        model.index(documents, MemoryStore())

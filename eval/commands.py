@@ -101,6 +101,7 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
         "--dataset",
         metavar="D",
         nargs="+",
+        action="extend",
         default=[],
         help="folder in BEIR's layout, Hub id, or ir_datasets:NAME; several for one table",
     )

@@ -336,3 +336,9 @@ def test_registering_loads_nothing_heavy() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
     assert result.returncode == 0, result.stderr
     assert time.monotonic() - started < 10
+
+
+def test_datasets_may_be_named_together_or_one_by_one() -> None:
+    together = cli.build_parser().parse_args(["evaluate", "--dataset", "a", "b", "--output", "o"])
+    apart = cli.build_parser().parse_args(["evaluate", "--dataset", "a", "--dataset", "b", "--output", "o"])
+    assert together.dataset == apart.dataset == ["a", "b"]

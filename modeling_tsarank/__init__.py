@@ -26,6 +26,8 @@ _EXPORTS = {
     "LogitOptions": "ranking_options",
     "QueryLikelihoodOptions": "ranking_options",
     "RankingCancelled": "ranking_engine",
+    "MemoryStore": "document_memory",
+    "FolderStore": "document_store",
     "InputError": "ranking_errors",
     "ModelError": "ranking_errors",
     "NonFiniteScoreError": "ranking_errors",
@@ -36,6 +38,8 @@ _EXPORTS = {
 __all__ = ["__version__", *sorted(_EXPORTS)]
 
 if TYPE_CHECKING:
+    from .document_memory import MemoryStore as MemoryStore
+    from .document_store import FolderStore as FolderStore
     from .loading import load_ranker as load_ranker
     from .modeling_ranker import RankerModel as RankerModel
     from .modeling_ranker import RankingOutput as RankingOutput

@@ -17,8 +17,12 @@ from .ranking_errors import TSARankError
 # Modules with a `register(subparsers)`; none of them imports anything heavy before its command runs.
 COMMAND_MODULES = (
     "modeling_tsarank.rank_command",
+    "modeling_tsarank.index_command",
+    "modeling_tsarank.score_command",
     "modeling_tsarank.eval.commands",
+    "modeling_tsarank.trainers.data.commands",
     "modeling_tsarank.trainers.commands",
+    "modeling_tsarank.hub_cards.commands",
 )
 
 _DESCRIPTION = "LLM text rerankers: rank documents, measure rerankers, train and publish them."

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput
 
+from .crossencoder_tsarank import code_reference, write_cross_encoder_files
 from .pipeline_text_ranking import TextRankingPipeline
 from .ranking_checkpoints import known_checkpoint, load_backbone, refuse_shell_of_a_folder
 from .ranking_engine import check_batch_tokens, check_finite
@@ -199,7 +200,7 @@ class RankerModel(PreTrainedModel):
         """Writes the backbone's ordinary folder with the ranking options, the modeling files and the tokenizer.
 
         The result loads by `AutoModel.from_pretrained(folder, trust_remote_code=True)` without this package installed,
-        as `pipeline("text-ranking", …)`, and as the plain model without trust. `push_to_hub=True` uploads it.
+        as pipeline and `CrossEncoder`, and as the plain model without trust. `push_to_hub=True` uploads it.
         """
         if os.path.isfile(save_directory):
             raise InputError(f"cannot save to {save_directory}: it is a file, a folder is needed")
@@ -208,20 +209,19 @@ class RankerModel(PreTrainedModel):
             prefix = f"{self.base_model_prefix}."
             kwargs["state_dict"] = {key.removeprefix(prefix): value for key, value in state_dict.items()}
         push = kwargs.pop("push_to_hub", False)
-        module = type(self).__module__.split(".")[-1]
         config = self.backbone.config
         setattr(config, CONFIG_KEY, self.options.to_dict())
-        config.auto_map = {"AutoModel": f"{module}.{type(self).__name__}"}
-        pipeline = f"{TextRankingPipeline.__module__.split('.')[-1]}.{TextRankingPipeline.__name__}"
+        config.auto_map = {"AutoModel": code_reference(type(self))}
+        pipeline = code_reference(TextRankingPipeline)
         config.custom_pipelines = {"text-ranking": {"impl": pipeline, "pt": ["AutoModel"], "type": "text"}}
         self.backbone.save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
             custom_object_save(self, save_directory)
+            write_cross_encoder_files(save_directory)
             if self._tokenizer is not None:
                 self._tokenizer.save_pretrained(save_directory)
         if push:
-            repo_id = kwargs.get("repo_id") or Path(save_directory).name
-            self._push_folder(save_directory, repo_id, kwargs)
+            self._push_folder(save_directory, kwargs.get("repo_id") or Path(save_directory).name, kwargs)
 
     def _push_folder(self, folder: Any, repo_id: str, kwargs: dict[str, Any]) -> None:
         from huggingface_hub import HfApi

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -92,6 +94,9 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--format", choices=("txt", "jsonl"), default=None, help="of FILE, if its name does not say")
     parser.add_argument("--top-k", type=int, default=None, metavar="N", help="show only the best N")
     parser.add_argument("--json", action="store_true", help="JSON with full texts instead of a table")
+    parser.add_argument(
+        "--store", metavar="FOLDER", help="kept document states, as `tsarank index` writes: used and added to"
+    )
     add_model_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -110,6 +115,17 @@ def _table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _opened_store(model: Any, folder: str) -> Any:
+    from .document_store import FolderStore
+    from .ranking_errors import InputError
+
+    if not hasattr(model, "document_store"):
+        raise InputError(f"--store serves query likelihood only; {type(model).__name__} reads the query first")
+    if not Path(folder).is_dir():
+        raise InputError(f"there is no store {folder}; `tsarank index --documents … --store {folder}` makes one")
+    return FolderStore(folder)
+
+
 def run(args: argparse.Namespace) -> int:
     """Reads, ranks, writes. Whatever can be wrong with the input is found before the model is loaded."""
     from .document_files import read_documents
@@ -121,7 +137,11 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--top-k must be a positive number, got {args.top_k}")
     documents = read_documents(args.documents, args.format)
     model = model_from_arguments(args)
-    ranked = model.rank(query, [document.text for document in documents], args.top_k, batch_tokens=args.batch_tokens)
+    texts = [document.text for document in documents]
+    with contextlib.ExitStack() as stack:
+        if args.store is not None:
+            model.document_store = stack.enter_context(_opened_store(model, args.store))
+        ranked = model.rank(query, texts, args.top_k, batch_tokens=args.batch_tokens)
     rows = [
         {
             "rank": place,

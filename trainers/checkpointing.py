@@ -9,6 +9,7 @@ A checkpoint holds, beside what every Trainer writes (optimizer, scheduler, rand
 
 from __future__ import annotations
 
+import importlib
 import logging
 import re
 import shutil
@@ -28,6 +29,7 @@ from modeling_tsarank.trainers.ranking_config import RankingConfig
 from modeling_tsarank.trainers.ranking_module import RankingModule
 from modeling_tsarank.trainers.saving import replace_folder, whole_files
 from modeling_tsarank.trainers.trainable import save_ranker, trained_parameters
+from modeling_tsarank.trainers.training_record import DataSource, write_training_record
 
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,8 @@ TRAINED_WEIGHTS = "trained_weights.safetensors"
 ADAPTER_FOLDER = "adapter"
 UNFINISHED = ".unfinished-checkpoint"
 BACKBONE_PREFIX = "ranker.backbone."
+# The publishing room stands above this one, so it is found by name when a training is to be published.
+PUBLISHING_MODULE = "modeling_tsarank.hub_cards.trainer_publishing"
 
 
 def whole_checkpoints(output_dir: str | Path) -> list[Path]:
@@ -53,6 +57,10 @@ class CheckpointingTrainer(Trainer):
     """The part of a ranking trainer that writes and reads files."""
 
     args: RankingConfig
+    # What `training_run.json` says of the start: the base model, where the rows came from, the step resumed from.
+    started_from: str = ""
+    data_source: DataSource | None = None
+    resumed_from_step: int | None = None
     _staging: Path | None = None
 
     @property
@@ -86,6 +94,9 @@ class CheckpointingTrainer(Trainer):
                 f"{self.args.output_dir} already holds {checkpoints[-1].name} of another run, which would be "
                 "overwritten; resume from it (resume_from_checkpoint) or name another output_dir"
             )
+        if resume_from_checkpoint:
+            found = re.search(r"checkpoint-(\d+)$", str(resume_from_checkpoint).rstrip("/"))
+            self.resumed_from_step = int(found[1]) if found else None
         return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
     # ---- writing ---------------------------------------------------------------------------------
@@ -118,13 +129,9 @@ class CheckpointingTrainer(Trainer):
             limit = self.args.save_total_limit
             rotate_checkpoints(str(run_dir), limit, self.state.best_model_checkpoint, use_mtime=True)
         self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(target))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # Called while the checkpoint still lies in the staging folder; `_save_checkpoint` pushes the finished one.
-        if self._staging is None:
-            super()._push_from_checkpoint(checkpoint_folder)
+        """Does nothing: a ranker is published whole, once, when the training has ended."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Writes the model: into a checkpoint what the module's head says, else a ranking folder and the adapter."""
@@ -144,6 +151,8 @@ class CheckpointingTrainer(Trainer):
         if ranker_too:
             save_ranker(self.module.ranker, self.module.part, folder, state)
         torch.save(self.args, folder / TRAINING_ARGS_NAME)
+        if self._staging is None:
+            write_training_record(self, folder)
 
     def _save_adapter(self, folder: Path, state: dict[str, Tensor] | None) -> None:
         if state is not None:
@@ -161,9 +170,32 @@ class CheckpointingTrainer(Trainer):
         with whole_files(folder) as staging:
             save_file(weights, staging / TRAINED_WEIGHTS, metadata={"format": "pt"})
 
+    # ---- publishing ------------------------------------------------------------------------------
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As `transformers.Trainer`'s, but private unless `hub_private_repo` says otherwise."""
+        if private is None and self.args.hub_private_repo is None:
+            private = True
+        super().init_hf_repo(token=token, private=private)
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Writes nothing: the generic card of `Trainer` would describe a ranker wrongly."""
-        logger.info("no model card is written while training; publish the model to give it one")
+        """Writes the card that publishing writes, out of what this training recorded, into `output_dir`."""
+        if self.is_world_process_zero():
+            importlib.import_module(PUBLISHING_MODULE).write_card(self)
+
+    def push_to_hub(self, commit_message: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Saves and publishes the model as `tsarank publish model` does: one commit, no training state.
+
+        Returns the commit's address, `None` on other processes than the first.
+        """
+        token, private = kwargs.pop("token", None), kwargs.pop("private", None)
+        self.save_model(_internal_call=True)
+        self.accelerator.wait_for_everyone()
+        if not self.is_world_process_zero():
+            return None
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        return importlib.import_module(PUBLISHING_MODULE).push(self, commit_message, token)
 
     # ---- reading ---------------------------------------------------------------------------------
 

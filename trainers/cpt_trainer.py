@@ -26,6 +26,7 @@ from modeling_tsarank.trainers.reranking_evaluation import RerankingEvaluation
 from modeling_tsarank.trainers.saving import set_config_dtype, whole_files, write_json
 from modeling_tsarank.trainers.trainable import ALL_LINEAR, TrainablePart, block_stacks, export_state_dict
 from modeling_tsarank.trainers.training_data import check_rows, load_training_rows
+from modeling_tsarank.trainers.training_record import write_training_record
 
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
     ) -> None:
         rows = _rows(train_dataset, 2)
         eval_rows = _each(eval_dataset, lambda data: _rows(data, 1))
+        self.started_from = str(model) if isinstance(model, str | Path) else str(getattr(model, "name_or_path", ""))
         if isinstance(model, str | Path):
             model, tokenizer = load_base_model(model, dtype=torch.float32)
         if not isinstance(model, PreTrainedModel):
@@ -136,7 +138,9 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
         """Sends nothing, where TRL would report the training to its makers."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Writes nothing: TRL's card is for chat models, and its trainer asks for one at every checkpoint."""
+        """Writes the card at the end only: TRL's trainer asks for one at every checkpoint."""
+        if self._staging is None:
+            super().create_model_card(*args, **kwargs)
 
     # ---- loss ------------------------------------------------------------------------------------
 
@@ -227,6 +231,7 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
         if not lora or self.args.merge_adapter:
             self._save_merged(folder, state_dict)
         torch.save(self.args, folder / TRAINING_ARGS_NAME)
+        write_training_record(self, folder)
 
     def _save_adapter(self, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
         with whole_files(folder) as staging:

@@ -99,6 +99,7 @@ class RankingTrainer(CheckpointingTrainer):
         set_seed(args.seed)
         ranker = self.load_model(model) if isinstance(model, str | Path) else model
         self.check_model(ranker)
+        self.started_from = str(model) if isinstance(model, str | Path) else ranker.name_or_path
         encoder = self._training_encoder(ranker)
         if args.disable_dropout:
             disable_dropout(ranker.backbone)

@@ -254,15 +254,19 @@ def early_stopping(args: RerankingArguments) -> list[TrainerCallback]:
 # ---- running ---------------------------------------------------------------------------------------
 
 
-def train_and_save(trainer: Any) -> None:
+def train_and_save(trainer: Any, data: DataArguments | None = None) -> None:
     """Trains (from a checkpoint, if `resume_from_checkpoint` says so), saves the model and the log, leaves the group.
 
+    `data` says where the rows came from, for the record of the training.
     `resume_from_checkpoint` is a folder, `last` for the last whole checkpoint in `output_dir`, or `auto`, which starts
     anew where there is none: the same command then serves for the first start and for every restart.
     """
     from modeling_tsarank.trainers.checkpointing import whole_checkpoints
+    from modeling_tsarank.trainers.training_record import DataSource
 
     args = trainer.args
+    if data is not None and data.train_data is not None:
+        trainer.data_source = DataSource.of(data.train_data, data.data_config, data.train_split)
     resume: Any = args.resume_from_checkpoint
     if isinstance(resume, str) and resume.lower() == AUTO:
         resume = bool(whole_checkpoints(args.output_dir))

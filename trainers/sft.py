@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rerank_batch_tokens=reranking_args.rerank_batch_tokens,
         callbacks=early_stopping(reranking_args),
     )
-    train_and_save(trainer)
+    train_and_save(trainer, data_args)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,10 @@ def load_from_hub(source: str, split: str, config: str | None) -> Dataset:
         raise ResourceError(f"{source!r} is no file or folder here, and the Hub cannot be reached") from error
 
 
+# What a folder of rows may hold beside its rows: where they come from, and what `datasets` notes about them.
+RECORDS = ("provenance.json", "dataset_info.json", "dataset_infos.json", "state.json", "training_run.json")
+
+
 def split_files(path: Path, split: str) -> list[Path]:
     """The files of a split: a file itself, or those of a folder."""
     if "[" in split:
@@ -79,7 +83,11 @@ def split_files(path: Path, split: str) -> list[Path]:
         if not path.name.endswith(SUFFIXES):
             raise InputError(f"{path}: unknown kind of file; expected {', '.join(SUFFIXES)}")
         return [path]
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES))
+    files = sorted(
+        file
+        for file in path.rglob("*")
+        if file.is_file() and file.name.endswith(SUFFIXES) and file.name not in RECORDS
+    )
     if not files:
         raise InputError(f"folder {path} has no file with {', '.join(SUFFIXES)}")
     wanted = SPLIT_WORDS.get(split, split)

@@ -65,7 +65,10 @@ def test_int8_is_within_half_a_step(tokens: int, power: int) -> None:
 
 
 def test_per_channel_scales_halve_the_error_of_keys_with_outlying_channels() -> None:
-    few, many = random_layers(CHANNEL_SCALES_FROM - 1, [(3, 64, 64)]), random_layers(CHANNEL_SCALES_FROM, [(3, 64, 64)])
+    few, many = (
+        random_layers(CHANNEL_SCALES_FROM - 1, [(3, 64, 64)]),
+        random_layers(CHANNEL_SCALES_FROM, [(3, 64, 64)]),
+    )
     errors = []
     for layers in (few, many):
         kept = decode_states("k", encode_states("k", layers, "int8"))

@@ -54,6 +54,22 @@ def test_a_table_and_the_same_in_json(run_python, model_folder, documents) -> No
     assert "\x1b" not in run_python(*base).stdout
 
 
+def test_kept_states_are_read_and_give_the_same_scores(capsys, model_folder, documents, tmp_path) -> None:
+    store = str(tmp_path / "store")
+    model = ["--documents", documents, "--model", model_folder, "--device", "cpu", "--dtype", "float32"]
+    assert main(["index", *model, "--store", store, "--store-dtype", "float32"]) == 0
+    size = sum(path.stat().st_size for path in (tmp_path / "store").rglob("*.safetensors"))
+    assert size > 0
+    results = []
+    for more in ([], ["--store", store]):
+        capsys.readouterr()
+        assert main(["rank", "--query", "why does bread rise", "--json", *model, *more]) == 0
+        results.append([(row["id"], row["score"]) for row in json.loads(capsys.readouterr().out)["results"]])
+    assert [name for name, _ in results[0]] == [name for name, _ in results[1]]
+    assert all(math.isclose(a, b, abs_tol=1e-5) for (_, a), (_, b) in zip(*results, strict=True))
+    assert sum(path.stat().st_size for path in (tmp_path / "store").rglob("*.safetensors")) == size
+
+
 def test_standard_input_text_or_json(run_python, model_folder) -> None:
     base = ["rank", "--query", "bread", "--documents", "-", "--model", model_folder, "--json"]
     text = json.loads(run_python(*base, stdin="yeast\n\nships\r\n").stdout)["results"]
@@ -111,6 +127,7 @@ def test_files_with_odd_text_are_read_whole(tmp_path) -> None:
         (["--batch-tokens", "0"], "batch_tokens must be a positive number"),
         (["--max-length", "100"], "max_query_length (256) must be smaller than max_length (100)"),
         (["--max-length", "100000"], "this model reads at most 512 tokens"),
+        (["--store", "nowhere"], "there is no store nowhere"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(capsys, model_folder, documents, tmp_path, change, message) -> None:

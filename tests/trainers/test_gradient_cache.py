@@ -85,8 +85,8 @@ def test_values_come_back_in_the_order_of_the_batch() -> None:
 def check_exactness(make: Any, first_batch: Any, perturb: Any, gradients: Any) -> None:
     """Chunked gradients equal the whole batch's in float64 to 1e-10 and in float32 to 1e-6 (relative).
 
-    Two float32 evaluations of one gradient differ by rounding, and where the whole batch's own gradient is further than
-    0.5e-6 from the float64 one (full fine-tuning, scores magnified by a small temperature), it is what bounds them.
+    Two float32 evaluations of one gradient differ by rounding, and where the whole batch's own gradient is further
+    than 0.5e-6 from the float64 one (full fine-tuning, scores magnified by a small temperature), that bounds them.
     """
     whole, chunked = {}, {}
     for dtype in (torch.float64, torch.float32):

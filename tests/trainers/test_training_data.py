@@ -162,6 +162,14 @@ RANKGPT = [
 ANSWERS = ["[4] > [3] > [2] > [1]", "[2] > [2] > [1]", "I am sorry."]
 
 
+def test_records_beside_the_rows_are_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    row = {"query": "a", "document": "b"}
+    (tmp_path / "data" / "train.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    (tmp_path / "provenance.json").write_text('{"kind": "weak_pairs"}', encoding="utf-8")
+    assert len(load_training_rows(tmp_path, "cpt")) == 1
+
+
 def test_rankgpt_files_load_as_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = write(tmp_path / "marco.jsonl", RANKGPT)
     answers = tmp_path / "answers.json"

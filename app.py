@@ -1,0 +1,326 @@
+"""The Space: a page where a query and documents are ranked, explained and compared. `python app.py`
+
+TSARANK_MODEL names the model (a Hub id, a folder, a .gguf file; the embedded default if unset), TSARANK_COMPARE
+further ones, separated by commas. TSARANK_APP_DOCUMENTS, _TOKENS and so on bound a request, see `Limits`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from modeling_tsarank.document_files import NamedDocument
+from modeling_tsarank.eval.extras import require
+from modeling_tsarank.hub_cards.app_endpoints import make_endpoints
+from modeling_tsarank.hub_cards.app_inputs import BuiltInCollection, read_pasted, read_upload
+from modeling_tsarank.hub_cards.app_limits import Limits
+from modeling_tsarank.hub_cards.app_models import make_shelf
+from modeling_tsarank.hub_cards.app_ranking import BM25, GIVEN, Ranking, RankingService
+from modeling_tsarank.hub_cards.app_server import BodyLimit
+from modeling_tsarank.hub_cards.app_style import ASK_WHY, CSS, PAGE_CSS, SHOW_RESULTS, theme
+from modeling_tsarank.hub_cards.app_views import compare_view, escape, notice, ranking_view, why_view
+from modeling_tsarank.ranking_errors import TSARankError
+
+
+EXAMPLES = Path(__file__).parent / "examples"
+COLLECTION, PASTE, UPLOAD = "Built-in", "Paste", "Upload"
+CANDIDATES = 10
+FAMILIES = {
+    "query_likelihood": "query likelihood: a document is good if the model, having read it, expects the query",
+    "true_false_logits": "two logits: the model reads query and document and answers true or false",
+}
+ABOUT = """
+**Query likelihood.** The model reads `Document: … Query:` and the score is the mean log-probability of the query's
+tokens after it: at most 0, comparable between queries.
+
+**True/false logits.** The model reads query and document together; the score is the logit of *true* less that of
+*false*.
+
+Higher is better. Only differences mean anything: neither is a probability of relevance. A model called *untrained*
+has never been taught to answer true or false; it is here for comparison.
+
+**Limits of one request:** {documents:,} documents, {total_bytes:,} bytes in all and {document_bytes:,} each,
+{tokens:,} tokens, {query_characters:,} characters of query, {seconds} seconds. At most {waiting} requests wait; one
+more is refused. Long documents are cut to the model's length.
+
+**From a program:**
+
+```python
+from gradio_client import Client
+
+client = Client("http://127.0.0.1:7860")  # or the Space's name
+documents = ["Fleas jump.", "A flea lives for months."]
+client.predict("how long does a flea live", documents, api_name="/rank")
+client.predict("why does dough rise", 10, api_name="/search")  # BM25
+```
+
+Also `/explain`, `/compare` and `/models`; the link below the page has them all.
+"""
+
+
+def _caption(row: Any) -> str:
+    text = " ".join((row.title or row.text).split())
+    return f"{row.place}. {text[:60]}{'…' if len(text) > 60 else ''}"
+
+
+class Page:
+    """The page's event handlers: texts in, HTML out. A visitor's mistake becomes a notice in place of the result."""
+
+    def __init__(self, service: RankingService, gr: Any) -> None:
+        self.service = service
+        self.gr = gr
+
+    def documents(self, query: str, source: str, depth: int, pasted: str, upload: str | None) -> list[NamedDocument]:
+        """The documents that the visitor chose to have ranked."""
+        if source == COLLECTION:
+            return self.service.candidates(self.service.check_query(query), depth)
+        self.service.check_query(query)
+        if source == UPLOAD:
+            return read_upload(upload, self.service.limits)
+        return read_pasted(pasted, self.service.limits)
+
+    def rank(self, query: str, source: str, depth: int, pasted: str, upload: str | None, model: str) -> tuple:
+        """The ranked list, the ranking itself, and what can be explained: at first the old first and the new first."""
+        try:
+            documents = self.documents(query, source, depth, pasted, upload)
+            ranking = self.service.rank(query, documents, model, BM25 if source == COLLECTION else GIVEN)
+        except TSARankError as error:
+            empty = self.gr.Dropdown(choices=[], value=None)
+            return notice(error), None, empty, empty
+        old_first = next(i for i, row in enumerate(ranking.rows) if row.before == 1)
+        other = old_first or (1 if len(ranking.rows) > 1 else None)
+        return ranking_view(ranking), ranking, self._choice(ranking, 0), self._choice(ranking, other)
+
+    def _choice(self, ranking: Ranking, value: int | None) -> Any:
+        return self.gr.Dropdown(choices=[(_caption(row), i) for i, row in enumerate(ranking.rows)], value=value)
+
+    def first_view(self) -> tuple:
+        """What every visitor sees first: the first example, computed once, when the app starts."""
+        service = self.service
+        depth = min(CANDIDATES, service.limits.documents)
+        return self.rank(service.collection.queries[0], COLLECTION, depth, "", None, service.shelf.names[0])
+
+    def why(self, ranking: Ranking | None, a: int | None, b: int | None) -> str:
+        """One or two documents of the last ranking, explained."""
+        if ranking is None:
+            return notice("Rank some documents first; then this shows why they stand where they do.", "hint")
+        chosen = [i for i in dict.fromkeys((a, b)) if isinstance(i, int) and 0 <= i < len(ranking.rows)]
+        if not chosen:
+            return notice("Choose a document.", "hint")
+        try:
+            rows = [ranking.rows[i] for i in chosen]
+            sides = [(row, self.service.explain(ranking.query, row.text, ranking.model)) for row in rows]
+        except TSARankError as error:
+            return notice(error)
+        return why_view(ranking.query, *sides)
+
+    def ask_why(self, ranking: Ranking | None, row: int) -> tuple:
+        """The tab of explanations, with a row of the list against the first one (the first against the second)."""
+        if ranking is None or not 0 <= row < len(ranking.rows):
+            return self.gr.Tabs(), self.gr.Dropdown(), self.gr.Dropdown()
+        other = 0 if row else (1 if len(ranking.rows) > 1 else None)
+        first, second = (row, other) if row == 0 else (0, row)
+        return self.gr.Tabs(selected="why"), self.gr.Dropdown(value=first), self.gr.Dropdown(value=second)
+
+    def compare(self, query: str, source: str, depth: int, pasted: str, upload: str | None, a: str, b: str) -> str:
+        """The chosen documents in two models' orders."""
+        try:
+            documents = self.documents(query, source, depth, pasted, upload)
+            return compare_view(self.service.compare(query, documents, a, b, BM25 if source == COLLECTION else GIVEN))
+        except TSARankError as error:
+            return notice(error)
+
+
+def build(service: RankingService) -> Any:
+    """The page and its API as `gradio.Blocks`, queue set."""
+    gr = require("gradio", extra="app", purpose="The web page")
+    page = Page(service, gr)
+    names, limits = list(service.shelf.names), service.limits
+    with gr.Blocks(title="tsarank", analytics_enabled=False, delete_cache=(600, 1800)) as demo:
+        ranking = gr.State(None, time_to_live=1800)
+        gr.HTML(
+            '<div class="ts-head"><h1>tsarank</h1><p>Reranking with language models, by '
+            f"{escape(FAMILIES[service.shelf.family()])}.</p></div>",
+            elem_classes="ts-html",
+        )
+        with gr.Row(equal_height=True):
+            query = gr.Textbox(
+                service.collection.queries[0],
+                label="Query",
+                show_label=False,
+                placeholder="What do you want to know?",
+                scale=6,
+                lines=1,
+                max_lines=3,
+                min_width=160,
+                elem_id="query",
+            )
+            button = gr.Button("Rank", variant="primary", scale=1, min_width=96, elem_id="rank")
+        with gr.Row():
+            with gr.Column(scale=4, min_width=280):
+                source = gr.Radio([COLLECTION, PASTE, UPLOAD], value=COLLECTION, label="Documents", elem_id="source")
+                with gr.Column(visible=True) as built_in:
+                    depth = gr.Slider(
+                        1,
+                        min(30, limits.documents),
+                        value=min(CANDIDATES, limits.documents),
+                        step=1,
+                        label="Candidates from BM25",
+                        info=f"of {len(service.collection)} short texts",
+                    )
+                    examples = gr.Dataset(
+                        components=[query],
+                        samples=[[text] for text in service.collection.queries],
+                        label="Queries to try",
+                        type="values",
+                    )
+                pasted = gr.Textbox(
+                    label="One document a line, or JSON lines with “text”",
+                    lines=9,
+                    max_lines=20,
+                    visible=False,
+                    elem_id="pasted",
+                )
+                upload = gr.File(
+                    label=".txt (one document a line) or .jsonl",
+                    file_types=[".txt", ".text", ".jsonl", ".ndjson"],
+                    visible=False,
+                    height=150,
+                    elem_id="upload",
+                )
+                model = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1, elem_id="model")
+            with gr.Column(scale=7, min_width=280), gr.Tabs(selected="ranking", elem_id="results") as tabs:
+                with gr.Tab("Ranking", id="ranking"):
+                    listed = gr.HTML(
+                        notice("Ranking the example …", "hint"),
+                        elem_id="ranking",
+                        elem_classes="ts-html",
+                        js_on_load=ASK_WHY,
+                    )
+                with gr.Tab("Why", id="why"):
+                    with gr.Row():
+                        first = gr.Dropdown([], label="Document A", min_width=200, elem_id="first")
+                        second = gr.Dropdown([], label="Document B", min_width=200, elem_id="second")
+                    explained = gr.HTML(page.why(None, None, None), elem_id="why", elem_classes="ts-html")
+                with gr.Tab("Compare", id="compare"):
+                    compared, compare_inputs = _compare_tab(gr, names)
+                with gr.Tab("About", id="about"):
+                    gr.Markdown(ABOUT.format(**vars(limits)))
+
+        # Before the page's own handlers: Gradio gives each name once, and rank is a handler's as well.
+        for name, function in make_endpoints(service, gr.Error).items():
+            gr.api(function, api_name=name, concurrency_id="model", concurrency_limit=1)
+        quiet: dict[str, Any] = {"api_visibility": "private"}
+        work: dict[str, Any] = {**quiet, "concurrency_id": "model", "concurrency_limit": 1}
+        inputs = [query, source, depth, pasted, upload]
+        outputs = [listed, ranking, first, second]
+        to_explain = [ranking, first, second]
+
+        def show_ranking() -> Any:
+            return gr.Tabs(selected="ranking")
+
+        fast: dict[str, Any] = {**quiet, "queue": False, "show_progress": "hidden"}
+        chosen = examples.click(lambda sample: (sample[0], COLLECTION), examples, [query, source], **fast)
+        for event in (button.click, query.submit, chosen.then):
+            event(show_ranking, None, tabs, **fast).then(page.rank, [*inputs, model], outputs, **work).then(
+                None, js=SHOW_RESULTS, **quiet
+            ).then(page.why, to_explain, explained, **work)
+        demo.load(page.first_view, None, outputs, **work).then(page.why, to_explain, explained, **work)
+        source.change(
+            lambda chosen: [gr.update(visible=chosen == kind) for kind in (COLLECTION, PASTE, UPLOAD)],
+            source,
+            [built_in, pasted, upload],
+            **fast,
+        )
+
+        def clicked(ranked: Ranking | None, event: Any) -> tuple:
+            return page.ask_why(ranked, int(event.row))
+
+        clicked.__annotations__["event"] = gr.EventData  # Gradio hands it over where it finds this type
+        listed.click(clicked, ranking, [tabs, first, second], **fast).then(None, js=SHOW_RESULTS, **quiet).then(
+            page.why, to_explain, explained, **work
+        )
+        for choice in (first, second):
+            choice.input(page.why, to_explain, explained, **work)
+        if compare_inputs:
+            compare_inputs[0].click(page.compare, [*inputs, *compare_inputs[1:]], compared, **work)
+    return demo.queue(max_size=limits.waiting, default_concurrency_limit=1)
+
+
+def _compare_tab(gr: Any, names: Sequence[str]) -> tuple[Any, list[Any]]:
+    if len(names) < 2:
+        hint = "There is one model only; TSARANK_COMPARE names others."
+        return gr.HTML(notice(hint, "hint"), elem_classes="ts-html"), []
+    with gr.Row():
+        a = gr.Dropdown(list(names), value=names[0], label="Model A", min_width=200)
+        b = gr.Dropdown(list(names), value=names[1], label="Model B", min_width=200)
+    go = gr.Button("Compare", variant="primary", elem_id="go-compare")
+    hint = notice("Puts the same documents in both models' orders.", "hint")
+    return gr.HTML(hint, elem_id="compared", elem_classes="ts-html"), [go, a, b]
+
+
+def launch_options(limits: Limits) -> dict[str, Any]:
+    """Arguments of `Blocks.launch` that bound a request and keep the page from asking anything of another host."""
+    gr = require("gradio", extra="app", purpose="The web page")
+    middleware = require("starlette.middleware", extra="app", purpose="The web page")
+    return {
+        "theme": theme(gr),
+        "css": CSS,
+        "head": f"<style>{PAGE_CSS}</style>",
+        "ssr_mode": False,
+        "run_history": False,
+        "footer_links": ["api"],
+        "share": False,
+        "max_file_size": limits.total_bytes,
+        "state_session_capacity": 200,
+        "app_kwargs": {"middleware": [middleware.Middleware(BodyLimit, limit=limits.body_bytes)]},
+    }
+
+
+def make_service(limits: Limits, cache_dir: str | os.PathLike[str] | None = None) -> RankingService:
+    """The service that the environment describes, its first model loaded and the first example ranked."""
+    others = [name.strip() for name in os.environ.get("TSARANK_COMPARE", "").split(",") if name.strip()]
+    shelf = make_shelf(os.environ.get("TSARANK_MODEL") or None, others, limits)
+    collection = BuiltInCollection(EXAMPLES / "collection.jsonl", EXAMPLES / "queries.jsonl", cache_dir)
+    service = RankingService(shelf, collection, limits)
+    with contextlib.suppress(TSARankError):  # limits may be tighter than the example; its visitor is told so then
+        shelf.score("warm up", ["The first pass is slower than all others."])
+        service.search(collection.queries[0], min(CANDIDATES, limits.documents))
+    return service
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serves the page until interrupted; 2 for what the user can mend."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--host", default=None, help="address to listen on (default: $GRADIO_SERVER_NAME or 127.0.0.1)"
+    )
+    parser.add_argument("--port", type=int, default=None, help="default: $GRADIO_SERVER_PORT or 7860")
+    args = parser.parse_args(arguments)
+    logging.basicConfig(format="tsarank: %(message)s", level=logging.WARNING)
+    # Read when gradio is imported, which is why it is imported in functions here.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        limits = Limits.from_environment()
+        require("gradio", extra="app", purpose="The web page")  # before minutes may go into loading a model
+        with tempfile.TemporaryDirectory(prefix="tsarank-app-") as cache_dir:
+            service = make_service(limits, cache_dir)
+            demo = build(service)
+            demo.launch(server_name=args.host, server_port=args.port, **launch_options(limits))
+    except TSARankError as error:
+        sys.stderr.write(f"tsarank: error: {' '.join(str(error).split())}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Where the Space's documents come from: pasted text, an uploaded file, a list, or the built-in collection by BM25."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modeling_tsarank.document_files import NamedDocument, read_documents
+from modeling_tsarank.eval.bm25 import BM25Index
+from modeling_tsarank.hub_cards.app_limits import Limits
+from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_text import clean_text
+
+
+PASTED = "the pasted text"
+
+
+@dataclass(frozen=True)
+class TitledDocument(NamedDocument):
+    """A document whose title is known apart; its text begins with it."""
+
+    title: str = ""
+
+
+def read_pasted(text: Any, limits: Limits) -> list[NamedDocument]:
+    """Documents of a text field: one a line, or JSON lines where the first line begins with a brace.
+
+    Raises `InputError`, with the line's number, for JSON that cannot be read, and for more than `limits` allow.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise InputError("no documents were pasted; write one a line, or JSON lines with the field 'text'")
+    data = text.encode("utf-8", "replace")
+    limits.check_size(len(data), f"{PASTED} has")
+    kind = "jsonl" if text.lstrip().startswith("{") else "txt"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pasted"
+        path.write_bytes(data)
+        return _read(path, PASTED, limits, kind)
+
+
+def read_upload(path: str | os.PathLike[str] | None, limits: Limits) -> list[NamedDocument]:
+    """Documents of an uploaded `.txt` or `.jsonl` file. Raises `InputError` like `read_documents`, naming the file."""
+    if not path:
+        raise InputError("no file was uploaded; choose a .txt file with one document a line, or a .jsonl file")
+    limits.check_size(os.path.getsize(path), f"{Path(path).name} has")
+    return _read(Path(path), Path(path).name, limits, None)
+
+
+def _read(path: Path, shown: str, limits: Limits, kind: str | None) -> list[NamedDocument]:
+    try:
+        documents = read_documents(str(path), kind)
+    except InputError as error:
+        # The visitor knows the file by its name, not by where the server keeps it.
+        raise InputError(str(error).replace(str(path), shown).replace(", or --format", "")) from None
+    limits.check_documents(documents)
+    return (
+        with_titles(path, documents) if kind == "jsonl" or path.suffix.lower() in (".jsonl", ".ndjson") else documents
+    )
+
+
+def with_titles(path: Path, documents: Sequence[NamedDocument]) -> list[NamedDocument]:
+    """The documents that `read_documents` read from the JSON lines of `path`, with their titles."""
+    lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    rows = [json.loads(line) for line in lines]
+    titles = [clean_text(row.get("title") or "", "a title") for row in rows]
+    return [TitledDocument(d.id, d.text, title) for d, title in zip(documents, titles, strict=True)]
+
+
+def named_documents(documents: Any, limits: Limits) -> list[NamedDocument]:
+    """Documents of an API call, named by their place from 1. Raises `InputError` unless it is a list of texts."""
+    if not isinstance(documents, list | tuple):
+        raise InputError(f"documents must be a list of texts, got {type(documents).__name__}")
+    if len(documents) > limits.documents:
+        raise InputError(f"{len(documents):,} documents were given; at most {limits.documents:,} are allowed here")
+    named = [NamedDocument(str(n), clean_text(text, f"document {n}")) for n, text in enumerate(documents, 1)]
+    limits.check_documents(named)
+    return named
+
+
+class BuiltInCollection:
+    """A small collection with a BM25 index in front of it.
+
+    Args:
+        documents: A `.jsonl` file with `_id`, `title` and `text`.
+        queries: A `.jsonl` file of example queries with `_id` and `text`.
+        cache_dir: Where the index is kept; see `index_cache.cache_root`.
+
+    Raises:
+        InputError: A file is missing or malformed.
+        ResourceError: bm25s or PyStemmer is not installed, or the cache cannot be written.
+    """
+
+    def __init__(self, documents: Path, queries: Path, cache_dir: str | os.PathLike[str] | None = None) -> None:
+        self.documents = {document.id: document for document in with_titles(documents, read_documents(str(documents)))}
+        self.queries = [query.text for query in read_documents(str(queries))]
+        texts: Sequence[str] = [document.text for document in self.documents.values()]
+        self._index = BM25Index.build(list(self.documents), texts, cache_dir, show_progress=False)
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def search(self, query: str, depth: int) -> list[NamedDocument]:
+        """BM25's best documents, best first; fewer than `depth` where fewer share a word with the query.
+
+        Raises `InputError` if no document does, or if `depth` is no positive number.
+        """
+        if isinstance(depth, bool) or not isinstance(depth, int | float) or depth != depth // 1 or depth < 1:
+            raise InputError(f"the number of candidates must be a positive whole number, got {depth!r}")
+        found = self._index.search({"query": query}, int(depth), show_progress=False)["query"]
+        if not found:
+            raise InputError(
+                f"BM25 finds none of the {len(self)} built-in documents: the query shares no word with them; "
+                "use other words, or give documents of your own"
+            )
+        return [self.documents[document_id] for document_id in found]

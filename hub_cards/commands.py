@@ -1,0 +1,251 @@
+"""`tsarank publish`: models, datasets, the metric and the Space, to the Hub."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from modeling_tsarank.hub_cards.publications import Publication
+
+
+_COMMON = """\
+Everything is published as one commit with a tag, private unless --public is said. --dry-run shows the files, their
+sizes and the card, and uploads nothing. A broken upload goes on when the same command is given again: until the
+commit, which comes last, nothing of it is visible.
+
+Optimizer states, caches, logs and hidden files are left out, and so is what is named like a secret. A file whose text
+looks like a token or a key stops the publication.
+
+The Hub's token is that of `hf auth login`, or HF_TOKEN; HF_ENDPOINT names another Hub.
+"""
+_MODEL = """\
+Publish a ranker that save_pretrained or a training wrote: weights, modeling files, tokenizer, and a card out of what
+the training recorded (training_run.json) and of the results of `tsarank evaluate`.
+
+The repository loads by AutoModel and pipeline("text-ranking") with trust_remote_code=True, as a CrossEncoder of
+sentence-transformers, and as the plain language model without trust. The result of `tsarank train cpt` is published as
+the plain model it is. With --adapter-only it holds the LoRA adapter alone, with its base pinned to a commit.
+
+"""
+_MODEL_EXAMPLES = """\
+examples:
+  tsarank publish model my-ranker me/my-ranker --dry-run
+  tsarank publish model my-ranker me/my-ranker --results results --license apache-2.0 --tag v1
+  tsarank publish model my-ranker me/my-adapter --adapter-only --base-model Qwen/Qwen3-0.6B
+"""
+_DATASET = """\
+Publish a dataset: its Parquet, JSON Lines or CSV files as they are, and a card. What `tsarank data weak-pairs` made
+has a card of its own out of provenance.json; a README.md in the folder is taken as it is; else a card is made of the
+columns and rows. datasets.load_dataset(REPO_ID) then loads it.
+
+"""
+_DATASET_EXAMPLES = """\
+examples:
+  tsarank publish dataset weak-pairs me/weak-pairs --dry-run
+  tsarank publish dataset lists me/twolar-lists --license cc-by-4.0 --title "Lists in a teacher's order"
+"""
+_METRIC = """\
+Publish the nDCG metric, so that evaluate.load(REPO_ID) loads it. The repository is a Space, as `evaluate` wants it,
+and its name becomes the name of a Python module.
+
+"""
+_METRIC_EXAMPLES = """\
+examples:
+  tsarank publish metric me/ndcg --dry-run
+  tsarank publish metric me/ndcg --public
+"""
+_SPACE = """\
+Publish the page that ranks, explains and compares, as a Gradio Space with this package's source in it. Run it in a
+checkout of the repository, where app.py lies.
+
+"""
+_SPACE_EXAMPLES = """\
+examples:
+  tsarank publish space me/reranking --dry-run
+  tsarank publish space me/reranking --model me/my-ranker
+  tsarank publish space me/reranking --bake my-ranker --public
+"""
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Adds `publish` to the command line."""
+    parser = subparsers.add_parser(
+        "publish",
+        help="publish a model, a dataset, the metric or the Space on the Hub",
+        description=f"Publish on the Hugging Face Hub.\n\n{_COMMON}",
+        epilog="`tsarank publish WHAT --help` explains one of them.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    _register_model(kinds)
+    _register_dataset(kinds)
+    _register_metric(kinds)
+    _register_space(kinds)
+
+
+def _add(kinds: Any, name: str, help_text: str, description: str, examples: str, run: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = kinds.add_parser(
+        name,
+        help=help_text,
+        description=description + _COMMON,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("repo_id", metavar="REPO_ID", help="owner/name")
+    group = parser.add_argument_group("publication")
+    group.add_argument("--dry-run", action="store_true", help="show files, sizes and card; upload nothing")
+    group.add_argument("--public", action="store_true", help="not private")
+    group.add_argument("--tag", default="v1", help="name of this version, which the card's snippets pin (default: v1)")
+    group.add_argument("--message", metavar="TEXT", help="of the commit")
+    group.add_argument(
+        "--not-secret",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a file of the publication whose look-alikes of secrets are none; may be repeated",
+    )
+
+
+def _add_license(parser: argparse._ActionsContainer, default: str) -> None:
+    parser.add_argument("--license", metavar="ID", help=f"the Hub's identifier, such as apache-2.0 ({default})")
+    parser.add_argument("--language", action="append", default=[], metavar="CODE", help="such as en; may be repeated")
+
+
+def _add_include(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--include",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="further files of FOLDER, such as 'plots/*.png'",
+    )
+
+
+def _register_model(kinds: Any) -> None:
+    parser = _add(kinds, "model", "a ranker, a plain model or an adapter", _MODEL, _MODEL_EXAMPLES, _model)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the saved model")
+    _add_common(parser)
+    facts = parser.add_argument_group("card")
+    _add_license(facts, "default: that of the base model")
+    facts.add_argument("--license-name", metavar="TEXT", help="with --license other")
+    facts.add_argument("--base-model", metavar="ID", help="Hub id of the base model, where it is not recorded")
+    facts.add_argument("--base-revision", metavar="COMMIT", help="commit of the base model")
+    facts.add_argument(
+        "--results", action="append", default=[], type=Path, metavar="FOLDER", help="output of `tsarank evaluate`"
+    )
+    facts.add_argument(
+        "--accept-other-checkpoint", action="store_true", help="take results measured on other files than FOLDER's"
+    )
+    files = parser.add_argument_group("files")
+    files.add_argument("--adapter-only", action="store_true", help="the LoRA adapter alone, its base pinned")
+    files.add_argument("--max-shard-size", metavar="SIZE", help="write the weights anew in files of this size at most")
+    _add_include(files)
+
+
+def _register_dataset(kinds: Any) -> None:
+    parser = _add(kinds, "dataset", "a folder of rows", _DATASET, _DATASET_EXAMPLES, _dataset)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the dataset")
+    _add_common(parser)
+    _add_license(parser, "needed unless it is recorded")
+    parser.add_argument("--title", metavar="TEXT", help="of the card")
+    _add_include(parser)
+
+
+def _register_metric(kinds: Any) -> None:
+    parser = _add(kinds, "metric", "the nDCG metric of `evaluate`", _METRIC, _METRIC_EXAMPLES, _metric)
+    _add_common(parser)
+
+
+def _register_space(kinds: Any) -> None:
+    parser = _add(kinds, "space", "the demonstration page", _SPACE, _SPACE_EXAMPLES, _space)
+    _add_common(parser)
+    parser.add_argument("--model", metavar="ID", help="Hub id of the model that it shows (default: the embedded one)")
+    parser.add_argument("--bake", type=Path, metavar="FOLDER", help="a ranker's folder, put into the Space")
+    parser.add_argument("--title", metavar="TEXT", default="Reranking, explained")
+    parser.add_argument("--app", type=Path, metavar="FILE", help="app.py, where it is not beside the package")
+
+
+# ---- running ---------------------------------------------------------------------------------------
+
+
+def _finish(publication: Publication, dry_run: bool) -> int:
+    if dry_run:
+        publication.check()
+        sys.stdout.write(publication.describe())
+        return 0
+    published = publication.carry_out()
+    tag = f" as {published.tag}" if published.tag else ""
+    what = "published" if published.changed else "nothing has changed; it is there"
+    sys.stdout.write(f"{what}{tag}: {published.url}/tree/{published.tag or published.commit}\n")
+    return 0
+
+
+def _common(args: argparse.Namespace) -> dict[str, Any]:
+    return {"tag": args.tag, "private": not args.public, "message": args.message}
+
+
+def _model(args: argparse.Namespace) -> int:
+    from modeling_tsarank.hub_cards.model_publishing import ModelOptions, prepare_model
+    from modeling_tsarank.hub_cards.resharding import parse_size
+
+    options = ModelOptions(
+        **_common(args),
+        license=args.license,
+        license_name=args.license_name,
+        languages=args.language,
+        base_model=args.base_model,
+        base_revision=args.base_revision,
+        results=args.results,
+        accept_other_checkpoint=args.accept_other_checkpoint,
+        adapter_only=args.adapter_only,
+        max_shard_size=None if args.max_shard_size is None else parse_size(args.max_shard_size),
+        include=args.include,
+        not_secret=args.not_secret,
+    )
+    return _finish(prepare_model(args.folder, args.repo_id, options), args.dry_run)
+
+
+def _dataset(args: argparse.Namespace) -> int:
+    from modeling_tsarank.hub_cards.dataset_publishing import prepare_dataset
+
+    publication = prepare_dataset(
+        args.folder,
+        args.repo_id,
+        **_common(args),
+        license_id=args.license,
+        title=args.title,
+        languages=args.language,
+        include=args.include,
+        not_secret=args.not_secret,
+    )
+    return _finish(publication, args.dry_run)
+
+
+def _metric(args: argparse.Namespace) -> int:
+    from modeling_tsarank.hub_cards.space_publishing import prepare_metric
+
+    return _finish(prepare_metric(args.repo_id, **_common(args)), args.dry_run)
+
+
+def _space(args: argparse.Namespace) -> int:
+    from modeling_tsarank.hub_cards.space_publishing import prepare_space
+
+    publication = prepare_space(
+        args.repo_id,
+        **_common(args),
+        model=args.model,
+        bake=args.bake,
+        title=args.title,
+        app=args.app,
+        not_secret=args.not_secret,
+    )
+    return _finish(publication, args.dry_run)

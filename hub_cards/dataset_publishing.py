@@ -1,0 +1,253 @@
+"""Publishing a dataset: its files as they are, with a card out of what was recorded and of what the files hold."""
+
+from __future__ import annotations
+
+import fnmatch
+import gzip
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from modeling_tsarank.hub_cards.file_selection import Selection, select_files
+from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, Publication
+from modeling_tsarank.hub_cards.rendering import cell, line, render
+from modeling_tsarank.hub_cards.uploading import Target
+from modeling_tsarank.ranking_errors import InputError
+
+
+PROVENANCE = "provenance.json"
+_DATA = ("*.parquet", "*.jsonl", "*.jsonl.gz", "*.ndjson", "*.csv", "*.tsv")
+_OTHERS = (PROVENANCE, "table1.json", "*.md", "LICENSE*", "NOTICE*")
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "dev": "validation",
+}
+_SPLITS |= {"test": "test", "testing": "test"}
+_SIZES = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M")]
+# What rows can be trained on, by the columns they have; the first that fits.
+_KINDS = (
+    ("sft", {"query", "positives", "negatives"}, "Queries with relevant and irrelevant documents."),
+    (
+        "distill",
+        {"query", "documents", "permutation"},
+        "Queries with documents and a teacher's order of them, best first.",
+    ),
+    ("distill", {"query", "documents", "teacher_scores"}, "Queries with documents and a teacher's score of each."),
+    ("cpt", {"query", "document"}, "Pairs of a short text, `query`, and a longer one that belongs to it, `document`."),
+)
+
+
+def prepare_dataset(
+    folder: Path,
+    repo_id: str,
+    tag: str = DEFAULT_TAG,
+    private: bool | None = True,
+    license_id: str | None = None,
+    title: str | None = None,
+    languages: Sequence[str] = (),
+    include: Sequence[str] = (),
+    not_secret: Sequence[str] = (),
+    message: str | None = None,
+) -> Publication:
+    """Files and card of a dataset. Nothing in `folder` is changed.
+
+    The card comes from `provenance.json` where `tsarank data` wrote one that has a card; else a README.md of the
+    folder is taken as it is; else one is made of the files' columns and rows, which needs a licence.
+
+    Raises:
+        InputError: no data, splits that do not agree on their columns, or no licence.
+    """
+    wanted = (*_DATA, *_OTHERS)
+    selection = select_files(
+        folder, lambda path: any(fnmatch.fnmatchcase(path.rpartition("/")[2], pattern) for pattern in wanted), include
+    )
+    data = [path for path in sorted(selection.paths) if any(fnmatch.fnmatchcase(path, name) for name in _DATA)]
+    if not data:
+        raise InputError(f"{folder} holds no data ({', '.join(_DATA)})")
+    card = _recorded_card(folder, title) or _own_card(folder, selection)
+    if card is None:
+        if license_id is None:
+            raise InputError("the license is not recorded; name it with --license, such as cc-by-4.0")
+        card = _made_card(folder, data, repo_id, tag, license_id, title or repo_id.rpartition("/")[2], languages)
+    selection.add(CARD_NAME, card.encode("utf-8"))
+    kept = selection.paths
+    target = Target(repo_id, "dataset", tag, private, message or f"Publish {repo_id.rpartition('/')[2]} {tag}")
+    return Publication(selection, target, lambda path: path not in kept and _is_data(path), not_secret)
+
+
+def _is_data(path: str) -> bool:
+    """Data of an earlier version, which `load_dataset` would read along with the new ones."""
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in _DATA)
+
+
+def _recorded_card(folder: Path, title: str | None) -> str | None:
+    from modeling_tsarank.trainers.data.dataset_card import render_card
+    from modeling_tsarank.trainers.data.provenance import read_provenance
+
+    if not (folder / PROVENANCE).is_file():
+        return None
+    record = read_provenance(folder)
+    return render_card(record, title) if record["kind"] == "weak_pairs" else None
+
+
+def _own_card(folder: Path, selection: Selection) -> str | None:
+    path = folder / CARD_NAME
+    if CARD_NAME not in selection.paths:
+        return None
+    text = path.read_text(encoding="utf-8")
+    if not text.startswith("---"):
+        raise InputError(f"{path} has no metadata (a block between two lines of ---); complete it, or take it away")
+    return text
+
+
+def _made_card(
+    folder: Path, data: Sequence[str], repo_id: str, tag: str, license_id: str, title: str, languages: Sequence[str]
+) -> str:
+    from huggingface_hub import DatasetCardData
+
+    splits: dict[str, list[str]] = {}
+    for path in data:
+        splits.setdefault(_split_of(path), []).append(path)
+    columns, rows = _describe(folder, splits)
+    kind, kind_text = next(((kind, text) for kind, needed, text in _KINDS if needed <= set(columns)), (None, None))
+    total = sum(rows.values())
+    metadata: dict[str, Any] = {
+        "pretty_name": line(title),
+        "license": license_id,
+        "language": list(languages) or None,
+        "task_categories": ["text-ranking"],
+        "size_categories": [next((name for bound, name in _SIZES if total < bound), "n>10M")],
+        "tags": ["tsarank", "reranking"],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": split, "path": paths} for split, paths in splits.items()],
+            }
+        ],
+    }
+    record = json.loads((folder / PROVENANCE).read_text(encoding="utf-8")) if (folder / PROVENANCE).is_file() else {}
+    return render(
+        "dataset_card.md",
+        metadata=DatasetCardData(**{key: value for key, value in metadata.items() if value}).to_yaml(),
+        title=title,
+        summary=f"{total:,} rows in {len(splits)} split{'s' if len(splits) > 1 else ''}, for training rerankers.",
+        repo_id=repo_id,
+        tag=tag,
+        kind=kind,
+        kind_text=kind_text or "Rows of the columns below.",
+        splits=[
+            {"name": name, "rows": rows[name], "files": [cell(path) for path in _few(paths)]}
+            for name, paths in splits.items()
+        ],
+        columns=list(columns.items()),
+        facts=[*_origins(folder, splits), *_recorded(record)],
+        license_text=f"The data are under {line(license_id)}.",
+    )
+
+
+def _split_of(path: str) -> str:
+    """The split that a file's name begins with, as `datasets` finds it; `train` for other names."""
+    name = path.rpartition("/")[2].lower()
+    for separator in "-_.":
+        if (found := _SPLITS.get(name.partition(separator)[0])) is not None:
+            return found
+    return "train"
+
+
+def _few(paths: Sequence[str]) -> list[str]:
+    return list(paths) if len(paths) <= 3 else [paths[0], "…", paths[-1]]
+
+
+def _describe(folder: Path, splits: dict[str, list[str]]) -> tuple[dict[str, str], dict[str, int]]:
+    """Columns with their types, which all files share, and the rows of each split."""
+    columns: dict[str, str] = {}
+    rows = Counter[str]()
+    for split, paths in splits.items():
+        for path in paths:
+            found, count = _parquet(folder / path) if path.endswith(".parquet") else _lines(folder / path)
+            if columns and set(found) != set(columns):
+                odd = ", ".join(sorted(set(found) ^ set(columns)))
+                raise InputError(f"{path} has other columns than the files before it ({odd}); publish them apart")
+            columns = columns or found
+            rows[split] += count
+    return columns, dict(rows)
+
+
+def _parquet(path: Path) -> tuple[dict[str, str], int]:
+    import pyarrow.parquet
+
+    file = pyarrow.parquet.ParquetFile(path)
+    return {field.name: str(field.type) for field in file.schema_arrow}, file.metadata.num_rows
+
+
+def _lines(path: Path) -> tuple[dict[str, str], int]:
+    """Columns and rows of JSON Lines (types of the first row) or of CSV (all text)."""
+    lines = _read_lines(path)
+    first = next(lines, None)
+    if first is None:
+        raise InputError(f"{path} is empty")
+    if path.suffix in (".csv", ".tsv"):
+        import csv
+
+        separator = "\t" if path.suffix == ".tsv" else ","
+        with path.open(encoding="utf-8", newline="") as stream:
+            header, *rest = csv.reader(stream, delimiter=separator)
+        return dict.fromkeys(header, "string"), len(rest)
+    try:
+        row = json.loads(first)
+        types = {name: _type(value) for name, value in row.items()}
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{path} does not hold one JSON object a line") from error
+    return types, 1 + sum(1 for text in lines if text.strip())
+
+
+def _read_lines(path: Path) -> Iterator[str]:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as stream:
+        yield from stream
+
+
+def _type(value: Any) -> str:
+    if isinstance(value, list):
+        return f"list of {_type(value[0])}" if value else "list"
+    names = {bool: "bool", int: "int", float: "float", str: "string", dict: "object", type(None): "null"}
+    return names[type(value)]
+
+
+_ORIGINS = ("query_type", "first_stage", "teacher", "source", "type")
+
+
+def _origins(folder: Path, splits: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
+    """How many rows come from where, by the columns that say so."""
+    import pyarrow.parquet
+
+    files = [folder / path for paths in splits.values() for path in paths if path.endswith(".parquet")]
+    if not files:
+        return
+    names = set(pyarrow.parquet.ParquetFile(files[0]).schema_arrow.names)
+    for column in _ORIGINS:
+        if column in names:
+            counts = Counter[str]()
+            for file in files:
+                counts.update(map(str, pyarrow.parquet.read_table(file, columns=[column])[column].to_pylist()))
+            shown = [f"{cell(name)} {count:,}" for name, count in counts.most_common(8)]
+            yield column.replace("_", " "), ", ".join(shown) + (" …" if len(counts) > 8 else "")
+
+
+def _recorded(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What the provenance says, flat: single values as they are, lists and tables by their length."""
+    for key, value in record.items():
+        if key in ("format", "versions") or value in (None, "", [], {}):
+            continue
+        if isinstance(value, str | int | float | bool):
+            yield key, cell(value)
+        elif isinstance(value, dict) and all(isinstance(part, str | int | float) for part in value.values()):
+            yield key, ", ".join(f"{line(name)} {cell(part)}" for name, part in value.items())
+        else:
+            yield key, f"{len(value):,} entries in `{PROVENANCE}`"
+    if versions := record.get("versions"):
+        yield "software", line(", ".join(f"{name} {version}" for name, version in versions.items()))

@@ -1,0 +1,159 @@
+"""Which files of a folder are published, and why the others are not."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modeling_tsarank.ranking_errors import InputError
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """One file of a publication.
+
+    Attributes:
+        path: its place in the repository, with forward slashes.
+        source: the file on disk, or its content.
+    """
+
+    path: str
+    source: Path | bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
+
+    def read(self) -> bytes:
+        """The whole content; meant for small files."""
+        return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
+
+
+@dataclass
+class Selection:
+    """What is published, and what lies in the folder and is not, with the reason."""
+
+    files: list[PublishedFile] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, path: str, source: Path | bytes) -> None:
+        """Adds a file, in the place of one of the same name."""
+        self.files = sorted([f for f in self.files if f.path != path] + [PublishedFile(path, source)], key=_by_path)
+        self.left_out = [(name, why) for name, why in self.left_out if name != path]
+
+    @property
+    def paths(self) -> set[str]:
+        """Places in the repository."""
+        return {file.path for file in self.files}
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+
+SECRET = "looks like a secret"
+TRAINING_STATE = "training state"
+CACHE = "a cache or a log"
+HIDDEN = "hidden"
+
+# Names of files and folders that are never published, whatever was asked for. The first that matches gives the reason.
+_NEVER: tuple[tuple[str, str], ...] = (
+    *((pattern, SECRET) for pattern in (".env", ".env.*", "*.env", "*.key", "*.pem", "*.p12", "*.pfx", "*.keystore")),
+    *(
+        (pattern, SECRET)
+        for pattern in ("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", ".netrc", ".npmrc", ".pypirc")
+    ),
+    *(
+        (pattern, SECRET)
+        for pattern in (".git-credentials", "credentials*", "secrets*", "token", "*.token", "*_token")
+    ),
+    *((pattern, SECRET) for pattern in (".ssh", ".aws", ".gnupg", "stored_tokens", "*.kdbx", "*.jks", "*.ovpn")),
+    *(
+        (pattern, TRAINING_STATE)
+        for pattern in ("optimizer.*", "optimizer_*", "scheduler.*", "scaler.*", "rng_state*")
+    ),
+    *(
+        (pattern, TRAINING_STATE)
+        for pattern in ("training_args.bin", "trainer_state.json", "trained_weights.safetensors")
+    ),
+    *((pattern, TRAINING_STATE) for pattern in ("checkpoint-*", "global_step*", "pytorch_model_fsdp*", "*.distcp")),
+    *((pattern, TRAINING_STATE) for pattern in ("failed_batch-*", "zero_to_fp32.py", "latest", "zero_pp_rank_*")),
+    *(
+        (pattern, CACHE)
+        for pattern in ("__pycache__", "*.pyc", "*.lock", "*.arrow", "cache-*", "wandb", "mlruns", "runs")
+    ),
+    *(
+        (pattern, CACHE)
+        for pattern in ("trackio", "events.out.tfevents*", "*.log", "logs", "teacher_cache*", "*.sqlite*")
+    ),
+    *((pattern, CACHE) for pattern in ("*.tmp", "*~", "*.swp", "Thumbs.db", "desktop.ini", "node_modules")),
+)
+_HIDDEN_ALLOWED = {".gitattributes"}
+
+
+def refusal(path: str) -> str | None:
+    """Why a file of that path is never published, or `None`. Every folder on the way counts."""
+    for part in path.split("/"):
+        for pattern, reason in _NEVER:
+            if fnmatch.fnmatchcase(part.lower(), pattern):
+                return reason
+        if part.startswith(".") and part not in _HIDDEN_ALLOWED:
+            return HIDDEN
+    return None
+
+
+def select_files(
+    folder: Path, wanted: Callable[[str], bool] | None = None, include: Sequence[str] = (), other: str = "not needed"
+) -> Selection:
+    """The files of a folder that are to be published.
+
+    Args:
+        folder: walked whole; links that lead out of it are left out.
+        wanted: says which paths belong to the publication; `None` takes all.
+        include: patterns of further paths, as the user gives them. They cannot bring in what `refusal` refuses.
+        other: the reason given for files that are not wanted.
+
+    Raises:
+        InputError: there is no such folder, or a pattern of `include` fits nothing that may be published.
+    """
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}")
+    root, selection, used = folder.resolve(), Selection(), set()
+    for path, file in _walk(folder):
+        reason = refusal(path)
+        hits = {pattern for pattern in include if fnmatch.fnmatchcase(path, pattern)}
+        if reason is None and not file.resolve().is_relative_to(root):
+            reason = "a link out of the folder"
+        if reason is None and not hits and wanted is not None and not wanted(path):
+            reason = other
+        if reason is None:
+            used |= hits
+            selection.files.append(PublishedFile(path, file))
+        else:
+            selection.left_out.append((path, reason))
+    unused = [pattern for pattern in include if pattern not in used]
+    if unused:
+        raise InputError(f"--include {unused[0]}: no file of {folder} that may be published fits")
+    return selection
+
+
+def _walk(folder: Path) -> Iterable[tuple[str, Path]]:
+    """Files with their places in the repository; a folder that is refused as a whole stands for its files."""
+    for current, folders, names in os.walk(folder):
+        relative = Path(current).relative_to(folder).as_posix()
+        prefix = "" if relative == "." else f"{relative}/"
+        for name in sorted(folders):
+            if refusal(f"{prefix}{name}"):
+                yield f"{prefix}{name}", Path(current, name)
+        folders[:] = sorted(name for name in folders if not refusal(f"{prefix}{name}"))
+        for name in sorted(names):
+            yield f"{prefix}{name}", Path(current, name)
+
+
+def _by_path(file: PublishedFile) -> str:
+    return file.path

@@ -1,0 +1,236 @@
+"""What is known of a model that is to be published: its configuration, its weights, its training, its evaluations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from modeling_tsarank.eval.files import hash_folder
+from modeling_tsarank.ranking_errors import InputError, ModelError
+from modeling_tsarank.ranking_options import CONFIG_KEY
+
+
+RECORD_NAME = "training_run.json"
+QUERY_LIKELIHOOD, TRUE_FALSE, PLAIN = "query_likelihood", "true_false_logits", "plain"
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The model that a training started from.
+
+    Attributes:
+        name: a Hub id, or the name of a local model.
+        on_hub: whether `name` is a Hub id.
+        revision: a commit of it, where it is pinned.
+        license: the Hub's identifier, or `None` where it is not known.
+    """
+
+    name: str
+    on_hub: bool
+    revision: str | None = None
+    license: str | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluated collection, as `tsarank evaluate` wrote it into `metrics.json`."""
+
+    values: dict[str, Any]
+
+    @property
+    def dataset(self) -> str:
+        """Name of the collection."""
+        return str(self.values["dataset"])
+
+    @property
+    def reranked(self) -> dict[str, float]:
+        """Measures of the final ranking."""
+        measures = self.values["measures"]
+        return measures["fused"] or measures["reranked"]
+
+    @property
+    def first_stage(self) -> dict[str, float]:
+        """Measures of the first stage."""
+        return self.values["measures"]["first_stage"]
+
+
+@dataclass
+class ModelFacts:
+    """Everything a card says of a model.
+
+    Attributes:
+        folder: the folder that is published.
+        config: its config.json; of an adapter, its adapter_config.json.
+        kind: `QUERY_LIKELIHOOD`, `TRUE_FALSE`, or `PLAIN` for a language model without ranking options.
+        options: the ranking options.
+        adapter: whether the folder holds only an adapter.
+        base: the base model, or `None` where nothing is known of one.
+        training: what the training recorded, or `None`.
+        evaluations: results on test collections.
+        parameters: number of weights.
+        dtype: of the weights.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    kind: str
+    options: dict[str, Any]
+    adapter: bool
+    base: BaseModel | None
+    training: dict[str, Any] | None
+    evaluations: list[Evaluation] = field(default_factory=list)
+    parameters: int = 0
+    dtype: str = ""
+
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        """The trainings that led here, the first one first."""
+        found: list[dict[str, Any]] = []
+        record = self.training
+        while record is not None:
+            found.insert(0, record)
+            record = (record.get("started_from") or {}).get("training")
+        return found
+
+
+def read_model(folder: Path, base: BaseModel | None = None) -> ModelFacts:
+    """The facts of a saved folder: a ranker, a plain model that continual pre-training made, or an adapter.
+
+    Args:
+        folder: what `save_pretrained` or a training wrote.
+        base: what the user says of the base model; what is `None` there is looked up in the record.
+
+    Raises:
+        InputError: no such folder, or a file in it that cannot be read.
+        ModelError: it holds no model, or none whose weights are safetensors.
+    """
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}")
+    adapter = (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+    path = folder / ("adapter_config.json" if adapter else "config.json")
+    if not path.is_file():
+        hint = "; it holds only an adapter: publish that with --adapter-only" if (folder / "adapter").is_dir() else ""
+        raise ModelError(f"{folder} is no model folder: it holds no config.json{hint}")
+    config = _read(path)
+    record_at = next((p for p in (folder / RECORD_NAME, folder.parent / RECORD_NAME) if p.is_file()), None)
+    record = None if record_at is None else _read(record_at)
+    if not adapter and record_at is not None and record_at.parent != folder:
+        record = None  # the record beside a whole model's folder is another model's
+    options = config.get(CONFIG_KEY) or (record or {}).get("ranking_options") or {}
+    facts = ModelFacts(
+        folder,
+        config,
+        options.get("family", PLAIN),
+        options,
+        adapter,
+        _base_of(config, record, base, adapter),
+        record,
+    )
+    facts.parameters, facts.dtype = _weights(folder)
+    return facts
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds no JSON object")
+    return value
+
+
+def _base_of(
+    config: dict[str, Any], record: dict[str, Any] | None, given: BaseModel | None, adapter: bool
+) -> BaseModel | None:
+    """The first model of the chain of trainings, with what the user says of it put over what was recorded."""
+    start = (record or {}).get("started_from") or {}
+    # An adapter belongs to the model it was trained on; a whole model descends from the first of all.
+    while not adapter and start.get("training"):
+        start = start["training"].get("started_from") or {}
+    name = start.get("name") or (config.get("base_model_name_or_path") if adapter else None)
+    recorded = None
+    if name:
+        on_hub = not start.get("local", not start) and not Path(name).exists()
+        recorded = BaseModel(name if on_hub else Path(name).name, on_hub, config.get("revision"), start.get("license"))
+    if given is None:
+        return recorded
+    if not given.name:
+        if recorded is None:
+            raise InputError("nothing is recorded of a base model; name it with --base-model")
+        name, on_hub = recorded.name, recorded.on_hub
+    else:
+        name, on_hub = given.name, True
+    same = recorded is not None and recorded.name == name
+    return BaseModel(
+        name,
+        on_hub,
+        given.revision or (recorded.revision if same and recorded else None),
+        given.license or (recorded.license if recorded else None),
+    )
+
+
+def _weights(folder: Path) -> tuple[int, str]:
+    """Number of weights and their most frequent dtype, read from the headers of the safetensors files."""
+    count, dtypes = 0, dict[str, int]()
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{folder} holds no weights in safetensors, the only kind that is published")
+    for path in files:
+        if path.name == "trained_weights.safetensors":
+            continue
+        for name, tensor in safetensors_header(path).items():
+            if name != "__metadata__":
+                size = 1
+                for length in tensor["shape"]:
+                    size *= length
+                count += size
+                dtypes[tensor["dtype"]] = dtypes.get(tensor["dtype"], 0) + size
+    return count, max(dtypes, key=lambda name: dtypes[name]) if dtypes else ""
+
+
+def safetensors_header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file: tensor name to dtype, shape and place. Raises `ModelError` if it is broken."""
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > min(path.stat().st_size, 100_000_000):
+                raise ValueError("its header is longer than the file")
+            header: dict[str, Any] = json.loads(stream.read(length))
+            return header
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is no readable safetensors file ({error})") from error
+
+
+def read_evaluations(paths: Sequence[Path], folder: Path, other_checkpoint: bool = False) -> list[Evaluation]:
+    """The results of `tsarank evaluate`, if they are results of this very folder.
+
+    Args:
+        paths: output folders of `tsarank evaluate`, one dataset's folders of them, or metrics.json files.
+        folder: the evaluated model.
+        other_checkpoint: takes results of other files as well, for example of the same model before it was moved.
+
+    Raises:
+        InputError: nothing was found there, or it was measured on other weights than the folder's.
+    """
+    found: dict[str, Evaluation] = {}
+    own = None
+    for path in paths:
+        files = [path] if path.is_file() else sorted([*path.glob("metrics.json"), *path.glob("*/metrics.json")])
+        if not files:
+            raise InputError(f"{path} holds no metrics.json; give the folder that `tsarank evaluate --output` wrote")
+        for file in files:
+            values = _read(file)
+            if "measures" not in values or "dataset" not in values:
+                raise InputError(f"{file} was not written by `tsarank evaluate`")
+            own = own or f"sha256:{hash_folder(folder)[:16]}"
+            if values.get("checkpoint") != own and not other_checkpoint:
+                raise InputError(
+                    f"{file} was measured on {values.get('checkpoint')}, but {folder} is {own}: evaluate this folder, "
+                    "or say --accept-other-checkpoint if its weights are the same"
+                )
+            found[values["dataset"]] = Evaluation(values)
+    return [found[name] for name in sorted(found)]

@@ -1,0 +1,298 @@
+"""Publishing a model: a self-contained repository of a ranker, or an adapter with its base pinned."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import json
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import modeling_tsarank
+from modeling_tsarank.hub_cards.file_selection import Selection, select_files
+from modeling_tsarank.hub_cards.model_cards import render_model_card
+from modeling_tsarank.hub_cards.model_facts import (
+    PLAIN,
+    RECORD_NAME,
+    TRUE_FALSE,
+    BaseModel,
+    ModelFacts,
+    read_evaluations,
+    read_model,
+)
+from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, Publication
+from modeling_tsarank.hub_cards.resharding import INDEX_NAME, reshard
+from modeling_tsarank.hub_cards.uploading import Target
+from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
+
+
+_FILES = (
+    "config.json",
+    "generation_config.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    RECORD_NAME,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+    "LICENSE*",
+    "NOTICE*",
+)
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", *_FILES[4:])
+_WEIGHTS = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.bin",
+    "*.bin.index.json",
+    "*.pt",
+    "*.pth",
+    "*.h5",
+    "*.msgpack",
+)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What the user says of a publication.
+
+    Attributes:
+        tag: revision that is made; the card's snippets pin it.
+        private: whether the repository is private; `None` leaves an existing one as it is and makes a private one.
+        license: the Hub's identifier; `None` takes the base model's.
+        license_name: name of a licence without an identifier (`license` is then "other").
+        languages: ISO codes.
+        base_model, base_revision: Hub id and commit of the base model, where the record does not say.
+        results: output folders of `tsarank evaluate`.
+        accept_other_checkpoint: takes results that were measured on other files.
+        adapter_only: publishes the adapter and not the merged model.
+        max_shard_size: bytes of one file of weights at most; `None` leaves the files as they are.
+        include: patterns of further files of the folder.
+        not_secret: paths whose look-alikes of secrets were looked at.
+        message: of the commit.
+        token: the Hub's; `None` takes the user's own.
+        unknown_license: says "unknown" where no licence is known, instead of asking for one.
+    """
+
+    tag: str = DEFAULT_TAG
+    private: bool | None = True
+    license: str | None = None
+    license_name: str | None = None
+    languages: Sequence[str] = ()
+    base_model: str | None = None
+    base_revision: str | None = None
+    results: Sequence[Path] = ()
+    accept_other_checkpoint: bool = False
+    adapter_only: bool = False
+    max_shard_size: int | None = None
+    include: Sequence[str] = ()
+    not_secret: Sequence[str] = ()
+    message: str | None = None
+    token: str | None = None
+    unknown_license: bool = False
+
+
+def prepare_model(folder: Path, repo_id: str, options: ModelOptions | None = None) -> Publication:
+    """Everything but the upload: facts, files and card. Nothing in `folder` is changed.
+
+    The Hub is asked only for what it alone knows: the licence and the commit of a base model that were not given.
+
+    Raises:
+        InputError, ModelError: what is missing or unusable, in one line.
+        ResourceError: no room for re-sharded weights, or the Hub cannot say the licence or the commit.
+    """
+    options = options or ModelOptions()
+    source = _adapter_folder(folder) if options.adapter_only else folder
+    facts = read_model(source, _given_base(options))
+    if options.adapter_only != facts.adapter:
+        raise ModelError(f"{folder} holds an adapter without its base; publish it with --adapter-only, or merge it")
+    if facts.adapter:
+        facts = _with_pinned_base(facts)
+    facts.evaluations = read_evaluations(options.results, folder, options.accept_other_checkpoint)
+    license_id = options.license or (facts.base.license if facts.base else None) or _base_license(facts.base, options)
+    selection = _select_adapter(facts, options) if facts.adapter else select_model_files(facts, options)
+    card = render_model_card(facts, repo_id, options.tag, license_id, options.languages, options.license_name)
+    selection.add(CARD_NAME, card.encode("utf-8"))
+    message = options.message or f"Publish {repo_id.rpartition('/')[2]} {options.tag}"
+    target = Target(repo_id, "model", options.tag, options.private, message, token=options.token)
+    kept = selection.paths
+    return Publication(selection, target, lambda path: path not in kept and _is_stale(path), options.not_secret)
+
+
+def _is_stale(path: str) -> bool:
+    """Weights, code and configuration of an earlier version, which loaders would prefer or mix with the new ones."""
+    return any(
+        fnmatch.fnmatchcase(path, pattern) for pattern in (*_WEIGHTS, *_FILES[:16], "adapter_config.json", "*.py")
+    )
+
+
+# ---- files -----------------------------------------------------------------------------------------
+
+
+def select_model_files(facts: ModelFacts, options: ModelOptions | None = None) -> Selection:
+    """The files of a whole model, without its card. Raises `ModelError` if one of them is missing."""
+    folder, options = facts.folder, options or ModelOptions()
+    weights = _weight_names(folder)
+    code = _code(facts)
+
+    def wanted(path: str) -> bool:
+        return path in weights or path in code or any(fnmatch.fnmatchcase(path, pattern) for pattern in _FILES)
+
+    selection = select_files(folder, wanted, options.include)
+    for name, file in code.items():
+        selection.add(name, file)
+    if facts.kind != PLAIN and "modules.json" not in selection.paths:
+        from modeling_tsarank.crossencoder_tsarank import write_cross_encoder_files
+
+        staging = _staging_folder(selection)
+        write_cross_encoder_files(staging)
+        for file in staging.iterdir():
+            selection.add(file.name, file)
+    if options.max_shard_size is not None:
+        staging = _staging_folder(selection)
+        files = reshard(
+            [folder / name for name in sorted(weights) if name != INDEX_NAME], staging, options.max_shard_size
+        )
+        selection.files = [file for file in selection.files if file.path not in weights]
+        for file in files:
+            selection.add(file.name, file)
+    if "tokenizer.json" not in selection.paths:
+        raise ModelError(f"{folder} holds no tokenizer.json; save the tokenizer beside the model")
+    return selection
+
+
+def _weight_names(folder: Path) -> set[str]:
+    """The files of weights that a loader reads: one, or the shards that the index names."""
+    index = folder / INDEX_NAME
+    if (folder / "model.safetensors").is_file():
+        return {"model.safetensors"}
+    if not index.is_file():
+        raise ModelError(f"{folder} holds neither model.safetensors nor {INDEX_NAME}")
+    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    missing = sorted(name for name in names if not (folder / name).is_file())
+    if missing:
+        raise ModelError(f"{folder} lacks {missing[0]}, which its index names")
+    return {*names, INDEX_NAME}
+
+
+def _code(facts: ModelFacts) -> dict[str, Path]:
+    """The modeling files by name: the folder's own, or the installed ones where its own predate `modules.json`."""
+    if facts.kind == PLAIN:
+        return {}
+    reference = (facts.config.get("auto_map") or {}).get("AutoModel")
+    if not isinstance(reference, str):
+        raise ModelError(f"{facts.folder} has ranking options but no auto_map; save it with save_pretrained")
+    own = facts.folder / f"{reference.partition('.')[0]}.py"
+    if not (facts.folder / "modules.json").is_file() or not own.is_file():
+        name = "modeling_twolar.py" if facts.kind == TRUE_FALSE else "modeling_tsarank.py"
+        own = Path(str(modeling_tsarank.__file__)).with_name(name)
+    return _with_imports(own, {})
+
+
+def _with_imports(file: Path, found: dict[str, Path]) -> dict[str, Path]:
+    """A modeling file and those beside it that it imports, directly or not. Raises `ModelError` if one is missing."""
+    if not file.is_file():
+        raise ModelError(f"{file.parent} lacks the modeling file {file.name}; save the model again")
+    found[file.name] = file
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
+            beside = file.with_name(f"{node.module}.py")
+            if beside.name not in found:
+                _with_imports(beside, found)
+    return found
+
+
+def _select_adapter(facts: ModelFacts, options: ModelOptions) -> Selection:
+    assert facts.base is not None
+    selection = select_files(
+        facts.folder,
+        lambda path: any(fnmatch.fnmatchcase(path, pattern) for pattern in _ADAPTER_FILES),
+        options.include,
+    )
+    config = {**facts.config, "base_model_name_or_path": facts.base.name, "revision": facts.base.revision}
+    selection.add("adapter_config.json", (json.dumps(config, indent=2) + "\n").encode())
+    # A training writes its record, and the tokenizer with a merged model, beside the folder `adapter`, not into it.
+    for name in (*_FILES[4:16], RECORD_NAME):
+        beside = facts.folder.parent / name
+        if facts.folder.name == "adapter" and name not in selection.paths and beside.is_file():
+            selection.add(name, beside)
+    return selection
+
+
+def _adapter_folder(folder: Path) -> Path:
+    inner = folder / "adapter"
+    found = inner if (inner / "adapter_config.json").is_file() else folder
+    if not (found / "adapter_config.json").is_file():
+        raise ModelError(f"{folder} holds no adapter (adapter_config.json)")
+    return found
+
+
+def _staging_folder(selection: Selection) -> Path:
+    """A folder for files that are made, which goes when the selection goes."""
+    folder = tempfile.mkdtemp(prefix="tsarank-publish-")
+    weakref.finalize(selection, shutil.rmtree, folder, True)
+    return Path(folder)
+
+
+# ---- the base model --------------------------------------------------------------------------------
+
+
+def _given_base(options: ModelOptions) -> BaseModel | None:
+    if options.base_model is None and options.base_revision is None:
+        return None
+    return BaseModel(options.base_model or "", True, options.base_revision)
+
+
+def _with_pinned_base(facts: ModelFacts) -> ModelFacts:
+    """The same with the base model's commit looked up on the Hub, where none is recorded or given."""
+    base = facts.base
+    if base is None or not base.on_hub:
+        name = "no base model is recorded" if base is None else f"its base {base.name} is a local model"
+        raise InputError(f"an adapter is of use only with its base on the Hub, but {name}; say --base-model HUB_ID")
+    if base.revision is None:
+        info = _model_info(base.name, "--base-revision COMMIT", None)
+        facts.base = BaseModel(base.name, True, info.sha, base.license)
+    if not facts.options:
+        raise ModelError(f"no {RECORD_NAME} beside {facts.folder} says how the model ranks; train with this version")
+    return facts
+
+
+def _base_license(base: BaseModel | None, options: ModelOptions) -> str:
+    if options.unknown_license:
+        return "unknown"
+    if base is None or not base.on_hub:
+        raise InputError(
+            "the license is not recorded; name it with --license, such as apache-2.0 (the Hub's identifiers)"
+        )
+    card: Any = _model_info(base.name, "--license", options.token).card_data
+    if card is None or not isinstance(card.get("license"), str):
+        raise InputError(f"the card of {base.name} names no license; name yours with --license")
+    return str(card["license"])
+
+
+def _model_info(name: str, option: str, token: str | None) -> Any:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        return HfApi(token=token).model_info(name)
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        raise InputError(f"the Hub says nothing about {name} ({type(error).__name__}); say {option}") from error
+    except Exception as error:
+        if type(error).__module__.startswith("httpx"):
+            raise ResourceError(f"the Hub cannot be reached to look up {name}; say {option}") from error
+        raise

@@ -1,0 +1,70 @@
+"""A publication from its plan to the Hub: what would be uploaded, shown first where that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from modeling_tsarank.hub_cards.file_selection import Selection
+from modeling_tsarank.hub_cards.secret_scan import refuse_secrets
+from modeling_tsarank.hub_cards.uploading import Published, Target, check_repo_id, upload
+
+
+CARD_NAME = "README.md"
+DEFAULT_TAG = "v1"
+
+
+@dataclass
+class Publication:
+    """Something that is ready to be published.
+
+    Attributes:
+        selection: the files, card included.
+        target: where they go.
+        stale: which other files of the repository the commit takes out.
+        not_secret: paths whose look-alikes of secrets the user has looked at.
+    """
+
+    selection: Selection
+    target: Target
+    stale: Callable[[str], bool] = field(default=lambda _: False)
+    not_secret: Sequence[str] = ()
+
+    @property
+    def card(self) -> str:
+        """The text of the card."""
+        return next(file for file in self.selection.files if file.path == CARD_NAME).read().decode("utf-8")
+
+    def check(self) -> None:
+        """Raises `InputError` for a name the Hub would not take, and for files that hold what looks like a secret."""
+        check_repo_id(self.target.repo_id)
+        refuse_secrets(self.selection.files, self.not_secret)
+
+    def carry_out(self) -> Published:
+        """Checks and uploads, see `uploading.upload`."""
+        self.check()
+        return upload(self.selection.files, self.target, self.stale)
+
+    def describe(self) -> str:
+        """Files with their sizes, what is left out and why, and the card: what `--dry-run` prints."""
+        target = self.target
+        visibility = "public" if target.private is False else "private"
+        tag = f", tag {target.tag}" if target.tag else ""
+        lines = [f"{target.repo_type} {target.repo_id} ({visibility}, one commit{tag})", ""]
+        width = max(len(size_text(file.size)) for file in self.selection.files)
+        lines += [f"  {size_text(file.size):>{width}}  {file.path}" for file in self.selection.files]
+        lines.append(f"  {size_text(self.selection.size):>{width}}  in {len(self.selection.files)} files")
+        if self.selection.left_out:
+            lines += ["", "left out:"]
+            lines += [f"  {path}  ({why})" for path, why in self.selection.left_out]
+        return "\n".join([*lines, "", f"{CARD_NAME}:", "", self.card])
+
+
+def size_text(size: int) -> str:
+    """Bytes in the largest fitting unit."""
+    value, unit = float(size), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

@@ -1,0 +1,74 @@
+"""Filling in the templates of this room. A fact that is missing is an error, never an empty place on a card."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from typing import Any
+
+from modeling_tsarank.ranking_errors import InputError
+
+
+def render(template: str, **facts: Any) -> str:
+    """The text of a template with facts put in.
+
+    Args:
+        template: name of a template file of this room, such as `model_card.md`.
+        facts: what the template names. A value that is used and is absent, `None` or empty is refused.
+
+    Raises:
+        InputError: names the fact that is missing.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined,
+        finalize=_filled,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        # The result is Markdown, where `cell` and `line` escape what others wrote.
+        autoescape=False,
+    )
+    environment.filters |= {"cell": cell, "line": line, "number": number, "duration": duration}
+    source = resources.files(__package__).joinpath(template).read_text(encoding="utf-8")
+    try:
+        text = environment.from_string(source).render(facts)
+    except jinja2.UndefinedError as error:
+        raise InputError(f"the card {template} lacks a fact: {error.message}") from error
+    return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def _filled(value: Any) -> Any:
+    if value is None or value == "":
+        raise InputError("a fact of the card is empty; this is an error of its template")
+    return value
+
+
+def line(text: Any) -> str:
+    """A text on one line, with what Markdown and HTML would take as their own made harmless."""
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(str(text).split()))
+
+
+def cell(value: Any) -> str:
+    """A value as inline code that may stand in a table's cell."""
+    text = " ".join(str(value).split()).replace("|", "\\|")
+    ticks = "``" if "`" in text else "`"
+    pad = " " if text.startswith(("`", " ")) or text.endswith("`") else ""
+    return f"{ticks}{pad}{text}{pad}{ticks}"
+
+
+def number(value: float) -> str:
+    """A count with separators, or a decimal number to four digits."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """A length of time in its largest fitting units."""
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{seconds:.1f} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -1,0 +1,93 @@
+"""Weights written anew in files of a bounded size, with never more than one of them in memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from modeling_tsarank.hub_cards.model_facts import safetensors_header
+from modeling_tsarank.ranking_errors import InputError, ResourceError
+
+
+INDEX_NAME = "model.safetensors.index.json"
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as `5GB` or `500MB`. Raises `InputError` for anything else."""
+    upper = text.strip().upper()
+    for unit in sorted(_UNITS, key=len, reverse=True):
+        number = upper.removesuffix(unit).strip()
+        if upper.endswith(unit) and number.replace(".", "", 1).isdigit() and float(number) > 0:
+            return int(float(number) * _UNITS[unit])
+    raise InputError(f"{text!r} is no size; write for example 5GB or 500MB")
+
+
+def reshard(files: Sequence[Path], folder: Path, limit: int) -> list[Path]:
+    """Copies tensors into files of at most `limit` bytes each (a larger single tensor gets its own), with an index.
+
+    Args:
+        files: safetensors files of one model.
+        folder: an empty folder for the new ones.
+
+    Returns:
+        The files written: `model.safetensors` where one is enough, else the shards and the index.
+
+    Raises:
+        ResourceError: the disk has no room.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    groups = _plan(files, limit)
+    needed, free = sum(path.stat().st_size for path in files), shutil.disk_usage(folder).free
+    if free < needed:
+        raise ResourceError(f"re-sharding needs {needed:,} bytes in {folder}, where {free:,} are free; set TMPDIR")
+    written, weight_map = [], dict[str, str]()
+    for i, group in enumerate(groups, 1):
+        name = "model.safetensors" if len(groups) == 1 else f"model-{i:05d}-of-{len(groups):05d}.safetensors"
+        tensors = {}
+        for tensor, path in group:
+            with safe_open(path, framework="pt") as reader:
+                tensors[tensor] = reader.get_tensor(tensor)
+            weight_map[tensor] = name
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        written.append(folder / name)
+    if len(groups) > 1:
+        index = {
+            "metadata": {"total_size": sum(_sizes(files).values())},
+            "weight_map": dict(sorted(weight_map.items())),
+        }
+        path = folder / INDEX_NAME
+        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        written.append(path)
+    return written
+
+
+def _sizes(files: Sequence[Path]) -> dict[str, int]:
+    sizes = {}
+    for path in files:
+        for name, tensor in safetensors_header(path).items():
+            if name != "__metadata__":
+                start, end = tensor["data_offsets"]
+                sizes[name] = end - start
+    return sizes
+
+
+def _plan(files: Sequence[Path], limit: int) -> list[list[tuple[str, Path]]]:
+    """Which tensor goes into which file, in their order."""
+    sizes = _sizes(files)
+    groups: list[list[tuple[str, Path]]] = []
+    filled = 0
+    for path in files:
+        for name in safetensors_header(path):
+            if name == "__metadata__":
+                continue
+            if not groups or filled + sizes[name] > limit:
+                groups.append([])
+                filled = 0
+            groups[-1].append((name, path))
+            filled += sizes[name]
+    return groups

@@ -1,0 +1,200 @@
+"""Publishing the metric and the demonstration as Spaces."""
+
+from __future__ import annotations
+
+import fnmatch
+import keyword
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import modeling_tsarank
+from modeling_tsarank import __version__
+from modeling_tsarank.hub_cards.file_selection import Selection, select_files
+from modeling_tsarank.hub_cards.model_facts import PLAIN, read_model
+from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, Publication
+from modeling_tsarank.hub_cards.rendering import cell, line, render
+from modeling_tsarank.hub_cards.uploading import Target, check_repo_id
+from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
+
+
+START_FILE, MODEL_FOLDER = "start.py", "model"
+_ROOMS = ("eval", "trainers", "hub_cards")
+_CODE = ("*.py", "*.md", "*.html", "*.yaml", "*.txt", "*.json", "*.jsonl")
+# What the page needs beside the package's own requirements.
+_APP_EXTRAS = ("app",)
+_APP_PACKAGES = ("bm25s", "PyStemmer")
+
+_START = '''\
+"""Starts the page with the model of this Space, unless the variable TSARANK_MODEL names another."""
+
+import os
+import runpy
+from pathlib import Path
+
+
+here = Path(__file__).absolute().parent
+os.chdir(here)
+{setting}runpy.run_path(str(here / "app.py"), run_name="__main__")
+'''
+
+
+def prepare_metric(
+    repo_id: str, tag: str = DEFAULT_TAG, private: bool | None = True, message: str | None = None
+) -> Publication:
+    """The `evaluate` metric as a Space, where `evaluate.load(repo_id)` looks for it.
+
+    Raises:
+        InputError: a repository whose name is no name of a Python module, which `evaluate` needs.
+    """
+    check_repo_id(repo_id)
+    module = repo_id.rpartition("/")[2]
+    if not module.isidentifier() or keyword.iskeyword(module):
+        raise InputError(f"evaluate loads the metric as a module of the repository's name, which {module!r} cannot be")
+    folder = _package_folder() / "eval" / "ndcg"
+    if not folder.is_dir():
+        folder = _package_folder().parent / "eval" / "ndcg"
+    selection = Selection()
+    # Its relative imports are what `evaluate` fetches along with it.
+    for path in sorted(folder.glob("*.py")):
+        if path.name != "__init__.py":
+            selection.add(f"{module}.py" if path.name == "ndcg.py" else path.name, path)
+    selection.add("requirements.txt", folder / "requirements.txt")
+    title = "nDCG of rankings"
+    facts = {"title": title, "repo_id": repo_id, "tag": tag, "module": module, "tsarank_version": __version__}
+    header = _front_matter(title, "static", tags=["evaluate", "metric", "text-ranking", "tsarank"])
+    selection.add(CARD_NAME, render("metric_card.md", metadata=header, **facts).encode("utf-8"))
+    selection.add("index.html", render("metric_page.html", **facts).encode("utf-8"))
+    target = Target(repo_id, "space", tag, private, message or f"Publish the metric {tag}", space_sdk="static")
+    return Publication(selection, target)
+
+
+def prepare_space(
+    repo_id: str,
+    tag: str = DEFAULT_TAG,
+    private: bool | None = True,
+    model: str | None = None,
+    bake: Path | None = None,
+    title: str = "Reranking, explained",
+    app: Path | None = None,
+    message: str | None = None,
+    not_secret: Sequence[str] = (),
+) -> Publication:
+    """The page as a Gradio Space, with this package's source in it.
+
+    Args:
+        model: Hub id of the model it shows; the embedded default if neither this nor `bake` is given.
+        bake: folder of a ranker that goes into the Space.
+        app: the page's file, where the package is installed without the repository around it.
+
+    Raises:
+        InputError: both a model and a folder, or no app.py.
+        ModelError: a folder that holds no ranker.
+        ResourceError: gradio is not installed, whose version the Space is to have.
+    """
+    if model is not None and bake is not None:
+        raise InputError("a Space shows one model first: give --model or --bake, not both")
+    app = app or _package_folder().parent / "app.py"
+    if not app.is_file():
+        raise InputError(f"{app} is not there: run this in a checkout of the repository, or name the file with --app")
+    selection = Selection()
+    selection.add("app.py", app)
+    for path, file in _package_files():
+        selection.add(f"modeling_tsarank/{path}", file)
+    for example in select_files(app.parent / "examples").files if (app.parent / "examples").is_dir() else []:
+        selection.add(f"examples/{example.path}", example.source)
+    setting, model_text, models = _model(model, bake, selection)
+    selection.add(START_FILE, _START.format(setting=setting).encode())
+    selection.add("requirements.txt", _requirements().encode())
+    header = _front_matter(
+        title,
+        "gradio",
+        sdk_version=_version("gradio"),
+        app_file=START_FILE,
+        python_version="3.11",
+        models=models,
+        tags=["text-ranking", "reranking", "tsarank"],
+        short_description="Rank documents for a query, and see why",
+    )
+    card = render("space_card.md", metadata=header, title=title, model_text=model_text, tsarank_version=__version__)
+    selection.add(CARD_NAME, card.encode("utf-8"))
+    kept = selection.paths
+    target = Target(repo_id, "space", tag, private, message or f"Publish the Space {tag}", space_sdk="gradio")
+    return Publication(selection, target, lambda path: path not in kept and _is_stale(path), not_secret)
+
+
+def _is_stale(path: str) -> bool:
+    """Source and model of an earlier version."""
+    return path.startswith(("modeling_tsarank/", f"{MODEL_FOLDER}/"))
+
+
+def _model(model: str | None, bake: Path | None, selection: Selection) -> tuple[str, str, list[str]]:
+    """The line of the start file that sets the model, what the card says of it, and its Hub ids."""
+    if bake is not None:
+        from modeling_tsarank.hub_cards.model_publishing import select_model_files
+
+        facts = read_model(bake)
+        if facts.kind == PLAIN or facts.adapter:
+            raise ModelError(f"{bake} holds no whole ranker; save one with save_pretrained")
+        for file in select_model_files(facts).files:
+            selection.add(f"{MODEL_FOLDER}/{file.path}", file.source)
+        base = [facts.base.name] if facts.base and facts.base.on_hub else []
+        setting = f'os.environ.setdefault("TSARANK_MODEL", str(here / "{MODEL_FOLDER}"))\n'
+        return setting, f"The model is in the folder `{MODEL_FOLDER}` of this repository.", base
+    if model is not None:
+        check_repo_id(model)
+        return f'os.environ.setdefault("TSARANK_MODEL", "{model}")\n', f"The model is {cell(model)}.", [model]
+    return "", "The model is SmolLM2-135M-Instruct, scored by query likelihood without any training for it.", []
+
+
+def _front_matter(title: str, sdk: str, **more: Any) -> str:
+    from huggingface_hub import SpaceCardData
+
+    values = {"license": "apache-2.0", "colorFrom": "blue", "colorTo": "indigo", "pinned": False}
+    data = {**values, **{key: value for key, value in more.items() if value}}
+    return SpaceCardData(title=line(title), sdk=sdk, **data).to_yaml()
+
+
+def _package_folder() -> Path:
+    return Path(str(modeling_tsarank.__file__)).resolve().parent
+
+
+def _package_files() -> list[tuple[str, Path]]:
+    """The package's files with their places inside it: rooms lie beside it in a checkout, inside it in a wheel."""
+    folder, found = _package_folder(), []
+    roots = [("", folder)]
+    for room in _ROOMS:
+        inside = folder / room
+        roots.append((f"{room}/", inside if inside.is_dir() else folder.parent / room))
+    for prefix, root in roots:
+        for file in select_files(
+            root, lambda path: any(fnmatch.fnmatchcase(path, pattern) for pattern in _CODE)
+        ).files:
+            first = file.path.partition("/")[0]
+            if isinstance(file.source, Path) and not (not prefix and first in _ROOMS):
+                found.append((f"{prefix}{file.path}", file.source))
+    return found
+
+
+def _requirements() -> str:
+    """The packages of the page in the versions that are installed here, which it is known to work with."""
+    from packaging.requirements import Requirement
+
+    names = [*_APP_PACKAGES]
+    for text in metadata.requires("tsarank") or []:
+        requirement = Requirement(text)
+        extras = ({"extra": extra} for extra in ("", *_APP_EXTRAS))
+        if requirement.marker is None or any(requirement.marker.evaluate(extra) for extra in extras):
+            names.append(requirement.name)
+    lines = [f"{name}=={_version(name)}" for name in sorted(set(names), key=str.lower) if name != "gradio"]
+    return "\n".join(["--extra-index-url https://download.pytorch.org/whl/cpu", *lines]) + "\n"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package).partition("+")[0]
+    except metadata.PackageNotFoundError as error:
+        raise ResourceError(
+            f"{package} is not installed, which the Space needs: pip install 'tsarank[app,eval]'"
+        ) from error

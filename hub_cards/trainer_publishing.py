@@ -1,0 +1,60 @@
+"""What the trainers call when a training is to be published: `push_to_hub=True` ends in the same card and commit."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from modeling_tsarank.hub_cards.model_cards import render_model_card
+from modeling_tsarank.hub_cards.model_facts import RECORD_NAME, read_model
+from modeling_tsarank.hub_cards.model_publishing import ModelOptions, prepare_model
+from modeling_tsarank.hub_cards.publications import CARD_NAME
+from modeling_tsarank.trainers.saving import whole_files
+
+
+logger = logging.getLogger(__name__)
+
+
+def write_card(trainer: Any) -> None:
+    """Writes the card of a finished training into its `output_dir`; without a saved model there is none to write."""
+    folder = Path(trainer.args.output_dir)
+    if not (folder / "config.json").is_file() or not (folder / RECORD_NAME).is_file():
+        logger.info("no model card is written to %s before the model is saved", folder)
+        return
+    facts = read_model(folder)
+    license_id = (facts.base.license if facts.base else None) or "unknown"
+    card = render_model_card(facts, _repo_id(trainer), _tag(folder), license_id)
+    with whole_files(folder) as staging:
+        (staging / CARD_NAME).write_text(card, encoding="utf-8")
+
+
+def push(trainer: Any, message: str | None = None, token: str | None = None) -> str:
+    """Publishes what the training saved; returns the commit's address.
+
+    The tag is the time at which the training ended. A licence that nothing recorded is called unknown.
+    """
+    args = trainer.args
+    folder = Path(args.output_dir)
+    options = ModelOptions(
+        tag=_tag(folder),
+        private=args.hub_private_repo,
+        message=message,
+        token=token or args.hub_token,
+        adapter_only=not (folder / "config.json").is_file(),
+        unknown_license=True,
+    )
+    published = prepare_model(folder, _repo_id(trainer), options).carry_out()
+    return f"{published.url}/commit/{published.commit}"
+
+
+def _repo_id(trainer: Any) -> str:
+    """Where the trainer publishes; a name without its owner while the Hub has not been asked."""
+    return trainer.hub_model_id or trainer.args.hub_model_id or Path(trainer.args.output_dir).resolve().name
+
+
+def _tag(folder: Path) -> str:
+    finished = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))["finished"]
+    return "run-" + re.sub(r"[^0-9T]", "", finished).replace("T", "-")

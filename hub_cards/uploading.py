@@ -1,0 +1,285 @@
+"""Putting a selection of files into a repository of the Hub: one commit, a tag, and nothing half done.
+
+Large files are uploaded first, one by one, as objects that no branch knows yet; the Hub keeps them, so a broken upload
+goes on where it stopped when the same command is given again. Only then one commit makes everything visible at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import validate_repo_id
+from tqdm.auto import tqdm
+
+from modeling_tsarank.hub_cards.file_selection import PublishedFile
+from modeling_tsarank.ranking_errors import InputError, ResourceError
+
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 5
+# Seconds before the second attempt; each further wait is twice as long.
+FIRST_WAIT = float(os.environ.get("TSARANK_UPLOAD_WAIT", "1"))
+# huggingface_hub changed its HTTP library from httpx to httpx2; a broken connection is an exception of that library.
+_BROKEN = tuple(
+    importlib.import_module(name).TransportError for name in ("httpx", "httpx2") if importlib.util.find_spec(name)
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where something is published.
+
+    Attributes:
+        repo_id: `owner/name`.
+        repo_type: "model", "dataset" or "space".
+        tag: name of the revision that is made, or `None`.
+        private: visibility of a new repository, which an existing one must already have; `None` makes a private one
+            and takes an existing one as it is.
+        message: of the commit.
+        space_sdk: of a new Space.
+        token: the Hub's token; `None` takes `HF_TOKEN` or the one of `hf auth login`.
+    """
+
+    repo_id: str
+    repo_type: str
+    tag: str | None
+    private: bool | None = True
+    message: str = "Publish with tsarank"
+    space_sdk: str | None = None
+    token: str | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a publication came to.
+
+    Attributes:
+        url: of the repository.
+        commit: the commit that holds the files.
+        tag: its tag, or `None`.
+        changed: whether anything was new.
+    """
+
+    url: str
+    commit: str
+    tag: str | None
+    changed: bool
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raises `InputError` unless it is `owner/name` as the Hub takes it."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise InputError(f"{repo_id!r} cannot be the name of a repository: {error}") from error
+    if repo_id.count("/") != 1:
+        raise InputError(f"a repository is named owner/name, got {repo_id!r}")
+
+
+def upload(
+    files: Sequence[PublishedFile], target: Target, stale: Callable[[str], bool] = lambda _: False
+) -> Published:
+    """Publishes files as one commit, and tags it.
+
+    Args:
+        files: the whole of what is published.
+        target: where.
+        stale: says which other files of the repository the same commit takes out, such as an older version's weights.
+
+    Raises:
+        InputError: no or an insufficient token, another visibility than asked for, or a tag that stands for something
+            else.
+        ResourceError: the Hub cannot be reached or the repository was changed meanwhile; nothing of the commit is
+            visible then, and the same command goes on.
+    """
+    check_repo_id(target.repo_id)
+    if target.token is None and get_token() is None:
+        raise InputError("no Hub token: set HF_TOKEN, or log in with `hf auth login`")
+    return _Upload(files, target, stale).run()
+
+
+class _Upload:
+    def __init__(self, files: Sequence[PublishedFile], target: Target, stale: Callable[[str], bool]) -> None:
+        self.files, self.target, self.stale = files, target, stale
+        self.api = HfApi(token=target.token)
+        self.repo: dict[str, Any] = {"repo_id": target.repo_id, "repo_type": target.repo_type}
+        self.digests: dict[tuple[str, str], str] = {}
+        self.name = f"the {target.repo_type} {target.repo_id}"
+
+    def run(self) -> Published:
+        head = self._prepare()
+        tags = {tag.name: tag.target_commit for tag in self._ask(lambda: self.api.list_repo_refs(**self.repo)).tags}
+        url = f"{self.api.endpoint}/{_PREFIX[self.target.repo_type]}{self.target.repo_id}"
+        tag = self.target.tag
+        if tag is not None and tag in tags:
+            if self._holds(tags[tag]):
+                return Published(url, tags[tag], tag, False)
+            raise InputError(
+                f"{self.name} already has a {tag}, whose files are others ({tags[tag][:8]}); "
+                "give this version another --tag"
+            )
+        changed = not self._holds(head)
+        commit = self._commit(head) if changed else head
+        if tag is not None:
+            self._ask(lambda: self.api.create_tag(**self.repo, tag=tag, revision=commit, exist_ok=True))
+        return Published(url, commit, tag, changed)
+
+    # ---- the repository --------------------------------------------------------------------------
+
+    def _prepare(self) -> str:
+        """Makes the repository if there is none; returns the commit that `main` stands at."""
+        target = self.target
+        try:
+            info = self._ask(lambda: self.api.repo_info(**self.repo))
+        except RepositoryNotFoundError:
+            sdk: dict[str, Any] = {"space_sdk": target.space_sdk} if target.repo_type == "space" else {}
+            self._ask(
+                lambda: self.api.create_repo(**self.repo, private=target.private is not False, exist_ok=True, **sdk)
+            )
+            info = self._ask(lambda: self.api.repo_info(**self.repo))
+        if target.private is not None and bool(info.private) != target.private:
+            there, option = ("private", "leave out --public") if info.private else ("public", "say --public")
+            raise InputError(f"{self.name} exists and is {there}; {option} to publish there, or change it on the Hub")
+        return str(info.sha)
+
+    def _holds(self, revision: str) -> bool:
+        """Whether that revision has exactly these files, and nothing stale beside them."""
+        try:
+            remote = self._remote(revision)
+        except RevisionNotFoundError:
+            return False
+        if any(self.stale(path) and path not in {file.path for file in self.files} for path in remote):
+            return False
+        return all(file.path in remote and self._is_same(file, remote[file.path]) for file in self.files)
+
+    def _is_same(self, file: PublishedFile, oid: str) -> bool:
+        """Whether the content has that id: git's of a blob, or the SHA-256 of what is stored by LFS."""
+        key = (file.path, "sha1" if len(oid) == 40 else "sha256")
+        if key not in self.digests:
+            self.digests[key] = _digest(file, key[1])
+        return self.digests[key] == oid
+
+    def _remote(self, revision: str) -> dict[str, str]:
+        tree = self._ask(lambda: list(self.api.list_repo_tree(**self.repo, recursive=True, revision=revision)))
+        files = [item for item in tree if isinstance(item, RepoFile)]
+        return {item.path: item.lfs.sha256 if item.lfs else item.blob_id for item in files}
+
+    # ---- the commit ------------------------------------------------------------------------------
+
+    def _commit(self, head: str) -> str:
+        additions = [CommitOperationAdd(file.path, _argument(file)) for file in self.files]
+        total = sum(file.size for file in self.files)
+        with tqdm(total=total, desc="uploading", unit="B", unit_scale=True, disable=total < 50_000_000) as bar:
+            for file, addition in zip(self.files, additions, strict=True):
+                self._ask(partial(self._store, addition))
+                bar.update(file.size)
+        new = {file.path for file in self.files}
+        gone = [path for path in self._remote(head) if path not in new and self.stale(path)]
+        operations = [*additions, *(CommitOperationDelete(path) for path in gone)]
+        for path in gone:
+            logger.warning("%s: %s of the earlier version is taken out", self.target.repo_id, path)
+        return self._ask(lambda: self._commit_once(operations, head))
+
+    def _store(self, addition: CommitOperationAdd) -> None:
+        """Uploads a large file's content, unless the Hub has it already; small ones travel in the commit."""
+        self.api.preupload_lfs_files(
+            self.target.repo_id, [addition], repo_type=self.target.repo_type, free_memory=False
+        )
+
+    def _commit_once(self, operations: list[Any], head: str) -> str:
+        try:
+            info = self.api.create_commit(
+                **self.repo, operations=operations, commit_message=self.target.message, parent_commit=head
+            )
+            return str(info.oid)
+        except HfHubHTTPError as error:
+            if error.response is None or error.response.status_code != 412:
+                raise
+            # The branch has moved. Perhaps by ourselves: the answer to an earlier attempt was lost on the way.
+            now = str(self.api.repo_info(**self.repo).sha)
+            if self._holds(now):
+                return now
+            raise ResourceError(
+                f"{self.name} was changed by somebody else meanwhile; run the same command again"
+            ) from error
+
+    # ---- asking ----------------------------------------------------------------------------------
+
+    def _ask(self, action: Callable[[], T]) -> T:
+        """Does it, again after a pause where the failure may pass, with errors turned into one line."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return action()
+            except (RepositoryNotFoundError, RevisionNotFoundError):
+                raise
+            except (HfHubHTTPError, OSError, RuntimeError, *_BROKEN) as error:
+                cause = _cause(error)
+                status = getattr(getattr(cause, "response", None), "status_code", None)
+                if isinstance(error, ResourceError):
+                    raise
+                if status is not None and status not in (408, 429) and status < 500:
+                    raise self._refused(status, cause) from error
+                if attempt == ATTEMPTS:
+                    raise ResourceError(
+                        f"the Hub at {self.api.endpoint} failed {ATTEMPTS} times ({_short(cause)}); nothing of "
+                        f"{self.name} has changed, what was uploaded is kept: run the same command again"
+                    ) from error
+                wait = FIRST_WAIT * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
+                logger.warning("%s; trying again in %.0f s (%d of %d)", _short(cause), wait, attempt, ATTEMPTS)
+                time.sleep(wait)
+        raise AssertionError("the loop returns or raises")
+
+    def _refused(self, status: int, error: BaseException) -> InputError:
+        if status == 401:
+            return InputError("the Hub refused the token; log in anew with `hf auth login`, or set another HF_TOKEN")
+        if status == 403:
+            return InputError(f"this token may not write to {self.name}; it needs the right to write there")
+        return InputError(f"the Hub refused {self.name}: {_short(error)}")
+
+
+_PREFIX = {"model": "", "dataset": "datasets/", "space": "spaces/"}
+
+
+def _argument(file: PublishedFile) -> Any:
+    return file.source if isinstance(file.source, bytes) else str(file.source)
+
+
+def _digest(file: PublishedFile, algorithm: str) -> str:
+    digest = hashlib.new(algorithm)
+    if algorithm == "sha1":
+        digest.update(b"blob %d\0" % file.size)
+    if isinstance(file.source, bytes):
+        digest.update(file.source)
+    else:
+        with file.source.open("rb") as stream:
+            while piece := stream.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What lies beneath huggingface_hub's own wrapping of an upload's failure."""
+    while isinstance(error, RuntimeError) and not isinstance(error, HfHubHTTPError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _short(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -1,0 +1,144 @@
+"""A saved ranker as a `CrossEncoder` of sentence-transformers, and so for everything that wraps one.
+
+Without a `modules.json`, sentence-transformers would take a decoder-only ranker for a yes/no model and score it
+wrongly, and without a word. With it, a folder loads by `CrossEncoder(folder, trust_remote_code=True)` and gives the
+scores of `predict`; without trust it is refused. This file travels with every checkpoint and needs torch and
+transformers only: sentence-transformers asks no base class of its modules.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModel
+
+from .ranking_engine import pad_right
+from .ranking_errors import InputError, ModelError
+from .ranking_text import clean_query, document_text
+
+
+# The scores are what `predict` gives: sentence-transformers would put a sigmoid on them by default.
+_CONFIG: dict[str, Any] = {"model_type": "CrossEncoder", "prompts": {}, "default_prompt_name": None}
+_CONFIG["activation_fn"] = "torch.nn.modules.linear.Identity"
+
+
+class CrossEncoderRanker(torch.nn.Module):
+    """The only module of a ranker's `modules.json`: takes pairs of texts, gives `scores` `(pairs, 1)`.
+
+    Outside of training, scores come from the model's own `predict`: documents that several pairs of a batch share are
+    read once, and memory is bounded. In training, pairs are read in one padded batch with gradients.
+    """
+
+    save_in_root = True
+    modalities = ("text",)
+
+    def __init__(self, ranker: Any) -> None:
+        super().__init__()
+        self.ranker = ranker
+
+    @classmethod
+    def load(
+        cls,
+        model_name_or_path: str,
+        subfolder: str = "",
+        token: bool | str | None = None,
+        cache_folder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        trust_remote_code: bool = False,
+        model_kwargs: dict[str, Any] | None = None,
+        processor_kwargs: dict[str, Any] | None = None,
+        config_kwargs: dict[str, Any] | None = None,
+        backend: str = "torch",
+        **_: Any,
+    ) -> CrossEncoderRanker:
+        """Called by sentence-transformers with what `CrossEncoder` was given.
+
+        Raises `ModelError` for another backend, `InputError` for an option that has no meaning here.
+        """
+        if backend != "torch":
+            raise ModelError(f"a ranker has no {backend} backend in sentence-transformers; use backend='torch'")
+        hub = {"token": token, "cache_dir": cache_folder, "revision": revision, "local_files_only": local_files_only}
+        options = {**hub, **(model_kwargs or {}), "trust_remote_code": trust_remote_code}
+        module = cls(AutoModel.from_pretrained(model_name_or_path, **options))
+        processor, config = dict(processor_kwargs or {}), dict(config_kwargs or {})
+        length, labels = processor.pop("model_max_length", None), config.pop("num_labels", 1)
+        unknown = sorted({*processor, *config} - {*hub, "trust_remote_code"})
+        if unknown:
+            raise InputError(f"{', '.join(unknown)} cannot be set on a ranker; use set_options of `model[0].ranker`")
+        if labels != 1:
+            raise InputError(f"a ranker gives one score to each pair; num_labels must be 1, got {labels}")
+        if length is not None:
+            module.max_seq_length = length
+        return module
+
+    @property
+    def tokenizer(self) -> Any:
+        """The ranker's tokenizer."""
+        return self.ranker.tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self.ranker.tokenizer = tokenizer
+
+    @property
+    def max_seq_length(self) -> int:
+        """Longest sequence in tokens, query included; only the document is cut to keep it."""
+        return self.ranker.options.max_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, length: int) -> None:
+        query = min(self.ranker.options.max_query_length, max(int(length) // 2, 1))
+        self.ranker.set_options(max_length=length, max_query_length=query)
+
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **_: Any) -> dict[str, Any]:
+        """Pairs as they are: what a text becomes belongs to the model's prompt. Raises `InputError` for a prompt."""
+        if prompt:
+            raise InputError("a ranker has its own prompt, which its options name; leave out prompt and prompt_name")
+        return {"pairs": [tuple(pair) for pair in inputs]}
+
+    def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """Adds `scores`, `(pairs, 1)` float32."""
+        pairs = features["pairs"]
+        if torch.is_grad_enabled() and self.training:
+            scores = self._scores_to_train(pairs)
+        else:
+            scores = torch.from_numpy(self.ranker.predict(pairs, show_progress=False)).to(self.ranker.device)
+        return {**features, "scores": scores[:, None]}
+
+    def _scores_to_train(self, pairs: Sequence[tuple[str, Any]]) -> torch.Tensor:
+        ranker = self.ranker
+        encoded = ranker.encoder.pairs([(clean_query(query), document_text(document)) for query, document in pairs])
+        rows = [(*pair.prompt, *pair.query) for pair in encoded]
+        ids, mask = pad_right(rows, ranker.pad_id, ranker.device)
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if any(pair.query for pair in encoded):
+            inputs["query_mask"] = torch.zeros_like(mask, dtype=torch.bool)
+            for row, pair in enumerate(encoded):
+                inputs["query_mask"][row, len(pair.prompt) : len(rows[row])] = True
+        return ranker(**inputs).scores
+
+    def save(self, output_path: str, *_: Any, **kwargs: Any) -> None:
+        """Writes the ranker's folder; sentence-transformers adds its own files."""
+        kwargs.pop("safe_serialization", None)
+        self.ranker.save_pretrained(output_path, **kwargs)
+
+
+def code_reference(cls: type) -> str:
+    """How a saved configuration names a class whose file lies beside it: `file.Class`."""
+    return f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
+
+
+def write_cross_encoder_files(folder: str | os.PathLike) -> None:
+    """Writes `modules.json` and `config_sentence_transformers.json`; this module's file is saved with the model's."""
+    files: dict[str, Any] = {
+        "modules.json": [{"idx": 0, "name": "0", "path": "", "type": code_reference(CrossEncoderRanker)}],
+        "config_sentence_transformers.json": _CONFIG,
+    }
+    for name, value in files.items():
+        Path(folder, name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,215 @@
+"""Cards: every fact in its place, no place empty, valid metadata, nothing that was not recorded."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from loopback_metadata import validate_card
+
+from modeling_tsarank import InputError, ModelError
+from modeling_tsarank.eval.files import hash_folder
+from modeling_tsarank.hub_cards.model_cards import render_model_card
+from modeling_tsarank.hub_cards.model_facts import BaseModel, read_evaluations, read_model
+from modeling_tsarank.hub_cards.model_publishing import ModelOptions, prepare_model
+from modeling_tsarank.hub_cards.rendering import cell, duration, line, number, render
+
+
+METRICS = Path(__file__).parent.parent.parent / "benchmarks" / "results" / "trec-dl-19" / "trained" / "metrics.json"
+
+
+def check_card(card: str) -> dict[str, Any]:
+    """The metadata of a card, after what must hold of any: valid, every snippet pinned, nothing empty or left over."""
+    data, errors = validate_card(card)
+    assert errors == []
+    assert data is not None
+    body = card.split("---", 2)[2]
+    prose = re.sub(r"```.*?```", "", body, flags=re.DOTALL)
+    for sign in ("{{", "{%", "None", "Undefined", " nan", "()", "``  ``"):
+        assert sign not in prose, f"{sign!r} is on the card"
+    for heading, text in re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", body, re.MULTILINE | re.DOTALL):
+        assert text.strip(), f"nothing stands under {heading}"
+    for row in re.findall(r"^\|.*\|$", body, re.MULTILINE):
+        cells = [part.strip() for part in re.split(r"(?<!\\)\|", row)[1:-1]]
+        assert all(cells) or set(cells) == {""}, row
+    tables = re.findall(r"(?:^\|.*\|\n)+", body, re.MULTILINE)
+    assert tables
+    for table in tables:
+        widths = {len(re.split(r"(?<!\\)\|", row)) for row in table.splitlines()}
+        assert len(widths) == 1, table
+    for block in re.findall(r"```python\n(.*?)```", body, re.DOTALL):
+        compile(block, "card", "exec")
+        assert all("revision=" in found for found in re.findall(r'from_pretrained\("\w+/[^)]*\)', block))
+    return data
+
+
+def evaluation_of(folder: Path, tmp_path: Path, **changes: Any) -> Path:
+    """A real result of `tsarank evaluate`, as if it had been measured on `folder`."""
+    values = json.loads(METRICS.read_text(encoding="utf-8"))
+    values |= {"checkpoint": f"sha256:{hash_folder(folder)[:16]}", **changes}
+    path = tmp_path / "results" / str(values["dataset"])
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "metrics.json").write_text(json.dumps(values), encoding="utf-8")
+    return path.parent
+
+
+@pytest.mark.parametrize("kind", ["tsarank", "twolar"])
+def test_the_card_of_a_trained_ranker(trained: Any, tmp_path: Path, kind: str) -> None:
+    folder = trained(kind)
+    results = evaluation_of(folder, tmp_path)
+    evaluation_of(folder, tmp_path, dataset="scifact", limit_queries=10)
+    options = ModelOptions(license="apache-2.0", languages=["en"], base_model="org/base", results=[results])
+    card = prepare_model(folder, "alice/ranker", options).card
+    data = check_card(card)
+    assert data["license"] == "apache-2.0"
+    assert data["base_model"] == "org/base"
+    assert data["base_model_relation"] == "finetune"
+    assert data["pipeline_tag"] == "text-ranking"
+    assert data["library_name"] == "transformers"
+    assert {"text-ranking", "tsarank"} <= set(data["tags"])
+    parsed = ModelCard(card).data
+    assert parsed.model_name == "ranker"
+    shown = {(r.dataset_type, r.metric_type): r.metric_value for r in parsed.eval_results or []}
+    assert shown[("trec-dl-19", "ndcg_at_10")] == pytest.approx(0.5981, abs=1e-4)
+    assert ("BeIR/scifact", "ndcg_at_10") in shown
+    assert "| trec-dl-19 (test) | 43 | bm25.top100 | top 100 | 0.5058 | 0.5981 |" in card
+    assert "scifact: only the first 10 judged queries." in card
+    record = json.loads((folder / "training_run.json").read_text())
+    for value in (record["finished"], record["hardware"]["device"], "2 steps"):
+        assert line(value) in card
+    for name, value in record["settings"].items():
+        shown_value = str(value).lower() if isinstance(value, bool) else str(value)
+        assert f"| {name} | {cell(shown_value)} |" in card
+    cited = "baldelli2024twolar" if kind == "twolar" else "zhang2024twostage"
+    assert cited in card
+
+
+def test_the_card_of_an_adapter(trained: Any) -> None:
+    options = ModelOptions(license="mit", base_model="org/base", base_revision="0" * 40, adapter_only=True)
+    publication = prepare_model(trained("adapter"), "alice/adapter", options)
+    data = check_card(publication.card)
+    assert data["base_model_relation"] == "adapter"
+    assert data["library_name"] == "peft"
+    assert publication.card.count(f'revision="{"0" * 40}"') == 7
+    with pytest.raises(InputError, match="its base on the Hub"):
+        prepare_model(trained("adapter"), "a/b", replace(options, base_model=None, base_revision=None))
+
+
+def test_the_card_of_a_ranker_that_nobody_trained(make_ranker: Any, tmp_path: Path) -> None:
+    make_ranker("tsarank").save_pretrained(tmp_path / "plain")
+    with pytest.raises(InputError, match="--license"):
+        prepare_model(tmp_path / "plain", "alice/plain")
+    card = prepare_model(tmp_path / "plain", "alice/plain", ModelOptions(license="mit")).card
+    check_card(card)
+    assert "No training is recorded" in card
+    assert "none is claimed" in card
+
+
+def test_a_chain_of_trainings_leads_to_the_first_base(trained: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "chained"
+    shutil.copytree(trained("tsarank"), folder)
+    record = json.loads((folder / "training_run.json").read_text())
+    first = {**record, "kind": "cpt", "ranking_options": None}
+    first["started_from"] = {"name": "org/first", "license": "mit", "local": False, "training": None}
+    first["data"] = {**record["data"], "name": "org/pairs", "rows": 1234567}
+    record["started_from"] = {"name": "cpt-model", "license": None, "local": True, "training": first}
+    evaluations = [{"eval_loss": 0.51234, "eval_ndcg@10": 0.4, "eval_runtime": 3.0, "step": 1}]
+    record |= {"evaluations": evaluations, "resumed_from_step": 1}
+    (folder / "training_run.json").write_text(json.dumps(record))
+    card = prepare_model(folder, "alice/chained").card
+    data = check_card(card)
+    assert data["base_model"] == "org/first"
+    assert data["license"] == "mit"
+    assert data["datasets"] == ["org/pairs"]
+    assert card.index("### 1. Continual pre-training") < card.index("### 2. Fine-tuning")
+    assert "| Rows | 1,234,567 |" in card
+    assert "| step | loss | ndcg@10 |" in card
+    assert "(since it was resumed at step 1)" in card
+
+
+def test_results_of_another_checkpoint_are_refused(trained: Any, tmp_path: Path) -> None:
+    folder = trained("tsarank")
+    results = evaluation_of(folder, tmp_path, checkpoint="sha256:0123456789abcdef")
+    with pytest.raises(InputError, match="was measured on sha256:0123456789abcdef"):
+        read_evaluations([results], folder)
+    assert len(read_evaluations([results], folder, other_checkpoint=True)) == 1
+    with pytest.raises(InputError, match=r"holds no metrics\.json"):
+        read_evaluations([tmp_path / "results" / "trec-dl-19" / "nothing"], folder)
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path, trained: Any) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        prepare_model(tmp_path / "empty", "alice/x", ModelOptions(license="mit"))
+    pickled = tmp_path / "pickled"
+    shutil.copytree(trained("tsarank"), pickled)
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="no weights in safetensors"):
+        prepare_model(pickled, "alice/x", ModelOptions(license="mit"))
+    broken = tmp_path / "broken"
+    shutil.copytree(trained("tsarank"), broken)
+    (broken / "model.safetensors").write_bytes(b"\xff" * 50)
+    with pytest.raises(ModelError, match="no readable safetensors"):
+        prepare_model(broken, "alice/x", ModelOptions(license="mit"))
+    for repo_id in ("nameless", "a/b/c", "alice/..x", "alice/x y"):
+        with pytest.raises(InputError):
+            prepare_model(trained("tsarank"), repo_id, ModelOptions(license="mit")).check()
+
+
+def test_a_folder_from_before_modules_json_gets_it(trained: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    shutil.copytree(trained("twolar"), folder)
+    for name in ("modules.json", "config_sentence_transformers.json", "crossencoder_tsarank.py"):
+        (folder / name).unlink()
+    publication = prepare_model(folder, "alice/old", ModelOptions(license="mit"))
+    assert {
+        "modules.json",
+        "config_sentence_transformers.json",
+        "crossencoder_tsarank.py",
+    } <= publication.selection.paths
+    assert not (folder / "modules.json").exists(), "the folder itself is left as it is"
+
+
+def test_weights_in_shards_are_the_same_weights(trained: Any, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    options = ModelOptions(license="mit", max_shard_size=50_000)
+    selection = prepare_model(trained("twolar"), "alice/x", options).selection
+    files = {file.path: file for file in selection.files}
+    index = json.loads(files["model.safetensors.index.json"].read())
+    assert "model.safetensors" not in files
+    whole = load_file(trained("twolar") / "model.safetensors")
+    assert set(index["weight_map"]) == set(whole)
+    for name in set(index["weight_map"].values()):
+        part = load_file(files[name].source)
+        assert all(whole[tensor].equal(value) for tensor, value in part.items())
+        assert sum(value.numel() * value.element_size() for value in part.values()) <= 50_000 or len(part) == 1
+
+
+def test_names_that_would_break_a_card_do_not(trained: Any) -> None:
+    facts = read_model(trained("tsarank"), BaseModel("org/base", True, license="mit"))
+    assert facts.training is not None
+    facts.training["data"]["name"] = "rows | `x` <b>\n# not a heading.jsonl"
+    card = render_model_card(facts, "alice/x", "v1", "mit")
+    check_card(card)
+    assert "\n# not a heading" not in card
+
+
+def test_an_empty_fact_is_an_error() -> None:
+    with pytest.raises(InputError, match="empty"):
+        render("space_card.md", metadata="x", title="x", model_text="", tsarank_version="1")
+    with pytest.raises(InputError, match="model_text"):
+        render("space_card.md", metadata="x", title="x", tsarank_version="1")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.28, "0.3 s"), (75, "1 min 15 s"), (7322, "2 h 2 min")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+    assert number(1234567) == "1,234,567"
+    assert cell("a|b`c") == "``a\\|b`c``"

@@ -1,0 +1,143 @@
+"""Teachers on this machine: rerankers that give scores, and a causal language model that is asked."""
+
+from __future__ import annotations
+
+import pytest
+
+from modeling_tsarank.ranking_errors import InputError, ModelError
+from modeling_tsarank.trainers.data.teacher_cache import RequestCache
+from modeling_tsarank.trainers.data.teacher_listwise import ListwiseOptions, ListwiseTeacher
+from modeling_tsarank.trainers.data.teacher_local import LocalTeacher, conversation_text
+from modeling_tsarank.trainers.data.teacher_prompt import listwise_messages
+from modeling_tsarank.trainers.data.teacher_scores import CachedScorer, ScoringTeacher, load_scorer
+from modeling_tsarank.trainers.data.teacher_types import RequestRefusedError
+
+
+DOCUMENTS = ["flour yeast dough", "ice valley", "dough crust knead", "ice valley", "ship crane"]
+
+
+@pytest.fixture
+def cache(tmp_path):
+    with RequestCache(tmp_path / "cache.sqlite") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def ranker_folder(tmp_path_factory, make_ranker):
+    folder = tmp_path_factory.mktemp("teachers") / "ranker"
+    make_ranker("tsarank").save_pretrained(folder)
+    return folder
+
+
+def test_this_projects_reranker_orders_by_its_scores(cache, ranker_folder):
+    teacher = ScoringTeacher(CachedScorer(str(ranker_folder), cache, dtype="float32", device="cpu"))
+    ordering = teacher.order("dough", DOCUMENTS)
+    ranker = load_scorer(str(ranker_folder), dtype="float32", device="cpu")
+    assert ordering.scores == pytest.approx([float(x) for x in ranker.predict([("dough", d) for d in DOCUMENTS])])
+    assert ordering.outcome == "clean"
+    assert ordering.permutation == sorted(range(5), key=lambda place: -ordering.scores[place])
+    assert ordering.permutation.index(1) + 1 == ordering.permutation.index(3), "equal scores keep the given order"
+    with pytest.raises(InputError, match="at least two"):
+        teacher.order("dough", ["one"])
+
+
+def test_scores_are_worked_out_once(cache, ranker_folder):
+    first = CachedScorer(str(ranker_folder), cache, dtype="float32")
+    scores = first.scores("dough", DOCUMENTS)
+    second = CachedScorer(str(ranker_folder), cache, dtype="float32")
+    assert second.scores("dough", DOCUMENTS) == scores
+    assert second._scorer is None
+    assert (second.usage.cached, second.usage.requests, first.usage.requests) == (1, 0, 1)
+    second.scores("dough", DOCUMENTS[::-1])
+    second.scores("ice", DOCUMENTS)
+    CachedScorer(str(ranker_folder), cache, dtype="float32", max_length=50).scores("dough", DOCUMENTS)
+    assert len(cache) == 4
+
+
+def test_a_cross_encoder_orders_too(cache, tmp_path, t5_tokenizer):
+    import torch
+    from sentence_transformers import CrossEncoder
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(t5_tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_labels=1,
+        pad_token_id=0,
+    )
+    folder = tmp_path / "cross-encoder"
+    BertForSequenceClassification(config).save_pretrained(folder)
+    t5_tokenizer.save_pretrained(folder)
+    teacher = ScoringTeacher(CachedScorer(f"ce:{folder}", cache, device="cpu"))
+    assert teacher.name == "cross-encoder"
+    ordering = teacher.order("dough", DOCUMENTS)
+    expected = CrossEncoder(str(folder), device="cpu").predict([("dough", text) for text in DOCUMENTS])
+    assert ordering.scores == pytest.approx([float(score) for score in expected], abs=1e-6)
+    with pytest.raises(ModelError, match="cannot be loaded as a CrossEncoder"):
+        load_scorer(f"ce:{tmp_path / 'nothing'}")
+
+
+def test_a_local_model_is_asked_and_remembered(cache, ranker_folder):
+    teacher = LocalTeacher(str(ranker_folder), cache, max_new_tokens=5, device="cpu", dtype="float32")
+    short = ListwiseTeacher(teacher, ListwiseOptions(attempts=1))
+    with pytest.raises(RequestRefusedError, match="more than the 256 of ranker; use windows"):
+        teacher.complete(listwise_messages("dough", DOCUMENTS))
+    assert short.order("dough", DOCUMENTS).outcome == "refused"
+    messages = [{"role": "user", "content": "bread dough oven"}]
+    answer = teacher.complete(messages)
+    assert answer.completion_tokens <= 5
+    assert answer.finish_reason in ("stop", "length")
+    other = LocalTeacher(str(ranker_folder), cache, max_new_tokens=5, device="cpu", dtype="float32")
+    again = other.complete(messages)
+    assert (again.text, again.cached) == (answer.text, True)
+    assert other._model is None
+    with pytest.raises(InputError, match="at least one token"):
+        LocalTeacher(str(ranker_folder), cache, max_new_tokens=0)
+
+
+def test_a_local_model_writes_what_generate_writes(cache, ranker_folder):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    teacher = LocalTeacher(str(ranker_folder), cache, max_new_tokens=8, device="cpu", dtype="float32")
+    answer = teacher.complete([{"role": "user", "content": "ice"}])
+    tokenizer = AutoTokenizer.from_pretrained(ranker_folder)
+    model = AutoModelForCausalLM.from_pretrained(ranker_folder)
+    ids = tokenizer("<s>\nUser: ice\nAssistant:", return_tensors="pt", add_special_tokens=False)["input_ids"]
+    with torch.inference_mode():
+        output = model.generate(input_ids=ids, do_sample=False, max_new_tokens=8, pad_token_id=3)
+    assert answer.prompt_tokens == ids.shape[1]
+    assert answer.text == tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_chat_templates_with_and_without_a_system_message(causal_tokenizer):
+    import copy
+
+    messages = listwise_messages("q", ["a", "b"])
+    tokenizer = copy.deepcopy(causal_tokenizer)
+    body = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<go>{% endif %}"
+    )
+    tokenizer.chat_template = body
+    text = conversation_text(tokenizer, messages)
+    assert text.startswith("<system>")
+    assert text.endswith("<go>")
+    tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + body
+    )
+    without = conversation_text(tokenizer, messages)
+    assert without.startswith(f"<user>{messages[0]['content']}\n\n{messages[1]['content']}<assistant>")
+    tokenizer.chat_template = "{{ raise_exception('nothing at all') }}"
+    with pytest.raises(ModelError, match="takes neither"):
+        conversation_text(tokenizer, messages)
+
+
+def test_no_such_local_model(cache, tmp_path):
+    (tmp_path / "empty").mkdir()
+    teacher = LocalTeacher(str(tmp_path / "empty"), cache)
+    with pytest.raises(ModelError, match="cannot load the teacher empty"):
+        teacher.complete([{"role": "user", "content": "x"}])

@@ -1,0 +1,297 @@
+"""Filters as one declared, ordered list: each is a step with options, and its pairs are counted in and out."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, TypeAlias
+
+from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.data.weak_types import PAIR_TYPES, Pair
+
+
+BATCH = 2048
+"""Pairs that stand in memory at once."""
+
+Outcome: TypeAlias = "Pair | str"
+"""What a step makes of a pair: the pair, perhaps mended, or the reason why it is dropped."""
+
+
+class Step:
+    """Base of all filters: a dataclass whose fields are the options.
+
+    Attributes:
+        name: Name in recipes.
+    """
+
+    name: ClassVar[str]
+
+    def apply(self, pairs: list[Pair]) -> list[Outcome]:
+        """One outcome for each pair, in order."""
+        return [self.judge(pair) for pair in pairs]
+
+    def judge(self, pair: Pair) -> Outcome:
+        """The outcome of one pair; for steps that look at each pair alone."""
+        raise NotImplementedError(f"{type(self).__name__} judges batches")
+
+    def facts(self) -> dict[str, Any]:
+        """What else the provenance is to say of this step."""
+        return {}
+
+    def public_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The declared options as the provenance may show them: without paths of one machine."""
+        return options
+
+    def close(self) -> None:
+        """Lets go of files and models."""
+
+
+def step_classes() -> dict[str, type[Step]]:
+    """Every filter by its name."""
+    from modeling_tsarank.trainers.data.filters_duplicates import NearDuplicates, Repeats
+    from modeling_tsarank.trainers.data.filters_leakage import Leakage
+    from modeling_tsarank.trainers.data.filters_relatedness import LexicalRelatedness, ModelRelatedness
+    from modeling_tsarank.trainers.data.filters_text import Boilerplate, Clean, Exclude, Language, Length
+
+    classes: tuple[type[Step], ...] = (
+        Clean,
+        Exclude,
+        Length,
+        Boilerplate,
+        Language,
+        LexicalRelatedness,
+        Repeats,
+        NearDuplicates,
+        Leakage,
+        ModelRelatedness,
+    )
+    return {one.name: one for one in classes}
+
+
+@dataclass
+class DeclaredStep:
+    """A filter with its options and the pairs it is meant for.
+
+    Attributes:
+        step: The filter.
+        options: Options as declared.
+        types: Types of pairs it looks at; all where empty.
+        sources: Patterns (`reuters*`) of the sources it looks at; all where empty.
+    """
+
+    step: Step
+    options: dict[str, Any] = field(default_factory=dict)
+    types: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+
+    def concerns(self, pair: Pair) -> bool:
+        """Whether the filter looks at this pair at all."""
+        if self.types and pair.type not in self.types:
+            return False
+        return not self.sources or any(fnmatchcase(pair.source, pattern) for pattern in self.sources)
+
+
+def declare_steps(declared: Sequence[Any]) -> list[DeclaredStep]:
+    """Steps of a declared list such as `["length", {"near_duplicates": {"threshold": 0.7, "types": ["title_body"]}}]`.
+
+    Every filter takes, beside its own options, `types` and `sources`: the pairs it is meant for.
+
+    Raises:
+        InputError: an unknown filter or option, or a value that an option cannot have.
+        ResourceError: a filter needs a package that is missing.
+    """
+    if isinstance(declared, (str, Mapping)) or not isinstance(declared, Sequence):
+        raise InputError(f"filters must be a list, got {type(declared).__name__}")
+    return [_declare(item, f"filter {number}") for number, item in enumerate(declared, start=1)]
+
+
+def _declare(item: Any, where: str) -> DeclaredStep:
+    if isinstance(item, str):
+        item = {item: {}}
+    if not isinstance(item, Mapping) or len(item) != 1:
+        raise InputError(f"{where}: expected a name, or one name with its options, got {item!r:.80}")
+    name, options = next(iter(item.items()))
+    classes = step_classes()
+    if name not in classes:
+        raise InputError(f"{where}: no filter {name!r}; there are {', '.join(classes)}")
+    options = {} if options is None else options
+    if not isinstance(options, Mapping):
+        raise InputError(f"{where}, {name}: expected options by name, got {options!r:.80}")
+    own = {key: value for key, value in options.items() if key not in ("types", "sources")}
+    where = f"{where}, {name}"
+    return DeclaredStep(
+        build_options(classes[name], own, where),
+        own,
+        _names(options.get("types"), f"{where}: types", PAIR_TYPES),
+        _names(options.get("sources"), f"{where}: sources"),
+    )
+
+
+def _names(value: Any, where: str, known: Iterable[str] | None = None) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{where}: expected names, got {value!r:.80}")
+    wrong = [name for name in names if known is not None and name not in known]
+    if wrong:
+        raise InputError(f"{where}: no {wrong[0]!r}; there are {', '.join(known or ())}")
+    return tuple(names)
+
+
+def build_options(cls: type[Any], options: Mapping[str, Any], where: str) -> Any:
+    """A dataclass from options by name, each of the type of its default.
+
+    Raises:
+        InputError: an option that the class does not have, a missing one, or a value of another type.
+    """
+    known = {one.name: one for one in fields(cls) if one.init and not one.name.startswith("_")}
+    for name in options:
+        if name not in known:
+            raise InputError(f"{where}: no option {name!r}; there are {', '.join(known) or 'none'}")
+    missing = [n for n, one in known.items() if n not in options and _default(one) is MISSING]
+    if missing:
+        raise InputError(f"{where}: {missing[0]} is missing")
+    values = {name: _checked(value, _default(known[name]), f"{where}: {name}") for name, value in options.items()}
+    try:
+        return cls(**values)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def option_defaults(cls: type[Any]) -> list[tuple[str, Any]]:
+    """The options of a dataclass with their defaults."""
+    return [(one.name, _default(one)) for one in fields(cls) if one.init and not one.name.startswith("_")]
+
+
+def _default(one: Field[Any]) -> Any:
+    return one.default if one.default_factory is MISSING else one.default_factory()
+
+
+def _checked(value: Any, default: Any, where: str) -> Any:
+    """The value where it is of the default's type; lists become tuples, and whole numbers serve for others."""
+    if default is None or default is MISSING:
+        return value
+    if isinstance(default, bool) or isinstance(value, bool):
+        fits = isinstance(default, bool) and isinstance(value, bool)
+    elif isinstance(default, float):
+        fits = isinstance(value, (int, float))
+    elif isinstance(default, tuple):
+        fits = isinstance(value, (list, tuple))
+        value = tuple(value) if fits else value
+    else:
+        fits = isinstance(value, type(default))
+    if not fits:
+        kind = "list" if isinstance(default, tuple) else type(default).__name__
+        raise InputError(f"{where} must be of type {kind}, got {value!r:.60}")
+    return value
+
+
+@dataclass
+class StepCount:
+    """What a step did: pairs in, out, mended and dropped by reason and by type. Pairs in = out + dropped."""
+
+    name: str
+    options: dict[str, Any]
+    types: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    pairs_in: int = 0
+    pairs_out: int = 0
+    mended: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    dropped_by_type: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """The count for the provenance; times are left out, so that two runs give the same record."""
+        scope = {name: list(value) for name in ("types", "sources") if (value := getattr(self, name))}
+        return {
+            "filter": self.name,
+            "options": self.options,
+            **scope,
+            "in": self.pairs_in,
+            "out": self.pairs_out,
+            "mended": self.mended,
+            "dropped": dict(sorted(self.dropped.items())),
+            "dropped_by_type": dict(sorted(self.dropped_by_type.items())),
+            **self.facts,
+        }
+
+
+def _new_count(one: DeclaredStep) -> StepCount:
+    return StepCount(one.step.name, one.step.public_options(one.options), one.types, one.sources)
+
+
+class Pipeline:
+    """Pairs through steps in order, batch by batch.
+
+    Args:
+        steps: The declared list.
+        examples: How many dropped pairs of each step and reason to keep in `dropped_examples`, drawn evenly.
+        seed: Seed of that draw.
+    """
+
+    def __init__(self, steps: Sequence[DeclaredStep], examples: int = 0, seed: int = 0) -> None:
+        self.steps = list(steps)
+        self.counts = [_new_count(one) for one in self.steps]
+        self.dropped_examples: dict[tuple[int, str], list[Pair]] = {}
+        self._examples = examples
+        self._random = random.Random(seed)
+
+    def run(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
+        """Yields the pairs that every step keeps; holds `BATCH` pairs and what the steps themselves remember."""
+        batch: list[Pair] = []
+        for pair in pairs:
+            batch.append(pair)
+            if len(batch) == BATCH:
+                yield from self.run_batch(batch)
+                batch = []
+        yield from self.run_batch(batch)
+
+    def run_batch(self, pairs: list[Pair]) -> list[Pair]:
+        """The kept pairs of one batch."""
+        for number, (declared, count) in enumerate(zip(self.steps, self.counts, strict=True)):
+            if not pairs:
+                break
+            started = time.perf_counter()
+            pairs = self._run_step(number, declared, count, pairs)
+            count.seconds += time.perf_counter() - started
+        return pairs
+
+    def _run_step(self, number: int, declared: DeclaredStep, count: StepCount, pairs: list[Pair]) -> list[Pair]:
+        concerned = [declared.concerns(pair) for pair in pairs]
+        outcomes = iter(declared.step.apply([pair for pair, is_in in zip(pairs, concerned, strict=True) if is_in]))
+        kept = []
+        for pair, is_in in zip(pairs, concerned, strict=True):
+            outcome = next(outcomes) if is_in else pair
+            if isinstance(outcome, str):
+                count.dropped[outcome] += 1
+                count.dropped_by_type[pair.type] += 1
+                self._keep_example(number, outcome, count.dropped[outcome], pair)
+            else:
+                count.mended += outcome is not pair
+                kept.append(outcome)
+        count.pairs_in += len(pairs)
+        count.pairs_out += len(kept)
+        return kept
+
+    def _keep_example(self, number: int, reason: str, seen: int, pair: Pair) -> None:
+        """Reservoir sampling (Vitter's algorithm R)."""
+        if not self._examples:
+            return
+        examples = self.dropped_examples.setdefault((number, reason), [])
+        if len(examples) < self._examples:
+            examples.append(pair)
+        elif (place := self._random.randrange(seen)) < self._examples:
+            examples[place] = pair
+
+    def close(self) -> None:
+        """Takes the steps' facts into the counts and lets go of what they hold."""
+        for declared, count in zip(self.steps, self.counts, strict=True):
+            count.facts = declared.step.facts()
+            declared.step.close()

@@ -1,0 +1,132 @@
+"""Filters that remember: repeated texts and near duplicates."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.data.filters import Outcome, Step
+from modeling_tsarank.trainers.data.filters_index import KeyTable, SignatureIndex, stack
+from modeling_tsarank.trainers.data.weak_text import BANDS, PERMUTATIONS, band_keys, similarity
+from modeling_tsarank.trainers.data.weak_types import Pair
+
+
+QUERY_PERMUTATIONS = 60
+
+
+@dataclass
+class Repeats(Step):
+    """Drops pairs seen before, and more than so many pairs with one document or one query.
+
+    Texts are the same where their words are (see `weak_text`). Remembers 36 bytes for each kept pair.
+
+    Attributes:
+        per_document: Most pairs with the same document.
+        per_query: Most pairs with the same query.
+    """
+
+    name: ClassVar[str] = "repeats"
+    per_document: int = 3
+    per_query: int = 3
+
+    def __post_init__(self) -> None:
+        if min(self.per_document, self.per_query) < 1:
+            raise InputError("per_document and per_query must be at least 1")
+        self._limits = {"pair": 1, "document": self.per_document, "query": self.per_query}
+        self._tables = {name: KeyTable() for name in self._limits}
+
+    def apply(self, pairs: list[Pair]) -> list[Outcome]:
+        documents = np.array([pair.view("document").key for pair in pairs], dtype=np.uint64)
+        queries = np.array([pair.view("query").key for pair in pairs], dtype=np.uint64)
+        keys = {"pair": documents * np.uint64(0x9E3779B97F4A7C15) + queries, "document": documents, "query": queries}
+        seen = {name: self._seen(name, keys[name]) for name in keys}
+        outcomes: list[Outcome] = []
+        kept = []
+        for place, pair in enumerate(pairs):
+            own = {name: int(keys[name][place]) for name in keys}
+            reason = next((name for name, limit in self._limits.items() if seen[name][own[name]] >= limit), None)
+            if reason is None:
+                kept.append(place)
+                for name, key in own.items():
+                    seen[name][key] += 1
+            outcomes.append(pair if reason is None else f"same_{reason}")
+        for name, table in self._tables.items():
+            table.add(keys[name][kept], np.zeros(len(kept)))
+        return outcomes
+
+    def _seen(self, name: str, keys: np.ndarray) -> Counter[int]:
+        """How often each key was kept before this batch, up to the limit."""
+        unique = np.unique(keys)
+        places, _ = self._tables[name].find(unique, self._limits[name])
+        return Counter(unique[places].tolist())
+
+
+@dataclass
+class NearDuplicates(Step):
+    """Drops a pair whose document is nearly the same as an earlier one (MinHash over runs of 3 words; Broder, 1997).
+
+    Where the two documents are the same word by word, the pair stays if its query is another one: several good
+    queries of one document are worth having, and `repeats` limits them.
+
+    Remembers, for each kept pair, 240 bytes in memory and 728 on disk.
+
+    Attributes:
+        threshold: Estimated Jaccard similarity from which on two documents are nearly the same.
+        query_threshold: The same for the queries of equal documents.
+    """
+
+    name: ClassVar[str] = "near_duplicates"
+    threshold: float = 0.7
+    query_threshold: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not (0.4 <= self.threshold <= 1 and 0 < self.query_threshold <= 1):
+            raise InputError("threshold must be from 0.4 to 1 (below, candidates are missed), query_threshold to 1")
+        self._index = SignatureIndex(extra=QUERY_PERMUTATIONS + 2)
+
+    def apply(self, pairs: list[Pair]) -> list[Outcome]:
+        documents = stack([pair.view("document").signature for pair in pairs])
+        queries = stack([pair.view("query").signature for pair in pairs])[:, :QUERY_PERMUTATIONS]
+        keys = np.array([pair.view("document").key for pair in pairs], dtype=np.uint64).view(np.uint32).reshape(-1, 2)
+        extra = np.concatenate([queries, keys], axis=1)
+        dropped = np.zeros(len(pairs), dtype=bool)
+        places, _, earlier = self._index.near(documents, self.threshold)
+        dropped[places[self._same(extra[places], earlier)]] = True
+        self._compare_within(documents, extra, dropped)
+        self._index.add(documents[~dropped], extra[~dropped])
+        return [
+            "near_duplicate" if is_dropped else pair for pair, is_dropped in zip(pairs, dropped.tolist(), strict=True)
+        ]
+
+    def _same(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Of pairs with near documents: whether documents differ in a word, or the queries, too, are near."""
+        same_document = (one[:, QUERY_PERMUTATIONS:] == other[:, QUERY_PERMUTATIONS:]).all(axis=1)
+        near_query = similarity(one[:, :QUERY_PERMUTATIONS], other[:, :QUERY_PERMUTATIONS]) >= self.query_threshold
+        return ~same_document | near_query
+
+    def _compare_within(self, documents: np.ndarray, extra: np.ndarray, dropped: np.ndarray) -> None:
+        """Drops what is near an earlier kept pair of the same batch."""
+        buckets: list[dict[int, list[int]]] = [{} for _ in range(BANDS)]
+        for place, keys in enumerate(band_keys(documents).tolist()):
+            if dropped[place]:
+                continue
+            near = sorted(
+                {earlier for bucket, key in zip(buckets, keys, strict=True) for earlier in bucket.get(key, ())}
+            )
+            if near:
+                close = [n for n in near if similarity(documents[n], documents[place]) >= self.threshold]
+                if close and self._same(np.repeat(extra[place][None], len(close), axis=0), extra[close]).any():
+                    dropped[place] = True
+                    continue
+            for bucket, key in zip(buckets, keys, strict=True):
+                bucket.setdefault(key, []).append(place)
+
+    def facts(self) -> dict[str, Any]:
+        return {"signature": f"{PERMUTATIONS} permutations, {BANDS} bands"}
+
+    def close(self) -> None:
+        self._index.close()

@@ -1,0 +1,398 @@
+"""Hard negatives for fine-tuning: high ranks of a first stage that, as far as scores tell, are no positives.
+
+The window, the margins and the sampling are sentence-transformers' `mine_hard_negatives` (dense retrieval, where that
+function does the work) and mean the same here for every other first stage. Reference for the margins: Moreira et al.,
+NV-Retriever, 2024 (TopK-PercPos is a relative margin of 0.05). TSARankLLM draws its 48 negatives from the top 1,000.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from modeling_tsarank.eval.extras import require
+from modeling_tsarank.eval.run_files import ranked
+from modeling_tsarank.eval.types import Collection, Document
+from modeling_tsarank.ranking_errors import InputError, ModelError
+from modeling_tsarank.trainers.data.list_building import FirstStage, Retriever
+from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
+
+
+logger = logging.getLogger(__name__)
+
+SAMPLINGS = ("random", "top")
+MARGINS = ("lowest", "highest")
+
+
+@dataclass(frozen=True)
+class MiningOptions:
+    """Which negatives are taken.
+
+    Attributes:
+        depth: Documents of the first stage that are looked at.
+        count: m, negatives of a query.
+        rank_min: Ranks skipped at the top, counted after the positives are taken out.
+        rank_max: Last rank of the window; None for all of `depth`.
+        absolute_margin: A candidate is dropped if its score is above the positive's minus this.
+        relative_margin: The same with this share of the positive's score, by its magnitude.
+        margin_of: The positive whose score counts where there are several: the `lowest` (the safe side, as in
+            sentence-transformers) or the `highest`.
+        sampling: `random` from the window, or the `top` of it.
+        seed: Of the sampling.
+        minimum: Negatives a query needs for a row.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    depth: int = 1000
+    count: int = 48
+    rank_min: int = 0
+    rank_max: int | None = None
+    absolute_margin: float | None = None
+    relative_margin: float | None = None
+    margin_of: str = "lowest"
+    sampling: str = "random"
+    seed: int = 0
+    minimum: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.minimum <= self.count:
+            raise InputError(f"negatives of a query: at least 1 and at most {self.count}, got {self.minimum}")
+        last = self.depth if self.rank_max is None else self.rank_max
+        if not 0 <= self.rank_min < last <= self.depth:
+            raise InputError(
+                f"the window of ranks must lie inside the top {self.depth}: after {self.rank_min}, up to {last}"
+            )
+        if self.count > last - self.rank_min:
+            raise InputError(f"{self.count} negatives do not fit in the {last - self.rank_min} ranks of the window")
+        if self.sampling not in SAMPLINGS:
+            raise InputError(f"unknown sampling {self.sampling!r}; expected one of {', '.join(SAMPLINGS)}")
+        if self.margin_of not in MARGINS:
+            raise InputError(f"unknown positive {self.margin_of!r} for the margins; expected {' or '.join(MARGINS)}")
+        for name in ("absolute_margin", "relative_margin"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise InputError(f"{name} must be 0 or more, got {value}")
+
+    @property
+    def has_margin(self) -> bool:
+        """Whether scores of positives matter."""
+        return self.absolute_margin is not None or self.relative_margin is not None
+
+    def threshold(self, positives: Sequence[float]) -> float:
+        """The highest score a negative may have beside positives with these.
+
+        `positive - |positive| * relative`, as sentence-transformers has it, is a margin for negative scores as well:
+        log-probabilities are never above 0.
+        """
+        positive = min(positives) if self.margin_of == "lowest" else max(positives)
+        limits = [positive]
+        if self.absolute_margin is not None:
+            limits.append(positive - self.absolute_margin)
+        if self.relative_margin is not None:
+            limits.append(positive - abs(positive) * self.relative_margin)
+        return min(limits)
+
+
+@dataclass
+class MiningCounts:
+    """What became of queries and candidates.
+
+    Attributes:
+        queries: Queries with a positive that has a text.
+        rows: Queries that got a row.
+        lost: Reason to number of queries without a row.
+        candidates: Reason to number of candidates dropped.
+        negatives: Negatives in all rows.
+        short: Rows with fewer negatives than asked for.
+    """
+
+    queries: int = 0
+    rows: int = 0
+    lost: Counter[str] = field(default_factory=Counter)
+    candidates: Counter[str] = field(default_factory=Counter)
+    negatives: int = 0
+    short: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a report; `queries` is `rows` and all of `lost`."""
+        return {**asdict(self), "lost": dict(self.lost), "candidates": dict(self.candidates)}
+
+
+def positives_of(collection: Collection) -> dict[str, list[str]]:
+    """Judged query to its relevant documents that are in the corpus, the highest grade first.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = {}
+    for query_id in collection.judged_queries():
+        grades = collection.qrels[query_id]
+        relevant = [name for name, grade in grades.items() if grade > 0 and name in collection.documents]
+        if relevant:
+            found[query_id] = sorted(relevant, key=lambda name: -grades[name])
+    if not found:
+        raise InputError(f"{collection.name} has no query with a relevant document in its corpus")
+    return found
+
+
+def mine_negatives(
+    collection: Collection,
+    stage: FirstStage,
+    retriever: Retriever,
+    options: MiningOptions,
+    judge: CachedScorer | None = None,
+    show_progress: bool | None = None,
+) -> tuple[list[dict[str, Any]], MiningCounts]:
+    """Rows for `tsarank train sft`: query, positives and mined negatives, with where they come from.
+
+    A candidate is no negative if it is a positive, has a positive's text, was judged relevant to the query, or scores
+    above the margin beside the query's positives that have a score (see `MiningOptions.margin_of`). Scores are the
+    first stage's, or those of `judge`. With margins by the first stage, a query none of whose positives it finds has
+    nothing to compare with and is left out ("positive not retrieved").
+
+    Args:
+        collection: Queries, judgments and corpus. A query's own document (ArguAna) is never a negative.
+        stage: Where candidates come from.
+        retriever: Runs it.
+        options: Which candidates are taken.
+        judge: Scores positives and candidates for the margins.
+        show_progress: Progress bar on stderr; None shows it on a terminal only.
+
+    Returns:
+        Rows in the order of the queries, and the counts.
+
+    Raises:
+        InputError: no query has a positive.
+    """
+    positives = positives_of(collection)
+    texts = {query_id: collection.queries[query_id] for query_id in positives}
+    # The positives are among the retrieved documents, and must not cost a window its last places.
+    most = max(len(names) for names in positives.values())
+    depth = options.depth + most
+    run = retriever.run(stage, texts, min(depth, stage.rerank_depth) if stage.reranks else depth)
+    counts = MiningCounts(queries=len(positives))
+    rows = []
+    hidden = None if show_progress is None else not show_progress
+    for query_id in tqdm(positives, desc="mining negatives", unit="query", disable=hidden):
+        scores = run.get(query_id, {})
+        candidates = _candidates(collection, query_id, positives[query_id], scores, options, counts)
+        chosen = _choose(collection, query_id, positives[query_id], candidates, scores, options, judge, counts)
+        if chosen is None:
+            continue
+        if len(chosen) < options.minimum:
+            counts.lost["too few negatives"] += 1
+            continue
+        rows.append(_row(collection, query_id, positives[query_id], chosen, stage, options))
+        counts.rows += 1
+        counts.negatives += len(chosen)
+        counts.short += len(chosen) < options.count
+    return rows, counts
+
+
+Candidate = tuple[str, int | None, float]
+"""Document id, rank in the window's list (from 1, positives taken out; None where unknown), score."""
+
+
+def _candidates(
+    collection: Collection,
+    query_id: str,
+    positives: Sequence[str],
+    scores: Mapping[str, float],
+    options: MiningOptions,
+    counts: MiningCounts,
+) -> list[Candidate]:
+    """The window, without positives and their copies."""
+    own = {_plain(collection.documents[name]) for name in positives}
+    known = {*positives, *([query_id] if collection.self_match else [])}
+    rest = []
+    for name in ranked(scores):
+        if name in known:
+            continue
+        if _plain(collection.documents[name]) in own:
+            counts.candidates["copy of a positive"] += 1
+            continue
+        rest.append(name)
+    last = options.depth if options.rank_max is None else options.rank_max
+    window = list(enumerate(rest, start=1))[options.rank_min : last]
+    return [(name, rank, scores[name]) for rank, name in window]
+
+
+def _choose(
+    collection: Collection,
+    query_id: str,
+    positives: Sequence[str],
+    candidates: list[Candidate],
+    scores: Mapping[str, float],
+    options: MiningOptions,
+    judge: CachedScorer | None,
+    counts: MiningCounts,
+) -> list[Candidate] | None:
+    """The negatives, best first; None where there is nothing to compare scores with."""
+    generator = random.Random(f"{options.seed}\0{query_id}")
+    if not options.has_margin:
+        return _sample(candidates, options, generator)
+    if judge is None:
+        found = [scores[name] for name in positives if name in scores]
+        if not found:
+            counts.lost["positive not retrieved"] += 1
+            return None
+        limit = options.threshold(found)
+        judged = {name: score for name, _, score in candidates}
+    else:
+        names = [*positives, *(name for name, _, _ in candidates)]
+        values = judge.scores(collection.queries[query_id], [collection.documents[name].full_text for name in names])
+        limit = options.threshold(values[: len(positives)])
+        judged = dict(zip(names, values, strict=True))
+    kept = [candidate for candidate in candidates if judged[candidate[0]] <= limit]
+    counts.candidates["above the margin"] += len(candidates) - len(kept)
+    return _sample(kept, options, generator)
+
+
+def _sample(candidates: list[Candidate], options: MiningOptions, generator: random.Random) -> list[Candidate]:
+    if options.sampling == "top" or len(candidates) <= options.count:
+        return candidates[: options.count]
+    places = sorted(generator.sample(range(len(candidates)), options.count))
+    return [candidates[place] for place in places]
+
+
+def _plain(document: Document) -> str:
+    return " ".join(document.full_text.casefold().split())
+
+
+def _row(
+    collection: Collection,
+    query_id: str,
+    positives: Sequence[str],
+    negatives: Sequence[Candidate],
+    stage: FirstStage,
+    options: MiningOptions,
+) -> dict[str, Any]:
+    def document(name: str) -> dict[str, Any]:
+        found = collection.documents[name]
+        return {"docid": name, "title": found.title or None, "text": found.text}
+
+    last = options.depth if options.rank_max is None else options.rank_max
+    margin = f"absolute {options.absolute_margin}, relative {options.relative_margin}, {options.margin_of} positive"
+    return {
+        "query_id": query_id,
+        "query": collection.queries[query_id],
+        "positives": [document(name) for name in positives],
+        "negatives": [{**document(name), "rank": rank, "score": float(score)} for name, rank, score in negatives],
+        "source": collection.name,
+        "first_stage": stage.name,
+        "window": f"{options.rank_min + 1}-{last} of {options.depth}",
+        "margin": margin if options.has_margin else "none",
+        "sampling": f"{options.sampling}, seed {options.seed}",
+    }
+
+
+def mine_dense_negatives(
+    collection: Collection,
+    model: str,
+    options: MiningOptions,
+    cross_encoder: str | None = None,
+    batch_size: int = 32,
+    device: str | None = None,
+) -> tuple[list[dict[str, Any]], MiningCounts]:
+    """The same by sentence-transformers' own `mine_hard_negatives`, with a bi-encoder as the first stage.
+
+    That function knows texts only: documents of one text are one document, and queries of one text are one query (the
+    first id stands for them). The corpus is encoded in memory.
+
+    Args:
+        collection: Queries, judgments and corpus.
+        model: Folder or Hub id of a sentence-transformers model.
+        options: Which candidates are taken.
+        cross_encoder: A CrossEncoder that scores for the margins.
+        batch_size: Texts encoded at once.
+        device: Torch device.
+
+    Raises:
+        InputError: no query has a positive, or margins of the highest one, which that function does not know.
+        ModelError: a model cannot be loaded.
+        ResourceError: sentence-transformers or datasets is missing.
+    """
+    if options.has_margin and options.margin_of != "lowest":
+        raise InputError("mine_hard_negatives takes margins of the lowest positive only; use dense: for the highest")
+    package = require("sentence_transformers", extra="dense", purpose="Dense hard negatives")
+    datasets = require("datasets", extra="train", purpose="Dense hard negatives")
+    positives = positives_of(collection)
+    id_of_text: dict[str, str] = {}
+    for name, document in collection.documents.items():
+        id_of_text.setdefault(document.full_text, name)
+    query_of_text: dict[str, str] = {}
+    for query_id in positives:
+        query_of_text.setdefault(collection.queries[query_id], query_id)
+    pairs = [
+        {"anchor": collection.queries[query_id], "positive": collection.documents[name].full_text}
+        for query_id, names in positives.items()
+        for name in names
+    ]
+    try:
+        encoder = package.SentenceTransformer(model, device=device)
+        judge = None if cross_encoder is None else package.CrossEncoder(cross_encoder, device=device)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"a model for mining cannot be loaded: {next(iter(str(error).splitlines()), '')}") from error
+    with _seeded(options.seed), contextlib.redirect_stdout(io.StringIO()) as said:
+        mined = package.util.mine_hard_negatives(
+            datasets.Dataset.from_list(pairs),
+            encoder,
+            corpus=list(id_of_text),
+            cross_encoder=judge,
+            range_min=options.rank_min,
+            range_max=options.depth if options.rank_max is None else options.rank_max,
+            absolute_margin=options.absolute_margin,
+            relative_margin=options.relative_margin,
+            num_negatives=options.count,
+            sampling_strategy=options.sampling,
+            output_format="triplet",
+            output_scores=True,
+            batch_size=batch_size,
+        )
+    logger.info("mine_hard_negatives: %s", " ".join(said.getvalue().split()))
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for row in mined:
+        found[query_of_text[row["anchor"]]][id_of_text[row["negative"]]] = float(row["scores"][1])
+    counts = MiningCounts(queries=len(positives))
+    stage = FirstStage("dense (mine_hard_negatives)", f"dense:{model}")
+    rows = []
+    for query_id, names in positives.items():
+        if query_of_text[collection.queries[query_id]] != query_id:
+            counts.lost["another query of the same text"] += 1
+            continue
+        own = {query_id} if collection.self_match else set()
+        relevant = {*names, *own}
+        chosen = [
+            (name, None, score)
+            for name, score in sorted(found[query_id].items(), key=lambda item: (-item[1], item[0]))
+            if name not in relevant
+        ]
+        if len(chosen) < options.minimum:
+            counts.lost["too few negatives"] += 1
+            continue
+        rows.append(_row(collection, query_id, names, chosen, stage, options))
+        counts.rows += 1
+        counts.negatives += len(chosen)
+        counts.short += len(chosen) < options.count
+    return rows, counts
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """The global generator of `random`, which `mine_hard_negatives` draws from, seeded and afterwards as it was."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)

@@ -1,0 +1,301 @@
+"""Lists to be ordered: queries dealt out to first stages, the top documents of each, and the split of the result.
+
+Reference: TWOLAR, section 3.2: 10K cropped and 10K generated queries, each half split evenly over four first stages,
+the top 30 documents each; 19K for training and 1K, half of each kind, for validation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from modeling_tsarank.eval.analyses import intersection_rates
+from modeling_tsarank.eval.file_access import read_jsonl
+from modeling_tsarank.eval.first_stages import CollectionTexts, FirstStageIndex, build_index
+from modeling_tsarank.eval.run_files import ranked
+from modeling_tsarank.eval.types import Collection, Document, Run
+from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
+
+
+logger = logging.getLogger(__name__)
+
+LIST_SIZE = 30
+RERANK_PREFIX = "rerank:"
+
+
+@dataclass(frozen=True)
+class SourceQuery:
+    """A query and where it comes from.
+
+    Attributes:
+        query_id: Unique id.
+        text: The query.
+        query_type: `cropped`, `generated`, or another word.
+        source: Id of the passage it was made from; None where there is none.
+        generator: What made it; None for a cropped one.
+    """
+
+    query_id: str
+    text: str
+    query_type: str
+    source: str | None = None
+    generator: str | None = None
+
+
+@dataclass(frozen=True)
+class FirstStage:
+    """One first stage.
+
+    Attributes:
+        name: Short name, recorded with every row.
+        spec: `bm25`, `dense:MODEL`, `splade:MODEL`, or `rerank:MODEL`: a reranker (see `load_scorer`) over the first
+            `rerank_depth` documents of `base`.
+        base: First stage under a reranker.
+        rerank_depth: Documents reranked (TWOLAR: 100).
+    """
+
+    name: str
+    spec: str
+    base: str = "bm25"
+    rerank_depth: int = 100
+
+    @property
+    def reranks(self) -> bool:
+        """Whether it is a reranker over another stage."""
+        return self.spec.startswith(RERANK_PREFIX)
+
+
+def parse_stage(text: str, base: str = "bm25", rerank_depth: int = 100) -> FirstStage:
+    """A stage as given on the command line: `SPEC` or `NAME=SPEC`. Raises `InputError` for an empty part."""
+    name, equals, spec = text.partition("=")
+    if not equals:
+        spec = text
+        kind, _, rest = spec.partition(":")
+        name = f"{base}+{rest.rpartition('/')[2]}" if kind == "rerank" else kind
+    if not name or not spec or spec == RERANK_PREFIX:
+        raise InputError(f"a first stage is SPEC or NAME=SPEC, got {text!r}")
+    return FirstStage(name, spec, base, rerank_depth)
+
+
+def describe_stage(stage: FirstStage) -> dict[str, Any]:
+    """A stage for a card: of a model's path its last part only."""
+    kind, colon, model = stage.spec.partition(":")
+    described: dict[str, Any] = {"name": stage.name, "stage": kind + colon + model.rstrip("/").rpartition("/")[2]}
+    if stage.reranks:
+        described |= {"base": stage.base.partition(":")[0], "rerank_depth": stage.rerank_depth}
+    return described
+
+
+def read_queries(paths: Iterable[str | Path]) -> list[SourceQuery]:
+    """Queries that `tsarank data queries` wrote, of one file or several.
+
+    Raises:
+        InputError: a line lacks a field (with its number), or an id or a text appears twice.
+    """
+    queries: dict[str, SourceQuery] = {}
+    texts: set[str] = set()
+    for path in paths:
+        for place, record in read_jsonl(path):
+            about = record.get("metadata")
+            about = about if isinstance(about, dict) else {}
+            query_id, text = record.get("_id"), record.get("text")
+            if not isinstance(query_id, str) or not isinstance(text, str) or not text.strip():
+                raise InputError(f"{place}: a query needs '_id' and 'text', got {record!r:.80}")
+            if query_id in queries:
+                raise InputError(f"{place}: the query id {query_id!r} appeared before; ids are unique")
+            if text in texts:
+                raise InputError(f"{place}: the query {text!r:.60} appeared before; leave one out")
+            texts.add(text)
+            queries[query_id] = SourceQuery(
+                query_id, text, str(about.get("query_type", "given")), about.get("docid"), about.get("generator")
+            )
+    if not queries:
+        raise InputError("there is no query in the given files")
+    return list(queries.values())
+
+
+def place_of(seed: int, *parts: str) -> str:
+    """Where something stands in a shuffle that depends on the seed and on nothing else."""
+    return hashlib.sha256("\0".join((str(seed), *parts)).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def deal_out(queries: Sequence[SourceQuery], stages: Sequence[FirstStage], seed: int = 0) -> dict[str, FirstStage]:
+    """Query id to its first stage: each type of queries is split evenly, by a shuffle that depends on the seed only.
+
+    Raises:
+        InputError: no stage, or two of one name.
+    """
+    if not stages or len({stage.name for stage in stages}) < len(stages):
+        raise InputError(
+            f"first stages need distinct names, got {', '.join(stage.name for stage in stages) or 'none'}"
+        )
+    by_type: dict[str, list[str]] = defaultdict(list)
+    for query in queries:
+        by_type[query.query_type].append(query.query_id)
+    assigned = {}
+    offset = 0
+    for query_type in sorted(by_type):
+        shuffled = sorted(by_type[query_type], key=lambda query_id: place_of(seed, "stage", query_id))
+        for number, query_id in enumerate(shuffled):
+            assigned[query_id] = stages[(number + offset) % len(stages)]
+        # What is left over of one type goes to the stages that the types before did not favour.
+        offset += len(shuffled)
+    return assigned
+
+
+class Retriever:
+    """Runs first stages over a corpus; each index is built and each reranker loaded once.
+
+    Args:
+        documents: Document id to document.
+        cache_dir: Where indexes are kept; see `index_cache.cache_root`.
+        make_scorer: Makes the scorer of a `rerank:` stage from its name.
+        options: Per kind of index (`dense`, `splade`, `bm25`), keyword arguments of its `build`.
+    """
+
+    def __init__(
+        self,
+        documents: Mapping[str, Document],
+        cache_dir: str | Path | None,
+        make_scorer: Callable[[str], CachedScorer],
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        self.documents = documents
+        self._texts = CollectionTexts(Collection("corpus", documents, {}, {}))
+        self._cache_dir, self._make_scorer, self._options = cache_dir, make_scorer, options or {}
+        self._indexes: dict[str, FirstStageIndex] = {}
+        self._scorers: dict[str, CachedScorer] = {}
+
+    def run(self, stage: FirstStage, queries: Mapping[str, str], depth: int) -> Run:
+        """The top `depth` documents of every query (id to text).
+
+        Raises:
+            InputError: a reranker over fewer documents than are to be kept.
+        """
+        if not stage.reranks:
+            return self._index(stage.spec).search(queries, depth)
+        if stage.rerank_depth < depth:
+            raise InputError(f"{stage.name} reranks {stage.rerank_depth} documents, fewer than the {depth} of a list")
+        candidates = self._index(stage.base).search(queries, stage.rerank_depth)
+        scorer = self._scorer(stage.spec.removeprefix(RERANK_PREFIX))
+        run: Run = {}
+        for query_id, found in tqdm(candidates.items(), desc=stage.name, unit="query", disable=None):
+            ids = ranked(found)
+            texts = [self.documents[document_id].full_text for document_id in ids]
+            scores = scorer.scores(queries[query_id], texts) if ids else []
+            best = sorted(range(len(ids)), key=lambda place: -scores[place])[:depth]
+            run[query_id] = {ids[place]: scores[place] for place in best}
+        return run
+
+    def _index(self, spec: str) -> FirstStageIndex:
+        if spec not in self._indexes:
+            options = self._options.get(spec.partition(":")[0], {})
+            self._indexes[spec] = build_index(spec, self._texts.ids, self._texts, self._cache_dir, **options)
+        return self._indexes[spec]
+
+    def _scorer(self, name: str) -> CachedScorer:
+        if name not in self._scorers:
+            self._scorers[name] = self._make_scorer(name)
+        return self._scorers[name]
+
+
+@dataclass(frozen=True)
+class ListTask:
+    """A list to be ordered.
+
+    Attributes:
+        query: The query.
+        first_stage: Name of the stage that found the documents.
+        document_ids: n ids, best first.
+    """
+
+    query: SourceQuery
+    first_stage: str
+    document_ids: tuple[str, ...]
+
+
+def collect_lists(
+    retriever: Retriever,
+    queries: Sequence[SourceQuery],
+    stages: Sequence[FirstStage],
+    list_size: int = LIST_SIZE,
+    minimum: int = 2,
+    seed: int = 0,
+) -> tuple[list[ListTask], list[ListTask]]:
+    """Every query's top documents by the stage it is dealt to.
+
+    Args:
+        retriever: Runs the stages.
+        queries: All queries.
+        stages: All stages.
+        list_size: Documents a list at most.
+        minimum: Documents a list at least, 2 or more.
+        seed: Of the dealing.
+
+    Returns:
+        The lists in the order of `queries`, and those with fewer documents than `minimum`.
+
+    Raises:
+        InputError: a number out of range.
+    """
+    if not 2 <= minimum <= list_size:
+        raise InputError(f"a list needs 2 documents or more, and at most its size: {minimum} of {list_size}")
+    assigned = deal_out(queries, stages, seed)
+    found: dict[str, tuple[str, ...]] = {}
+    for stage in stages:
+        own = {query.query_id: query.text for query in queries if assigned[query.query_id] == stage}
+        if own:
+            run = retriever.run(stage, own, list_size)
+            found |= {query_id: tuple(ranked(scores, list_size)) for query_id, scores in run.items()}
+    tasks = [ListTask(query, assigned[query.query_id].name, found[query.query_id]) for query in queries]
+    full = [task for task in tasks if len(task.document_ids) >= minimum]
+    return full, [task for task in tasks if len(task.document_ids) < minimum]
+
+
+def stage_agreement(
+    retriever: Retriever,
+    queries: Sequence[SourceQuery],
+    stages: Sequence[FirstStage],
+    depth: int = LIST_SIZE,
+    per_type: int | None = None,
+    seed: int = 0,
+) -> dict[str, tuple[int, list[list[float]], dict[str, Run]]]:
+    """TWOLAR's Table 1: for each type of queries, how much the stages' lists agree (Eq. 3).
+
+    Args:
+        retriever: Runs the stages.
+        queries: All queries.
+        stages: At least two.
+        depth: Documents of a list.
+        per_type: Queries of each type at most. Those that are dealt to the last stage, which is a random sample of
+            them, come first: if that stage is costly, the table then adds nothing to its cost.
+        seed: Of the dealing.
+
+    Returns:
+        Query type to number of queries, rates of shape `(stages, stages)`, and the runs by stage.
+
+    Raises:
+        InputError: fewer than two stages.
+    """
+    assigned = deal_out(queries, stages, seed)
+    by_type: dict[str, list[SourceQuery]] = defaultdict(list)
+    for query in queries:
+        by_type[query.query_type].append(query)
+    tables = {}
+    for query_type in sorted(by_type):
+        order = sorted(
+            by_type[query_type],
+            key=lambda query: (assigned[query.query_id] != stages[-1], place_of(seed, "table", query.query_id)),
+        )
+        texts = {query.query_id: query.text for query in order[:per_type]}
+        runs = {stage.name: retriever.run(stage, texts, depth) for stage in stages}
+        tables[query_type] = (len(texts), intersection_rates(list(runs.values()), depth), runs)
+    return tables

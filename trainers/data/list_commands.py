@@ -1,0 +1,300 @@
+"""`tsarank data lists`: lists of documents ordered by a teacher, ready for distillation."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modeling_tsarank.trainers.data.command_options import (
+    add_cache,
+    add_command,
+    add_corpus,
+    add_model_place,
+    read_passages,
+)
+
+
+if TYPE_CHECKING:
+    from modeling_tsarank.trainers.data.list_building import FirstStage, ListTask
+    from modeling_tsarank.trainers.data.teacher_cache import RequestCache
+    from modeling_tsarank.trainers.data.teacher_listwise import Ordering
+    from modeling_tsarank.trainers.data.teacher_types import Usage
+
+_DESCRIPTION = """\
+Make distillation lists (TWOLAR, section 3.2): the queries of each type are split evenly over the first stages, each
+stage finds the top documents of its queries, and a teacher puts every list in order.
+
+teachers (one of them):
+  --teacher-url U --teacher-model M   any OpenAI-compatible server, asked with RankGPT's listwise prompt; the key is
+                                      read from the environment variable --teacher-key-variable, never from an option
+  --teacher-local M                   a causal language model on this machine, asked the same
+  --teacher-scores M                  a reranker of this project (`default`: the embedded model), or ce:M, a
+                                      sentence-transformers CrossEncoder: its scores give the order
+
+first stages: SPEC or NAME=SPEC, where SPEC is bm25, dense:MODEL, splade:MODEL, or rerank:MODEL (a reranker over the
+first --rerank-depth documents of --rerank-base).
+
+An answer's numbers are read in order; repeated ones and those of no passage are dropped, missing passages appended in
+the first stage's order, and the row is marked as repaired. An answer that names fewer than half is asked for again
+and then recorded as failed, in failed.ndjson, never among the rows.
+
+Every answer is cached: a killed or repeated run asks nothing twice. The output folder gets data/ (parquet, train and
+validation; give it to `tsarank train distill`), failed.ndjson, provenance.json and table1.md with the runs behind it.
+"""
+_EXAMPLES = """\
+  export TSARANK_TEACHER_KEY=…
+  tsarank data lists --corpus beir/msmarco --queries cropped.jsonl generated.jsonl --output lists \\
+      --first-stages bm25 splade:S dense:D rerank:castorini/monot5-base-msmarco \\
+      --teacher-url https://host/v1 --teacher-model M --concurrency 8 --prompt-price 0.5 --completion-price 1.5
+  tsarank data lists --corpus corpus.jsonl --queries q.jsonl --first-stages bm25 dense:D --output lists \\
+      --teacher-scores default --list-size 10
+"""
+
+
+def register_lists(subparsers: Any) -> None:
+    """Adds `lists`."""
+    parser = add_command(
+        subparsers, "lists", "lists of documents, ordered by a teacher", _DESCRIPTION, _EXAMPLES, run_lists
+    )
+    add_corpus(parser)
+    parser.add_argument("--queries", nargs="+", required=True, metavar="FILE", help="files of `tsarank data queries`")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--title", default=None, help="of the data set, for its card")
+    parser.add_argument(
+        "--limit", type=int, default=None, metavar="N", help="order only N lists, spread over all kinds"
+    )
+    parser.add_argument(
+        "--validation-share", type=float, default=0.05, metavar="X", help="default: 0.05, that is 19:1"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of dealing out and splitting (default: 0)")
+    add_cache(parser, "answers and scores")
+    _add_stages(parser)
+    _add_teachers(parser)
+    _add_endpoint(parser)
+    add_model_place(parser)
+
+
+def _add_stages(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("first stages")
+    group.add_argument("--first-stages", nargs="+", default=["bm25"], metavar="S", help="see above (default: bm25)")
+    group.add_argument("--list-size", type=int, default=30, metavar="N", help="documents of a list (default: 30)")
+    group.add_argument("--min-list", type=int, default=2, metavar="N", help="shorter lists are left out (default: 2)")
+    group.add_argument("--rerank-base", default="bm25", metavar="S", help="stage under rerank: (default: bm25)")
+    group.add_argument("--rerank-depth", type=int, default=100, metavar="N", help="reranked documents (default: 100)")
+    group.add_argument("--index-cache", type=Path, default=None, metavar="DIR", help="where indexes are kept")
+    group.add_argument(
+        "--table-queries",
+        type=int,
+        default=None,
+        metavar="N",
+        help="queries of each type for Table 1, all stages over each of them; 0: no table (default: all)",
+    )
+
+
+def _add_teachers(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("teacher")
+    who = group.add_mutually_exclusive_group(required=True)
+    who.add_argument("--teacher-url", metavar="U", help="OpenAI-compatible server, such as https://host/v1")
+    who.add_argument("--teacher-local", metavar="M", help="causal language model on this machine")
+    who.add_argument("--teacher-scores", metavar="M", help="reranker, or ce:CrossEncoder")
+    group.add_argument("--window", type=int, default=None, metavar="N", help="passages in a prompt (default: all)")
+    group.add_argument("--step", type=int, default=None, metavar="N", help="of the window (default: half of it)")
+    group.add_argument("--passage-words", type=int, default=300, metavar="N", help="words shown (default: 300)")
+    group.add_argument("--attempts", type=int, default=2, metavar="N", help="per prompt (default: 2)")
+    group.add_argument("--max-tokens", type=int, default=None, metavar="N", help="longest answer")
+    group.add_argument("--max-length", type=int, default=None, metavar="N", help="tokens a reranker reads of a pair")
+    group.add_argument("--batch-tokens", type=int, default=None, metavar="N", help="tokens in a reranker's batch")
+
+
+def _add_endpoint(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("server (with --teacher-url)")
+    group.add_argument("--teacher-model", default="", metavar="M", help="the model's name at the server")
+    group.add_argument(
+        "--teacher-key-variable", default="TSARANK_TEACHER_KEY", metavar="V", help="default: TSARANK_TEACHER_KEY"
+    )
+    group.add_argument("--temperature", type=float, default=0.0, help="default: 0")
+    group.add_argument("--concurrency", type=int, default=4, metavar="N", help="lists at a time (default: 4)")
+    group.add_argument("--requests-per-minute", type=float, default=None, metavar="N", help="rate limit")
+    group.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds a request (default: 120)")
+    group.add_argument("--tries", type=int, default=6, metavar="N", help="per request (default: 6)")
+    group.add_argument("--first-wait", type=float, default=1.0, metavar="S", help="before the second try (default: 1)")
+    group.add_argument("--longest-wait", type=float, default=120.0, metavar="S", help="between tries (default: 120)")
+    group.add_argument("--prompt-price", type=float, default=0.0, metavar="P", help="of a million tokens read")
+    group.add_argument("--completion-price", type=float, default=0.0, metavar="P", help="of a million tokens written")
+    group.add_argument("--max-cost", type=float, default=None, metavar="P", help="stop when so much is spent")
+
+
+def run_lists(args: argparse.Namespace) -> int:
+    """Runs `tsarank data lists`."""
+    from modeling_tsarank.trainers.data.list_building import (
+        Retriever,
+        collect_lists,
+        describe_stage,
+        parse_stage,
+        read_queries,
+        stage_agreement,
+    )
+    from modeling_tsarank.trainers.data.list_ordering import order_lists, summarize
+    from modeling_tsarank.trainers.data.list_splits import spread
+    from modeling_tsarank.trainers.data.teacher_cache import RequestCache
+    from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
+    from modeling_tsarank.trainers.data.teacher_types import Usage
+
+    queries = read_queries(args.queries)
+    stages = [parse_stage(text, args.rerank_base, args.rerank_depth) for text in args.first_stages]
+    documents = read_passages(args.corpus)
+    lengths = {} if args.max_length is None else {"max_length": args.max_length}
+    with ExitStack() as stack:
+        cache = stack.enter_context(
+            RequestCache(args.cache or args.output.with_name(f"{args.output.name}.cache.sqlite"))
+        )
+        usage = Usage()
+        teacher, description, concurrency, stop = _teacher(args, cache, usage, stack)
+
+        def make_scorer(name: str) -> CachedScorer:
+            return CachedScorer(name, cache, None, args.batch_tokens, args.device, args.dtype, **lengths)
+
+        options = {} if args.device is None else {kind: {"device": args.device} for kind in ("dense", "splade")}
+        retriever = Retriever(documents, args.index_cache, make_scorer, options)
+        tasks, short = collect_lists(retriever, queries, stages, args.list_size, args.min_list, args.seed)
+        if args.table_queries != 0 and len(stages) > 1:
+            _table(
+                args,
+                stage_agreement(retriever, queries, stages, args.list_size, args.table_queries, args.seed),
+                stages,
+            )
+        left_out = len(tasks)
+        if args.limit is not None:
+            tasks = spread(tasks, lambda task: (task.query.query_type, task.first_stage), args.limit)
+        left_out -= len(tasks)
+        orderings = order_lists(teacher, tasks, documents, concurrency, stop)
+    summary = summarize(tasks, orderings, len(short)) | {"not_asked_by_limit": left_out}
+    summary["queries"] += left_out
+    about = {
+        "teacher": description,
+        "first_stages": [describe_stage(stage) for stage in stages],
+        "list_size": args.list_size,
+        "usage": usage.as_dict(),
+    }
+    return _write(args, tasks, orderings, documents, teacher.name, {**about, **summary})
+
+
+def _teacher(
+    args: argparse.Namespace, cache: RequestCache, usage: Usage, stack: ExitStack
+) -> tuple[Any, Any, int, Any]:
+    """The teacher, its description, how many lists it is asked about at a time, and what ends its waiting."""
+    from modeling_tsarank.ranking_errors import InputError
+    from modeling_tsarank.trainers.data.teacher_client import EndpointTeacher
+    from modeling_tsarank.trainers.data.teacher_listwise import ListwiseOptions, ListwiseTeacher
+    from modeling_tsarank.trainers.data.teacher_local import LocalTeacher
+    from modeling_tsarank.trainers.data.teacher_scores import CachedScorer, ScoringTeacher
+    from modeling_tsarank.trainers.data.teacher_types import EndpointSettings
+
+    if args.teacher_scores is not None:
+        lengths = {} if args.max_length is None else {"max_length": args.max_length}
+        scorer = CachedScorer(args.teacher_scores, cache, usage, args.batch_tokens, args.device, args.dtype, **lengths)
+        return ScoringTeacher(scorer), scorer.describe(), 1, None
+    options = ListwiseOptions(args.window, args.step, args.passage_words, args.attempts)
+    if args.teacher_local is not None:
+        local = LocalTeacher(args.teacher_local, cache, usage, args.max_tokens or 256, args.device, args.dtype)
+        return ListwiseTeacher(local, options), {**local.describe(), **options.describe()}, 1, None
+    if args.concurrency < 1:
+        raise InputError(f"--concurrency must be at least 1, got {args.concurrency}")
+    settings = EndpointSettings(
+        url=args.teacher_url,
+        model=args.teacher_model,
+        key_variable=args.teacher_key_variable,
+        temperature=args.temperature,
+        max_tokens=args.max_tokens,
+        timeout=args.timeout,
+        tries=args.tries,
+        first_wait=args.first_wait,
+        longest_wait=args.longest_wait,
+        requests_per_minute=args.requests_per_minute,
+        prompt_price=args.prompt_price,
+        completion_price=args.completion_price,
+        max_cost=args.max_cost,
+    )
+    client = stack.enter_context(EndpointTeacher(settings, cache, usage))
+    description = {**client.describe(), **options.describe()}
+    return ListwiseTeacher(client, options), description, args.concurrency, client.stop
+
+
+def _table(args: argparse.Namespace, tables: Any, stages: Sequence[FirstStage]) -> None:
+    from modeling_tsarank.eval.reports import text_table
+    from modeling_tsarank.trainers.data.list_writing import write_agreement
+
+    header, rows = write_agreement(args.output / "table1", [stage.name for stage in stages], tables)
+    sys.stdout.write(text_table(header, rows) + "\n")
+
+
+def _write(
+    args: argparse.Namespace,
+    tasks: Sequence[ListTask],
+    orderings: Sequence[Ordering],
+    documents: Any,
+    teacher: str,
+    report: dict[str, Any],
+) -> int:
+    """Splits, writes and prints."""
+    from modeling_tsarank.ranking_errors import ModelError
+    from modeling_tsarank.trainers.data.list_splits import stratified_split
+    from modeling_tsarank.trainers.data.list_writing import (
+        FAILED_FILE,
+        PACKAGES,
+        distillation_row,
+        failed_row,
+        write_ndjson,
+        write_splits,
+    )
+    from modeling_tsarank.trainers.data.provenance import describe_file, write_provenance
+
+    prompt = report["teacher"].get("prompt")
+    pairs = list(zip(tasks, orderings, strict=True))
+    failed = [failed_row(task, ordering, teacher) for task, ordering in pairs if ordering.permutation is None]
+    write_ndjson(args.output / FAILED_FILE, failed)
+    rows = [
+        distillation_row(task, ordering, documents, teacher, prompt)
+        for task, ordering in pairs
+        if ordering.permutation is not None
+    ]
+    train, validation = stratified_split(
+        rows,
+        lambda row: row["query_id"],
+        lambda row: (row["query_type"], row["first_stage"]),
+        args.validation_share,
+        args.seed,
+    )
+    write_splits(args.output / "data", train, validation)
+    report |= {
+        "title": args.title or f"Distillation lists of {Path(args.corpus).name}",
+        "seed": args.seed,
+        "corpus": {**describe_file(Path(args.corpus)), "documents": len(documents)},
+        "query_files": [describe_file(Path(path)) for path in args.queries],
+    }
+    report["splits"] = {"train": len(train), "validation": len(validation), "failed": len(failed)}
+    write_provenance(args.output, "distillation_lists", report, PACKAGES)
+    _print(report)
+    if not rows:
+        raise ModelError(
+            f"the teacher {teacher} ordered none of {len(tasks)} lists; {args.output / FAILED_FILE} has why"
+        )
+    return 0
+
+
+def _print(report: dict[str, Any]) -> None:
+    from modeling_tsarank.eval.reports import text_table
+
+    rates, usage = report["rates"], report["usage"]
+    rows = [["queries", report["queries"]], ["  too few documents", report["too_few_documents"]]]
+    rows += [["  not asked (--limit)", report["not_asked_by_limit"]]]
+    rows += [[f"  {name}", count] for name, count in report["outcomes"].items()]
+    rows += [["failure rate", rates["failure"]], ["repair rate", rates["repair"]]]
+    rows += [[f"answers: {name.replace('_', ' ')}", count] for name, count in report["answers"].items()]
+    rows += [[f"usage: {name.replace('_', ' ')}", round(value, 6)] for name, value in usage.items()]
+    rows += [[f"rows: {name}", count] for name, count in report["splits"].items()]
+    sys.stdout.write(text_table(["Lists", "Number"], [[str(name), str(value)] for name, value in rows]))

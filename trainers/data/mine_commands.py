@@ -1,0 +1,187 @@
+"""The mining half of `tsarank data`: queries, distillation lists, hard negatives, splits."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from modeling_tsarank.trainers.data.command_options import add_cache, add_command, add_model_place, load_judged
+from modeling_tsarank.trainers.data.list_commands import register_lists
+from modeling_tsarank.trainers.data.query_commands import register_queries
+
+
+_MINE = """\
+Mine hard negatives for `tsarank train sft`: for every query with relevant documents, m documents out of a window of a
+first stage's ranks. Positives and their copies are never negatives. False negatives are dropped by score: a candidate
+goes if it scores above the lowest (--margin-of) positive's score less a margin, by the first stage or, with --judge,
+by a reranker.
+
+First stages: bm25, splade:MODEL, dense:MODEL, rerank:MODEL (over --rerank-depth documents of bm25), and st:MODEL,
+where sentence-transformers' own mine_hard_negatives does the whole work with a bi-encoder (--judge ce:M is then its
+CrossEncoder). Every negative keeps its rank and score, every row its source, first stage, window and margins.
+"""
+_MINE_EXAMPLES = """\
+  tsarank data mine --dataset beir/msmarco --split train --first-stage bm25 --count 48 --output sft.jsonl
+  tsarank data mine --dataset folder --first-stage st:sentence-transformers/all-MiniLM-L6-v2 --depth 100 \\
+      --count 8 --sampling top --relative-margin 0.05 --output sft.jsonl
+  tsarank data mine --corpus corpus.jsonl --queries queries.jsonl --qrels qrels.tsv --first-stage bm25 \\
+      --judge default --absolute-margin 0 --depth 50 --count 8 --output sft.jsonl
+"""
+_SPLIT = """\
+Split a file of rows into training and validation, stratified by fields of the rows. The choice depends on the rows'
+ids and the seed alone, not on their order. The output folder gets train.jsonl and validation.jsonl.
+"""
+_SPLIT_EXAMPLES = """\
+  tsarank data split rows.jsonl --by query_type first_stage --output split
+"""
+
+
+def register_mining(subparsers: argparse._SubParsersAction) -> None:
+    """Adds `queries`, `lists`, `mine` and `split` to `tsarank data`."""
+    register_queries(subparsers)
+    register_lists(subparsers)
+    _register_mine(subparsers)
+    _register_split(subparsers)
+
+
+def _register_mine(subparsers: Any) -> None:
+    parser = add_command(subparsers, "mine", "hard negatives for fine-tuning", _MINE, _MINE_EXAMPLES, run_mine)
+    parser.add_argument("--dataset", metavar="D", help="folder in BEIR's layout, Hub id, ir_datasets:NAME")
+    parser.add_argument("--split", default="train", help="judged split of --dataset (default: train)")
+    parser.add_argument("--corpus", metavar="FILE", help="instead of --dataset, with --queries and --qrels")
+    parser.add_argument("--queries", metavar="FILE", help=".jsonl or .tsv")
+    parser.add_argument("--qrels", metavar="FILE", help="TREC's four columns or BEIR's three")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".jsonl file to write")
+    parser.add_argument("--first-stage", default="bm25", metavar="S", help="see above (default: bm25)")
+    parser.add_argument("--rerank-depth", type=int, default=100, metavar="N", help="with rerank: (default: 100)")
+    parser.add_argument("--depth", type=int, default=1000, metavar="N", help="documents looked at (default: 1000)")
+    parser.add_argument("--count", type=int, default=48, metavar="M", help="negatives of a query (default: 48)")
+    parser.add_argument("--minimum", type=int, default=1, metavar="N", help="negatives a row needs (default: 1)")
+    parser.add_argument("--rank-min", type=int, default=0, metavar="N", help="ranks to skip at the top (default: 0)")
+    parser.add_argument("--rank-max", type=int, default=None, metavar="N", help="last rank (default: --depth)")
+    parser.add_argument("--absolute-margin", type=float, default=None, metavar="X", help="default: none")
+    parser.add_argument("--relative-margin", type=float, default=None, metavar="X", help="default: none")
+    parser.add_argument("--margin-of", choices=("lowest", "highest"), default="lowest", help="of several positives")
+    parser.add_argument("--judge", default=None, metavar="M", help="reranker, or ce:CrossEncoder, for the margins")
+    parser.add_argument("--sampling", choices=("random", "top"), default="random", help="default: random")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default: 0)")
+    parser.add_argument("--index-cache", type=Path, default=None, metavar="DIR", help="where indexes are kept")
+    parser.add_argument("--batch-tokens", type=int, default=None, metavar="N", help="tokens in a reranker's batch")
+    add_cache(parser, "a reranker's scores")
+    add_model_place(parser)
+
+
+def _register_split(subparsers: Any) -> None:
+    parser = add_command(
+        subparsers, "split", "training and validation, stratified", _SPLIT, _SPLIT_EXAMPLES, run_split
+    )
+    parser.add_argument("rows", metavar="FILE", help="rows: .jsonl, .json or .parquet (.gz too)")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--by", nargs="+", default=[], metavar="FIELD", help="fields to stratify by")
+    parser.add_argument("--id", default="query_id", metavar="FIELD", help="field with the id (default: query_id)")
+    parser.add_argument(
+        "--validation-share", type=float, default=0.05, metavar="X", help="default: 0.05, that is 19:1"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the choice (default: 0)")
+
+
+def run_mine(args: argparse.Namespace) -> int:
+    """Runs `tsarank data mine`."""
+    from modeling_tsarank.ranking_errors import InputError
+    from modeling_tsarank.trainers.data.hard_negatives import MiningOptions, mine_dense_negatives, mine_negatives
+    from modeling_tsarank.trainers.data.list_building import Retriever, parse_stage
+    from modeling_tsarank.trainers.data.teacher_cache import RequestCache
+    from modeling_tsarank.trainers.data.teacher_scores import CROSS_ENCODER_PREFIX, CachedScorer
+
+    names = (
+        "depth",
+        "count",
+        "minimum",
+        "rank_min",
+        "rank_max",
+        "absolute_margin",
+        "relative_margin",
+        "margin_of",
+        "sampling",
+    )
+    options = MiningOptions(**{name: getattr(args, name) for name in names}, seed=args.seed)
+    if args.judge is not None and not options.has_margin:
+        raise InputError("--judge scores for the margins: give --absolute-margin or --relative-margin with it")
+    kind, _, model = args.first_stage.partition(":")
+    if kind == "st" and args.judge is not None and not args.judge.startswith(CROSS_ENCODER_PREFIX):
+        raise InputError(f"st: takes a CrossEncoder as its judge, ce:MODEL, got {args.judge}")
+    collection = load_judged(args)
+    if kind == "st":
+        judge = None if args.judge is None else args.judge.removeprefix(CROSS_ENCODER_PREFIX)
+        rows, counts = mine_dense_negatives(collection, model, options, judge, device=args.device)
+        return _finish_mining(args, rows, counts)
+    with ExitStack() as stack:
+        caches: list[RequestCache] = []
+
+        def make_scorer(name: str) -> CachedScorer:
+            if not caches:
+                path = args.cache or args.output.with_suffix(".cache.sqlite")
+                caches.append(stack.enter_context(RequestCache(path)))
+            return CachedScorer(name, caches[0], None, args.batch_tokens, args.device, args.dtype)
+
+        devices = {} if args.device is None else {kind: {"device": args.device} for kind in ("dense", "splade")}
+        retriever = Retriever(collection.documents, args.index_cache, make_scorer, devices)
+        stage = parse_stage(args.first_stage, rerank_depth=args.rerank_depth)
+        scorer = None if args.judge is None else make_scorer(args.judge)
+        rows, counts = mine_negatives(collection, stage, retriever, options, scorer)
+    return _finish_mining(args, rows, counts)
+
+
+def _finish_mining(args: argparse.Namespace, rows: list[dict[str, Any]], counts: Any) -> int:
+    from modeling_tsarank.eval.files import write_json
+    from modeling_tsarank.eval.reports import text_table
+    from modeling_tsarank.ranking_errors import InputError
+    from modeling_tsarank.trainers.data.list_writing import write_ndjson
+
+    report = counts.as_dict()
+    if not rows:
+        why = ", ".join(f"{reason}: {count}" for reason, count in counts.lost.items())
+        raise InputError(
+            f"none of {counts.queries} queries got its negatives ({why}); widen the window or the margins"
+        )
+    write_ndjson(args.output, rows)
+    settings = {name: value for name, value in vars(args).items() if isinstance(value, str | int | float | None)}
+    write_json(args.output.with_name(f"{args.output.stem}.report.txt"), {**report, "settings": settings})
+    table = [["queries", counts.queries], ["rows", counts.rows]]
+    table += [[f"  no row: {reason}", count] for reason, count in counts.lost.items()]
+    table += [["negatives", counts.negatives], ["rows with fewer than asked", counts.short]]
+    table += [[f"candidates dropped: {reason}", count] for reason, count in counts.candidates.items()]
+    sys.stdout.write(text_table(["Mining", "Number"], [[str(name), str(value)] for name, value in table]))
+    return 0
+
+
+def run_split(args: argparse.Namespace) -> int:
+    """Runs `tsarank data split`."""
+    from modeling_tsarank.eval.reports import text_table
+    from modeling_tsarank.ranking_errors import InputError
+    from modeling_tsarank.trainers.data.list_splits import stratified_split
+    from modeling_tsarank.trainers.data.list_writing import write_ndjson
+    from modeling_tsarank.trainers.training_sources import read_records, split_files
+
+    rows = []
+    for file in split_files(Path(args.rows), "train"):
+        for place, record in read_records(file):
+            missing = [name for name in (args.id, *args.by) if not isinstance(record, dict) or name not in record]
+            if missing:
+                raise InputError(f"{place}: no field {', '.join(missing)}; name fields that the rows have")
+            rows.append(record)
+    train, validation = stratified_split(
+        rows,
+        lambda row: str(row[args.id]),
+        lambda row: tuple(str(row[name]) for name in args.by),
+        args.validation_share,
+        args.seed,
+    )
+    for name, part in (("train", train), ("validation", validation)):
+        write_ndjson(args.output / f"{name}.jsonl", part)
+    table = [["rows", len(rows)], ["train", len(train)], ["validation", len(validation)]]
+    sys.stdout.write(text_table(["Split", "Rows"], [[str(name), str(count)] for name, count in table]))
+    return 0

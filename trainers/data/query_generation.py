@@ -1,0 +1,298 @@
+"""Queries generated from passages: by a query-likelihood model of this project, or by a docT5query-like model.
+
+A model after continual pre-training reads `Document: … Query:` and writes the query: TSARankLLM's first stage is a
+query generator. An encoder-decoder such as docT5query (Nogueira and Lin, 2019) reads the passage alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from modeling_tsarank.eval.bm25 import EnglishAnalyzer
+from modeling_tsarank.eval.types import Document
+from modeling_tsarank.ranking_errors import InputError, ModelError
+from modeling_tsarank.trainers.data.query_files import QueryCollector, normalized
+from modeling_tsarank.trainers.data.teacher_cache import RequestCache
+
+
+logger = logging.getLogger(__name__)
+
+_NUMBERING = re.compile(r"^(?:\d{1,3}[.):]\s*)+")
+_QUOTES = " \t\"'\u201c\u201d\u2018\u2019\u00ab\u00bb*`"
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How queries are sampled.
+
+    Attributes:
+        top_k: Most likely tokens to sample from (docT5query: 10); 0 for all.
+        top_p: Probability mass to sample from.
+        temperature: Of sampling; 0 takes the most likely token.
+        max_new_tokens: Longest query in tokens; one that is not finished by then is not taken.
+        per_passage: Queries of one passage.
+        max_passage_tokens: Prompt and passage together; a longer passage is cut.
+        batch_size: Passages at a time.
+        seed: Of passages and sampling.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    top_k: int = 10
+    top_p: float = 1.0
+    temperature: float = 1.0
+    max_new_tokens: int = 32
+    per_passage: int = 1
+    max_passage_tokens: int = 384
+    batch_size: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "per_passage", "batch_size", "max_passage_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.top_k < 0 or not 0 < self.top_p <= 1 or not self.temperature >= 0:
+            raise InputError(
+                f"top_k must be 0 or more, top_p above 0 up to 1, temperature 0 or more: got {self.top_k}, "
+                f"{self.top_p}, {self.temperature}"
+            )
+        if self.temperature == 0 and self.per_passage > 1:
+            raise InputError("several queries of a passage need sampling: give a temperature above 0")
+
+    def for_generate(self) -> dict[str, Any]:
+        """Arguments of `generate`."""
+        if self.temperature == 0:
+            return {"do_sample": False, "max_new_tokens": self.max_new_tokens}
+        return {
+            "do_sample": True,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "temperature": self.temperature,
+            "num_return_sequences": self.per_passage,
+            "max_new_tokens": self.max_new_tokens,
+        }
+
+
+class QueryGenerator:
+    """Writes queries for passages.
+
+    Args:
+        name_or_path: A query-likelihood model (any causal language model will do; `default` is the embedded one), or
+            an encoder-decoder such as a docT5query.
+        options: Sampling.
+        cache: Keeps every finished batch, so that an interrupted run goes on where it was.
+        device: Torch device.
+        dtype: Number format.
+
+    Raises:
+        ModelError: no such model, or one that ranks by logits and generates nothing.
+    """
+
+    def __init__(
+        self,
+        name_or_path: str,
+        options: SamplingOptions | None = None,
+        cache: RequestCache | None = None,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        from modeling_tsarank.trainers.data.teacher_scores import scorer_identity, scorer_name
+
+        self.options = options or SamplingOptions()
+        self.name = scorer_name(name_or_path)
+        self._source, self._device, self._dtype = name_or_path, device, dtype
+        self._cache = cache
+        self._identity = {**scorer_identity(name_or_path), "dtype": str(dtype)}
+        self._model: Any = None
+        self._tokenizer: Any = None
+        self._ranker: Any = None
+
+    def generate(self, passages: Sequence[str]) -> list[list[tuple[str, bool]]]:
+        """Raw texts of one batch: for each passage `per_passage` pairs (text, whether the model ended it).
+
+        The same batch gives the same texts on the same machine: sampling is seeded by the batch.
+        """
+        request = {"generator": self._identity, "options": asdict(self.options), "passages": list(passages)}
+        kept = None if self._cache is None else self._cache.get(request)
+        if kept is None:
+            kept = self._sample(passages)
+            if self._cache is not None:
+                self._cache.put(request, kept)
+        return [[(text, bool(ended)) for text, ended in passage] for passage in kept]
+
+    def _load(self) -> None:
+        from transformers import AutoConfig
+
+        from modeling_tsarank.default_model import default_model_source
+        from modeling_tsarank.loading import DEFAULT_NAMES, load_ranker, resolve_device, resolve_dtype
+        from modeling_tsarank.ranking_checkpoints import first_line
+
+        device = resolve_device(self._device)
+        dtype = resolve_dtype(self._dtype, device)
+        source = os.fspath(default_model_source()) if self._source in DEFAULT_NAMES else self._source
+        try:
+            config = AutoConfig.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"cannot load the query generator {self._source}: {first_line(error)}") from error
+        if config.is_encoder_decoder:
+            self._load_seq2seq(source, device, dtype)
+            return
+        ranker = load_ranker(
+            self._source, device=device, dtype=dtype, family="query_likelihood", **self._lengths(config)
+        )
+        self._ranker, self._model, self._tokenizer = ranker, ranker.backbone, ranker.tokenizer
+
+    def _lengths(self, config: Any) -> dict[str, Any]:
+        """Ranking lengths that fit a short context; none for a model with a usual one.
+
+        Raises:
+            InputError: passage and query do not fit.
+        """
+        context = getattr(config, "max_position_embeddings", None)
+        wanted = self.options.max_passage_tokens + self.options.max_new_tokens
+        if context is not None and wanted > context:
+            raise InputError(
+                f"{self.name} reads {context} tokens, passage and query may have {wanted}: lower --max-passage-tokens"
+            )
+        return {} if context is None or context >= 512 else {"max_length": context, "max_query_length": context // 2}
+
+    def _load_seq2seq(self, source: str, device: Any, dtype: Any) -> None:
+        from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+        from modeling_tsarank.ranking_checkpoints import first_line
+
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(source)
+            self._model = AutoModelForSeq2SeqLM.from_pretrained(source, dtype=dtype).to(device).eval()
+        except (OSError, ValueError) as error:
+            raise ModelError(f"cannot load the query generator {self._source}: {first_line(error)}") from error
+
+    def _inputs(self, passages: Sequence[str]) -> dict[str, Any]:
+        """Padded ids and mask: on the left for a decoder, on the right for an encoder."""
+        import torch
+
+        limit = self.options.max_passage_tokens
+        if self._ranker is not None:
+            rows = [prompt.cut(limit) for prompt in self._ranker.encoder.prompts(list(passages))]
+            pad, left = self._ranker.pad_id, True
+        else:
+            rows = self._tokenizer(list(passages), truncation=True, max_length=limit)["input_ids"]
+            pad, left = self._tokenizer.pad_token_id or 0, False
+        longest = max(len(row) for row in rows)
+        padding = [[pad] * (longest - len(row)) for row in rows]
+        zeros = [[0] * len(part) for part in padding]
+        ones = [[1] * len(row) for row in rows]
+        if left:
+            ids = [part + row for part, row in zip(padding, rows, strict=True)]
+            mask = [part + row for part, row in zip(zeros, ones, strict=True)]
+        else:
+            ids = [row + part for part, row in zip(padding, rows, strict=True)]
+            mask = [row + part for part, row in zip(zeros, ones, strict=True)]
+        device = self._model.device
+        return {
+            "input_ids": torch.tensor(ids, device=device),
+            "attention_mask": torch.tensor(mask, device=device),
+            "pad_token_id": pad,
+        }
+
+    def _sample(self, passages: Sequence[str]) -> list[list[tuple[str, bool]]]:
+        import torch
+
+        if self._model is None:
+            self._load()
+        inputs = self._inputs(passages)
+        seed = random.Random(f"{self.options.seed}\0" + "\0".join(passages)).getrandbits(63)
+        devices = [self._model.device] if self._model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.inference_mode():
+            torch.manual_seed(seed)
+            output = self._model.generate(**inputs, **self.options.for_generate())
+        start = inputs["input_ids"].shape[1] if self._ranker is not None else 1
+        ends = self._end_ids()
+        rows = [(self._text(row), any(token in ends for token in row)) for row in output[:, start:].tolist()]
+        each = self.options.per_passage
+        return [rows[place : place + each] for place in range(0, len(rows), each)]
+
+    def _end_ids(self) -> set[int]:
+        ends = self._model.generation_config.eos_token_id
+        return {self._tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+
+    def _text(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def tidy_generated(text: str, ended: bool) -> tuple[str, str | None]:
+    """A raw text as a query, and why it cannot be one.
+
+    A query ends at the first line break, question mark, or return to the prompt (`Document:`, `Query:`); what the
+    model would have gone on with is dropped. One that was still going on at the longest length is "unfinished".
+    """
+    first = next(iter(text.strip().splitlines()), "")
+    finished = ended or "\n" in text.strip()
+    for stop in ("Document:", "Query:"):
+        head, found, _ = first.partition(stop)
+        if found:
+            first, finished = head, True
+    question, mark, _ = first.partition("?")
+    if mark:
+        first, finished = f"{question}?", True
+    query = _NUMBERING.sub("", " ".join(first.split()).strip(_QUOTES), count=1).strip(_QUOTES)
+    if not query:
+        return query, "empty"
+    return query, None if finished else "unfinished"
+
+
+def generate_queries(
+    documents: Mapping[str, Document],
+    generator: QueryGenerator,
+    collector: QueryCollector,
+    min_shared: int = 1,
+    show_progress: bool | None = None,
+) -> None:
+    """Fills a collector with queries for passages drawn at random, without replacement.
+
+    A query that is a piece of its passage, word for word, is not taken ("copied"): that is what cropping gives. Nor is
+    one that shares fewer stems with its passage than `min_shared` ("unrelated"): what could be asked of any passage.
+
+    Args:
+        documents: Document id to document.
+        generator: Writes them.
+        collector: Takes them; may stay unfilled where the corpus has no more.
+        min_shared: Stems, stop words aside, that a query shares with its passage at least (English).
+        show_progress: Progress bar on stderr; None shows it on a terminal only.
+    """
+    ids = list(documents)
+    random.Random(generator.options.seed).shuffle(ids)
+    size = generator.options.batch_size
+    analyze = EnglishAnalyzer() if min_shared else None
+    hidden = None if show_progress is None else not show_progress
+    with tqdm(total=collector.wanted, desc="generating queries", unit="query", disable=hidden) as bar:
+        for start in range(0, len(ids), size):
+            if collector.full:
+                return
+            batch = [name for name in ids[start : start + size] if documents[name].full_text]
+            if not batch:
+                continue
+            texts = generator.generate([documents[name].full_text for name in batch])
+            for name, candidates in zip(batch, texts, strict=True):
+                for raw, ended in candidates:
+                    query, reason = tidy_generated(raw, ended)
+                    reason = reason or _relation_problem(query, documents[name].full_text, min_shared, analyze)
+                    if not collector.full and collector.offer(query, name, reason):
+                        bar.update(1)
+
+
+def _relation_problem(query: str, passage: str, min_shared: int, analyze: EnglishAnalyzer | None) -> str | None:
+    if f" {normalized(query)} " in f" {normalized(passage)} ":
+        return "copied"
+    if analyze is not None and len(set(analyze(query)) & set(analyze(passage))) < min_shared:
+        return "unrelated"
+    return None

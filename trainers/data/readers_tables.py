@@ -1,0 +1,133 @@
+"""Tables: local files and datasets of the Hub, with a mapping from their fields to query and document."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from modeling_tsarank.ranking_errors import InputError, ResourceError
+from modeling_tsarank.trainers.data.readers import Source, field_of, text_of, usable
+from modeling_tsarank.trainers.data.readers_files import open_stream, read_json_lines
+from modeling_tsarank.trainers.data.weak_types import Pair
+from modeling_tsarank.trainers.training_sources import import_datasets, read_records
+
+
+SUFFIXES = (".jsonl", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz", ".parquet", ".jsonl.zst", ".jsonl.bz2")
+
+DEFAULT_FIELDS = {
+    "title_body": ("title", "body"),
+    "title_abstract": ("title", "abstract"),
+    "citation_reference": ("citation", "reference"),
+    "post_comment": ("post", "comment"),
+    "entity_description": ("entity", "description"),
+    "question_answer": ("question", "answer"),
+    "summary_content": ("summary", "content"),
+}
+"""Fields looked for where a source declares none and its records have no `query` and `document`."""
+
+
+def read_table(source: Source, unusable: Counter[str]) -> Iterator[Pair]:
+    """The pairs of a table. A field that holds a list of texts gives a pair for each of them."""
+    for name in source.fields:
+        if name not in ("query", "document", "source", "licence"):
+            raise InputError(f"{source.name}: fields map query, document, source and licence, not {name!r}")
+    mapping: dict[str, Any] | None = None
+    for place, record in _records(source):
+        if not isinstance(record, Mapping):
+            raise InputError(f"{place}: expected a record with fields, got {type(record).__name__}")
+        if mapping is None:
+            mapping = _mapping(source, record, place)
+        origin, licence = (text_of(_one(record, mapping.get(name))) for name in ("source", "licence"))
+        for query in _values(record, mapping["query"]):
+            for document in _values(record, mapping["document"]):
+                if usable(query, document, unusable):
+                    yield source.pair(query, document, origin, licence)
+
+
+def _mapping(source: Source, record: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The declared fields, completed by those that the first record has."""
+    mapping = dict(source.fields)
+    for name, own in zip(("query", "document"), DEFAULT_FIELDS[source.type], strict=True):
+        mapping.setdefault(name, next((known for known in (name, own) if known in record), own))
+        paths = [mapping[name]] if isinstance(mapping[name], str) else mapping[name]
+        if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
+            raise InputError(f"{source.name}: the field of {name} must be a name or a list of names")
+        if all(field_of(record, path) is None and path.split(".")[0] not in record for path in paths):
+            raise InputError(
+                f"{place}: no field {' or '.join(paths)} for the {name}; there are {', '.join(record)}. "
+                f"Say which with fields: {{{name}: FIELD}}"
+            )
+    if not source.fields:
+        mapping |= {name: name for name in ("source", "licence") if isinstance(record.get(name), str)}
+    return mapping
+
+
+def _one(record: Mapping[str, Any], path: Any) -> Any:
+    return field_of(record, path) if isinstance(path, str) else None
+
+
+def _values(record: Mapping[str, Any], paths: Any) -> list[str]:
+    """The texts of a field, an empty one where there is none; several fields are joined."""
+    if not isinstance(paths, str):
+        return [" ".join(filter(None, (text_of(field_of(record, path)) for path in paths)))]
+    value = field_of(record, paths)
+    if isinstance(value, (list, tuple)):
+        return [text for text in map(text_of, value) if text] or [""]
+    return [text_of(value)]
+
+
+def _records(source: Source) -> Iterator[tuple[str, Any]]:
+    path = Path(source.path)
+    if not path.exists():
+        yield from _hub_records(source)
+        return
+    files = [path]
+    if path.is_dir():
+        files = sorted(one for one in path.rglob("*") if one.is_file() and one.name.endswith(SUFFIXES))
+    if not files or not all(file.name.endswith(SUFFIXES) for file in files):
+        raise InputError(f"{path}: expected {', '.join(SUFFIXES)}, or a folder of such files")
+    for file in files:
+        if file.name.endswith(".parquet"):
+            yield from read_records(file)
+        elif ".jsonl" in file.suffixes:
+            yield from read_json_lines(file)
+        else:
+            yield from _csv_records(file)
+
+
+def _csv_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    with open_stream(path) as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+        reader = csv.DictReader(text, delimiter="\t" if ".tsv" in path.suffixes else ",", strict=True)
+        try:
+            for record in reader:
+                if None in record or None in record.values():
+                    raise InputError(f"{path.name}, line {reader.line_num}: not as many fields as the header has")
+                yield f"{path.name}, line {reader.line_num}", record
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise InputError(f"{path.name}, line {reader.line_num + 1}: {error}") from error
+
+
+def _hub_records(source: Source) -> Iterator[tuple[str, Any]]:
+    name = source.path
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(SUFFIXES):
+        raise InputError(f"no file or folder {name}; expected a path that exists or a dataset's id on the Hub")
+    datasets = import_datasets()
+    try:
+        rows = datasets.load_dataset(name, source.config or None, split=source.split, streaming=True)
+        for number, record in enumerate(rows, start=1):
+            yield f"{name}, row {number}", record
+    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError) as error:
+        raise InputError(f"{name!r} is no file, no folder and no dataset on the Hub that can be read") from error
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"dataset {name!r}, split {source.split!r}: {str(error).splitlines()[0]}") from error
+    except (ConnectionError, OSError) as error:
+        raise ResourceError(f"{name!r} is no file or folder here, and the Hub cannot be reached") from error

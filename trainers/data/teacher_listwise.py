@@ -1,0 +1,160 @@
+"""Putting a list in order by asking a teacher: in one prompt, or with sliding windows from the back to the front.
+
+Reference: Sun et al., Is ChatGPT Good at Search?, EMNLP 2023, section 3.2.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.data.teacher_answers import ReadAnswer, read_answer
+from modeling_tsarank.trainers.data.teacher_prompt import DEFAULT_PASSAGE_WORDS, PROMPT_VERSION, listwise_messages
+from modeling_tsarank.trainers.data.teacher_types import ChatTeacher, RequestRefusedError, TeacherUnreachableError
+
+
+OUTCOMES = ("clean", "repaired", "failed", "refused", "unanswered")
+"""What can become of a list: ordered by a faultless answer, by a repaired one, left without a usable answer after all
+attempts, not taken by the teacher, or not answered at all (which a later run asks again)."""
+
+
+@dataclass(frozen=True)
+class ListwiseOptions:
+    """How lists are asked about.
+
+    Attributes:
+        window: Passages in one prompt; None for the whole list.
+        step: How far the window moves towards the front (RankGPT: half a window).
+        max_words: Words of a passage that are shown.
+        attempts: How often one prompt is asked before its answers count as a failure.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    window: int | None = None
+    step: int | None = None
+    max_words: int = DEFAULT_PASSAGE_WORDS
+    attempts: int = 2
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 2:
+            raise InputError(f"a window needs at least two passages, got {self.window}")
+        if self.step is not None and (self.window is None or not 1 <= self.step < self.window):
+            raise InputError(f"the step must be at least 1 and less than the window ({self.window}), got {self.step}")
+        if self.attempts < 1 or self.max_words < 1:
+            raise InputError(f"attempts and words must be at least 1, got {self.attempts} and {self.max_words}")
+
+    def describe(self) -> dict[str, Any]:
+        """For a card."""
+        return {
+            "prompt": PROMPT_VERSION,
+            "window": self.window,
+            "step": self.window and (self.step or max(self.window // 2, 1)),
+            "max_words": self.max_words,
+            "attempts": self.attempts,
+        }
+
+
+@dataclass
+class Ordering:
+    """What a teacher made of one list.
+
+    Attributes:
+        outcome: One of `OUTCOMES`.
+        permutation: Indexes from 0, best first; None unless the outcome is `clean` or `repaired`.
+        answers: Every raw answer in the order of asking, the unusable ones included.
+        reason: Why there is no permutation.
+        reading: How the answers were read, the used ones.
+        scores: One score a document, of a teacher that gives scores.
+    """
+
+    outcome: str
+    permutation: list[int] | None = None
+    answers: list[str] = field(default_factory=list)
+    reason: str | None = None
+    reading: list[ReadAnswer] = field(default_factory=list)
+    scores: list[float] | None = None
+
+    @property
+    def raw_answer(self) -> str:
+        """The answer as it came; several (windows, attempts) as a JSON array."""
+        return self.answers[0] if len(self.answers) == 1 else json.dumps(self.answers, ensure_ascii=False)
+
+
+def window_bounds(count: int, window: int | None, step: int | None = None) -> list[tuple[int, int]]:
+    """The windows (start, end) over `count` passages in the order of asking, from the back to the front.
+
+    The last one always begins at 0, so every passage is asked about, also where the steps do not divide the list.
+    """
+    if window is None or window >= count:
+        return [(0, count)]
+    step = step or max(window // 2, 1)
+    bounds = []
+    start = count - window
+    while start > 0:
+        bounds.append((start, start + window))
+        start -= step
+    return [*bounds, (0, window)]
+
+
+class ListwiseTeacher:
+    """Orders lists with a chat teacher.
+
+    Args:
+        teacher: Who is asked.
+        options: How.
+    """
+
+    def __init__(self, teacher: ChatTeacher, options: ListwiseOptions | None = None) -> None:
+        self._teacher = teacher
+        self.options = options or ListwiseOptions()
+        self.name = teacher.name
+
+    def order(self, query: str, documents: Sequence[str]) -> Ordering:
+        """The order of n documents, given in the first stage's order.
+
+        With windows, a single unusable answer makes the whole list a failure: half of it would be in the teacher's
+        order and half in the first stage's.
+
+        Raises:
+            TSARankError: the teacher cannot be asked anything at all; see `ChatTeacher.complete`.
+        """
+        result = Ordering("clean")
+        order = list(range(len(documents)))
+        try:
+            for start, end in window_bounds(len(documents), self.options.window, self.options.step):
+                shown = order[start:end]
+                reading = self._ask(query, [documents[index] for index in shown], result)
+                if not reading.usable:
+                    result.outcome = "failed"
+                    result.reason = (
+                        f"{self.options.attempts} answers about passages {start + 1} to {end}; the last names "
+                        f"{reading.named} of {end - start}"
+                    )
+                    return result
+                result.reading.append(reading)
+                order[start:end] = [shown[place] for place in reading.permutation]
+        except RequestRefusedError as error:
+            result.outcome, result.reason = "refused", str(error)
+            return result
+        except TeacherUnreachableError as error:
+            result.outcome, result.reason = "unanswered", str(error)
+            return result
+        result.permutation = order
+        result.outcome = "repaired" if any(reading.repaired for reading in result.reading) else "clean"
+        return result
+
+    def _ask(self, query: str, documents: Sequence[str], result: Ordering) -> ReadAnswer:
+        """The first usable reading, else the last attempt's."""
+        for attempt in range(self.options.attempts):
+            messages = listwise_messages(query, documents, self.options.max_words, attempt)
+            answer = self._teacher.complete(messages, attempt).text
+            result.answers.append(answer)
+            reading = read_answer(answer, len(documents))
+            if reading.usable:
+                return reading
+        return reading

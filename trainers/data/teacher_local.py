@@ -1,0 +1,153 @@
+"""A causal language model on this machine as a teacher: any folder or Hub id, through its chat template."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from modeling_tsarank.default_model import DEFAULT_NAME, VERSION, default_model_source
+from modeling_tsarank.eval.index_cache import model_fingerprint
+from modeling_tsarank.ranking_errors import InputError, ModelError
+from modeling_tsarank.trainers.data.teacher_cache import RequestCache
+from modeling_tsarank.trainers.data.teacher_prompt import Message
+from modeling_tsarank.trainers.data.teacher_types import Completion, RequestRefusedError, Usage
+
+
+logger = logging.getLogger(__name__)
+
+
+class LocalTeacher:
+    """Answers with a causal language model, greedily (temperature 0).
+
+    Args:
+        name_or_path: Hub id or folder; `default` for the embedded model.
+        cache: Where answers are kept.
+        usage: Counts what was asked.
+        max_new_tokens: Longest answer.
+        device: Torch device; the best there is by default.
+        dtype: Number format; see `load_ranker`.
+
+    Raises:
+        ModelError: no such causal language model.
+        InputError: no such device or number format here.
+    """
+
+    def __init__(
+        self,
+        name_or_path: str,
+        cache: RequestCache,
+        usage: Usage | None = None,
+        max_new_tokens: int = 256,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        from modeling_tsarank.loading import DEFAULT_NAMES, resolve_device, resolve_dtype
+
+        if max_new_tokens < 1:
+            raise InputError(f"the longest answer must be at least one token, got {max_new_tokens}")
+        self._device = resolve_device(device)
+        self._dtype = resolve_dtype(dtype, self._device)
+        embedded = name_or_path in DEFAULT_NAMES
+        self._source = os.fspath(default_model_source()) if embedded else name_or_path
+        self.name = DEFAULT_NAME if embedded else name_or_path.rstrip("/").rpartition("/")[2]
+        self._identity = {"default": VERSION} if embedded else model_fingerprint(self._source)
+        self.usage = usage or Usage()
+        self._cache, self._max_new_tokens = cache, max_new_tokens
+        self._lock = threading.Lock()
+        self._model: Any = None
+        self._tokenizer: Any = None
+
+    def describe(self) -> dict[str, Any]:
+        """For a card."""
+        dtype = str(self._dtype).removeprefix("torch.")
+        return {"kind": "local", "model": self.name, "max_new_tokens": self._max_new_tokens, "dtype": dtype}
+
+    def complete(self, messages: Sequence[Message], attempt: int = 0) -> Completion:
+        """See `ChatTeacher.complete`. A conversation beyond the model's context is refused."""
+        request = {
+            "local": self._identity,
+            "dtype": str(self._dtype),
+            "messages": list(messages),
+            "max_new_tokens": self._max_new_tokens,
+            "attempt": attempt,
+        }
+        kept = self._cache.get(request)
+        if kept is None:
+            self.usage.add_request(again=False)
+            with self._lock:  # one model: threads take turns
+                completion = self._generate(messages)
+            answer = asdict(completion)
+            del answer["cached"]
+            self._cache.put(request, answer)
+        else:
+            completion = Completion(**kept, cached=True)
+        self.usage.add_answer(completion)
+        return completion
+
+    def _load(self) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(self._source)
+            model: Any = AutoModelForCausalLM.from_pretrained(self._source, dtype=self._dtype)
+            self._model = model.to(self._device).eval()
+        except (OSError, ValueError) as error:
+            reason = next(iter(str(error).splitlines()), "")
+            raise ModelError(f"cannot load the teacher {self.name} as a causal language model: {reason}") from error
+
+    def _generate(self, messages: Sequence[Message]) -> Completion:
+        import torch
+
+        if self._model is None:
+            self._load()
+        ids = self._tokenizer(conversation_text(self._tokenizer, messages), add_special_tokens=False)["input_ids"]
+        limit = getattr(self._model.config, "max_position_embeddings", None)
+        if limit is not None and len(ids) + self._max_new_tokens > limit:
+            raise RequestRefusedError(
+                f"the conversation has {len(ids)} tokens, with an answer of {self._max_new_tokens} more than the "
+                f"{limit} of {self.name}; use windows (--window), fewer words a passage (--passage-words) or another "
+                f"teacher"
+            )
+        end = self._tokenizer.eos_token_id
+        pad = self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else end
+        with torch.inference_mode():
+            output = self._model.generate(
+                input_ids=torch.tensor([ids], device=self._device),
+                attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=self._device),
+                max_new_tokens=self._max_new_tokens,
+                do_sample=False,
+                pad_token_id=pad if pad is not None else 0,
+            )
+        written = output[0, len(ids) :].tolist()
+        cut = len(written) == self._max_new_tokens and written[-1] != end
+        text = self._tokenizer.decode(written, skip_special_tokens=True)
+        return Completion(text, len(ids), len(written), "length" if cut else "stop")
+
+
+def conversation_text(tokenizer: Any, messages: Sequence[Message]) -> str:
+    """The conversation in the model's own chat template; a plain model without one reads it as labelled lines.
+
+    A template that takes no system message (Gemma's, for one) gets it at the head of the first user message.
+    """
+    if getattr(tokenizer, "chat_template", None):
+        from jinja2.exceptions import TemplateError
+
+        for version in (list(messages), _without_system(messages)):
+            try:
+                return tokenizer.apply_chat_template(version, tokenize=False, add_generation_prompt=True)
+            except TemplateError as error:
+                logger.info("chat template: %s", error)
+        raise ModelError("the model's chat template takes neither a system message nor a plain conversation")
+    lines = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
+    return "\n".join([tokenizer.bos_token or "", *lines, "Assistant:"]).lstrip("\n")
+
+
+def _without_system(messages: Sequence[Message]) -> list[Message]:
+    if not messages or messages[0]["role"] != "system":
+        return list(messages)
+    first = {"role": messages[1]["role"], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+    return [first, *messages[2:]]

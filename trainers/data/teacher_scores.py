@@ -1,0 +1,152 @@
+"""Rerankers as teachers: they give every document a score, and the scores give the order."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from modeling_tsarank.eval.extras import require
+from modeling_tsarank.eval.index_cache import model_fingerprint
+from modeling_tsarank.eval.scoring import Scorer, predict
+from modeling_tsarank.ranking_errors import InputError, ModelError, NonFiniteScoreError
+from modeling_tsarank.trainers.data.teacher_cache import RequestCache
+from modeling_tsarank.trainers.data.teacher_listwise import Ordering
+from modeling_tsarank.trainers.data.teacher_types import Completion, Usage
+
+
+logger = logging.getLogger(__name__)
+
+CROSS_ENCODER_PREFIX = "ce:"
+"""In front of a name: a sentence-transformers CrossEncoder; without it, a reranker of this project."""
+
+
+def scorer_identity(name: str) -> dict[str, Any]:
+    """What tells a scorer apart from another of the same name, as far as that can be known without loading it."""
+    from modeling_tsarank.default_model import DEFAULT_NAME, VERSION
+    from modeling_tsarank.loading import DEFAULT_NAMES
+
+    path = name.removeprefix(CROSS_ENCODER_PREFIX)
+    if path in DEFAULT_NAMES:
+        return {"model": f"{DEFAULT_NAME} {VERSION}"}
+    return {**model_fingerprint(path), "cross_encoder": name.startswith(CROSS_ENCODER_PREFIX)}
+
+
+def scorer_name(name: str) -> str:
+    """What tables call a scorer: no folders."""
+    from modeling_tsarank.eval.checkpoint_sources import display_name
+
+    return display_name(name.removeprefix(CROSS_ENCODER_PREFIX))
+
+
+def load_scorer(name: str, device: str | None = None, dtype: str | None = None, **options: Any) -> Scorer:
+    """A reranker of this project (folder, Hub id, `default`), or with `ce:` a sentence-transformers CrossEncoder.
+
+    Args:
+        name: Which.
+        device: Torch device.
+        dtype: Number format, of this project's rerankers.
+        **options: Ranking options of this project's rerankers, such as `max_length`; `max_length` also of the others.
+
+    Raises:
+        InputError, ModelError: there is no such device or model.
+        ResourceError: sentence-transformers is missing.
+    """
+    if not name.startswith(CROSS_ENCODER_PREFIX):
+        from modeling_tsarank.loading import load_ranker
+
+        return load_ranker(name, device=device, dtype=dtype, **options)
+    package = require("sentence_transformers", extra="dense", purpose="A CrossEncoder")
+    path = name.removeprefix(CROSS_ENCODER_PREFIX)
+    try:
+        return package.CrossEncoder(path, device=device, max_length=options.get("max_length"))
+    except (OSError, ValueError, KeyError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise ModelError(f"{path!r} cannot be loaded as a CrossEncoder: {reason}") from error
+
+
+class CachedScorer:
+    """Scores of (query, documents) from the cache, else of a scorer that is loaded when first needed.
+
+    Args:
+        name: See `load_scorer`.
+        cache: Where scores are kept, a list at a time.
+        usage: Counts the lists.
+        batch_tokens: Token budget of a batch.
+        device: Torch device.
+        dtype: Number format.
+        **options: See `load_scorer`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        cache: RequestCache,
+        usage: Usage | None = None,
+        batch_tokens: int | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        **options: Any,
+    ) -> None:
+        self.name = scorer_name(name)
+        self.usage = usage or Usage()
+        self._given, self._cache, self._batch_tokens = name, cache, batch_tokens
+        self._load_options = {"device": device, "dtype": dtype, **options}
+        self._identity = {**scorer_identity(name), "dtype": dtype, "options": options}
+        self._scorer: Scorer | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """For a card."""
+        return {"kind": "scores", "model": self.name, **{k: v for k, v in self._load_options.items() if v is not None}}
+
+    def scores(self, query: str, documents: Sequence[str]) -> list[float]:
+        """One score a document, shape `(n,)`; higher is more relevant.
+
+        Raises:
+            NonFiniteScoreError: the model returned NaN or an infinity.
+            ModelError: it did not return one number a document.
+        """
+        digest = hashlib.sha256("\0".join(documents).encode("utf-8", "surrogatepass")).hexdigest()
+        request = {"scorer": self._identity, "query": query, "documents": digest, "count": len(documents)}
+        kept = self._cache.get(request)
+        if kept is not None:
+            self.usage.add_answer(Completion("", cached=True))
+            return [float(score) for score in kept]
+        if self._scorer is None:
+            self._scorer = load_scorer(self._given, **self._load_options)
+        self.usage.add_request(again=False)
+        pairs = [(query, document) for document in documents]
+        scores = [float(score) for score in predict(self._scorer, pairs, self._batch_tokens)]
+        if not all(math.isfinite(score) for score in scores):
+            raise NonFiniteScoreError(f"{self.name} gave a score that is not finite for the query {query[:60]!r}")
+        self._cache.put(request, scores)
+        self.usage.add_answer(Completion("", 0, 0))
+        return scores
+
+
+class ScoringTeacher:
+    """Orders lists by a scorer; equal scores keep the first stage's order.
+
+    Args:
+        scorer: The scorer.
+    """
+
+    def __init__(self, scorer: CachedScorer) -> None:
+        self._scorer = scorer
+        self.name = scorer.name
+
+    def order(self, query: str, documents: Sequence[str]) -> Ordering:
+        """The order of n documents, with the scores; always `clean`.
+
+        Raises:
+            InputError: fewer than two documents.
+        """
+        if len(documents) < 2:
+            raise InputError(f"a teacher orders at least two documents, got {len(documents)}")
+        scores = self._scorer.scores(query, documents)
+        order = np.argsort(-np.asarray(scores), kind="stable")
+        return Ordering("clean", [int(index) for index in order], scores=scores)

@@ -1,0 +1,101 @@
+"""How many pairs of each type go into the set, and which."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.data.weak_types import PAIR_TYPES
+
+
+@dataclass
+class Sampling:
+    """Balanced sampling over types.
+
+    Attributes:
+        rows: Rows of the finished set; 0 takes all that the caps leave.
+        temperature: With `rows`: a type with n pairs gets a share in proportion to n^(1 / temperature). 1 keeps the
+            proportions, a large number gives every type the same (Conneau et al., 2020, section 3.1, whose alpha is
+            1 / temperature). What a type does not have goes to the others.
+        caps: Most pairs of a type, by its name, or of every type not named, as `all`.
+        validation: Rows of a validation split, drawn from the set with its proportions.
+        seed: Seed of the draw and of the order of rows.
+    """
+
+    rows: int = 0
+    temperature: float = 1.0
+    caps: dict[str, int] = field(default_factory=dict)
+    validation: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rows < 0 or self.validation < 0:
+            raise InputError("rows and validation must be at least 0")
+        if not self.temperature > 0:
+            raise InputError(f"temperature must be above 0, got {self.temperature}")
+        if not self.rows and self.temperature != 1:
+            raise InputError("a temperature needs rows: without a size of the set there are no shares to divide")
+        for name, cap in self.caps.items():
+            if name not in PAIR_TYPES and name != "all":
+                raise InputError(f"caps: no type {name!r}; there are all, {', '.join(PAIR_TYPES)}")
+            if type(cap) is not int or cap < 0:
+                raise InputError(f"caps: {name} must be a whole number of at least 0, got {cap!r}")
+
+    def allocate(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """How many pairs to take of each type, given how many there are."""
+        most = {name: min(n, self.caps.get(name, self.caps.get("all", n))) for name, n in counts.items()}
+        if not self.rows or self.rows >= sum(most.values()):
+            return most
+        return _shares(most, {name: n ** (1 / self.temperature) for name, n in counts.items()}, self.rows)
+
+    def record(self) -> dict[str, Any]:
+        """The options, for the provenance."""
+        return {name: getattr(self, name) for name in ("rows", "temperature", "caps", "validation", "seed")}
+
+
+def _shares(most: dict[str, int], weights: dict[str, float], rows: int) -> dict[str, int]:
+    """Divides `rows` by weight with no type above its most (water-filling), rounded by largest remainder."""
+    fixed: dict[str, int] = {}
+    while True:
+        open_types = [name for name in most if name not in fixed]
+        left = rows - sum(fixed.values())
+        total = sum(weights[name] for name in open_types) or 1.0
+        exact = {name: left * weights[name] / total for name in open_types}
+        full = {name: most[name] for name in open_types if exact[name] >= most[name]}
+        if not full:
+            break
+        fixed |= full
+    whole = {name: math.floor(value) for name, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: (whole[name] - exact[name], name))
+    for name in by_remainder[: left - sum(whole.values())]:
+        whole[name] += 1
+    return {name: fixed.get(name, whole.get(name, 0)) for name in most}
+
+
+def choose(counts: Mapping[str, int], wanted: Mapping[str, int], seed: int) -> dict[str, np.ndarray]:
+    """Which pairs of each type are taken, and where each goes.
+
+    Args:
+        counts: Pairs there are, by type.
+        wanted: Pairs to take, by type; none above its count.
+        seed: Seed; the same counts, numbers and seed give the same choice.
+
+    Returns:
+        By type, int64 of shape `(count,)`: the place of each pair in the finished set, -1 where it is not taken. The
+        places of all types together are a permutation.
+    """
+    generator = np.random.default_rng(seed)
+    names = sorted(counts)
+    places = {name: np.full(counts[name], -1, dtype=np.int64) for name in names}
+    order = generator.permutation(sum(wanted[name] for name in names))
+    start = 0
+    for name in names:
+        chosen = np.sort(generator.choice(counts[name], size=wanted[name], replace=False))
+        places[name][chosen] = order[start : start + wanted[name]]
+        start += wanted[name]
+    return places

@@ -1,0 +1,194 @@
+"""`training_run.json`: what a training was, written beside the model, so that its card can say it by itself.
+
+Nothing private goes in: of local files only their names, of the settings neither tokens nor folders.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import MISSING, dataclass, fields
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from modeling_tsarank.default_model import DEFAULT_NAME, GGUF_NAME, GGUF_SHA256
+from modeling_tsarank.eval.files import hash_file
+from modeling_tsarank.loading import DEFAULT_NAMES
+from modeling_tsarank.trainers.saving import write_json
+
+
+RECORD_NAME = "training_run.json"
+RECORD_VERSION = 1
+DEFAULT_MODEL = {"name": "HuggingFaceTB/SmolLM2-135M-Instruct", "license": "apache-2.0"}
+
+_PACKAGES = ("tsarank", "torch", "transformers", "accelerate", "datasets", "peft", "trl")
+# Settings of every training; a trainer's own are all recorded, the many others only where they were changed.
+_ALWAYS = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "optim",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "max_steps",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "seed",
+    "bf16",
+    "fp16",
+)
+# Where files lie, what is logged and when, how a machine is used: nothing that changes the weights.
+_NEVER = {
+    *("output_dir", "logging_dir", "run_name", "push_to_hub", "resume_from_checkpoint", "report_to", "project"),
+    *("deepspeed", "fsdp", "accelerator_config", "disable_tqdm", "use_cpu", "debug", "remove_unused_columns"),
+    *("dataset_kwargs", "model_init_kwargs", "trackio_space_id", "checkpoint_ranker", "merge_adapter", "trainable"),
+    *("activation_checkpointing", "gradient_checkpointing", "chunk_tokens"),
+}
+_NEVER_BEGINNING = ("logging_", "save_", "hub_", "eval_", "dataloader_", "ddp_", "log_", "include_", "push_")
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where training rows come from.
+
+    Attributes:
+        name: a Hub id, or the name of a local file or folder.
+        fingerprint: of a local file, else `None`.
+        config: the dataset's configuration on the Hub, or `None`.
+        split: which split, or `None`.
+    """
+
+    name: str
+    fingerprint: str | None = None
+    config: str | None = None
+    split: str | None = None
+
+    @classmethod
+    def of(cls, source: str, config: str | None = None, split: str | None = None) -> DataSource:
+        """The source that a user named: a path or a Hub id."""
+        path = Path(source)
+        if not path.exists():
+            return cls(source, None, config, split)
+        fingerprint = f"sha256:{hash_file(path)[:16]}" if path.is_file() else None
+        return cls(path.resolve().name, fingerprint, None, split)
+
+
+def write_training_record(trainer: Any, folder: str | Path) -> None:
+    """Writes `training_run.json` of a trainer that has trained. Called with everything else that is saved."""
+    write_json(Path(folder) / RECORD_NAME, training_record(trainer))
+
+
+def training_record(trainer: Any) -> dict[str, Any]:
+    """The facts of a training so far, all of them plain values.
+
+    `started_from` is the base model, with the record of its own training where it has one; `seconds` is the wall time
+    of the last session, which `resumed_from_step` tells to be not the only one.
+    """
+    args, state = trainer.args, trainer.state
+    source = getattr(trainer, "data_source", None)
+    kind = type(args).__name__.removesuffix("Config").removeprefix("Ranking").lower()
+    return {
+        "version": RECORD_VERSION,
+        "kind": kind,
+        "started_from": base_model_facts(trainer.started_from),
+        "ranking_options": None if kind == "cpt" else trainer.ranker.options.to_dict(),
+        "trained": _trained(trainer),
+        "data": {
+            "name": None if source is None else source.name,
+            "fingerprint": None if source is None else source.fingerprint,
+            "config": None if source is None else source.config,
+            "split": None if source is None else source.split,
+            "rows": None if trainer.train_dataset is None else len(trainer.train_dataset),
+        },
+        "settings": settings(args),
+        "steps": state.global_step,
+        "epochs": None if state.epoch is None else round(float(state.epoch), 4),
+        "final_loss": _last(state.log_history, "loss"),
+        "evaluations": [entry for entry in state.log_history if any(name.startswith("eval_") for name in entry)],
+        "best_checkpoint_metric": args.metric_for_best_model if args.load_best_model_at_end else None,
+        "hardware": hardware(args),
+        "seconds": _last(state.log_history, "train_runtime"),
+        "resumed_from_step": getattr(trainer, "resumed_from_step", None),
+        "finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+    }
+
+
+def base_model_facts(name_or_path: str) -> dict[str, Any]:
+    """Name, licence and earlier training of a base model; what is not known is `None`.
+
+    A local folder that a training wrote leads to that training's own base.
+    """
+    path = Path(name_or_path)
+    unpacked = f"{DEFAULT_NAME}-{GGUF_SHA256[:12]}"
+    if name_or_path in DEFAULT_NAMES or path.name in (unpacked, GGUF_NAME):
+        return {**DEFAULT_MODEL, "local": False, "training": None}
+    if not name_or_path or not path.exists():
+        return {"name": name_or_path or None, "license": None, "local": False, "training": None}
+    record = path / RECORD_NAME if path.is_dir() else path.with_name(RECORD_NAME)
+    training = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
+    return {"name": path.resolve().name, "license": None, "local": True, "training": training}
+
+
+def settings(args: TrainingArguments) -> dict[str, Any]:
+    """The settings that shape the weights: the training's own, the usual ones, and others that were changed."""
+    common = {field.name: field for field in fields(TrainingArguments)}
+    found = {}
+    for name, value in args.to_dict().items():
+        if name in _NEVER or name.startswith(_NEVER_BEGINNING) or not _has_effect(name, args):
+            continue
+        field = common.get(name)
+        if name in _ALWAYS or field is None or value != _default(field):
+            found[name] = Path(value).name if name == "ref_model" and value else value
+    return {name: value for name, value in sorted(found.items()) if value is not None}
+
+
+def _has_effect(name: str, args: Any) -> bool:
+    part = getattr(args, "trainable", None)
+    return not (name.startswith("lora_") and part != "lora") and not (name == "top_blocks" and part != "top_blocks")
+
+
+def _default(field: Any) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def hardware(args: Any) -> dict[str, Any]:
+    """What the training ran on."""
+    if args.device.type == "cuda":
+        name = torch.cuda.get_device_name(args.device)
+    else:
+        name = _processor() if args.device.type == "cpu" else args.device.type
+    return {"device": name, "processes": args.world_size}
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _trained(trainer: Any) -> dict[str, Any]:
+    parameters = list(trainer.accelerator.unwrap_model(trainer.model).parameters())
+    counted = {id(parameter): parameter for parameter in parameters}.values()
+    trained = sum(parameter.numel() for parameter in counted if parameter.requires_grad)
+    return {"part": trainer.args.trainable, "parameters": trained, "of": sum(p.numel() for p in counted)}
+
+
+def _last(history: list[dict[str, Any]], name: str) -> float | None:
+    return next((float(entry[name]) for entry in reversed(history) if name in entry), None)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

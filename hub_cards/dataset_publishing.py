@@ -92,7 +92,7 @@ def _recorded_card(folder: Path, title: str | None) -> str | None:
     if not (folder / PROVENANCE).is_file():
         return None
     record = read_provenance(folder)
-    return render_card(record, title) if record["kind"] == "weak_pairs" else None
+    return render_card(record, title) if record["kind"] in ("weak_pairs", "distillation_lists") else None
 
 
 def _own_card(folder: Path, selection: Selection) -> str | None:

@@ -200,7 +200,7 @@ class RankerModel(PreTrainedModel):
         """Writes the backbone's ordinary folder with the ranking options, the modeling files and the tokenizer.
 
         The result loads by `AutoModel.from_pretrained(folder, trust_remote_code=True)` without this package installed,
-        as pipeline and `CrossEncoder`, and as the plain model without trust. `push_to_hub=True` uploads it.
+        as pipeline and `CrossEncoder`, and as the plain model without trust. `push_to_hub=True` uploads it, privately.
         """
         if os.path.isfile(save_directory):
             raise InputError(f"cannot save to {save_directory}: it is a file, a folder is needed")
@@ -227,7 +227,7 @@ class RankerModel(PreTrainedModel):
         from huggingface_hub import HfApi
 
         api = HfApi(token=kwargs.get("token"))
-        repo_id = api.create_repo(repo_id, private=kwargs.get("private"), exist_ok=True).repo_id
+        repo_id = api.create_repo(repo_id, private=kwargs.get("private", True), exist_ok=True).repo_id
         api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=kwargs.get("commit_message"))
 
     # ---- the parts a PreTrainedModel forwards to its backbone ------------------------------------

@@ -100,7 +100,7 @@ def model_identity(model: Any) -> str:
     """32 hexadecimal digits that are equal only for models that compute the same states.
 
     Covers the backbone's class and configuration, the number format it computes in, which adapters are active, and
-    every byte of every weight and buffer (CRC-32 each; 0.3 s for the 135M default model on one core). The result is
+    every byte of every weight and buffer (CRC-32 each). The result is
     kept while a quick look (addresses, write counters and samples of all weights) finds nothing changed, so training
     steps, merged adapters and conversions are noticed. The ranking options are not part of it: prompts are keyed by
     their token ids.

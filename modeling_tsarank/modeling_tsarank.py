@@ -15,7 +15,7 @@ from .modeling_ranker import RankerModel, RankingOutput, accepts, group_loss
 from .ranking_engine import align_left, gathered_log_probs, pad_right, plan_batches, run_batches
 from .ranking_errors import InputError, ModelError
 from .ranking_options import QueryLikelihoodOptions
-from .ranking_states import KeptStates, suffix
+from .ranking_states import KeptStates, partial_attention, suffix
 from .ranking_text import EncodedPair, QueryLikelihoodEncoder, clean_query, document_text
 
 
@@ -201,10 +201,12 @@ class TSARankModel(KeptStates, RankerModel):
             lengths = [max(length, seen // 4) for length in lengths]
         limit = min(batch_tokens, PACKED_TOKENS) if packed else batch_tokens
         results: list[torch.Tensor] = [torch.empty(0)] * len(pairs)
-        for part in plan_batches(lengths, limit, padded=not packed):
+        suffixes = self._packed_suffixes if packed else self._padded_suffixes
+        parts = plan_batches(lengths, limit, padded=not packed)
+        for part in parts:
             chosen = [pairs[i] for i in part]
-            states = copy.deepcopy(cache)
-            suffixes = self._packed_suffixes if packed else self._padded_suffixes
+            # Reading appends to a cache: all parts but the last need a copy.
+            states = cache if part is parts[-1] else copy.deepcopy(cache)
             for i, values in zip(part, self._split(suffixes(chosen, states, seen), chosen), strict=True):
                 results[i] = values
         return results
@@ -212,11 +214,9 @@ class TSARankModel(KeptStates, RankerModel):
     def _packs_queries(self) -> bool:
         """Whether one row may hold many queries: positions come from `position_ids`, the mask is taken as it is."""
         config = self.config.get_text_config()
-        layers = set(getattr(config, "layer_types", None) or ["full_attention"])
         return (
             bool(getattr(config, "rope_parameters", None))
-            and layers == {"full_attention"}
-            and getattr(config, "sliding_window", None) is None
+            and not partial_attention(config)
             and self.backbone.config._attn_implementation in ("sdpa", "eager")
             and accepts(self.backbone.forward, "position_ids")
         )

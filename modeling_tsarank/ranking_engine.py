@@ -148,8 +148,8 @@ def gathered_log_probs(logits: torch.Tensor, targets: torch.Tensor, chunk: int |
     """log p(target) at each position, float32: logits `(positions, vocabulary)`, targets `(positions,)`.
 
     Chunked, so that no float32 copy of all positions × vocabulary is ever made; the normaliser is summed in float32
-    whatever the dtype of the logits. On a CPU a chunk of 16 rows stays in the cache between the passes over it (2.5
-    times as fast as 256 rows); an accelerator wants few and large ones.
+    whatever the dtype of the logits. On a CPU a chunk of 16 rows stays in the cache between the passes over it;
+    an accelerator wants few and large ones.
     """
     chunk = chunk or (16 if logits.device.type == "cpu" else 2048)
     parts = []

@@ -28,6 +28,13 @@ def suffix(pair: EncodedPair, seen: int) -> tuple[int, ...]:
     return (*pair.prompt[seen:], *pair.query[:-1])
 
 
+def partial_attention(config: Any) -> str:
+    """What keeps a model's layers from attending to every position: kinds of layers, a window; empty if nothing."""
+    kinds = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention"})
+    window = getattr(config, "sliding_window", None)
+    return ", ".join([*kinds, *([f"a window of {window} tokens"] if window is not None else [])])
+
+
 class KeptStates:
     """`index`, and scoring from kept states; mixed into `TSARankModel`, whose parts it uses."""
 
@@ -84,11 +91,11 @@ class KeptStates:
     def check_keeps_states(self: Any) -> None:
         """Raises `ModelError` where a layer does not keep every position (sliding windows, recurrent layers)."""
         config = self.config.get_text_config()
-        layers = set(getattr(config, "layer_types", None) or ["full_attention"])
-        if layers != {"full_attention"} or getattr(config, "sliding_window", None) is not None:
+        found = partial_attention(config)
+        if found:
             raise ModelError(
                 f"the document states of this {config.model_type} cannot be kept: only full attention keeps every "
-                f"position, and its layers are: {', '.join(sorted(layers))}, window {config.sliding_window}"
+                f"position, and its layers have {found}"
             )
 
     def _document_states(self: Any, rows: Sequence[tuple[int, ...]]) -> list[Layers]:

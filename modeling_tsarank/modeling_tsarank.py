@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from .document_states import common_length
 from .modeling_ranker import RankerModel, RankingOutput, accepts, group_loss
 from .ranking_engine import align_left, gathered_log_probs, pad_right, plan_batches, run_batches
 from .ranking_errors import InputError, ModelError
 from .ranking_options import QueryLikelihoodOptions
-from .ranking_states import KeptStates, partial_attention, suffix
+from .ranking_states import KeptStates, longest_prompt, partial_attention, suffix
 from .ranking_text import EncodedPair, QueryLikelihoodEncoder, clean_query, document_text
 
 
@@ -135,13 +136,15 @@ class TSARankModel(KeptStates, RankerModel):
         show: bool | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> list[float]:
-        """Pairs whose prompt occurs once go through in padded batches; those that share one follow its kept states."""
+        """Documents asked once go through in padded batches; the others are read once, their queries behind them."""
         if self.document_store is not None:
             found = self._score_from_states(pairs, batch_tokens, show, stop)
             return [self._pool_one(values) for values in found]
-        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        packed = self._packs_queries()
+        groups: dict[Any, list[int]] = defaultdict(list)
         for i, pair in enumerate(pairs):
-            groups[pair.prompt].append(i)
+            # A long document is cut for each query's length: a packed row reads its longest cut for all of them.
+            groups[pair.source if packed and len(pair.source) else pair.prompt].append(i)
         tasks = list(groups.values())
         scores = [math.nan] * len(pairs)
 
@@ -157,8 +160,7 @@ class TSARankModel(KeptStates, RankerModel):
                 if len(tasks[t]) > 1:
                     keep(tasks[t], self._shared_document([pairs[i] for i in tasks[t]], batch_tokens))
 
-        # What a task reads: its prompt once, and its queries behind it.
-        lengths = [len(pairs[task[0]].prompt) + sum(len(pairs[i].query) for i in task) for task in tasks]
+        lengths = [_task_tokens([pairs[i] for i in task]) for task in tasks]
         self.last_stats["tokens"] = sum(lengths)
         run_batches(lengths, batch_tokens, run, [len(task) for task in tasks], show, stop)
         return scores
@@ -179,35 +181,42 @@ class TSARankModel(KeptStates, RankerModel):
         return self._split(self._logits_at(ids, keep.to(self.device)), pairs)
 
     def _shared_document(self, pairs: Sequence[EncodedPair], batch_tokens: int) -> list[torch.Tensor]:
-        """The same for pairs that share one prompt: its keys and values are computed once and read by every query."""
-        prompt = pairs[0].prompt
-        ids = torch.tensor([prompt[:-1]], device=self.device)
+        """The same for pairs of one document: its keys and values are computed once and read by every query."""
+        read = longest_prompt(pairs)[:-1]
+        ids = torch.tensor([read], device=self.device)
         cache = DynamicCache(config=self.backbone.config)
-        if len(prompt) > 1:
+        if read:
             # The head runs on one position, not on the document: its logits are not wanted.
             keep = torch.zeros(ids.shape, dtype=torch.bool, device=self.device)
             keep[:, -1] = True
             self._logits_at(ids, keep, past_key_values=cache, use_cache=True)
-        return self._shared_states(pairs, cache, len(prompt) - 1, batch_tokens)
+        return self._shared_states(pairs, cache, [common_length(read, pair.prompt) for pair in pairs], batch_tokens)
 
     def _shared_states(
-        self, pairs: Sequence[EncodedPair], cache: DynamicCache, seen: int, batch_tokens: int
+        self, pairs: Sequence[EncodedPair], cache: DynamicCache, seen: Sequence[int], batch_tokens: int
     ) -> list[torch.Tensor]:
-        """All queries behind the states of the first `seen` tokens of the one prompt that they share."""
+        """All queries behind the states of their document, of which each pair uses those of the first `seen` tokens.
+
+        Where queries are not packed, `seen` must be the same for all of them.
+        """
         packed = self._packs_queries()
-        lengths = [len(pair.prompt) + len(pair.query) - 1 - seen for pair in pairs]
+        lengths = [len(suffix(pair, count)) for pair, count in zip(pairs, seen, strict=True)]
         if not packed:
             # A padded row holds its own copy of the document's states, so the budget bounds them too.
-            lengths = [max(length, seen // 4) for length in lengths]
+            lengths = [max(length, seen[0] // 4) for length in lengths]
         limit = min(batch_tokens, PACKED_TOKENS) if packed else batch_tokens
         results: list[torch.Tensor] = [torch.empty(0)] * len(pairs)
-        suffixes = self._packed_suffixes if packed else self._padded_suffixes
         parts = plan_batches(lengths, limit, padded=not packed)
         for part in parts:
             chosen = [pairs[i] for i in part]
-            # Reading appends to a cache: all parts but the last need a copy.
-            states = cache if part is parts[-1] else copy.deepcopy(cache)
-            for i, values in zip(part, self._split(suffixes(chosen, states, seen), chosen), strict=True):
+            if packed:
+                logits = self._packed_suffixes(chosen, cache, [seen[i] for i in part])
+                if part is not parts[-1]:
+                    cache.crop(-sum(lengths[i] for i in part))  # reading appended these
+            else:
+                states = cache if part is parts[-1] else copy.deepcopy(cache)
+                logits = self._padded_suffixes(chosen, states, seen[0])
+            for i, values in zip(part, self._split(logits, chosen), strict=True):
                 results[i] = values
         return results
 
@@ -221,23 +230,27 @@ class TSARankModel(KeptStates, RankerModel):
             and accepts(self.backbone.forward, "position_ids")
         )
 
-    def _packed_suffixes(self, pairs: Sequence[EncodedPair], cache: DynamicCache, seen: int) -> torch.Tensor:
-        """All queries in one row: each sees the document and itself. Nothing is padded, no state is copied."""
-        rows = [suffix(pair, seen) for pair in pairs]
+    def _packed_suffixes(
+        self, pairs: Sequence[EncodedPair], cache: DynamicCache, seen: Sequence[int]
+    ) -> torch.Tensor:
+        """All queries in one row: each sees its part of the document, and itself. No padding, no copy of a state."""
+        rows = [suffix(pair, count) for pair, count in zip(pairs, seen, strict=True)]
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         ids = torch.tensor([[token for row in rows for token in row]], device=self.device)
         owner = torch.repeat_interleave(torch.arange(len(rows), device=self.device), lengths)
         place = torch.arange(len(owner), device=self.device)
         within = place - (lengths.cumsum(0) - lengths)[owner]
-        visible = (owner[:, None] == owner) & (place[:, None] >= place)
-        visible = torch.cat([visible.new_ones(len(place), seen), visible], dim=1)
+        first = torch.tensor(seen, device=self.device)[owner]
+        prompt_left = torch.tensor([len(p.prompt) - 1 - n for p, n in zip(pairs, seen, strict=True)])
+        document = torch.arange(cache.get_seq_length(), device=self.device)[None] < first[:, None]
+        visible = torch.cat([document, (owner[:, None] == owner) & (place[:, None] >= place)], dim=1)
         mask = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
         mask.masked_fill_(~visible, torch.finfo(self.dtype).min)
         return self._logits_at(
             ids,
-            within[None] >= len(pairs[0].prompt) - 1 - seen,
+            (within >= prompt_left.to(self.device)[owner])[None],
             attention_mask=mask[None, None],
-            position_ids=(seen + within)[None],
+            position_ids=(first + within)[None],
             past_key_values=cache,
             use_cache=True,
         )
@@ -255,3 +268,11 @@ class TSARankModel(KeptStates, RankerModel):
 
 def _input_length(pair: EncodedPair) -> int:
     return len(pair.prompt) + len(pair.query) - 1
+
+
+def _task_tokens(pairs: Sequence[EncodedPair]) -> int:
+    """What pairs of one document read: its longest prompt once, and behind it each query and what its cut changes."""
+    longest = longest_prompt(pairs)
+    return len(longest) + sum(
+        len(pair.prompt) + len(pair.query) - 1 - common_length(longest[:-1], pair.prompt) for pair in pairs
+    )

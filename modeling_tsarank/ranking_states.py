@@ -28,6 +28,11 @@ def suffix(pair: EncodedPair, seen: int) -> tuple[int, ...]:
     return (*pair.prompt[seen:], *pair.query[:-1])
 
 
+def longest_prompt(pairs: Sequence[EncodedPair]) -> tuple[int, ...]:
+    """The prompt of the pair whose document was cut least."""
+    return max((pair.prompt for pair in pairs), key=len)
+
+
 def partial_attention(config: Any) -> str:
     """What keeps a model's layers from attending to every position: kinds of layers, a window; empty if nothing."""
     kinds = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention"})
@@ -120,7 +125,7 @@ class KeptStates:
         for i, pair in enumerate(pairs):
             groups[kept_ids(pair.source, self.options)].append(i)
         kept, tasks = list(groups), list(groups.values())
-        identity = model_identity(self)
+        identity, packed = model_identity(self), self._packs_queries()
         results: list[torch.Tensor] = [torch.empty(0)] * len(pairs)
         read = 0
 
@@ -130,16 +135,18 @@ class KeptStates:
             read += new
             rows: list[tuple[int, Layers, int]] = []
             for t, layers in zip(batch, states, strict=True):
+                seen = {i: common_length(kept[t], pairs[i].prompt) for i in tasks[t]}
+                read += sum(len(suffix(pairs[i], seen[i])) for i in tasks[t])
                 shared: dict[int, list[int]] = defaultdict(list)
                 for i in tasks[t]:
-                    shared[common_length(kept[t], pairs[i].prompt)].append(i)
-                for seen, members in shared.items():
-                    read += sum(len(suffix(pairs[i], seen)) for i in members)
-                    if len(members) == 1 or seen == 0:
-                        rows += [(i, layers, seen) for i in members]
+                    shared[0 if packed else seen[i]].append(i)
+                for members in shared.values():
+                    counts = [seen[i] for i in members]
+                    if len(members) == 1 or max(counts) == 0:
+                        rows += [(i, layers, seen[i]) for i in members]
                         continue
-                    cache = self._cache_of([_first_tokens(layers, 0, seen)])
-                    values = self._shared_states([pairs[i] for i in members], cache, seen, batch_tokens)
+                    cache = self._cache_of([_first_tokens(layers, 0, max(counts))])
+                    values = self._shared_states([pairs[i] for i in members], cache, counts, batch_tokens)
                     for i, found in zip(members, values, strict=True):
                         results[i] = found
             if rows:

@@ -201,7 +201,9 @@ def chromium_path() -> str:
     pytest.skip("no chromium is installed (Debian: apt-get install chromium)")
 
 
-@pytest.fixture(scope="session")
+# Not for the whole session: while playwright is open this thread has a running event loop, in which no other test
+# could start its own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A headless Chromium of this machine; playwright's own download is never used."""
     path = chromium_path()

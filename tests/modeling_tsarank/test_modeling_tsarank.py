@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedModel
 
-from modeling_tsarank import InputError, ModelError, NonFiniteScoreError, RankingCancelled, TSARankModel
+from modeling_tsarank import InputError, MemoryStore, ModelError, NonFiniteScoreError, RankingCancelled, TSARankModel
 
 
 def plain_score(model: PreTrainedModel, tokenizer, query: str, document: str, aggregation: str = "mean") -> float:
@@ -99,6 +99,30 @@ def test_shared_documents_are_read_once(zoo, pairs, monkeypatch) -> None:
     model.predict([(query, document) for query in queries])
     longest = max(len(pair.query) for pair in encoded)
     assert sum(seen) <= len(encoded[0].prompt) + len(queries) * longest
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_document_that_each_query_cuts_differently_is_read_once(zoo, pairs, monkeypatch, name, kept) -> None:
+    """Longer queries leave less room for it: what they read is the beginning of its longest cut."""
+    options = {"max_length": 48, "max_query_length": 24}
+    model = TSARankModel.from_backbone(str(zoo.folders[name]), dtype=torch.float64, **options)
+    queries = ["bread", "a ship at night", "bees and violins in the old town", "moraine of the glacier, ship 7 bread"]
+    many = [(query, " ".join([pairs[1][1]] * 8)) for query in queries]
+    encoded = model.encoder.pairs(many)
+    assert len({pair.prompt for pair in encoded}) == len(queries)  # every one is cut somewhere else
+    alone = [model.predict(pair) for pair in many]
+    if kept and name != "gemma2":  # a model with sliding windows keeps no states
+        model.document_store = MemoryStore(None)
+    np.testing.assert_allclose(model.predict(many), alone, atol=1e-9)
+    if name == "llama":
+        # The longest cut, then every query behind it with the end of the prompt.
+        after = len(encoded[0].source.after)
+        own = sum(len(pair.query) + after for pair in encoded)
+        assert model.last_stats["tokens"] <= max(len(pair.prompt) for pair in encoded) + own
+        if kept:  # the second time there is nothing to read but the queries
+            model.predict(many)
+            assert model.last_stats["tokens"] <= own
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

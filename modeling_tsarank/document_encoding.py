@@ -17,6 +17,8 @@ from .ranking_errors import InputError, ModelError
 
 # For every layer its keys and values, each (1, heads, tokens, dimension).
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
+# The same with consecutive layers of one shape together: keys and values, each (layers, heads, tokens, dimension).
+Groups = list[tuple[torch.Tensor, torch.Tensor]]
 
 STATE_DTYPES = {
     "float32": torch.float32,
@@ -93,6 +95,28 @@ def shapes_of(layers: Layers) -> list[Shape]:
     return shapes
 
 
+def stack_layers(layers: Layers) -> Groups:
+    """Copies of the layers, equal neighbours together."""
+    groups, at = [], 0
+    for shape in shapes_of(layers):
+        group = layers[at : at + shape.layers]
+        groups.append((torch.cat([keys for keys, _ in group]), torch.cat([values for _, values in group])))
+        at += shape.layers
+    return groups
+
+
+def split_layers(groups: Groups) -> Layers:
+    """The layers one by one, as views."""
+    return [(keys[i : i + 1], values[i : i + 1]) for keys, values in groups for i in range(len(keys))]
+
+
+def fill_groups(groups: Groups, targets: Groups) -> None:
+    """Puts the first tokens of `groups` into `targets`, as many as these take."""
+    for group, target in zip(groups, targets, strict=True):
+        for part, wanted in zip(group, target, strict=True):
+            wanted.copy_(part[:, :, : wanted.shape[2]])
+
+
 def _scale(largest: torch.Tensor) -> torch.Tensor:
     """float16 steps with which `largest` is at most 127 steps: rounded up, or the largest values would be clipped."""
     return (largest / 127 * 1.001 + 2.0**-24).half()
@@ -118,15 +142,26 @@ def _encode_group(keys: torch.Tensor, values: torch.Tensor, dtype: str) -> list[
     return [low_keys, low_values, key_step, offset, value_step]
 
 
-def _decode_group(parts: Sequence[torch.Tensor], dtype: str, wanted: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    if dtype != "int8":
-        return parts[0].to(wanted), parts[1].to(wanted)
+def _fill_group(parts: Sequence[torch.Tensor], dtype: str, keys: torch.Tensor, values: torch.Tensor) -> None:
+    """Puts the first tokens that `parts` hold (see `Shape.parts`) into `keys` and `values`, as many as these take."""
+    count = keys.shape[2]
+    if dtype == "int8" and keys.dtype != torch.float32:
+        exact = torch.empty_like(keys, dtype=torch.float32), torch.empty_like(values, dtype=torch.float32)
+        _fill_group(parts, dtype, *exact)
+        keys.copy_(exact[0])
+        values.copy_(exact[1])
+        return
+    parts = [part.to(keys.device) for part in parts]
     # Converted first: multiplying int8 by float32 directly is thirty times slower on a CPU.
-    keys = parts[0].float().mul_(parts[2].float())
+    keys.copy_(parts[0][:, :, :count])
+    values.copy_(parts[1][:, :, :count])
+    if dtype != "int8":
+        return
+    values.mul_(parts[-1].float()[:, :, :count])
     if len(parts) == 5:
-        keys.add_(parts[3].float())
-    values = parts[1].float().mul_(parts[-1].float())
-    return keys.to(wanted), values.to(wanted)
+        torch.addcmul(parts[3].float(), keys, parts[2].float(), out=keys)
+    else:
+        keys.mul_(parts[2].float()[:, :, :count])
 
 
 def encode_states(key: str, layers: Layers, dtype: str) -> bytes:
@@ -139,11 +174,7 @@ def encode_states(key: str, layers: Layers, dtype: str) -> bytes:
     header = json.dumps({"key": key, "dtype": dtype, "shapes": [list(vars(s).values()) for s in shapes]}).encode()
     header += b" " * (-(_HEAD.size + len(header)) % _ALIGN)
     pieces = []
-    at = 0
-    for shape in shapes:
-        group = layers[at : at + shape.layers]
-        at += shape.layers
-        stacked = torch.cat([keys for keys, _ in group]), torch.cat([values for _, values in group])
+    for stacked in stack_layers(layers):
         parts = _encode_group(*stacked, dtype)
         if any(part.is_floating_point() and not bool(torch.isfinite(part).all()) for part in parts):
             raise ModelError(
@@ -171,11 +202,50 @@ def decode_states(
 
     Raises `DamagedStatesError` if a bit is wrong, bytes are missing, or these are the states of another key.
     """
+    kept, shapes, groups = _open_states(key, data)
+    if dtype is None:
+        dtype = torch.float32 if kept == "int8" else STATE_DTYPES[kept]
+    made = []
+    for shape, parts in zip(shapes, groups, strict=True):
+        sizes = shape.layers, shape.heads, shape.tokens
+        # Made anew: what was read may be a file's pages.
+        keys = torch.empty((*sizes, shape.key_dim), dtype=dtype, device=device)
+        values = torch.empty((*sizes, shape.value_dim), dtype=dtype, device=device)
+        _fill_group(parts, kept, keys, values)
+        made.append((keys, values))
+    return split_layers(made)
+
+
+def fill_states(key: str, data: memoryview | bytes | bytearray, targets: Groups, checked: bool = False) -> None:
+    """Puts the first tokens of what `encode_states` wrote straight into tensors, without a copy in between.
+
+    Parameters:
+        key, data: as in `decode_states`.
+        targets: for each run of layers of one shape, in order, keys and values `(layers, heads, tokens, dimension)`:
+            any views, of any floating-point type. They may ask for fewer tokens than are stored.
+        checked: the bytes are known to be whole, so that their checksum is not computed again.
+
+    Raises `DamagedStatesError` like `decode_states`, and where the states are not of the targets' shapes; the targets
+    are then as they were.
+    """
+    kept, shapes, groups = _open_states(key, data, checked)
+    stored = [(shape.layers, shape.heads, shape.key_dim, shape.value_dim) for shape in shapes]
+    wanted = [(len(keys), keys.shape[1], keys.shape[3], values.shape[3]) for keys, values in targets]
+    if stored != wanted or any(keys.shape[2] > shape.tokens for shape, (keys, _) in zip(shapes, targets, strict=True)):
+        raise DamagedStatesError("they have other shapes than this model's")
+    for parts, (keys, values) in zip(groups, targets, strict=True):
+        _fill_group(parts, kept, keys, values)
+
+
+def _open_states(
+    key: str, data: memoryview | bytes | bytearray, checked: bool = False
+) -> tuple[str, list[Shape], list[list[torch.Tensor]]]:
+    """The stored format, the shapes and, for each, the tensors that `Shape.parts` lists: views of the bytes."""
     data = memoryview(data)
     if len(data) < _HEAD.size:
         raise DamagedStatesError(f"only {len(data)} bytes")
     magic, crc, header_size = _HEAD.unpack(data[: _HEAD.size])
-    if magic != _MAGIC or zlib.crc32(data[8:]) != crc:
+    if magic != _MAGIC or (not checked and zlib.crc32(data[8:]) != crc):
         raise DamagedStatesError("the checksum does not match")
     header = json.loads(bytes(data[_HEAD.size : _HEAD.size + header_size]))
     if header["key"] != key:
@@ -183,20 +253,16 @@ def decode_states(
     kept, shapes = header["dtype"], [Shape(*numbers) for numbers in header["shapes"]]
     if len(data) != _HEAD.size + header_size + encoded_bytes(shapes, kept):
         raise DamagedStatesError("they have the wrong size")
-    if dtype is None:
-        dtype = torch.float32 if kept == "int8" else STATE_DTYPES[kept]
-    # The bytes may be a file's pages, so they are copied: at once by a conversion, else here.
-    raw = torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy() if kept != "int8" else _bytes_view(data))
-    at, layers = _HEAD.size + header_size, []
+    raw = torch.from_numpy(_bytes_view(data))
+    at, groups = _HEAD.size + header_size, []
     for shape in shapes:
         parts = []
         for kind, sizes in shape.parts(kept):
             count = kind.itemsize * int(np.prod(sizes))
-            parts.append(raw[at : at + count].view(kind).view(sizes).to(device or "cpu"))
+            parts.append(raw[at : at + count].view(kind).view(sizes))
             at += _filled(kind, sizes)
-        keys, values = _decode_group(parts, kept, dtype)
-        layers += [(keys[i : i + 1], values[i : i + 1]) for i in range(shape.layers)]
-    return layers
+        groups.append(parts)
+    return kept, shapes, groups
 
 
 def _bytes_view(data: memoryview) -> np.ndarray:

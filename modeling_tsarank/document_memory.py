@@ -14,7 +14,17 @@ from typing import Any, Self
 
 import torch
 
-from .document_encoding import Layers, check_state_dtype, decode_states, encode_states
+from .document_encoding import (
+    Groups,
+    Layers,
+    check_state_dtype,
+    decode_states,
+    encode_states,
+    fill_groups,
+    fill_states,
+    split_layers,
+    stack_layers,
+)
 from .ranking_errors import InputError
 
 
@@ -79,6 +89,18 @@ class StateStore:
         """
         raise NotImplementedError
 
+    def fill(self, key: str, targets: Groups) -> bool:
+        """Puts the states of a document's first tokens into tensors; false, with nothing done, where there are none.
+
+        `targets` holds for each run of layers of one shape, in order, keys and values `(layers, heads, tokens,
+        dimension)`: any views, of any floating-point type. They may ask for fewer tokens than are kept.
+        """
+        layers = self.get(key)
+        if layers is None:
+            return False
+        fill_groups(stack_layers(layers), targets)
+        return True
+
     def put(self, key: str, layers: Layers) -> None:
         """Keeps a copy of one document's states: for each layer keys and values `(1, heads, tokens, dimension)`."""
         raise NotImplementedError
@@ -125,22 +147,37 @@ class MemoryStore(StateStore):
         self._lock = threading.RLock()
 
     def get(self, key: str, *, dtype: torch.dtype | None = None, device: Any = None) -> Layers | None:
-        with self._lock:
-            found = self._states.get(key)
+        found = self._found(key)
         if found is None:
             return None
         if self.dtype is not None:
             return decode_states(key, found, dtype, device)
-        return [tuple(part.to(device=device, dtype=dtype) for part in layer) for layer in found]
+        moved = [(keys.to(device, dtype), values.to(device, dtype)) for keys, values in found]
+        return split_layers(moved)
+
+    def fill(self, key: str, targets: Groups) -> bool:
+        found = self._found(key)
+        if found is None:
+            return False
+        if self.dtype is not None:
+            fill_states(key, found, targets, checked=True)
+        else:
+            fill_groups(found, targets)
+        return True
+
+    def _found(self, key: str) -> Any:
+        with self._lock:
+            return self._states.get(key)
 
     def put(self, key: str, layers: Layers) -> None:
         kept: Any
         if self.dtype is not None:
-            kept = encode_states(key, layers, self.dtype)
+            # Such bytes can be read as tensors without a copy.
+            kept = bytearray(encode_states(key, layers, self.dtype))
             size = len(kept)
         else:
             # Copies: what is given may be a view of a whole batch.
-            kept = [(keys.detach().clone(), values.detach().clone()) for keys, values in layers]
+            kept = stack_layers([(keys.detach(), values.detach()) for keys, values in layers])
             size = layers_bytes(kept)
         with self._lock:
             self._states.put(key, kept, size)

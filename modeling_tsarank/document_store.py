@@ -11,10 +11,10 @@ import logging
 import mmap
 import secrets
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
@@ -29,14 +29,23 @@ from .document_catalog import (
     shard_dtype,
     write_shard,
 )
-from .document_encoding import DamagedStatesError, Layers, check_state_dtype, decode_states, encode_states
-from .document_memory import LeastRecentlyUsed, MemoryStore, StateStore, check_bound, layers_bytes
+from .document_encoding import (
+    DamagedStatesError,
+    Groups,
+    Layers,
+    check_state_dtype,
+    decode_states,
+    encode_states,
+    fill_states,
+)
+from .document_memory import LeastRecentlyUsed, MemoryStore, StateStore, check_bound
 from .ranking_errors import InputError, ResourceError
 
 
 __all__ = ["FolderStore", "MemoryStore", "StateStore"]
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 DEFAULT_DTYPE = "int8"
 _OPEN_SHARDS = 256
@@ -55,7 +64,8 @@ class FolderStore(StateStore):
         dtype: `int8` (default for a new store; a quarter of float32), `bfloat16`, `float16` or `float32`. `None` takes
             what the folder has; a store keeps one format.
         max_disk_bytes: bound of the folder; whole files that were not used for longest are deleted. `None`: no bound.
-        max_memory_bytes: decoded states kept in memory so that frequent documents are decoded once; 0 for none.
+        max_memory_bytes: documents' bytes kept in memory, so that those of frequent ones are read and checked once; 0
+            for none.
         shard_bytes: what is collected in memory before a file is written; `flush` and `close` write the rest.
         read_only: changes nothing in the folder, for one that cannot be written; `put` is then without effect.
 
@@ -83,7 +93,8 @@ class FolderStore(StateStore):
         self.shard_bytes = shard_bytes if max_disk_bytes is None else max(min(shard_bytes, max_disk_bytes // 8), 1)
         self._pending: dict[str, bytes] = {}
         self._pending_bytes = 0
-        self._decoded = LeastRecentlyUsed(max_memory_bytes)
+        self.max_memory_bytes = max_memory_bytes
+        self._checked = LeastRecentlyUsed(max_memory_bytes)
         self._maps: dict[str, mmap.mmap] = {}
         self._touched: set[str] = set()
         self._warned = False
@@ -175,25 +186,38 @@ class FolderStore(StateStore):
     # ---- reading ---------------------------------------------------------------------------------
 
     def get(self, key: str, *, dtype: torch.dtype | None = None, device: Any = None) -> Layers | None:
+        return self._read(key, lambda data, _: decode_states(key, data, dtype, device))
+
+    def fill(self, key: str, targets: Groups) -> bool:
+        def fill(data: Any, checked: bool) -> bool:
+            fill_states(key, data, targets, checked)
+            return True
+
+        return bool(self._read(key, fill))
+
+    def _read(self, key: str, use: Callable[[Any, bool], T]) -> T | None:
+        """`use(bytes, whether they were checked before)`, or `None` where the document is not, or not whole."""
         with self._lock:
-            wanted = (key, dtype, str(device))
-            found = self._decoded.get(wanted)
-            if found is not None:
-                return found
             if key in self._pending:
-                layers = decode_states(key, self._pending[key], dtype, device)
-            else:
-                entry = self._safely(lambda: self.catalog.find(key))
-                if entry is None:
-                    return None
-                try:
-                    layers = decode_states(key, self._bytes_of(entry), dtype, device)
-                except (DamagedStatesError, OSError, ValueError) as error:
-                    self._give_up(entry, error)
-                    return None
-                self._touched.add(entry.shard)
-            self._decoded.put(wanted, layers, layers_bytes(layers))
-            return layers
+                return use(self._pending[key], True)
+            held = self._checked.get(key)
+            if held is not None:
+                return use(held, True)
+            entry = self._safely(lambda: self.catalog.find(key))
+            if entry is None:
+                return None
+            try:
+                data = self._bytes_of(entry)
+                # What is kept in memory is copied before it is checked: the file may change in between.
+                held = bytearray(data) if entry.size <= self.max_memory_bytes else None
+                used = use(data if held is None else held, False)
+            except (DamagedStatesError, OSError, ValueError) as error:
+                self._give_up(entry, error)
+                return None
+            self._touched.add(entry.shard)
+            if held is not None:
+                self._checked.put(key, held, len(held))
+            return used
 
     def _bytes_of(self, entry: Entry) -> memoryview:
         path = self.folder / entry.shard

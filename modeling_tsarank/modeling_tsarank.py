@@ -230,9 +230,7 @@ class TSARankModel(KeptStates, RankerModel):
             and accepts(self.backbone.forward, "position_ids")
         )
 
-    def _packed_suffixes(
-        self, pairs: Sequence[EncodedPair], cache: DynamicCache, seen: Sequence[int]
-    ) -> torch.Tensor:
+    def _packed_suffixes(self, pairs: Sequence[EncodedPair], cache: DynamicCache, seen: Sequence[int]) -> torch.Tensor:
         """All queries in one row: each sees its part of the document, and itself. No padding, no copy of a state."""
         rows = [suffix(pair, count) for pair, count in zip(pairs, seen, strict=True)]
         lengths = torch.tensor([len(row) for row in rows], device=self.device)

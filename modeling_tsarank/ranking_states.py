@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from .document_blocks import StateBlocks, grouped_heads
+from .document_encoding import Groups, Layers, Shape, fill_groups, shapes_of, stack_layers
 from .document_states import common_length, kept_ids, model_identity, state_key
 from .modeling_ranker import accepts
 from .ranking_engine import check_batch_tokens, pad_right, run_batches
 from .ranking_errors import ModelError
 from .ranking_text import EncodedPair, document_text
-
-
-Layers = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
 
 def suffix(pair: EncodedPair, seen: int) -> tuple[int, ...]:
@@ -45,6 +44,7 @@ class KeptStates:
 
     # What `predict` and `rank` read states from and put into it what it lacks; `index` sets it, `None` turns it off.
     document_store: Any = None
+    _layer_shapes: Any = None
 
     def index(
         self: Any,
@@ -110,7 +110,9 @@ class KeptStates:
         keep[0, 0] = True  # the head must run on something; its logits are not wanted
         cache = DynamicCache(config=self.backbone.config)
         self._logits_at(ids, keep, past_key_values=cache, use_cache=True)
-        return [_first_tokens(cache.layers, i, len(row)) for i, row in enumerate(rows)]
+        states = [_first_tokens(cache.layers, i, len(row)) for i, row in enumerate(rows)]
+        self._layer_shapes = shapes_of(states[0])
+        return states
 
     def _score_from_states(
         self: Any,
@@ -131,27 +133,32 @@ class KeptStates:
 
         def run(batch: Sequence[int]) -> None:
             nonlocal read
-            states, new = self._states_of([kept[t] for t in batch], identity)
-            read += new
-            rows: list[tuple[int, Layers, int]] = []
-            for t, layers in zip(batch, states, strict=True):
+            single: list[tuple[int, int, int]] = []  # pair, document, how many of its tokens are seen
+            shared: list[tuple[list[int], int, list[int]]] = []  # the same of many pairs of one document
+            for t in batch:
                 seen = {i: common_length(kept[t], pairs[i].prompt) for i in tasks[t]}
                 read += sum(len(suffix(pairs[i], seen[i])) for i in tasks[t])
-                shared: dict[int, list[int]] = defaultdict(list)
+                parts: dict[int, list[int]] = defaultdict(list)
                 for i in tasks[t]:
-                    shared[0 if packed else seen[i]].append(i)
-                for members in shared.values():
-                    counts = [seen[i] for i in members]
-                    if len(members) == 1 or max(counts) == 0:
-                        rows += [(i, layers, seen[i]) for i in members]
-                        continue
-                    cache = self._cache_of([_first_tokens(layers, 0, max(counts))])
-                    values = self._shared_states([pairs[i] for i in members], cache, counts, batch_tokens)
-                    for i, found in zip(members, values, strict=True):
-                        results[i] = found
-            if rows:
-                values = self._rows_from_states([pairs[i] for i, _, _ in rows], [row[1:] for row in rows])
-                for (i, _, _), found in zip(rows, values, strict=True):
+                    parts[0 if packed else seen[i]].append(i)
+                for members in parts.values():
+                    if len(members) == 1 or not any(seen[i] for i in members):
+                        single += [(i, t, seen[i]) for i in members]
+                    else:
+                        shared.append((members, t, [seen[i] for i in members]))
+            wanted = [[(kept[t], count) for _, t, count in single]]
+            wanted += [[(kept[t], max(counts))] for _, t, counts in shared]
+            rooms = [max((len(suffix(pairs[i], count)) for i, _, count in single), default=0), *(0 for _ in shared)]
+            caches, new = self._caches_of(wanted, rooms, identity)
+            read += new
+            if single:
+                chosen = [pairs[i] for i, _, _ in single]
+                values = self._rows_from_states(chosen, caches[0], [count for _, _, count in single])
+                for (i, _, _), found in zip(single, values, strict=True):
+                    results[i] = found
+            for (members, _, counts), cache in zip(shared, caches[1:], strict=True):
+                values = self._shared_states([pairs[i] for i in members], cache, counts, batch_tokens)
+                for i, found in zip(members, values, strict=True):
                     results[i] = found
 
         # The states of a batch's documents lie in memory together: their tokens are what the budget bounds.
@@ -163,54 +170,60 @@ class KeptStates:
         self.last_stats["tokens"] = read
         return results
 
-    def _states_of(self: Any, rows: Sequence[tuple[int, ...]], identity: str) -> tuple[list[Layers], int]:
-        """The states of token ids, out of the store or computed, and how many tokens had to be read for that."""
-        keys = [state_key(identity, row) for row in rows]
-        store = self.document_store
-        states: list[Any] = [
-            store.get(key, dtype=self.dtype, device=self.device) if row else []
-            for key, row in zip(keys, rows, strict=True)
-        ]
-        absent = [i for i, found in enumerate(states) if found is None]
-        if absent:
-            for i, made in zip(absent, self._document_states([rows[i] for i in absent]), strict=True):
-                states[i] = made
-                store.put(keys[i], made)
-        return states, sum(len(rows[i]) for i in absent)
+    def _caches_of(
+        self: Any, wanted: Sequence[Sequence[tuple[tuple[int, ...], int]]], rooms: Sequence[int], identity: str
+    ) -> tuple[list[DynamicCache], int]:
+        """Caches filled with kept states, and how many tokens had to be read because the store lacked theirs.
 
-    def _cache_of(self: Any, states: Sequence[Layers]) -> DynamicCache:
-        """One cache whose rows are documents' states, aligned on the right and filled up with zeros on the left."""
-        cache = DynamicCache(config=self.backbone.config)
-        longest = max(layers[0][0].shape[2] if layers else 0 for layers in states)
-        if longest == 0:
-            return cache
-        model = next(layers for layers in states if layers)
-        for number, layer in enumerate(model):
-            blocks = [part.new_zeros((len(states), part.shape[1], longest, part.shape[3])) for part in layer]
-            for i, layers in enumerate(states):
-                for block, part in zip(blocks, layers[number] if layers else (), strict=bool(layers)):
-                    block[i, :, longest - part.shape[2] :] = part[0]
-            cache.update(blocks[0], blocks[1], number)
-        return cache
+        `wanted` has for each cache the rows it holds: (token ids that are kept, how many of them are wanted); `rooms`
+        how many tokens will be read behind them.
+        """
+        caches: list[StateBlocks | None] = []
+        absent: dict[tuple[int, ...], list[Groups]] = defaultdict(list)
+        for rows, room in zip(wanted, rooms, strict=True):
+            counts = [count for _, count in rows]
+            if not any(counts):
+                caches.append(None)
+                continue
+            blocks = StateBlocks(self._state_shapes(), counts, room, self.dtype, self.device)
+            caches.append(blocks)
+            for row, (ids, count) in enumerate(rows):
+                target = blocks.targets(row)
+                if count and not self.document_store.fill(state_key(identity, ids), target):
+                    absent[ids].append(target)
+        if absent:
+            for ids, layers in zip(absent, self._document_states(list(absent)), strict=True):
+                self.document_store.put(state_key(identity, ids), layers)
+                for target in absent[ids]:
+                    fill_groups(stack_layers(layers), target)
+        found = [DynamicCache(config=self.backbone.config) if blocks is None else blocks.cache() for blocks in caches]
+        return found, sum(map(len, absent))
+
+    def _state_shapes(self: Any) -> list[Shape]:
+        """Shapes of the layers' states; where nothing was read yet, one token is read to learn them."""
+        if self._layer_shapes is None:
+            self._document_states([(self.pad_id,)])
+        return self._layer_shapes
 
     def _rows_from_states(
-        self: Any, pairs: Sequence[EncodedPair], states: Sequence[tuple[Layers, int]]
+        self: Any, pairs: Sequence[EncodedPair], cache: DynamicCache, counts: Sequence[int]
     ) -> list[torch.Tensor]:
-        """One query behind the first `seen` tokens of each document's states, `states` being (layers, seen)."""
-        cache = self._cache_of([_first_tokens(layers, 0, seen) if seen else [] for layers, seen in states])
+        """Each pair's query behind its own row of the cache, of whose states it sees the last `counts`."""
         ids, mask = pad_right(
-            [suffix(pair, seen) for pair, (_, seen) in zip(pairs, states, strict=True)], self.pad_id, self.device
+            [suffix(pair, count) for pair, count in zip(pairs, counts, strict=True)], self.pad_id, self.device
         )
-        seen = torch.tensor([count for _, count in states], device=self.device)
-        longest = int(seen.max())
+        seen = torch.tensor(counts, device=self.device)
+        longest = max(counts)
         real = torch.arange(longest, device=self.device) >= longest - seen[:, None]
         inputs: dict[str, Any] = {"attention_mask": torch.cat([real.to(mask.dtype), mask], dim=1)}
         if accepts(self.backbone.forward, "position_ids"):
             inputs["position_ids"] = seen[:, None] + torch.arange(ids.shape[1], device=self.device)
         keep = mask.bool()
-        for row, (pair, (_, count)) in enumerate(zip(pairs, states, strict=True)):
+        for row, (pair, count) in enumerate(zip(pairs, counts, strict=True)):
             keep[row, : len(pair.prompt) - 1 - count] = False
-        return self._split(self._logits_at(ids, keep, past_key_values=cache, use_cache=True, **inputs), pairs)
+        with grouped_heads(self.backbone):
+            logits = self._logits_at(ids, keep, past_key_values=cache, use_cache=True, **inputs)
+        return self._split(logits, pairs)
 
 
 def _first_tokens(layers: Any, row: int, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -194,12 +197,9 @@ def default_folder() -> Path:
 @pytest.fixture(scope="session")
 def run_python() -> Callable[..., Any]:
     """Runs the command line of this package in a process of its own."""
-    import subprocess
     import sys
 
     def run(*arguments: str, stdin: str | bytes | None = None, **environment: str) -> subprocess.CompletedProcess:
-        import os
-
         data = stdin.encode() if isinstance(stdin, str) else stdin
         done = subprocess.run(
             [sys.executable, "-m", "modeling_tsarank.cli", *arguments],
@@ -213,3 +213,17 @@ def run_python() -> Callable[..., Any]:
         return done
 
     return run
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB, where this process may mount one."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if shutil.which("mount") is None or os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"cannot mount a small file system: {done.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)

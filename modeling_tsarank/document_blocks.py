@@ -1,0 +1,150 @@
+"""Kept document states in the place where attention reads them: written once, never copied, concatenated or repeated.
+
+`StateBlocks` makes room for the states of a batch of documents and for the tokens that are read behind them; a store
+fills it (`StateStore.fill`), and a model reads it as an ordinary cache. `grouped_heads` lets several query heads read
+one head of keys and values without repeating that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from .document_encoding import Groups, Shape
+
+
+GROUPED = "sdpa_grouped"
+
+
+def grouped_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """`sdpa` for masked grouped-query attention: query heads that share keys and values become rows of one head.
+
+    Parameters:
+        query: `(batch, heads, read, dimension)`.
+        key, value: `(batch, groups, seen + read, dimension)`, `heads` being a multiple of `groups`.
+        attention_mask: `(batch, 1, read, seen + read)`, true or 0 where a token sees another. Without one, and with
+            whatever else an architecture asks for, this is plain `sdpa`.
+
+    Returns:
+        `(batch, read, heads, dimension)`, and no weights.
+    """
+    batch, heads, read, _ = query.shape
+    groups = key.shape[1]
+    special = dropout or kwargs.get("position_bias") is not None or kwargs.get("softcap") is not None
+    if special or heads == groups or attention_mask is None or attention_mask.shape[1] != 1:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    share = heads // groups
+    mask = attention_mask[:, :, None].expand(-1, -1, share, -1, -1).reshape(len(attention_mask), 1, share * read, -1)
+    output = torch.nn.functional.scaled_dot_product_attention(
+        query.reshape(batch, groups, share * read, -1), key, value, attn_mask=mask, scale=scaling
+    )
+    return output.reshape(batch, heads, read, -1).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(GROUPED, grouped_attention)
+AttentionMaskInterface.register(GROUPED, sdpa_mask)
+
+
+@contextmanager
+def grouped_heads(backbone: Any) -> Iterator[None]:
+    """Uses `grouped_attention` where the backbone uses `sdpa`.
+
+    Both take the same masks and give the same results, so another thread may switch in the middle of a pass.
+    """
+    config = backbone.config.get_text_config()
+    if config._attn_implementation != "sdpa":
+        yield
+        return
+    config._attn_implementation = GROUPED
+    try:
+        yield
+    finally:
+        config._attn_implementation = "sdpa"
+
+
+class _FilledLayer(DynamicLayer):
+    """A layer of a cache whose states lie in place, with room behind them for those of the tokens read next."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, used: int) -> None:
+        super().__init__()
+        self.dtype, self.device = keys.dtype, keys.device
+        self._blocks: tuple[torch.Tensor, torch.Tensor] | None = (keys, values)
+        self.keys: torch.Tensor = keys[:, :, :used]
+        self.values: torch.Tensor = values[:, :, :used]
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        used = self.keys.shape[2]
+        end = used + key_states.shape[2]
+        if self._blocks is None or end > self._blocks[0].shape[2]:
+            self._blocks = None
+            return super().update(key_states, value_states, *args, **kwargs)
+        keys, values = self._blocks
+        keys[:, :, used:end] = key_states
+        values[:, :, used:end] = value_states
+        self.keys, self.values = keys[:, :, :end], values[:, :, :end]
+        return self.keys, self.values
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._blocks = None
+        super().batch_repeat_interleave(repeats)
+
+
+class StateBlocks:
+    """Keys and values of a batch of documents, aligned on the right, zeros on the left.
+
+    Parameters:
+        shapes: of the model's layers (their `tokens` does not matter).
+        counts: how many of each document's first tokens are wanted; not all zero.
+        room: how many more tokens will be read behind them.
+        dtype, device: the model's.
+    """
+
+    def __init__(
+        self, shapes: Sequence[Shape], counts: Sequence[int], room: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.counts = list(counts)
+        self.width = max(self.counts)
+        self._groups: Groups = []
+        for shape in shapes:
+            sizes = shape.layers, len(self.counts), shape.heads, self.width + room
+            keys = torch.empty((*sizes, shape.key_dim), dtype=dtype, device=device)
+            values = torch.empty((*sizes, shape.value_dim), dtype=dtype, device=device)
+            for row, count in enumerate(self.counts):
+                # Hidden by the mask, but zero times whatever lay in memory might not be zero.
+                keys[:, row, :, : self.width - count] = 0
+                values[:, row, :, : self.width - count] = 0
+            self._groups.append((keys, values))
+
+    def targets(self, row: int) -> Groups:
+        """Where one document's states go: for each run of equal layers `(layers, heads, tokens, dimension)`, twice."""
+        place = slice(self.width - self.counts[row], self.width)
+        return [(keys[:, row, :, place], values[:, row, :, place]) for keys, values in self._groups]
+
+    def cache(self) -> DynamicCache:
+        """The blocks as a cache of `width` tokens, to be read once: reading writes behind the documents."""
+        cache = DynamicCache()
+        cache.layers = [
+            _FilledLayer(keys[i], values[i], self.width) for keys, values in self._groups for i in range(len(keys))
+        ]
+        return cache

@@ -45,18 +45,21 @@ def scorer_source(model: str | None, args: argparse.Namespace, device: Any = Non
         device: Where to load it if the user named no device.
 
     Raises:
-        InputError: a number format or device that does not exist here.
+        InputError: a number format, device or store that does not exist here.
     """
     from modeling_tsarank.eval.scoring import ScorerSource
     from modeling_tsarank.loading import load_ranker, resolve_device, resolve_dtype
+    from modeling_tsarank.rank_command import open_store, use_store
 
     device = resolve_device(args.device or device)
     dtype = resolve_dtype(args.dtype, device)
     given = {"max_length": args.max_length, "max_query_length": args.max_query_length}
     lengths = {name: value for name, value in given.items() if value is not None}
 
+    store = getattr(args, "store", None)
+
     def load() -> Any:
-        return load_ranker(
+        ranker = load_ranker(
             model,
             device=device,
             dtype=dtype,
@@ -64,6 +67,9 @@ def scorer_source(model: str | None, args: argparse.Namespace, device: Any = Non
             trust_remote_code=args.trust_remote_code,
             **lengths,
         )
+        if store is not None:
+            use_store(ranker, store)
+        return ranker
 
     settings = {
         "checkpoint": _checkpoint(model),
@@ -71,6 +77,9 @@ def scorer_source(model: str | None, args: argparse.Namespace, device: Any = Non
         "dtype": str(dtype).removeprefix("torch."),
         **given,
     }
+    if store is not None:  # rounded states change scores a little
+        with open_store(store) as opened:
+            settings["document_states"] = opened.dtype
     return ScorerSource(display_name(model), load, settings, args.batch_tokens)
 
 

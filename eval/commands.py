@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from modeling_tsarank.eval.analysis_commands import register_analyze
 from modeling_tsarank.eval.checkpoint_sources import add_model_options, scorer_source
+from modeling_tsarank.rank_command import add_store_argument
 from modeling_tsarank.ranking_errors import InputError
 
 
@@ -127,6 +128,7 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
     )
     stage.add_argument("--cache-dir", type=Path, help="where indexes are cached (default: the user's cache)")
     add_model_options(parser)
+    add_store_argument(parser)
     fusion = parser.add_argument_group("fusion with the first stage")
     fusion.add_argument(
         "--interpolate",

@@ -20,6 +20,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from .bulk_pairs import PairFiles, PairRows, Shard, arrow, find_files, plan_shards, read_shards, writing_error
+from .rank_command import open_store, use_store
 from .ranking_errors import InputError, ResourceError
 from .ranking_text import clean_query, document_text
 
@@ -45,6 +46,7 @@ class BulkJob:
         skip_bad_pairs: pairs without a query or with texts of a wrong type get no score (null) instead of an error.
         batch_tokens: token budget of a batch.
         model: arguments of `load_ranker`, the name as `name_or_path`.
+        store: folder of kept document states that the model uses and adds to.
     """
 
     pairs: tuple[str, ...]
@@ -57,6 +59,7 @@ class BulkJob:
     skip_bad_pairs: bool = False
     batch_tokens: int | None = None
     model: dict[str, Any] = field(default_factory=dict)
+    store: str | None = None
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,9 @@ def prepare(job: BulkJob, show: bool | None = None) -> PreparedJob:
         "skip_bad_pairs": job.skip_bad_pairs,
         "total": sum(shard.rows for shard in shards),
     }
+    if job.store is not None:  # rounded states change scores a little
+        with open_store(job.store) as store:
+            settings["document_states"] = store.dtype
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     _claim(Path(job.output), "manifest.json", settings, "made from other pairs or settings")
     if job.by_document:
@@ -312,7 +318,10 @@ class LocalEngine:
 
 
 def load_model(job: BulkJob) -> Any:
-    """The model that a job names."""
+    """The model that a job names, with its store."""
     from .loading import load_ranker
 
-    return load_ranker(**job.model)
+    model = load_ranker(**job.model)
+    if job.store is not None:
+        use_store(model, job.store)
+    return model

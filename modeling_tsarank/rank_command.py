@@ -80,6 +80,36 @@ def model_from_arguments(args: argparse.Namespace) -> Any:
     )
 
 
+def add_store_argument(parser: Any) -> None:
+    """`--store`, for commands that score with a model."""
+    parser.add_argument(
+        "--store", metavar="FOLDER", help="kept document states, as `tsarank index` writes: used and added to"
+    )
+
+
+def open_store(folder: str) -> Any:
+    """The store of document states that `tsarank index` made. Raises `InputError` if there is none."""
+    from .document_store import FolderStore
+    from .ranking_errors import InputError
+
+    if not Path(folder).is_dir():
+        raise InputError(f"there is no store {folder}; `tsarank index --documents … --store {folder}` makes one")
+    return FolderStore(folder)
+
+
+def use_store(model: Any, folder: str) -> Any:
+    """Lets a model read its document states from a store, which is returned, to be closed.
+
+    Raises `InputError` if there is no such store, or the model is none that reads documents first.
+    """
+    from .ranking_errors import InputError
+
+    if not hasattr(model, "document_store"):
+        raise InputError(f"--store serves query likelihood only; {type(model).__name__} reads the query first")
+    model.document_store = open_store(folder)
+    return model.document_store
+
+
 def register(subparsers: Any) -> None:
     """Adds `rank` to the command line."""
     parser = subparsers.add_parser(
@@ -94,9 +124,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--format", choices=("txt", "jsonl"), default=None, help="of FILE, if its name does not say")
     parser.add_argument("--top-k", type=int, default=None, metavar="N", help="show only the best N")
     parser.add_argument("--json", action="store_true", help="JSON with full texts instead of a table")
-    parser.add_argument(
-        "--store", metavar="FOLDER", help="kept document states, as `tsarank index` writes: used and added to"
-    )
+    add_store_argument(parser)
     add_model_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -115,17 +143,6 @@ def _table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _opened_store(model: Any, folder: str) -> Any:
-    from .document_store import FolderStore
-    from .ranking_errors import InputError
-
-    if not hasattr(model, "document_store"):
-        raise InputError(f"--store serves query likelihood only; {type(model).__name__} reads the query first")
-    if not Path(folder).is_dir():
-        raise InputError(f"there is no store {folder}; `tsarank index --documents … --store {folder}` makes one")
-    return FolderStore(folder)
-
-
 def run(args: argparse.Namespace) -> int:
     """Reads, ranks, writes. Whatever can be wrong with the input is found before the model is loaded."""
     from .document_files import read_documents
@@ -140,7 +157,7 @@ def run(args: argparse.Namespace) -> int:
     texts = [document.text for document in documents]
     with contextlib.ExitStack() as stack:
         if args.store is not None:
-            model.document_store = stack.enter_context(_opened_store(model, args.store))
+            stack.enter_context(use_store(model, args.store))
         ranked = model.rank(query, texts, args.top_k, batch_tokens=args.batch_tokens)
     rows = [
         {

@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from .rank_command import add_model_arguments
+from .rank_command import add_model_arguments, add_store_argument
 
 
 _DESCRIPTION = """\
@@ -31,6 +31,7 @@ Ray:
 
 examples:
   tsarank score --pairs pairs.parquet --output scores
+  tsarank score --pairs pairs.parquet --output scores --store states
   tsarank score --pairs mined/ --output scores --by-document --keep query_id --keep document_id --model ./my-ranker
   tsarank score --pairs /shared/pairs --output /shared/scores --engine ray --ray-address auto --actors 8 --actor-gpus 1
 """
@@ -61,6 +62,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--skip-bad-pairs", action="store_true", help="no score (null) for pairs that cannot be scored, not an error"
     )
+    add_store_argument(parser)
     parser.add_argument("--json", action="store_true", help="JSON instead of a line of text at the end")
     group = parser.add_argument_group("engine")
     group.add_argument(
@@ -100,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
         args.skip_bad_pairs,
         args.batch_tokens,
         model,
+        args.store,
     )
     engine: Any
     if args.engine == "ray":

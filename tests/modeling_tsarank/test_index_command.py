@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -63,3 +65,62 @@ def test_sizes_for_people() -> None:
         with pytest.raises(InputError, match="is no size"):
             parse_size(text)
     assert [readable(size) for size in (7, 11_880, 2.4e9, 3e15)] == ["7 B", "11.9 kB", "2.4 GB", "3e+03 TB"]
+
+
+# ---- commands that score from a store ------------------------------------------------------------------
+
+
+TEXTS = [f"Bees dance {'round and ' * n}round." for n in range(12)]
+
+
+@pytest.fixture
+def filled(zoo, tmp_path) -> list[str]:
+    """A corpus of bees in BEIR's layout with two stores of its states, and the model as options."""
+    beir = tmp_path / "beir"
+    (beir / "qrels").mkdir(parents=True)
+    rows = [{"_id": f"d{n}", "title": "", "text": text} for n, text in enumerate(TEXTS)]
+    (beir / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (beir / "queries.jsonl").write_text('{"_id": "q1", "text": "how bees dance"}\n{"_id": "q2", "text": "round"}\n')
+    (beir / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td3\t1\nq2\td9\t1\n")
+    model = ["--model", str(zoo.folders["llama"]), "--device", "cpu", "--dtype", "float32"]
+    documents = tmp_path / "documents.txt"
+    documents.write_text("\n".join(TEXTS))
+    for kind in ("float32", "int8"):
+        store = ["--store", f"{tmp_path}/{kind}", "--store-dtype", kind]
+        assert main(["index", "--documents", str(documents), *store, *model]) == 0
+    return model
+
+
+def test_evaluate_with_a_store(filled, tmp_path, capsys) -> None:
+    command = ["evaluate", "--dataset", str(tmp_path / "beir"), "--quiet", *filled]
+    command += ["--cache-dir", str(tmp_path / "cache")]
+    runs, spent = [], []
+    for name, store in (("plain", []), ("kept", ["--store", str(tmp_path / "float32")])):
+        assert main([*command, "--output", str(tmp_path / name), *store]) == 0
+        run = (tmp_path / name / "beir" / "run.trec").read_text().split()
+        runs.append(dict(zip(zip(run[::6], run[2::6], strict=True), map(float, run[4::6]), strict=True)))
+        spent.append(json.loads((tmp_path / name / "beir" / "metrics.json").read_text())["tokens"])
+    assert len(runs[0]) > 12
+    assert runs[1] == pytest.approx(runs[0], abs=1e-5)
+    assert spent[1] < spent[0] / 2
+    capsys.readouterr()
+    # Scores of rounded states are not mixed with exact ones.
+    assert main([*command, "--output", str(tmp_path / "kept"), "--store", str(tmp_path / "int8")]) == 2
+    assert "document_states" in capsys.readouterr().err
+    assert main([*command, "--output", str(tmp_path / "no"), "--store", str(tmp_path / "missing")]) == 2
+    assert "there is no store" in capsys.readouterr().err
+
+
+def test_score_with_a_store(filled, tmp_path, capsys) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps({"query": "how bees dance", "document": text}) + "\n" for text in TEXTS))
+    command = ["score", "--pairs", str(pairs), *filled]
+    scores = []
+    for name, store in (("plain", []), ("kept", ["--store", str(tmp_path / "float32")])):
+        assert main([*command, "--output", str(tmp_path / name), *store]) == 0
+        scores.append(pq.read_table(tmp_path / name / "scores-000000.parquet")["score"].to_numpy())
+    assert np.ptp(scores[0]) > 0.01
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)
+    capsys.readouterr()
+    assert main([*command, "--output", str(tmp_path / "kept"), "--store", str(tmp_path / "int8")]) == 2
+    assert "other pairs or settings" in capsys.readouterr().err

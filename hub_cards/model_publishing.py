@@ -27,7 +27,7 @@ from modeling_tsarank.hub_cards.model_facts import (
 )
 from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, Publication
 from modeling_tsarank.hub_cards.resharding import INDEX_NAME, reshard
-from modeling_tsarank.hub_cards.uploading import Target
+from modeling_tsarank.hub_cards.uploading import BROKEN_CONNECTIONS, Target
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
 
 
@@ -292,7 +292,5 @@ def _model_info(name: str, option: str, token: str | None) -> Any:
         return HfApi(token=token).model_info(name)
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
         raise InputError(f"the Hub says nothing about {name} ({type(error).__name__}); say {option}") from error
-    except Exception as error:
-        if type(error).__module__.startswith("httpx"):
-            raise ResourceError(f"the Hub cannot be reached to look up {name}; say {option}") from error
-        raise
+    except BROKEN_CONNECTIONS as error:
+        raise ResourceError(f"the Hub cannot be reached to look up {name}; say {option}") from error

@@ -34,7 +34,7 @@ ATTEMPTS = 5
 # Seconds before the second attempt; each further wait is twice as long.
 FIRST_WAIT = float(os.environ.get("TSARANK_UPLOAD_WAIT", "1"))
 # huggingface_hub changed its HTTP library from httpx to httpx2; a broken connection is an exception of that library.
-_BROKEN = tuple(
+BROKEN_CONNECTIONS = tuple(
     importlib.import_module(name).TransportError for name in ("httpx", "httpx2") if importlib.util.find_spec(name)
 )
 
@@ -228,7 +228,7 @@ class _Upload:
                 return action()
             except (RepositoryNotFoundError, RevisionNotFoundError):
                 raise
-            except (HfHubHTTPError, OSError, RuntimeError, *_BROKEN) as error:
+            except (HfHubHTTPError, OSError, RuntimeError, *BROKEN_CONNECTIONS) as error:
                 cause = _cause(error)
                 status = getattr(getattr(cause, "response", None), "status_code", None)
                 if isinstance(error, ResourceError):

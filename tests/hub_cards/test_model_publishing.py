@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 
 from modeling_tsarank import TSARankModel, TwolarModel
+from modeling_tsarank.hub_cards.model_publishing import _model_info
+from modeling_tsarank.ranking_errors import InputError, ResourceError
 
 
 CARD_QUERY = "how long does a flea live"
@@ -270,3 +272,13 @@ def test_a_trainer_publishes_the_same_card(base_folder: Path, hub: Any, in_proce
     assert "license: unknown" in card
     assert (tmp_path / "out" / "README.md").read_text(encoding="utf-8") == card
     assert not any("optimizer" in name or name.startswith("checkpoint-") for name in files)
+
+
+def test_a_hub_that_cannot_be_reached_is_named_as_such(monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(ResourceError, match="cannot be reached to look up org/base; say --license"):
+        _model_info("org/base", "--license", None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="says nothing about org/base"):
+        _model_info("org/base", "--license", None)

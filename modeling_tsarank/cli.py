@@ -21,6 +21,7 @@ COMMAND_MODULES = (
     "modeling_tsarank.score_command",
     "modeling_tsarank.eval.commands",
     "modeling_tsarank.trainers.data.commands",
+    "modeling_tsarank.trainers.recipe_commands",
     "modeling_tsarank.trainers.commands",
     "modeling_tsarank.hub_cards.commands",
 )

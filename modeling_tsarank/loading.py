@@ -129,7 +129,8 @@ def load_ranker(
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the model {name}: {first_line(error)}") from error
     cls = FAMILIES[family] if family else _family_of(name, config)
-    if not getattr(config, CONFIG_KEY, None) and known_checkpoint(name) is None and name_or_path is not None:
+    embedded = name_or_path is None or name_or_path in DEFAULT_NAMES
+    if not embedded and not getattr(config, CONFIG_KEY, None) and known_checkpoint(name) is None:
         logger.warning(
             "%s is a plain %s model, not a known reranker: it is scored by %s with the default prompt",
             name,

@@ -17,9 +17,13 @@ from .document_blocks import StateBlocks, grouped_heads
 from .document_encoding import Groups, Layers, Shape, fill_groups, shapes_of, stack_layers
 from .document_states import common_length, kept_ids, model_identity, state_key
 from .modeling_ranker import accepts
-from .ranking_engine import check_batch_tokens, pad_right, run_batches
+from .ranking_engine import check_batch_tokens, pad_right, plan_batches, run_batches
 from .ranking_errors import ModelError
 from .ranking_text import EncodedPair, document_text
+
+
+# How many kept tokens count as one read token in a batch's budget.
+KEPT_WEIGHT = 4
 
 
 def suffix(pair: EncodedPair, seen: int) -> tuple[int, ...]:
@@ -149,7 +153,7 @@ class KeptStates:
             wanted = [[(kept[t], count) for _, t, count in single]]
             wanted += [[(kept[t], max(counts))] for _, t, counts in shared]
             rooms = [max((len(suffix(pairs[i], count)) for i, _, count in single), default=0), *(0 for _ in shared)]
-            caches, new = self._caches_of(wanted, rooms, identity)
+            caches, new = self._caches_of(wanted, rooms, identity, batch_tokens)
             read += new
             if single:
                 chosen = [pairs[i] for i, _, _ in single]
@@ -161,8 +165,9 @@ class KeptStates:
                 for i, found in zip(members, values, strict=True):
                     results[i] = found
 
-        # The states of a batch's documents lie in memory together: their tokens are what the budget bounds.
-        lengths = [max(len(ids), 1) + len(pairs[task[0]].query) for ids, task in zip(kept, tasks, strict=True)]
+        # What is read is few tokens a pair, and multiplying few rows is slow, so batches are to hold many; but the
+        # states of their documents lie in memory together, which bounds them.
+        lengths = [len(ids) // KEPT_WEIGHT + len(pairs[task[0]].query) for ids, task in zip(kept, tasks, strict=True)]
         try:
             run_batches(lengths, batch_tokens, run, [len(task) for task in tasks], show, stop)
         finally:
@@ -171,7 +176,11 @@ class KeptStates:
         return results
 
     def _caches_of(
-        self: Any, wanted: Sequence[Sequence[tuple[tuple[int, ...], int]]], rooms: Sequence[int], identity: str
+        self: Any,
+        wanted: Sequence[Sequence[tuple[tuple[int, ...], int]]],
+        rooms: Sequence[int],
+        identity: str,
+        batch_tokens: int,
     ) -> tuple[list[DynamicCache], int]:
         """Caches filled with kept states, and how many tokens had to be read because the store lacked theirs.
 
@@ -180,19 +189,21 @@ class KeptStates:
         """
         caches: list[StateBlocks | None] = []
         absent: dict[tuple[int, ...], list[Groups]] = defaultdict(list)
-        for rows, room in zip(wanted, rooms, strict=True):
-            counts = [count for _, count in rows]
+        for places, room in zip(wanted, rooms, strict=True):
+            counts = [count for _, count in places]
             if not any(counts):
                 caches.append(None)
                 continue
             blocks = StateBlocks(self._state_shapes(), counts, room, self.dtype, self.device)
             caches.append(blocks)
-            for row, (ids, count) in enumerate(rows):
+            for row, (ids, count) in enumerate(places):
                 target = blocks.targets(row)
                 if count and not self.document_store.fill(state_key(identity, ids), target):
                     absent[ids].append(target)
-        if absent:
-            for ids, layers in zip(absent, self._document_states(list(absent)), strict=True):
+        lacking = list(absent)
+        for part in plan_batches([len(ids) for ids in lacking], batch_tokens):
+            rows = [lacking[i] for i in part]
+            for ids, layers in zip(rows, self._document_states(rows), strict=True):
                 self.document_store.put(state_key(identity, ids), layers)
                 for target in absent[ids]:
                     fill_groups(stack_layers(layers), target)

@@ -1,0 +1,198 @@
+"""Short trainings one after another, each measured on the development set of a prepared release, and their table.
+
+    python benchmarks/search.py trainers/recipes/smollm2_135m/search.yaml --release release --output search
+
+The grid file names the kind of training, its recipes (`config`), options of every run, options of `tsarank evaluate`,
+models to measure untrained (`baselines`) and, by name, what each run changes. `$RELEASE` stands for --release. Started
+again, it goes on where it was: inside a training, inside an evaluation. Weights are removed once a run is measured
+(the adapter stays), unless --keep-models is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from modeling_tsarank.eval.files import read_json, write_json, write_text
+from modeling_tsarank.eval.reports import markdown_table
+from modeling_tsarank.ranking_errors import InputError, ModelError, TSARankError
+from modeling_tsarank.trainers.recipes.release_data import DEV_RUN, DEV_SPLIT
+from modeling_tsarank.trainers.script_utils import read_recipe
+
+
+logger = logging.getLogger("search")
+
+MEASURE = "ndcg@10"
+KEYS = ("kind", "config", "options", "evaluate", "baselines", "runs")
+
+
+def read_grid(path: Path, release: Path) -> dict[str, Any]:
+    """The grid of a file. Raises `InputError` for unknown keys, no runs, or a name given twice."""
+    if not path.is_file():
+        raise InputError(f"no grid file {path}")
+    content = json.loads(json.dumps(read_recipe(path)).replace("$RELEASE", str(release)))
+    unknown = next((key for key in content if key not in KEYS), None)
+    if unknown is not None:
+        raise InputError(f"{path}: unknown {unknown!r}; a grid has {', '.join(KEYS)}")
+    if content.get("kind") not in ("cpt", "sft", "distill"):
+        raise InputError(f"{path}: kind must be cpt, sft or distill, got {content.get('kind')!r}")
+    runs, baselines = content.get("runs") or {}, content.get("baselines") or {}
+    if not all(isinstance(one, dict) for one in (runs, baselines, *runs.values())) or not runs:
+        raise InputError(f"{path}: runs must give, by name, the options that each run changes")
+    if runs.keys() & baselines.keys():
+        raise InputError(f"{path}: {min(runs.keys() & baselines.keys())} is both a run and a baseline")
+    defaults: dict[str, Any] = {"config": [], "options": {}, "evaluate": {}}
+    return {**defaults, **content, "runs": runs, "baselines": baselines}
+
+
+def arguments_of(options: Mapping[str, Any], dashes: bool = False) -> list[str]:
+    """Options as a command line's words."""
+    words = []
+    for name, value in options.items():
+        values = value if isinstance(value, list) else [value]
+        shown = [json.dumps(one) if isinstance(one, bool | dict) else str(one) for one in values]
+        words += [f"--{name.replace('_', '-') if dashes else name}", *shown]
+    return words
+
+
+def call(module: str, arguments: list[str]) -> float:
+    """Runs a module and returns its seconds. Raises `ModelError` if it fails."""
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", module, *arguments], stdout=sys.stderr, check=False)
+    if done.returncode:
+        raise ModelError(f"{module} ended with status {done.returncode}; what it said stands above")
+    return time.monotonic() - started
+
+
+def measure(model: str, collections: list[Path], folder: Path, options: Mapping[str, Any]) -> dict[str, float]:
+    """nDCG@10 of a model on every development collection, by name, and their mean."""
+    arguments = ["evaluate", "--model", model, "--split", DEV_SPLIT, "--first-stage", DEV_RUN]
+    arguments += ["--output", str(folder), "--measures", MEASURE, *arguments_of(options, dashes=True)]
+    call("modeling_tsarank.cli", [*arguments, "--dataset", *map(str, collections)])
+    values = {}
+    for one in collections:
+        measures = read_json(folder / one.name / "metrics.json")["measures"]
+        values[one.name] = measures["reranked"][MEASURE]
+    return values | {"mean": sum(values.values()) / len(values)}
+
+
+def train_and_measure(
+    name: str, changes: Mapping[str, Any], grid: Mapping[str, Any], collections: list[Path], folder: Path, keep: bool
+) -> dict[str, Any]:
+    """One run: its result from the file where there is one, else trained (on) and measured.
+
+    Raises:
+        InputError: the folder has a run of that name with other options.
+    """
+    options = {**grid["options"], **changes}
+    asked = {"config": grid["config"], "options": options, "evaluate": grid["evaluate"]}
+    model = folder / "model"
+    begun = folder / "run.json"
+    if begun.is_file() and read_json(begun)["asked"] != asked:
+        raise InputError(f"{folder} holds a run {name!r} with other options; remove it or choose another --output")
+    if (folder / "result.json").is_file():
+        result: dict[str, Any] = read_json(folder / "result.json")
+        if not keep:
+            remove_weights(model)
+        return result
+    record = read_json(begun) if begun.is_file() else {"asked": asked, "train_seconds": None}
+    write_json(begun, record)
+    if record["train_seconds"] is None:
+        configs = [word for one in grid["config"] for word in ("--config", one)]
+        own = {"output_dir": str(model), "resume_from_checkpoint": "auto"}
+        module = f"modeling_tsarank.trainers.{grid['kind']}"
+        record["train_seconds"] = round(call(module, [*configs, *arguments_of({**options, **own})]), 1)
+        write_json(begun, record)
+    values = measure(str(model), collections, folder / "dev", grid["evaluate"])
+    result = {"name": name, "changes": dict(changes), "seconds": record["train_seconds"], "values": values}
+    write_json(folder / "result.json", result)
+    if not keep:
+        remove_weights(model)
+    return result
+
+
+def remove_weights(model: Path) -> None:
+    """Makes room: checkpoints and merged weights go, the adapter and the record of the training stay."""
+    for path in model.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    for path in model.glob("*.safetensors"):
+        path.unlink()
+
+
+def measure_baseline(
+    name: str, model: str, grid: Mapping[str, Any], collections: list[Path], folder: Path
+) -> dict[str, Any]:
+    """The result of an untrained model; the evaluation itself knows what it has done."""
+    values = measure(model, collections, folder / "dev", grid["evaluate"])
+    return {"name": name, "changes": {}, "seconds": 0, "values": values}
+
+
+def table(results: list[dict[str, Any]], names: list[str], first: dict[str, float]) -> str:
+    """The Markdown table of nDCG@10 x 100."""
+    header = ["run", "changed", *names, "mean", "training, min"]
+    rows = [["first stage", "", *(f"{100 * first[name]:.2f}" for name in [*names, "mean"]), ""]]
+    for one in results:
+        changed = ", ".join(
+            f"{key} {Path(value).stem if '/' in str(value) else value}" for key, value in one["changes"].items()
+        )
+        values = [f"{100 * one['values'][name]:.2f}" for name in [*names, "mean"]]
+        rows.append([one["name"], changed, *values, f"{one['seconds'] / 60:.1f}" if one["seconds"] else ""])
+    return markdown_table(header, rows)
+
+
+def search(grid_file: Path, release: Path, output: Path, keep: bool = False, only: list[str] | None = None) -> Path:
+    """Runs the grid and returns the path of its table, which is written anew after every run."""
+    grid = read_grid(grid_file, release.resolve())
+    collections = sorted(path for path in (release / "dev").resolve().glob("*") if path.is_dir())
+    if not collections:
+        raise InputError(f"{release} has no development set; run `tsarank recipe prepare` into it")
+    unknown = next((name for name in only or [] if name not in {**grid["baselines"], **grid["runs"]}), None)
+    if unknown is not None:
+        raise InputError(f"no run {unknown!r}; there are {', '.join({**grid['baselines'], **grid['runs']})}")
+    results = []
+    for name, changes in {**grid["baselines"], **grid["runs"]}.items():
+        folder = output / name
+        if only and name not in only and not (folder / "result.json").is_file():
+            continue
+        logger.info("%s", name)
+        if name in grid["baselines"]:
+            results.append(measure_baseline(name, changes, grid, collections, folder))
+        else:
+            results.append(train_and_measure(name, changes, grid, collections, folder, keep))
+        parts = [read_json(folder / "dev" / one.name / "metrics.json")["measures"] for one in collections]
+        first = {one.name: part["first_stage"][MEASURE] for one, part in zip(collections, parts, strict=True)}
+        first["mean"] = sum(first.values()) / len(first)
+        write_json(output / "results.json", results)
+        write_text(output / "table.md", table(results, [one.name for one in collections], first))
+    return output / "table.md"
+
+
+def main() -> int:
+    """Reads the command line, searches, prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("grid", type=Path, help="YAML file of the runs")
+    parser.add_argument("--release", type=Path, required=True, help="folder that `tsarank recipe prepare` filled")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the runs and the table")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only these runs")
+    parser.add_argument("--keep-models", action="store_true", help="keep the weights of every run, 0.5 GB each")
+    args = parser.parse_args()
+    logging.basicConfig(stream=sys.stderr, format="search: %(message)s", level=logging.INFO)
+    try:
+        path = search(args.grid, args.release, args.output, args.keep_models, args.only)
+    except TSARankError as error:
+        sys.stderr.write(f"search: error: {error}\n")
+        return 2
+    sys.stdout.write(path.read_text(encoding="utf-8"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

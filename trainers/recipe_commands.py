@@ -1,0 +1,106 @@
+"""`tsarank recipe`: what a release's trainings read.
+
+Also `python -m modeling_tsarank.trainers.recipe_commands`, with the same arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from modeling_tsarank.ranking_errors import InputError, TSARankError
+
+
+_PREPARE = """\
+Make all training files of a release from the raw folders: clean weak pairs for CPT, labelled queries with BM25 hard
+negatives for SFT in one file for each mix, a development set in BEIR's layout, and corpus and queries for
+distillation. Every text is held against the test collections that the plan names, and training against the
+development queries and their positives. counts.json says what was read, found and written, with fingerprints.
+
+The same plan over the same files gives the same bytes; an interrupted preparation goes on where it was.
+"""
+_EXAMPLES = """\
+examples:
+  tsarank recipe prepare smollm2_135m/data --data $TSARANK_DATA --output release
+  tsarank recipe prepare smollm2_135m/data --data $TSARANK_DATA --output rehearsal --limit 300
+"""
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Adds `recipe` to the command line."""
+    parser = subparsers.add_parser(
+        "recipe",
+        help="prepare the data of a release",
+        description="Prepare what the recipe of a release trains on.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="recipe_command", metavar="COMMAND", required=True)
+    one = commands.add_parser(
+        "prepare",
+        help="all training files from the raw folders",
+        description=_PREPARE,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    one.add_argument("plan", metavar="PLAN", help="a YAML file, or the name of a shipped one: smollm2_135m/data")
+    one.add_argument(
+        "--data",
+        type=Path,
+        default=os.environ.get("TSARANK_DATA"),
+        metavar="DIR",
+        help="folder with weak_pairs, supervised and beir (default: $TSARANK_DATA)",
+    )
+    one.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to fill")
+    one.add_argument("--limit", type=int, default=0, metavar="N", help="for a rehearsal: N raw rows of every file")
+    one.set_defaults(run=run_prepare)
+
+
+def run_prepare(args: argparse.Namespace) -> int:
+    """Prepares and prints the counts."""
+    from modeling_tsarank.trainers.recipes.release_data import prepare
+    from modeling_tsarank.trainers.script_utils import find_recipe
+
+    if args.data is None or not Path(args.data).is_dir():
+        raise InputError(f"--data must name the folder with weak_pairs, supervised and beir, got {args.data}")
+    if args.limit < 0:
+        raise InputError(f"--limit must be at least 0, got {args.limit}")
+    report = prepare(find_recipe(args.plan), Path(args.data).resolve(), args.output, args.limit)
+    sys.stdout.write(summary(report))
+    return 0
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The counts as lines of text."""
+    lines = [f"weak pairs: {report['weak']['read']:,} read, {sum(report['weak']['kept_by_type'].values()):,} clean"]
+    for name, one in report["sources"].items():
+        lines.append(
+            f"{name}: {one['usable']:,} usable queries, {one['dev']} for development, {one['train']:,} for training"
+        )
+        lines += [f"    left out, {reason}: {number:,}" for reason, number in one["left_out"].items()]
+    for gate, facts in report["leakage"].items():
+        found = ", ".join(f"{how} {number:,}" for how, number in facts["found"].items())
+        lines.append(f"kept out by {gate}: {found or 'none'}")
+    for name, one in report["files"].items():
+        lines.append(f"{name}: {one['rows']:,} rows")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command without the rest of `tsarank`: 0, or 2 for what the user can mend."""
+    parser = argparse.ArgumentParser(prog="tsarank")
+    register(parser.add_subparsers(dest="command", metavar="COMMAND", required=True))
+    args = parser.parse_args(["recipe", *(sys.argv[1:] if arguments is None else arguments)])
+    try:
+        status: int = args.run(args)
+        return status
+    except TSARankError as error:
+        sys.stderr.write(f"tsarank: error: {' '.join(str(error).split())}\n")
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Recipes as YAML files, and the preparation of a release's training data."""

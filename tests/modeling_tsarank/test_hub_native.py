@@ -74,6 +74,7 @@ def _digest(model: torch.nn.Module) -> str:
     return state.hexdigest()
 
 
+@pytest.mark.slow  # installs torch into a virtual environment of its own
 def test_every_backbone_ranks_without_this_package(zoo, pairs, tmp_path, clean_python) -> None:
     query, documents = pairs[0][0], [document for _, document in pairs[:4]]
     models, folders = {}, []

@@ -61,7 +61,8 @@ def test_wrapping_draws_no_weights_anew(zoo) -> None:
         assert torch.equal(tensor, before[name]), name
 
 
-def test_a_gguf_file_loads_by_either_name(default_folder) -> None:
+@pytest.mark.slow  # reading a GGUF file takes half a minute
+def test_a_gguf_file_loads_by_its_name_in_a_folder(default_folder) -> None:
     from modeling_tsarank.default_model import default_gguf
 
     gguf = default_gguf()
@@ -69,6 +70,12 @@ def test_a_gguf_file_loads_by_either_name(default_folder) -> None:
     plain = AutoModelForCausalLM.from_pretrained(default_folder)
     for name, tensor in plain.state_dict().items():
         assert torch.equal(tensor, model.backbone.state_dict()[name]), name
+
+
+def test_a_missing_gguf_file_is_named() -> None:
+    from modeling_tsarank.default_model import default_gguf
+
+    gguf = default_gguf()
     with pytest.raises(ModelError, match=r"no GGUF file nothing\.gguf"):
         TSARankModel.from_backbone(gguf.parent, gguf_file="nothing.gguf")
     with pytest.raises(ModelError, match="no GGUF file at"):

@@ -344,21 +344,6 @@ def test_a_cut_parquet_file_is_an_error_and_the_shards_before_it_stay(model, tmp
     assert len(output_bytes(tmp_path / "out")) == 4
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 256 kB, where this process may mount one."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if shutil.which("mount") is None or os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
-    done = subprocess.run(command, capture_output=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"cannot mount a small file system: {done.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
 @pytest.mark.parametrize("by_document", [False, True])
 def test_a_full_disk_is_one_clear_error_and_the_job_goes_on_later(model, tmp_path, small_disk, by_document) -> None:
     pairs = make_pairs(400)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from .document_blocks import GROUPED
 from .document_states import common_length
 from .modeling_ranker import RankerModel, RankingOutput, accepts, group_loss
 from .ranking_engine import align_left, gathered_log_probs, pad_right, plan_batches, run_batches
@@ -226,7 +227,8 @@ class TSARankModel(KeptStates, RankerModel):
         return (
             bool(getattr(config, "rope_parameters", None))
             and not partial_attention(config)
-            and self.backbone.config._attn_implementation in ("sdpa", "eager")
+            # Another thread may just be ranking from kept states, which takes the same masks.
+            and self.backbone.config._attn_implementation in ("sdpa", "eager", GROUPED)
             and accepts(self.backbone.forward, "position_ids")
         )
 

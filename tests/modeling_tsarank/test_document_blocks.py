@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import DynamicCache
@@ -89,6 +91,26 @@ def test_the_attention_is_put_back_after_an_error(zoo) -> None:
     backbone.set_attn_implementation("eager")
     with grouped_heads(backbone):
         assert backbone.config._attn_implementation == "eager"
+
+
+def test_threads_that_share_a_model_do_not_disturb_each_other(zoo, pairs) -> None:
+    """One ranks from kept states, which exchanges the attention; the other packs queries that cut a document."""
+    model = TSARankModel.from_backbone(
+        str(zoo.folders["llama"]), dtype=torch.float64, max_length=48, max_query_length=24
+    )
+    long = " ".join([pairs[1][1]] * 8)
+    many = [(query, long) for query in ("bread", "a ship at night", "bees and violins in the old town")]
+    expected = [model.predict(pair) for pair in many]
+    with grouped_heads(model.backbone):
+        np.testing.assert_allclose(model.predict(many), expected, atol=1e-9)
+    kept = TSARankModel.from_backbone(model.backbone, tokenizer=model.tokenizer, max_length=48, max_query_length=24)
+    kept.index([document for _, document in pairs], MemoryStore())
+    alone = kept.predict(pairs)
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(4):
+            cold, warm = pool.submit(model.predict, many), pool.submit(kept.predict, pairs)
+            np.testing.assert_allclose(cold.result(), expected, atol=1e-9)
+            np.testing.assert_allclose(warm.result(), alone, atol=1e-9)
 
 
 SHAPES = [Shape(2, 2, 0, 4, 4), Shape(1, 1, 0, 3, 5)]

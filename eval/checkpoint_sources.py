@@ -47,9 +47,9 @@ def scorer_source(model: str | None, args: argparse.Namespace, device: Any = Non
     Raises:
         InputError: a number format, device or store that does not exist here.
     """
+    from modeling_tsarank.document_store import open_store, use_store
     from modeling_tsarank.eval.scoring import ScorerSource
     from modeling_tsarank.loading import load_ranker, resolve_device, resolve_dtype
-    from modeling_tsarank.rank_command import open_store, use_store
 
     device = resolve_device(args.device or device)
     dtype = resolve_dtype(args.dtype, device)

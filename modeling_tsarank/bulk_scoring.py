@@ -20,7 +20,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from .bulk_pairs import PairFiles, PairRows, Shard, arrow, find_files, plan_shards, read_shards, writing_error
-from .rank_command import open_store, use_store
+from .document_store import open_store, use_store
 from .ranking_errors import InputError, ResourceError
 from .ranking_text import clean_query, document_text
 

@@ -8,6 +8,7 @@ gone is reported as absent, so that it is computed again.
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any, Self
@@ -78,47 +79,43 @@ class LeastRecentlyUsed:
         return len(self._entries)
 
 
-class StateStore:
+class StateStore(ABC):
     """What a ranking model asks of a store."""
 
+    @abstractmethod
     def get(self, key: str, *, dtype: torch.dtype | None = None, device: Any = None) -> Layers | None:
         """The states under `key` in the given type and on the given device, or `None` where they are not (whole).
 
         `dtype=None` gives the type they are kept in (float32 for int8), `device=None` the device they are kept on.
         Callers must not change the tensors.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def fill(self, key: str, targets: Groups) -> bool:
         """Puts the states of a document's first tokens into tensors; false, with nothing done, where there are none.
 
         `targets` holds for each run of layers of one shape, in order, keys and values `(layers, heads, tokens,
         dimension)`: any views, of any floating-point type. They may ask for fewer tokens than are kept.
         """
-        layers = self.get(key)
-        if layers is None:
-            return False
-        fill_groups(stack_layers(layers), targets)
-        return True
 
+    @abstractmethod
     def put(self, key: str, layers: Layers) -> None:
         """Keeps a copy of one document's states: for each layer keys and values `(1, heads, tokens, dimension)`."""
-        raise NotImplementedError
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Those of the keys under which nothing is kept, in order."""
         return [key for key in keys if key not in self]
 
-    def __contains__(self, key: str) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def __contains__(self, key: str) -> bool: ...
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
     def __bool__(self) -> bool:
         return True  # an empty store is a store
 
-    def flush(self) -> None:
+    def flush(self) -> None:  # noqa: B027 - a store in memory has nothing to write
         """Writes what has been put and not yet written."""
 
     def close(self) -> None:

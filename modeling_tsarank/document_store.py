@@ -42,7 +42,7 @@ from .document_memory import LeastRecentlyUsed, MemoryStore, StateStore, check_b
 from .ranking_errors import InputError, ResourceError
 
 
-__all__ = ["FolderStore", "MemoryStore", "StateStore"]
+__all__ = ["FolderStore", "MemoryStore", "StateStore", "open_store", "use_store"]
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -344,3 +344,21 @@ class FolderStore(StateStore):
         finally:
             self._maps.clear()
             self.catalog.close()
+
+
+def open_store(folder: str) -> FolderStore:
+    """The store of document states that `tsarank index` made. Raises `InputError` if there is none."""
+    if not Path(folder).is_dir():
+        raise InputError(f"there is no store {folder}; `tsarank index --documents … --store {folder}` makes one")
+    return FolderStore(folder)
+
+
+def use_store(model: Any, folder: str) -> FolderStore:
+    """Lets a model read its document states from a store, which is returned, to be closed.
+
+    Raises `InputError` if there is no such store, or the model is none that reads documents first.
+    """
+    if not hasattr(model, "document_store"):
+        raise InputError(f"--store serves query likelihood only; {type(model).__name__} reads the query first")
+    store = model.document_store = open_store(folder)
+    return store

@@ -7,7 +7,6 @@ import contextlib
 import json
 import shutil
 import sys
-from pathlib import Path
 from typing import Any
 
 
@@ -87,29 +86,6 @@ def add_store_argument(parser: Any) -> None:
     )
 
 
-def open_store(folder: str) -> Any:
-    """The store of document states that `tsarank index` made. Raises `InputError` if there is none."""
-    from .document_store import FolderStore
-    from .ranking_errors import InputError
-
-    if not Path(folder).is_dir():
-        raise InputError(f"there is no store {folder}; `tsarank index --documents … --store {folder}` makes one")
-    return FolderStore(folder)
-
-
-def use_store(model: Any, folder: str) -> Any:
-    """Lets a model read its document states from a store, which is returned, to be closed.
-
-    Raises `InputError` if there is no such store, or the model is none that reads documents first.
-    """
-    from .ranking_errors import InputError
-
-    if not hasattr(model, "document_store"):
-        raise InputError(f"--store serves query likelihood only; {type(model).__name__} reads the query first")
-    model.document_store = open_store(folder)
-    return model.document_store
-
-
 def register(subparsers: Any) -> None:
     """Adds `rank` to the command line."""
     parser = subparsers.add_parser(
@@ -146,6 +122,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
 def run(args: argparse.Namespace) -> int:
     """Reads, ranks, writes. Whatever can be wrong with the input is found before the model is loaded."""
     from .document_files import read_documents
+    from .document_store import use_store
     from .ranking_errors import InputError
     from .ranking_text import clean_query
 

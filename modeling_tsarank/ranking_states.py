@@ -114,7 +114,11 @@ class KeptStates:
         keep[0, 0] = True  # the head must run on something; its logits are not wanted
         cache = DynamicCache(config=self.backbone.config)
         self._logits_at(ids, keep, past_key_values=cache, use_cache=True)
-        states = [_first_tokens(cache.layers, i, len(row)) for i, row in enumerate(rows)]
+        layers: Sequence[Any] = cache.layers
+        states = [
+            [(layer.keys[i : i + 1, :, : len(row)], layer.values[i : i + 1, :, : len(row)]) for layer in layers]
+            for i, row in enumerate(rows)
+        ]
         self._layer_shapes = shapes_of(states[0])
         return states
 
@@ -205,8 +209,9 @@ class KeptStates:
             rows = [lacking[i] for i in part]
             for ids, layers in zip(rows, self._document_states(rows), strict=True):
                 self.document_store.put(state_key(identity, ids), layers)
+                groups = stack_layers(layers)
                 for target in absent[ids]:
-                    fill_groups(stack_layers(layers), target)
+                    fill_groups(groups, target)
         found = [DynamicCache(config=self.backbone.config) if blocks is None else blocks.cache() for blocks in caches]
         return found, sum(map(len, absent))
 
@@ -235,9 +240,3 @@ class KeptStates:
         with grouped_heads(self.backbone):
             logits = self._logits_at(ids, keep, past_key_values=cache, use_cache=True, **inputs)
         return self._split(logits, pairs)
-
-
-def _first_tokens(layers: Any, row: int, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The states of the first `count` tokens of one row; `layers` are a cache's or kept ones."""
-    pairs = [(layer.keys, layer.values) if hasattr(layer, "keys") else layer for layer in layers]
-    return [(keys[row : row + 1, :, :count], values[row : row + 1, :, :count]) for keys, values in pairs]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -114,37 +113,6 @@ def publish(publish_command: list[str], hub_environment: Callable[..., Any], tmp
         return done
 
     return run
-
-
-@pytest.fixture(scope="session")
-def clean_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of a new environment with torch, transformers and what they require, and nothing else.
-
-    The packages are the tested ones, linked rather than installed again.
-    """
-    import venv
-
-    folder = tmp_path_factory.mktemp("clean") / "venv"
-    venv.create(folder, with_pip=False)
-    target = next((folder / "lib").glob("python*")) / "site-packages"
-    wanted, seen = ["torch", "transformers"], set()
-    while wanted:
-        name = wanted.pop()
-        try:
-            package = importlib.metadata.distribution(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # not needed on this platform
-        if package.name in seen:
-            continue
-        seen.add(package.name)
-        for file in package.files or ():
-            top = file.parts[0]
-            if top not in ("..", "__pycache__") and not (target / top).exists():
-                (target / top).symlink_to(Path(str(package.locate_file(top))).resolve())
-        wanted += [re.split(r"[^\w.-]", line)[0] for line in package.requires or () if "extra ==" not in line]
-    assert {"torch", "transformers"} <= seen
-    assert not {"tsarank", "peft", "datasets", "sentence-transformers"} & seen
-    return folder / "bin" / "python"
 
 
 @pytest.fixture(scope="session")

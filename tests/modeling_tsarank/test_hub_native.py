@@ -6,9 +6,6 @@ import hashlib
 import json
 import subprocess
 import sys
-import venv
-from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,17 +53,6 @@ json.dump(answers, open(sys.argv[2], "w"))
 """
 
 
-@pytest.fixture(scope="session")
-def clean_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of a new virtual environment with torch and transformers, in the versions tested here."""
-    folder = tmp_path_factory.mktemp("clean") / "venv"
-    venv.create(folder, with_pip=True)
-    python = folder / "bin" / "python"
-    packages = [f"torch=={version('torch').split('+')[0]}", f"transformers=={version('transformers')}"]
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True, stdout=sys.stderr.fileno())
-    return python
-
-
 def _digest(model: torch.nn.Module) -> str:
     state = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -74,7 +60,6 @@ def _digest(model: torch.nn.Module) -> str:
     return state.hexdigest()
 
 
-@pytest.mark.slow  # installs torch into a virtual environment of its own
 def test_every_backbone_ranks_without_this_package(zoo, pairs, tmp_path, clean_python) -> None:
     query, documents = pairs[0][0], [document for _, document in pairs[:4]]
     models, folders = {}, []

@@ -152,13 +152,8 @@ def read_files(
                 read = canonical_row(record, "sft")
             except InputError as error:
                 raise InputError(f"{place}: {error}") from error
-            row = _cleaned(cleaner, f"{name}-{number}", read)
-            problem = _problem(row, source)
-            if problem is None:
-                rows.append(row)
-            else:
-                lost[problem] += 1
-    return rows
+            rows.append(_cleaned(cleaner, f"{name}-{number}", read))
+    return _usable(rows, source, lost)
 
 
 def _cleaned(cleaner: Clean, query_id: str, read: Mapping[str, Any]) -> LabelledQuery:
@@ -173,6 +168,17 @@ def _cleaned(cleaner: Clean, query_id: str, read: Mapping[str, Any]) -> Labelled
     positives = texts("positives")
     negatives = [text for text in texts("negatives") if text not in positives]
     return LabelledQuery(query_id, mended(read["query"], "")[0], tuple(positives), tuple(negatives))
+
+
+def _usable(rows: Iterable[LabelledQuery], source: LabelledSource, lost: Counter[str]) -> list[LabelledQuery]:
+    kept = []
+    for row in rows:
+        problem = _problem(row, source)
+        if problem is None:
+            kept.append(row)
+        else:
+            lost[problem] += 1
+    return kept
 
 
 def _problem(row: LabelledQuery, source: LabelledSource) -> str | None:
@@ -190,13 +196,8 @@ def group_pairs(source: LabelledSource, pairs: Iterable[Pair], lost: Counter[str
     rows = []
     for number, group in enumerate(groups.values()):
         documents = tuple(dict.fromkeys(pair.document for pair in group))
-        row = LabelledQuery(f"{source.name}-{number}", group[0].query, documents)
-        problem = _problem(row, source)
-        if problem is None:
-            rows.append(row)
-        else:
-            lost[problem] += 1
-    return rows
+        rows.append(LabelledQuery(f"{source.name}-{number}", group[0].query, documents))
+    return _usable(rows, source, lost)
 
 
 # ---- leakage ---------------------------------------------------------------------------------------

@@ -40,6 +40,9 @@ class RankingConfig(TrainingArguments):
             Dropout in front of the LoRA matrices.
         lora_target_modules (`list[str]`, *optional*):
             Names of the linear layers that get LoRA; all but the output head if not given.
+        lora_top_blocks (`int`, *optional*):
+            Put LoRA into the last so many blocks only (of each stack of an encoder-decoder). Half the blocks make a
+            step with the Differential Penalty a third shorter: the lower ones are run once, forwards.
         frozen_dtype (`str`, *optional*):
             Keep frozen weights in this dtype (`bfloat16` halves their memory); trained weights keep their own, and a
             saved model has the original dtype throughout.
@@ -115,6 +118,13 @@ class RankingConfig(TrainingArguments):
         default=None,
         metadata={"help": "Names of the linear layers that get LoRA; all but the output head if not given."},
     )
+    lora_top_blocks: int | None = field(
+        default=None,
+        metadata={
+            "help": "Put LoRA into the last so many blocks only; the lower ones are then run once, forwards, for the "
+            "trained model and the penalty's reference together."
+        },
+    )
     frozen_dtype: str | None = field(
         default=None,
         metadata={
@@ -180,7 +190,7 @@ class RankingConfig(TrainingArguments):
             raise InputError(f"lora_dropout must lie in 0 to 1 (1 excluded), got {self.lora_dropout!r}")
         if self.frozen_dtype is not None:
             self._check_choice("frozen_dtype", FROZEN_DTYPES)
-        for name in ("max_length", "max_query_length"):
+        for name in ("lora_top_blocks", "max_length", "max_query_length"):
             if getattr(self, name) is not None:
                 self._check_number(name, minimum=1)
 

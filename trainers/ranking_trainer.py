@@ -111,6 +111,7 @@ class RankingTrainer(CheckpointingTrainer):
             lora_alpha=args.lora_alpha,
             lora_dropout=args.lora_dropout,
             lora_target_modules=args.lora_target_modules,
+            lora_top_blocks=args.lora_top_blocks,
             frozen_dtype=args.frozen_torch_dtype,
         )
         groups = None if rows is None else self.make_groups(rows)

@@ -3,6 +3,7 @@
 | trained part | reference | extra memory |
 |---|---|---|
 | LoRA | the same model with its adapter switched off | none |
+| LoRA in the top k blocks | the same, behind the trunk that both share and that runs once | none |
 | top k blocks | frozen copies of those blocks, behind the trunk that both share and that runs once | k blocks |
 | everything, or a given model | a frozen model | a whole model |
 
@@ -14,14 +15,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from modeling_tsarank.modeling_ranker import RankerModel
-from modeling_tsarank.trainers.trainable import BlockStack, TrainablePart
+from modeling_tsarank.trainers.trainable import BlockStack, TrainablePart, drops_out
 
 
 Call = Callable[[RankerModel], Tensor]
@@ -52,19 +53,32 @@ class Reference(nn.Module):
 
 
 class AdapterReference(Reference):
-    """The trained model with its LoRA adapter switched off."""
+    """The trained model with its LoRA adapter switched off.
 
-    def __init__(self, adapter: Any) -> None:
+    Where only top blocks have the adapter, the trained model starts from what the reference's trunk gave: nothing is
+    trained there, and it is run once for both. A trunk that drops out is run for each, since a reference does not.
+    """
+
+    def __init__(self, adapter: Any, part: TrainablePart | None = None) -> None:
         super().__init__()
         # In a tuple: the adapter's parameters are the ranker's and must not be registered twice.
         self._adapter = (adapter,)
+        self._trunk = None if part is None or not part.stacks else _Trunk(part)
 
     def both(self, ranker: RankerModel, call: Call) -> tuple[Tensor, Tensor]:
+        trunk = self._trunk
+        if trunk is None or trunk.drops_out:
+            return self._switched_off(ranker, call), call(ranker)
+        with trunk.noted() as noted:
+            reference = self._switched_off(ranker, call)
+        with trunk.replayed(noted, trunk.tops):
+            return reference, call(ranker)
+
+    def _switched_off(self, ranker: RankerModel, call: Call) -> Tensor:
         # First the reference: PEFT turns `requires_grad` of the adapter off and on again, which must not happen
         # between the trained model's forward and backward pass.
         with _evaluating(ranker), self._adapter[0].disable_adapter():
-            reference = call(ranker)
-        return reference, call(ranker)
+            return call(ranker)
 
 
 class ModelReference(Reference):
@@ -104,41 +118,45 @@ class _Replay(nn.Module):
         return getattr(self.__dict__["_block"], name)
 
 
-class TopBlocksReference(Reference):
-    """Frozen copies of the trained top blocks behind the trunk that both models share.
+class _Trunk:
+    """The blocks below the trained ones. Their output can be noted in one forward pass and replayed in another.
 
-    The trained model runs as usual while the output of the trunk's last block is noted. For the reference the model's
-    own forward runs once more with its list of blocks exchanged: every trunk block only hands on what was noted, the
-    top ones are the copies. Embedding, masks, final norm and head are frozen and shared, so they need no copy.
+    A replay is the model's own forward with its list of blocks exchanged: every trunk block only hands on what was
+    noted, and the top ones are the trained ones or others. Embedding, masks, final norm and head are what they are.
     """
 
     def __init__(self, part: TrainablePart) -> None:
-        super().__init__()
         self._stacks = tuple(part.stacks)
         self._count = part.count
-        self.tops = nn.ModuleList(copy.deepcopy(stack.blocks[-part.count :]) for stack in part.stacks)
-        self.requires_grad_(False).eval()
+        self.tops = [stack.blocks[-part.count :] for stack in part.stacks]
 
-    def both(self, ranker: RankerModel, call: Call) -> tuple[Tensor, Tensor]:
-        noted: dict[str, Any] = {}
-        with contextlib.ExitStack() as hooks:
-            for stack in self._stacks:
-                trunk = len(stack.blocks) - self._count
-                if trunk:
-                    note = stack.blocks[trunk - 1].register_forward_hook(_noting(noted, stack.name))
-                    hooks.callback(note.remove)
-            trained = call(ranker)
-        # The blocks are exchanged inside, so that switching to evaluation and back reaches the trained ones.
-        with _evaluating(ranker), self._exchanged(noted):
-            reference = call(ranker)
-        return reference, trained
+    def _blocks(self, stack: BlockStack) -> nn.ModuleList:
+        return stack.blocks[: len(stack.blocks) - self._count]
+
+    @property
+    def drops_out(self) -> bool:
+        """Whether the trunk, in the mode it is in, gives something else every time it is run."""
+        return any(drops_out(self._blocks(stack)) for stack in self._stacks)
 
     @contextlib.contextmanager
-    def _exchanged(self, noted: dict[str, Any]) -> Iterator[None]:
+    def noted(self) -> Iterator[dict[str, Any]]:
+        """Inside, what the trunk gives is noted."""
+        notes: dict[str, Any] = {}
+        with contextlib.ExitStack() as hooks:
+            for stack in self._stacks:
+                blocks = self._blocks(stack)
+                if len(blocks):
+                    note = blocks[-1].register_forward_hook(_noting(notes, stack.name))
+                    hooks.callback(note.remove)
+            yield notes
+
+    @contextlib.contextmanager
+    def replayed(self, notes: dict[str, Any], tops: Iterable[nn.Module]) -> Iterator[None]:
+        """Inside, the model runs the blocks `tops` of each stack behind what was noted."""
         try:
-            for stack, top in zip(self._stacks, self.tops, strict=True):
+            for stack, top in zip(self._stacks, tops, strict=True):
                 assert isinstance(top, nn.ModuleList)
-                trunk = [_Replay(block, noted.get(stack.name)) for block in stack.blocks[: -self._count]]
+                trunk = [_Replay(block, notes.get(stack.name)) for block in self._blocks(stack)]
                 self._set(stack, nn.ModuleList([*trunk, *top]))
             yield
         finally:
@@ -149,6 +167,24 @@ class TopBlocksReference(Reference):
     def _set(stack: BlockStack, blocks: nn.ModuleList) -> None:
         # Without `setattr`, which would let compiled or sharded modules react to the exchange.
         stack.parent._modules[stack.attribute] = blocks
+
+
+class TopBlocksReference(Reference):
+    """Frozen copies of the trained top blocks behind the trunk that both models share."""
+
+    def __init__(self, part: TrainablePart) -> None:
+        super().__init__()
+        self._trunk = _Trunk(part)
+        self.tops = nn.ModuleList(copy.deepcopy(top) for top in self._trunk.tops)
+        self.requires_grad_(False).eval()
+
+    def both(self, ranker: RankerModel, call: Call) -> tuple[Tensor, Tensor]:
+        with self._trunk.noted() as noted:
+            trained = call(ranker)
+        # The blocks are exchanged inside, so that switching to evaluation and back reaches the trained ones.
+        with _evaluating(ranker), self._trunk.replayed(noted, self.tops):
+            reference = call(ranker)
+        return reference, trained
 
 
 def _noting(noted: dict[str, Any], name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -163,7 +199,7 @@ def make_reference(ranker: RankerModel, part: TrainablePart, given: RankerModel 
     if given is not None:
         return ModelReference(given)
     if part.kind == "lora":
-        return AdapterReference(part.adapter)
+        return AdapterReference(part.adapter, part)
     if part.kind == "top_blocks":
         return TopBlocksReference(part)
     return ModelReference.copy_of(ranker)

@@ -6,6 +6,7 @@ as many members as the configuration has layers, so any backbone that transforme
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from modeling_tsarank.modeling_ranker import RankerModel
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
@@ -48,7 +50,7 @@ class TrainablePart:
         kind: "lora", "top_blocks" or "full".
         dtypes: dtype of every backbone parameter before anything was cast; exported weights have it again.
         adapter: the `PeftModel` around the backbone ("lora" only).
-        stacks: the stacks whose top is trained ("top_blocks" only).
+        stacks: the stacks whose top is trained ("top_blocks", and "lora" in the top blocks only).
         count: how many blocks of each.
     """
 
@@ -110,6 +112,7 @@ def make_trainable(
     lora_alpha: int = 32,
     lora_dropout: float = 0.0,
     lora_target_modules: list[str] | None = None,
+    lora_top_blocks: int | None = None,
     frozen_dtype: torch.dtype | None = None,
 ) -> TrainablePart:
     """Freezes what is not to be trained, in place, and puts the adapter in.
@@ -124,6 +127,8 @@ def make_trainable(
         top_blocks: k.
         lora_r, lora_alpha, lora_dropout: as in PEFT's `LoraConfig`.
         lora_target_modules: names of linear layers; `None` takes all but the output head.
+        lora_top_blocks: put the adapter into the last k blocks of each stack only; `None` puts it into all. Nothing
+            below them is then run backwards, and the penalty's reference shares their output.
         frozen_dtype: cast frozen weights to it; trained ones keep theirs.
 
     Raises:
@@ -140,23 +145,51 @@ def make_trainable(
         raise InputError(f"unknown trainable part {kind!r}; expected one of {', '.join(TRAINABLE_PARTS)}")
     backbone.requires_grad_(False)
     if kind == "lora":
-        part.adapter = _add_lora(backbone, lora_r, lora_alpha, lora_dropout, lora_target_modules)
+        targets: Any = ALL_LINEAR if lora_target_modules is None else list(lora_target_modules)
+        if lora_top_blocks is not None:
+            part.stacks, part.count = _top_of(backbone, lora_top_blocks, "lora_top_blocks"), lora_top_blocks
+            targets = _linear_layers_of(part, lora_target_modules)
+        part.adapter = _add_lora(backbone, lora_r, lora_alpha, lora_dropout, targets)
     else:
-        part.stacks, part.count = block_stacks(backbone), top_blocks
+        part.stacks, part.count = _top_of(backbone, top_blocks, "top_blocks"), top_blocks
         for stack in part.stacks:
-            if not 1 <= top_blocks <= len(stack.blocks):
-                raise InputError(
-                    f"top_blocks must lie between 1 and {len(stack.blocks)}, the blocks of {stack.name}, "
-                    f"got {top_blocks}"
-                )
             stack.blocks[-top_blocks:].requires_grad_(True)
     if frozen_dtype is not None:
         _cast_frozen(backbone, frozen_dtype)
-        _cast_at_border(part, frozen_dtype)
+        if kind == "top_blocks":
+            _cast_at_border(part, frozen_dtype)
     return part
 
 
-def _add_lora(backbone: Any, r: int, alpha: int, dropout: float, targets: list[str] | None) -> Any:
+def _top_of(backbone: Any, count: int, setting: str) -> list[BlockStack]:
+    """The backbone's stacks, each of which has at least `count` blocks."""
+    stacks = block_stacks(backbone)
+    for stack in stacks:
+        if not 1 <= count <= len(stack.blocks):
+            raise InputError(
+                f"{setting} must lie between 1 and {len(stack.blocks)}, the blocks of {stack.name}, got {count}"
+            )
+    return stacks
+
+
+def _linear_layers_of(part: TrainablePart, targets: list[str] | None) -> str:
+    """The linear layers of the trained blocks, as the regular expression that PEFT matches module names with."""
+    stacks, layers = [], set()
+    for stack in part.stacks:
+        first = len(stack.blocks) - part.count
+        stacks.append(f"{re.escape(stack.name)}\\.(?:{'|'.join(str(first + i) for i in range(part.count))})")
+        for block in stack.blocks[first:]:
+            for name, module in block.named_modules():
+                if isinstance(module, nn.Linear | Conv1D) and (targets is None or _is_one_of(name, targets)):
+                    layers.add(re.escape(name))
+    return f"(?:{'|'.join(stacks)})\\.(?:{'|'.join(sorted(layers) or targets or ())})"
+
+
+def _is_one_of(name: str, targets: list[str]) -> bool:
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def _add_lora(backbone: Any, r: int, alpha: int, dropout: float, targets: str | list[str]) -> Any:
     try:
         from peft import LoraConfig, TaskType, get_peft_model
     except ImportError as error:
@@ -166,7 +199,7 @@ def _add_lora(backbone: Any, r: int, alpha: int, dropout: float, targets: list[s
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=ALL_LINEAR if targets is None else list(targets),
+        target_modules=targets,
         task_type=TaskType.SEQ_2_SEQ_LM if encoder_decoder else TaskType.CAUSAL_LM,
         bias="none",
     )
@@ -213,15 +246,29 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value
 
 
+# A few attention modules keep a bare number and hand it to the kernel.
+DROPOUT_NUMBERS = ("attention_dropout", "attn_dropout", "dropout", "dropout_p", "layerdrop")
+
+
 def disable_dropout(module: nn.Module) -> None:
     """Sets the probability of every `Dropout` to 0. Attention dropout kept as a number is set to 0 as well."""
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
-        for name in ("attention_dropout", "attn_dropout", "dropout", "dropout_p", "layerdrop"):
-            # A few attention modules keep a bare number and hand it to the kernel.
+        for name in DROPOUT_NUMBERS:
             if isinstance(getattr(part, name, None), float):
                 setattr(part, name, 0.0)
+
+
+def drops_out(module: nn.Module) -> bool:
+    """Whether the module, in the mode it is in, gives something else every time it is run."""
+    for part in module.modules():
+        numbers = [getattr(part, name, None) for name in DROPOUT_NUMBERS]
+        if isinstance(part, nn.Dropout):
+            numbers.append(part.p)
+        if part.training and any(isinstance(number, float) and number > 0 for number in numbers):
+            return True
+    return False
 
 
 def trained_parameters(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -133,6 +135,38 @@ def test_lora_goes_to_the_named_modules_only(make_ranker: Any) -> None:
     names = [name for name, _ in trained_parameters(ranker.backbone)]
     assert len(names) == 4 * 2 * 2
     assert all(".lora_" in name and ("q_proj" in name or "down_proj" in name) for name in names)
+
+
+@pytest.mark.parametrize(("kind", "architecture"), [("tsarank", "llama"), ("tsarank", "gpt2"), ("twolar_t5", None)])
+def test_lora_in_the_top_blocks_only(kind: str, architecture: str | None, make_ranker: Any, tmp_path: Path) -> None:
+    """The same layers as LoRA everywhere, in the upper half; the adapter loads on the plain model."""
+    names = []
+    for count in (None, 2):
+        options = {} if architecture is None else {"architecture": architecture}
+        ranker = make_ranker(kind, **options)
+        part = make_trainable(ranker, "lora", lora_top_blocks=count)
+        names.append({name for name, _ in trained_parameters(ranker.backbone)})
+    everywhere, top = names
+    assert top == {name for name in everywhere if re.search(r"\.(?:layers|h|block)\.[23]\.", name)}
+    assert len(top) * 2 == len(everywhere)
+    part.adapter.save_pretrained(tmp_path)
+    plain = make_ranker(kind, **options).backbone
+    loaded = PeftModel.from_pretrained(plain, str(tmp_path))
+    assert {name for name in loaded.state_dict() if "lora" in name} == {
+        name for name in part.adapter.state_dict() if "lora" in name
+    }
+
+
+def test_lora_in_the_top_blocks_keeps_to_the_named_modules(make_ranker: Any) -> None:
+    ranker = make_ranker()
+    make_trainable(ranker, "lora", lora_target_modules=["q_proj", "down_proj"], lora_top_blocks=1)
+    names = [name for name, _ in trained_parameters(ranker.backbone)]
+    assert len(names) == 2 * 2
+    assert all(".layers.3." in name and ("q_proj" in name or "down_proj" in name) for name in names)
+    with pytest.raises(ModelError, match="cannot put LoRA"):
+        make_trainable(make_ranker(), "lora", lora_target_modules=["nothing_like_it"], lora_top_blocks=1)
+    with pytest.raises(InputError, match="lora_top_blocks must lie between 1 and 4, the blocks of model.layers, got 5"):
+        make_trainable(make_ranker(), "lora", lora_top_blocks=5)
 
 
 def test_lora_leaves_the_head_alone(make_ranker: Any) -> None:

@@ -25,11 +25,11 @@ def add_model_options(parser: argparse.ArgumentParser, several: bool = False) ->
 
 def display_name(model: str | None) -> str:
     """What tables call a model: the last part of its Hub id or path."""
-    from modeling_tsarank.default_model import DEFAULT_NAME
-    from modeling_tsarank.loading import DEFAULT_NAMES
+    from modeling_tsarank.embedded_models import embedded_ranker
 
-    if model is None or model in DEFAULT_NAMES:
-        return DEFAULT_NAME
+    embedded = embedded_ranker(model)
+    if model is None or embedded is not None:
+        return str(embedded)
     path = Path(model)
     if path.suffix.lower() == ".gguf":
         return path.stem
@@ -85,12 +85,12 @@ def scorer_source(model: str | None, args: argparse.Namespace, device: Any = Non
 
 def _checkpoint(model: str | None) -> str:
     """What tells a checkpoint apart from another of the same name: the content of a folder or file, a Hub id."""
-    from modeling_tsarank.default_model import DEFAULT_NAME, VERSION
+    from modeling_tsarank.embedded_models import embedded_ranker, embedded_version
     from modeling_tsarank.eval.files import hash_file, hash_folder
-    from modeling_tsarank.loading import DEFAULT_NAMES
 
-    if model is None or model in DEFAULT_NAMES:
-        return f"{DEFAULT_NAME} {VERSION}"
+    embedded = embedded_ranker(model)
+    if model is None or embedded is not None:
+        return f"{embedded} {embedded_version(str(embedded))}"
     path = Path(model)
     if path.is_dir():
         return f"sha256:{hash_folder(path)[:16]}"

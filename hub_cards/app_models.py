@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from modeling_tsarank.default_model import DEFAULT_NAME
+from modeling_tsarank.embedded_models import embedded_ranker
 from modeling_tsarank.hub_cards.app_limits import Limits
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
 from modeling_tsarank.ranking_options import CONFIG_KEY, LogitOptions
@@ -169,7 +170,10 @@ def _load(name: str | None) -> Any:
     return load_ranker(name)
 
 
-def _label(name: str) -> str:
+def _label(name: str | None) -> str:
+    embedded = embedded_ranker(name)
+    if name is None or embedded is not None:
+        return str(embedded)
     return name.rstrip("/").split("/")[-1] if name.startswith(("/", ".", "~")) else name
 
 
@@ -185,10 +189,10 @@ def make_shelf(model: str | None, others: Sequence[str] = (), limits: Limits | N
     from modeling_tsarank.modeling_tsarank import TSARankModel
     from modeling_tsarank.modeling_twolar import TwolarModel
 
-    main_label = _label(model) if model else DEFAULT_NAME
+    main_label = _label(model)
     loaders: dict[str, Callable[[], Any]] = {main_label: lambda: _load(model)}
     for other in others:
-        label = DEFAULT_NAME if other == "default" else _label(other)
+        label = _label(other)
         if label in loaders:
             raise InputError(f"two models would be called {label!r}; name folders that end differently")
         loaders[label] = lambda other=other: _load(other)  # type: ignore[misc]
@@ -204,8 +208,11 @@ def make_shelf(model: str | None, others: Sequence[str] = (), limits: Limits | N
             logger.info("%s is not offered with true/false logits: %s", main_label, error)
             return shelf
         loaders[f"{main_label} ({TRUE_FALSE})"] = lambda: second
-    elif main_label != DEFAULT_NAME:
-        loaders[DEFAULT_NAME] = lambda: _load(None)
+    else:
+        # Beside the embedded ranker stands what it was made from; beside any other model, the embedded ranker.
+        beside = None if main_label != _label(None) else DEFAULT_NAME
+        if _label(beside) != main_label:
+            loaders[_label(beside)] = lambda: _load(beside)
     whole = ModelShelf(loaders, shelf.limits)
     whole._models[main_label] = first
     return whole

@@ -158,15 +158,13 @@ def _is_complete(folder: Path) -> bool:
     return all((folder / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json"))
 
 
-def default_model_folder() -> Path:
-    """The default model as an ordinary folder of safetensors (a plain causal LM), unpacked into the cache once.
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """A model folder of the cache, made by `make(empty folder)` if it is not there.
 
-    Raises `ResourceError` if the file cannot be had or the disk has no room.
+    Another process sees it whole or not at all. Raises `ResourceError` if the disk has no room.
     """
-    folder = cache_folder() / "models" / f"{DEFAULT_NAME}-{GGUF_SHA256[:12]}"
     if _is_complete(folder):
         return folder
-    gguf = default_gguf()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder.parent).free
@@ -174,7 +172,7 @@ def default_model_folder() -> Path:
             raise OSError(errno.ENOSPC, "no space")
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix="unpack-"))
         try:
-            _unpack(gguf, temporary)
+            make(temporary)
             if folder.exists() and not _is_complete(folder):
                 shutil.rmtree(folder)
             try:
@@ -189,13 +187,32 @@ def default_model_folder() -> Path:
     return folder
 
 
-def _unpack(gguf: Path, folder: Path) -> None:
-    from .ranking_checkpoints import load_backbone
+def default_model_folder() -> Path:
+    """The default model as an ordinary folder of safetensors (a plain causal LM), unpacked into the cache once.
 
+    Raises `ResourceError` if the file cannot be had or the disk has no room.
+    """
+    folder = cache_folder() / "models" / f"{DEFAULT_NAME}-{GGUF_SHA256[:12]}"
+    # The file is looked for first, so that a cache that cannot be written says so in its words.
+    return folder if _is_complete(folder) else _unpacked(default_gguf(), folder)
+
+
+def _unpacked(gguf: Path, folder: Path) -> Path:
+    return made_once(folder, lambda temporary: _unpack(gguf, temporary))
+
+
+def _unpack(gguf: Path, folder: Path) -> None:
     logger.info("unpacking the default model (once, about half a minute)")
-    backbone, tokenizer = load_backbone(gguf, _causal)
+    backbone, tokenizer = read_gguf(gguf)
     backbone.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def read_gguf(gguf: Path) -> tuple[Any, Any]:
+    """The plain causal language model of a GGUF file, dequantized to float32, and its tokenizer."""
+    from .ranking_checkpoints import load_backbone
+
+    return load_backbone(gguf, _causal)
 
 
 def _causal(_: Any) -> Any:

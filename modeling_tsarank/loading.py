@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from .default_model import default_model_source
+from .embedded_models import embedded_ranker, embedded_source, load_without_room
 from .modeling_ranker import RankerModel
 from .modeling_tsarank import TSARankModel
 from .modeling_twolar import TwolarModel
 from .ranking_checkpoints import first_line, known_checkpoint, refuse_shell_of_a_folder
-from .ranking_errors import InputError, ModelError
+from .ranking_errors import InputError, ModelError, ResourceError
 from .ranking_options import CONFIG_KEY
 
 
@@ -31,8 +31,6 @@ DTYPES = {
     "float16": torch.float16,
     "fp16": torch.float16,
 }
-# Names of the embedded default; `zero-shot` stays that model when a trained one becomes the default.
-DEFAULT_NAMES = ("default", "zero-shot")
 
 
 def cpu_has_bfloat16() -> bool:
@@ -106,7 +104,8 @@ def load_ranker(
 
     Parameters:
         name_or_path: a ranking checkpoint (its saved choices hold), a published one by name, any other Hub id or
-            folder, a GGUF file; `None` or `default` for the embedded default.
+            folder, a GGUF file; `None` or `default` for the released ranker, `zero-shot` for the language model that
+            it was made from.
         device: `None` for the best there is.
         dtype: torch dtype or its name; `None` or `auto` is bfloat16 where the device has it in hardware, else float32.
         family: `query_likelihood` or `true_false_logits`, to overrule what the model's kind suggests.
@@ -118,7 +117,14 @@ def load_ranker(
     dtype = resolve_dtype(dtype, device)
     if family is not None and family not in FAMILIES:
         raise InputError(f"unknown family {family!r}; expected one of {', '.join(FAMILIES)}")
-    source = default_model_source() if name_or_path is None or name_or_path in DEFAULT_NAMES else name_or_path
+    embedded = embedded_ranker(name_or_path)
+    try:
+        source = name_or_path if embedded is None else embedded_source(embedded)
+    except ResourceError as error:
+        ranker: RankerModel = load_without_room(str(embedded), error, family, options)
+        ranker.to(device=device, dtype=dtype)  # type: ignore[call-arg]
+        return ranker
+    assert source is not None
     name = os.fspath(source)
     if gguf_file is not None or Path(name).suffix.lower() == ".gguf":
         cls = FAMILIES[family] if family else TSARankModel
@@ -129,8 +135,7 @@ def load_ranker(
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the model {name}: {first_line(error)}") from error
     cls = FAMILIES[family] if family else _family_of(name, config)
-    embedded = name_or_path is None or name_or_path in DEFAULT_NAMES
-    if not embedded and not getattr(config, CONFIG_KEY, None) and known_checkpoint(name) is None:
+    if embedded is None and not getattr(config, CONFIG_KEY, None) and known_checkpoint(name) is None:
         logger.warning(
             "%s is a plain %s model, not a known reranker: it is scored by %s with the default prompt",
             name,

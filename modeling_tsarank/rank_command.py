@@ -37,7 +37,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         default=None,
         metavar="M",
-        help="Hub id, folder or .gguf file; default: the embedded SmolLM2-135M-Instruct, fetched once if need be",
+        help="Hub id, folder or .gguf file; default: the ranker that comes with the package, whose base is fetched "
+        "once if need be; zero-shot: that base as it is",
     )
     group.add_argument("--revision", default=None, help="branch, tag or commit of a Hub model")
     group.add_argument("--trust-remote-code", action="store_true", help="run the backbone's own code from the Hub")
@@ -123,6 +124,7 @@ def run(args: argparse.Namespace) -> int:
     """Reads, ranks, writes. Whatever can be wrong with the input is found before the model is loaded."""
     from .document_files import read_documents
     from .document_store import use_store
+    from .embedded_models import embedded_ranker
     from .ranking_errors import InputError
     from .ranking_text import clean_query
 
@@ -146,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
         for place, row in enumerate(ranked, 1)
     ]
     if args.json:
-        result = {"query": query, "model": args.model or "default", "results": rows}
+        result = {"query": query, "model": embedded_ranker(args.model) or args.model, "results": rows}
         sys.stdout.write(json.dumps(result, ensure_ascii=False, indent=2) + "\n")
     else:
         sys.stdout.write(_table(rows) + "\n")

@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from modeling_tsarank.default_model import default_model_source
-from modeling_tsarank.loading import DEFAULT_NAMES, FAMILIES
+from modeling_tsarank.embedded_models import embedded_language_model, embedded_source
+from modeling_tsarank.loading import FAMILIES
 from modeling_tsarank.modeling_ranker import RankerModel
 from modeling_tsarank.ranking_checkpoints import first_line, known_checkpoint, load_backbone
 from modeling_tsarank.ranking_errors import InputError, ModelError
@@ -23,10 +23,13 @@ def _causal(config: Any) -> Any:
 
 
 def model_source(name_or_path: str | Path | None) -> str:
-    """What to load: the given name, or the folder (or file) of the embedded default for `None` and `default`."""
-    if name_or_path is None or str(name_or_path) in DEFAULT_NAMES:
-        return os.fspath(default_model_source())
-    return os.fspath(name_or_path)
+    """What to load: the given name, or the folder (or file) of an embedded model.
+
+    `None` and `default` are the embedded language model, not the ranker that was released: training starts there.
+    """
+    name = None if name_or_path is None else os.fspath(name_or_path)
+    embedded = embedded_language_model(name)
+    return str(name) if embedded is None else os.fspath(embedded_source(embedded))
 
 
 def load_base_model(

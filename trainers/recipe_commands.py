@@ -1,4 +1,4 @@
-"""`tsarank recipe`: what a release's trainings read.
+"""`tsarank recipe`: what a release's trainings read, and the release that is made of their results.
 
 Also `python -m modeling_tsarank.trainers.recipe_commands`, with the same arguments.
 """
@@ -28,14 +28,24 @@ examples:
   tsarank recipe prepare smollm2_135m/data --data $TSARANK_DATA --output release
   tsarank recipe prepare smollm2_135m/data --data $TSARANK_DATA --output rehearsal --limit 300
 """
+_RELEASE = """\
+Put the LoRA adapters of all stages together as one, in bfloat16, and write it with its ranking options and the record
+of its training: a folder that, under hub_cards/releases/, makes a model of the package. Each adapter must have been
+trained on the merge of those before it, the first one on the embedded language model.
+"""
+_RELEASE_EXAMPLE = """\
+example:
+  tsarank recipe release --adapters release/cpt-model/adapter release/ranker/adapter --ranker release/ranker \\
+      --output hub_cards/releases/tsarank-smollm2-135m
+"""
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
     """Adds `recipe` to the command line."""
     parser = subparsers.add_parser(
         "recipe",
-        help="prepare the data of a release",
-        description="Prepare what the recipe of a release trains on.",
+        help="prepare the data of a release, and put its adapters together",
+        description="Prepare what the recipe of a release trains on, and make the release of what was trained.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="recipe_command", metavar="COMMAND", required=True)
@@ -57,6 +67,17 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     one.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to fill")
     one.add_argument("--limit", type=int, default=0, metavar="N", help="for a rehearsal: N raw rows of every file")
     one.set_defaults(run=run_prepare)
+    other = commands.add_parser(
+        "release",
+        help="one adapter of those of all stages",
+        description=_RELEASE,
+        epilog=_RELEASE_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    other.add_argument("--adapters", type=Path, nargs="+", required=True, metavar="DIR", help="in the stages' order")
+    other.add_argument("--ranker", type=Path, required=True, metavar="DIR", help="what the last stage wrote")
+    other.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder named like the release")
+    other.set_defaults(run=run_release)
 
 
 def run_prepare(args: argparse.Namespace) -> int:
@@ -70,6 +91,15 @@ def run_prepare(args: argparse.Namespace) -> int:
         raise InputError(f"--limit must be at least 0, got {args.limit}")
     report = prepare(find_recipe(args.plan), Path(args.data).resolve(), args.output, args.limit)
     sys.stdout.write(summary(report))
+    return 0
+
+
+def run_release(args: argparse.Namespace) -> int:
+    """Writes the release and says how big it is."""
+    from modeling_tsarank.trainers.release import make_release
+
+    size = make_release(args.adapters, args.ranker, args.output)
+    sys.stdout.write(f"{args.output}: an adapter of {size / 1e6:.1f} MB\n")
     return 0
 
 

@@ -17,8 +17,8 @@ import torch
 from transformers import TrainingArguments
 
 from modeling_tsarank.default_model import DEFAULT_NAME, GGUF_NAME, GGUF_SHA256
+from modeling_tsarank.embedded_models import embedded_language_model, releases
 from modeling_tsarank.eval.files import hash_file
-from modeling_tsarank.loading import DEFAULT_NAMES
 from modeling_tsarank.trainers.saving import write_json
 
 
@@ -127,8 +127,13 @@ def base_model_facts(name_or_path: str) -> dict[str, Any]:
     """
     path = Path(name_or_path)
     unpacked = f"{DEFAULT_NAME}-{GGUF_SHA256[:12]}"
-    if name_or_path in DEFAULT_NAMES or path.name in (unpacked, GGUF_NAME):
+    embedded = embedded_language_model(name_or_path) if name_or_path else None
+    if embedded == DEFAULT_NAME or path.name in (unpacked, GGUF_NAME):
         return {**DEFAULT_MODEL, "local": False, "training": None}
+    for release in releases().values():
+        if release.name == embedded or path.name == release.cached_folder.name:
+            record = json.loads((release.folder / RECORD_NAME).read_text(encoding="utf-8"))
+            return {"name": release.name, "license": DEFAULT_MODEL["license"], "local": False, "training": record}
     if not name_or_path or not path.exists():
         return {"name": name_or_path or None, "license": None, "local": False, "training": None}
     record = path / RECORD_NAME if path.is_dir() else path.with_name(RECORD_NAME)

@@ -81,7 +81,7 @@ def test_all_three_terms_are_in_the_release_and_the_ablations_take_them_out(tmp_
     grid = load_search().read_grid(FOLDER / "ablations.yaml", tmp_path)
     assert grid["runs"]["without-both"] == {"ntp": False, "dp": False}
     assert grid["runs"]["both"] == {}
-    assert grid["baselines"] == {"zero-shot": "default", "cpt-only": f"{tmp_path}/cpt-model"}
+    assert grid["baselines"] == {"zero-shot": "zero-shot", "cpt-only": f"{tmp_path}/cpt-model"}
 
 
 @pytest.mark.parametrize("name", ["search", "ablations"])

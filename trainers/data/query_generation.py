@@ -132,13 +132,14 @@ class QueryGenerator:
     def _load(self) -> None:
         from transformers import AutoConfig
 
-        from modeling_tsarank.default_model import default_model_source
-        from modeling_tsarank.loading import DEFAULT_NAMES, load_ranker, resolve_device, resolve_dtype
+        from modeling_tsarank.embedded_models import embedded_language_model, embedded_source
+        from modeling_tsarank.loading import load_ranker, resolve_device, resolve_dtype
         from modeling_tsarank.ranking_checkpoints import first_line
 
         device = resolve_device(self._device)
         dtype = resolve_dtype(self._dtype, device)
-        source = os.fspath(default_model_source()) if self._source in DEFAULT_NAMES else self._source
+        embedded = embedded_language_model(self._source)
+        source = self._source if embedded is None else os.fspath(embedded_source(embedded))
         try:
             config = AutoConfig.from_pretrained(source)
         except (OSError, ValueError) as error:
@@ -146,9 +147,8 @@ class QueryGenerator:
         if config.is_encoder_decoder:
             self._load_seq2seq(source, device, dtype)
             return
-        ranker = load_ranker(
-            self._source, device=device, dtype=dtype, family="query_likelihood", **self._lengths(config)
-        )
+        name = embedded or self._source
+        ranker = load_ranker(name, device=device, dtype=dtype, family="query_likelihood", **self._lengths(config))
         self._ranker, self._model, self._tokenizer = ranker, ranker.backbone, ranker.tokenizer
 
     def _lengths(self, config: Any) -> dict[str, Any]:

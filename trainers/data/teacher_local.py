@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from modeling_tsarank.default_model import DEFAULT_NAME, VERSION, default_model_source
+from modeling_tsarank.embedded_models import embedded_language_model, embedded_source, embedded_version
 from modeling_tsarank.eval.index_cache import model_fingerprint
 from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
@@ -45,16 +45,16 @@ class LocalTeacher:
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        from modeling_tsarank.loading import DEFAULT_NAMES, resolve_device, resolve_dtype
+        from modeling_tsarank.loading import resolve_device, resolve_dtype
 
         if max_new_tokens < 1:
             raise InputError(f"the longest answer must be at least one token, got {max_new_tokens}")
         self._device = resolve_device(device)
         self._dtype = resolve_dtype(dtype, self._device)
-        embedded = name_or_path in DEFAULT_NAMES
-        self._source = os.fspath(default_model_source()) if embedded else name_or_path
-        self.name = DEFAULT_NAME if embedded else name_or_path.rstrip("/").rpartition("/")[2]
-        self._identity = {"default": VERSION} if embedded else model_fingerprint(self._source)
+        embedded = embedded_language_model(name_or_path)
+        self._source = name_or_path if embedded is None else os.fspath(embedded_source(embedded))
+        self.name = embedded or name_or_path.rstrip("/").rpartition("/")[2]
+        self._identity = {embedded: embedded_version(embedded)} if embedded else model_fingerprint(self._source)
         self.usage = usage or Usage()
         self._cache, self._max_new_tokens = cache, max_new_tokens
         self._lock = threading.Lock()

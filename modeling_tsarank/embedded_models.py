@@ -1,0 +1,200 @@
+"""Models that come with the package: the embedded language model, and releases, LoRA adapters that make rankers of it.
+
+| name | as a ranker | as a language model, to train or to generate with |
+|---|---|---|
+| `default` | the released ranker | the embedded language model |
+| a release, such as `tsarank-smollm2-135m` | that ranker | the plain model that it is |
+| `zero-shot`, `smollm2-135m-instruct` | the embedded language model | the same |
+
+A release is a folder of `hub_cards/releases/`: an ordinary PEFT adapter, its card, and `release.json`, which names
+the base and the ranking options. It is merged into the base on first use, and the result kept in the user's cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .default_model import (
+    DEFAULT_NAME,
+    GGUF_SHA256,
+    VERSION,
+    cache_folder,
+    default_gguf,
+    default_model_source,
+    made_once,
+    read_gguf,
+    sha256_of,
+)
+from .ranking_errors import ModelError, ResourceError
+
+
+logger = logging.getLogger(__name__)
+
+DEFAULT = "default"
+DEFAULT_RELEASE = "tsarank-smollm2-135m"
+BASE_NAMES = ("zero-shot", DEFAULT_NAME)
+RELEASE_FILE = "release.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Release:
+    """A released ranker.
+
+    Attributes:
+        name: its name, and its folder's.
+        folder: where adapter and card lie.
+        ranking: its ranking options, the family among them.
+        adapter_sha256: of the adapter's weights.
+    """
+
+    name: str
+    folder: Path
+    ranking: dict[str, Any]
+    adapter_sha256: str
+
+    @property
+    def cached_folder(self) -> Path:
+        """Where the merged model is kept: another adapter, other options or another base make another folder."""
+        parts = f"{self.adapter_sha256}{json.dumps(self.ranking, sort_keys=True)}{GGUF_SHA256}"
+        return cache_folder() / "models" / f"{self.name}-{_short_hash(parts)}"
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def releases_folder() -> Path | None:
+    """Where releases lie, in a checkout and in an installed package alike; `None` where the package has none."""
+    try:
+        spec = importlib.util.find_spec(f"{__package__}.hub_cards")
+    except (ImportError, ValueError):
+        return None
+    for place in (spec.submodule_search_locations or []) if spec is not None else []:
+        if (Path(place) / "releases").is_dir():
+            return Path(place) / "releases"
+    return None
+
+
+@functools.cache
+def releases() -> dict[str, Release]:
+    """The releases of this installation by name.
+
+    Raises:
+        ModelError: a release's files do not belong together.
+    """
+    folder = releases_folder()
+    paths = [] if folder is None else sorted(folder.glob(f"*/{RELEASE_FILE}"))
+    return {path.parent.name: read_release(path.parent) for path in paths}
+
+
+def read_release(folder: Path) -> Release:
+    """The release in a folder, checked against its `release.json`.
+
+    Raises:
+        ModelError: it was made from another base, or its adapter is damaged.
+    """
+    facts = json.loads((folder / RELEASE_FILE).read_text(encoding="utf-8"))
+    if facts["base"]["sha256"] != GGUF_SHA256:
+        raise ModelError(f"the release {folder.name} was made from another base than the embedded {DEFAULT_NAME}")
+    found = sha256_of(folder / ADAPTER_WEIGHTS)
+    if found != facts["adapter_sha256"]:
+        raise ModelError(
+            f"the adapter of the release {folder.name} is damaged (sha256 {found[:12]}…, expected "
+            f"{facts['adapter_sha256'][:12]}…): install the package again"
+        )
+    return Release(folder.name, folder, facts["ranking"], found)
+
+
+def embedded_ranker(name: str | os.PathLike | None) -> str | None:
+    """The full name of the embedded ranker that a user calls so, or `None` for a model from elsewhere."""
+    if name is None or name == DEFAULT:
+        return DEFAULT_RELEASE if DEFAULT_RELEASE in releases() else DEFAULT_NAME
+    if name in BASE_NAMES:
+        return DEFAULT_NAME
+    return name if isinstance(name, str) and name in releases() else None
+
+
+def embedded_version(full_name: str) -> str:
+    """What tells an embedded model apart from another of the same name."""
+    return VERSION if full_name == DEFAULT_NAME else releases()[full_name].cached_folder.name.rpartition("-")[2]
+
+
+def embedded_language_model(name: str | os.PathLike | None) -> str | None:
+    """The full name of the embedded language model that a user calls so, or `None` for a model from elsewhere."""
+    return DEFAULT_NAME if name is None or name == DEFAULT else embedded_ranker(name)
+
+
+def embedded_source(full_name: str) -> Path:
+    """The folder to load an embedded model from (the base: or a GGUF file, where there is no room to unpack it).
+
+    Raises:
+        ResourceError: the base cannot be had, or the disk has no room for a release.
+    """
+    if full_name == DEFAULT_NAME:
+        return default_model_source()
+    release = releases()[full_name]
+    return made_once(release.cached_folder, lambda folder: merged_ranker(release).save_pretrained(folder))
+
+
+def merged_ranker(release: Release, family: str | None = None, options: dict[str, Any] | None = None) -> Any:
+    """The release merged into its base, in memory, in float32; as a ranker of another family where one is named."""
+    from .loading import FAMILIES
+
+    logger.info("merging %s into its base (once, about half a minute)", release.name)
+    backbone, tokenizer = read_gguf(default_gguf())
+    add_adapter(backbone, release.folder)
+    own = release.ranking["family"]
+    kept = release.ranking if family in (None, own) else {}
+    chosen = {**{name: value for name, value in kept.items() if name != "family"}, **(options or {})}
+    return FAMILIES[family or own].from_backbone(backbone, tokenizer=tokenizer, **chosen)
+
+
+def add_adapter(backbone: torch.nn.Module, folder: Path) -> None:
+    """Adds a LoRA adapter's B A, scaled, to the weights of a plain model, in place; without PEFT.
+
+    Raises:
+        ModelError: the adapter is of a kind that this does not cover, or of another model.
+    """
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    unknown = [name for name in ("use_dora", "use_rslora", "fan_in_fan_out", "modules_to_save") if config.get(name)]
+    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or unknown:
+        raise ModelError(f"{folder} is no plain LoRA adapter ({', '.join(unknown) or config.get('peft_type')})")
+    weights = load_file(str(folder / ADAPTER_WEIGHTS))
+    layers = dict(backbone.named_modules())
+    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    for key in [key for key in weights if key.endswith(".lora_A.weight")]:
+        name = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
+        layer: Any = layers.get(name)
+        a, b = weights.pop(key).float(), weights.pop(key.replace(".lora_A.", ".lora_B.")).float()
+        if layer is None or layer.weight.shape != (b.shape[0], a.shape[1]):
+            raise ModelError(f"{folder} is an adapter of another model: {name} does not fit")
+        rank = ranks.get(name, config["r"])
+        if a.shape[0] != rank:
+            raise ModelError(f"{folder} says rank {rank} of {name}, whose matrices have {a.shape[0]}")
+        with torch.no_grad():
+            layer.weight += (b @ a * (alphas.get(name, config["lora_alpha"]) / rank)).to(layer.weight.dtype)
+    if weights:
+        raise ModelError(f"{folder} holds weights that are no LoRA matrices: {next(iter(weights))}")
+
+
+def load_without_room(full_name: str, error: ResourceError, family: str | None, options: dict[str, Any]) -> Any:
+    """A release merged in memory, where the disk has no room to keep it. Raises `error` if it is no release."""
+    release = releases().get(full_name)
+    if release is None:
+        raise error
+    logger.warning("%s; merging in memory instead, which takes half a minute each time", error)
+    return merged_ranker(release, family, options)

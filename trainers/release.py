@@ -1,0 +1,144 @@
+"""From trained adapters to a release: the adapters of all stages as one, beside what a user needs to load it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modeling_tsarank.default_model import GGUF_NAME, GGUF_SHA256, PACKAGE, VERSION, sha256_of
+from modeling_tsarank.embedded_models import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RELEASE_FILE
+from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_options import CONFIG_KEY
+from modeling_tsarank.trainers.saving import whole_files, write_json
+from modeling_tsarank.trainers.training_record import RECORD_NAME
+
+
+_PREFIX = "base_model.model."
+_UNSUPPORTED = ("use_dora", "use_rslora", "modules_to_save", "lora_bias")
+ADAPTER_LIMIT = 20_000_000
+
+
+def stack_adapters(folders: Sequence[str | Path], output: str | Path, dtype: torch.dtype = torch.bfloat16) -> int:
+    """Writes one LoRA adapter that adds what several add, each of which was trained on the merge of those before.
+
+    The sum of the updates, s1 B1 A1 + s2 B2 A2, is [B1 s1, B2 s2] [A1; A2]: exact, at the sum of the ranks. Layers
+    may have different ranks; every scaling of the result is 1.
+
+    Args:
+        folders: PEFT folders of the same base model.
+        output: becomes a PEFT folder that `PeftModel.from_pretrained` loads on the base.
+        dtype: of the matrices; the rounding is the only loss.
+
+    Returns:
+        Bytes of the adapter's weights.
+
+    Raises:
+        InputError: a folder holds no plain LoRA adapter, or they do not fit together.
+    """
+    if not folders:
+        raise InputError("no adapter was named; give at least one folder")
+    parts = [_read(Path(folder)) for folder in folders]
+    stacked: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+    for folder, (_, layers) in zip(folders, parts, strict=True):
+        for name, (a, b) in layers.items():
+            above, beside = stacked.setdefault(name, ([], []))
+            if above and (above[0].shape[1] != a.shape[1] or beside[0].shape[0] != b.shape[0]):
+                raise InputError(f"{folder} is an adapter of another model: {name} does not fit")
+            above.append(a)
+            beside.append(b)
+    weights, ranks = {}, {}
+    for name, (above, beside) in sorted(stacked.items()):
+        a, b = torch.cat(above), torch.cat(beside, dim=1)
+        ranks[name] = len(a)
+        weights[f"{_PREFIX}{name}.lora_A.weight"] = a.to(dtype).contiguous()
+        weights[f"{_PREFIX}{name}.lora_B.weight"] = b.to(dtype).contiguous()
+    config = {**parts[0][0], "target_modules": _targets([config for config, _ in parts], list(ranks))}
+    return _write(Path(output), config, weights, ranks)
+
+
+def _targets(configs: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
+    """Layers' short names where these mean the whole model, as they did for the adapters; else full names."""
+    lists = [config["target_modules"] for config in configs if isinstance(config.get("target_modules"), list)]
+    short = sorted({name for one in lists for name in one})
+    if all(any(name == target or name.endswith(f".{target}") for target in short) for name in names):
+        return short
+    return sorted(names)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[Tensor, Tensor]]]:
+    """The configuration, and A and scaled B of every layer in float32."""
+    from safetensors.torch import load_file
+
+    if not (folder / ADAPTER_CONFIG).is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
+        raise InputError(f"{folder} holds no adapter ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS})")
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    unsupported = [name for name in _UNSUPPORTED if config.get(name)]
+    if config.get("peft_type") != "LORA" or unsupported or config.get("bias", "none") != "none":
+        raise InputError(f"{folder} is no plain LoRA adapter and cannot be stacked")
+    weights = load_file(str(folder / ADAPTER_WEIGHTS))
+    layers = {}
+    for key in [key for key in weights if key.endswith(".lora_A.weight")]:
+        name = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
+        a, b = weights.pop(key).float(), weights.pop(key.replace(".lora_A.", ".lora_B.")).float()
+        alpha = (config.get("alpha_pattern") or {}).get(name, config["lora_alpha"])
+        layers[name] = (a, b * (alpha / len(a)))
+    if weights or not layers:
+        raise InputError(f"{folder} is no plain LoRA adapter: {next(iter(weights), 'it holds no matrices')}")
+    return config, layers
+
+
+def _write(output: Path, config: dict[str, Any], weights: dict[str, Tensor], ranks: dict[str, int]) -> int:
+    from safetensors.torch import save_file
+
+    usual = max(ranks.values())
+    others = {name: rank for name, rank in ranks.items() if rank != usual}
+    config.update(
+        base_model_name_or_path=None,
+        r=usual,
+        lora_alpha=usual,
+        lora_dropout=0.0,
+        inference_mode=True,
+        rank_pattern=others,
+        alpha_pattern=others,
+    )
+    with whole_files(output) as folder:
+        save_file(weights, str(folder / ADAPTER_WEIGHTS), metadata={"format": "pt"})
+        write_json(folder / ADAPTER_CONFIG, config)
+    return (output / ADAPTER_WEIGHTS).stat().st_size
+
+
+def make_release(adapters: Sequence[str | Path], ranker: str | Path, output: str | Path) -> int:
+    """Fills a release folder: the stacked adapters in bfloat16, `release.json`, and the record of the training.
+
+    Args:
+        adapters: of all stages, the first one trained on the embedded language model itself.
+        ranker: the ranking folder that the last stage wrote: its ranking options are the release's.
+        output: the folder, named like the release.
+
+    Returns:
+        Bytes of the adapter's weights.
+
+    Raises:
+        InputError: no ranker or adapter where one should be, or more bytes than a release may have.
+    """
+    ranker, output = Path(ranker), Path(output)
+    config = ranker / "config.json"
+    ranking = json.loads(config.read_text(encoding="utf-8")).get(CONFIG_KEY) if config.is_file() else None
+    if not ranking:
+        raise InputError(f"{ranker} is no ranking folder: its config.json has no {CONFIG_KEY!r}")
+    record = ranker / RECORD_NAME
+    if not record.is_file():
+        raise InputError(f"{ranker} was not written by a training: it holds no {RECORD_NAME}")
+    size = stack_adapters(adapters, output)
+    if size > ADAPTER_LIMIT:
+        raise InputError(f"the adapter has {size:,} bytes, a release at most {ADAPTER_LIMIT:,}: lower the rank")
+    base = {"package": PACKAGE, "version": VERSION, "file": GGUF_NAME, "sha256": GGUF_SHA256}
+    facts = {"base": base, "adapter_sha256": sha256_of(output / ADAPTER_WEIGHTS), "ranking": ranking}
+    write_json(output / RECORD_NAME, json.loads(record.read_text(encoding="utf-8")))
+    write_json(output / RELEASE_FILE, facts)
+    return size

@@ -1,0 +1,139 @@
+"""Fills the tables of RESULTS.md from the evaluations under benchmarks/results.
+
+    python benchmarks/results_page.py
+
+RESULTS.md holds, for every table of results_page.yaml, a pair of comments `<!-- table: NAME -->` and `<!-- end -->`;
+what stands between them is written anew. A cell comes from `results/COLLECTION/RUN/`, where `tsarank evaluate` wrote
+metrics.json and per_query.csv; without them it is a dash, and its row has no mean. A mark says that a row is better
+than the one the mark stands for, by the paired t-test over queries with Holm's correction over the collections
+(p < 0.05); an arrow down that it is worse.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from modeling_tsarank.eval.files import read_json, write_text
+from modeling_tsarank.eval.reports import markdown_table
+from modeling_tsarank.eval.significance import compare_values, correct
+from modeling_tsarank.ranking_errors import InputError, TSARankError
+
+
+HERE = Path(__file__).resolve().parent
+MEASURE = "ndcg@10"
+COLUMNS = ("first_stage", "reranked", "fused")
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: what it is called, whose results, and which of an evaluation's three rankings."""
+
+    label: str
+    run: str
+    column: str = "reranked"
+    compare: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.column not in COLUMNS:
+            raise InputError(f"row {self.label!r}: column must be one of {', '.join(COLUMNS)}, got {self.column!r}")
+
+
+def read_values(results: Path, row: Row, collection: str) -> dict[str, float] | None:
+    """The measure of every query, or `None` where nothing was measured.
+
+    Raises:
+        InputError: the per-query file and metrics.json disagree.
+    """
+    folder = results / collection / row.run
+    if not (folder / "per_query.csv").is_file():
+        return None
+    name = f"{row.column} {MEASURE}"
+    with (folder / "per_query.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or name not in rows[0]:
+        return None
+    values = {line["query_id"]: float(line[name]) for line in rows}
+    stated = read_json(folder / "metrics.json")["measures"][row.column][MEASURE]
+    if abs(stated - sum(values.values()) / len(values)) > 1e-5:
+        raise InputError(f"{folder}: per_query.csv does not give the {MEASURE} of metrics.json")
+    return values
+
+
+def render(table: dict[str, Any], results: Path) -> str:
+    """A Markdown table of nDCG@10 x 100. Raises `InputError` for a row that is compared with none of the table."""
+    collections = list(table["collections"])
+    rows = [Row(**one) for one in table["rows"]]
+    values = {row.label: [read_values(results, row, name) for name in collections] for row in rows}
+    lines = []
+    for row in rows:
+        cells = values[row.label]
+        marks = [""] * len(cells)
+        for other, mark in row.compare.items():
+            if other not in values:
+                raise InputError(f"row {row.label!r} is compared with {other!r}, which the table does not have")
+            marks = [f"{a}{b}" for a, b in zip(marks, _marks(cells, values[other], mark), strict=True)]
+        means = [None if cell is None else 100 * sum(cell.values()) / len(cell) for cell in cells]
+        shown = ["-" if mean is None else f"{mean:.2f}{mark}" for mean, mark in zip(means, marks, strict=True)]
+        known = [mean for mean in means if mean is not None]
+        lines.append([row.label, *shown, f"{sum(known) / len(known):.2f}" if len(known) == len(means) else "-"])
+    return markdown_table(["", *collections, "mean"], lines)
+
+
+def _marks(cells: list[dict[str, float] | None], others: list[dict[str, float] | None], mark: str) -> list[str]:
+    places, comparisons = [], []
+    for place, (cell, other) in enumerate(zip(cells, others, strict=True)):
+        if cell is not None and other is not None:
+            if cell.keys() != other.keys():
+                raise InputError("two rows of one table were measured on different queries")
+            places.append(place)
+            comparisons.append(compare_values([other[query] for query in cell], list(cell.values()), resamples=1))
+    marks = [""] * len(cells)
+    for place, found in zip(places, correct(comparisons), strict=True):
+        if found.t_p_holm is not None and found.t_p_holm < LEVEL:
+            marks[place] = mark if found.difference > 0 else f"{mark}↓"
+    return marks
+
+
+def fill(page: str, tables: dict[str, Any], results: Path) -> str:
+    """The page with its tables written anew. Raises `InputError` for a table without a place or the reverse."""
+    places = re.findall(r"<!-- table: (\S+) -->", page)
+    if sorted(places) != sorted(tables):
+        raise InputError(f"the page has places for {', '.join(places)}; there are tables {', '.join(tables)}")
+
+    def one(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{render(tables[match[2]], results)}<!-- end -->"
+
+    return re.sub(r"(<!-- table: (\S+) -->)\n.*?<!-- end -->", one, page, flags=re.DOTALL)
+
+
+def main() -> int:
+    """Reads the command line and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--page", type=Path, default=HERE / "RESULTS.md")
+    parser.add_argument("--tables", type=Path, default=HERE / "results_page.yaml")
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--check", action="store_true", help="write nothing; status 1 if the page is not up to date")
+    args = parser.parse_args()
+    try:
+        old = args.page.read_text(encoding="utf-8")
+        new = fill(old, yaml.safe_load(args.tables.read_text(encoding="utf-8")), args.results)
+    except (TSARankError, OSError) as error:
+        sys.stderr.write(f"results_page: error: {error}\n")
+        return 2
+    if args.check:
+        return int(new != old)
+    write_text(args.page, new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from .document_blocks import StateBlocks, grouped_heads
+from .document_blocks import StateBlocks, Workspace, grouped_heads
 from .document_encoding import Groups, Layers, Shape, fill_groups, shapes_of, stack_layers
 from .document_states import common_length, kept_ids, model_identity, state_key
 from .modeling_ranker import accepts
@@ -47,6 +47,7 @@ class KeptStates:
     """`index`, and scoring from kept states; mixed into `TSARankModel`, whose parts it uses."""
 
     # What `predict` and `rank` read states from and put into it what it lacks; `index` sets it, `None` turns it off.
+    # The memory of a batch's states is kept for the next call: a few hundred megabytes at the usual `batch_tokens`.
     document_store: Any = None
     _layer_shapes: Any = None
 
@@ -157,7 +158,9 @@ class KeptStates:
             wanted = [[(kept[t], count) for _, t, count in single]]
             wanted += [[(kept[t], max(counts))] for _, t, counts in shared]
             rooms = [max((len(suffix(pairs[i], count)) for i, _, count in single), default=0), *(0 for _ in shared)]
-            caches, new = self._caches_of(wanted, rooms, identity, batch_tokens)
+            # Taken away for the time being, so that another thread makes one of its own.
+            workspace = self.__dict__.pop("_workspace", None) or Workspace()
+            caches, new = self._caches_of(wanted, rooms, identity, batch_tokens, workspace)
             read += new
             if single:
                 chosen = [pairs[i] for i, _, _ in single]
@@ -168,6 +171,7 @@ class KeptStates:
                 values = self._shared_states([pairs[i] for i in members], cache, counts, batch_tokens)
                 for i, found in zip(members, values, strict=True):
                     results[i] = found
+            self.__dict__["_workspace"] = workspace
 
         # What is read is few tokens a pair, and multiplying few rows is slow, so batches are to hold many; but the
         # states of their documents lie in memory together, which bounds them.
@@ -185,21 +189,24 @@ class KeptStates:
         rooms: Sequence[int],
         identity: str,
         batch_tokens: int,
+        workspace: Workspace,
     ) -> tuple[list[DynamicCache], int]:
         """Caches filled with kept states, and how many tokens had to be read because the store lacked theirs.
 
         `wanted` has for each cache the rows it holds: (token ids that are kept, how many of them are wanted); `rooms`
-        how many tokens will be read behind them.
+        how many tokens will be read behind them. The caches lie in the workspace.
         """
         caches: list[StateBlocks | None] = []
         absent: dict[tuple[int, ...], list[Groups]] = defaultdict(list)
         for places, room in zip(wanted, rooms, strict=True):
             counts = [count for _, count in places]
-            if not any(counts):
-                caches.append(None)
-                continue
-            blocks = StateBlocks(self._state_shapes(), counts, room, self.dtype, self.device)
+            blocks = StateBlocks(self._state_shapes(), counts, room, self.dtype) if any(counts) else None
             caches.append(blocks)
+        workspace.reserve(sum(blocks.size for blocks in caches if blocks is not None), self.device)
+        for places, blocks in zip(wanted, caches, strict=True):
+            if blocks is None:
+                continue
+            blocks.allocate(workspace)
             for row, (ids, count) in enumerate(places):
                 target = blocks.targets(row)
                 if count and not self.document_store.fill(state_key(identity, ids), target):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -12,7 +14,14 @@ import torch
 from transformers import DynamicCache
 
 from modeling_tsarank import TSARankModel
-from modeling_tsarank.document_blocks import GROUPED, StateBlocks, grouped_attention, grouped_heads
+from modeling_tsarank.document_blocks import (
+    GROUPED,
+    StateBlocks,
+    Workspace,
+    aligned_bytes,
+    grouped_attention,
+    grouped_heads,
+)
 from modeling_tsarank.document_encoding import Groups, Layers, Shape, fill_groups, shapes_of, stack_layers
 from modeling_tsarank.document_memory import MemoryStore
 from modeling_tsarank.document_store import FolderStore
@@ -129,7 +138,12 @@ def test_blocks_read_like_a_cache_that_concatenates() -> None:
     """Documents of 5, 0 and 3 tokens, then two more tokens, then two for which there is no room left."""
     counts = [5, 0, 3]
     documents = [layers_of(count, seed) for seed, count in enumerate(counts)]
-    blocks = StateBlocks(SHAPES, counts, 2, torch.float32, torch.device("cpu"))
+    blocks = StateBlocks(SHAPES, counts, 2, torch.float32)
+    workspace = Workspace()
+    workspace.reserve(blocks.size, torch.device("cpu"))
+    workspace.take((blocks.size // 4,), torch.float32).fill_(torch.nan)  # what an earlier batch left behind
+    workspace.reserve(blocks.size, torch.device("cpu"))
+    blocks.allocate(workspace)
     for row, layers in enumerate(documents):
         fill_groups(stack_layers(layers), blocks.targets(row))
     cache, plain = blocks.cache(), DynamicCache()
@@ -156,6 +170,43 @@ def test_blocks_read_like_a_cache_that_concatenates() -> None:
     for layer, other in zip(cache.layers, plain.layers, strict=True):
         assert torch.equal(layer.keys, other.keys)
         assert torch.equal(layer.values, other.values)
+
+
+def test_memory_is_cut_without_overlap_and_used_again() -> None:
+    workspace, device = Workspace(), torch.device("cpu")
+    shapes = [((3, 5), torch.float32), ((7,), torch.bfloat16), ((2, 2, 2), torch.float64)]
+    workspace.reserve(sum(aligned_bytes(*one) for one in shapes), device)
+    with torch.inference_mode():
+        parts = [workspace.take(*one) for one in shapes]
+        for number, part in enumerate(parts):
+            part.fill_(number + 1)
+    for number, (part, (shape, dtype)) in enumerate(zip(parts, shapes, strict=True)):
+        assert part.shape == shape
+        assert part.dtype == dtype
+        assert part.data_ptr() % 64 == 0
+        assert bool((part == number + 1).all())
+    first = parts[0].data_ptr()
+    workspace.reserve(64, device)
+    smaller = workspace.take((2,), torch.float32)
+    assert smaller.data_ptr() == first
+    smaller.fill_(0)  # outside of inference mode as well
+    assert copy.deepcopy(workspace)._buffer is None
+    assert pickle.loads(pickle.dumps(workspace))._buffer is None
+
+
+def test_a_model_keeps_its_memory_between_calls_and_gives_it_up_after_an_error(zoo, pairs, monkeypatch) -> None:
+    model = TSARankModel.from_backbone(str(zoo.folders["llama"]))
+    documents = sorted({document for _, document in pairs})
+    expected = model.predict(pairs)
+    model.index(documents, MemoryStore())
+    np.testing.assert_allclose(model.predict(pairs), expected, atol=1e-5)
+    workspace = model._workspace
+    np.testing.assert_allclose(model.predict(pairs[::-1]), expected[::-1], atol=1e-5)
+    assert model._workspace is workspace
+    monkeypatch.setattr(model, "_logits_at", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model.predict(pairs)
+    assert "_workspace" not in vars(model)
 
 
 def empty_targets(tokens: int, dtype: torch.dtype) -> Groups:

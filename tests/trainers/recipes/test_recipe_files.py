@@ -1,0 +1,93 @@
+"""The shipped files of a release's recipe are understood and agree with each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modeling_tsarank.trainers.cpt_config import CPTConfig
+from modeling_tsarank.trainers.data.weak_types import PAIR_TYPES
+from modeling_tsarank.trainers.distill_config import RankingDistillConfig
+from modeling_tsarank.trainers.recipes.release_data import read_plan
+from modeling_tsarank.trainers.script_arguments import (
+    BaseModelArguments,
+    DataArguments,
+    RankerArguments,
+    RerankingArguments,
+)
+from modeling_tsarank.trainers.script_utils import RECIPES, parse_arguments, read_recipe
+from modeling_tsarank.trainers.sft_config import RankingSFTConfig
+
+
+FOLDER = RECIPES / "smollm2_135m"
+KINDS: dict[str, Any] = {
+    "cpt": (BaseModelArguments, DataArguments, CPTConfig, RerankingArguments),
+    "sft": (RankerArguments, DataArguments, RankingSFTConfig, RerankingArguments),
+    "distill": (RankerArguments, DataArguments, RankingDistillConfig, RerankingArguments),
+}
+SEARCH = RECIPES.parent.parent / "benchmarks" / "search.py"
+
+
+@pytest.mark.parametrize("size", ["cpu", "gpu"])
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_stage_and_its_size_are_understood_and_do_not_overlap(kind: str, size: str, tmp_path: Path) -> None:
+    stage, sized = read_recipe(FOLDER / f"{kind}.yaml"), read_recipe(FOLDER / size / f"{kind}.yaml")
+    # A size may lengthen a training; the rest of the recipe is the same at every size.
+    assert stage.keys() & sized.keys() <= {"num_train_epochs"}
+    machine = ["--bf16", "false", "--use_cpu", "true", "--output_dir", str(tmp_path)]
+    configs = ["--config", f"smollm2_135m/{kind}", "--config", f"smollm2_135m/{size}/{kind}"]
+    _, data, training, _ = parse_arguments(KINDS[kind], [*configs, *machine], f"tsarank train {kind}", "")
+    for option, value in {**stage, **sized}.items():
+        if option not in ("bf16", "use_cpu", "save_strategy") and hasattr(training, option):
+            assert getattr(training, option) == value, option
+    assert data.train_data is None
+
+
+def test_the_adapters_of_both_stages_fit_into_twenty_megabytes() -> None:
+    # Llama's seven linear layers with the sizes of SmolLM2-135M: inputs and outputs together, times its blocks.
+    ends = 2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536)
+    stages = [read_recipe(FOLDER / f"{kind}.yaml") for kind in ("cpt", "sft")]
+    assert 2 * sum(stage["lora_r"] * ends * stage.get("lora_top_blocks", 30) for stage in stages) <= 20_000_000
+
+
+def test_all_three_terms_are_in_the_release_and_the_ablations_take_them_out(
+    search_script: Any, tmp_path: Path
+) -> None:
+    sft = read_recipe(FOLDER / "sft.yaml")
+    assert sft["ntp"] is sft["dp"] is True
+    assert 0 < sft["alpha"] < 1
+    grid = search_script.read_grid(FOLDER / "ablations.yaml", tmp_path)
+    assert grid["runs"]["without-both"] == {"ntp": False, "dp": False}
+    assert grid["runs"]["both"] == {}
+    assert grid["baselines"] == {"zero-shot": "zero-shot", "cpt-only": f"{tmp_path}/cpt-model"}
+
+
+@pytest.mark.parametrize("name", ["search", "ablations"])
+def test_every_run_of_a_shipped_grid_is_understood(name: str, search_script: Any, tmp_path: Path) -> None:
+    grid = search_script.read_grid(FOLDER / f"{name}.yaml", tmp_path)
+    mixes = read_plan(FOLDER / "data.yaml", tmp_path)[0].mixes
+    configs = [word for one in grid["config"] for word in ("--config", one)]
+    for run, changes in grid["runs"].items():
+        options = {**grid["options"], **changes, "output_dir": str(tmp_path)}
+        assert Path(options["train_data"]).stem in mixes, run
+        _, _, training, _ = parse_arguments(
+            KINDS[grid["kind"]], [*configs, *search_script.arguments_of(options)], "tsarank train sft", ""
+        )
+        for option, value in changes.items():
+            if option not in ("train_data", "model_name_or_path"):
+                assert getattr(training, option) == value, (run, option)
+
+
+def test_the_shipped_plan_names_only_training_data(tmp_path: Path) -> None:
+    plan, weak = read_plan(FOLDER / "data.yaml", tmp_path)
+    assert plan.leakage == (f"{tmp_path}/beir",)
+    files = [name for source in plan.labelled for name in (*source.files, *source.dev_files)]
+    assert files
+    assert not any("test" in name or "scifact" in name for name in files)
+    assert {one["type"] for one in weak["sources"]} == set(PAIR_TYPES)
+    assert all(one["path"].startswith(f"{tmp_path}/weak_pairs/") for one in weak["sources"])
+    # The brackets of the Treebank, which the plan's cleaning undoes.
+    wikiqa = next(source for source in plan.labelled if source.name == "wikiqa").cleaner()
+    assert wikiqa._mend("-LRB- a , b -RRB- it 's $ 2", wikiqa._document) == "(a, b) it's $2"

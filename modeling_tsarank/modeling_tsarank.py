@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM
 
-from .document_blocks import GROUPED
 from .document_states import common_length
-from .modeling_ranker import RankerModel, RankingOutput, accepts, group_loss
-from .ranking_engine import align_left, gathered_log_probs, pad_right, plan_batches, run_batches
+from .modeling_ranker import RankerModel, RankingOutput, group_loss
+from .ranking_engine import align_left, gathered_log_probs, pad_right, run_batches
 from .ranking_errors import InputError, ModelError
 from .ranking_options import QueryLikelihoodOptions
-from .ranking_states import KeptStates, longest_prompt, partial_attention, suffix
+from .ranking_states import KeptStates
 from .ranking_text import EncodedPair, QueryLikelihoodEncoder, clean_query, document_text
-
-
-# Query tokens of one packed row: enough to keep matrix multiplications busy, few enough that the pairs of tokens which
-# the mask hides cost little.
-PACKED_TOKENS = 384
+from .shared_prefixes import longest_prompt
 
 
 class TSARankModel(KeptStates, RankerModel):
@@ -78,17 +72,6 @@ class TSARankModel(KeptStates, RankerModel):
         keep = torch.zeros_like(query_mask)
         keep[:, :-1] = query_mask[:, 1:]
         return self._logits_at(input_ids, keep, **kwargs)
-
-    def _logits_at(self, input_ids: torch.Tensor, keep: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """The backbone's logits `(kept positions, vocabulary)`; the output head runs on the kept positions only.
-
-        Padding must stand on the right, where causal attention never looks: no mask is needed, and the fastest
-        attention kernel applies.
-        """
-        inputs: dict[str, Any] = {"use_cache": False, **kwargs, "input_ids": input_ids}
-        if accepts(self.backbone.forward, "logits_to_keep"):
-            return self.backbone(**inputs, logits_to_keep=keep).logits
-        return self.backbone(**inputs).logits[keep]
 
     def pool(self, token_log_probs: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         """Scores `(pairs,)` from the query tokens' log-probabilities, row by row; `counts` `(pairs,)` tokens each."""
@@ -159,7 +142,8 @@ class TSARankModel(KeptStates, RankerModel):
                 keep(single, self._cold_batch([pairs[i] for i in single]))
             for t in batch:
                 if len(tasks[t]) > 1:
-                    keep(tasks[t], self._shared_document([pairs[i] for i in tasks[t]], batch_tokens))
+                    chosen = [pairs[i] for i in tasks[t]]
+                    keep(tasks[t], self._shared_prefix(chosen, longest_prompt(chosen)[:-1], batch_tokens))
 
         lengths = [_task_tokens([pairs[i] for i in task]) for task in tasks]
         self.last_stats["tokens"] = sum(lengths)
@@ -180,86 +164,6 @@ class TSARankModel(KeptStates, RankerModel):
         for row, pair in enumerate(pairs):
             keep[row, len(pair.prompt) - 1 : _input_length(pair)] = True
         return self._split(self._logits_at(ids, keep.to(self.device)), pairs)
-
-    def _shared_document(self, pairs: Sequence[EncodedPair], batch_tokens: int) -> list[torch.Tensor]:
-        """The same for pairs of one document: its keys and values are computed once and read by every query."""
-        read = longest_prompt(pairs)[:-1]
-        ids = torch.tensor([read], device=self.device)
-        cache = DynamicCache(config=self.backbone.config)
-        if read:
-            # The head runs on one position, not on the document: its logits are not wanted.
-            keep = torch.zeros(ids.shape, dtype=torch.bool, device=self.device)
-            keep[:, -1] = True
-            self._logits_at(ids, keep, past_key_values=cache, use_cache=True)
-        return self._shared_states(pairs, cache, [common_length(read, pair.prompt) for pair in pairs], batch_tokens)
-
-    def _shared_states(
-        self, pairs: Sequence[EncodedPair], cache: DynamicCache, seen: Sequence[int], batch_tokens: int
-    ) -> list[torch.Tensor]:
-        """All queries behind the states of their document, of which each pair uses those of the first `seen` tokens.
-
-        Where queries are not packed, `seen` must be the same for all of them.
-        """
-        packed = self._packs_queries()
-        lengths = [len(suffix(pair, count)) for pair, count in zip(pairs, seen, strict=True)]
-        if not packed:
-            # A padded row holds its own copy of the document's states, so the budget bounds them too.
-            lengths = [max(length, seen[0] // 4) for length in lengths]
-        limit = min(batch_tokens, PACKED_TOKENS) if packed else batch_tokens
-        results: list[torch.Tensor] = [torch.empty(0)] * len(pairs)
-        parts = plan_batches(lengths, limit, padded=not packed)
-        for part in parts:
-            chosen = [pairs[i] for i in part]
-            if packed:
-                logits = self._packed_suffixes(chosen, cache, [seen[i] for i in part])
-                if part is not parts[-1]:
-                    cache.crop(-sum(lengths[i] for i in part))  # reading appended these
-            else:
-                states = cache if part is parts[-1] else copy.deepcopy(cache)
-                logits = self._padded_suffixes(chosen, states, seen[0])
-            for i, values in zip(part, self._split(logits, chosen), strict=True):
-                results[i] = values
-        return results
-
-    def _packs_queries(self) -> bool:
-        """Whether one row may hold many queries: positions come from `position_ids`, the mask is taken as it is."""
-        config = self.config.get_text_config()
-        return (
-            bool(getattr(config, "rope_parameters", None))
-            and not partial_attention(config)
-            # Another thread may just be ranking from kept states, which takes the same masks.
-            and self.backbone.config._attn_implementation in ("sdpa", "eager", GROUPED)
-            and accepts(self.backbone.forward, "position_ids")
-        )
-
-    def _packed_suffixes(self, pairs: Sequence[EncodedPair], cache: DynamicCache, seen: Sequence[int]) -> torch.Tensor:
-        """All queries in one row: each sees its part of the document, and itself. No padding, no copy of a state."""
-        rows = [suffix(pair, count) for pair, count in zip(pairs, seen, strict=True)]
-        lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        ids = torch.tensor([[token for row in rows for token in row]], device=self.device)
-        owner = torch.repeat_interleave(torch.arange(len(rows), device=self.device), lengths)
-        place = torch.arange(len(owner), device=self.device)
-        within = place - (lengths.cumsum(0) - lengths)[owner]
-        first = torch.tensor(seen, device=self.device)[owner]
-        prompt_left = torch.tensor([len(p.prompt) - 1 - n for p, n in zip(pairs, seen, strict=True)])
-        document = torch.arange(cache.get_seq_length(), device=self.device)[None] < first[:, None]
-        visible = torch.cat([document, (owner[:, None] == owner) & (place[:, None] >= place)], dim=1)
-        mask = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
-        mask.masked_fill_(~visible, torch.finfo(self.dtype).min)
-        return self._logits_at(
-            ids,
-            (within >= prompt_left.to(self.device)[owner])[None],
-            attention_mask=mask[None, None],
-            position_ids=(first + within)[None],
-            past_key_values=cache,
-            use_cache=True,
-        )
-
-    def _padded_suffixes(self, pairs: Sequence[EncodedPair], cache: DynamicCache, seen: int) -> torch.Tensor:
-        cache.batch_repeat_interleave(len(pairs))
-        ids, mask = pad_right([suffix(pair, seen) for pair in pairs], self.pad_id, self.device)
-        mask[:, : len(pairs[0].prompt) - 1 - seen] = 0
-        return self._logits_at(ids, mask.bool(), past_key_values=cache, use_cache=True)
 
     def _split(self, logits: torch.Tensor, pairs: Sequence[EncodedPair]) -> list[torch.Tensor]:
         targets = torch.tensor([token for pair in pairs for token in pair.query], device=logits.device)

@@ -9,17 +9,21 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from .document_states import common_length
 from .modeling_ranker import RankerModel, RankingOutput, accepts, group_loss
 from .ranking_engine import align_left, pad_right, run_batches
 from .ranking_errors import ModelError
 from .ranking_options import LogitOptions
 from .ranking_text import EncodedPair, TemplateEncoder, clean_query, document_text
+from .shared_prefixes import PACKED_TOKENS, SharedPrefixes, prefix_groups
 
 
-class TwolarModel(RankerModel):
+class TwolarModel(SharedPrefixes, RankerModel):
     """A score read off the logits of one position (TWOLAR, section 3.1).
 
-    On a T5-like model that is the decoder's first step; on a decoder-only model the prompt's last token. Strategies:
+    On a T5-like model that is the decoder's first step; on a decoder-only model the prompt's last token. There, pairs
+    share the states of what the template puts first: with "Document: {document} Query: {query} Relevant:" a document
+    is read once for all its queries, as by `TSARankModel`. Strategies:
     `difference` logit(true) − logit(false); `softmax` p(true) of the two (monoT5); `single_token` one logit (RankT5).
     """
 
@@ -146,14 +150,37 @@ class TwolarModel(RankerModel):
         show: bool | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> list[float]:
+        """Prompts that begin alike enough share what they begin with; the others go through in padded batches."""
+        groups = [] if self.config.is_encoder_decoder else prefix_groups([pair.prompt for pair in pairs])
+        tasks = groups or [([i], ()) for i in range(len(pairs))]
+        # One token whose probability is asked makes the machinery of query likelihood read the whole prompt.
+        asked = [EncodedPair(pair.prompt, (0,)) for pair in pairs]
         scores = [math.nan] * len(pairs)
 
         def run(batch: Sequence[int]) -> None:
-            ids, mask = pad_right([pairs[i].prompt for i in batch], self.pad_id, self.device)
-            for i, score in zip(batch, self.pool(self.answer_logits(ids, mask)).tolist(), strict=True):
-                scores[i] = score
+            single = [tasks[t][0][0] for t in batch if len(tasks[t][0]) == 1]
+            if single:
+                ids, mask = pad_right([pairs[i].prompt for i in single], self.pad_id, self.device)
+                for i, score in zip(single, self.pool(self.answer_logits(ids, mask)).tolist(), strict=True):
+                    scores[i] = score
+            for t in batch:
+                members, prefix = tasks[t]
+                if len(members) > 1:
+                    chosen = [asked[i] for i in members]
+                    longest = max(len(pair.prompt) - common_length(prefix, pair.prompt) for pair in chosen)
+                    # Long rows side by side would hide most of each other.
+                    packed = self._packs_queries() and longest <= PACKED_TOKENS // 4
+                    logits = torch.stack(self._shared_prefix(chosen, prefix, batch_tokens, packed))
+                    for i, score in zip(members, self.pool(logits).tolist(), strict=True):
+                        scores[i] = score
 
-        lengths = [len(pair.prompt) for pair in pairs]
+        lengths = [
+            len(prefix) + sum(len(pairs[i].prompt) - common_length(prefix, pairs[i].prompt) for i in members)
+            for members, prefix in tasks
+        ]
         self.last_stats["tokens"] = sum(lengths)
-        run_batches(lengths, batch_tokens, run, None, show, stop)
+        run_batches(lengths, batch_tokens, run, [len(members) for members, _ in tasks], show, stop)
         return scores
+
+    def _split(self, logits: torch.Tensor, pairs: Sequence[EncodedPair]) -> list[torch.Tensor]:
+        return list(logits.index_select(-1, torch.tensor(self.answer_ids(), device=logits.device)).cpu())

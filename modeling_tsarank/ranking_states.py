@@ -20,30 +20,14 @@ from .modeling_ranker import accepts
 from .ranking_engine import check_batch_tokens, pad_right, plan_batches, run_batches
 from .ranking_errors import ModelError
 from .ranking_text import EncodedPair, document_text
+from .shared_prefixes import SharedPrefixes, partial_attention, suffix
 
 
 # How many kept tokens count as one read token in a batch's budget.
 KEPT_WEIGHT = 4
 
 
-def suffix(pair: EncodedPair, seen: int) -> tuple[int, ...]:
-    """What a pair still reads behind the states of its first `seen` tokens; its last token predicts nothing."""
-    return (*pair.prompt[seen:], *pair.query[:-1])
-
-
-def longest_prompt(pairs: Sequence[EncodedPair]) -> tuple[int, ...]:
-    """The prompt of the pair whose document was cut least."""
-    return max((pair.prompt for pair in pairs), key=len)
-
-
-def partial_attention(config: Any) -> str:
-    """What keeps a model's layers from attending to every position: kinds of layers, a window; empty if nothing."""
-    kinds = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention"})
-    window = getattr(config, "sliding_window", None)
-    return ", ".join([*kinds, *([f"a window of {window} tokens"] if window is not None else [])])
-
-
-class KeptStates:
+class KeptStates(SharedPrefixes):
     """`index`, and scoring from kept states; mixed into `TSARankModel`, whose parts it uses."""
 
     # What `predict` and `rank` read states from and put into it what it lacks; `index` sets it, `None` turns it off.

@@ -85,12 +85,12 @@ def scorer_source(model: str | None, args: argparse.Namespace, device: Any = Non
 
 def _checkpoint(model: str | None) -> str:
     """What tells a checkpoint apart from another of the same name: the content of a folder or file, a Hub id."""
-    from modeling_tsarank.embedded_models import embedded_ranker, embedded_version
+    from modeling_tsarank.embedded_models import embedded_checkpoint, embedded_ranker
     from modeling_tsarank.eval.files import hash_file, hash_folder
 
     embedded = embedded_ranker(model)
     if model is None or embedded is not None:
-        return f"{embedded} {embedded_version(str(embedded))}"
+        return embedded_checkpoint(str(embedded))
     path = Path(model)
     if path.is_dir():
         return f"sha256:{hash_folder(path)[:16]}"

@@ -132,7 +132,7 @@ def _add_include(parser: argparse._ActionsContainer) -> None:
 
 def _register_model(kinds: Any) -> None:
     parser = _add(kinds, "model", "a ranker, a plain model or an adapter", _MODEL, _MODEL_EXAMPLES, _model)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the saved model")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the saved model, or a release's name")
     _add_common(parser)
     facts = parser.add_argument_group("card")
     _add_license(facts, "default: that of the base model")
@@ -194,6 +194,7 @@ def _common(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _model(args: argparse.Namespace) -> int:
+    from modeling_tsarank.embedded_models import embedded_ranker, embedded_source
     from modeling_tsarank.hub_cards.model_publishing import ModelOptions, prepare_model
     from modeling_tsarank.hub_cards.resharding import parse_size
 
@@ -211,7 +212,9 @@ def _model(args: argparse.Namespace) -> int:
         include=args.include,
         not_secret=args.not_secret,
     )
-    return _finish(prepare_model(args.folder, args.repo_id, options), args.dry_run)
+    embedded = None if args.folder.exists() else embedded_ranker(str(args.folder))
+    folder = args.folder if embedded is None else embedded_source(embedded)
+    return _finish(prepare_model(folder, args.repo_id, options), args.dry_run)
 
 
 def _dataset(args: argparse.Namespace) -> int:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from modeling_tsarank.embedded_models import RECORD_FILE, embedded_checkpoint, releases
 from modeling_tsarank.eval.files import hash_folder
 from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.ranking_options import CONFIG_KEY
 
 
-RECORD_NAME = "training_run.json"
+RECORD_NAME = RECORD_FILE
 QUERY_LIKELIHOOD, TRUE_FALSE, PLAIN = "query_likelihood", "true_false_logits", "plain"
 
 
@@ -205,6 +206,12 @@ def safetensors_header(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} is no readable safetensors file ({error})") from error
 
 
+def _own_checkpoints(folder: Path) -> list[str]:
+    """What evaluations call this folder's weights: by their content, and a release also by its name."""
+    names = [embedded_checkpoint(one.name) for one in releases().values() if one.cached_folder == folder]
+    return [f"sha256:{hash_folder(folder)[:16]}", *names]
+
+
 def read_evaluations(paths: Sequence[Path], folder: Path, other_checkpoint: bool = False) -> list[Evaluation]:
     """The results of `tsarank evaluate`, if they are results of this very folder.
 
@@ -217,7 +224,7 @@ def read_evaluations(paths: Sequence[Path], folder: Path, other_checkpoint: bool
         InputError: nothing was found there, or it was measured on other weights than the folder's.
     """
     found: dict[str, Evaluation] = {}
-    own = None
+    own: list[str] = []
     for path in paths:
         files = [path] if path.is_file() else sorted([*path.glob("metrics.json"), *path.glob("*/metrics.json")])
         if not files:
@@ -226,11 +233,11 @@ def read_evaluations(paths: Sequence[Path], folder: Path, other_checkpoint: bool
             values = _read(file)
             if "measures" not in values or "dataset" not in values:
                 raise InputError(f"{file} was not written by `tsarank evaluate`")
-            own = own or f"sha256:{hash_folder(folder)[:16]}"
-            if values.get("checkpoint") != own and not other_checkpoint:
+            own = own or _own_checkpoints(folder)
+            if values.get("checkpoint") not in own and not other_checkpoint:
                 raise InputError(
-                    f"{file} was measured on {values.get('checkpoint')}, but {folder} is {own}: evaluate this folder, "
-                    "or say --accept-other-checkpoint if its weights are the same"
+                    f"{file} was measured on {values.get('checkpoint')}, but {folder} is {own[0]}: evaluate this "
+                    "folder, or say --accept-other-checkpoint if its weights are the same"
                 )
             found[values["dataset"]] = Evaluation(values)
     return [found[name] for name in sorted(found)]

@@ -18,6 +18,7 @@ import importlib.util
 import json
 import logging
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ DEFAULT = "default"
 DEFAULT_RELEASE = "tsarank-smollm2-135m"
 BASE_NAMES = ("zero-shot", DEFAULT_NAME)
 RELEASE_FILE = "release.json"
+RECORD_FILE = "training_run.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 
@@ -131,6 +133,11 @@ def embedded_version(full_name: str) -> str:
     return VERSION if full_name == DEFAULT_NAME else releases()[full_name].cached_folder.name.rpartition("-")[2]
 
 
+def embedded_checkpoint(full_name: str) -> str:
+    """What an evaluation calls an embedded model: its name and version."""
+    return f"{full_name} {embedded_version(full_name)}"
+
+
 def embedded_language_model(name: str | os.PathLike | None) -> str | None:
     """The full name of the embedded language model that a user calls so, or `None` for a model from elsewhere."""
     return DEFAULT_NAME if name is None or name == DEFAULT else embedded_ranker(name)
@@ -145,7 +152,14 @@ def embedded_source(full_name: str) -> Path:
     if full_name == DEFAULT_NAME:
         return default_model_source()
     release = releases()[full_name]
-    return made_once(release.cached_folder, lambda folder: merged_ranker(release).save_pretrained(folder))
+    return made_once(release.cached_folder, lambda folder: _save_merged(release, folder))
+
+
+def _save_merged(release: Release, folder: Path) -> None:
+    merged_ranker(release).save_pretrained(folder)
+    record = release.folder / RECORD_FILE
+    if record.is_file():
+        shutil.copy(record, folder)
 
 
 def merged_ranker(release: Release, family: str | None = None, options: dict[str, Any] | None = None) -> Any:

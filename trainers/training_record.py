@@ -17,12 +17,12 @@ import torch
 from transformers import TrainingArguments
 
 from modeling_tsarank.default_model import DEFAULT_NAME, GGUF_NAME, GGUF_SHA256
-from modeling_tsarank.embedded_models import embedded_language_model, releases
+from modeling_tsarank.embedded_models import RECORD_FILE, embedded_language_model, releases
 from modeling_tsarank.eval.files import hash_file
 from modeling_tsarank.trainers.saving import write_json
 
 
-RECORD_NAME = "training_run.json"
+RECORD_NAME = RECORD_FILE
 RECORD_VERSION = 1
 DEFAULT_MODEL = {"name": "HuggingFaceTB/SmolLM2-135M-Instruct", "license": "apache-2.0"}
 
@@ -131,7 +131,7 @@ def base_model_facts(name_or_path: str) -> dict[str, Any]:
     if embedded == DEFAULT_NAME or path.name in (unpacked, GGUF_NAME):
         return {**DEFAULT_MODEL, "local": False, "training": None}
     for release in releases().values():
-        if release.name == embedded or path.name == release.cached_folder.name:
+        if release.name == embedded or path == release.cached_folder:
             record = json.loads((release.folder / RECORD_NAME).read_text(encoding="utf-8"))
             return {"name": release.name, "license": DEFAULT_MODEL["license"], "local": False, "training": record}
     if not name_or_path or not path.exists():

@@ -27,12 +27,12 @@ CROSS_ENCODER_PREFIX = "ce:"
 
 def scorer_identity(name: str) -> dict[str, Any]:
     """What tells a scorer apart from another of the same name, as far as that can be known without loading it."""
-    from modeling_tsarank.embedded_models import embedded_ranker, embedded_version
+    from modeling_tsarank.embedded_models import embedded_checkpoint, embedded_ranker
 
     path = name.removeprefix(CROSS_ENCODER_PREFIX)
     embedded = embedded_ranker(path)
     if embedded is not None:
-        return {"model": f"{embedded} {embedded_version(embedded)}"}
+        return {"model": embedded_checkpoint(embedded)}
     return {**model_fingerprint(path), "cross_encoder": name.startswith(CROSS_ENCODER_PREFIX)}
 
 

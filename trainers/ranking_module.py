@@ -7,8 +7,10 @@ model goes through the one `forward` here.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from modeling_tsarank.modeling_ranker import RankerModel
@@ -18,6 +20,12 @@ from modeling_tsarank.trainers.losses import token_kl
 from modeling_tsarank.trainers.losses_targets import full_precision
 from modeling_tsarank.trainers.reference import Reference
 from modeling_tsarank.trainers.trainable import TrainablePart
+
+
+# What one more forward and backward pass costs, in tokens: on a CPU reading the weights once more, on an accelerator
+# (and wherever else) starting its many small kernels.
+PASS_TOKENS = {"cpu": 48}
+PASS_TOKENS_ELSEWHERE = 2048
 
 
 class RankingModule(nn.Module):
@@ -30,6 +38,8 @@ class RankingModule(nn.Module):
     """
 
     main_input_name = "token_ids"
+    # Whether pairs of unequal length are read in several passes. Sharded processes must all run the same number.
+    splits_by_length = True
     # The ranker's methods are not only tensors and modules, which is all that `nn.Module` says of its attributes.
     ranker: Any
 
@@ -60,20 +70,31 @@ class RankingModule(nn.Module):
             vocabulary), both `(query tokens,)`, pair by pair. Only query positions go through the output head.
             `TwolarModel`: `scores` `(pairs,)`.
         """
+        lengths = attention_mask.sum(1)
+        overhead = PASS_TOKENS.get(input_ids.device.type, PASS_TOKENS_ELSEWHERE)
+        passes = plan_passes(lengths.tolist(), overhead) if self.splits_by_length else [list(range(len(lengths)))]
+        parts = [(torch.tensor(rows, device=lengths.device), int(lengths[rows].max())) for rows in passes]
+        ids = [input_ids[rows, :longest] for rows, longest in parts]
         if not self.counts_tokens:
-            return {"scores": self.ranker.pool(self.ranker.answer_logits(input_ids, attention_mask))}
+            masks = [attention_mask[rows, :longest] for rows, longest in parts]
+            scores = [self.ranker.pool(self.ranker.answer_logits(*one)) for one in zip(ids, masks, strict=True)]
+            return {"scores": in_order(torch.cat(scores), torch.cat([rows for rows, _ in parts]))}
+        queries = [query_mask[rows, :longest] for rows, longest in parts]
+        owners = torch.cat([rows.repeat_interleave(q.sum(1)) for (rows, _), q in zip(parts, queries, strict=True)])
 
         # Padding stands on the right, where causal attention never looks: without a mask the fastest kernel applies.
-        def call(model: Any) -> Tensor:
-            return model.query_logits(input_ids, query_mask)
+        def call(model: Any) -> list[Tensor]:
+            return [model.query_logits(*one) for one in zip(ids, queries, strict=True)]
 
+        values: dict[str, list[Tensor]] = {}
         if not with_reference or self.reference is None:
-            return {"token_log_probs": token_log_probs(call(self.ranker), input_ids[query_mask])}
-        reference_logits, logits = self.reference.both(self.ranker, call)
-        return {
-            "token_log_probs": token_log_probs(logits, input_ids[query_mask]),
-            "divergences": token_kl(reference_logits, logits),
-        }
+            logits = call(self.ranker)
+        else:
+            start, logits = self.reference.both(self.ranker, call)
+            values["divergences"] = [token_kl(*one) for one in zip(start, logits, strict=True)]
+        targets = [one[query] for one, query in zip(ids, queries, strict=True)]
+        values["token_log_probs"] = [token_log_probs(*one) for one in zip(logits, targets, strict=True)]
+        return {name: in_order(torch.cat(part), owners) for name, part in values.items()}
 
     # ---- what `Trainer` asks of a model ----------------------------------------------------------
 
@@ -88,6 +109,8 @@ class RankingModule(nn.Module):
         """Recomputes the blocks' activations in the backward pass, of the backbone alone."""
         backbone = self.ranker.backbone
         backbone.activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
+        # Reentrant checkpointing lets DDP see a weight that two passes share as finished twice.
+        self.splits_by_length &= not (activation_checkpointing_kwargs or {}).get("use_reentrant", False)
         if not (activation_checkpointing_kwargs or {}).get("use_reentrant", False):
             # transformers makes the embeddings' output require a gradient, which only reentrant checkpointing needs;
             # with a frozen trunk that would keep, and compute, the trunk's graph for nothing.
@@ -107,6 +130,38 @@ class RankingModule(nn.Module):
     def rank(self, *args: Any, **kwargs: Any) -> Any:
         """`RankerModel.rank` of the model in training, for callbacks."""
         return self.ranker.rank(*args, **kwargs)
+
+
+def plan_passes(lengths: Sequence[int], overhead: int) -> list[list[int]]:
+    """Rows in passes of like length, so that padded tokens, and `overhead` for every pass, are as few as can be.
+
+    Args:
+        lengths: tokens of each row.
+        overhead: what a further pass costs, in tokens.
+
+    Returns:
+        Indexes of each pass, in ascending order; all rows together where that is cheapest.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    # Passes end where the length changes.
+    ends = [0] + [n for n in range(1, len(order) + 1) if n == len(order) or lengths[order[n]] > lengths[order[n - 1]]]
+    # For each end: the least that the rows before it cost, and at which end their last pass begins.
+    best: list[tuple[int, int]] = [(0, 0)]
+    for last in range(1, len(ends)):
+        longest = lengths[order[ends[last] - 1]]
+        options = ((best[k][0] + (ends[last] - ends[k]) * longest + overhead, k) for k in range(last))
+        best.append(min(options))
+    passes, last = [], len(ends) - 1
+    while last:
+        first = best[last][1]
+        passes.append(sorted(order[ends[first] : ends[last]]))
+        last = first
+    return passes[::-1]
+
+
+def in_order(values: Tensor, owners: Tensor) -> Tensor:
+    """Values that belong to the rows `owners`, sorted by row; a row's own values keep their order."""
+    return values[torch.argsort(owners, stable=True)]
 
 
 def token_log_probs(logits: Tensor, targets: Tensor) -> Tensor:

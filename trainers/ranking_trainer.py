@@ -135,6 +135,8 @@ class RankingTrainer(CheckpointingTrainer):
                 "several GPUs are visible to one process, which would use DataParallel; start the training with "
                 "`accelerate launch`, or make one GPU visible with CUDA_VISIBLE_DEVICES"
             )
+        if self._sharded:
+            self.module.splits_by_length = False
         # `Trainer` computes an evaluation loss only where it believes that the model can.
         self.can_return_loss = True
         self.label_names: list[str] = []
@@ -248,13 +250,18 @@ class RankingTrainer(CheckpointingTrainer):
         loss = self._objective(inputs, scale, values, mode="eval" if evaluating else None)
         return (loss, {"scores": self.pair_scores(values, inputs)}) if return_outputs else loss
 
+    @property
+    def _sharded(self) -> bool:
+        """Whether every forward pass is an exchange between processes, so that all must run as many."""
+        sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        return sharded and self.args.world_size > 1
+
     def _plan(self, batch: Batch) -> tuple[list[Chunk], int]:
         """The chunks of a batch, and how many values it has."""
         lengths = batch["lengths"].tolist()
         values = batch["query_lengths"].tolist() if self.module.counts_tokens else [1] * len(lengths)
         chunks = plan_chunks(lengths, values, self.args.chunk_tokens or None)
-        sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if sharded and self.args.world_size > 1:
+        if self._sharded:
             count = self.accelerator.gather(torch.tensor([len(chunks)], device=self.args.device)).max()
             chunks = add_idle_chunks(chunks, int(count))
         return chunks, sum(values)

@@ -16,16 +16,18 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from modeling_tsarank.modeling_ranker import RankerModel
 from modeling_tsarank.trainers.trainable import BlockStack, TrainablePart, drops_out
 
 
-Call = Callable[[RankerModel], Tensor]
+# What both models are asked for; one or several forward passes, the same ones for each.
+ResultT = TypeVar("ResultT")
+Call = Callable[[RankerModel], ResultT]
 
 
 @contextlib.contextmanager
@@ -43,7 +45,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 class Reference(nn.Module):
     """Runs the trained model and its reference on the same input."""
 
-    def both(self, ranker: RankerModel, call: Call) -> tuple[Tensor, Tensor]:
+    def both(self, ranker: RankerModel, call: Call[ResultT]) -> tuple[ResultT, ResultT]:
         """`call(model)` of the reference (a constant) and of the trained model (with its graph)."""
         raise NotImplementedError
 
@@ -65,7 +67,7 @@ class AdapterReference(Reference):
         self._adapter = (adapter,)
         self._trunk = None if part is None or not part.stacks else _Trunk(part)
 
-    def both(self, ranker: RankerModel, call: Call) -> tuple[Tensor, Tensor]:
+    def both(self, ranker: RankerModel, call: Call[ResultT]) -> tuple[ResultT, ResultT]:
         trunk = self._trunk
         if trunk is None or trunk.drops_out:
             return self._switched_off(ranker, call), call(ranker)
@@ -74,7 +76,7 @@ class AdapterReference(Reference):
         with trunk.replayed(noted, trunk.tops):
             return reference, call(ranker)
 
-    def _switched_off(self, ranker: RankerModel, call: Call) -> Tensor:
+    def _switched_off(self, ranker: RankerModel, call: Call[ResultT]) -> ResultT:
         # First the reference: PEFT turns `requires_grad` of the adapter off and on again, which must not happen
         # between the trained model's forward and backward pass.
         with _evaluating(ranker), self._adapter[0].disable_adapter():
@@ -93,33 +95,33 @@ class ModelReference(Reference):
         """A frozen copy of the ranker as it is now."""
         return cls(type(ranker)(copy.deepcopy(ranker.config), backbone=copy.deepcopy(ranker.backbone)))
 
-    def both(self, ranker: RankerModel, call: Call) -> tuple[Tensor, Tensor]:
+    def both(self, ranker: RankerModel, call: Call[ResultT]) -> tuple[ResultT, ResultT]:
         with torch.no_grad():
             reference = call(self.model)
         return reference, call(ranker)
 
 
 class _Replay(nn.Module):
-    """Stands in for a block of the trunk: gives what the trunk's last block gave.
+    """Stands in for a block of the trunk: gives what the trunk's last block gave, pass by pass.
 
     Whatever else a model asks of a block (its attention type, for example) it gets from the block itself.
     """
 
-    def __init__(self, block: nn.Module, output: Any) -> None:
+    def __init__(self, block: nn.Module, outputs: Iterable[Any]) -> None:
         super().__init__()
         # Not registered as submodules, or they would be moved and counted with the model.
         self.__dict__["_block"] = block
-        self.__dict__["_output"] = output
+        self.__dict__["_outputs"] = iter(outputs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._output
+        return next(self._outputs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_block"], name)
 
 
 class _Trunk:
-    """The blocks below the trained ones. Their output can be noted in one forward pass and replayed in another.
+    """The blocks below the trained ones. Their output can be noted in forward passes and replayed in later ones.
 
     A replay is the model's own forward with its list of blocks exchanged: every trunk block only hands on what was
     noted, and the top ones are the trained ones or others. Embedding, masks, final norm and head are what they are.
@@ -139,24 +141,24 @@ class _Trunk:
         return any(drops_out(self._blocks(stack)) for stack in self._stacks)
 
     @contextlib.contextmanager
-    def noted(self) -> Iterator[dict[str, Any]]:
-        """Inside, what the trunk gives is noted."""
-        notes: dict[str, Any] = {}
+    def noted(self) -> Iterator[dict[str, list[Any]]]:
+        """Inside, what the trunk gives is noted, pass by pass."""
+        notes: dict[str, list[Any]] = {stack.name: [] for stack in self._stacks}
         with contextlib.ExitStack() as hooks:
             for stack in self._stacks:
                 blocks = self._blocks(stack)
                 if len(blocks):
-                    note = blocks[-1].register_forward_hook(_noting(notes, stack.name))
+                    note = blocks[-1].register_forward_hook(_noting(notes[stack.name]))
                     hooks.callback(note.remove)
             yield notes
 
     @contextlib.contextmanager
-    def replayed(self, notes: dict[str, Any], tops: Iterable[nn.Module]) -> Iterator[None]:
-        """Inside, the model runs the blocks `tops` of each stack behind what was noted."""
+    def replayed(self, notes: dict[str, list[Any]], tops: Iterable[nn.Module]) -> Iterator[None]:
+        """Inside, the model runs the blocks `tops` of each stack behind what was noted, as often as it was noted."""
         try:
             for stack, top in zip(self._stacks, tops, strict=True):
                 assert isinstance(top, nn.ModuleList)
-                trunk = [_Replay(block, notes.get(stack.name)) for block in self._blocks(stack)]
+                trunk = [_Replay(block, notes[stack.name]) for block in self._blocks(stack)]
                 self._set(stack, nn.ModuleList([*trunk, *top]))
             yield
         finally:
@@ -178,7 +180,7 @@ class TopBlocksReference(Reference):
         self.tops = nn.ModuleList(copy.deepcopy(top) for top in self._trunk.tops)
         self.requires_grad_(False).eval()
 
-    def both(self, ranker: RankerModel, call: Call) -> tuple[Tensor, Tensor]:
+    def both(self, ranker: RankerModel, call: Call[ResultT]) -> tuple[ResultT, ResultT]:
         with self._trunk.noted() as noted:
             trained = call(ranker)
         # The blocks are exchanged inside, so that switching to evaluation and back reaches the trained ones.
@@ -187,9 +189,9 @@ class TopBlocksReference(Reference):
         return reference, trained
 
 
-def _noting(noted: dict[str, Any], name: str) -> Callable[[nn.Module, Any, Any], None]:
+def _noting(noted: list[Any]) -> Callable[[nn.Module, Any, Any], None]:
     def note(_: nn.Module, __: Any, output: Any) -> None:
-        noted[name] = output
+        noted.append(output)
 
     return note
 

@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -281,6 +282,10 @@ def train_and_save(trainer: Any, data: DataArguments | None = None) -> None:
         trainer.push_to_hub()
     # Finishes the loggers and leaves the process group in order.
     trainer.end()
+    if args.world_size > 1:
+        # Gloo's own thread drops the last exchange's tensors, for which it needs Python's lock. A process group that
+        # is destroyed before, which happens with the lock held, waits for that thread for ever (torch 2.13).
+        time.sleep(0.5)
 
 
 def run_script(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> int:

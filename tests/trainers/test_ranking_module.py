@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from modeling_tsarank.ranking_engine import gathered_log_probs
 from modeling_tsarank.trainers.collators import pad_pairs
-from modeling_tsarank.trainers.ranking_module import token_log_probs
+from modeling_tsarank.trainers.ranking_module import PASS_TOKENS, plan_passes, token_log_probs
 
 
 @pytest.mark.parametrize("architecture", ["llama", "bloom", "gpt2", "qwen3"])
@@ -46,8 +48,8 @@ def test_only_query_positions_reach_the_head(make_trainer: Any, first_batch: Any
     head = trainer.ranker.backbone.lm_head
     head.register_forward_hook(lambda _, args, __: seen.append(args[0].shape[:-1].numel()))
     trainer.training_step(trainer.model, batch)
-    # Once for the model and once for the reference.
-    assert seen == [int(batch["query_lengths"].sum())] * 2
+    # Once for the model and once for the reference, however many passes they take.
+    assert sum(seen) == 2 * int(batch["query_lengths"].sum())
 
 
 @pytest.mark.parametrize("part", ["lora", "top_blocks", "full"])
@@ -95,3 +97,66 @@ def test_training_does_not_touch_the_ranker_configuration(make_ranker: Any, make
     trainer = make_trainer("sft", ranker=ranker, trainable="lora", max_steps=1)
     trainer.train()
     assert ranker.config.to_dict() == before
+
+
+PARTS = {
+    "lora": {"trainable": "lora"},
+    "lora in top blocks": {"trainable": "lora", "lora_top_blocks": 2},
+    "top_blocks": {"trainable": "top_blocks", "top_blocks": 2},
+    "full": {"trainable": "full"},
+}
+
+
+@pytest.mark.parametrize("kind", ["sft", "distill"])
+@pytest.mark.parametrize("part", sorted(PARTS))
+def test_passes_of_like_length_change_no_value_and_no_gradient(
+    kind: str,
+    part: str,
+    make_ranker: Any,
+    make_trainer: Any,
+    first_batch: Any,
+    perturb: Any,
+    gradients: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every length a pass of its own, against one padded pass; in float64, with the penalty's reference."""
+    monkeypatch.setitem(PASS_TOKENS, "cpu", 0)
+    found = []
+    for split in (False, True):
+        ranker = make_ranker("tsarank" if kind == "sft" else "twolar").double()
+        trainer = make_trainer(kind, ranker=ranker, **PARTS[part])
+        perturb(trainer)
+        trainer.module.splits_by_length = split
+        batch = first_batch(trainer)
+        assert len(set(batch["lengths"].tolist())) > 1
+        runs: list[int] = []
+        handle = ranker.backbone.model.layers[-1].register_forward_hook(lambda *_, runs=runs: runs.append(1))
+        trainer.training_step(trainer.model, batch)
+        handle.remove()
+        found.append((trainer._last_batch[1], gradients(trainer), len(runs)))
+    (values, one, few), (others, other, many) = found
+    assert many > few
+    assert values.keys() == others.keys()
+    for name, value in values.items():
+        torch.testing.assert_close(others[name], value, rtol=1e-9, atol=1e-12)
+    for name, gradient in one.items():
+        torch.testing.assert_close(other[name], gradient, rtol=1e-7, atol=1e-10)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=9), st.integers(0, 20))
+def test_no_plan_is_cheaper(lengths: list[int], overhead: int) -> None:
+    def cost(passes: list[list[int]]) -> int:
+        return sum(len(rows) * max(lengths[i] for i in rows) + overhead for rows in passes)
+
+    passes = plan_passes(lengths, overhead)
+    assert sorted(i for rows in passes for i in rows) == list(range(len(lengths)))
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    # Every way to cut the sorted rows.
+    for cuts in range(2 ** (len(order) - 1)):
+        other: list[list[int]] = [[order[0]]]
+        for n, i in enumerate(order[1:]):
+            if cuts >> n & 1:
+                other.append([])
+            other[-1].append(i)
+        assert cost(passes) <= cost(other)

@@ -103,6 +103,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("repo_id", metavar="REPO_ID", help="owner/name")
     group = parser.add_argument_group("publication")
     group.add_argument("--dry-run", action="store_true", help="show files, sizes and card; upload nothing")
+    group.add_argument("--card", type=Path, metavar="FILE", help="also write the card there")
     group.add_argument("--public", action="store_true", help="not private")
     group.add_argument("--tag", default="v1", help="name of this version, which the card's snippets pin (default: v1)")
     group.add_argument("--message", metavar="TEXT", help="of the commit")
@@ -177,8 +178,12 @@ def _register_space(kinds: Any) -> None:
 # ---- running ---------------------------------------------------------------------------------------
 
 
-def _finish(publication: Publication, dry_run: bool) -> int:
-    if dry_run:
+def _finish(publication: Publication, args: argparse.Namespace) -> int:
+    if args.card is not None:
+        from modeling_tsarank.eval.files import write_text
+
+        write_text(args.card, publication.card)
+    if args.dry_run:
         publication.check()
         sys.stdout.write(publication.describe())
         return 0
@@ -214,7 +219,7 @@ def _model(args: argparse.Namespace) -> int:
     )
     embedded = None if args.folder.exists() else embedded_ranker(str(args.folder))
     folder = args.folder if embedded is None else embedded_source(embedded)
-    return _finish(prepare_model(folder, args.repo_id, options), args.dry_run)
+    return _finish(prepare_model(folder, args.repo_id, options), args)
 
 
 def _dataset(args: argparse.Namespace) -> int:
@@ -230,13 +235,13 @@ def _dataset(args: argparse.Namespace) -> int:
         include=args.include,
         not_secret=args.not_secret,
     )
-    return _finish(publication, args.dry_run)
+    return _finish(publication, args)
 
 
 def _metric(args: argparse.Namespace) -> int:
     from modeling_tsarank.hub_cards.space_publishing import prepare_metric
 
-    return _finish(prepare_metric(args.repo_id, **_common(args)), args.dry_run)
+    return _finish(prepare_metric(args.repo_id, **_common(args)), args)
 
 
 def _space(args: argparse.Namespace) -> int:
@@ -251,4 +256,4 @@ def _space(args: argparse.Namespace) -> int:
         app=args.app,
         not_secret=args.not_secret,
     )
-    return _finish(publication, args.dry_run)
+    return _finish(publication, args)

@@ -36,7 +36,8 @@ trained on the merge of those before it, the first one on the embedded language 
 _RELEASE_EXAMPLE = """\
 example:
   tsarank recipe release --adapters release/cpt-model/adapter release/ranker/adapter --ranker release/ranker \\
-      --output hub_cards/releases/tsarank-smollm2-135m
+      --output hub_cards/releases/tsarank-smollm2-135m \\
+      --example "how long does a flea live" examples/fleas.jsonl
 """
 
 
@@ -77,6 +78,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     other.add_argument("--adapters", type=Path, nargs="+", required=True, metavar="DIR", help="in the stages' order")
     other.add_argument("--ranker", type=Path, required=True, metavar="DIR", help="what the last stage wrote")
     other.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder named like the release")
+    other.add_argument(
+        "--example", nargs=2, metavar=("QUERY", "FILE"), help="also record the scores of FILE's documents for QUERY"
+    )
     other.set_defaults(run=run_release)
 
 
@@ -96,10 +100,13 @@ def run_prepare(args: argparse.Namespace) -> int:
 
 def run_release(args: argparse.Namespace) -> int:
     """Writes the release and says how big it is."""
-    from modeling_tsarank.trainers.release import make_release
+    from modeling_tsarank.trainers.release import make_release, record_example
 
     size = make_release(args.adapters, args.ranker, args.output)
     sys.stdout.write(f"{args.output}: an adapter of {size / 1e6:.1f} MB\n")
+    if args.example:
+        for name, score in record_example(args.output, *args.example).items():
+            sys.stdout.write(f"{score:10.4f}  {name}\n")
     return 0
 
 

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from modeling_tsarank.default_model import GGUF_NAME, GGUF_SHA256, PACKAGE, VERSION, sha256_of
-from modeling_tsarank.embedded_models import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RELEASE_FILE
+from modeling_tsarank.embedded_models import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    RELEASE_FILE,
+    merged_ranker,
+    read_release,
+)
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import CONFIG_KEY
 from modeling_tsarank.trainers.saving import whole_files, write_json
@@ -110,6 +116,24 @@ def _write(output: Path, config: dict[str, Any], weights: dict[str, Tensor], ran
         save_file(weights, str(folder / ADAPTER_WEIGHTS), metadata={"format": "pt"})
         write_json(folder / ADAPTER_CONFIG, config)
     return (output / ADAPTER_WEIGHTS).stat().st_size
+
+
+def record_example(release: str | Path, query: str, documents: str | Path) -> dict[str, float]:
+    """Ranks the documents of a file with the release, merged in memory in float32, and writes the scores into it.
+
+    Returns:
+        The scores by the documents' ids. Whoever changes how a release is read or scored sees it by them.
+    """
+    from modeling_tsarank.document_files import read_documents
+
+    found = read_documents(str(documents), None)
+    scores = merged_ranker(read_release(Path(release))).predict([(query, one.text) for one in found])
+    by_id = {one.id: round(float(score), 6) for one, score in zip(found, scores, strict=True)}
+    path = Path(release) / RELEASE_FILE
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts["example"] = {"query": query, "documents": Path(documents).name, "scores": by_id}
+    write_json(path, facts)
+    return by_id
 
 
 def make_release(adapters: Sequence[str | Path], ranker: str | Path, output: str | Path) -> int:

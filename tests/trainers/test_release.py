@@ -23,7 +23,7 @@ from modeling_tsarank.embedded_models import (
     read_release,
 )
 from modeling_tsarank.ranking_errors import InputError, ModelError
-from modeling_tsarank.trainers.release import make_release, stack_adapters
+from modeling_tsarank.trainers.release import make_release, record_example, stack_adapters
 from modeling_tsarank.trainers.trainable import make_trainable, save_ranker, trained_parameters
 from modeling_tsarank.trainers.training_record import RECORD_NAME
 
@@ -125,6 +125,13 @@ def test_a_release_ranks_like_the_trained_model(
     ranker = merged_ranker(found)
     assert ranker.options == type(ranker).options_class.from_dict(found.ranking)
     assert np.abs(ranker.predict(PAIRS) - stages[2].predict(PAIRS)).max() < 0.05
+    (release.parent / "texts.txt").write_text("yeast and flour\nice\n")
+    scores = record_example(release, "bread oven", release.parent / "texts.txt")
+    np.testing.assert_allclose(
+        list(scores.values()), ranker.predict([("bread oven", "yeast and flour"), ("bread oven", "ice")]), atol=1e-5
+    )
+    example = json.loads((release / RELEASE_FILE).read_text())["example"]
+    assert example == {"query": "bread oven", "documents": "texts.txt", "scores": scores}
     assert merged_ranker(found, options={"max_length": 77}).options.max_length == 77
     assert merged_ranker(found, "true_false_logits", {}).options.family == "true_false_logits"
 

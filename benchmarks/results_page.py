@@ -1,19 +1,25 @@
 """Fills the tables of RESULTS.md from the evaluations under benchmarks/results.
 
     python benchmarks/results_page.py
+    python benchmarks/results_page.py --keep OUTPUT NAME
+
+The second form first takes in what `tsarank evaluate --output OUTPUT` wrote, as the results of NAME: measures, values
+of every query, and the run, compressed.
 
 RESULTS.md holds, for every table of results_page.yaml, a pair of comments `<!-- table: NAME -->` and `<!-- end -->`;
-what stands between them is written anew. A cell comes from `results/COLLECTION/RUN/`, where `tsarank evaluate` wrote
-metrics.json and per_query.csv; without them it is a dash, and its row has no mean. A mark says that a row is better
-than the one the mark stands for, by the paired t-test over queries with Holm's correction over the collections
-(p < 0.05); an arrow down that it is worse.
+what stands between them is written anew. A cell comes from `results/COLLECTION/RUN/`, that is from its metrics.json and
+per_query.csv; without them it is a dash, and its row has no mean. A mark says that a row is better than the one the
+mark stands for, by the paired t-test over queries with Holm's correction over the collections (p < 0.05); an arrow
+down that it is worse.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import gzip
 import re
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +51,27 @@ class Row:
     def __post_init__(self) -> None:
         if self.column not in COLUMNS:
             raise InputError(f"row {self.label!r}: column must be one of {', '.join(COLUMNS)}, got {self.column!r}")
+
+
+def keep(output: Path, name: str, results: Path) -> list[Path]:
+    """Copies an evaluation's measures, per-query values and compressed runs to `results/COLLECTION/NAME/`.
+
+    Raises:
+        InputError: there is nothing of an evaluation in `output`.
+    """
+    kept = []
+    for source in sorted(path.parent for path in output.glob("*/metrics.json")):
+        target = results / source.name / name
+        target.mkdir(parents=True, exist_ok=True)
+        for file in ("metrics.json", "per_query.csv"):
+            shutil.copyfile(source / file, target / file)
+        # Without name and time, so that the same run gives the same bytes.
+        with (target / "run.trec.gz").open("wb") as raw, gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as packed:
+            packed.write((source / "run.trec").read_bytes())
+        kept.append(target)
+    if not kept:
+        raise InputError(f"{output} holds no results of `tsarank evaluate`")
+    return kept
 
 
 def read_values(results: Path, row: Row, collection: str) -> dict[str, float] | None:
@@ -121,9 +148,12 @@ def main() -> int:
     parser.add_argument("--page", type=Path, default=HERE / "RESULTS.md")
     parser.add_argument("--tables", type=Path, default=HERE / "results_page.yaml")
     parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--keep", nargs=2, metavar=("OUTPUT", "NAME"), help="first take in an evaluation's results")
     parser.add_argument("--check", action="store_true", help="write nothing; status 1 if the page is not up to date")
     args = parser.parse_args()
     try:
+        if args.keep:
+            keep(Path(args.keep[0]), args.keep[1], args.results)
         old = args.page.read_text(encoding="utf-8")
         new = fill(old, yaml.safe_load(args.tables.read_text(encoding="utf-8")), args.results)
     except (TSARankError, OSError) as error:

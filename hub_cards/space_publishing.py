@@ -11,6 +11,7 @@ from typing import Any
 
 import modeling_tsarank
 from modeling_tsarank import __version__
+from modeling_tsarank.embedded_models import embedded_ranker, releases
 from modeling_tsarank.hub_cards.file_selection import Selection, select_files
 from modeling_tsarank.hub_cards.model_facts import PLAIN, read_model
 from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, Publication
@@ -21,7 +22,7 @@ from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceErro
 
 START_FILE, MODEL_FOLDER = "start.py", "model"
 _ROOMS = ("eval", "trainers", "hub_cards")
-_CODE = ("*.py", "*.md", "*.html", "*.yaml", "*.txt", "*.json", "*.jsonl")
+_CODE = ("*.py", "*.md", "*.html", "*.yaml", "*.txt", "*.json", "*.jsonl", "releases/*.safetensors")
 # What the page needs beside the package's own requirements.
 _APP_EXTRAS = ("app",)
 _APP_PACKAGES = ("bm25s", "PyStemmer")
@@ -145,6 +146,10 @@ def _model(model: str | None, bake: Path | None, selection: Selection) -> tuple[
     if model is not None:
         check_repo_id(model)
         return f'os.environ.setdefault("TSARANK_MODEL", "{model}")\n', f"The model is {cell(model)}.", [model]
+    name = embedded_ranker(None)
+    if name in releases():
+        text = f"The model is {name}, an adapter of this package; start-up merges it into SmolLM2-135M-Instruct."
+        return "", text, []
     return "", "The model is SmolLM2-135M-Instruct, scored by query likelihood without any training for it.", []
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from modeling_tsarank.default_model import default_model_folder
+from modeling_tsarank.embedded_models import BASE_NAMES, DEFAULT_RELEASE, embedded_ranker, embedded_source
 
 
 def save(page: Any, name: str) -> None:
@@ -27,11 +27,12 @@ def test_the_embedded_default_is_served_without_a_network(
     serve_app: Callable[..., Any], visit: Callable[..., Any], tmp_path: Path
 ) -> None:
     gradio_client = pytest.importorskip("gradio_client", reason="gradio_client is not installed (extra app)")
-    default_model_folder()  # fetched once, before the app is watched
+    for name in (DEFAULT_RELEASE, str(embedded_ranker(BASE_NAMES[0]))):
+        embedded_source(name)  # made once, before the app is watched
     with serve_app(tmp_path, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="2") as app:
         page = visit(app.url).page
         assert page.locator("#ranking .ts-row").count() == 10
-        assert "smollm2-135m-instruct" in page.locator("#ranking .ts-facts").inner_text()
+        assert "tsarank-smollm2-135m" in page.locator("#ranking .ts-facts").inner_text()
         save(page, "app-ranking")
         page.locator("#ranking .ts-why").nth(1).click()
         page.wait_for_selector("#why .ts-wide")
@@ -43,10 +44,10 @@ def test_the_embedded_default_is_served_without_a_network(
             opened.context.close()  # before the app ends, or the page would complain of that
         client = gradio_client.Client(app.url, verbose=False)
         names = client.predict(api_name="/models")
-        assert names == ["smollm2-135m-instruct", "smollm2-135m-instruct (true/false logits, untrained)"]
+        assert names == ["tsarank-smollm2-135m", "smollm2-135m-instruct"]
         documents = ["An adult flea lives for two to three months.", "Bridges hang from cables."]
         ranked = client.predict("how long does a flea live", documents, api_name="/rank")
         assert ranked["results"][0]["text"] == documents[0]
         why = client.predict("how long does a flea live", documents[0], names[1], api_name="/explain")
-        assert [part["text"].strip("\u0120") for part in why["parts"]] == ["true", "false"]
+        assert "".join(part["text"] for part in why["parts"]).strip() == "how long does a flea live"
         assert app.network.read_text() == ""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,23 @@ def test_the_page_keeps_its_text_and_is_stable(script: Any, results: Path) -> No
     assert script.fill(filled, {"one": TABLE}, results) == filled
     with pytest.raises(InputError, match="has places for one; there are tables one, two"):
         script.fill(page, {"one": TABLE, "two": TABLE}, results)
+
+
+def test_an_evaluation_is_taken_in(script: Any, results: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    for name in ("first", "second"):
+        shutil.copytree(results / name / "b", output / name)
+        (output / name / "run.trec").write_text("q1 Q0 d1 1 2.5 b\n")
+        (output / name / "gain.png").write_bytes(b"x")
+    assert script.keep(output, "new", results) == [results / "first" / "new", results / "second" / "new"]
+    taken = {path.name: path.read_bytes() for path in (results / "first" / "new").iterdir()}
+    assert sorted(taken) == ["metrics.json", "per_query.csv", "run.trec.gz"]
+    assert gzip.decompress(taken["run.trec.gz"]) == b"q1 Q0 d1 1 2.5 b\n"
+    script.keep(output, "new", results)
+    assert (results / "first" / "new" / "run.trec.gz").read_bytes() == taken["run.trec.gz"]
+    assert script.read_values(results, script.Row("x", "new"), "first") is not None
+    with pytest.raises(InputError, match="holds no results"):
+        script.keep(tmp_path / "nothing", "new", results)
 
 
 def test_what_does_not_belong_together_is_refused(script: Any, results: Path) -> None:

@@ -7,8 +7,8 @@ The second form first takes in what `tsarank evaluate --output OUTPUT` wrote, as
 of every query, and the run, compressed.
 
 RESULTS.md holds, for every table of results_page.yaml, a pair of comments `<!-- table: NAME -->` and `<!-- end -->`;
-what stands between them is written anew. A cell comes from `results/COLLECTION/RUN/`, that is from its metrics.json and
-per_query.csv; without them it is a dash, and its row has no mean. A mark says that a row is better than the one the
+what stands between them is written anew. A cell comes from the two files of `results/COLLECTION/RUN/`;
+without them it is a dash, and its row has no mean. A mark says that a row is better than the one the
 mark stands for, by the paired t-test over queries with Holm's correction over the collections (p < 0.05); an arrow
 down that it is worse.
 """

@@ -227,3 +227,23 @@ def small_disk(tmp_path):
         pytest.skip(f"cannot mount a small file system: {done.stderr.decode().strip()}")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.fixture
+def count_tokens(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[int]]:
+    """Makes a model note the tokens of every forward pass of its backbone; the list that it notes them in."""
+
+    def start(model: Any) -> list[int]:
+        read: list[int] = []
+        forward = model.backbone.forward
+
+        def count(*args: Any, **kwargs: Any) -> Any:
+            read.append(kwargs["input_ids"].numel())
+            return forward(*args, **kwargs)
+
+        monkeypatch.setattr(model.backbone, "forward", count)
+        # The counting function has another signature.
+        monkeypatch.setattr("modeling_tsarank.shared_prefixes.accepts", lambda function, name: True)
+        return read
+
+    return start

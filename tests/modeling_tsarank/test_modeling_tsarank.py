@@ -81,18 +81,10 @@ def test_scores_do_not_depend_on_the_batch(zoo, pairs, name, dtype, tolerance) -
     np.testing.assert_allclose(other, together[shuffled], atol=tolerance)
 
 
-def test_shared_documents_are_read_once(zoo, pairs, monkeypatch) -> None:
+def test_shared_documents_are_read_once(zoo, pairs, count_tokens) -> None:
     """Every query beyond the first costs its own tokens only: counted on the ids that reach the backbone."""
     model = TSARankModel.from_backbone(str(zoo.folders["llama"]))
-    seen = []
-    forward = model.backbone.forward
-
-    def count(*args, **kwargs):
-        seen.append(kwargs["input_ids"].numel())
-        return forward(*args, **kwargs)
-
-    monkeypatch.setattr(model.backbone, "forward", count)
-    monkeypatch.setattr("modeling_tsarank.modeling_tsarank.accepts", lambda function, name: True)
+    seen = count_tokens(model)
     document = pairs[1][1]
     queries = ["bread", "ship", "bees", "moraine", "violin"]
     encoded = model.encoder.pairs([(query, document) for query in queries])

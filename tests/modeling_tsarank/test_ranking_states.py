@@ -19,19 +19,6 @@ def documents(pairs) -> list[str]:
     return list(dict.fromkeys(document for _, document in pairs))
 
 
-def count_tokens(model, monkeypatch) -> list[int]:
-    seen: list[int] = []
-    forward = model.backbone.forward
-
-    def count(*args, **kwargs):
-        seen.append(kwargs["input_ids"].numel())
-        return forward(*args, **kwargs)
-
-    monkeypatch.setattr(model.backbone, "forward", count)
-    monkeypatch.setattr("modeling_tsarank.modeling_tsarank.accepts", lambda function, name: True)
-    return seen
-
-
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "bloom", "gpt_neox", "opt", "gpt2", "gemma"])
 def test_kept_states_give_the_same_scores(zoo, documents, name) -> None:
     """One query and many, short documents, an empty one, and one that is cut to a length that hangs on the query."""
@@ -50,10 +37,10 @@ def test_kept_states_give_the_same_scores(zoo, documents, name) -> None:
     np.testing.assert_allclose(model.predict(many), expected, atol=1e-6)
 
 
-def test_a_query_pays_for_its_own_tokens(zoo, documents, monkeypatch) -> None:
+def test_a_query_pays_for_its_own_tokens(zoo, documents, count_tokens) -> None:
     model = TSARankModel.from_backbone(str(zoo.folders["llama"]))
     model.index(documents, MemoryStore())
-    seen = count_tokens(model, monkeypatch)
+    seen = count_tokens(model)
     model.rank("a ship at night", documents)
     length = len(model.encoder.pairs([("a ship at night", "x")])[0].query)
     assert sum(seen) == len(documents) * length

@@ -39,20 +39,12 @@ def test_scores_equal_those_of_single_pairs(zoo, pairs, name, template) -> None:
         np.testing.assert_allclose(model.predict(many, batch_tokens=batch_tokens), expected, atol=1e-6)
 
 
-def test_a_document_is_read_once_for_all_its_queries(zoo, monkeypatch) -> None:
+def test_a_document_is_read_once_for_all_its_queries(zoo, count_tokens) -> None:
     model = TwolarModel.from_backbone(
         str(zoo.folders["llama"]), template=DOCUMENT_FIRST, max_length=200, max_query_length=40
     )
     many = [(query, LONG) for query in QUERIES]
-    read: list[int] = []
-    forward = model.backbone.forward
-
-    def count(*args, **kwargs):
-        read.append(kwargs["input_ids"].numel())
-        return forward(*args, **kwargs)
-
-    monkeypatch.setattr(model.backbone, "forward", count)
-    monkeypatch.setattr("modeling_tsarank.shared_prefixes.accepts", lambda function, name: True)
+    read = count_tokens(model)
     model.predict(many)
     lengths = [len(pair.prompt) for pair in model.encoder.pairs(many)]
     assert sum(read) == model.last_stats["tokens"]

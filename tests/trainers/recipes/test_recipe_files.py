@@ -27,7 +27,6 @@ KINDS: dict[str, Any] = {
     "sft": (RankerArguments, DataArguments, RankingSFTConfig, RerankingArguments),
     "distill": (RankerArguments, DataArguments, RankingDistillConfig, RerankingArguments),
 }
-SEARCH = RECIPES.parent.parent / "benchmarks" / "search.py"
 
 
 @pytest.mark.parametrize("size", ["cpu", "gpu"])

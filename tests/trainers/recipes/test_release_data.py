@@ -19,31 +19,12 @@ from modeling_tsarank.eval.collections import load_collection
 from modeling_tsarank.eval.run_files import read_run
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers import recipe_commands
-from modeling_tsarank.trainers.cpt_config import CPTConfig
 from modeling_tsarank.trainers.data.list_building import read_queries
 from modeling_tsarank.trainers.data.weak_types import PAIR_TYPES
-from modeling_tsarank.trainers.distill_config import RankingDistillConfig
 from modeling_tsarank.trainers.recipes.release_data import prepare
 from modeling_tsarank.trainers.recipes.release_sources import LabelledQuery, Pool, choose_dev, reread
-from modeling_tsarank.trainers.script_arguments import (
-    BaseModelArguments,
-    DataArguments,
-    RankerArguments,
-    RerankingArguments,
-)
-from modeling_tsarank.trainers.script_utils import RECIPES
-from modeling_tsarank.trainers.sft_config import RankingSFTConfig
 from modeling_tsarank.trainers.training_checks import row_problem
 from modeling_tsarank.trainers.training_data import load_training_rows
-
-
-FOLDER = RECIPES / "smollm2_135m"
-KINDS: dict[str, Any] = {
-    "cpt": (BaseModelArguments, DataArguments, CPTConfig, RerankingArguments),
-    "sft": (RankerArguments, DataArguments, RankingSFTConfig, RerankingArguments),
-    "distill": (RankerArguments, DataArguments, RankingDistillConfig, RerankingArguments),
-}
-SEARCH = RECIPES.parent.parent / "benchmarks" / "search.py"
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:

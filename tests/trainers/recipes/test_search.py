@@ -14,25 +14,6 @@ import pytest
 import yaml
 
 from modeling_tsarank.ranking_errors import InputError, ModelError
-from modeling_tsarank.trainers.cpt_config import CPTConfig
-from modeling_tsarank.trainers.distill_config import RankingDistillConfig
-from modeling_tsarank.trainers.script_arguments import (
-    BaseModelArguments,
-    DataArguments,
-    RankerArguments,
-    RerankingArguments,
-)
-from modeling_tsarank.trainers.script_utils import RECIPES
-from modeling_tsarank.trainers.sft_config import RankingSFTConfig
-
-
-FOLDER = RECIPES / "smollm2_135m"
-KINDS: dict[str, Any] = {
-    "cpt": (BaseModelArguments, DataArguments, CPTConfig, RerankingArguments),
-    "sft": (RankerArguments, DataArguments, RankingSFTConfig, RerankingArguments),
-    "distill": (RankerArguments, DataArguments, RankingDistillConfig, RerankingArguments),
-}
-SEARCH = RECIPES.parent.parent / "benchmarks" / "search.py"
 
 
 @pytest.fixture
@@ -65,6 +46,7 @@ def grid(make_ranker: Callable[..., Any], tmp_path: Path) -> Path:
             "model_name_or_path": str(tmp_path / "model"),
             "train_data": "$RELEASE/sft/all.jsonl",
             "max_steps": 2,
+            "lora_top_blocks": 2,
             "save_steps": 1,
             "disable_tqdm": True,
             "ranking_options": {"max_length": 200, "max_query_length": 60},

@@ -58,19 +58,32 @@ class Release:
         name: its name, and its folder's.
         folder: where adapter and card lie.
         ranking: its ranking options, the family among them.
-        adapter_sha256: of the adapter's weights.
+        adapter_sha256: what its adapter's weights should have.
+        base_sha256: the same of the GGUF file it was trained from.
     """
 
     name: str
     folder: Path
     ranking: dict[str, Any]
     adapter_sha256: str
+    base_sha256: str
 
     @property
     def cached_folder(self) -> Path:
         """Where the merged model is kept: another adapter, other options or another base make another folder."""
         parts = f"{self.adapter_sha256}{json.dumps(self.ranking, sort_keys=True)}{GGUF_SHA256}"
         return cache_folder() / "models" / f"{self.name}-{_short_hash(parts)}"
+
+    def check(self) -> None:
+        """Raises `ModelError` if it was made from another base, or its adapter is damaged."""
+        if self.base_sha256 != GGUF_SHA256:
+            raise ModelError(f"the release {self.name} was made from another base than the embedded {DEFAULT_NAME}")
+        found = sha256_of(self.folder / ADAPTER_WEIGHTS)
+        if found != self.adapter_sha256:
+            raise ModelError(
+                f"the adapter of the release {self.name} is damaged (sha256 {found[:12]}…, expected "
+                f"{self.adapter_sha256[:12]}…): install the package again"
+            )
 
 
 def _short_hash(text: str) -> str:
@@ -91,32 +104,16 @@ def releases_folder() -> Path | None:
 
 @functools.cache
 def releases() -> dict[str, Release]:
-    """The releases of this installation by name.
-
-    Raises:
-        ModelError: a release's files do not belong together.
-    """
+    """The releases of this installation by name. They are checked when they are merged."""
     folder = releases_folder()
     paths = [] if folder is None else sorted(folder.glob(f"*/{RELEASE_FILE}"))
     return {path.parent.name: read_release(path.parent) for path in paths}
 
 
 def read_release(folder: Path) -> Release:
-    """The release in a folder, checked against its `release.json`.
-
-    Raises:
-        ModelError: it was made from another base, or its adapter is damaged.
-    """
+    """The release in a folder, as its `release.json` describes it."""
     facts = json.loads((folder / RELEASE_FILE).read_text(encoding="utf-8"))
-    if facts["base"]["sha256"] != GGUF_SHA256:
-        raise ModelError(f"the release {folder.name} was made from another base than the embedded {DEFAULT_NAME}")
-    found = sha256_of(folder / ADAPTER_WEIGHTS)
-    if found != facts["adapter_sha256"]:
-        raise ModelError(
-            f"the adapter of the release {folder.name} is damaged (sha256 {found[:12]}…, expected "
-            f"{facts['adapter_sha256'][:12]}…): install the package again"
-        )
-    return Release(folder.name, folder, facts["ranking"], found)
+    return Release(folder.name, folder, facts["ranking"], facts["adapter_sha256"], facts["base"]["sha256"])
 
 
 def embedded_ranker(name: str | os.PathLike | None) -> str | None:
@@ -147,6 +144,7 @@ def embedded_source(full_name: str) -> Path:
     """The folder to load an embedded model from (the base: or a GGUF file, where there is no room to unpack it).
 
     Raises:
+        ModelError: a release's files do not belong together.
         ResourceError: the base cannot be had, or the disk has no room for a release.
     """
     if full_name == DEFAULT_NAME:
@@ -163,9 +161,15 @@ def _save_merged(release: Release, folder: Path) -> None:
 
 
 def merged_ranker(release: Release, family: str | None = None, options: dict[str, Any] | None = None) -> Any:
-    """The release merged into its base, in memory, in float32; as a ranker of another family where one is named."""
+    """The release merged into its base, in memory, in float32; as a ranker of another family where one is named.
+
+    Raises:
+        ModelError: its files do not belong together.
+        ResourceError: the base cannot be had.
+    """
     from .loading import FAMILIES
 
+    release.check()
     logger.info("merging %s into its base (once, about half a minute)", release.name)
     backbone, tokenizer = read_gguf(default_gguf())
     add_adapter(backbone, release.folder)

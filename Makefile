@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .PHONY: demo test test-slow lint bench clean help
 
 help:
-	@echo "make demo       install, then rank the shipped example with the embedded model"
+	@echo "make demo       install, then rank the shipped example with the released model"
 	@echo "make test       install everything, then run the linters and the tests"
 	@echo "make test-slow  the checks that take minutes on real data (set TSARANK_DATA)"
 	@echo "make bench      measure the speed of ranking on this machine"

@@ -1,0 +1,91 @@
+"""The ranker that comes with the package: found, whole, merged as PEFT would, and ranking as it was recorded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from modeling_tsarank import load_ranker
+from modeling_tsarank.document_files import read_documents
+from modeling_tsarank.embedded_models import (
+    ADAPTER_WEIGHTS,
+    DEFAULT_RELEASE,
+    RELEASE_FILE,
+    embedded_language_model,
+    embedded_ranker,
+    embedded_source,
+    load_without_room,
+    releases,
+)
+from modeling_tsarank.ranking_errors import ResourceError
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def ranker():
+    return load_ranker(device="cpu", dtype="float32")
+
+
+def test_names_mean_what_the_documentation_says() -> None:
+    assert embedded_ranker(None) == embedded_ranker("default") == DEFAULT_RELEASE
+    assert embedded_ranker("zero-shot") == embedded_ranker("smollm2-135m-instruct") == "smollm2-135m-instruct"
+    assert embedded_ranker("some/model") is embedded_language_model("some/model") is None
+    assert embedded_language_model("default") == "smollm2-135m-instruct"
+    assert embedded_language_model(DEFAULT_RELEASE) == DEFAULT_RELEASE
+
+
+def test_the_release_is_small_and_documented() -> None:
+    release = releases()[DEFAULT_RELEASE]
+    assert (release.folder / ADAPTER_WEIGHTS).stat().st_size <= 20_000_000
+    assert f"# {DEFAULT_RELEASE}" in (release.folder / "README.md").read_text(encoding="utf-8")
+    record = json.loads((release.folder / "training_run.json").read_text(encoding="utf-8"))
+    # Both stages, the second one with all three terms.
+    assert record["kind"] == "sft"
+    assert record["settings"]["ntp"] is record["settings"]["dp"] is True
+    assert record["started_from"]["training"]["kind"] == "cpt"
+
+
+def test_scores_are_the_recorded_ones(ranker) -> None:
+    recorded = json.loads((releases()[DEFAULT_RELEASE].folder / RELEASE_FILE).read_text(encoding="utf-8"))["example"]
+    documents = read_documents(str(EXAMPLES / recorded["documents"]), None)
+    found = ranker.predict([(recorded["query"], document.text) for document in documents])
+    assert [document.id for document in documents] == list(recorded["scores"])
+    np.testing.assert_allclose(found, list(recorded["scores"].values()), atol=1e-4)
+    assert documents[int(np.argmax(found))].id == "flea-lifespan"
+
+
+def test_the_adapter_loads_with_peft_on_the_plain_base(ranker, default_folder) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(default_folder, dtype=torch.float32)
+    model = PeftModel.from_pretrained(plain, str(releases()[DEFAULT_RELEASE].folder)).eval()
+    ids = torch.tensor([ranker.encoder.pairs([("how long does a flea live", "Two to three months.")])[0].prompt])
+    with torch.inference_mode():
+        np.testing.assert_allclose(model(ids).logits, ranker.backbone(ids).logits, atol=2e-3)
+
+
+def test_without_room_the_release_is_merged_in_memory(ranker) -> None:
+    error = ResourceError("the disk is full")
+    model = load_without_room(DEFAULT_RELEASE, error, None, {"max_length": 300})
+    assert model.options == ranker.options.override(max_length=300)
+    for name, value in ranker.backbone.state_dict().items():
+        assert torch.equal(model.backbone.state_dict()[name], value), name
+    with pytest.raises(ResourceError, match="disk is full"):
+        load_without_room("smollm2-135m-instruct", error, None, {})
+
+
+def test_the_merged_folder_is_made_once_and_is_an_ordinary_checkpoint(ranker) -> None:
+    folder = embedded_source(DEFAULT_RELEASE)
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert embedded_source(DEFAULT_RELEASE) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    assert (folder / "training_run.json").is_file()
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    for name, value in ranker.backbone.state_dict().items():
+        assert torch.equal(plain.state_dict()[name], value), name

@@ -23,8 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .default_model import (
     DEFAULT_NAME,
     GGUF_SHA256,
@@ -179,12 +177,13 @@ def merged_ranker(release: Release, family: str | None = None, options: dict[str
     return FAMILIES[family or own].from_backbone(backbone, tokenizer=tokenizer, **chosen)
 
 
-def add_adapter(backbone: torch.nn.Module, folder: Path) -> None:
+def add_adapter(backbone: Any, folder: Path) -> None:
     """Adds a LoRA adapter's B A, scaled, to the weights of a plain model, in place; without PEFT.
 
     Raises:
         ModelError: the adapter is of a kind that this does not cover, or of another model.
     """
+    import torch  # late: names are looked up where nothing is loaded yet
     from safetensors.torch import load_file
 
     config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_tsarank.eval import score_log
@@ -18,6 +18,7 @@ def record(log: ScoreLog, block: int, value: float = 0.5) -> BlockRecord:
     return BlockRecord(log.digest, block, [value, -1.0], 0.1, 7, "cpu", "float32")
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_any_cut_loses_only_the_torn_block(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("log")

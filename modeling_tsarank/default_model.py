@@ -193,11 +193,10 @@ def default_model_folder() -> Path:
     Raises `ResourceError` if the file cannot be had or the disk has no room.
     """
     folder = cache_folder() / "models" / f"{DEFAULT_NAME}-{GGUF_SHA256[:12]}"
+    if _is_complete(folder):
+        return folder
     # The file is looked for first, so that a cache that cannot be written says so in its words.
-    return folder if _is_complete(folder) else _unpacked(default_gguf(), folder)
-
-
-def _unpacked(gguf: Path, folder: Path) -> Path:
+    gguf = default_gguf()
     return made_once(folder, lambda temporary: _unpack(gguf, temporary))
 
 

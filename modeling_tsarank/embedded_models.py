@@ -45,7 +45,8 @@ BASE_NAMES = ("zero-shot", DEFAULT_NAME)
 RELEASE_FILE = "release.json"
 RECORD_FILE = "training_run.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+ADAPTER_PREFIX = "base_model.model."
+_UNSUPPORTED = ("use_dora", "use_rslora", "fan_in_fan_out", "modules_to_save", "lora_bias")
 
 
 @dataclass(frozen=True)
@@ -177,35 +178,47 @@ def merged_ranker(release: Release, family: str | None = None, options: dict[str
     return FAMILIES[family or own].from_backbone(backbone, tokenizer=tokenizer, **chosen)
 
 
-def add_adapter(backbone: Any, folder: Path) -> None:
-    """Adds a LoRA adapter's B A, scaled, to the weights of a plain model, in place; without PEFT.
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
+    """A plain LoRA adapter, read without PEFT: its configuration, and A and scaled B of every layer, in float32.
 
     Raises:
-        ModelError: the adapter is of a kind that this does not cover, or of another model.
+        ModelError: there is none, or it is of a kind that this does not cover.
     """
-    import torch  # late: names are looked up where nothing is loaded yet
     from safetensors.torch import load_file
 
+    if not (folder / ADAPTER_CONFIG).is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ModelError(f"{folder} holds no adapter ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS})")
     config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    unknown = [name for name in ("use_dora", "use_rslora", "fan_in_fan_out", "modules_to_save") if config.get(name)]
+    unknown = [name for name in _UNSUPPORTED if config.get(name)]
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or unknown:
         raise ModelError(f"{folder} is no plain LoRA adapter ({', '.join(unknown) or config.get('peft_type')})")
     weights = load_file(str(folder / ADAPTER_WEIGHTS))
-    layers = dict(backbone.named_modules())
-    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    layers = {}
     for key in [key for key in weights if key.endswith(".lora_A.weight")]:
-        name = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
-        layer: Any = layers.get(name)
+        name = key.removeprefix(ADAPTER_PREFIX).removesuffix(".lora_A.weight")
         a, b = weights.pop(key).float(), weights.pop(key.replace(".lora_A.", ".lora_B.")).float()
+        alpha = (config.get("alpha_pattern") or {}).get(name, config["lora_alpha"])
+        layers[name] = (a, b * (alpha / len(a)))
+    if weights or not layers:
+        raise ModelError(f"{folder} is no plain LoRA adapter: {next(iter(weights), 'it holds no matrices')}")
+    return config, layers
+
+
+def add_adapter(backbone: Any, folder: Path) -> None:
+    """Adds a LoRA adapter's scaled B A to the weights of a plain model, in place.
+
+    Raises:
+        ModelError: see `read_adapter`, or it is an adapter of another model.
+    """
+    import torch  # late: names are looked up where nothing is loaded yet
+
+    layers = dict(backbone.named_modules())
+    for name, (a, b) in read_adapter(folder)[1].items():
+        layer: Any = layers.get(name)
         if layer is None or layer.weight.shape != (b.shape[0], a.shape[1]):
             raise ModelError(f"{folder} is an adapter of another model: {name} does not fit")
-        rank = ranks.get(name, config["r"])
-        if a.shape[0] != rank:
-            raise ModelError(f"{folder} says rank {rank} of {name}, whose matrices have {a.shape[0]}")
         with torch.no_grad():
-            layer.weight += (b @ a * (alphas.get(name, config["lora_alpha"]) / rank)).to(layer.weight.dtype)
-    if weights:
-        raise ModelError(f"{folder} holds weights that are no LoRA matrices: {next(iter(weights))}")
+            layer.weight += (b @ a).to(layer.weight.dtype)
 
 
 def load_without_room(full_name: str, error: ResourceError, family: str | None, options: dict[str, Any]) -> Any:

@@ -41,8 +41,8 @@ class RankingConfig(TrainingArguments):
         lora_target_modules (`list[str]`, *optional*):
             Names of the linear layers that get LoRA; all but the output head if not given.
         lora_top_blocks (`int`, *optional*):
-            Put LoRA into the last so many blocks only (of each stack of an encoder-decoder). Half the blocks make a
-            step with the Differential Penalty a third shorter: the lower ones are run once, forwards.
+            Put LoRA into the last so many blocks only (of each stack of an encoder-decoder). The lower ones are then
+            run once, forwards, also where the Differential Penalty needs the reference's logits.
         frozen_dtype (`str`, *optional*):
             Keep frozen weights in this dtype (`bfloat16` halves their memory); trained weights keep their own, and a
             saved model has the original dtype throughout.

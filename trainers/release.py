@@ -13,19 +13,19 @@ from torch import Tensor
 from modeling_tsarank.default_model import GGUF_NAME, GGUF_SHA256, PACKAGE, VERSION, sha256_of
 from modeling_tsarank.embedded_models import (
     ADAPTER_CONFIG,
+    ADAPTER_PREFIX,
     ADAPTER_WEIGHTS,
     RELEASE_FILE,
     merged_ranker,
+    read_adapter,
     read_release,
 )
-from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.ranking_options import CONFIG_KEY
 from modeling_tsarank.trainers.saving import whole_files, write_json
 from modeling_tsarank.trainers.training_record import RECORD_NAME
 
 
-_PREFIX = "base_model.model."
-_UNSUPPORTED = ("use_dora", "use_rslora", "modules_to_save", "lora_bias")
 ADAPTER_LIMIT = 20_000_000
 
 
@@ -48,7 +48,10 @@ def stack_adapters(folders: Sequence[str | Path], output: str | Path, dtype: tor
     """
     if not folders:
         raise InputError("no adapter was named; give at least one folder")
-    parts = [_read(Path(folder)) for folder in folders]
+    try:
+        parts = [read_adapter(Path(folder)) for folder in folders]
+    except ModelError as error:
+        raise InputError(str(error)) from error
     stacked: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
     for folder, (_, layers) in zip(folders, parts, strict=True):
         for name, (a, b) in layers.items():
@@ -61,8 +64,8 @@ def stack_adapters(folders: Sequence[str | Path], output: str | Path, dtype: tor
     for name, (above, beside) in sorted(stacked.items()):
         a, b = torch.cat(above), torch.cat(beside, dim=1)
         ranks[name] = len(a)
-        weights[f"{_PREFIX}{name}.lora_A.weight"] = a.to(dtype).contiguous()
-        weights[f"{_PREFIX}{name}.lora_B.weight"] = b.to(dtype).contiguous()
+        weights[f"{ADAPTER_PREFIX}{name}.lora_A.weight"] = a.to(dtype).contiguous()
+        weights[f"{ADAPTER_PREFIX}{name}.lora_B.weight"] = b.to(dtype).contiguous()
     config = {**parts[0][0], "target_modules": _targets([config for config, _ in parts], list(ranks))}
     return _write(Path(output), config, weights, ranks)
 
@@ -74,28 +77,6 @@ def _targets(configs: Sequence[dict[str, Any]], names: Sequence[str]) -> list[st
     if all(any(name == target or name.endswith(f".{target}") for target in short) for name in names):
         return short
     return sorted(names)
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[Tensor, Tensor]]]:
-    """The configuration, and A and scaled B of every layer in float32."""
-    from safetensors.torch import load_file
-
-    if not (folder / ADAPTER_CONFIG).is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
-        raise InputError(f"{folder} holds no adapter ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS})")
-    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    unsupported = [name for name in _UNSUPPORTED if config.get(name)]
-    if config.get("peft_type") != "LORA" or unsupported or config.get("bias", "none") != "none":
-        raise InputError(f"{folder} is no plain LoRA adapter and cannot be stacked")
-    weights = load_file(str(folder / ADAPTER_WEIGHTS))
-    layers = {}
-    for key in [key for key in weights if key.endswith(".lora_A.weight")]:
-        name = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
-        a, b = weights.pop(key).float(), weights.pop(key.replace(".lora_A.", ".lora_B.")).float()
-        alpha = (config.get("alpha_pattern") or {}).get(name, config["lora_alpha"])
-        layers[name] = (a, b * (alpha / len(a)))
-    if weights or not layers:
-        raise InputError(f"{folder} is no plain LoRA adapter: {next(iter(weights), 'it holds no matrices')}")
-    return config, layers
 
 
 def _write(output: Path, config: dict[str, Any], weights: dict[str, Tensor], ranks: dict[str, int]) -> int:

@@ -23,15 +23,25 @@ from .ranking_text import EncodedPair, document_text
 from .shared_prefixes import SharedPrefixes, partial_attention, suffix
 
 
-# How many kept tokens count as one read token in a batch's budget.
-KEPT_WEIGHT = 4
+# How many kept tokens count as one read token in a batch's budget, unless the states of a batch would take more bytes.
+# Measured on two CPU cores: every batch streams the weights from memory, so fewer batches of more rows are faster.
+KEPT_WEIGHT = 8
+CPU_KEPT_BYTES = 1 << 30
+ACCELERATOR_KEPT_BYTES = 4 << 30
+
+
+def kept_weight(shapes: Sequence[Shape], dtype: torch.dtype, batch_tokens: int, device: torch.device) -> int:
+    """How many kept tokens count as one read token; at least 1, so a batch never holds fewer than when reading."""
+    token = sum(shape.layers * shape.heads * (shape.key_dim + shape.value_dim) for shape in shapes) * dtype.itemsize
+    limit = CPU_KEPT_BYTES if device.type == "cpu" else ACCELERATOR_KEPT_BYTES
+    return max(1, min(KEPT_WEIGHT, limit // (token * batch_tokens)))
 
 
 class KeptStates(SharedPrefixes):
     """`index`, and scoring from kept states; mixed into `TSARankModel`, whose parts it uses."""
 
     # What `predict` and `rank` read states from and put into it what it lacks; `index` sets it, `None` turns it off.
-    # The memory of a batch's states is kept for the next call: a few hundred megabytes at the usual `batch_tokens`.
+    # The memory of a batch's states is kept for the next call: at most `CPU_KEPT_BYTES` at the usual `batch_tokens`.
     document_store: Any = None
     _layer_shapes: Any = None
 
@@ -159,7 +169,8 @@ class KeptStates(SharedPrefixes):
 
         # What is read is few tokens a pair, and multiplying few rows is slow, so batches are to hold many; but the
         # states of their documents lie in memory together, which bounds them.
-        lengths = [len(ids) // KEPT_WEIGHT + len(pairs[task[0]].query) for ids, task in zip(kept, tasks, strict=True)]
+        weight = kept_weight(self._state_shapes(), self.dtype, batch_tokens, self.device)
+        lengths = [len(ids) // weight + len(pairs[task[0]].query) for ids, task in zip(kept, tasks, strict=True)]
         try:
             run_batches(lengths, batch_tokens, run, [len(task) for task in tasks], show, stop)
         finally:

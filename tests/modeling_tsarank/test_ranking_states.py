@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from modeling_tsarank import ModelError, TSARankModel
+from modeling_tsarank.document_encoding import Shape
 from modeling_tsarank.document_memory import MemoryStore
+from modeling_tsarank.ranking_states import ACCELERATOR_KEPT_BYTES, CPU_KEPT_BYTES, KEPT_WEIGHT, kept_weight
 
 
 QUERIES = ["bread", "a ship at night", "bees and violins in the garden"]
@@ -83,3 +85,16 @@ def test_sliding_windows_are_refused(zoo, documents) -> None:
     model = TSARankModel.from_backbone(str(zoo.folders["gemma2"]))
     with pytest.raises(ModelError, match="cannot be kept"):
         model.index(documents, MemoryStore())
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 2048, 32768, 1 << 20])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(("layers", "heads", "size"), [(30, 3, 64), (32, 8, 128), (80, 64, 128)])
+def test_the_states_of_a_batch_are_bounded_in_bytes(layers, heads, size, device, batch_tokens) -> None:
+    shapes = [Shape(layers - 1, heads, 1, size, size), Shape(1, heads, 1, size, size)]
+    weight = kept_weight(shapes, torch.bfloat16, batch_tokens, torch.device(device))
+    limit = CPU_KEPT_BYTES if device == "cpu" else ACCELERATOR_KEPT_BYTES
+    held = 2 * 2 * layers * heads * size * batch_tokens
+    assert 1 <= weight <= KEPT_WEIGHT
+    assert weight == 1 or weight * held <= limit
+    assert weight == KEPT_WEIGHT or (weight + 1) * held > limit, "no smaller than it must be"

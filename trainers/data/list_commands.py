@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
     from modeling_tsarank.trainers.data.teacher_listwise import Ordering
     from modeling_tsarank.trainers.data.teacher_types import Usage
 
+logger = logging.getLogger(__name__)
+
 _DESCRIPTION = """\
 Make distillation lists (TWOLAR, section 3.2): the queries of each type are split evenly over the first stages, each
 stage finds the top documents of its queries, and a teacher puts every list in order.
 
 teachers (one of them):
-  --teacher-url U --teacher-model M   any OpenAI-compatible server, asked with RankGPT's listwise prompt; the key is
+  --teacher-url U --teacher-model M   any OpenAI-compatible server, asked with a listwise prompt; the key is
                                       read from the environment variable --teacher-key-variable, never from an option
   --teacher-local M                   a causal language model on this machine, asked the same
   --teacher-scores M                  a reranker of this project (`default`: the embedded model), or ce:M, a
@@ -37,6 +40,10 @@ teachers (one of them):
 
 first stages: SPEC or NAME=SPEC, where SPEC is bm25, dense:MODEL, splade:MODEL, or rerank:MODEL (a reranker over the
 first --rerank-depth documents of --rerank-base).
+
+--prompt conversation (RankGPT's, a message a passage) suits large chat models; --prompt single (all passages in one
+message, as for RankZephyr) small ones. A teacher too weak for the task answers by counting, [1] > [2] > [3]: its lists
+teach the first stage's order only. The report counts such answers; --refuse-given-order asks again, then fails them.
 
 An answer's numbers are read in order; repeated ones and those of no passage are dropped, missing passages appended in
 the first stage's order, and the row is marked as repaired. An answer that names fewer than half is asked for again
@@ -103,6 +110,12 @@ def _add_teachers(parser: argparse.ArgumentParser) -> None:
     who.add_argument("--teacher-scores", metavar="M", help="reranker, or ce:CrossEncoder")
     group.add_argument("--window", type=int, default=None, metavar="N", help="passages in a prompt (default: all)")
     group.add_argument("--step", type=int, default=None, metavar="N", help="of the window (default: half of it)")
+    group.add_argument(
+        "--prompt", choices=["conversation", "single"], default="conversation", help="default: conversation"
+    )
+    group.add_argument(
+        "--refuse-given-order", action="store_true", help="answers that keep four or more passages as given are no use"
+    )
     group.add_argument("--passage-words", type=int, default=300, metavar="N", help="words shown (default: 300)")
     group.add_argument("--attempts", type=int, default=2, metavar="N", help="per prompt (default: 2)")
     group.add_argument("--max-tokens", type=int, default=None, metavar="N", help="longest answer")
@@ -198,7 +211,9 @@ def _teacher(
         lengths = {} if args.max_length is None else {"max_length": args.max_length}
         scorer = CachedScorer(args.teacher_scores, cache, usage, args.batch_tokens, args.device, args.dtype, **lengths)
         return ScoringTeacher(scorer), scorer.describe(), 1, None
-    options = ListwiseOptions(args.window, args.step, args.passage_words, args.attempts)
+    options = ListwiseOptions(
+        args.window, args.step, args.passage_words, args.attempts, args.prompt, args.refuse_given_order
+    )
     if args.teacher_local is not None:
         local = LocalTeacher(args.teacher_local, cache, usage, args.max_tokens or 256, args.device, args.dtype)
         return ListwiseTeacher(local, options), {**local.describe(), **options.describe()}, 1, None
@@ -279,6 +294,14 @@ def _write(
     report["splits"] = {"train": len(train), "validation": len(validation), "failed": len(failed)}
     write_provenance(args.output, "distillation_lists", report, PACKAGES)
     _print(report)
+    used, kept = report["answers"]["used"], report["answers"]["keeping_the_given_order"]
+    if kept > used / 2:
+        logger.warning(
+            "%d of the teacher's %d answers keep the given order: it may only count; see --refuse-given-order and "
+            "--prompt, or take a stronger teacher",
+            kept,
+            used,
+        )
     if not rows:
         raise ModelError(
             f"the teacher {teacher} ordered none of {len(tasks)} lists; {args.output / FAILED_FILE} has why"

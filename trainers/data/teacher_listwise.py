@@ -12,13 +12,23 @@ from typing import Any
 
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.teacher_answers import ReadAnswer, read_answer
-from modeling_tsarank.trainers.data.teacher_prompt import DEFAULT_PASSAGE_WORDS, PROMPT_VERSION, listwise_messages
+from modeling_tsarank.trainers.data.teacher_prompt import (
+    DEFAULT_PASSAGE_WORDS,
+    PROMPTS,
+    check_prompt,
+    listwise_messages,
+)
 from modeling_tsarank.trainers.data.teacher_types import ChatTeacher, RequestRefusedError, TeacherUnreachableError
 
 
 OUTCOMES = ("clean", "repaired", "failed", "refused", "unanswered")
 """What can become of a list: ordered by a faultless answer, by a repaired one, left without a usable answer after all
 attempts, not taken by the teacher, or not answered at all (which a later run asks again)."""
+
+
+LEAST_TO_COUNT = 4
+"""Of so many passages on, an answer in the given order is taken for counting where that is to be refused: of fewer,
+a teacher that reads them agrees with the first stage too often."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,9 @@ class ListwiseOptions:
         step: How far the window moves towards the front (RankGPT: half a window).
         max_words: Words of a passage that are shown.
         attempts: How often one prompt is asked before its answers count as a failure.
+        prompt: One of `teacher_prompt.PROMPTS`.
+        refuse_given_order: Whether an answer that keeps the given order of at least `LEAST_TO_COUNT` passages is
+            unusable: it teaches nothing but the first stage's order, and a weak teacher gives it by counting.
 
     Raises:
         InputError: a value out of range.
@@ -39,6 +52,8 @@ class ListwiseOptions:
     step: int | None = None
     max_words: int = DEFAULT_PASSAGE_WORDS
     attempts: int = 2
+    prompt: str = "conversation"
+    refuse_given_order: bool = False
 
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 2:
@@ -47,16 +62,23 @@ class ListwiseOptions:
             raise InputError(f"the step must be at least 1 and less than the window ({self.window}), got {self.step}")
         if self.attempts < 1 or self.max_words < 1:
             raise InputError(f"attempts and words must be at least 1, got {self.attempts} and {self.max_words}")
+        check_prompt(self.prompt)
 
     def describe(self) -> dict[str, Any]:
         """For a card."""
         return {
-            "prompt": PROMPT_VERSION,
+            "prompt": PROMPTS[self.prompt],
             "window": self.window,
             "step": self.window and (self.step or max(self.window // 2, 1)),
             "max_words": self.max_words,
             "attempts": self.attempts,
+            "refuse_given_order": self.refuse_given_order,
         }
+
+    def accepts(self, reading: ReadAnswer) -> bool:
+        """Whether an answer, as it was read, orders its passages."""
+        counted = reading.unchanged and len(reading.permutation) >= LEAST_TO_COUNT
+        return reading.usable and not (counted and self.refuse_given_order)
 
 
 @dataclass
@@ -129,11 +151,11 @@ class ListwiseTeacher:
             for start, end in window_bounds(len(documents), self.options.window, self.options.step):
                 shown = order[start:end]
                 reading = self._ask(query, [documents[index] for index in shown], result)
-                if not reading.usable:
+                if not self.options.accepts(reading):
+                    fault = "keeps the given order" if reading.usable else f"names {reading.named} of {end - start}"
                     result.outcome = "failed"
                     result.reason = (
-                        f"{self.options.attempts} answers about passages {start + 1} to {end}; the last names "
-                        f"{reading.named} of {end - start}"
+                        f"{self.options.attempts} answers about passages {start + 1} to {end}; the last {fault}"
                     )
                     return result
                 result.reading.append(reading)
@@ -151,10 +173,10 @@ class ListwiseTeacher:
     def _ask(self, query: str, documents: Sequence[str], result: Ordering) -> ReadAnswer:
         """The first usable reading, else the last attempt's."""
         for attempt in range(self.options.attempts):
-            messages = listwise_messages(query, documents, self.options.max_words, attempt)
+            messages = listwise_messages(query, documents, self.options.max_words, attempt, self.options.prompt)
             answer = self._teacher.complete(messages, attempt).text
             result.answers.append(answer)
             reading = read_answer(answer, len(documents))
-            if reading.usable:
-                return reading
+            if self.options.accepts(reading):
+                break
         return reading

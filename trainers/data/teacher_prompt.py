@@ -1,7 +1,8 @@
-"""What a teacher is asked: RankGPT's listwise prompt, whose answer is a permutation such as `[2] > [1] > [3]`.
+"""What a teacher is asked: a listwise prompt, whose answer is a permutation such as `[2] > [1] > [3]`.
 
-Reference: Sun et al., Is ChatGPT Good at Search? Investigating Large Language Models as Re-Ranking Agents, EMNLP 2023.
-The protocol is theirs (numbered passages, one message each, an answer in `[] > []` form); the wording is ours.
+References: Sun et al., Is ChatGPT Good at Search? Investigating Large Language Models as Re-Ranking Agents, EMNLP 2023
+(numbered passages, one message each); Pradeep et al., RankZephyr, 2023 (all passages in one message). The protocols
+are theirs, the wording is ours.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from modeling_tsarank.ranking_errors import InputError
 Message = dict[str, str]
 """One message of a conversation: `{"role", "content"}`."""
 
-PROMPT_VERSION = "rankgpt-listwise-1"
-"""Name of the wording below; it changes whenever the wording does, and is recorded with every row."""
+PROMPTS = {"conversation": "rankgpt-listwise-2", "single": "single-message-listwise-1"}
+"""The prompts, and the name of each one's wording: it changes when the wording does, and is recorded with every row.
+
+`conversation` is RankGPT's, a message a passage; `single` shows all passages in one message, which small models follow
+that otherwise go on with the conversation.
+"""
 
 DEFAULT_PASSAGE_WORDS = 300
 
@@ -35,7 +40,11 @@ def passage_text(document: str, max_words: int = DEFAULT_PASSAGE_WORDS) -> str:
 
 
 def listwise_messages(
-    query: str, documents: Sequence[str], max_words: int = DEFAULT_PASSAGE_WORDS, attempt: int = 0
+    query: str,
+    documents: Sequence[str],
+    max_words: int = DEFAULT_PASSAGE_WORDS,
+    attempt: int = 0,
+    prompt: str = "conversation",
 ) -> list[Message]:
     """The conversation that asks for the order of `documents`.
 
@@ -45,18 +54,22 @@ def listwise_messages(
         max_words: Words of a passage that are shown; the rest is cut off (TWOLAR: 300).
         attempt: 0 for the first question. Later ones add a reminder of the form, as the answer before was unusable
             and a teacher at temperature 0 would give it again.
+        prompt: One of `PROMPTS`.
 
     Returns:
-        `2 n + 4` messages, roles alternating after the first.
+        `2 n + 4` messages, roles alternating after the first; one of the user's for `single`.
 
     Raises:
-        InputError: fewer than two documents, or `max_words` below 1.
+        InputError: fewer than two documents, `max_words` below 1, or an unknown prompt.
     """
     count = len(documents)
     if count < 2:
         raise InputError(f"a teacher orders at least two passages, got {count}")
     if max_words < 1:
         raise InputError(f"a passage needs at least one word, got a limit of {max_words}")
+    check_prompt(prompt)
+    if prompt == "single":
+        return [{"role": "user", "content": _single_message(query, documents, max_words, attempt)}]
     messages = [
         {"role": "system", "content": _SYSTEM},
         {
@@ -73,16 +86,38 @@ def listwise_messages(
     return messages
 
 
+def check_prompt(prompt: str) -> None:
+    """Raises `InputError` for a prompt that is none of `PROMPTS`."""
+    if prompt not in PROMPTS:
+        raise InputError(f"unknown prompt {prompt!r}; expected one of {', '.join(PROMPTS)}")
+
+
+def _single_message(query: str, documents: Sequence[str], max_words: int, attempt: int) -> str:
+    count = len(documents)
+    shown = [f"[{number}] {passage_text(text, max_words)}" for number, text in enumerate(documents, start=1)]
+    passages = "\n".join(shown)
+    form = "[3] > [1] > [2]" if count > 2 else "[2] > [1]"
+    return (
+        f"I will give you {count} passages, each with a number in brackets. "
+        f"Rank them by how well they answer the search query: {query}\n\n{passages}\n\nSearch query: {query}\n\n"
+        f"List all {count} numbers, the most relevant first, in the form {form}. "
+        f"Write only the ranking, no explanation.{_reminder(count, attempt)}"
+    )
+
+
 def _question(query: str, count: int, attempt: int) -> str:
-    question = (
+    return (
         f"Query: {query}\n"
         f"Rank the {count} passages above by how relevant they are to the query, the most relevant first. "
         f"Name every passage by its number, in the form [] > [], for example [2] > [1]. "
-        f"Answer with the ranking alone, without a word of explanation."
+        f"Answer with the ranking alone, without a word of explanation.{_reminder(count, attempt)}"
     )
-    if attempt:
-        question += (
-            f"\nAn earlier answer could not be read. Write nothing but the {count} numbers, each once, "
-            f"in square brackets with > between them."
-        )
-    return question
+
+
+def _reminder(count: int, attempt: int) -> str:
+    if not attempt:
+        return ""
+    return (
+        f"\nAn earlier answer could not be used. Write nothing but the {count} numbers, each once, "
+        f"in square brackets with > between them."
+    )

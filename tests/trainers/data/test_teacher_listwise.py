@@ -51,6 +51,51 @@ def test_the_prompt_follows_the_listwise_protocol():
     assert len(again[-1]["content"]) > len(messages[-1]["content"])
 
 
+def test_the_prompt_in_one_message_holds_all_passages_and_asks_for_the_same_form():
+    (message,) = listwise_messages("how long", ["first\ntext", "second [1] text", "third text"], 2, prompt="single")
+    assert message["role"] == "user"
+    lines = message["content"].split("\n")
+    assert [line for line in lines if line.startswith("[")] == ["[1] first text", "[2] second (1)", "[3] third text"]
+    assert lines[0].endswith("how long")
+    assert "Search query: how long" in lines
+    assert lines[-1].startswith("List all 3 numbers")
+    (again,) = listwise_messages("how long", ["first\ntext", "second [1] text", "third text"], 2, 1, "single")
+    assert again["content"].startswith(message["content"])
+    assert "earlier answer" in again["content"]
+    with pytest.raises(InputError, match="unknown prompt 'twice'; expected one of conversation, single"):
+        listwise_messages("q", ["a", "b"], prompt="twice")
+
+
+def test_a_teacher_is_asked_in_the_chosen_form():
+    teacher = Scripted(lambda *_: "[2] > [1]")
+    ordering = ListwiseTeacher(teacher, ListwiseOptions(prompt="single")).order("q", ["a", "b"])
+    assert ordering.permutation == [1, 0]
+    assert [len(messages) for messages, _ in teacher.asked] == [1]
+    assert ListwiseOptions(prompt="single").describe()["prompt"].startswith("single")
+
+
+@pytest.mark.parametrize(("count", "outcome"), [(3, "clean"), (4, "failed")])
+def test_counting_is_no_answer_where_it_is_refused(count, outcome):
+    def counts(*_):
+        return " > ".join(f"[{number}]" for number in range(1, count + 1))
+
+    texts = ["text"] * count
+    assert ListwiseTeacher(Scripted(counts)).order("q", texts).outcome == "clean"
+    teacher = Scripted(counts)
+    ordering = ListwiseTeacher(teacher, ListwiseOptions(refuse_given_order=True)).order("q", texts)
+    assert ordering.outcome == outcome
+    if outcome == "failed":
+        assert len(ordering.answers) == 2
+        assert "keeps the given order" in ordering.reason
+        assert ordering.permutation is None
+
+    def thinks_again(messages, attempt, _):
+        return "[2] > [1] > [4] > [3]" if attempt else counts()
+
+    ordering = ListwiseTeacher(Scripted(thinks_again), ListwiseOptions(refuse_given_order=True)).order("q", ["a"] * 4)
+    assert (ordering.outcome, ordering.permutation) == ("clean", [1, 0, 3, 2])
+
+
 def test_passages_are_cut_to_words_and_one_line():
     assert passage_text("a  b\nc d", 3) == "a b c"
     assert len(passage_text("w " * 1000).split()) == 300
@@ -145,6 +190,7 @@ def test_lists_that_are_not_answered(error, outcome):
         {"window": 4, "step": 0},
         {"attempts": 0},
         {"max_words": 0},
+        {"prompt": "none"},
     ],
     ids=str,
 )

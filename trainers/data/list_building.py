@@ -186,13 +186,15 @@ class Retriever:
             raise InputError(f"{stage.name} reranks {stage.rerank_depth} documents, fewer than the {depth} of a list")
         candidates = self._index(stage.base).search(queries, stage.rerank_depth)
         scorer = self._scorer(stage.spec.removeprefix(RERANK_PREFIX))
-        run: Run = {}
-        for query_id, found in tqdm(candidates.items(), desc=stage.name, unit="query", disable=None):
-            ids = ranked(found)
-            texts = [self.documents[document_id].full_text for document_id in ids]
-            scores = scorer.scores(queries[query_id], texts) if ids else []
-            best = sorted(range(len(ids)), key=lambda place: -scores[place])[:depth]
-            run[query_id] = {ids[place]: scores[place] for place in best}
+        best = {query_id: ranked(found) for query_id, found in candidates.items() if found}
+        lists = (
+            (queries[query_id], [self.documents[name].full_text for name in ids]) for query_id, ids in best.items()
+        )
+        run: Run = {query_id: {} for query_id in candidates}
+        scored = zip(best.items(), scorer.scores_of(lists), strict=True)
+        for (query_id, ids), scores in tqdm(scored, desc=stage.name, total=len(best), unit="query", disable=None):
+            places = sorted(range(len(ids)), key=lambda place: -scores[place])[:depth]
+            run[query_id] = {ids[place]: scores[place] for place in places}
         return run
 
     def _index(self, spec: str) -> FirstStageIndex:

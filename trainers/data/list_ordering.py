@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tqdm.auto import tqdm
 
@@ -35,6 +35,16 @@ class Teacher(Protocol):
         """The order of n documents, given in the first stage's order."""
 
 
+@runtime_checkable
+class ManyTeacher(Protocol):
+    """A teacher that does many lists better together."""
+
+    name: str
+
+    def order_many(self, lists: Sequence[tuple[str, Sequence[str]]]) -> Iterator[Ordering]:
+        """The order of each (query, documents), in the given order."""
+
+
 def order_lists(
     teacher: Teacher,
     tasks: Sequence[ListTask],
@@ -52,7 +62,7 @@ def order_lists(
         teacher: Who orders.
         tasks: The lists.
         documents: Document id to document.
-        concurrency: Lists asked about at the same time.
+        concurrency: Lists asked about at the same time; a teacher that scores does many in one call instead.
         stop: Called when the run ends early, to end a teacher's waiting.
         show_progress: Progress bar on stderr; None shows it on a terminal only.
 
@@ -74,6 +84,10 @@ def order_lists(
         return teacher.order(task.query.text, [documents[name].full_text for name in task.document_ids])
 
     hidden = None if show_progress is None else not show_progress
+    if isinstance(teacher, ManyTeacher):
+        texts = [(task.query.text, [documents[name].full_text for name in task.document_ids]) for task in tasks]
+        scored = teacher.order_many(texts)
+        return list(tqdm(scored, total=len(tasks), desc=f"asking {teacher.name}", unit="list", disable=hidden))
     with (
         tqdm(total=len(tasks), desc=f"asking {teacher.name}", unit="list", disable=hidden) as bar,
         ThreadPoolExecutor(concurrency) as pool,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,12 @@ logger = logging.getLogger(__name__)
 
 CROSS_ENCODER_PREFIX = "ce:"
 """In front of a name: a sentence-transformers CrossEncoder; without it, a reranker of this project."""
+CHUNK_PAIRS = 1024
+"""Lists are scored together until they have so many pairs: batches are full then, and a document that several lists
+share is read once, while a killed run loses no more than these."""
+
+Texts = tuple[str, Sequence[str]]
+"""A query and its documents."""
 
 
 def scorer_identity(name: str) -> dict[str, Any]:
@@ -104,28 +110,50 @@ class CachedScorer:
         return {"kind": "scores", "model": self.name, **{k: v for k, v in self._load_options.items() if v is not None}}
 
     def scores(self, query: str, documents: Sequence[str]) -> list[float]:
-        """One score a document, shape `(n,)`; higher is more relevant.
+        """One score a document, shape `(n,)`; higher is more relevant. See `scores_of`."""
+        return next(self.scores_of([(query, documents)]))
+
+    def scores_of(self, lists: Iterable[Texts]) -> Iterator[list[float]]:
+        """The scores of each list, in the given order; about `CHUNK_PAIRS` pairs at a time are scored in one call.
 
         Raises:
             NonFiniteScoreError: the model returned NaN or an infinity.
             ModelError: it did not return one number a document.
         """
+        chunk: list[Texts] = []
+        for texts in lists:
+            chunk.append(texts)
+            if sum(len(documents) for _, documents in chunk) >= CHUNK_PAIRS:
+                yield from self._score(chunk)
+                chunk = []
+        if chunk:
+            yield from self._score(chunk)
+
+    def _score(self, lists: Sequence[Texts]) -> list[list[float]]:
+        requests = [self._request(query, documents) for query, documents in lists]
+        kept = [self._cache.get(request) for request in requests]
+        lacking = [place for place, scores in enumerate(kept) if scores is None]
+        if lacking:
+            if self._scorer is None:
+                self._scorer = load_scorer(self._given, **self._load_options)
+            pairs = [(lists[place][0], document) for place in lacking for document in lists[place][1]]
+            values = iter(float(score) for score in predict(self._scorer, pairs, self._batch_tokens))
+            for place in lacking:
+                query, documents = lists[place]
+                kept[place] = [next(values) for _ in documents]
+                if not all(math.isfinite(score) for score in kept[place]):
+                    raise NonFiniteScoreError(
+                        f"{self.name} gave a score that is not finite for the query {query[:60]!r}"
+                    )
+                self.usage.add_request(again=False)
+                self._cache.put(requests[place], kept[place])
+        for place in range(len(lists)):
+            self.usage.add_answer(Completion("", 0, 0) if place in lacking else Completion("", cached=True))
+        return [[float(score) for score in scores] for scores in kept]
+
+    def _request(self, query: str, documents: Sequence[str]) -> dict[str, Any]:
         digest = hashlib.sha256("\0".join(documents).encode("utf-8", "surrogatepass")).hexdigest()
-        request = {"scorer": self._identity, "query": query, "documents": digest, "count": len(documents)}
-        kept = self._cache.get(request)
-        if kept is not None:
-            self.usage.add_answer(Completion("", cached=True))
-            return [float(score) for score in kept]
-        if self._scorer is None:
-            self._scorer = load_scorer(self._given, **self._load_options)
-        self.usage.add_request(again=False)
-        pairs = [(query, document) for document in documents]
-        scores = [float(score) for score in predict(self._scorer, pairs, self._batch_tokens)]
-        if not all(math.isfinite(score) for score in scores):
-            raise NonFiniteScoreError(f"{self.name} gave a score that is not finite for the query {query[:60]!r}")
-        self._cache.put(request, scores)
-        self.usage.add_answer(Completion("", 0, 0))
-        return scores
+        return {"scorer": self._identity, "query": query, "documents": digest, "count": len(documents)}
 
 
 class ScoringTeacher:
@@ -145,8 +173,17 @@ class ScoringTeacher:
         Raises:
             InputError: fewer than two documents.
         """
-        if len(documents) < 2:
-            raise InputError(f"a teacher orders at least two documents, got {len(documents)}")
-        scores = self._scorer.scores(query, documents)
-        order = np.argsort(-np.asarray(scores), kind="stable")
-        return Ordering("clean", [int(index) for index in order], scores=scores)
+        return next(self.order_many([(query, documents)]))
+
+    def order_many(self, lists: Sequence[Texts]) -> Iterator[Ordering]:
+        """The order of each list, as `order` gives it; many are scored together.
+
+        Raises:
+            InputError: fewer than two documents in a list.
+        """
+        for _, documents in lists:
+            if len(documents) < 2:
+                raise InputError(f"a teacher orders at least two documents, got {len(documents)}")
+        for scores in self._scorer.scores_of(lists):
+            order = np.argsort(-np.asarray(scores), kind="stable")
+            yield Ordering("clean", [int(index) for index in order], scores=scores)

@@ -54,6 +54,38 @@ def test_scores_are_worked_out_once(cache, ranker_folder):
     assert len(cache) == 4
 
 
+def test_many_lists_are_scored_together_and_kept_one_by_one(cache, ranker_folder, monkeypatch):
+    """Three lists in two calls of a ranker, which reads a document that a call's lists share only once."""
+    lists = [("dough", DOCUMENTS[:3]), ("ice", DOCUMENTS[:3]), ("a ship", DOCUMENTS[3:])]
+    ranker = load_scorer(str(ranker_folder), dtype="float32", device="cpu")
+    expected = [[float(score) for score in ranker.predict([(query, d) for d in texts])] for query, texts in lists]
+    monkeypatch.setattr("modeling_tsarank.trainers.data.teacher_scores.CHUNK_PAIRS", 6)
+    scorer = CachedScorer(str(ranker_folder), cache, dtype="float32", device="cpu")
+    scorer._scorer = ranker
+    calls = []
+    predict = ranker.predict
+    monkeypatch.setattr(ranker, "predict", lambda pairs, **options: calls.append(pairs) or predict(pairs, **options))
+    found = scorer.scores_of(lists)
+    assert next(found) == pytest.approx(expected[0], abs=1e-5)
+    assert [len(pairs) for pairs in calls] == [6]
+    shared = ranker.last_stats["tokens"]
+    assert [next(found), next(found)] == [pytest.approx(expected[1], abs=1e-5), pytest.approx(expected[2], abs=1e-5)]
+    assert [len(pairs) for pairs in calls] == [6, 2]
+    assert len(cache) == 3
+    assert (scorer.usage.requests, scorer.usage.answers) == (3, 3)
+    alone = 0
+    for query, texts in lists[:2]:
+        predict([(query, text) for text in texts])
+        alone += ranker.last_stats["tokens"]
+    assert shared < alone
+
+    again = CachedScorer(str(ranker_folder), cache, dtype="float32", device="cpu")
+    orders = list(ScoringTeacher(again).order_many(lists))
+    assert [order.scores for order in orders] == [pytest.approx(scores, abs=1e-5) for scores in expected]
+    assert again._scorer is None
+    assert again.usage.cached == 3
+
+
 def test_a_cross_encoder_orders_too(cache, tmp_path, t5_tokenizer):
     import torch
     from sentence_transformers import CrossEncoder

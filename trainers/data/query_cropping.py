@@ -23,6 +23,8 @@ LONGEST_PASSAGE = 20_000
 
 # White space, quotation marks (straight, curly, angled), dashes and the signs of lists.
 _EDGES = " \t\r\n\"'\u201c\u201d\u2018\u2019\u00ab\u00bb-\u2013\u2014\u2022*\u00b7|>"
+# What goes on from something that was cut away; a full stop may be a name's own, such as .NET's.
+_CONTINUATION = ",;: "
 _NUMBERING = re.compile(r"(?:\(?\d{1,3}[.)]|[a-z][.)])\s+")
 
 
@@ -49,7 +51,7 @@ def sentence_splitter(language: str = "en") -> Callable[[str], list[str]]:
 def tidy_sentence(sentence: str) -> str:
     """A sentence as a query: one line, without the marks at its ends that belong to its surroundings (list signs,
     quotation marks, the full stop); a question keeps its mark."""
-    line = " ".join(sentence.split()).strip(_EDGES)
+    line = " ".join(sentence.split()).strip(_EDGES).lstrip(_CONTINUATION + _EDGES)
     numbering = _NUMBERING.match(line)
     if numbering is not None:
         line = line[numbering.end() :].strip(_EDGES)

@@ -43,6 +43,8 @@ def test_boundaries_are_those_of_sentences_not_of_dots():
         ("It is small (two metres).", "It is small (two metres)"),
         ("3.5 grams of yeast", "3.5 grams of yeast"),
         ("...", ""),
+        (": the science of humans ; and", "the science of humans ; and"),
+        (".NET runs here.", ".NET runs here"),
     ],
 )
 def test_marks_at_the_ends_that_are_not_the_sentences(sentence, query):

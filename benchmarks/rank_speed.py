@@ -1,10 +1,11 @@
 """How fast `predict` reads documents, against the plain loop that anybody writes first. One run, one machine, ratios.
 
-    python benchmarks/rank_speed.py [--documents 100] [--words 150] [--repeats 3] [--output FILE.json]
+    python benchmarks/rank_speed.py [--documents 100] [--words 150] [--repeats 3] [--dtypes auto int8] [--output FILE]
 
 The plain loop scores one (query, document) pair at a time through AutoModelForCausalLM in float32, with the logits of
-every position, as a reader of the paper's Eq. 1 would. Both read the same texts and must agree. The share of the
-machine's peak is measured against float32 matrix multiplication in the same run.
+every position, as a reader of the paper's Eq. 1 would. `predict` reads the same texts in each of `--dtypes`, and its
+scores are compared with the loop's. The share of the machine's peak is that of the first of them, against the matrix
+multiplication of that dtype in the same run.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from modeling_tsarank import load_ranker
 from modeling_tsarank.loading import resolve_dtype
 
 
+LOOP = "plain loop, float32"
 QUERY = "how do harbour pilots guide large ships through a narrow channel at night"
 _TEXT = (
     "the harbour pilot climbs aboard each large ship before it enters the narrow channel and tells the captain how to "
@@ -79,25 +82,32 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=Path, default=None)
+    parser.add_argument("--dtypes", nargs="+", default=["auto", "int8"], help="of `predict` (default: auto int8)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     documents = make_documents(args.documents, args.words)
-    dtype = resolve_dtype("auto", torch.device("cpu"))
-    ranker = load_ranker(device="cpu", dtype=dtype)
+    dtype = resolve_dtype(args.dtypes[0], torch.device("cpu"))
+    names = dict.fromkeys([str(dtype)[6:], *args.dtypes[1:]])
+    rankers = {name: load_ranker(device="cpu", dtype=name) for name in names}
+    ranker = rankers[str(dtype)[6:]]
     plain = load_ranker(device="cpu", dtype=torch.float32).backbone
     pairs = [(QUERY, document) for document in documents]
     encoded = ranker.encoder.pairs(pairs)
     tokens = sum(len(pair.prompt) + len(pair.query) for pair in encoded)
-    ranker.predict(pairs[:4])
+    for each in rankers.values():
+        each.predict(pairs[:4])
     plain_loop(plain, ranker.tokenizer, QUERY, documents[:2])
-    seconds: dict[str, list[float]] = {"plain loop, float32": [], f"predict, {str(dtype)[6:]}": []}
-    for _ in range(args.repeats):  # alternating, so that a slow minute of the machine meets both
+    seconds: dict[str, list[float]] = {LOOP: [], **{f"predict, {name}": [] for name in rankers}}
+    scores: dict[str, Any] = {}
+    for _ in range(args.repeats):  # in turns, so that a slow minute of the machine meets all
         elapsed, expected = _timed(lambda: plain_loop(plain, ranker.tokenizer, QUERY, documents))
-        seconds["plain loop, float32"].append(elapsed)
-        elapsed, scores = _timed(lambda: ranker.predict(pairs))
-        seconds[f"predict, {str(dtype)[6:]}"].append(elapsed)
+        seconds[LOOP].append(elapsed)
+        for name, each in rankers.items():
+            elapsed, scores[name] = _timed(partial(each.predict, pairs))
+            seconds[f"predict, {name}"].append(elapsed)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    slow, fast = medians.values()
+    slow = medians.pop(LOOP)
+    fast = next(iter(medians.values()))
     peak = matmul_peak(dtype)
     embeddings = ranker.backbone.get_output_embeddings().weight.numel()
     body = sum(p.numel() for p in ranker.backbone.parameters()) - embeddings
@@ -107,11 +117,12 @@ def main() -> None:
         "tokens": tokens,
         "tokens_per_document": round(tokens / len(documents), 1),
         "seconds": {name: [round(value, 2) for value in values] for name, values in seconds.items()},
-        "tokens_per_second": {name: round(tokens / value, 1) for name, value in medians.items()},
-        "ratio": round(slow / fast, 2),
+        "tokens_per_second": {name: round(tokens / value, 1) for name, value in {LOOP: slow, **medians}.items()},
+        "ratio": {name: round(slow / value, 2) for name, value in medians.items()},
         "share_of_matmul_peak": round(operations / fast / peak, 3),
         "matmul_peak_gflops": round(peak / 1e9, 1),
-        "largest_difference": float(np.abs(np.array(expected) - scores).max()),
+        "largest_difference": {name: float(np.abs(expected - found).max()) for name, found in scores.items()},
+        "deviation_of_scores": float(np.std(expected)),
         "machine": {"cpu": platform.processor() or platform.machine(), "threads": args.threads},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }

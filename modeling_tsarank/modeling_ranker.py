@@ -74,6 +74,8 @@ class RankerModel(PreTrainedModel):
     _auto_class = "AutoModel"
 
     options_class: ClassVar[type[RankingOptions]]
+    # Set by `int8_weights.use_int8_weights`.
+    int8_weights = False
     options: RankingOptions
 
     def __init__(self, config: Any, backbone: PreTrainedModel | None = None) -> None:
@@ -202,6 +204,8 @@ class RankerModel(PreTrainedModel):
         The result loads by `AutoModel.from_pretrained(folder, trust_remote_code=True)` without this package installed,
         as pipeline and `CrossEncoder`, and as the plain model without trust. `push_to_hub=True` uploads it, privately.
         """
+        if self.int8_weights:
+            raise ModelError("a model with int8 weights cannot be saved: save the one it was made from, before")
         if os.path.isfile(save_directory):
             raise InputError(f"cannot save to {save_directory}: it is a file, a folder is needed")
         state_dict = kwargs.pop("state_dict", None)

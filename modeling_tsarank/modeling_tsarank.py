@@ -17,7 +17,12 @@ from .ranking_errors import InputError, ModelError
 from .ranking_options import QueryLikelihoodOptions
 from .ranking_states import KeptStates
 from .ranking_text import EncodedPair, QueryLikelihoodEncoder, clean_query, document_text
-from .shared_prefixes import longest_prompt
+from .shared_prefixes import longest_prompt, partial_attention
+
+
+# Documents that at most so many pairs share are read together, and their queries in rows of their own; with more
+# queries, one document's are enough for a pass, and packed they need no copies of its states.
+FEW_PAIRS = 16
 
 
 class TSARankModel(KeptStates, RankerModel):
@@ -124,7 +129,7 @@ class TSARankModel(KeptStates, RankerModel):
         if self.document_store is not None:
             found = self._score_from_states(pairs, batch_tokens, show, stop)
             return [self._pool_one(values) for values in found]
-        packed = self._packs_queries()
+        packed, full = self._packs_queries(), not partial_attention(self.config.get_text_config())
         groups: dict[Any, list[int]] = defaultdict(list)
         for i, pair in enumerate(pairs):
             # A long document is cut for each query's length: a packed row reads its longest cut for all of them.
@@ -136,12 +141,22 @@ class TSARankModel(KeptStates, RankerModel):
             for i, values in zip(indexes, token_log_probs, strict=True):
                 scores[i] = self._pool_one(values)
 
+        def shares(members: Sequence[int]) -> bool:
+            """Whether every pair of a task begins with something that the others begin with too."""
+            longest = longest_prompt([pairs[i] for i in members])
+            return all(common_length(longest[:-1], pairs[i].prompt) for i in members)
+
         def run(batch: Sequence[int]) -> None:
             single = [tasks[t][0] for t in batch if len(tasks[t]) == 1]
             if single:
                 keep(single, self._cold_batch([pairs[i] for i in single]))
+            few = [t for t in batch if full and 1 < len(tasks[t]) <= FEW_PAIRS and shares(tasks[t])]
+            if few:
+                groups = [[pairs[i] for i in tasks[t]] for t in few]
+                for t, values in zip(few, self._few_suffixes(groups, batch_tokens), strict=True):
+                    keep(tasks[t], values)
             for t in batch:
-                if len(tasks[t]) > 1:
+                if len(tasks[t]) > 1 and t not in few:
                     chosen = [pairs[i] for i in tasks[t]]
                     keep(tasks[t], self._shared_prefix(chosen, longest_prompt(chosen)[:-1], batch_tokens))
 

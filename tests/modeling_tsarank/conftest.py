@@ -243,7 +243,8 @@ def count_tokens(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[int]]:
 
         monkeypatch.setattr(model.backbone, "forward", count)
         # The counting function has another signature.
-        monkeypatch.setattr("modeling_tsarank.shared_prefixes.accepts", lambda function, name: True)
+        for module in ("shared_prefixes", "ranking_states"):
+            monkeypatch.setattr(f"modeling_tsarank.{module}.accepts", lambda function, name: True)
         return read
 
     return start

@@ -81,6 +81,19 @@ def test_scores_do_not_depend_on_the_batch(zoo, pairs, name, dtype, tolerance) -
     np.testing.assert_allclose(other, together[shuffled], atol=tolerance)
 
 
+def test_documents_with_few_queries_are_read_together(zoo, pairs, count_tokens) -> None:
+    """Two passes for a batch of them: one over the documents, one over all their queries."""
+    model = TSARankModel.from_backbone(str(zoo.folders["llama"]))
+    documents = list(dict.fromkeys(document for _, document in pairs))[:5]
+    queries = ["bread", "a ship at night", "bees"]
+    crossed = [(query, document) for query in queries for document in documents]
+    alone = [model.predict(pair) for pair in crossed]
+    seen = count_tokens(model)
+    np.testing.assert_allclose(model.predict(crossed, batch_tokens=4096), alone, atol=1e-5)
+    assert len(seen) == 2
+    np.testing.assert_allclose(model.predict(crossed, batch_tokens=60), alone, atol=1e-5)
+
+
 def test_shared_documents_are_read_once(zoo, pairs, count_tokens) -> None:
     """Every query beyond the first costs its own tokens only: counted on the ids that reach the backbone."""
     model = TSARankModel.from_backbone(str(zoo.folders["llama"]))
@@ -95,8 +108,10 @@ def test_shared_documents_are_read_once(zoo, pairs, count_tokens) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
 @pytest.mark.parametrize("kept", [False, True])
-def test_a_document_that_each_query_cuts_differently_is_read_once(zoo, pairs, monkeypatch, name, kept) -> None:
+@pytest.mark.parametrize("few", [1, 16])
+def test_a_document_that_each_query_cuts_differently_is_read_once(zoo, pairs, monkeypatch, name, kept, few) -> None:
     """Longer queries leave less room for it: what they read is the beginning of its longest cut."""
+    monkeypatch.setattr("modeling_tsarank.modeling_tsarank.FEW_PAIRS", few)
     options = {"max_length": 48, "max_query_length": 24}
     model = TSARankModel.from_backbone(str(zoo.folders[name]), dtype=torch.float64, **options)
     queries = ["bread", "a ship at night", "bees and violins in the old town", "moraine of the glacier, ship 7 bread"]
@@ -119,8 +134,10 @@ def test_a_document_that_each_query_cuts_differently_is_read_once(zoo, pairs, mo
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_queries_of_one_document_do_not_see_each_other(zoo, pairs, name, attention) -> None:
-    """Packed into one row or padded into many, every query gets the score it gets alone."""
+@pytest.mark.parametrize("few", [1, 16])
+def test_queries_of_one_document_do_not_see_each_other(zoo, pairs, monkeypatch, name, attention, few) -> None:
+    """Packed into one row, padded into many, or in rows with other documents' queries, each gets its score alone."""
+    monkeypatch.setattr("modeling_tsarank.modeling_tsarank.FEW_PAIRS", few)
     options = {"attn_implementation": "eager"} if attention == "eager" else {}
     model = TSARankModel.from_backbone(str(zoo.folders[name]), dtype=torch.float64, backbone_options=options)
     document = pairs[1][1]

@@ -1,0 +1,205 @@
+"""int8 weights on a CPU: faster than float32 where there is no bfloat16, at a cost that is measured in `benchmarks/`.
+
+Every linear layer becomes an int8 product (FBGEMM's, through torch's quantized operators): weights are rounded
+before, with a scale for each output channel; activations on the fly, with a scale for each token, so that a score does
+not hang on what else is in the batch. Two choices keep the rounding small:
+
+- The hidden states are turned by an orthogonal matrix. Where all that touches them is linear layers and RMSNorm, the
+  weights can be turned along so that nothing else changes, and the few channels that are far larger than all others,
+  which would take the whole range of a token's scale, are spread over all of them (Ashkboos et al., SliceGPT, 2024;
+  QuaRot, 2024). The value heads are turned likewise.
+- Weights have 7 bits. Without VNNI, pairs of products are added up in 16 bits, which 8 bits by 8 bits overflow.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+from .ranking_errors import InputError, ModelError
+
+
+# Linear layers between RMSNorms that multiply by a plain weight; others (Gemma's 1 + weight, norms behind the
+# layers, scaled residuals) would have to be turned in other ways.
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+WEIGHT_LEVELS = 63
+# Activations are 8 bits: 0 to 255, of which 128 stands for zero and 1 to 255 for -1 to 1 of a token's largest value.
+ACTIVATION_SCALE, ACTIVATION_ZERO = 1 / 127, 128
+
+# Layers that read the same input, in the order in which they do.
+SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+PRODUCT = "linear_with_input_q_dq_qweight_dq_output_fp32"
+
+
+class ScaledInput:
+    """An input divided by each token's largest value, for layers that read the same one after another."""
+
+    def __init__(self) -> None:
+        self._last: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+
+    def of(self, x: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """The scaled input and the largest values `(…, 1)`, remembered for the next layer if `keep`."""
+        found = self._last  # looked at once: another thread may put its own in this place at any time
+        if found is None or found[0] is not x:
+            largest = x.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
+            found = x, x / largest, largest
+        self._last = found if keep else None
+        return found[1:]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_last": None}
+
+
+class Int8Linear(torch.nn.Module):
+    """A linear layer whose product is computed in int8, its input and output float32.
+
+    Parameters:
+        weight: `(out, in)`, float.
+        bias: `(out,)` or none; added in float32.
+        source: shared by layers that read the same input; by default this layer's own.
+        last: whether no other layer reads the input after this one.
+    """
+
+    levels: torch.Tensor
+    scale: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        source: ScaledInput | None = None,
+        last: bool = True,
+    ) -> None:
+        super().__init__()
+        self._source, self._keeps = source or ScaledInput(), not last
+        scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / WEIGHT_LEVELS
+        self.register_buffer("levels", (weight / scale[:, None]).round().to(torch.int8))
+        self.register_buffer("scale", scale.to(torch.float32))
+        self.register_buffer("bias", None if bias is None else bias.detach().to(torch.float32))
+        self._packed: Any = None
+
+    def _pack(self) -> Any:
+        """The weights in the layout of the product; made when first needed, and anew in a copy."""
+        if self._packed is None:
+            zeros = torch.zeros(len(self.scale), dtype=torch.int64)
+            with warnings.catch_warnings():  # that quantized tensors will go from torch one day
+                warnings.simplefilter("ignore", UserWarning)
+                quantized = torch._make_per_channel_quantized_tensor(self.levels, self.scale.double(), zeros, 0)
+            self._packed = torch.ops.quantized.linear_prepack(quantized, None)
+        return self._packed
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": None}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(…, in)` to `(…, out)`."""
+        multiply = getattr(torch.ops.quantized, PRODUCT)
+        scaled, largest = self._source.of(x, self._keeps)
+        product = multiply(scaled, ACTIVATION_SCALE, ACTIVATION_ZERO, self._pack()).mul_(largest)
+        return product if self.bias is None else product.add_(self.bias)
+
+
+def _orthogonal(size: int) -> torch.Tensor:
+    """A random orthogonal matrix, float64, the same in every call."""
+    generator = torch.Generator().manual_seed(size)
+    return torch.linalg.qr(torch.randn(size, size, dtype=torch.float64, generator=generator))[0]
+
+
+def _set(layer: torch.nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+    layer.weight = torch.nn.Parameter(weight.to(torch.float32), requires_grad=False)
+    if bias is not None:
+        layer.bias = torch.nn.Parameter(bias.to(torch.float32), requires_grad=False)
+
+
+@torch.no_grad()
+def turn_hidden_states(backbone: Any) -> None:
+    """Turns the hidden states and the value heads of a causal language model, in place; its outputs stay the same.
+
+    The norms' weights move into the layers behind them, so tied embeddings are tied no longer.
+
+    Raises:
+        ModelError: an architecture other than `ARCHITECTURES`.
+    """
+    check_architecture(backbone)
+    inner, config = backbone.model, backbone.config
+    turn = _orthogonal(config.hidden_size)
+    heads = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    turn_head = _orthogonal(heads)
+
+    def read(layer: torch.nn.Linear, norm: Any) -> torch.Tensor:
+        """Weights of a layer that reads normed hidden states."""
+        return layer.weight.double() * norm.weight.double() @ turn
+
+    def write(layer: torch.nn.Linear, weight: torch.Tensor) -> None:
+        """A layer whose output is added to the hidden states."""
+        _set(layer, turn.T @ weight, None if layer.bias is None else turn.T @ layer.bias.double())
+
+    embedding = inner.embed_tokens.weight.double()
+    head = backbone.lm_head
+    tied = head.weight is inner.embed_tokens.weight
+    _set(head, (embedding if tied else head.weight.double()) * inner.norm.weight.double() @ turn)
+    inner.embed_tokens.weight = torch.nn.Parameter((embedding @ turn).to(torch.float32), requires_grad=False)
+    for block in inner.layers:
+        attention, feed = block.self_attn, block.mlp
+        for layer in (attention.q_proj, attention.k_proj):
+            _set(layer, read(layer, block.input_layernorm))
+        value = read(attention.v_proj, block.input_layernorm).unflatten(0, (-1, heads))
+        bias = attention.v_proj.bias
+        _set(
+            attention.v_proj,
+            (turn_head.T @ value).flatten(0, 1),
+            None if bias is None else (bias.double().unflatten(0, (-1, heads)) @ turn_head).flatten(),
+        )
+        output = attention.o_proj.weight.double()
+        write(attention.o_proj, (output.unflatten(1, (-1, heads)) @ turn_head).flatten(1))
+        for layer in (feed.gate_proj, feed.up_proj):
+            _set(layer, read(layer, block.post_attention_layernorm))
+        write(feed.down_proj, feed.down_proj.weight.double())
+        block.input_layernorm.weight.fill_(1)
+        block.post_attention_layernorm.weight.fill_(1)
+    inner.norm.weight.fill_(1)
+    backbone.config.tie_word_embeddings = False
+
+
+def check_architecture(backbone: Any) -> None:
+    """Raises `ModelError` for a backbone that cannot have int8 weights."""
+    kind = backbone.config.model_type
+    if kind not in ARCHITECTURES or not hasattr(backbone, "lm_head"):
+        raise ModelError(
+            f"int8 weights are for causal language models of {', '.join(ARCHITECTURES)}, not for {kind}; use another "
+            f"dtype"
+        )
+
+
+def use_int8_weights(ranker: Any) -> Any:
+    """Gives a ranker on the CPU int8 weights, in place; it can no longer be trained, saved or moved.
+
+    Raises:
+        InputError: the ranker is not on the CPU, not float32, or this torch has no int8 products.
+        ModelError: an architecture other than `ARCHITECTURES`.
+    """
+    backbone = ranker.backbone
+    check_architecture(backbone)
+    if ranker.device.type != "cpu" or ranker.dtype != torch.float32:
+        raise InputError(f"int8 weights are made of float32 on a CPU, not of {ranker.dtype} on {ranker.device.type}")
+    there = hasattr(torch.ops.quantized, PRODUCT) and hasattr(torch, "_make_per_channel_quantized_tensor")
+    if not there or not {"x86", "fbgemm"} & set(torch.backends.quantized.supported_engines):
+        raise InputError("this torch has no int8 products for this processor; use another dtype")
+    turn_hidden_states(backbone)
+    # A true/false ranker reads single rows of its output head, which stays as it is.
+    kept = () if ranker.options.family == "query_likelihood" else ("lm_head",)
+    sources: dict[tuple[str, str], ScaledInput] = {}
+    for name, layer in list(backbone.named_modules()):
+        if isinstance(layer, torch.nn.Linear) and name not in kept:
+            parent, _, own = name.rpartition(".")
+            group = next((names for names in SAME_INPUT if own in names), (own,))
+            source = sources.setdefault((parent, group[0]), ScaledInput())
+            with torch.no_grad():
+                rounded = Int8Linear(layer.weight, layer.bias, source, own == group[-1])
+            setattr(backbone.get_submodule(parent), own, rounded)
+    ranker.eval()
+    ranker.int8_weights = True
+    return ranker

@@ -1,0 +1,138 @@
+"""int8 weights: turning changes nothing, rounding is what it says, and no score hangs on its batch."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_tsarank import InputError, ModelError, TSARankModel, TwolarModel, load_ranker
+from modeling_tsarank.document_memory import MemoryStore
+from modeling_tsarank.document_states import model_identity
+from modeling_tsarank.int8_weights import Int8Linear, ScaledInput, turn_hidden_states, use_int8_weights
+
+
+@pytest.fixture(params=["llama", "qwen2", "qwen3"])
+def model(request, zoo) -> TSARankModel:
+    """With norms and biases that are not what they begin as."""
+    model = TSARankModel.from_backbone(str(zoo.folders[request.param]), dtype="float32")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.backbone.named_parameters():
+            if "norm" in name or "bias" in name:
+                weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
+    return model
+
+
+def test_turned_hidden_states_give_the_same_scores(model, pairs) -> None:
+    before = model.predict(pairs)
+    embedding = model.backbone.model.embed_tokens.weight.clone()
+    turn_hidden_states(model.backbone)
+    np.testing.assert_allclose(model.predict(pairs), before, atol=2e-5)
+    assert not torch.allclose(model.backbone.model.embed_tokens.weight, embedding, atol=1e-3)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_product_is_that_of_rounded_numbers(bias) -> None:
+    """Against a loop over tokens and outputs, in float64."""
+    generator = torch.Generator().manual_seed(1)
+    weight, x = torch.randn(7, 24, generator=generator), 5 * torch.randn(2, 3, 24, generator=generator)
+    x[0, 1] = 0
+    x[1, 2] *= 1000
+    added = torch.randn(7, generator=generator) if bias else None
+    found = Int8Linear(weight, added)(x)
+    expected = torch.zeros(2, 3, 7, dtype=torch.float64)
+    for i, j in np.ndindex(2, 3):
+        token = x[i, j].double()
+        largest = max(float(token.abs().max()), 1e-38)
+        levels = [round(float(value) / largest * 127) for value in token]
+        for out in range(7):
+            step = float(weight[out].abs().max()) / 63
+            rounded = [round(float(value) / step) for value in weight[out]]
+            assert max(map(abs, rounded)) == 63
+            total = sum(a * b for a, b in zip(levels, rounded, strict=True)) * step * largest / 127
+            expected[i, j, out] = total + (float(added[out]) if bias else 0)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    exact = torch.nn.functional.linear(x, weight, added)
+    assert 0 < float((found - exact).norm() / exact.norm()) < 0.05
+
+
+def test_scores_are_near_and_hang_on_no_batch(model, pairs) -> None:
+    exact = model.predict(pairs)
+    assert use_int8_weights(model) is model
+    scores = model.predict(pairs)
+    assert 0 < np.abs(scores - exact).max() < 0.3 * max(float(exact.std()), 0.1)
+    one_by_one = [float(model.predict([pair])[0]) for pair in pairs]
+    np.testing.assert_allclose(one_by_one, scores, atol=1e-5)
+    np.testing.assert_allclose(model.predict(pairs[::-1], batch_tokens=60), scores[::-1], atol=1e-5)
+    linear = [name for name, part in model.backbone.named_modules() if isinstance(part, torch.nn.Linear)]
+    assert linear == []
+
+
+def test_an_input_is_scaled_once_for_all_that_read_it(model, pairs, monkeypatch) -> None:
+    """Five layers a block read two inputs, two more one each; no scaled input outlives its readers."""
+    use_int8_weights(model)
+    scaled = []
+    of = ScaledInput.of
+
+    def watch(self, x, keep):
+        before = self._last
+        found = of(self, x, keep)
+        scaled.append(before is None or before[0] is not x)
+        return found
+
+    monkeypatch.setattr(ScaledInput, "of", watch)
+    model.predict(pairs[:1])
+    blocks = len(model.backbone.model.layers)
+    assert (sum(scaled), len(scaled)) == (4 * blocks + 1, 7 * blocks + 1)
+    layers = [part for part in model.backbone.modules() if isinstance(part, Int8Linear)]
+    assert all(layer._source._last is None for layer in layers)
+
+
+def test_threads_do_not_meet(model, pairs) -> None:
+    use_int8_weights(model)
+    expected = model.predict(pairs)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: model.predict(pairs), range(12)):
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_copies_and_kept_states(model, pairs) -> None:
+    identity = model_identity(model)
+    use_int8_weights(model)
+    assert model_identity(model) != identity
+    scores = model.predict(pairs)
+    np.testing.assert_array_equal(copy.deepcopy(model).predict(pairs), scores)
+    layer = pickle.loads(pickle.dumps(model.backbone.model.layers[0].mlp.up_proj))
+    x = torch.ones(1, layer.levels.shape[1])
+    torch.testing.assert_close(layer(x), model.backbone.model.layers[0].mlp.up_proj(x))
+    model.index([document for _, document in pairs], MemoryStore())
+    np.testing.assert_allclose(model.predict(pairs), scores, atol=1e-5)
+
+
+def test_a_true_false_ranker_keeps_its_head(zoo, pairs) -> None:
+    exact = TwolarModel.from_backbone(str(zoo.folders["llama"]), dtype="float32")
+    rounded = use_int8_weights(copy.deepcopy(exact))
+    assert isinstance(rounded.backbone.lm_head, torch.nn.Linear)
+    difference = np.abs(rounded.predict(pairs) - exact.predict(pairs))
+    assert 0 < difference.max() < 0.1
+
+
+def test_by_name_and_what_is_refused(zoo, pairs, tmp_path) -> None:
+    folder = str(zoo.folders["llama"])
+    expected = use_int8_weights(load_ranker(folder, device="cpu", dtype="float32")).predict(pairs)
+    model = load_ranker(folder, dtype="int8")
+    np.testing.assert_array_equal(model.predict(pairs), expected)
+    with pytest.raises(ModelError, match="int8 weights cannot be saved"):
+        model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    with pytest.raises(ModelError, match="of llama, mistral, qwen2, qwen3, not for gpt2"):
+        load_ranker(str(zoo.folders["gpt2"]), dtype="int8")
+    with pytest.raises(InputError, match=r"made of float32 on a CPU, not of torch\.float64"):
+        use_int8_weights(TSARankModel.from_backbone(folder, dtype=torch.float64))
+    with pytest.raises(InputError, match="int8 weights are for the CPU, not for meta"):
+        load_ranker(folder, device="meta", dtype="int8")

@@ -226,9 +226,29 @@ class KeptStates(SharedPrefixes):
         own behind a copy of those states. One group after another would multiply few rows by all weights, twice.
         """
         reads = [longest_prompt(group)[:-1] for group in groups]
-        states = [stack_layers(layers) for layers in self._document_states(reads)]
-        rows = [(pair, g, common_length(reads[g], pair.prompt)) for g, group in enumerate(groups) for pair in group]
         weight = kept_weight(self._state_shapes(), self.dtype, batch_tokens, self.device)
+        results: list[list[torch.Tensor]] = [[] for _ in groups]
+        # The states that are copied lie in memory beside their copies, so they get a quarter of what those may take.
+        for part in plan_batches([len(read) for read in reads], max(batch_tokens * weight // 4, 1)):
+            states = [stack_layers(layers) for layers in self._document_states([reads[g] for g in part])]
+            rows = [
+                (pair, place, common_length(reads[g], pair.prompt))
+                for place, g in enumerate(part)
+                for pair in groups[g]
+            ]
+            found = self._rows_behind(rows, states, weight, batch_tokens)
+            for (_, place, _), values in zip(rows, found, strict=True):
+                results[part[place]].append(values)
+        return results
+
+    def _rows_behind(
+        self: Any,
+        rows: Sequence[tuple[EncodedPair, int, int]],
+        states: Sequence[Groups],
+        weight: int,
+        batch_tokens: int,
+    ) -> list[torch.Tensor]:
+        """What `_split` gives for rows of (pair, index into `states`, how many tokens of those it sees)."""
         lengths = [count // weight + len(suffix(pair, count)) for pair, _, count in rows]
         found: list[torch.Tensor] = [torch.empty(0)] * len(rows)
         # Taken away for the time being, so that another thread makes one of its own.
@@ -244,10 +264,7 @@ class KeptStates(SharedPrefixes):
             for i, values in zip(part, self._rows_from_states(pairs, blocks.cache(), counts), strict=True):
                 found[i] = values
         self.__dict__["_workspace"] = workspace
-        results: list[list[torch.Tensor]] = [[] for _ in groups]
-        for (_, g, _), values in zip(rows, found, strict=True):
-            results[g].append(values)
-        return results
+        return found
 
     def _state_shapes(self: Any) -> list[Shape]:
         """Shapes of the layers' states; where nothing was read yet, one token is read to learn them."""

@@ -114,7 +114,10 @@ def _add_teachers(parser: argparse.ArgumentParser) -> None:
         "--prompt", choices=["conversation", "single"], default="conversation", help="default: conversation"
     )
     group.add_argument(
-        "--refuse-given-order", action="store_true", help="answers that keep four or more passages as given are no use"
+        "--refuse-given-order",
+        action="store_true",
+        help="answers that keep four or more passages as given (or in the "
+        "prompt's example, the rest as given) are no use",
     )
     group.add_argument("--passage-words", type=int, default=300, metavar="N", help="words shown (default: 300)")
     group.add_argument("--attempts", type=int, default=2, metavar="N", help="per prompt (default: 2)")

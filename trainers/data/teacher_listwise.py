@@ -14,6 +14,7 @@ from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.teacher_answers import ReadAnswer, read_answer
 from modeling_tsarank.trainers.data.teacher_prompt import (
     DEFAULT_PASSAGE_WORDS,
+    EXAMPLES,
     PROMPTS,
     check_prompt,
     listwise_messages,
@@ -42,7 +43,8 @@ class ListwiseOptions:
         attempts: How often one prompt is asked before its answers count as a failure.
         prompt: One of `teacher_prompt.PROMPTS`.
         refuse_given_order: Whether an answer that keeps the given order of at least `LEAST_TO_COUNT` passages is
-            unusable: it teaches nothing but the first stage's order, and a weak teacher gives it by counting.
+            unusable, also behind a copy of the prompt's example: it teaches nothing but the first stage's order, and a
+            weak teacher gives it by counting.
 
     Raises:
         InputError: a value out of range.
@@ -77,8 +79,11 @@ class ListwiseOptions:
 
     def accepts(self, reading: ReadAnswer) -> bool:
         """Whether an answer, as it was read, orders its passages."""
-        counted = reading.unchanged and len(reading.permutation) >= LEAST_TO_COUNT
-        return reading.usable and not (counted and self.refuse_given_order)
+        if not self.refuse_given_order or len(reading.permutation) < LEAST_TO_COUNT:
+            return reading.usable
+        example = [number - 1 for number in EXAMPLES[self.prompt]]
+        copied = (*example, *range(len(example), len(reading.permutation)))
+        return not reading.unchanged and reading.permutation != copied
 
 
 @dataclass
@@ -152,7 +157,11 @@ class ListwiseTeacher:
                 shown = order[start:end]
                 reading = self._ask(query, [documents[index] for index in shown], result)
                 if not self.options.accepts(reading):
-                    fault = "keeps the given order" if reading.usable else f"names {reading.named} of {end - start}"
+                    fault = (
+                        "keeps the given order or the example"
+                        if reading.usable
+                        else f"names {reading.named} of {end - start}"
+                    )
                     result.outcome = "failed"
                     result.reason = (
                         f"{self.options.attempts} answers about passages {start + 1} to {end}; the last {fault}"

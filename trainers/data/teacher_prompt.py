@@ -23,6 +23,9 @@ PROMPTS = {"conversation": "rankgpt-listwise-2", "single": "single-message-listw
 that otherwise go on with the conversation.
 """
 
+EXAMPLES = {"conversation": (2, 1), "single": (3, 1, 2)}
+"""The example of an answer that each prompt gives; weak teachers copy it. Two passages are always shown as 2, 1."""
+
 DEFAULT_PASSAGE_WORDS = 300
 
 _SYSTEM = "You are an assistant that puts passages in order of their relevance to a search query."
@@ -96,7 +99,7 @@ def _single_message(query: str, documents: Sequence[str], max_words: int, attemp
     count = len(documents)
     shown = [f"[{number}] {passage_text(text, max_words)}" for number, text in enumerate(documents, start=1)]
     passages = "\n".join(shown)
-    form = "[3] > [1] > [2]" if count > 2 else "[2] > [1]"
+    form = " > ".join(f"[{number}]" for number in (EXAMPLES["single"] if count > 2 else (2, 1)))
     return (
         f"I will give you {count} passages, each with a number in brackets. "
         f"Rank them by how well they answer the search query: {query}\n\n{passages}\n\nSearch query: {query}\n\n"

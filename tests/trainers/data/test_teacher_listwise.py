@@ -88,6 +88,10 @@ def test_counting_is_no_answer_where_it_is_refused(count, outcome):
         assert len(ordering.answers) == 2
         assert "keeps the given order" in ordering.reason
         assert ordering.permutation is None
+        for prompt, copied in (("conversation", "[2] > [1] > [3] > [4]"), ("single", "[3] > [1] > [2]")):
+            copies = ListwiseOptions(prompt=prompt, refuse_given_order=True)
+            assert copied[:9] in listwise_messages("q", texts, prompt=prompt)[-1]["content"]
+            assert ListwiseTeacher(Scripted(lambda *_, c=copied: c), copies).order("q", texts).outcome == "failed"
 
     def thinks_again(messages, attempt, _):
         return "[2] > [1] > [4] > [3]" if attempt else counts()

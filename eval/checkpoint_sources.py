@@ -49,10 +49,10 @@ def scorer_source(model: str | None, args: argparse.Namespace, device: Any = Non
     """
     from modeling_tsarank.document_store import open_store, use_store
     from modeling_tsarank.eval.scoring import ScorerSource
-    from modeling_tsarank.loading import load_ranker, resolve_device, resolve_dtype
+    from modeling_tsarank.loading import load_ranker, number_format, resolve_device
 
     device = resolve_device(args.device or device)
-    dtype = resolve_dtype(args.dtype, device)
+    dtype = number_format(args.dtype, device)
     given = {"max_length": args.max_length, "max_query_length": args.max_query_length}
     lengths = {name: value for name, value in given.items() if value is not None}
 
@@ -74,7 +74,7 @@ def scorer_source(model: str | None, args: argparse.Namespace, device: Any = Non
     settings = {
         "checkpoint": _checkpoint(model),
         "revision": args.revision,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype,
         **given,
     }
     if store is not None:  # rounded states change scores a little

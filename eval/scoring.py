@@ -132,4 +132,6 @@ def _read_tokens(scorer: Scorer) -> int | None:
 
 
 def _describe(scorer: Scorer, attribute: str) -> str:
+    if attribute == "dtype" and getattr(scorer, "int8_weights", False):
+        return "int8"
     return str(getattr(scorer, attribute, "unknown")).removeprefix("torch.")

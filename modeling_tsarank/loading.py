@@ -32,6 +32,8 @@ DTYPES = {
     "float16": torch.float16,
     "fp16": torch.float16,
 }
+# Not a torch dtype that a model is loaded in, but a way of ranking: see `int8_weights`.
+INT8 = "int8"
 
 
 def cpu_has_bfloat16() -> bool:
@@ -64,6 +66,8 @@ def resolve_dtype(dtype: Any, device: torch.device) -> torch.dtype:
     instructions, float16 on any CPU.
     """
     if isinstance(dtype, str):
+        if dtype == INT8:
+            raise InputError("int8 is for ranking only; use another dtype here")
         if dtype not in DTYPES:
             raise InputError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}, int8")
         dtype = DTYPES[dtype]
@@ -78,6 +82,15 @@ def resolve_dtype(dtype: Any, device: torch.device) -> torch.dtype:
             "slower than float32 here; use --dtype float32"
         )
     return dtype
+
+
+def number_format(dtype: Any, device: torch.device) -> str:
+    """The name of what `load_ranker` will compute in: `int8` or a dtype's. Raises `InputError` as `resolve_dtype`."""
+    if isinstance(dtype, str) and dtype == INT8:
+        if device.type != "cpu":
+            raise InputError(f"int8 weights are for the CPU, not for {device}; use another dtype there")
+        return INT8
+    return str(resolve_dtype(dtype, device)).removeprefix("torch.")
 
 
 def _family_of(name: str, config: Any) -> type[RankerModel]:
@@ -116,9 +129,8 @@ def load_ranker(
 
     Raises `InputError`, `ModelError` or `ResourceError`, each one line.
     """
-    if isinstance(dtype, str) and dtype == "int8":
-        if resolve_device(device or "cpu").type != "cpu":
-            raise InputError(f"int8 weights are for the CPU, not for {device}; use another dtype there")
+    if isinstance(dtype, str) and dtype == INT8:
+        number_format(dtype, resolve_device(device or "cpu"))
         exact = load_ranker(
             name_or_path,
             device="cpu",

@@ -126,6 +126,19 @@ def test_tuned_fusion_is_used_elsewhere_and_refused_at_home(
     assert read_json(output / "second" / "metrics.json")["fusion"]["tuned_on"] == read_json(setting)["qrels_hash"]
 
 
+def test_int8_weights_are_recorded_and_not_mixed_with_exact_scores(
+    shell: Shell, tiny_llama: Path, small_folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "results"
+    status, _, err = evaluate(shell, tiny_llama, output, "--dataset", small_folder, "--dtype", "int8")
+    assert status == 0, err
+    (metrics,) = output.glob("*/metrics.json")
+    assert json.loads(metrics.read_text())["dtypes"] == ["int8"]
+    status, _, err = evaluate(shell, tiny_llama, output, "--dataset", small_folder, "--dtype", "float32")
+    assert status == 2
+    assert "dtype was 'int8' and is now 'float32'" in err
+
+
 def test_the_parts_of_cqadupstack_are_one_row(
     shell: Shell, tiny_llama: Path, write_collection: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from modeling_tsarank import InputError, ModelError, TSARankModel, TwolarModel, 
 from modeling_tsarank.document_memory import MemoryStore
 from modeling_tsarank.document_states import model_identity
 from modeling_tsarank.int8_weights import Int8Linear, ScaledInput, turn_hidden_states, use_int8_weights
+from modeling_tsarank.loading import resolve_dtype
 
 
 @pytest.fixture(params=["llama", "qwen2", "qwen3"])
@@ -134,5 +135,7 @@ def test_by_name_and_what_is_refused(zoo, pairs, tmp_path) -> None:
         load_ranker(str(zoo.folders["gpt2"]), dtype="int8")
     with pytest.raises(InputError, match=r"made of float32 on a CPU, not of torch\.float64"):
         use_int8_weights(TSARankModel.from_backbone(folder, dtype=torch.float64))
+    with pytest.raises(InputError, match="int8 is for ranking only"):
+        resolve_dtype("int8", torch.device("cpu"))
     with pytest.raises(InputError, match="int8 weights are for the CPU, not for meta"):
         load_ranker(folder, device="meta", dtype="int8")

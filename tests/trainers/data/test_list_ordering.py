@@ -171,8 +171,10 @@ def test_totals_that_cannot_add_up_are_refused():
     assert summarize([], [])["rates"] == {"failure": None, "repair": None}
 
 
+# A shell's background jobs, and all that they start, ignore interrupts; a user's command in the foreground does not.
 RUN = """
-import argparse, sys
+import argparse, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from modeling_tsarank.ranking_errors import TSARankError
 from modeling_tsarank.trainers.data.mine_commands import register_mining
 parser = argparse.ArgumentParser()

@@ -24,7 +24,7 @@ from .shared_prefixes import SharedPrefixes, longest_prompt, partial_attention, 
 
 
 # How many kept tokens count as one read token in a batch's budget, unless the states of a batch would take more bytes.
-# Measured on two CPU cores: every batch streams the weights from memory, so fewer batches of more rows are faster.
+# Every batch streams all weights from memory, so fewer batches of more rows are faster.
 KEPT_WEIGHT = 8
 CPU_KEPT_BYTES = 1 << 30
 ACCELERATOR_KEPT_BYTES = 4 << 30

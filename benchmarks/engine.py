@@ -7,6 +7,7 @@
 (b) crossencoder sentence-transformers' CrossEncoder on the same backbone: it reads about the same tokens and takes two
                  logits of the last position (LogitScore), so its scores are other ones
 (c) cold         `predict`: batches by length under a token budget, output head on the query's positions only
+    cold-int8    the same with int8 weights, on a CPU
 (d) shared       `predict` on the same documents with `--queries` queries: every document is read once; time per query
 (e) kept         `predict` from document states that `index` put into a store in memory; time per query
     kept-int8    the same from a folder of int8 states, read by memory map
@@ -39,7 +40,7 @@ from modeling_tsarank.document_store import FolderStore
 from modeling_tsarank.loading import resolve_dtype
 
 
-WAYS = ("published", "crossencoder", "cold", "shared", "kept", "kept-int8")
+WAYS = ("published", "crossencoder", "cold", "cold-int8", "shared", "kept", "kept-int8")
 # Words of the benchmark's texts make this many tokens of the default model.
 TOKENS_PER_WORD = 1.08
 PROMPT_TOKENS = 5
@@ -73,7 +74,7 @@ def published(model: Any, query: str, documents: list[str]) -> list[float]:
 def prepare(way: str, args: argparse.Namespace, documents: list[str], folder: str) -> tuple[Any, Callable[[], Any]]:
     """What is set up before the clock starts, and the work that is timed (for all queries where it is shared)."""
     queries = make_queries(args.queries)
-    model = load_ranker(device=args.device, dtype=getattr(torch, args.dtype))
+    model = load_ranker(device=args.device, dtype="int8" if way == "cold-int8" else args.dtype)
     if way == "published":
         return model, lambda: published(model, queries[0], documents)
     if way == "crossencoder":
@@ -83,7 +84,7 @@ def prepare(way: str, args: argparse.Namespace, documents: list[str], folder: st
         encoder = CrossEncoder(name, device=args.device, model_kwargs={"dtype": args.dtype})
         pairs = [(queries[0], document) for document in documents]
         return model, lambda: encoder.predict(pairs, batch_size=32, show_progress_bar=False)
-    if way == "cold":
+    if way in ("cold", "cold-int8"):
         return model, lambda: model.predict([(queries[0], document) for document in documents])
     if way == "shared":
         return model, lambda: model.predict([(query, document) for document in documents for query in queries])
@@ -110,7 +111,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         stored = sum(path.stat().st_size for path in Path(folder).rglob("*") if "warm" not in path.parts)
     per_query = statistics.median(seconds) / (args.queries if args.way == "shared" else 1)
     tokens = sum(len(pair.prompt) + len(pair.query) for pair in encoded)
-    body, head = sizes(model)
+    body, head = sizes(model) if args.way != "cold-int8" else (0, 0)  # its weights are no parameters
     positions = sum(len(pair.query) for pair in encoded)
     return {
         "way": args.way,
@@ -120,7 +121,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "all_seconds": [round(value, 3) for value in seconds],
         "tokens_per_query": tokens,
         "tokens_per_second": round(tokens / per_query, 1),
-        "gflops_needed": round((2 * body * tokens + 2 * head * positions) / 1e9, 1),
+        "gflops_needed": round((2 * body * tokens + 2 * head * positions) / 1e9, 1) or None,
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "bytes_per_document_token": round(stored / (tokens - positions), 1) if args.way == "kept-int8" else None,
     }

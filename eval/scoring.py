@@ -97,7 +97,13 @@ def _score_block(source: ScorerSource, candidates: Candidates, block: int, diges
         )
     scores = [float(score) for score in values]
     return BlockRecord(
-        digest, block, scores, seconds, _read_tokens(scorer), _describe(scorer, "device"), _describe(scorer, "dtype")
+        digest,
+        block,
+        scores,
+        seconds,
+        _read_tokens(scorer),
+        _describe(scorer, "device"),
+        _describe(scorer, "number_format", "dtype"),
     )
 
 
@@ -131,7 +137,7 @@ def _read_tokens(scorer: Scorer) -> int | None:
     return None if tokens is None else int(tokens)
 
 
-def _describe(scorer: Scorer, attribute: str) -> str:
-    if attribute == "dtype" and getattr(scorer, "int8_weights", False):
-        return "int8"
-    return str(getattr(scorer, attribute, "unknown")).removeprefix("torch.")
+def _describe(scorer: Scorer, *attributes: str) -> str:
+    """The first of these attributes that the scorer has."""
+    found = (getattr(scorer, name, None) for name in attributes)
+    return str(next((value for value in found if value is not None), "unknown")).removeprefix("torch.")

@@ -1,22 +1,26 @@
 """int8 weights on a CPU: faster than float32 where there is no bfloat16, at a cost that is measured in `benchmarks/`.
 
-Every linear layer becomes an int8 product (FBGEMM's, through torch's quantized operators): weights are rounded
-before, with a scale for each output channel; activations on the fly, with a scale for each token, so that a score does
-not hang on what else is in the batch. Two choices keep the rounding small:
+Every linear layer becomes an int8 product (oneDNN's): weights are rounded before, with a scale for each output
+channel; activations on the fly, with a scale for each token. Two choices keep the rounding small:
 
 - The hidden states are turned by an orthogonal matrix. Where all that touches them is linear layers and RMSNorm, the
   weights can be turned along so that nothing else changes, and the few channels that are far larger than all others,
   which would take the whole range of a token's scale, are spread over all of them (Ashkboos et al., SliceGPT, 2024;
-  QuaRot, 2024). The value heads are turned likewise.
+  QuaRot, 2024). The value heads are turned likewise; what the feed-forward layer reads last lies behind a product of
+  two others, so it is turned where it is computed, in blocks of 32 channels.
 - Weights have 7 bits. Without VNNI, pairs of products are added up in 16 bits, which 8 bits by 8 bits overflow.
+
+A batch changes float32 sums in their last digit, and there the rounding to bytes may go the other way; through thirty
+layers that grows to a part of the rounding itself. So scores hang a little on the batch, unlike in float32.
 """
 
 from __future__ import annotations
 
-import warnings
+import math
 from typing import Any
 
 import torch
+from transformers.activations import SiLUActivation
 
 from .ranking_errors import InputError, ModelError
 
@@ -25,26 +29,36 @@ from .ranking_errors import InputError, ModelError
 # layers, scaled residuals) would have to be turned in other ways.
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 WEIGHT_LEVELS = 63
-# Activations are 8 bits: 0 to 255, of which 128 stands for zero and 1 to 255 for -1 to 1 of a token's largest value.
-ACTIVATION_SCALE, ACTIVATION_ZERO = 1 / 127, 128
+# Activations are -127 to 127 times a 127th of a token's largest value, as unsigned bytes with 128 standing for zero.
+ACTIVATION_LEVELS, ACTIVATION_ZERO = 127, 128
+
+# Channels of the feed-forward layer's inside that are turned together: 64 or 128 spread the large ones no better.
+FEED_TURN = 32
 
 # Layers that read the same input, in the order in which they do.
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-PRODUCT = "linear_with_input_q_dq_qweight_dq_output_fp32"
+# Their weights go into the layers behind them.
+NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
 
 
-class ScaledInput:
-    """An input divided by each token's largest value, for layers that read the same one after another."""
+class RoundedInput:
+    """An input in bytes, each token divided by its largest value, for layers that read the same one in turn."""
 
     def __init__(self) -> None:
         self._last: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
     def of(self, x: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """The scaled input and the largest values `(…, 1)`, remembered for the next layer if `keep`."""
+        """The bytes `(tokens, in)` and each token's scale `(tokens, 1)`, remembered for the next layer if `keep`."""
         found = self._last  # looked at once: another thread may put its own in this place at any time
         if found is None or found[0] is not x:
-            largest = x.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
-            found = x, x / largest, largest
+            rows = x.reshape(-1, x.shape[-1])
+            # Not abs().amax(): two reductions take less than one more copy of the input.
+            largest = torch.maximum(rows.amax(-1, keepdim=True), rows.amin(-1, keepdim=True).neg_())
+            scale = largest.clamp_min_(torch.finfo(torch.float32).tiny * 256).div_(ACTIVATION_LEVELS)
+            # Through signed bytes, to which torch converts many times as fast as to unsigned ones; flipping the
+            # highest bit adds 128.
+            rounded = (rows / scale).round_().to(torch.int8).view(torch.uint8).bitwise_xor_(ACTIVATION_ZERO)
+            found = x, rounded, scale
         self._last = found if keep else None
         return found[1:]
 
@@ -60,35 +74,40 @@ class Int8Linear(torch.nn.Module):
         bias: `(out,)` or none; added in float32.
         source: shared by layers that read the same input; by default this layer's own.
         last: whether no other layer reads the input after this one.
+        turn: `(n, n)` orthogonal, n a divisor of `in`: every n channels of the input are turned by it, and the weights
+            along, so that only the rounding changes.
     """
 
     levels: torch.Tensor
     scale: torch.Tensor
+    zeros: torch.Tensor
     bias: torch.Tensor | None
+    turn: torch.Tensor | None
 
     def __init__(
         self,
         weight: torch.Tensor,
         bias: torch.Tensor | None = None,
-        source: ScaledInput | None = None,
+        source: RoundedInput | None = None,
         last: bool = True,
+        turn: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
-        self._source, self._keeps = source or ScaledInput(), not last
+        if turn is not None:
+            weight = (weight.double().unflatten(1, (-1, len(turn))) @ turn.double()).flatten(1).to(torch.float32)
+        self.register_buffer("turn", None if turn is None else turn.to(torch.float32))
+        self._source, self._keeps = source or RoundedInput(), not last
         scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / WEIGHT_LEVELS
         self.register_buffer("levels", (weight / scale[:, None]).round().to(torch.int8))
         self.register_buffer("scale", scale.to(torch.float32))
+        self.register_buffer("zeros", torch.zeros(len(scale), dtype=torch.int64))
         self.register_buffer("bias", None if bias is None else bias.detach().to(torch.float32))
-        self._packed: Any = None
+        self._packed: torch.Tensor | None = None
 
-    def _pack(self) -> Any:
+    def _pack(self) -> torch.Tensor:
         """The weights in the layout of the product; made when first needed, and anew in a copy."""
         if self._packed is None:
-            zeros = torch.zeros(len(self.scale), dtype=torch.int64)
-            with warnings.catch_warnings():  # that quantized tensors will go from torch one day
-                warnings.simplefilter("ignore", UserWarning)
-                quantized = torch._make_per_channel_quantized_tensor(self.levels, self.scale.double(), zeros, 0)
-            self._packed = torch.ops.quantized.linear_prepack(quantized, None)
+            self._packed = torch.ops.onednn.qlinear_prepack(self.levels, None)
         return self._packed
 
     def __getstate__(self) -> dict[str, Any]:
@@ -96,10 +115,29 @@ class Int8Linear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(…, in)` to `(…, out)`."""
-        multiply = getattr(torch.ops.quantized, PRODUCT)
-        scaled, largest = self._source.of(x, self._keeps)
-        product = multiply(scaled, ACTIVATION_SCALE, ACTIVATION_ZERO, self._pack()).mul_(largest)
-        return product if self.bias is None else product.add_(self.bias)
+        if self.turn is not None:
+            x = (x.unflatten(-1, (-1, len(self.turn))) @ self.turn).flatten(-2)
+        rounded, scale = self._source.of(x, self._keeps)
+        # Activations' scale 1: that of each token comes behind.
+        options: tuple[Any, ...] = (None, 1.0, 0, torch.float32, "none", [], "")
+        product = torch.ops.onednn.qlinear_pointwise(
+            rounded, 1.0, ACTIVATION_ZERO, self._pack(), self.scale, self.zeros, *options
+        ).mul_(scale)
+        if self.bias is not None:
+            product.add_(self.bias)
+        return product.unflatten(0, x.shape[:-1])
+
+
+class UnitRMSNorm(torch.nn.Module):
+    """RMSNorm whose weight has gone into the layers behind it: one pass instead of five."""
+
+    def __init__(self, epsilon: float) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(…, size)` to the same shape."""
+        return torch.nn.functional.rms_norm(x, x.shape[-1:], eps=self.epsilon)
 
 
 def _orthogonal(size: int) -> torch.Tensor:
@@ -185,21 +223,29 @@ def use_int8_weights(ranker: Any) -> Any:
     check_architecture(backbone)
     if ranker.device.type != "cpu" or ranker.dtype != torch.float32:
         raise InputError(f"int8 weights are made of float32 on a CPU, not of {ranker.dtype} on {ranker.device.type}")
-    there = hasattr(torch.ops.quantized, PRODUCT) and hasattr(torch, "_make_per_channel_quantized_tensor")
-    if not there or not {"x86", "fbgemm"} & set(torch.backends.quantized.supported_engines):
+    there = all(hasattr(torch.ops.onednn, name) for name in ("qlinear_prepack", "qlinear_pointwise"))
+    if not there or "x86" not in torch.backends.quantized.supported_engines:
         raise InputError("this torch has no int8 products for this processor; use another dtype")
     turn_hidden_states(backbone)
     # A true/false ranker reads single rows of its output head, which stays as it is.
     kept = () if ranker.options.family == "query_likelihood" else ("lm_head",)
-    sources: dict[tuple[str, str], ScaledInput] = {}
+    sources: dict[tuple[str, str], RoundedInput] = {}
     for name, layer in list(backbone.named_modules()):
         if isinstance(layer, torch.nn.Linear) and name not in kept:
             parent, _, own = name.rpartition(".")
             group = next((names for names in SAME_INPUT if own in names), (own,))
-            source = sources.setdefault((parent, group[0]), ScaledInput())
+            source = sources.setdefault((parent, group[0]), RoundedInput())
             with torch.no_grad():
-                rounded = Int8Linear(layer.weight, layer.bias, source, own == group[-1])
+                turn = _orthogonal(math.gcd(layer.in_features, FEED_TURN)) if own == "down_proj" else None
+                rounded = Int8Linear(layer.weight, layer.bias, source, own == group[-1], turn)
             setattr(backbone.get_submodule(parent), own, rounded)
+    for parent in (backbone.model, *backbone.model.layers):
+        for own, norm in list(parent.named_children()):
+            if own in NORMS:
+                setattr(parent, own, UnitRMSNorm(norm.variance_epsilon))
+    for block in backbone.model.layers:
+        if isinstance(block.mlp.act_fn, torch.nn.SiLU | SiLUActivation):
+            block.mlp.act_fn = torch.nn.SiLU(inplace=True)  # of the gate, which nobody else reads
     ranker.eval()
-    ranker.int8_weights = True
+    ranker.number_format = "int8"
     return ranker

@@ -74,8 +74,8 @@ class RankerModel(PreTrainedModel):
     _auto_class = "AutoModel"
 
     options_class: ClassVar[type[RankingOptions]]
-    # Set by `int8_weights.use_int8_weights`.
-    int8_weights = False
+    # What is computed in where that is not the dtype: "int8" with rounded weights, which cannot be saved.
+    number_format: str | None = None
     options: RankingOptions
 
     def __init__(self, config: Any, backbone: PreTrainedModel | None = None) -> None:
@@ -204,8 +204,8 @@ class RankerModel(PreTrainedModel):
         The result loads by `AutoModel.from_pretrained(folder, trust_remote_code=True)` without this package installed,
         as pipeline and `CrossEncoder`, and as the plain model without trust. `push_to_hub=True` uploads it, privately.
         """
-        if self.int8_weights:
-            raise ModelError("a model with int8 weights cannot be saved: save the one it was made from, before")
+        if self.number_format is not None:
+            raise ModelError(f"{self.number_format} weights cannot be saved; save the model that they were made from")
         if os.path.isfile(save_directory):
             raise InputError(f"cannot save to {save_directory}: it is a file, a folder is needed")
         state_dict = kwargs.pop("state_dict", None)

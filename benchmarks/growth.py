@@ -36,7 +36,7 @@ WAYS = {
     "kept-int8": ("kept on disk, int8", "tab:olive"),
 }
 SWEEPS: dict[str, tuple[str, list[int]]] = {
-    "candidates": ("candidates of a query", [4, 8, 16, 32, 64]),
+    "candidates": ("candidates of a query", [4, 16, 64]),
     "length": ("tokens of a document", [50, 100, 200, 400]),
     "queries": ("queries about the same documents", [1, 2, 4, 8, 16]),
 }
@@ -59,7 +59,7 @@ def measure(point: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, str(ENGINE), "--way", point["way"], "--lengths", str(point["length"])]
     command += ["--candidates", str(point["candidates"]), "--queries", str(point["queries"])]
     command += ["--repeats", str(args.repeats), "--threads", str(args.threads), "--dtype", args.dtype]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found = json.loads(done.stdout.splitlines()[-1])
     kept = {name: found[name] for name in ("seconds_per_query", "all_seconds", "peak_memory_gib")}
     return {**{name: point[name] for name in ("sweep", "value", "way")}, **kept}

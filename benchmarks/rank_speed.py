@@ -1,11 +1,13 @@
 """How fast `predict` reads documents, against the plain loop that anybody writes first. One run, one machine, ratios.
 
-    python benchmarks/rank_speed.py [--documents 100] [--words 150] [--repeats 3] [--dtypes auto int8] [--output FILE]
+    python benchmarks/rank_speed.py [--documents 100] [--words 150] [--repeats 3] [--dtypes auto int8] [--profile]
+        [--output FILE]
 
 The plain loop scores one (query, document) pair at a time through AutoModelForCausalLM in float32, with the logits of
 every position, as a reader of the paper's Eq. 1 would. `predict` reads the same texts in each of `--dtypes`, and its
 scores are compared with the loop's. The share of the machine's peak is that of the first of them, against the matrix
-multiplication of that dtype in the same run.
+multiplication of that dtype in the same run. With --profile, the share of the time that each operator of `predict`
+takes, too.
 """
 
 from __future__ import annotations
@@ -69,6 +71,16 @@ def matmul_peak(dtype: torch.dtype, size: int = 2048, repeats: int = 5) -> float
     return 2 * size**3 / best
 
 
+def operator_shares(function: Any, count: int = 8) -> dict[str, float]:
+    """Shares of the time by operator, itself and not what it calls, the largest first."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        function()
+    times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    total = sum(times.values())
+    largest = sorted(times, key=lambda key: -times[key])[:count]
+    return {key.removeprefix("aten::"): round(times[key] / total, 3) for key in largest}
+
+
 def _timed(function: Any) -> tuple[float, Any]:
     started = time.perf_counter()
     result = function()
@@ -82,6 +94,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=Path, default=None)
+    parser.add_argument("--profile", action="store_true", help="time by operator, in one more call")
     parser.add_argument("--dtypes", nargs="+", default=["auto", "int8"], help="of `predict` (default: auto int8)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -126,6 +139,8 @@ def main() -> None:
         "machine": {"cpu": platform.processor() or platform.machine(), "threads": args.threads},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
+    if args.profile:
+        result["operators"] = {name: operator_shares(partial(each.predict, pairs)) for name, each in rankers.items()}
     text = json.dumps(result, indent=2)
     sys.stdout.write(text + "\n")
     if args.output is not None:

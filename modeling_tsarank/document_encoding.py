@@ -28,9 +28,9 @@ STATE_DTYPES = {
 }
 _SHORT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # From here on int8 keys get a scale and an offset per channel, which halves their error; on fewer tokens these would
-# cost more than 12 KB a token with the 135M default model, and each token's keys get a scale of their own.
-CHANNEL_SCALES_FROM = 80
-_MAGIC = b"TSD1"
+# cost more than 12 KiB a token with the 135M default model, and each token's keys get a scale of their own.
+CHANNEL_SCALES_FROM = 48
+_MAGIC = b"TSD2"
 _HEAD = struct.Struct("<4sII")  # magic, CRC-32 of what follows this field, length of the JSON header
 _ALIGN = 64  # of the first tensor, counted from the first byte
 _PART_ALIGN = 16

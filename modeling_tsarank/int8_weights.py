@@ -35,35 +35,49 @@ ACTIVATION_LEVELS, ACTIVATION_ZERO = 127, 128
 # Channels of the feed-forward layer's inside that are turned together: 64 or 128 spread the large ones no better.
 FEED_TURN = 32
 
-# Layers that read the same input, in the order in which they do.
-SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-# Their weights go into the layers behind them.
-NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
+# Layers of a block that read the same input, in the order in which they do.
+SAME_INPUT = ("q_proj", "k_proj", "v_proj")
+
+
+def round_tokens(rows: torch.Tensor, own: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each token as bytes `(tokens, in)` and its scale `(tokens, 1)`, a 127th of its largest value.
+
+    With `own`, nobody reads `rows` afterwards, and their memory is worked in.
+    """
+    # Not abs().amax(): two reductions take less than one more copy of the input.
+    largest = torch.maximum(rows.amax(-1, keepdim=True), rows.amin(-1, keepdim=True).neg_())
+    scale = largest.clamp_min_(torch.finfo(torch.float32).tiny * 256).div_(ACTIVATION_LEVELS)
+    # Through signed bytes, to which torch converts many times as fast as to unsigned ones; flipping the highest bit
+    # adds 128.
+    levels = torch.div(rows, scale, out=rows if own else None).round_()
+    return levels.to(torch.int8).view(torch.uint8).bitwise_xor_(ACTIVATION_ZERO), scale
+
+
+def norm_factor(rows: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """What RMSNorm multiplies each token by, `(tokens, 1)`. No byte depends on it, so it can go into the scale."""
+    lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return lengths.square_().div_(rows.shape[-1]).add_(epsilon).rsqrt_()
 
 
 class RoundedInput:
-    """An input in bytes, each token divided by its largest value, for layers that read the same one in turn."""
+    """An input in bytes, for layers that read the same one in turn; normed on the way if `epsilon` is given."""
 
-    def __init__(self) -> None:
+    def __init__(self, epsilon: float | None = None) -> None:
+        self.epsilon = epsilon
         self._last: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
     def of(self, x: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """The bytes `(tokens, in)` and each token's scale `(tokens, 1)`, remembered for the next layer if `keep`."""
+        """Bytes and scales as `round_tokens` gives them, remembered for the next layer if `keep`."""
         found = self._last  # looked at once: another thread may put its own in this place at any time
         if found is None or found[0] is not x:
             rows = x.reshape(-1, x.shape[-1])
-            # Not abs().amax(): two reductions take less than one more copy of the input.
-            largest = torch.maximum(rows.amax(-1, keepdim=True), rows.amin(-1, keepdim=True).neg_())
-            scale = largest.clamp_min_(torch.finfo(torch.float32).tiny * 256).div_(ACTIVATION_LEVELS)
-            # Through signed bytes, to which torch converts many times as fast as to unsigned ones; flipping the
-            # highest bit adds 128.
-            rounded = (rows / scale).round_().to(torch.int8).view(torch.uint8).bitwise_xor_(ACTIVATION_ZERO)
-            found = x, rounded, scale
+            rounded, scale = round_tokens(rows)
+            found = x, rounded, scale if self.epsilon is None else scale.mul_(norm_factor(rows, self.epsilon))
         self._last = found if keep else None
         return found[1:]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_last": None}
+        return {"epsilon": self.epsilon, "_last": None}
 
 
 class Int8Linear(torch.nn.Module):
@@ -74,15 +88,12 @@ class Int8Linear(torch.nn.Module):
         bias: `(out,)` or none; added in float32.
         source: shared by layers that read the same input; by default this layer's own.
         last: whether no other layer reads the input after this one.
-        turn: `(n, n)` orthogonal, n a divisor of `in`: every n channels of the input are turned by it, and the weights
-            along, so that only the rounding changes.
     """
 
     levels: torch.Tensor
     scale: torch.Tensor
     zeros: torch.Tensor
     bias: torch.Tensor | None
-    turn: torch.Tensor | None
 
     def __init__(
         self,
@@ -90,12 +101,8 @@ class Int8Linear(torch.nn.Module):
         bias: torch.Tensor | None = None,
         source: RoundedInput | None = None,
         last: bool = True,
-        turn: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
-        if turn is not None:
-            weight = (weight.double().unflatten(1, (-1, len(turn))) @ turn.double()).flatten(1).to(torch.float32)
-        self.register_buffer("turn", None if turn is None else turn.to(torch.float32))
         self._source, self._keeps = source or RoundedInput(), not last
         scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / WEIGHT_LEVELS
         self.register_buffer("levels", (weight / scale[:, None]).round().to(torch.int8))
@@ -113,19 +120,60 @@ class Int8Linear(torch.nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": None}
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(…, in)` to `(…, out)`."""
-        if self.turn is not None:
-            x = (x.unflatten(-1, (-1, len(self.turn))) @ self.turn).flatten(-2)
-        rounded, scale = self._source.of(x, self._keeps)
+    def product(self, rounded: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+        """`(tokens, out)` from bytes and scales; with scales of `None`, the caller multiplies, and has no bias."""
         # Activations' scale 1: that of each token comes behind.
         options: tuple[Any, ...] = (None, 1.0, 0, torch.float32, "none", [], "")
-        product = torch.ops.onednn.qlinear_pointwise(
+        found = torch.ops.onednn.qlinear_pointwise(
             rounded, 1.0, ACTIVATION_ZERO, self._pack(), self.scale, self.zeros, *options
-        ).mul_(scale)
-        if self.bias is not None:
-            product.add_(self.bias)
-        return product.unflatten(0, x.shape[:-1])
+        )
+        if scale is not None:
+            found.mul_(scale)
+        return found if self.bias is None else found.add_(self.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(…, in)` to `(…, out)`."""
+        return self.product(*self._source.of(x, self._keeps)).unflatten(0, x.shape[:-1])
+
+
+class GatedFeedForward(torch.nn.Module):
+    """down(act(gate(norm(x))) * up(norm(x))) with as few passes over memory as it takes.
+
+    The norm's factor goes into the scales of the input, and those of `up` into the scales of what `down` reads, where
+    they change no byte. What `down` reads is turned in blocks of channels, its weights along with it.
+
+    Parameters:
+        plain: the feed-forward layer of one of `ARCHITECTURES`.
+        epsilon: of the RMSNorm before it, whose weight has gone into `plain`.
+    """
+
+    turn: torch.Tensor
+
+    def __init__(self, plain: Any, epsilon: float) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        down = plain.down_proj
+        turn = _orthogonal(math.gcd(down.in_features, FEED_TURN))
+        turned = (down.weight.detach().double().unflatten(1, (-1, len(turn))) @ turn).flatten(1)
+        self.register_buffer("turn", turn.to(torch.float32))
+        self.gate_proj, self.up_proj = (
+            Int8Linear(layer.weight.detach(), layer.bias) for layer in (plain.gate_proj, plain.up_proj)
+        )
+        self.down_proj = Int8Linear(turned.to(torch.float32), down.bias)
+        in_place = isinstance(plain.act_fn, torch.nn.SiLU | SiLUActivation)
+        self.act_fn = torch.nn.SiLU(inplace=True) if in_place else plain.act_fn
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(…, size)` to the same shape."""
+        rows = x.reshape(-1, x.shape[-1])
+        rounded, scale = round_tokens(rows)
+        scale.mul_(norm_factor(rows, self.epsilon))
+        late = self.up_proj.bias is None
+        inner = self.act_fn(self.gate_proj.product(rounded, scale))
+        inner = inner.mul_(self.up_proj.product(rounded, None if late else scale))
+        inner = (inner.unflatten(-1, (-1, len(self.turn))) @ self.turn).flatten(-2)
+        rounded, inner_scale = round_tokens(inner, own=True)
+        return self.down_proj.product(rounded, inner_scale.mul_(scale) if late else inner_scale).view(x.shape)
 
 
 class UnitRMSNorm(torch.nn.Module):
@@ -227,25 +275,21 @@ def use_int8_weights(ranker: Any) -> Any:
     if not there or "x86" not in torch.backends.quantized.supported_engines:
         raise InputError("this torch has no int8 products for this processor; use another dtype")
     turn_hidden_states(backbone)
-    # A true/false ranker reads single rows of its output head, which stays as it is.
-    kept = () if ranker.options.family == "query_likelihood" else ("lm_head",)
-    sources: dict[tuple[str, str], RoundedInput] = {}
-    for name, layer in list(backbone.named_modules()):
-        if isinstance(layer, torch.nn.Linear) and name not in kept:
-            parent, _, own = name.rpartition(".")
-            group = next((names for names in SAME_INPUT if own in names), (own,))
-            source = sources.setdefault((parent, group[0]), RoundedInput())
-            with torch.no_grad():
-                turn = _orthogonal(math.gcd(layer.in_features, FEED_TURN)) if own == "down_proj" else None
-                rounded = Int8Linear(layer.weight, layer.bias, source, own == group[-1], turn)
-            setattr(backbone.get_submodule(parent), own, rounded)
-    for parent in (backbone.model, *backbone.model.layers):
-        for own, norm in list(parent.named_children()):
-            if own in NORMS:
-                setattr(parent, own, UnitRMSNorm(norm.variance_epsilon))
-    for block in backbone.model.layers:
-        if isinstance(block.mlp.act_fn, torch.nn.SiLU | SiLUActivation):
-            block.mlp.act_fn = torch.nn.SiLU(inplace=True)  # of the gate, which nobody else reads
+    with torch.no_grad():
+        for block in backbone.model.layers:
+            attention = block.self_attn
+            # What the norms do is done where their output is rounded.
+            source = RoundedInput(block.input_layernorm.variance_epsilon)
+            for name in SAME_INPUT:
+                layer = getattr(attention, name)
+                setattr(attention, name, Int8Linear(layer.weight, layer.bias, source, name == SAME_INPUT[-1]))
+            attention.o_proj = Int8Linear(attention.o_proj.weight, attention.o_proj.bias)
+            block.mlp = GatedFeedForward(block.mlp, block.post_attention_layernorm.variance_epsilon)
+            block.input_layernorm = block.post_attention_layernorm = torch.nn.Identity()
+        backbone.model.norm = UnitRMSNorm(backbone.model.norm.variance_epsilon)
+        # A true/false ranker reads single rows of its output head, which stays as it is.
+        if ranker.options.family == "query_likelihood":
+            backbone.lm_head = Int8Linear(backbone.lm_head.weight, backbone.lm_head.bias)
     ranker.eval()
     ranker.number_format = "int8"
     return ranker

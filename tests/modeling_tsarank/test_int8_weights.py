@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_tsarank import InputError, ModelError, TSARankModel, TwolarModel, load_ranker
+from modeling_tsarank import InputError, ModelError, TSARankModel, TwolarModel, int8_weights, load_ranker
 from modeling_tsarank.document_memory import MemoryStore
 from modeling_tsarank.document_states import model_identity
-from modeling_tsarank.int8_weights import Int8Linear, RoundedInput, turn_hidden_states, use_int8_weights
+from modeling_tsarank.int8_weights import (
+    GatedFeedForward,
+    Int8Linear,
+    round_tokens,
+    turn_hidden_states,
+    use_int8_weights,
+)
 from modeling_tsarank.loading import resolve_dtype
 from modeling_tsarank.ranking_errors import NonFiniteScoreError
 
@@ -67,15 +73,38 @@ def test_the_product_is_that_of_rounded_numbers(bias) -> None:
     assert 0 < float((found - exact).norm() / exact.norm()) < 0.05
 
 
-def test_turned_inputs_change_only_the_rounding() -> None:
-    generator = torch.Generator().manual_seed(2)
-    weight, x = torch.randn(7, 24, generator=generator), torch.randn(2, 3, 24, generator=generator)
-    x[..., 5] *= 50  # of a channel this large the turn makes eight
-    turn = torch.linalg.qr(torch.randn(8, 8, generator=generator))[0]
-    exact = torch.nn.functional.linear(x, weight)
-    plain, turned = (Int8Linear(weight, turn=one)(x) - exact for one in (None, turn))
-    assert 0 < float(turned.norm()) < 0.05 * float(exact.norm())
-    assert float(turned.norm()) < 0.9 * float(plain.norm())
+def test_the_feed_forward_layer_is_the_plain_one_rounded(model) -> None:
+    """And the turn spreads what one channel has too much of."""
+    block = model.backbone.model.layers[0]
+    norm, plain = block.post_attention_layernorm, block.mlp
+    x = 3 * torch.randn(2, 5, norm.weight.shape[0], generator=torch.Generator().manual_seed(2))
+    errors = []
+    with torch.no_grad():
+        plain.up_proj.weight[5] *= 50
+        expected = plain(torch.nn.functional.rms_norm(x, x.shape[-1:], eps=norm.variance_epsilon))
+        rounded = GatedFeedForward(plain, norm.variance_epsilon)
+        errors.append((rounded(x) - expected).norm())
+        rounded.turn = torch.eye(len(rounded.turn))
+        rounded.down_proj = Int8Linear(plain.down_proj.weight)
+        errors.append((rounded(x) - expected).norm())
+    assert 0 < errors[0] < errors[1] < 0.1 * expected.norm()
+
+
+def test_a_bias_inside_the_feed_forward_layer_is_added_in_its_place(model) -> None:
+    plain = model.backbone.model.layers[0].mlp
+    size, inner = plain.down_proj.weight.shape
+    generator = torch.Generator().manual_seed(3)
+    for name, out, read in (("gate_proj", inner, size), ("up_proj", inner, size), ("down_proj", size, inner)):
+        layer = torch.nn.Linear(read, out)
+        with torch.no_grad():
+            layer.weight.copy_(torch.randn(out, read, generator=generator) / read**0.5)
+            layer.bias.copy_(torch.randn(out, generator=generator))
+        setattr(plain, name, layer)
+    x = 3 * torch.randn(2, 5, size, generator=generator)
+    with torch.no_grad():
+        expected = plain(torch.nn.functional.rms_norm(x, x.shape[-1:], eps=1e-5))
+        found = GatedFeedForward(plain, 1e-5)(x)
+    assert 0 < float((found - expected).norm()) < 0.05 * float(expected.norm())
 
 
 def test_scores_are_near_and_hang_on_their_batch_by_rounding_only(model, pairs) -> None:
@@ -90,22 +119,18 @@ def test_scores_are_near_and_hang_on_their_batch_by_rounding_only(model, pairs) 
     assert linear == []
 
 
-def test_an_input_is_scaled_once_for_all_that_read_it(model, pairs, monkeypatch) -> None:
-    """Five layers a block read two inputs, two more one each; no scaled input outlives its readers."""
+def test_an_input_is_rounded_once_for_all_that_read_it(model, pairs, monkeypatch) -> None:
+    """Seven layers a block read four inputs; no rounded input outlives its readers."""
     use_int8_weights(model)
-    scaled = []
-    of = RoundedInput.of
+    rounded = []
 
-    def watch(self, x, keep):
-        before = self._last
-        found = of(self, x, keep)
-        scaled.append(before is None or before[0] is not x)
-        return found
+    def watch(rows, own=False):
+        rounded.append(rows.shape)
+        return round_tokens(rows, own)
 
-    monkeypatch.setattr(RoundedInput, "of", watch)
+    monkeypatch.setattr(int8_weights, "round_tokens", watch)
     model.predict(pairs[:1])
-    blocks = len(model.backbone.model.layers)
-    assert (sum(scaled), len(scaled)) == (4 * blocks + 1, 7 * blocks + 1)
+    assert len(rounded) == 4 * len(model.backbone.model.layers) + 1
     layers = [part for part in model.backbone.modules() if isinstance(part, Int8Linear)]
     assert all(layer._source._last is None for layer in layers)
 

@@ -74,8 +74,9 @@ def test_without_room_the_release_is_merged_in_memory(ranker) -> None:
     error = ResourceError("the disk is full")
     model = load_without_room(DEFAULT_RELEASE, error, None, {"max_length": 300})
     assert model.options == ranker.options.override(max_length=300)
+    found = model.backbone.state_dict()
     for name, value in ranker.backbone.state_dict().items():
-        assert torch.equal(model.backbone.state_dict()[name], value), name
+        assert torch.equal(found[name], value), name
     with pytest.raises(ResourceError, match="disk is full"):
         load_without_room("smollm2-135m-instruct", error, None, {})
 
@@ -87,5 +88,6 @@ def test_the_merged_folder_is_made_once_and_is_an_ordinary_checkpoint(ranker) ->
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
     assert (folder / "training_run.json").is_file()
     plain = AutoModelForCausalLM.from_pretrained(folder)
+    found = plain.state_dict()
     for name, value in ranker.backbone.state_dict().items():
-        assert torch.equal(plain.state_dict()[name], value), name
+        assert torch.equal(found[name], value), name

@@ -31,6 +31,7 @@ import transformers
 
 from modeling_tsarank import load_ranker
 from modeling_tsarank.loading import resolve_dtype
+from modeling_tsarank.ranking_engine import default_batch_tokens, plan_batches
 
 
 LOOP = "plain loop, float32"
@@ -125,10 +126,14 @@ def main() -> None:
     embeddings = ranker.backbone.get_output_embeddings().weight.numel()
     body = sum(p.numel() for p in ranker.backbone.parameters()) - embeddings
     operations = 2 * body * tokens + 2 * embeddings * sum(len(pair.query) for pair in encoded)
+    lengths = [len(pair.prompt) + len(pair.query) - 1 for pair in encoded]
+    batches = plan_batches(lengths, default_batch_tokens(torch.device("cpu")))
+    read = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
     result = {
         "documents": len(documents),
         "tokens": tokens,
         "tokens_per_document": round(tokens / len(documents), 1),
+        "share_of_padded_tokens": round(1 - sum(lengths) / read, 4),
         "seconds": {name: [round(value, 2) for value in values] for name, values in seconds.items()},
         "tokens_per_second": {name: round(tokens / value, 1) for name, value in {LOOP: slow, **medians}.items()},
         "ratio": {name: round(slow / value, 2) for name, value in medians.items()},

@@ -32,7 +32,7 @@ WEIGHT_LEVELS = 63
 # Activations are -127 to 127 times a 127th of a token's largest value, as unsigned bytes with 128 standing for zero.
 ACTIVATION_LEVELS, ACTIVATION_ZERO = 127, 128
 
-# Channels of the feed-forward layer's inside that are turned together: 64 or 128 spread the large ones no better.
+# Channels of the feed-forward layer's inside that are turned together: few, so that turning costs little.
 FEED_TURN = 32
 
 # Layers of a block that read the same input, in the order in which they do.
@@ -176,18 +176,6 @@ class GatedFeedForward(torch.nn.Module):
         return self.down_proj.product(rounded, inner_scale.mul_(scale) if late else inner_scale).view(x.shape)
 
 
-class UnitRMSNorm(torch.nn.Module):
-    """RMSNorm whose weight has gone into the layers behind it: one pass instead of five."""
-
-    def __init__(self, epsilon: float) -> None:
-        super().__init__()
-        self.epsilon = epsilon
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(…, size)` to the same shape."""
-        return torch.nn.functional.rms_norm(x, x.shape[-1:], eps=self.epsilon)
-
-
 def _orthogonal(size: int) -> torch.Tensor:
     """A random orthogonal matrix, float64, the same in every call."""
     generator = torch.Generator().manual_seed(size)
@@ -286,7 +274,6 @@ def use_int8_weights(ranker: Any) -> Any:
             attention.o_proj = Int8Linear(attention.o_proj.weight, attention.o_proj.bias)
             block.mlp = GatedFeedForward(block.mlp, block.post_attention_layernorm.variance_epsilon)
             block.input_layernorm = block.post_attention_layernorm = torch.nn.Identity()
-        backbone.model.norm = UnitRMSNorm(backbone.model.norm.variance_epsilon)
         # A true/false ranker reads single rows of its output head, which stays as it is.
         if ranker.options.family == "query_likelihood":
             backbone.lm_head = Int8Linear(backbone.lm_head.weight, backbone.lm_head.bias)

@@ -68,11 +68,7 @@ class DenseIndex:
         """
         package = require("sentence_transformers", extra="dense", purpose="The dense first stage")
         name = os.fspath(model)
-        try:
-            encoder = package.SentenceTransformer(name, device=device)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"{name!r} cannot be loaded as a sentence-transformers model: {error}") from error
-        encoder.eval()
+        encoder = load_encoder(name, device)
         made_from = {
             **model_fingerprint(name, _commit(encoder)),
             "sentence_transformers": package.__version__,
@@ -87,7 +83,7 @@ class DenseIndex:
             with tqdm(total=len(texts), desc="dense index", unit="doc", disable=hidden) as bar:
                 for start in range(0, len(texts), _ENCODE_DOCUMENTS):
                     part = list(texts[start : start + _ENCODE_DOCUMENTS])
-                    parts.append(_normalized(encoder.encode_document(part, **_options(batch_size))))
+                    parts.append(normalized(encoder.encode_document(part, **_options(batch_size))))
                     bar.update(len(part))
             np.save(folder / "embeddings.npy", np.concatenate(parts))
             (folder / "ids.json").write_text(json.dumps(list(ids)), encoding="utf-8")
@@ -116,7 +112,7 @@ class DenseIndex:
             for start in range(0, len(query_ids), _SEARCH_QUERIES):
                 part = query_ids[start : start + _SEARCH_QUERIES]
                 vectors = self._encoder.encode_query([queries[query] for query in part], **_options(self._batch_size))
-                run.update(zip(part, self._best(_normalized(vectors), depth), strict=True))
+                run.update(zip(part, self._best(normalized(vectors), depth), strict=True))
                 bar.update(len(part))
         return run
 
@@ -149,7 +145,23 @@ def _options(batch_size: int) -> dict[str, Any]:
     return {"batch_size": batch_size, "show_progress_bar": False, "convert_to_numpy": True}
 
 
-def _normalized(vectors: np.ndarray) -> np.ndarray:
+def load_encoder(name: str, device: str | None = None) -> Any:
+    """A `SentenceTransformer`, ready to encode.
+
+    Raises:
+        ModelError: it cannot be loaded.
+        ResourceError: sentence-transformers is not installed.
+    """
+    package = require("sentence_transformers", extra="dense", purpose="A bi-encoder")
+    try:
+        encoder = package.SentenceTransformer(name, device=device)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{name!r} cannot be loaded as a sentence-transformers model: {error}") from error
+    return encoder.eval()
+
+
+def normalized(vectors: np.ndarray) -> np.ndarray:
+    """Rows of length 1, float32. Raises `ModelError` for a row that is not finite."""
     vectors = np.asarray(vectors, dtype=np.float32)
     if not np.isfinite(vectors).all():
         raise ModelError("the dense model gave an embedding that is not finite; try another dtype or device")

@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from .document_blocks import GROUPED
 from .document_states import common_length
+from .last_block import last_block_at
 from .modeling_ranker import accepts
 from .ranking_engine import pad_right, plan_batches
 from .ranking_text import EncodedPair
@@ -74,15 +75,17 @@ class SharedPrefixes:
     """Reading behind a shared prefix; mixed into the ranking models, whose parts it uses."""
 
     def _logits_at(self: Any, input_ids: torch.Tensor, keep: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """The backbone's logits `(kept positions, vocabulary)`; the output head runs on the kept positions only.
+        """The backbone's logits `(kept positions, vocabulary)`; the output head runs on these positions only, and the
+        last block wherever it can.
 
         Padding must stand on the right, where causal attention never looks: no mask is needed, and the fastest
         attention kernel applies.
         """
         inputs: dict[str, Any] = {"use_cache": False, **kwargs, "input_ids": input_ids}
-        if accepts(self.backbone.forward, "logits_to_keep"):
-            return self.backbone(**inputs, logits_to_keep=keep).logits
-        return self.backbone(**inputs).logits[keep]
+        with last_block_at(self.backbone, keep):
+            if accepts(self.backbone.forward, "logits_to_keep"):
+                return self.backbone(**inputs, logits_to_keep=keep).logits
+            return self.backbone(**inputs).logits[keep]
 
     def _split(self, logits: torch.Tensor, pairs: Sequence[EncodedPair]) -> list[torch.Tensor]:
         """What each pair wants of the logits at its kept positions, `(kept positions of all pairs, vocabulary)`."""

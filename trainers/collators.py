@@ -61,7 +61,8 @@ class SampledGroups(Dataset):
 class SFTGroups(SampledGroups):
     """One positive, first, and up to `num_negatives` negatives of each row {"query", "positives", "negatives"}.
 
-    Positive and negatives are drawn without replacement; a row with fewer negatives gives a smaller group.
+    Positive and negatives are drawn without replacement; a row with fewer negatives gives a smaller group. A teacher's
+    "positive_scores" and "negative_scores" become the group's `teacher_scores`.
     """
 
     def __init__(self, rows: Any, seed: int, num_negatives: int) -> None:
@@ -69,11 +70,18 @@ class SFTGroups(SampledGroups):
         self.num_negatives = num_negatives
 
     def draw(self, row: dict[str, Any], generator: random.Random) -> Group:
-        positive = generator.choice(row["positives"])
-        negatives = row["negatives"]
-        count = min(self.num_negatives, len(negatives))
-        chosen = [positive, *generator.sample(negatives, count)]
-        return {"query": clean_query(row["query"]), "documents": [document_text(document) for document in chosen]}
+        positive = generator.choice(range(len(row["positives"])))
+        places = range(len(row["negatives"]))
+        drawn = generator.sample(places, min(self.num_negatives, len(places)))
+        chosen = [row["positives"][positive], *(row["negatives"][place] for place in drawn)]
+        group: Group = {
+            "query": clean_query(row["query"]),
+            "documents": [document_text(document) for document in chosen],
+        }
+        if row.get("positive_scores") is not None:
+            scores = [row["positive_scores"][positive], *(row["negative_scores"][place] for place in drawn)]
+            group["teacher_scores"] = [float(score) for score in scores]
+        return group
 
 
 class DistillGroups(SampledGroups):

@@ -38,6 +38,12 @@ class RankingSFTConfig(RankingConfig):
             Whether next-token prediction of the positives' queries (Eq. 2) is in the mixture.
         ntp_reduction (`str`, *optional*, defaults to `"mean"`):
             `"mean"` or `"sum"` over the query's tokens (the paper prints a sum).
+        teacher_weight (`float`, *optional*, defaults to `0.0`):
+            Share, 0 to 1, of a teacher's scores in the ranking term: `(1 - w) * L_rank + w * L_teacher`, where
+            `L_teacher` is ListNet's cross-entropy from the softmax of the teacher's scores to that of S / tau. Ours,
+            not the paper's; the rows need `positive_scores` and `negative_scores` (`tsarank data scores`).
+        teacher_temperature (`float`, *optional*, defaults to `1.0`):
+            The teacher's scores are divided by it before their softmax; cosines of a bi-encoder want about 0.05.
         dp (`bool`, *optional*, defaults to `True`):
             Whether the Differential Penalty (Eq. 4), KL from the starting checkpoint over the full vocabulary, is in
             the mixture.
@@ -92,6 +98,13 @@ class RankingSFTConfig(RankingConfig):
         default="mean",
         metadata={"help": "Mean or sum over the query's tokens in next-token prediction.", "choices": ["mean", "sum"]},
     )
+    teacher_weight: float = field(
+        default=0.0, metadata={"help": "Share, 0 to 1, of a teacher's scores in the ranking term; the rows need them."}
+    )
+    teacher_temperature: float = field(
+        default=1.0,
+        metadata={"help": "The teacher's scores are divided by it; about 0.05 suits a bi-encoder's cosines."},
+    )
     dp: bool = field(
         default=True,
         metadata={"help": "Whether the Differential Penalty, KL from the starting checkpoint, is in the mixture."},
@@ -109,8 +122,10 @@ class RankingSFTConfig(RankingConfig):
         self._check_choice("score_form", SCORE_FORMS)
         self._check_choice("ntp_reduction", ("mean", "sum"))
         self._check_positive("temperature")
-        if not 0 <= self.alpha <= 1:
-            raise InputError(f"alpha must lie between 0 and 1, got {self.alpha!r}")
+        self._check_positive("teacher_temperature")
+        for name in ("alpha", "teacher_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} must lie between 0 and 1, got {getattr(self, name)!r}")
         if self.alpha == 0 and not self.ntp:
             raise InputError("alpha is 0 and ntp is off: nothing is left to learn from; raise alpha or switch ntp on")
         if self.ref_model is not None and not self.dp:

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from modeling_tsarank.modeling_ranker import RankerModel
 from modeling_tsarank.modeling_tsarank import TSARankModel
-from modeling_tsarank.ranking_errors import ModelError
+from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.trainers.collators import Batch, SampledGroups, SFTGroups, group_mask, to_grid
 from modeling_tsarank.trainers.gradient_cache import Values
 from modeling_tsarank.trainers.losses import (
     in_batch_ndcg,
+    listnet_loss,
     listwise_softmax_loss,
     mixed_sft_loss,
     next_token_loss,
@@ -36,10 +37,11 @@ class RankingSFTTrainer(RankingTrainer):
     Each step takes, for every query, one positive and m negatives, drawn anew in every epoch. L_rank (Eq. 3) is a
     softmax cross-entropy over them, L_ntp (Eq. 2) the next-token loss of the query given the positive, L_dp (Eq. 4)
     the divergence from the starting checkpoint at the query tokens of all of the group's documents. Every term is a
-    mean within its group first and then over the groups.
+    mean within its group first and then over the groups. With `teacher_weight` above 0, a share of L_rank is
+    cross-entropy with a teacher's scores instead.
 
-    Logged: `rank_loss`, `ntp_loss`, `dp_loss`, `ranking_accuracy` (share of groups whose positive is first) and
-    `in_batch_ndcg` (at 10, over the group).
+    Logged: `rank_loss`, `teacher_loss` (with a teacher), `ntp_loss`, `dp_loss`, `ranking_accuracy` (share of groups
+    whose positive is first) and `in_batch_ndcg` (at 10, over the group).
 
     Args:
         model: a [`TSARankModel`], or the name or folder of one or of a plain decoder-only language model.
@@ -87,6 +89,11 @@ class RankingSFTTrainer(RankingTrainer):
             allow_fewer=self.args.allow_fewer_negatives,
             minimum_rows=minimum_rows,
         )
+        if self.args.teacher_weight and any(scores is None for scores in _teacher_scores(rows)):
+            raise InputError(
+                f"teacher_weight is {self.args.teacher_weight:g}, and there are rows without positive_scores and "
+                "negative_scores; `tsarank data scores` adds them"
+            )
 
     def make_groups(self, rows: Any, seed: int | None = None) -> SampledGroups:
         return SFTGroups(rows, self.args.seed if seed is None else seed, self.args.num_negatives)
@@ -106,6 +113,11 @@ class RankingSFTTrainer(RankingTrainer):
         scores = to_grid(ranking_score(sums, counts, self.args.score_form), mask)
         rank = listwise_softmax_loss(scores, positive_index=0, mask=mask, temperature=self.args.temperature)
         metrics = {"rank_loss": rank}
+        weight = self.args.teacher_weight
+        if weight:
+            temperatures = {"temperature": self.args.temperature, "teacher_temperature": self.args.teacher_temperature}
+            metrics["teacher_loss"] = listnet_loss(scores, batch["teacher_scores"], mask, **temperatures)
+            rank = (1 - weight) * rank + weight * metrics["teacher_loss"]
         ntp = dp = None
         if self.args.uses_ntp:
             ntp = metrics["ntp_loss"] = self._next_token(log_probs, batch, rows)
@@ -127,6 +139,14 @@ class RankingSFTTrainer(RankingTrainer):
         is_positive[positives] = True
         mask = group_mask(counts[positives])
         return next_token_loss(to_grid(log_probs[is_positive[rows]], mask), mask, self.args.ntp_reduction)
+
+
+def _teacher_scores(rows: Any) -> list[Any]:
+    """What each row has under `positive_scores`, `None` where nothing."""
+    columns = getattr(rows, "column_names", None)
+    if columns is None:
+        return [row.get("positive_scores") for row in rows]
+    return list(rows["positive_scores"]) if "positive_scores" in columns else [None]
 
 
 def _group_means(token_values: Tensor, batch: Batch, rows: Tensor) -> Tensor:

@@ -154,6 +154,10 @@ def _sft_problem(row: dict[str, Any], negatives: int | None, allow_fewer: bool) 
         if problem is not None:
             return problem
     problem = _shared_document(row["positives"], row["negatives"])
+    for field in ("positive", "negative"):
+        if f"{field}_scores" in row:
+            count = len(row[f"{field}s"])
+            problem = problem or _numbers_problem(row[f"{field}_scores"], f"{field}_scores", count)
     if problem is not None:
         return problem
     if negatives is not None and len(row["negatives"]) < negatives and not allow_fewer:

@@ -3,10 +3,10 @@
 | training | layout | fields of a row | becomes |
 |---|---|---|---|
 | CPT | pair (canonical) | `query` or `anchor`, `document` or `positive` | query, document |
-| SFT | canonical | `query_id`*, `query`, `positives`, `negatives` | positives, negatives |
+| SFT | canonical | `query_id`*, `query`, `positives`, `negatives`, `positive_scores`*, `negative_scores`* | the same |
 | SFT | Tevatron, RankingGPT | `query_id`*, `query`, `positive_passages`, `negative_passages` | positives, negatives |
 | SFT | RankGPT's data file | `query`, `positive_passages`, `retrieved_passages` | the other candidates: negatives |
-| SFT | FlagEmbedding | `query`, `pos`, `neg` | positives, negatives |
+| SFT | FlagEmbedding | `query`, `pos`, `neg`, `pos_scores`*, `neg_scores`* | positives, negatives, their scores |
 | SFT | labelled list | `query`, `documents`, `labels` | label above 0: positive |
 | SFT | triplet | `query` or `anchor`, `positive`, `negative(s)` or `negative_1`, … | positives, negatives |
 | distillation | order (canonical) | `query`, `documents`, `permutation` (best first) | permutation |
@@ -14,7 +14,7 @@
 | distillation | labelled list (canonical) | `query`, `documents`, `labels` (grades of at least 0) | labels |
 | distillation | RankGPT | `query`, `retrieved_passages`; answers in a second file (`permutations=`) | permutation |
 | distillation | TWOLAR | `query_id`, `query`, `retrieved_passages` in the teacher's order | permutation |
-| distillation | FlagEmbedding scores | `query`, `pos`, `neg`, `pos_scores`, `neg_scores` | teacher_scores |
+| distillation | SFT's canonical one or FlagEmbedding's, with the scores | as above | teacher_scores |
 | distillation | scored triplet | a triplet with `scores`: a list, or one negative's margin | teacher_scores |
 | distillation | any SFT layout | as above | labels 1 and 0 |
 
@@ -41,6 +41,7 @@ from modeling_tsarank.ranking_text import clean_text
 from modeling_tsarank.trainers.training_checks import check_rows, drop_unusable_rows, row_problem
 from modeling_tsarank.trainers.training_layouts import (
     CANONICAL_FIELDS,
+    SFT_SCORES,
     TARGET_FIELDS,
     Layout,
     Record,
@@ -77,7 +78,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 # Part of the cache key of converted files: raise it whenever a conversion changes.
-CONVERSION_VERSION = 1
+CONVERSION_VERSION = 2
 
 
 def load_training_rows(
@@ -108,9 +109,9 @@ def load_training_rows(
         cache_dir: where converted files are kept; by default where `datasets` keeps its own.
 
     Returns:
-        A `datasets.Dataset` with the columns `query, document` (CPT), `query_id, query, positives, negatives` (SFT) or
-        `query_id, query, documents` and those of `permutation`, `teacher_scores`, `labels` that the data has
-        (distillation), then the carried fields.
+        A `datasets.Dataset` with the columns `query, document` (CPT), `query_id, query, positives, negatives` (SFT; a
+        teacher's `positive_scores` and `negative_scores` too if the data has them) or `query_id, query, documents` and
+        those of `permutation`, `teacher_scores`, `labels` that the data has (distillation), then the carried fields.
 
     Raises:
         InputError: no such source or split, unknown layout, a missing field or a wrong type (with file and line).
@@ -216,7 +217,7 @@ def _convert_one(
     row |= _carried(record, kind, row)
     if columns is None:
         return row
-    missing = [name for name in TARGET_FIELDS if name in columns and name not in row]
+    missing = [name for name in (*TARGET_FIELDS, *SFT_SCORES) if name in columns and name not in row]
     if missing:
         raise InputError(f"{where}: {', '.join(missing)}: missing, while the first row has it")
     return {name: row.get(name) for name in columns}
@@ -224,7 +225,7 @@ def _convert_one(
 
 def _carried(record: Record, kind: str, row: Record) -> dict[str, str | None]:
     """Other fields with a plain value, as texts; names of canonical columns are never carried."""
-    reserved = {*CANONICAL_FIELDS[kind], *TARGET_FIELDS, *row}
+    reserved = {*CANONICAL_FIELDS[kind], *TARGET_FIELDS, *SFT_SCORES, *row}
     consumed = {"anchor", "question", "positive", "positives", "negative", "negatives", "score", "label"}
     return {
         name: None if value is None else clean_text(str(value), name)
@@ -293,6 +294,8 @@ def _features(columns: Sequence[str]) -> Features:
         "negatives": documents,
         "documents": documents,
         "permutation": datasets.List(datasets.Value("int64")),
+        "positive_scores": datasets.List(number),
+        "negative_scores": datasets.List(number),
         "teacher_scores": datasets.List(number),
         "labels": datasets.List(number),
     }

@@ -25,6 +25,7 @@ DOCID_FIELDS = ("docid", "_id", "id", "pid")
 LIST_FIELDS = ("documents", "docs", "passages")
 SCORE_FIELDS = ("teacher_scores", "scores", "score")
 TARGET_FIELDS = ("permutation", "teacher_scores", "labels")
+SFT_SCORES = ("positive_scores", "negative_scores")
 CANONICAL_FIELDS = {
     "cpt": ("query", "document"),
     "sft": ("query_id", "query", "positives", "negatives"),
@@ -150,9 +151,20 @@ def _negative_fields(fields: Collection[str]) -> list[str]:
 
 
 def _sft_canonical(record: Record) -> dict[str, Any]:
-    return read_query(record) | {
+    row = read_query(record) | {
         "positives": read_documents(record, "positives"),
         "negatives": read_documents(record, "negatives"),
+    }
+    return row | _given_scores(record, "positive_scores", "negative_scores")
+
+
+def _given_scores(record: Record, positives: str, negatives: str) -> dict[str, Any]:
+    """A teacher's scores of positives and negatives, where the record has them."""
+    if record.get(positives) is None and record.get(negatives) is None:
+        return {}
+    return {
+        "positive_scores": read_numbers(record, positives),
+        "negative_scores": read_numbers(record, negatives),
     }
 
 
@@ -169,10 +181,11 @@ def _sft_tevatron(record: Record) -> dict[str, Any]:
 
 
 def _sft_flag(record: Record) -> dict[str, Any]:
-    return read_query(record) | {
+    row = read_query(record) | {
         "positives": read_documents(record, "pos"),
         "negatives": read_documents(record, "neg"),
     }
+    return row | _given_scores(record, "pos_scores", "neg_scores")
 
 
 def _sft_labelled(record: Record) -> dict[str, Any]:
@@ -217,10 +230,16 @@ def _distill_retrieved(record: Record) -> dict[str, Any]:
     return row | {"permutation": list(range(len(row["documents"])))}
 
 
-def _distill_flag(record: Record) -> dict[str, Any]:
-    documents = read_documents(record, "pos") + read_documents(record, "neg")
-    scores = read_numbers(record, "pos_scores") + read_numbers(record, "neg_scores")
-    return read_query(record) | {"documents": documents, "teacher_scores": scores}
+def _distill_scored(convert: Callable[[Record], dict[str, Any]]) -> Callable[[Record], dict[str, Any]]:
+    """Positives and negatives that a teacher has scored, as one list with its scores."""
+
+    def converted(record: Record) -> dict[str, Any]:
+        row = convert(record)
+        positives, negatives = row.pop("positives"), row.pop("negatives")
+        scores = row.pop("positive_scores") + row.pop("negative_scores")
+        return row | {"documents": positives + negatives, "teacher_scores": scores}
+
+    return converted
 
 
 def _distill_triplet(record: Record) -> dict[str, Any]:
@@ -265,6 +284,8 @@ def _distill_from_sft(convert: Callable[[Record], dict[str, Any]]) -> Callable[[
     def converted(record: Record) -> dict[str, Any]:
         row = convert(record)
         positives, negatives = row.pop("positives"), row.pop("negatives")
+        for field in SFT_SCORES:
+            row.pop(field, None)
         labels = [1.0] * len(positives) + [0.0] * len(negatives)
         return row | {"documents": positives + negatives, "labels": labels}
 
@@ -314,9 +335,15 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
         ),
         Layout("rankgpt", _has("retrieved_passages"), _distill_retrieved, "query, retrieved_passages, permutation"),
         Layout(
+            "tsarank scores",
+            _has("positives", "negatives", *SFT_SCORES),
+            _distill_scored(_sft_canonical),
+            "query, positives, negatives, positive_scores, negative_scores",
+        ),
+        Layout(
             "flagembedding scores",
             _has("pos", "neg", "pos_scores", "neg_scores"),
-            _distill_flag,
+            _distill_scored(_sft_flag),
             "query, pos, neg, pos_scores, neg_scores",
         ),
         Layout("scored triplet", _is_scored_triplet, _distill_triplet, "query, positive, negative(s), scores"),

@@ -34,6 +34,19 @@ def test_a_row_with_fewer_negatives_gives_them_all(sft_rows: list[Any]) -> None:
     assert sorted(group["documents"][1:]) == sorted(sft_rows[0]["negatives"])
 
 
+def test_a_teachers_scores_go_with_their_documents(sft_rows: list[Any]) -> None:
+    rows = [
+        {**row, "positive_scores": [len(text) for text in row["positives"]]}
+        | {"negative_scores": [len(text) for text in row["negatives"]]}
+        for row in sft_rows
+    ]
+    groups, plain = (SFTGroups(given, seed=3, num_negatives=3) for given in (rows, sft_rows))
+    for i in range(len(rows)):
+        assert groups[i]["documents"] == plain[i]["documents"]
+        assert groups[i]["teacher_scores"] == [float(len(text)) for text in groups[i]["documents"]]
+        assert "teacher_scores" not in plain[i]
+
+
 def test_draws_depend_on_seed_epoch_and_row_alone(sft_rows: list[Any]) -> None:
     first, second = (SFTGroups(sft_rows, seed=3, num_negatives=3) for _ in range(2))
     forwards = [first[i] for i in range(len(first))]

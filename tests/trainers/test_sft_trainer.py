@@ -34,7 +34,7 @@ def written_out_loss(trainer: Any, batch: Any, start: list[torch.Tensor]) -> dic
     args = trainer.args
     now = full_distributions(trainer.ranker, batch)
     rows = batch["token_ids"].split(batch["lengths"].tolist())
-    pair, terms = 0, {"rank": [], "ntp": [], "dp": []}
+    pair, terms = 0, {"rank": [], "teacher": [], "ntp": [], "dp": []}
     for size in batch["group_sizes"].tolist():
         scores, divergences = [], []
         for place in range(size):
@@ -56,11 +56,23 @@ def written_out_loss(trainer: Any, batch: Any, start: list[torch.Tensor]) -> dic
                 divergences.append(float((old.exp() * (old - new)).sum()))
             pair += 1
         top = max(scores)
-        terms["rank"].append(-(scores[0] - top) + math.log(sum(math.exp(score - top) for score in scores)))
+        normalizer = top + math.log(sum(math.exp(score - top) for score in scores))
+        terms["rank"].append(normalizer - scores[0])
+        if args.teacher_weight:
+            given = batch["teacher_scores"][len(terms["teacher"])][:size].double() / args.teacher_temperature
+            shares = zip(given.softmax(0).tolist(), scores, strict=True)
+            terms["teacher"].append(sum(share * (normalizer - score) for share, score in shares))
         terms["dp"].append(sum(divergences) / len(divergences))
-    means = {name: sum(values) / len(values) for name, values in terms.items()}
+    means = {name: sum(values) / len(values) for name, values in terms.items() if values}
+    ranking = (1 - args.teacher_weight) * means["rank"] + args.teacher_weight * means.get("teacher", 0)
     rest = (means["ntp"] if args.ntp else 0) + (means["dp"] if args.dp else 0)
-    return {**means, "loss": args.alpha * means["rank"] + (1 - args.alpha) * rest}
+    return {**means, "loss": args.alpha * ranking + (1 - args.alpha) * rest}
+
+
+def with_scores(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with a teacher's scores, which are the lengths of the texts, here and there."""
+    positives, negatives = ([len(text) % 7 / 5 for text in row[name]] for name in ("positives", "negatives"))
+    return {**row, "positive_scores": positives, "negative_scores": negatives}
 
 
 @pytest.mark.parametrize(
@@ -74,6 +86,8 @@ def written_out_loss(trainer: Any, batch: Any, start: list[torch.Tensor]) -> dic
         {"alpha": 1.0},
         {"alpha": 0.0, "trainable": "lora"},
         {"trainable": "full"},
+        {"teacher_weight": 0.3, "teacher_temperature": 0.05},
+        {"teacher_weight": 1.0, "dp": False},
     ],
     ids=str,
 )
@@ -82,6 +96,8 @@ def test_loss_is_the_mixture_written_out(
 ) -> None:
     rows = [dict(row) for row in sft_rows]
     rows[1] = {**rows[1], "negatives": rows[1]["negatives"][:1]}
+    if "teacher_weight" in changes:
+        rows = [with_scores(row) for row in rows]
     trainer = make_trainer("sft", rows=rows, allow_fewer_negatives=True, **changes)
     batch = first_batch(trainer, 3)
     assert batch["group_sizes"].tolist() == [4, 2, 4]
@@ -94,10 +110,36 @@ def test_loss_is_the_mixture_written_out(
     noted = trainer._averages("train")
     assert noted["rank_loss"] == pytest.approx(expected["rank"], rel=1e-5, abs=1e-6)
     uses = {"ntp_loss": trainer.args.uses_ntp, "dp_loss": trainer.args.uses_dp}
+    uses["teacher_loss"] = trainer.args.teacher_weight > 0
     for name, used in uses.items():
         assert (name in noted) == used
         if used:
             assert noted[name] == pytest.approx(expected[name.removesuffix("_loss")], rel=1e-5)
+
+
+def test_a_teacher_alone_makes_the_model_rank_as_it_does(make_trainer: Any, sft_rows: list[Any]) -> None:
+    """With a teacher against the labels, and its word alone, the labelled document comes last."""
+    rows = [
+        {**row, "positive_scores": [0.0] * len(row["positives"]), "negative_scores": [1.0] * len(row["negatives"])}
+        for row in sft_rows
+    ]
+    options = {"teacher_weight": 1.0, "teacher_temperature": 0.05, "alpha": 1.0, "trainable": "full"}
+    trainer = make_trainer("sft", rows=rows, max_steps=40, learning_rate=3e-3, **options)
+    trainer.train()
+    accuracies = [entry["ranking_accuracy"] for entry in trainer.state.log_history if "ranking_accuracy" in entry]
+    assert sum(accuracies[-5:]) / 5 < 0.1
+
+
+def test_a_teacher_needs_its_scores(make_trainer: Any, sft_rows: list[Any]) -> None:
+    with pytest.raises(InputError, match="there are rows without positive_scores and"):
+        make_trainer("sft", rows=sft_rows, teacher_weight=0.5)
+    rows = [with_scores(row) for row in sft_rows]
+    rows[2]["negative_scores"] = rows[2]["negative_scores"][:1]
+    with pytest.raises(InputError, match=r"row 3: negative_scores: expected one for each of \d+ documents, got 1"):
+        make_trainer("sft", rows=rows, teacher_weight=0.5)
+    rows[2] = with_scores(sft_rows[2]) | {"positive_scores": [float("nan")] * len(rows[2]["positives"])}
+    with pytest.raises(InputError, match=r"row 3: positive_scores\[0\]: expected a finite number"):
+        make_trainer("sft", rows=rows)
 
 
 @pytest.mark.parametrize("chunk_tokens", [0, 60])
@@ -260,6 +302,8 @@ def test_one_row_is_refused(make_trainer: Any, sft_rows: list[Any]) -> None:
         ({"temperature": 0}, "temperature must be a positive number, got 0"),
         ({"temperature": float("nan")}, "temperature must be a positive number"),
         ({"alpha": 1.5}, "alpha must lie between 0 and 1"),
+        ({"teacher_weight": 2}, "teacher_weight must lie between 0 and 1, got 2"),
+        ({"teacher_temperature": 0}, "teacher_temperature must be a positive number"),
         ({"alpha": 0.0, "ntp": False}, "nothing is left to learn from"),
         ({"num_negatives": 0}, "num_negatives must be a whole number of at least 1"),
         ({"score_form": "median"}, "unknown score_form 'median'"),

@@ -71,6 +71,18 @@ def test_sft_layouts_serve_distillation_as_labels(name: str) -> None:
         assert {text for text, label in graded.items() if label == 0} == {"n1", "n2"}
 
 
+@pytest.mark.parametrize("names", [("positives", "positive_scores"), ("pos", "pos_scores")])
+def test_a_teachers_scores_stay_beside_positives_and_negatives(names: tuple[str, str]) -> None:
+    given = {name: name.replace("positive", "negative").replace("pos", "neg") for name in names}
+    record = {"query": "q", names[0]: ["p"], given[names[0]]: ["n", "m"], names[1]: [2], given[names[1]]: [1, 0]}
+    row = canonical_row(record, "sft")
+    assert (row["positive_scores"], row["negative_scores"]) == ([2.0], [1.0, 0.0])
+    labelled = {"query": "q", "positive": "p", "negative": "n"} | {"positive_scores": [1]}
+    assert "positive_scores" not in canonical_row(labelled, "sft")
+    with pytest.raises(InputError, match="missing; expected a list"):
+        canonical_row({**record, given[names[1]]: None}, "sft")
+
+
 def test_triplet_with_one_negative() -> None:
     row = canonical_row({"query": "q", "positive": "p", "negative": "n"}, "sft")
     assert texts(row["negatives"]) == ["n"]
@@ -99,6 +111,11 @@ def test_triplet_with_one_negative() -> None:
             {"pos": ["a"], "neg": ["b", "c"], "pos_scores": [0.9], "neg_scores": [0.2, 0.1]},
             "teacher_scores",
             [0.9, 0.2, 0.1],
+        ),
+        (
+            {"positives": ["a"], "negatives": ["b"], "positive_scores": [0.9], "negative_scores": [0.2]},
+            "teacher_scores",
+            [0.9, 0.2],
         ),
         ({"positive": "a", "negative": "b", "score": 3.5}, "teacher_scores", [3.5, 0.0]),
         (

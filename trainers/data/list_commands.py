@@ -35,8 +35,9 @@ teachers (one of them):
   --teacher-url U --teacher-model M   any OpenAI-compatible server, asked with a listwise prompt; the key is
                                       read from the environment variable --teacher-key-variable, never from an option
   --teacher-local M                   a causal language model on this machine, asked the same
-  --teacher-scores M                  a reranker of this project (`default`: the embedded model), or ce:M, a
-                                      sentence-transformers CrossEncoder: its scores give the order
+  --teacher-scores M                  a reranker of this project (`default`: the embedded model), or of
+                                      sentence-transformers ce:M, a CrossEncoder, or dense:M, a bi-encoder: its
+                                      scores give the order
 
 first stages: SPEC or NAME=SPEC, where SPEC is bm25, dense:MODEL, splade:MODEL, or rerank:MODEL (a reranker over the
 first --rerank-depth documents of --rerank-base).
@@ -107,7 +108,7 @@ def _add_teachers(parser: argparse.ArgumentParser) -> None:
     who = group.add_mutually_exclusive_group(required=True)
     who.add_argument("--teacher-url", metavar="U", help="OpenAI-compatible server, such as https://host/v1")
     who.add_argument("--teacher-local", metavar="M", help="causal language model on this machine")
-    who.add_argument("--teacher-scores", metavar="M", help="reranker, or ce:CrossEncoder")
+    who.add_argument("--teacher-scores", metavar="M", help="reranker, ce:CrossEncoder or dense:BiEncoder")
     group.add_argument("--window", type=int, default=None, metavar="N", help="passages in a prompt (default: all)")
     group.add_argument("--step", type=int, default=None, metavar="N", help="of the window (default: half of it)")
     group.add_argument(

@@ -11,6 +11,7 @@ from typing import Any
 from modeling_tsarank.trainers.data.command_options import add_cache, add_command, add_model_place, load_judged
 from modeling_tsarank.trainers.data.list_commands import register_lists
 from modeling_tsarank.trainers.data.query_commands import register_queries
+from modeling_tsarank.trainers.data.score_commands import register_scores
 
 
 _MINE = """\
@@ -40,9 +41,10 @@ _SPLIT_EXAMPLES = """\
 
 
 def register_mining(subparsers: argparse._SubParsersAction) -> None:
-    """Adds `queries`, `lists`, `mine` and `split` to `tsarank data`."""
+    """Adds `queries`, `lists`, `scores`, `mine` and `split` to `tsarank data`."""
     register_queries(subparsers)
     register_lists(subparsers)
+    register_scores(subparsers)
     _register_mine(subparsers)
     _register_split(subparsers)
 
@@ -65,7 +67,7 @@ def _register_mine(subparsers: Any) -> None:
     parser.add_argument("--absolute-margin", type=float, default=None, metavar="X", help="default: none")
     parser.add_argument("--relative-margin", type=float, default=None, metavar="X", help="default: none")
     parser.add_argument("--margin-of", choices=("lowest", "highest"), default="lowest", help="of several positives")
-    parser.add_argument("--judge", default=None, metavar="M", help="reranker, or ce:CrossEncoder, for the margins")
+    parser.add_argument("--judge", default=None, metavar="M", help="reranker, ce:M or dense:M, for the margins")
     parser.add_argument("--sampling", choices=("random", "top"), default="random", help="default: random")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling (default: 0)")
     parser.add_argument("--index-cache", type=Path, default=None, metavar="DIR", help="where indexes are kept")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from modeling_tsarank.eval.dense import load_encoder, normalized
 from modeling_tsarank.eval.extras import require
 from modeling_tsarank.eval.index_cache import model_fingerprint
 from modeling_tsarank.eval.scoring import Scorer, predict
@@ -22,7 +23,9 @@ from modeling_tsarank.trainers.data.teacher_types import Completion, Usage
 logger = logging.getLogger(__name__)
 
 CROSS_ENCODER_PREFIX = "ce:"
-"""In front of a name: a sentence-transformers CrossEncoder; without it, a reranker of this project."""
+"""In front of a name: a sentence-transformers CrossEncoder; without a prefix, a reranker of this project."""
+BI_ENCODER_PREFIX = "dense:"
+"""In front of a name: a sentence-transformers bi-encoder, which scores by the cosine of its embeddings."""
 CHUNK_PAIRS = 1024
 """Lists are scored together until they have so many pairs: batches are full then, and a document that several lists
 share is read once, while a killed run loses no more than these."""
@@ -35,22 +38,59 @@ def scorer_identity(name: str) -> dict[str, Any]:
     """What tells a scorer apart from another of the same name, as far as that can be known without loading it."""
     from modeling_tsarank.embedded_models import embedded_checkpoint, embedded_ranker
 
-    path = name.removeprefix(CROSS_ENCODER_PREFIX)
+    kind, path = _parted(name)
     embedded = embedded_ranker(path)
     if embedded is not None:
         return {"model": embedded_checkpoint(embedded)}
-    return {**model_fingerprint(path), "cross_encoder": name.startswith(CROSS_ENCODER_PREFIX)}
+    identity = {**model_fingerprint(path), "cross_encoder": kind == CROSS_ENCODER_PREFIX}
+    return {**identity, "bi_encoder": True} if kind == BI_ENCODER_PREFIX else identity
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """The prefix of a scorer's name, "" if there is none, and the rest."""
+    kind = next((prefix for prefix in (CROSS_ENCODER_PREFIX, BI_ENCODER_PREFIX) if name.startswith(prefix)), "")
+    return kind, name.removeprefix(kind)
 
 
 def scorer_name(name: str) -> str:
     """What tables call a scorer: no folders."""
     from modeling_tsarank.eval.checkpoint_sources import display_name
 
-    return display_name(name.removeprefix(CROSS_ENCODER_PREFIX))
+    return display_name(_parted(name)[1])
+
+
+class BiEncoderScorer:
+    """Cosines of a bi-encoder's embeddings as scores; each text is encoded once and its embedding kept in memory.
+
+    Args:
+        encoder: A `SentenceTransformer`.
+    """
+
+    def __init__(self, encoder: Any) -> None:
+        self._encoder = encoder
+        self._kept: dict[tuple[str, str], np.ndarray] = {}
+
+    def predict(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """Cosines, shape `(pairs,)`, float32.
+
+        Raises:
+            ModelError: an embedding is not finite.
+        """
+        queries = self._encoded("query", self._encoder.encode_query, [query for query, _ in pairs])
+        documents = self._encoded("document", self._encoder.encode_document, [document for _, document in pairs])
+        return np.einsum("ij,ij->i", queries, documents)
+
+    def _encoded(self, kind: str, encode: Callable[..., Any], texts: Sequence[str]) -> np.ndarray:
+        lacking = [text for text in dict.fromkeys(texts) if (kind, text) not in self._kept]
+        if lacking:
+            vectors = normalized(encode(lacking, show_progress_bar=False, convert_to_numpy=True))
+            self._kept.update(((kind, text), vector) for text, vector in zip(lacking, vectors, strict=True))
+        return np.stack([self._kept[kind, text] for text in texts])
 
 
 def load_scorer(name: str, device: str | None = None, dtype: str | None = None, **options: Any) -> Scorer:
-    """A reranker of this project (folder, Hub id, `default`), or with `ce:` a sentence-transformers CrossEncoder.
+    """A reranker of this project (folder, Hub id, `default`), with `ce:` a sentence-transformers CrossEncoder, with
+    `dense:` a bi-encoder of sentence-transformers.
 
     Args:
         name: Which.
@@ -62,12 +102,17 @@ def load_scorer(name: str, device: str | None = None, dtype: str | None = None, 
         InputError, ModelError: there is no such device or model.
         ResourceError: sentence-transformers is missing.
     """
-    if not name.startswith(CROSS_ENCODER_PREFIX):
+    kind, path = _parted(name)
+    if not kind:
         from modeling_tsarank.loading import load_ranker
 
         return load_ranker(name, device=device, dtype=dtype, **options)
-    package = require("sentence_transformers", extra="dense", purpose="A CrossEncoder")
-    path = name.removeprefix(CROSS_ENCODER_PREFIX)
+    package = require("sentence_transformers", extra="dense", purpose="This scorer")
+    if kind == BI_ENCODER_PREFIX:
+        encoder = load_encoder(path, device)
+        if "max_length" in options:
+            encoder.max_seq_length = min(options["max_length"], encoder.max_seq_length)
+        return BiEncoderScorer(encoder)
     try:
         return package.CrossEncoder(path, device=device, max_length=options.get("max_length"))
     except (OSError, ValueError, KeyError) as error:

@@ -49,7 +49,7 @@ def test_help_is_quick_and_says_something():
         "parser = argparse.ArgumentParser()\n"
         "commands = parser.add_subparsers()\n"
         "register_mining(commands)\n"
-        "for name in ('queries', 'lists', 'mine', 'split'):\n"
+        "for name in ('queries', 'lists', 'scores', 'mine', 'split'):\n"
         "    assert len(commands.choices[name].format_help()) > 600, name\n"
         "    assert 'examples:' in commands.choices[name].format_help(), name\n"
         "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'pyarrow', 'httpx2'} & set(sys.modules)\n"

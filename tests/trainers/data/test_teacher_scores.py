@@ -113,6 +113,85 @@ def test_a_cross_encoder_orders_too(cache, tmp_path, t5_tokenizer):
         load_scorer(f"ce:{tmp_path / 'nothing'}")
 
 
+def test_a_bi_encoder_scores_by_cosine_and_encodes_a_text_once(cache, tmp_path, t5_tokenizer, monkeypatch):
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(t5_tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        pad_token_id=0,
+    )
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    t5_tokenizer.save_pretrained(tmp_path / "bert")
+    folder = tmp_path / "bi-encoder"
+    SentenceTransformer(modules=[Transformer(str(tmp_path / "bert")), Pooling(16)], device="cpu").save(str(folder))
+    scorer = load_scorer(f"dense:{folder}", device="cpu", max_length=12)
+    encoder = SentenceTransformer(str(folder), device="cpu")
+    encoder.max_seq_length = 12
+    vectors = encoder.encode(["dough", *DOCUMENTS], convert_to_numpy=True).astype("float64")
+    vectors /= (vectors**2).sum(1, keepdims=True) ** 0.5
+    expected = vectors[1:] @ vectors[0]
+    assert expected.std() > 1e-3
+    assert scorer.predict([("dough", text) for text in DOCUMENTS]) == pytest.approx(expected, abs=1e-6)
+    read: list[str] = []
+    plain = type(scorer._encoder).encode_document
+    monkeypatch.setattr(
+        type(scorer._encoder),
+        "encode_document",
+        lambda self, texts, **kw: read.extend(texts) or plain(self, texts, **kw),
+    )
+    scorer.predict([("dough", "ice valley"), ("ice", "a new one"), ("ice", "a new one")])
+    assert read == ["a new one"]
+    teacher = ScoringTeacher(CachedScorer(f"dense:{folder}", cache, device="cpu"))
+    assert teacher.name == "bi-encoder"
+    assert teacher.order("dough", DOCUMENTS).outcome == "clean"
+    CachedScorer(f"ce:{folder}", cache, device="cpu")
+    with pytest.raises(ModelError, match="cannot be loaded as a sentence-transformers model"):
+        load_scorer(f"dense:{tmp_path / 'nothing'}")
+
+
+def test_scores_of_training_rows(tmp_path, ranker_folder, capsys):
+    """`tsarank data scores`: what a ranker gives, in order, for all layouts; a second run asks nothing."""
+    import argparse
+    import json
+
+    from modeling_tsarank.trainers.data.mine_commands import register_mining
+    from modeling_tsarank.trainers.training_data import load_training_rows
+
+    rows = [
+        {"query_id": f"q{n}", "query": query, "pos": [DOCUMENTS[n]], "neg": [DOCUMENTS[n - 1], f"ship {n}"]}
+        for n, query in enumerate(("dough", "ice", "crane"))
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parser = argparse.ArgumentParser()
+    register_mining(parser.add_subparsers(required=True))
+    arguments = ["scores", str(tmp_path / "rows.jsonl"), "--teacher", str(ranker_folder), "--dtype", "float32"]
+    args = parser.parse_args([*arguments, "--device", "cpu", "--output", str(tmp_path / "scored.jsonl")])
+    assert args.run(args) == 0
+    scored = load_training_rows(tmp_path / "scored.jsonl", "sft")
+    ranker = load_scorer(str(ranker_folder), dtype="float32", device="cpu")
+    first = 0
+    for row, got in zip(rows, scored, strict=True):
+        expected = ranker.predict([(row["query"], text) for text in row["pos"] + row["neg"]])
+        assert got["positive_scores"] + got["negative_scores"] == pytest.approx(expected.tolist(), abs=1e-5)
+        assert (got["query_id"], got["positives"][0]["text"]) == (row["query_id"], row["pos"][0])
+        first += expected[0] > max(expected[1:])
+    assert f"{first / 3:.1%}" in capsys.readouterr().out
+    report = json.loads((tmp_path / "scored.report.txt").read_text())
+    assert (report["rows"], report["documents"], report["labelled_first"]) == (3, 9, first)
+    before = (tmp_path / "scored.jsonl").read_bytes()
+    args.device = "no such device"
+    assert args.run(args) == 0
+    assert (tmp_path / "scored.jsonl").read_bytes() == before
+
+
 def test_a_local_model_is_asked_and_remembered(cache, ranker_folder):
     teacher = LocalTeacher(str(ranker_folder), cache, max_new_tokens=5, device="cpu", dtype="float32")
     short = ListwiseTeacher(teacher, ListwiseOptions(attempts=1))

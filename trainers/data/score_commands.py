@@ -1,0 +1,101 @@
+"""`tsarank data scores`: a teacher's scores beside the positives and negatives of training rows."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from modeling_tsarank.trainers.data.command_options import add_cache, add_command, add_model_place
+
+
+_DESCRIPTION = """\
+Add a teacher's scores to labelled rows, for `tsarank train sft --teacher_weight W` (what is right stays what people
+labelled; how relevant the rest is, the teacher says) or for `tsarank train distill` with a loss on scores.
+
+Rows come in any layout of fine-tuning data and go out as {"query_id", "query", "positives", "negatives",
+"positive_scores", "negative_scores"}. Scores are cached: a killed or repeated run scores nothing twice. Beside the
+rows, NAME.report.txt counts how often the teacher puts a labelled document first.
+"""
+_EXAMPLES = """\
+  tsarank data scores sft.jsonl --teacher ce:cross-encoder/ms-marco-MiniLM-L6-v2 --output scored.jsonl
+  tsarank data scores sft.jsonl --teacher dense:sentence-transformers/all-MiniLM-L6-v2 --output scored.jsonl
+  tsarank train sft --train_data scored.jsonl --teacher_weight 0.5 --teacher_temperature 0.05 ...
+"""
+
+
+def register_scores(subparsers: Any) -> None:
+    """Adds `scores`."""
+    parser = add_command(
+        subparsers, "scores", "a teacher's scores beside labelled documents", _DESCRIPTION, _EXAMPLES, run_scores
+    )
+    parser.add_argument("rows", metavar="ROWS", help="file, folder or Hub id of fine-tuning data")
+    parser.add_argument(
+        "--teacher",
+        required=True,
+        metavar="M",
+        help="a reranker of this project (`default`: the embedded model), or of sentence-transformers ce:M, a "
+        "CrossEncoder, or dense:M, a bi-encoder",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".jsonl file to write")
+    parser.add_argument("--max-length", type=int, default=None, metavar="N", help="tokens a teacher reads of a pair")
+    parser.add_argument("--batch-tokens", type=int, default=None, metavar="N", help="tokens in a reranker's batch")
+    add_cache(parser, "scores")
+    add_model_place(parser)
+
+
+def run_scores(args: argparse.Namespace) -> int:
+    """Runs `tsarank data scores`."""
+    from tqdm.auto import tqdm
+
+    from modeling_tsarank.eval.files import write_json
+    from modeling_tsarank.eval.reports import text_table
+    from modeling_tsarank.trainers.data.list_writing import write_ndjson
+    from modeling_tsarank.trainers.data.teacher_cache import RequestCache
+    from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
+    from modeling_tsarank.trainers.training_checks import check_rows
+    from modeling_tsarank.trainers.training_data import load_training_rows
+
+    rows = load_training_rows(args.rows, "sft")
+    check_rows(rows, "sft", allow_fewer=True, minimum_rows=1)
+    lengths = {} if args.max_length is None else {"max_length": args.max_length}
+    counts: Counter[str] = Counter()
+    path = args.cache or args.output.with_name(f"{args.output.name}.cache.sqlite")
+    with RequestCache(path) as cache:
+        scorer = CachedScorer(args.teacher, cache, None, args.batch_tokens, args.device, args.dtype, **lengths)
+        bar = tqdm(rows, desc="scoring rows", unit="row", disable=None)
+        write_ndjson(args.output, _scored(bar, scorer, counts))
+    report = {"teacher": scorer.describe(), **counts}
+    write_json(args.output.with_name(f"{args.output.stem}.report.txt"), report)
+    share = counts["labelled_first"] / max(1, counts["rows"])
+    table = [["rows", str(counts["rows"])], ["documents", str(counts["documents"])]]
+    table += [["a labelled document first", f"{share:.1%}"]]
+    sys.stdout.write(text_table(["Scores", "Number"], table))
+    return 0
+
+
+def _scored(rows: Any, scorer: Any, counts: Counter[str]) -> Iterator[Mapping[str, Any]]:
+    """The rows with their scores, in order, some at a time."""
+    from modeling_tsarank.ranking_text import document_text
+    from modeling_tsarank.trainers.data.teacher_scores import CHUNK_PAIRS
+
+    def finish(chunk: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        lists = [(row["query"], [document_text(d) for d in row["positives"] + row["negatives"]]) for row in chunk]
+        for row, scores in zip(chunk, scorer.scores_of(lists), strict=True):
+            count = len(row["positives"])
+            row["positive_scores"], row["negative_scores"] = scores[:count], scores[count:]
+            counts.update(rows=1, documents=len(scores), labelled_first=max(scores[:count]) > max(scores[count:]))
+            yield {name: value for name, value in row.items() if value is not None}
+
+    chunk: list[dict[str, Any]] = []
+    pairs = 0
+    for row in rows:
+        chunk.append(dict(row))
+        pairs += len(row["positives"]) + len(row["negatives"])
+        if pairs >= CHUNK_PAIRS:
+            yield from finish(chunk)
+            chunk, pairs = [], 0
+    yield from finish(chunk)

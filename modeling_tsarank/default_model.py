@@ -187,12 +187,16 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     return folder
 
 
+def _unpacked_folder() -> Path:
+    return cache_folder() / "models" / f"{DEFAULT_NAME}-{GGUF_SHA256[:12]}"
+
+
 def default_model_folder() -> Path:
     """The default model as an ordinary folder of safetensors (a plain causal LM), unpacked into the cache once.
 
     Raises `ResourceError` if the file cannot be had or the disk has no room.
     """
-    folder = cache_folder() / "models" / f"{DEFAULT_NAME}-{GGUF_SHA256[:12]}"
+    folder = _unpacked_folder()
     if _is_complete(folder):
         return folder
     # The file is looked for first, so that a cache that cannot be written says so in its words.
@@ -212,6 +216,17 @@ def read_gguf(gguf: Path) -> tuple[Any, Any]:
     from .ranking_checkpoints import load_backbone
 
     return load_backbone(gguf, _causal)
+
+
+def read_default_model() -> tuple[Any, Any]:
+    """The default model as `read_gguf` gives it: from its unpacked folder where there is one, which is far faster.
+
+    Raises `ResourceError` if the file cannot be had.
+    """
+    from .ranking_checkpoints import load_backbone
+
+    folder = _unpacked_folder()
+    return load_backbone(folder, _causal) if _is_complete(folder) else read_gguf(default_gguf())
 
 
 def _causal(_: Any) -> Any:

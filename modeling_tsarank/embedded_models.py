@@ -28,10 +28,9 @@ from .default_model import (
     GGUF_SHA256,
     VERSION,
     cache_folder,
-    default_gguf,
     default_model_source,
     made_once,
-    read_gguf,
+    read_default_model,
     sha256_of,
 )
 from .ranking_errors import ModelError, ResourceError
@@ -169,8 +168,8 @@ def merged_ranker(release: Release, family: str | None = None, options: dict[str
     from .loading import FAMILIES
 
     release.check()
-    logger.info("merging %s into its base (once, about half a minute)", release.name)
-    backbone, tokenizer = read_gguf(default_gguf())
+    logger.info("merging %s into its base (once, up to a minute)", release.name)
+    backbone, tokenizer = read_default_model()
     add_adapter(backbone, release.folder)
     own = release.ranking["family"]
     kept = release.ranking if family in (None, own) else {}
@@ -226,5 +225,5 @@ def load_without_room(full_name: str, error: ResourceError, family: str | None, 
     release = releases().get(full_name)
     if release is None:
         raise error
-    logger.warning("%s; merging in memory instead, which takes half a minute each time", error)
+    logger.warning("%s; merging in memory instead, which takes up to a minute each time", error)
     return merged_ranker(release, family, options)

@@ -119,8 +119,7 @@ def release(stages: Any, tmp_path: Path) -> Path:
 def test_a_release_ranks_like_the_trained_model(
     release: Path, stages: Any, make_ranker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded_models, "default_gguf", lambda: Path("none"))
-    monkeypatch.setattr(embedded_models, "read_gguf", lambda _: (make_ranker().backbone, stages[2].tokenizer))
+    monkeypatch.setattr(embedded_models, "read_default_model", lambda: (make_ranker().backbone, stages[2].tokenizer))
     found = read_release(release)
     ranker = merged_ranker(found)
     assert ranker.options == type(ranker).options_class.from_dict(found.ranking)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import importlib
 import importlib.util
 import json
@@ -13,7 +15,13 @@ from typing import Any
 import pytest
 import yaml
 
+from modeling_tsarank.eval.commands import register
 from modeling_tsarank.ranking_errors import InputError, ModelError
+from modeling_tsarank.ranking_options import QueryLikelihoodOptions
+from modeling_tsarank.trainers.sft_config import RankingSFTConfig
+
+
+GRIDS = Path(__file__).parents[3] / "trainers" / "recipes" / "smollm2_135m"
 
 
 @pytest.fixture
@@ -118,6 +126,21 @@ def test_a_wrong_grid_is_one_line(search: Any, grid: Path, release: Path, tmp_pa
         search.search(grid, tmp_path, tmp_path / "runs")
     with pytest.raises(InputError, match="no run 'other'"):
         search.search(grid, release, tmp_path / "runs", only=["other"])
+
+
+@pytest.mark.parametrize("name", ["search", "ablations"])
+def test_the_shipped_grids_hold_together(search_script: Any, name: str, tmp_path: Path) -> None:
+    """Their options are ones that training and evaluation take, with the model's other limits as they are."""
+    content = search_script.read_grid(GRIDS / f"{name}.yaml", tmp_path)
+    options = [*content["options"], *(option for run in content["runs"].values() for option in run)]
+    known = {field.name for field in dataclasses.fields(RankingSFTConfig)}
+    assert set(options) - known <= {"model_name_or_path", "train_data"}
+    parser = argparse.ArgumentParser()
+    register(parser.add_subparsers())
+    words = search_script.arguments_of(content["evaluate"], dashes=True)
+    args = parser.parse_args(["evaluate", "--dataset", "d", "--output", "o", *words])
+    limits = {limit: getattr(args, limit) for limit in ("max_length", "max_query_length")}
+    QueryLikelihoodOptions().override(**{limit: value for limit, value in limits.items() if value is not None})
 
 
 def test_a_failing_command_stops_the_search(search_script: Any) -> None:

@@ -147,25 +147,10 @@ def test_the_trainer_takes_the_rows(mine, tmp_path):
     assert loaded[0]["window"] == "1-50 of 50"
 
 
-def test_dense_mining_is_sentence_transformers_own(tmp_path, t5_tokenizer, make_ranker):
+def test_dense_mining_is_sentence_transformers_own(tmp_path, make_bi_encoder, make_ranker):
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Pooling, Transformer
-    from transformers import BertConfig, BertModel
 
-    config = BertConfig(
-        vocab_size=len(t5_tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        pad_token_id=0,
-    )
-    BertModel(config).save_pretrained(tmp_path / "bert")
-    t5_tokenizer.save_pretrained(tmp_path / "bert")
-    transformer = Transformer(str(tmp_path / "bert"))
-    folder = tmp_path / "encoder"
-    SentenceTransformer(modules=[transformer, Pooling(16)], device="cpu").save(str(folder))
-
+    folder = make_bi_encoder(tmp_path)
     collection = make_collection()
     options = MiningOptions(depth=40, count=6, sampling="top", rank_min=2)
     state = random.getstate()

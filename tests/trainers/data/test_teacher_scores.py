@@ -113,25 +113,10 @@ def test_a_cross_encoder_orders_too(cache, tmp_path, t5_tokenizer):
         load_scorer(f"ce:{tmp_path / 'nothing'}")
 
 
-def test_a_bi_encoder_scores_by_cosine_and_encodes_a_text_once(cache, tmp_path, t5_tokenizer, monkeypatch):
-    import torch
+def test_a_bi_encoder_scores_by_cosine_and_encodes_a_text_once(cache, tmp_path, make_bi_encoder, monkeypatch):
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Pooling, Transformer
-    from transformers import BertConfig, BertModel
 
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(t5_tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        pad_token_id=0,
-    )
-    BertModel(config).save_pretrained(tmp_path / "bert")
-    t5_tokenizer.save_pretrained(tmp_path / "bert")
-    folder = tmp_path / "bi-encoder"
-    SentenceTransformer(modules=[Transformer(str(tmp_path / "bert")), Pooling(16)], device="cpu").save(str(folder))
+    folder = make_bi_encoder(tmp_path)
     scorer = load_scorer(f"dense:{folder}", device="cpu", max_length=12)
     encoder = SentenceTransformer(str(folder), device="cpu")
     encoder.max_seq_length = 12

@@ -23,9 +23,16 @@ LARGEST_SHARE = 0.5
 
 
 class _Wanted(threading.local):
-    """Which positions this thread's forward pass wants, boolean `(rows, length)`; `None`: all."""
+    """What this thread's forward pass wants.
 
-    positions: torch.Tensor | None = None
+    Attributes:
+        positions: Boolean `(rows, length)`; `None`: all.
+        picked: For each part that is at work, whether its input was picked; a part may wrap another (LoRA).
+    """
+
+    def __init__(self) -> None:
+        self.positions: torch.Tensor | None = None
+        self.picked: list[bool] = []
 
 
 _wanted = _Wanted()
@@ -33,13 +40,17 @@ _wanted = _Wanted()
 
 def _pick(_module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """The wanted positions of the input, `(positions, in)`."""
-    return None if _wanted.positions is None else (inputs[0][_wanted.positions], *inputs[1:])
+    positions = _wanted.positions
+    if positions is None:
+        return None
+    _wanted.picked.append(inputs[0].shape[:-1] == positions.shape)
+    return (inputs[0][positions], *inputs[1:]) if _wanted.picked[-1] else None
 
 
 def _put_back(_module: torch.nn.Module, _inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
     """The output at its positions, `(rows, length, out)`, zeros elsewhere."""
     positions = _wanted.positions
-    if positions is None:
+    if positions is None or not _wanted.picked.pop():
         return None
     whole = output.new_zeros(*positions.shape, output.shape[-1])
     whole[positions] = output
@@ -79,3 +90,4 @@ def last_block_at(backbone: Any, positions: torch.Tensor) -> Iterator[None]:
         yield
     finally:
         _wanted.positions = None
+        _wanted.picked.clear()  # an error has left some

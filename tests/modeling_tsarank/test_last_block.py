@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
 from modeling_tsarank import TSARankModel, TwolarModel, last_block
@@ -82,6 +83,18 @@ def test_int8_weights_too(zoo, pairs, monkeypatch) -> None:
     counts.update(dict.fromkeys(PARTS, 0))
     np.testing.assert_allclose(found, model.predict(pairs), atol=2e-3)
     assert all(0 < worked[part] < counts[part] for part in PARTS)
+
+
+def test_an_adapter_around_the_parts_after_the_first_use(zoo, pairs, monkeypatch) -> None:
+    """The layers inside of LoRA's were ready to pick before; only the outer ones may."""
+    model = load(zoo, "llama")
+    before = model.predict(pairs)
+    config = LoraConfig(target_modules=["q_proj", "o_proj", "down_proj"], r=2, init_lora_weights=False)
+    inject_adapter_in_model(config, model.backbone)
+    found = model.predict(pairs)
+    assert not np.allclose(found, before, atol=1e-3)
+    monkeypatch.setattr(last_block, "ARCHITECTURES", ())
+    np.testing.assert_allclose(found, model.predict(pairs), atol=1e-6)
 
 
 def test_training_and_other_callers_see_the_whole_block(zoo) -> None:

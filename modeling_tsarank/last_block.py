@@ -57,17 +57,16 @@ def _put_back(_module: torch.nn.Module, _inputs: tuple[Any, ...], output: torch.
     return whole
 
 
-def _parts(backbone: Any) -> list[torch.nn.Module]:
-    """The parts of the last block, ready to work at some positions only; none of an unknown architecture."""
+def _make_ready(backbone: Any) -> bool:
+    """Readies the parts of the last block to work at some positions only; false where the architecture is not known."""
     if getattr(backbone.config, "model_type", None) not in ARCHITECTURES:
-        return []
+        return False
     block = backbone.model.layers[-1]
-    parts = [block.get_submodule(name) for name in PARTS]
-    for part in parts:
+    for part in map(block.get_submodule, PARTS):
         if _pick not in part._forward_pre_hooks.values():
             part.register_forward_pre_hook(_pick)
             part.register_forward_hook(_put_back)
-    return parts
+    return True
 
 
 @contextmanager
@@ -82,7 +81,7 @@ def last_block_at(backbone: Any, positions: torch.Tensor) -> Iterator[None]:
         positions: boolean `(rows, length)`, of the input ids.
     """
     few = torch.is_inference_mode_enabled() and int(positions.sum()) <= LARGEST_SHARE * positions.numel()
-    if not few or not _parts(backbone):
+    if not few or not _make_ready(backbone):
         yield
         return
     _wanted.positions = positions

@@ -58,7 +58,7 @@ def _put_back(_module: torch.nn.Module, _inputs: tuple[Any, ...], output: torch.
 
 
 def _make_ready(backbone: Any) -> bool:
-    """Readies the parts of the last block to work at some positions only; false where the architecture is not known."""
+    """Readies the parts of the last block to work at some positions only; false for an unknown architecture."""
     if getattr(backbone.config, "model_type", None) not in ARCHITECTURES:
         return False
     block = backbone.model.layers[-1]

@@ -8,7 +8,7 @@ channel; activations on the fly, with a scale for each token. Two choices keep t
   which would take the whole range of a token's scale, are spread over all of them (Ashkboos et al., SliceGPT, 2024;
   QuaRot, 2024). The value heads are turned likewise; what the feed-forward layer reads last lies behind a product of
   two others, so it is turned where it is computed, in blocks of 32 channels.
-- Weights have 7 bits. Without VNNI, pairs of products are added up in 16 bits, which 8 bits by 8 bits overflow.
+- Weights have 7 bits, see `int8_linear`.
 
 A batch changes float32 sums in their last digit, and there the rounding to bytes may go the other way; through thirty
 layers that grows to a part of the rounding itself. So scores hang a little on the batch, unlike in float32.
@@ -22,118 +22,16 @@ from typing import Any
 import torch
 from transformers.activations import SiLUActivation
 
+from .int8_attention import SAME_INPUT, JointAttention, can_be_joint
+from .int8_linear import Int8Linear, RoundedInput, norm_factor, round_tokens
 from .ranking_errors import InputError, ModelError
 
 
 # Linear layers between RMSNorms that multiply by a plain weight; others (Gemma's 1 + weight, norms behind the
 # layers, scaled residuals) would have to be turned in other ways.
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
-WEIGHT_LEVELS = 63
-# Activations are -127 to 127 times a 127th of a token's largest value, as unsigned bytes with 128 standing for zero.
-ACTIVATION_LEVELS, ACTIVATION_ZERO = 127, 128
-
 # Channels of the feed-forward layer's inside that are turned together: few, so that turning costs little.
 FEED_TURN = 32
-
-# Layers of a block that read the same input, in the order in which they do.
-SAME_INPUT = ("q_proj", "k_proj", "v_proj")
-
-
-def round_tokens(rows: torch.Tensor, own: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each token as bytes `(tokens, in)` and its scale `(tokens, 1)`, a 127th of its largest value.
-
-    With `own`, nobody reads `rows` afterwards, and their memory is worked in.
-    """
-    # Not abs().amax(): two reductions take less than one more copy of the input.
-    largest = torch.maximum(rows.amax(-1, keepdim=True), rows.amin(-1, keepdim=True).neg_())
-    scale = largest.clamp_min_(torch.finfo(torch.float32).tiny * 256).div_(ACTIVATION_LEVELS)
-    # Through signed bytes, to which torch converts many times as fast as to unsigned ones; flipping the highest bit
-    # adds 128.
-    levels = torch.div(rows, scale, out=rows if own else None).round_()
-    return levels.to(torch.int8).view(torch.uint8).bitwise_xor_(ACTIVATION_ZERO), scale
-
-
-def norm_factor(rows: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """What RMSNorm multiplies each token by, `(tokens, 1)`. No byte depends on it, so it can go into the scale."""
-    lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return lengths.square_().div_(rows.shape[-1]).add_(epsilon).rsqrt_()
-
-
-class RoundedInput:
-    """An input in bytes, for layers that read the same one in turn; normed on the way if `epsilon` is given."""
-
-    def __init__(self, epsilon: float | None = None) -> None:
-        self.epsilon = epsilon
-        self._last: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
-
-    def of(self, x: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Bytes and scales as `round_tokens` gives them, remembered for the next layer if `keep`."""
-        found = self._last  # looked at once: another thread may put its own in this place at any time
-        if found is None or found[0] is not x:
-            rows = x.reshape(-1, x.shape[-1])
-            rounded, scale = round_tokens(rows)
-            found = x, rounded, scale if self.epsilon is None else scale.mul_(norm_factor(rows, self.epsilon))
-        self._last = found if keep else None
-        return found[1:]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"epsilon": self.epsilon, "_last": None}
-
-
-class Int8Linear(torch.nn.Module):
-    """A linear layer whose product is computed in int8, its input and output float32.
-
-    Parameters:
-        weight: `(out, in)`, float.
-        bias: `(out,)` or none; added in float32.
-        source: shared by layers that read the same input; by default this layer's own.
-        last: whether no other layer reads the input after this one.
-    """
-
-    levels: torch.Tensor
-    scale: torch.Tensor
-    zeros: torch.Tensor
-    bias: torch.Tensor | None
-
-    def __init__(
-        self,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None = None,
-        source: RoundedInput | None = None,
-        last: bool = True,
-    ) -> None:
-        super().__init__()
-        self._source, self._keeps = source or RoundedInput(), not last
-        scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / WEIGHT_LEVELS
-        self.register_buffer("levels", (weight / scale[:, None]).round().to(torch.int8))
-        self.register_buffer("scale", scale.to(torch.float32))
-        self.register_buffer("zeros", torch.zeros(len(scale), dtype=torch.int64))
-        self.register_buffer("bias", None if bias is None else bias.detach().to(torch.float32))
-        self._packed: torch.Tensor | None = None
-
-    def _pack(self) -> torch.Tensor:
-        """The weights in the layout of the product; made when first needed, and anew in a copy."""
-        if self._packed is None:
-            self._packed = torch.ops.onednn.qlinear_prepack(self.levels, None)
-        return self._packed
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": None}
-
-    def product(self, rounded: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-        """`(tokens, out)` from bytes and scales; with scales of `None`, the caller multiplies, and has no bias."""
-        # Activations' scale 1: that of each token comes behind.
-        options: tuple[Any, ...] = (None, 1.0, 0, torch.float32, "none", [], "")
-        found = torch.ops.onednn.qlinear_pointwise(
-            rounded, 1.0, ACTIVATION_ZERO, self._pack(), self.scale, self.zeros, *options
-        )
-        if scale is not None:
-            found.mul_(scale)
-        return found if self.bias is None else found.add_(self.bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(…, in)` to `(…, out)`."""
-        return self.product(*self._source.of(x, self._keeps)).unflatten(0, x.shape[:-1])
 
 
 class GatedFeedForward(torch.nn.Module):
@@ -248,6 +146,15 @@ def check_architecture(backbone: Any) -> None:
         )
 
 
+def _round_attention(attention: Any, epsilon: float) -> None:
+    """Gives the layers of an attention int8 products, each its own."""
+    source = RoundedInput(epsilon)
+    for name in SAME_INPUT:
+        layer = getattr(attention, name)
+        setattr(attention, name, Int8Linear(layer.weight, layer.bias, source, name == SAME_INPUT[-1]))
+    attention.o_proj = Int8Linear(attention.o_proj.weight, attention.o_proj.bias)
+
+
 def use_int8_weights(ranker: Any) -> Any:
     """Gives a ranker on the CPU int8 weights, in place; it can no longer be trained, saved or moved.
 
@@ -265,13 +172,14 @@ def use_int8_weights(ranker: Any) -> Any:
     turn_hidden_states(backbone)
     with torch.no_grad():
         for block in backbone.model.layers:
-            attention = block.self_attn
             # What the norms do is done where their output is rounded.
-            source = RoundedInput(block.input_layernorm.variance_epsilon)
-            for name in SAME_INPUT:
-                layer = getattr(attention, name)
-                setattr(attention, name, Int8Linear(layer.weight, layer.bias, source, name == SAME_INPUT[-1]))
-            attention.o_proj = Int8Linear(attention.o_proj.weight, attention.o_proj.bias)
+            epsilon = block.input_layernorm.variance_epsilon
+            # In the last block, queries are wanted at fewer positions than keys and values.
+            last = block is backbone.model.layers[-1]
+            if not last and can_be_joint(block.self_attn, backbone.model.rotary_emb):
+                block.self_attn = JointAttention(block.self_attn, epsilon)
+            else:
+                _round_attention(block.self_attn, epsilon)
             block.mlp = GatedFeedForward(block.mlp, block.post_attention_layernorm.variance_epsilon)
             block.input_layernorm = block.post_attention_layernorm = torch.nn.Identity()
         # A true/false ranker reads single rows of its output head, which stays as it is.

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from modeling_tsarank import InputError, ModelError, TSARankModel, TwolarModel, int8_weights, load_ranker
+from modeling_tsarank import InputError, ModelError, TSARankModel, TwolarModel, int8_linear, int8_weights, load_ranker
 from modeling_tsarank.document_memory import MemoryStore
 from modeling_tsarank.document_states import model_identity
-from modeling_tsarank.int8_weights import (
-    GatedFeedForward,
-    Int8Linear,
-    round_tokens,
-    turn_hidden_states,
-    use_int8_weights,
-)
+from modeling_tsarank.int8_attention import SAME_INPUT, JointAttention, can_be_joint
+from modeling_tsarank.int8_linear import Int8Linear, round_tokens
+from modeling_tsarank.int8_weights import GatedFeedForward, turn_hidden_states, use_int8_weights
 from modeling_tsarank.loading import resolve_dtype
 from modeling_tsarank.ranking_errors import NonFiniteScoreError
 
@@ -129,11 +128,81 @@ def test_an_input_is_rounded_once_for_all_that_read_it(model, pairs, monkeypatch
         rounded.append(rows.shape)
         return round_tokens(rows, own)
 
-    monkeypatch.setattr(int8_weights, "round_tokens", watch)
+    for module in (int8_linear, int8_weights):
+        monkeypatch.setattr(module, "round_tokens", watch)
     model.predict(pairs[:1])
     assert len(rounded) == 4 * len(model.backbone.model.layers) + 1 + 1
     layers = [part for part in model.backbone.modules() if isinstance(part, Int8Linear)]
     assert all(layer._source._last is None for layer in layers)
+
+
+def test_rotating_in_place_is_the_rotation(zoo) -> None:
+    """Against transformers' own, on halves, in float64; every product of a query and a key is the same."""
+    generator = torch.Generator().manual_seed(4)
+    model = TSARankModel.from_backbone(str(zoo.folders["llama"]), dtype="float32")
+    plain = model.backbone.model.layers[0].self_attn
+    size, dim = model.backbone.config.hidden_size, plain.head_dim
+    attention = JointAttention(plain, 1e-5)
+    x = torch.randn(2, 7, size, dtype=torch.float64, generator=generator)
+    angles = torch.rand(2, 7, dim // 2, dtype=torch.float64, generator=generator) * 6
+    cos, sin = angles.repeat(1, 1, 2).cos() * 1.1, angles.repeat(1, 1, 2).sin() * 1.1
+    weights = [getattr(plain, name).weight.detach().double() for name in SAME_INPUT]
+    halves = [(x @ weight.T).unflatten(-1, (-1, dim)).transpose(1, 2) for weight in weights]
+    query, key = apply_rotary_pos_emb(*halves[:2], cos, sin)
+    joint = x @ attention._joined(weights).T
+    attention._rotate(joint, cos, sin)
+    found = [part.unflatten(-1, (-1, dim)).transpose(1, 2) for part in joint.split(attention._sizes, -1)]
+    groups = query.shape[1] // key.shape[1]
+    expected = query @ key.repeat_interleave(groups, 1).transpose(-1, -2)
+    torch.testing.assert_close(found[0] @ found[1].repeat_interleave(groups, 1).transpose(-1, -2), expected)
+    torch.testing.assert_close(found[2], halves[2])
+    # Position 0 of a head: the first pair of channels, turned by its angle.
+    first = complex(*(float(half) for half in halves[0][1, 0, 3, [0, dim // 2]]))
+    first *= complex(cos[1, 3, 0], sin[1, 3, 0])
+    assert found[0][1, 0, 3, :2].tolist() == pytest.approx([first.real, first.imag])
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
+def test_joint_attention_is_that_of_three_products(zoo, kind, tmp_path, monkeypatch) -> None:
+    """Cold, with padding on the left, and behind a cache."""
+    folder = str(zoo.folders["llama" if kind == "mistral" else kind])
+    if kind == "mistral":  # whose weights have Llama's names
+        shutil.copytree(folder, tmp_path / kind)
+        config = json.loads((tmp_path / kind / "config.json").read_text())
+        config |= {"model_type": kind, "architectures": ["MistralForCausalLM"], "sliding_window": None}
+        (tmp_path / kind / "config.json").write_text(json.dumps(config))
+        folder = str(tmp_path / kind)
+    joint = use_int8_weights(TSARankModel.from_backbone(folder, dtype="float32")).backbone
+    assert joint.config.model_type == kind
+    assert [isinstance(block.self_attn, JointAttention) for block in joint.model.layers] == [True, False]
+    monkeypatch.setattr(int8_weights, "can_be_joint", lambda *_: False)
+    apart = use_int8_weights(TSARankModel.from_backbone(folder, dtype="float32")).backbone
+    assert not any(isinstance(part, JointAttention) for part in apart.modules())
+    ids = torch.randint(5, 60, (2, 11), generator=torch.Generator().manual_seed(5))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    places = (mask.cumsum(-1) - 1).clamp_min(0)
+    with torch.inference_mode():
+        for implementation in ("sdpa", "eager"):
+            found = []
+            for backbone in (joint, apart):
+                backbone.set_attn_implementation(implementation)
+                whole = backbone(ids, attention_mask=mask, position_ids=places)
+                head = backbone(ids[:, :6], use_cache=True)
+                tail = backbone(ids[:, 6:], past_key_values=head.past_key_values)
+                found.append(torch.cat([whole.logits[mask.bool()], tail.logits.flatten(0, 1)]))
+            torch.testing.assert_close(*found, atol=ROUNDING, rtol=0)
+
+
+def test_attention_of_other_kinds_stays(zoo) -> None:
+    """Queries and keys that are normed, and heads of which a part is rotated."""
+    normed = use_int8_weights(TSARankModel.from_backbone(str(zoo.folders["qwen3"]), dtype="float32")).backbone
+    assert not any(isinstance(part, JointAttention) for part in normed.modules())
+    inner = TSARankModel.from_backbone(str(zoo.folders["llama"]), dtype="float32").backbone.model
+    attention = inner.layers[0].self_attn
+    assert can_be_joint(attention, inner.rotary_emb)
+    inner.rotary_emb.inv_freq = inner.rotary_emb.inv_freq[:-1]
+    assert not can_be_joint(attention, inner.rotary_emb)
 
 
 def test_threads_do_not_meet(model, pairs) -> None:

@@ -49,6 +49,12 @@ def read_passages(source: str) -> Mapping[str, Document]:
         InputError: no such file, or a line that is no document (with its number).
     """
     from modeling_tsarank.eval.beir import read_corpus
+
+    return read_corpus(corpus_file(source))
+
+
+def corpus_file(source: str) -> Path:
+    """The file itself, in a folder `corpus.jsonl`. Raises `InputError` for a folder without one."""
     from modeling_tsarank.ranking_errors import InputError
 
     path = Path(source).expanduser()
@@ -57,7 +63,7 @@ def read_passages(source: str) -> Mapping[str, Document]:
         if not found:
             raise InputError(f"the folder {path} has no corpus.jsonl")
         path = found[0]
-    return read_corpus(path)
+    return path
 
 
 def add_model_place(parser: argparse.ArgumentParser) -> None:
@@ -74,13 +80,31 @@ def add_cache(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def load_judged(args: argparse.Namespace) -> Collection:
-    """The collection of `--dataset`, or of `--corpus`, `--queries` and `--qrels`."""
-    from modeling_tsarank.eval.collections import load_collection, load_collection_from_files
-    from modeling_tsarank.ranking_errors import InputError
+    """The collection of `--dataset`, or of `--corpus`, `--queries` and `--qrels`.
 
-    files = (args.corpus, args.queries, args.qrels)
-    if args.dataset is not None and not any(files):
+    Without qrels, a query's relevant document is the passage that `tsarank data queries` made it of.
+
+    Raises:
+        InputError: neither is given, a file is wrong, or without qrels a query names no passage of the corpus.
+    """
+    from modeling_tsarank.eval.collections import load_collection, load_collection_from_files
+    from modeling_tsarank.eval.types import Collection
+    from modeling_tsarank.ranking_errors import InputError
+    from modeling_tsarank.trainers.data.list_building import read_queries
+
+    if args.dataset is not None and not (args.corpus or args.queries or args.qrels):
         return load_collection(args.dataset, args.split)
-    if args.dataset is None and all(files):
-        return load_collection_from_files(*files, name=Path(args.corpus).stem)
-    raise InputError("give either --dataset, or all of --corpus, --queries and --qrels")
+    if args.dataset is not None or not (args.corpus and args.queries):
+        raise InputError("give either --dataset, or --corpus and --queries (and --qrels)")
+    corpus = corpus_file(args.corpus)
+    if args.qrels:
+        return load_collection_from_files(corpus, args.queries, args.qrels, name=corpus.stem)
+    documents, queries = read_passages(args.corpus), read_queries([args.queries])
+    strange = next((query for query in queries if query.source not in documents), None)
+    if strange is not None:
+        raise InputError(
+            f"the query {strange.query_id} of {args.queries} names no passage of {args.corpus} (metadata.docid: "
+            f"{strange.source!r:.40}); give --qrels"
+        )
+    qrels = {query.query_id: {str(query.source): 1} for query in queries}
+    return Collection(corpus.stem, documents, {query.query_id: query.text for query in queries}, qrels)

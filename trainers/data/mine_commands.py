@@ -23,6 +23,8 @@ by a reranker.
 First stages: bm25, splade:MODEL, dense:MODEL, rerank:MODEL (over --rerank-depth documents of bm25), and st:MODEL,
 where sentence-transformers' own mine_hard_negatives does the whole work with a bi-encoder (--judge ce:M is then its
 CrossEncoder). Every negative keeps its rank and score, every row its source, first stage, window and margins.
+
+Queries that `tsarank data queries` made need no qrels: each is labelled with the passage it was made of.
 """
 _MINE_EXAMPLES = """\
   tsarank data mine --dataset beir/msmarco --split train --first-stage bm25 --count 48 --output sft.jsonl
@@ -30,6 +32,7 @@ _MINE_EXAMPLES = """\
       --count 8 --sampling top --relative-margin 0.05 --output sft.jsonl
   tsarank data mine --corpus corpus.jsonl --queries queries.jsonl --qrels qrels.tsv --first-stage bm25 \\
       --judge default --absolute-margin 0 --depth 50 --count 8 --output sft.jsonl
+  tsarank data mine --corpus folder --queries generated.jsonl --depth 60 --count 20 --output sft.jsonl
 """
 _SPLIT = """\
 Split a file of rows into training and validation, stratified by fields of the rows. The choice depends on the rows'
@@ -53,9 +56,9 @@ def _register_mine(subparsers: Any) -> None:
     parser = add_command(subparsers, "mine", "hard negatives for fine-tuning", _MINE, _MINE_EXAMPLES, run_mine)
     parser.add_argument("--dataset", metavar="D", help="folder in BEIR's layout, Hub id, ir_datasets:NAME")
     parser.add_argument("--split", default="train", help="judged split of --dataset (default: train)")
-    parser.add_argument("--corpus", metavar="FILE", help="instead of --dataset, with --queries and --qrels")
+    parser.add_argument("--corpus", metavar="FILE", help="instead of --dataset, with --queries: file or folder")
     parser.add_argument("--queries", metavar="FILE", help=".jsonl or .tsv")
-    parser.add_argument("--qrels", metavar="FILE", help="TREC's four columns or BEIR's three")
+    parser.add_argument("--qrels", metavar="FILE", help="TREC's four columns or BEIR's three; see above")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".jsonl file to write")
     parser.add_argument("--first-stage", default="bm25", metavar="S", help="see above (default: bm25)")
     parser.add_argument("--rerank-depth", type=int, default=100, metavar="N", help="with rerank: (default: 100)")

@@ -18,11 +18,14 @@ labelled; how relevant the rest is, the teacher says) or for `tsarank train dist
 
 Rows come in any layout of fine-tuning data and go out as {"query_id", "query", "positives", "negatives",
 "positive_scores", "negative_scores"}. Scores are cached: a killed or repeated run scores nothing twice. Beside the
-rows, NAME.report.txt counts how often the teacher puts a labelled document first.
+rows, NAME.report.txt counts how often the teacher puts a labelled document first; --consistent-only keeps no other
+rows, for queries that a model generated and that may not fit their passages (Promptagator's round trip, 2022).
 """
 _EXAMPLES = """\
   tsarank data scores sft.jsonl --teacher ce:cross-encoder/ms-marco-MiniLM-L6-v2 --output scored.jsonl
   tsarank data scores sft.jsonl --teacher dense:sentence-transformers/all-MiniLM-L6-v2 --output scored.jsonl
+  tsarank data scores mined.jsonl --teacher dense:sentence-transformers/all-MiniLM-L6-v2 --consistent-only \\
+      --output consistent.jsonl
   tsarank train sft --train_data scored.jsonl --teacher_weight 0.5 --teacher_temperature 0.05 ...
 """
 
@@ -41,6 +44,9 @@ def register_scores(subparsers: Any) -> None:
         "CrossEncoder, or dense:M, a bi-encoder",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".jsonl file to write")
+    parser.add_argument(
+        "--consistent-only", action="store_true", help="only rows whose labelled documents the teacher puts first"
+    )
     parser.add_argument("--max-length", type=int, default=None, metavar="N", help="tokens a teacher reads of a pair")
     parser.add_argument("--batch-tokens", type=int, default=None, metavar="N", help="tokens in a reranker's batch")
     add_cache(parser, "scores")
@@ -53,6 +59,7 @@ def run_scores(args: argparse.Namespace) -> int:
 
     from modeling_tsarank.eval.files import write_json
     from modeling_tsarank.eval.reports import text_table
+    from modeling_tsarank.ranking_errors import InputError
     from modeling_tsarank.trainers.data.list_writing import write_ndjson
     from modeling_tsarank.trainers.data.teacher_cache import RequestCache
     from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
@@ -67,14 +74,25 @@ def run_scores(args: argparse.Namespace) -> int:
     with RequestCache(path) as cache:
         scorer = CachedScorer(args.teacher, cache, None, args.batch_tokens, args.device, args.dtype, **lengths)
         bar = tqdm(rows, desc="scoring rows", unit="row", disable=None)
-        write_ndjson(args.output, _scored(bar, scorer, counts))
+        scored = _scored(bar, scorer, counts)
+        write_ndjson(args.output, (row for row in scored if not args.consistent_only or _consistent(row)))
+    if args.consistent_only and not counts["labelled_first"]:
+        args.output.unlink()
+        raise InputError(f"the teacher puts a labelled document first in none of {counts['rows']} rows")
     report = {"teacher": scorer.describe(), **counts}
     write_json(args.output.with_name(f"{args.output.stem}.report.txt"), report)
     share = counts["labelled_first"] / max(1, counts["rows"])
     table = [["rows", str(counts["rows"])], ["documents", str(counts["documents"])]]
     table += [["a labelled document first", f"{share:.1%}"]]
+    if args.consistent_only:
+        table.append(["rows kept", str(counts["labelled_first"])])
     sys.stdout.write(text_table(["Scores", "Number"], table))
     return 0
+
+
+def _consistent(row: Mapping[str, Any]) -> bool:
+    """Whether the teacher puts a labelled document first."""
+    return bool(max(row["positive_scores"]) > max(row["negative_scores"]))
 
 
 def _scored(rows: Any, scorer: Any, counts: Counter[str]) -> Iterator[Mapping[str, Any]]:
@@ -87,7 +105,7 @@ def _scored(rows: Any, scorer: Any, counts: Counter[str]) -> Iterator[Mapping[st
         for row, scores in zip(chunk, scorer.scores_of(lists), strict=True):
             count = len(row["positives"])
             row["positive_scores"], row["negative_scores"] = scores[:count], scores[count:]
-            counts.update(rows=1, documents=len(scores), labelled_first=max(scores[:count]) > max(scores[count:]))
+            counts.update(rows=1, documents=len(scores), labelled_first=_consistent(row))
             yield {name: value for name, value in row.items() if value is not None}
 
     chunk: list[dict[str, Any]] = []

@@ -58,6 +58,7 @@ class Plan:
         sft_words: Words of a document in these files; training reads fewer.
         mixes: By the file's name, the share of each source in it; sources with fewer rows are repeated.
         dev_depth: Candidates of a development query.
+        pools: Sources whose documents become a corpus each, for queries to be generated from.
         distill_queries: Queries for lists that a teacher orders.
         distill_documents: Most documents of the corpus of those lists.
         seed: Of every draw.
@@ -71,6 +72,7 @@ class Plan:
     sft_rows: int = 4000
     sft_words: int = 300
     dev_depth: int = 20
+    pools: tuple[str, ...] = ()
     distill_queries: int = 1000
     distill_documents: int = 20_000
     seed: int = 0
@@ -97,6 +99,9 @@ class Plan:
             unknown = next((name for name in shares if name not in names), None)
             if unknown is not None:
                 raise InputError(f"the mix {mix} names {unknown!r}; there are {', '.join(names)}")
+        unknown = next((name for name in self.pools if name not in names), None)
+        if unknown is not None:
+            raise InputError(f"pools names {unknown!r}; there are {', '.join(names)}")
 
 
 def _is_share(value: Any) -> bool:
@@ -129,8 +134,9 @@ def prepare(plan_file: Path, data: Path, output: Path, limit: int = 0) -> dict[s
 
     The output folder gets `weak/` (all clean weak pairs), `cpt/`, `sft/MIX.jsonl`, `dev/SOURCE/` (BEIR's layout,
     judged split `dev`, run `candidates`), `held_out/` (development queries and their positives, which no training
-    file holds), `distill/` (corpus and queries) and `counts.json`. The same plan over the same files gives the same
-    bytes. An interrupted preparation goes on where it was: the weak pairs, which take most of the time, are kept.
+    file holds), `pools/SOURCE/` (a corpus), `distill/` (corpus and queries) and `counts.json`. The same plan over
+    the same files gives the same bytes. An interrupted preparation goes on where it was: the weak pairs, which take
+    most of the time, are kept.
 
     Args:
         plan_file: `data.yaml`.
@@ -156,22 +162,24 @@ def prepare(plan_file: Path, data: Path, output: Path, limit: int = 0) -> dict[s
             source.name: _prepare_source(source, plan, data, pairs, tests, output, limit, report)
             for source in plan.labelled
         }
-        held = _write_held_out(output / "held_out", [one for _, dev in prepared.values() for one in dev])
+        held = _write_held_out(output / "held_out", [one for _, dev, _ in prepared.values() for one in dev])
         own: Gate | None = None
         if held is not None:
             # Without shared runs of words: answers and abstracts share formulas, and only copies give anything away.
             own = stack.enter_context(closing(Gate("held_out", [str(held)], run_words=0)))
         gates = [gate for gate in (tests, own) if gate is not None]
-        training = {name: _passed(rows, gates) for name, (rows, _) in prepared.items()}
+        training = {name: _passed(rows, gates) for name, (rows, _, _) in prepared.items()}
         for name, rows in training.items():
             report["sources"][name]["train"] = len(rows)
         _write_sft(plan, training, output / "sft", report)
         _write_cpt(plan, pairs, own, output / "cpt", report)
         _write_distill(plan, training, output / "distill", report)
+        for name in plan.pools:
+            report["sources"][name]["corpus"] = _write_pool(prepared[name][2], own, output / "pools" / name)
         report["leakage"] = {gate.name: gate.facts() for gate in gates}
     report["files"] = {
         str(path.relative_to(output)): {"rows": _lines(path), "sha256": hash_file(path)}
-        for folder in ("cpt", "sft", "dev", "held_out", "distill")
+        for folder in ("cpt", "sft", "dev", "held_out", "pools", "distill")
         for path in sorted((output / folder).rglob("*.jsonl"))
     }
     report["versions"] = package_versions(_PACKAGES)
@@ -215,8 +223,8 @@ def _prepare_source(
     output: Path,
     limit: int,
     report: dict[str, Any],
-) -> tuple[list[LabelledQuery], list[LabelledQuery]]:
-    """Training and development queries of a source; the latter's collection is written."""
+) -> tuple[list[LabelledQuery], list[LabelledQuery], Pool]:
+    """Training and development queries of a source, whose collection is written, and the source's documents."""
     generator = random.Random(f"{plan.seed}/{source.name}")
     lost: Counter[str] = Counter()
     folder = data / "supervised"
@@ -250,7 +258,7 @@ def _prepare_source(
         "with_negatives": len(rest),
         "left_out": dict(sorted(lost.items())),
     }
-    return rest, dev
+    return rest, dev, pool
 
 
 def _passed(rows: Sequence[LabelledQuery], gates: Sequence[Gate]) -> list[LabelledQuery]:
@@ -343,6 +351,17 @@ def _write_cpt(plan: Plan, pairs: Sequence[Pair], own: Gate | None, folder: Path
         "validation": held,
         "types": dict(sorted(Counter(pair.type for pair in left[held:]).items())),
     }
+
+
+def _write_pool(pool: Pool, own: Gate | None, folder: Path) -> int:
+    """A source's documents as a corpus, without the development queries' positives; their number."""
+    texts = list(pool.ids)
+    if own is not None:
+        keeps = own.keeps([Pair("", text, "question_answer", "") for text in texts])
+        texts = [text for text, good in zip(texts, keeps, strict=True) if good]
+    rows = [{"_id": f"{pool.name}-p{number}", "text": text} for number, text in enumerate(texts)]
+    _jsonl(folder / "corpus.jsonl", rows)
+    return len(rows)
 
 
 def _write_distill(

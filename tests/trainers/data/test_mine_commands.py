@@ -165,10 +165,24 @@ def test_mining_and_splitting(corpus, tmp_path, capsys):
     ]
 
 
+def test_made_queries_are_labelled_with_their_passages(corpus, tmp_path):
+    cropped, mined = tmp_path / "cropped.jsonl", tmp_path / "mined.jsonl"
+    assert run("queries", "cropped", "--corpus", corpus, "--count", 9, "--output", cropped) == 0
+    arguments = ["mine", "--corpus", corpus, "--output", mined, "--depth", 20, "--count", 5]
+    assert run(*arguments, "--queries", cropped, "--index-cache", tmp_path / "indexes") == 0
+    passages = {one["_id"]: one["metadata"]["docid"] for one in map(json.loads, cropped.read_text().splitlines())}
+    rows = [json.loads(line) for line in mined.read_text().splitlines()]
+    assert {row["query_id"]: [one["docid"] for one in row["positives"]] for row in rows} == {
+        query_id: [passage] for query_id, passage in passages.items()
+    }
+    with pytest.raises(InputError, match=r"the query q0 of .* names no passage of .*give --qrels"):
+        run(*arguments, "--queries", corpus / "queries.jsonl")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("mine", "--output", "x", "--corpus", "c"), "give either --dataset, or all of"),
+        (("mine", "--output", "x", "--corpus", "c"), "give either --dataset, or --corpus and --queries"),
         (("mine", "--output", "x", "--judge", "m"), "give --absolute-margin or --relative-margin"),
         (("mine", "--output", "x", "--first-stage", "st:m", "--judge", "m", "--absolute-margin", 0), "ce:MODEL"),
         (("mine", "--output", "x", "--depth", 10), "48 negatives do not fit in the 10 ranks"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from modeling_tsarank.ranking_errors import InputError, ModelError
@@ -175,6 +177,23 @@ def test_scores_of_training_rows(tmp_path, ranker_folder, capsys):
     args.device = "no such device"
     assert args.run(args) == 0
     assert (tmp_path / "scored.jsonl").read_bytes() == before
+    # The round trip: a labelled document that the teacher does not put first is not what the query asks for.
+    agreeing = [max(row["positive_scores"]) > max(row["negative_scores"]) for row in scored]
+    assert any(agreeing), "choose other words: this random model agrees with no label"
+    assert not all(agreeing), "choose other words: this random model agrees with every label"
+    args.consistent_only = True
+    assert args.run(args) == 0
+    assert f"{first}" in re.search(r"rows kept +(\d+)", capsys.readouterr().out)[1]
+    kept = (tmp_path / "scored.jsonl").read_bytes().splitlines()
+    assert kept == [line for line, good in zip(before.splitlines(), agreeing, strict=True) if good]
+    wrong = [
+        row | {"pos": row["neg"][:1], "neg": row["pos"]} for row, good in zip(rows, agreeing, strict=True) if good
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in wrong))
+    args.device = "cpu"
+    with pytest.raises(InputError, match=f"first in none of {first} rows"):
+        args.run(args)
+    assert not (tmp_path / "scored.jsonl").exists()
 
 
 def test_a_local_model_is_asked_and_remembered(cache, ranker_folder):

@@ -117,6 +117,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
                     },
                 ],
                 "mixes": {"all": {"objects": 1, "texts": 1, "answers": 2}, "answers": {"answers": 1}},
+                "pools": ["objects"],
                 "distill_queries": 9,
                 "distill_documents": 30,
             }

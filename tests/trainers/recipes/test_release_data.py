@@ -32,7 +32,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    names = ("cpt", "sft", "dev", "held_out", "distill")
+    names = ("cpt", "sft", "dev", "held_out", "pools", "distill")
     paths = [path for name in names for path in (folder / name).rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
@@ -48,6 +48,7 @@ def texts_of(folder: Path) -> set[str]:
     for path in (folder / "sft").glob("*.jsonl"):
         for row in rows_of(path):
             found |= {row["query"], *row["positives"], *row["negatives"]}
+    found |= {row["text"] for row in rows_of(folder / "pools" / "objects" / "corpus.jsonl")}
     return found | {
         row["text"] for name in ("corpus", "queries") for row in rows_of(folder / "distill" / f"{name}.jsonl")
     }
@@ -121,6 +122,20 @@ def test_rows_can_be_trained_on_and_keep_the_shares(release: Path) -> None:
     assert 3 <= len(rows_of(release / "distill" / "corpus.jsonl")) <= 30
 
 
+def test_a_pool_is_every_document_of_its_source_that_may_be_trained_on(release: Path) -> None:
+    pool = rows_of(release / "pools" / "objects" / "corpus.jsonl")
+    # Twelve rows with 0 to 3 negatives each, and positives less the three of the development queries.
+    assert len(pool) == 12 - 3 + 3 * (0 + 1 + 2 + 3)
+    assert len({row["_id"] for row in pool}) == len({row["text"] for row in pool}) == len(pool)
+    counts = json.loads((release / "counts.json").read_text())
+    assert counts["sources"]["objects"]["corpus"] == len(pool)
+    assert counts["files"]["pools/objects/corpus.jsonl"]["rows"] == len(pool)
+    trained = {
+        text for row in rows_of(release / "sft" / "all.jsonl") for text in (*row["positives"], *row["negatives"])
+    }
+    assert {row["text"] for row in pool} & trained
+
+
 def test_counts_say_what_was_read_and_written(raw: dict[str, Any], release: Path) -> None:
     text = (release / "counts.json").read_text()
     counts = json.loads(text)
@@ -157,6 +172,7 @@ def test_another_plan_does_not_go_on_in_the_same_folder(raw: dict[str, Any], rel
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"pools": ["nobody"]}, "pools names 'nobody'; there are objects, texts, answers"),
         ({"mixes": {"all": {"nobody": 1}}}, "names 'nobody'; there are objects, texts, answers"),
         ({"mixes": {"all": {"texts": 0}}}, "must give shares above 0"),
         ({"leakage": []}, "leakage must name the test collections"),
@@ -167,7 +183,7 @@ def test_another_plan_does_not_go_on_in_the_same_folder(raw: dict[str, Any], rel
         ({"leakage": "beir"}, "leakage must be of type list"),
         ({"seeds": 3}, "no option 'seeds'"),
         ({"weak_recipe": "none.yaml"}, r"none\.yaml cannot be read"),
-        ({"sources": [{"name": "x", "files": ["gone"]}], "mixes": {}}, r"there is no .*gone\.jsonl\.gz"),
+        ({"sources": [{"name": "x", "files": ["gone"]}], "mixes": {}, "pools": []}, r"there is no .*gone\.jsonl\.gz"),
     ],
 )
 def test_a_wrong_plan_is_one_line(raw: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -184,7 +200,11 @@ def test_a_row_of_no_layout_is_named(raw: dict[str, Any], tmp_path: Path) -> Non
     (tmp_path / "supervised" / "odd.jsonl.gz").write_bytes(gzip.compress(odd.encode()))
     for name in ("weak_pairs", "beir"):
         (tmp_path / name).symlink_to(raw["data"] / name)
-    plan = yaml.safe_load(raw["plan"].read_text()) | {"sources": [{"name": "odd", "files": ["odd"]}], "mixes": {}}
+    plan = yaml.safe_load(raw["plan"].read_text()) | {
+        "sources": [{"name": "odd", "files": ["odd"]}],
+        "mixes": {},
+        "pools": [],
+    }
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     (tmp_path / "weak.yaml").write_text((raw["data"] / "weak.yaml").read_text())
     with pytest.raises(InputError, match=r"odd\.jsonl\.gz, line 1"):

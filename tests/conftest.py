@@ -9,6 +9,12 @@ import venv
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+
+# No test is timed: a machine that is busy for a moment would fail it.
+settings.register_profile("tsarank", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tsarank")
 
 
 @pytest.fixture(scope="session")

@@ -88,23 +88,15 @@ def test_many_lists_are_scored_together_and_kept_one_by_one(cache, ranker_folder
     assert again.usage.cached == 3
 
 
-def test_a_cross_encoder_orders_too(cache, tmp_path, t5_tokenizer):
+def test_a_cross_encoder_orders_too(cache, tmp_path, t5_tokenizer, bert_config):
     import torch
     from sentence_transformers import CrossEncoder
-    from transformers import BertConfig, BertForSequenceClassification
+    from transformers import BertForSequenceClassification
 
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(t5_tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        num_labels=1,
-        pad_token_id=0,
-    )
+    bert_config.num_labels = 1
     folder = tmp_path / "cross-encoder"
-    BertForSequenceClassification(config).save_pretrained(folder)
+    BertForSequenceClassification(bert_config).save_pretrained(folder)
     t5_tokenizer.save_pretrained(folder)
     teacher = ScoringTeacher(CachedScorer(f"ce:{folder}", cache, device="cpu"))
     assert teacher.name == "cross-encoder"
@@ -183,7 +175,7 @@ def test_scores_of_training_rows(tmp_path, ranker_folder, capsys):
     assert not all(agreeing), "choose other words: this random model agrees with every label"
     args.consistent_only = True
     assert args.run(args) == 0
-    assert f"{first}" in re.search(r"rows kept +(\d+)", capsys.readouterr().out)[1]
+    assert re.search(r"rows kept +(\d+)", capsys.readouterr().out)[1] == str(first)
     kept = (tmp_path / "scored.jsonl").read_bytes().splitlines()
     assert kept == [line for line, good in zip(before.splitlines(), agreeing, strict=True) if good]
     wrong = [

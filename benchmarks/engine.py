@@ -4,10 +4,13 @@
 
 (a) published    as the published RankingGPT evaluation does it: batches of 8 in the given order, padded to the
                  longest, logits of every position, log-softmax over everything in float32
+    published-float32
+                 the same with the model in float32, whatever --dtype says, as it was published
 (b) crossencoder sentence-transformers' CrossEncoder on the same backbone: it reads about the same tokens and takes two
                  logits of the last position (LogitScore), so its scores are other ones
 (c) cold         `predict`: batches by length under a token budget, output head on the query's positions only
     cold-int8    the same with int8 weights, on a CPU
+    cold-float32 the same in float32, whatever --dtype says
 (d) shared       `predict` on the same documents with `--queries` queries: every document is read once; time per query
 (e) kept         `predict` from document states that `index` put into a store in memory; time per query
     kept-int8    the same from a folder of int8 states, read by memory map
@@ -40,7 +43,17 @@ from modeling_tsarank.document_store import FolderStore
 from modeling_tsarank.loading import resolve_dtype
 
 
-WAYS = ("published", "crossencoder", "cold", "cold-int8", "shared", "kept", "kept-int8")
+WAYS = (
+    "published",
+    "published-float32",
+    "crossencoder",
+    "cold",
+    "cold-int8",
+    "cold-float32",
+    "shared",
+    "kept",
+    "kept-int8",
+)
 # Words of the benchmark's texts make this many tokens of the default model.
 TOKENS_PER_WORD = 1.08
 PROMPT_TOKENS = 5
@@ -75,8 +88,9 @@ def prepare(way: str, args: argparse.Namespace, documents: list[str], folder: st
     """What is set up before the clock starts, and the work that is timed (for all queries where it is shared)."""
     queries = make_queries(args.queries)
     # Without training: the release's folder is a CrossEncoder of its own, which (b) is not.
-    model = load_ranker("zero-shot", device=args.device, dtype="int8" if way == "cold-int8" else args.dtype)
-    if way == "published":
+    dtype = {"cold-int8": "int8", "cold-float32": "float32", "published-float32": "float32"}.get(way, args.dtype)
+    model = load_ranker("zero-shot", device=args.device, dtype=dtype)
+    if way in ("published", "published-float32"):
         return model, lambda: published(model, queries[0], documents)
     if way == "crossencoder":
         from sentence_transformers import CrossEncoder
@@ -85,7 +99,7 @@ def prepare(way: str, args: argparse.Namespace, documents: list[str], folder: st
         encoder = CrossEncoder(name, device=args.device, model_kwargs={"dtype": args.dtype})
         pairs = [(queries[0], document) for document in documents]
         return model, lambda: encoder.predict(pairs, batch_size=32, show_progress_bar=False)
-    if way in ("cold", "cold-int8"):
+    if way in ("cold", "cold-int8", "cold-float32"):
         return model, lambda: model.predict([(queries[0], document) for document in documents])
     if way == "shared":
         return model, lambda: model.predict([(query, document) for document in documents for query in queries])

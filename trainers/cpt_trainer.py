@@ -21,6 +21,7 @@ from modeling_tsarank.trainers.base_models import load_base_model
 from modeling_tsarank.trainers.checkpointing import ADAPTER_FOLDER, CheckpointingTrainer
 from modeling_tsarank.trainers.cpt_config import CPTConfig
 from modeling_tsarank.trainers.cpt_data import PairTokenizer
+from modeling_tsarank.trainers.lora_linear import fuse_lora
 from modeling_tsarank.trainers.ranking_module import token_log_probs
 from modeling_tsarank.trainers.reranking_evaluation import RerankingEvaluation
 from modeling_tsarank.trainers.saving import set_config_dtype, whole_files, write_json
@@ -122,6 +123,8 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
             peft_config=peft_config,
             **kwargs,
         )
+        if peft_config is not None:
+            fuse_lora(self.backbone)
 
     @property
     def backbone(self) -> PreTrainedModel:

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from modeling_tsarank.modeling_ranker import RankerModel
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
+from modeling_tsarank.trainers.lora_linear import fuse_lora
 from modeling_tsarank.trainers.saving import set_config_dtype, whole_files
 
 
@@ -150,6 +151,7 @@ def make_trainable(
             part.stacks, part.count = _top_of(backbone, lora_top_blocks, "lora_top_blocks"), lora_top_blocks
             targets = _linear_layers_of(part, lora_target_modules)
         part.adapter = _add_lora(backbone, lora_r, lora_alpha, lora_dropout, targets)
+        fuse_lora(backbone)
     else:
         part.stacks, part.count = _top_of(backbone, top_blocks, "top_blocks"), top_blocks
         for stack in part.stacks:

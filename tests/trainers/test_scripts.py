@@ -297,6 +297,7 @@ def test_two_processes_train_and_rerank_as_one(files: Path, environment: dict[st
         *("--model_name_or_path", str(files / "model"), "--train_data", str(files / "pairs.jsonl")),
         *("--max_steps", "3", "--save_strategy", "no", "--eval_strategy", "steps", "--eval_steps", "1"),
         *("--rerank_collection", str(files / "collection"), "--rerank_depth", "6", "--optim", "sgd"),
+        *("--bf16", "false"),
     ]
     several = [*SMALL[:-2], *options, "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "two")]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]

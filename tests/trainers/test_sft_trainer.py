@@ -348,7 +348,8 @@ def test_nan_stops_with_the_batch_saved_and_no_checkpoint(chunk_tokens: int, mak
     assert len(record["groups"]) == 4
     group = record["groups"][0]
     assert len(group["scores"]) == len(group["documents"]) == 4
-    assert math.isnan(group["scores"][0])
+    # Not every one: what attention makes of a NaN depends on the processor's kernel.
+    assert any(map(math.isnan, group["scores"]))
     assert isinstance(group["query"], str)
     assert math.isnan(record["losses"]["rank_loss"])
 

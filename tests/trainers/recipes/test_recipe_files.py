@@ -29,7 +29,7 @@ KINDS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("size", ["cpu", "gpu"])
+@pytest.mark.parametrize("size", ["cpu", "cpu_bf16", "gpu"])
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_stage_and_its_size_are_understood_and_do_not_overlap(kind: str, size: str, tmp_path: Path) -> None:
     stage, sized = read_recipe(FOLDER / f"{kind}.yaml"), read_recipe(FOLDER / size / f"{kind}.yaml")

@@ -41,10 +41,13 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: what it is called, whose results, and which of an evaluation's three rankings."""
+    """One line of a table: what it is called, whose results, and which of an evaluation's three rankings.
+
+    `run` may be several names: the first that was measured on a collection counts there (all have one first stage).
+    """
 
     label: str
-    run: str
+    run: str | list[str]
     column: str = "reranked"
     compare: dict[str, str] = field(default_factory=dict)
 
@@ -80,7 +83,9 @@ def read_values(results: Path, row: Row, collection: str) -> dict[str, float] | 
     Raises:
         InputError: the per-query file and metrics.json disagree.
     """
-    folder = results / collection / row.run
+    runs = [row.run] if isinstance(row.run, str) else row.run
+    folders = [results / collection / run for run in runs]
+    folder = next((one for one in folders if (one / "per_query.csv").is_file()), folders[0])
     if not (folder / "per_query.csv").is_file():
         return None
     name = f"{row.column} {MEASURE}"

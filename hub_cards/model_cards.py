@@ -276,18 +276,23 @@ def _evaluation_row(evaluation: Evaluation, titles: Sequence[str]) -> dict[str, 
 
 def _evaluation_notes(evaluations: Sequence[Evaluation]) -> list[str]:
     notes = []
+    dtypes = sorted({dtype for evaluation in evaluations for dtype in evaluation.values["dtypes"]})
     for evaluation in evaluations:
         values, name = evaluation.values, line(evaluation.dataset)
+        if len(dtypes) > 1:
+            notes.append(f"{name}: read in {line(', '.join(values['dtypes']))}.")
         if values.get("limit_queries"):
             notes.append(f"{name}: only the first {values['limit_queries']} judged queries.")
         if values.get("fusion"):
             weight = values["fusion"]["weight"]
-            notes.append(f"{name}: mixed with the first stage's scores, whose weight is {weight:g}.")
+            measure, value = next(iter(values["measures"]["fused"].items()))
+            mixed = f"mixed with the first stage's scores, whose weight is {weight:g}"
+            notes.append(f"{name}: {_title(measure)} is {value:.4f} {mixed}.")
         lengths = [f"{key} {values[key]}" for key in ("max_length", "max_query_length") if values.get(key)]
         if lengths:
             notes.append(f"{name}: {line(' and '.join(lengths))}, other than the model's own.")
     if evaluations:
         values = evaluations[0].values
         on = f"{values.get('processes', 1)} x {line(', '.join(values['devices']))} ({line(values['cpu'])})"
-        notes.append(f"Measured in {', '.join(values['dtypes'])} on {on}, tsarank {values['versions']['tsarank']}.")
+        notes.append(f"Measured in {', '.join(dtypes)} on {on}, tsarank {values['versions']['tsarank']}.")
     return notes

@@ -48,9 +48,8 @@ class Evaluation:
 
     @property
     def reranked(self) -> dict[str, float]:
-        """Measures of the final ranking."""
-        measures = self.values["measures"]
-        return measures["fused"] or measures["reranked"]
+        """Measures of the model's own ranking; what it gives mixed with a first stage is not the model's."""
+        return self.values["measures"]["reranked"]
 
     @property
     def first_stage(self) -> dict[str, float]:

@@ -60,6 +60,7 @@ TABLE = {
         {"label": "better", "run": "b", "compare": {"start": "†"}},
         {"label": "worse", "run": "c", "compare": {"start": "†", "better": "‡"}},
         {"label": "mixed", "run": "b", "column": "fused"},
+        {"label": "either", "run": ["c", "b"]},
     ],
 }
 
@@ -78,6 +79,7 @@ def test_cells_are_the_measured_means_with_their_marks(script: Any, results: Pat
     assert cells[3][1:3] == [f"{measured('first', 'b'):.2f}†", f"{measured('second', 'b'):.2f}"]
     assert cells[4][1:] == [f"{measured('first', 'c'):.2f}†↓‡↓", "-", "-"]
     assert cells[5] == ["mixed", "-", "-", "-"]
+    assert cells[6][1:3] == [f"{measured('first', 'c'):.2f}", f"{measured('second', 'b'):.2f}"]
 
 
 def test_the_page_keeps_its_text_and_is_stable(script: Any, results: Path) -> None:

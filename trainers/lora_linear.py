@@ -9,6 +9,7 @@ and the same files. `benchmarks/lora_layers.py` compares the two.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -53,6 +54,7 @@ def fuse_lora(model: nn.Module) -> int:
     return len(layers)
 
 
+@cache
 def _fused_class(plain: Any) -> Any:
     """PEFT's layer with another `forward`. Made here, as PEFT is an extra that need not be installed."""
 
@@ -71,12 +73,7 @@ def _fused_class(plain: Any) -> Any:
             product = _LoraProduct.apply(rows, weight, bias, a, b, self.scaling[name])
         return product.view(*x.shape[:-1], -1)
 
-    if plain not in _CLASSES:
-        _CLASSES[plain] = type("FusedLoraLinear", (plain,), {"forward": forward, "__module__": __name__})
-    return _CLASSES[plain]
-
-
-_CLASSES: dict[Any, Any] = {}
+    return type("FusedLoraLinear", (plain,), {"forward": forward, "__module__": __name__})
 
 
 def _dtype_of(layer: Any, x: Tensor) -> torch.dtype | None:

@@ -3,9 +3,14 @@
     python benchmarks/search.py trainers/recipes/smollm2_135m/search.yaml --release release --output search
 
 The grid file names the kind of training, its recipes (`config`), options of every run, options of `tsarank evaluate`,
-models to measure untrained (`baselines`) and, by name, what each run changes. `$RELEASE` stands for --release. Started
-again, it goes on where it was: inside a training, inside an evaluation. Weights are removed once a run is measured
-(the adapter stays), unless --keep-models is given.
+models to measure untrained (`baselines`) and, by name, what each run changes. `collections`, a mapping of datasets to
+first stages, takes the place of the development set, for ablations of a finished recipe. `$RELEASE` stands for
+--release, `$TSARANK_DATA` for the variable. Started again, it goes on where it was: inside a training, inside an
+evaluation. Weights are removed once a run is measured (the adapter stays), unless --keep-models is given.
+
+With --processes 2 every command runs as two processes (torchrun), and an update is twice as large unless the grid
+halves `gradient_accumulation_steps`: on a CPU two processes of one thread (OMP_NUM_THREADS=1) train faster than two
+threads.
 """
 
 from __future__ import annotations
@@ -13,11 +18,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +38,15 @@ from modeling_tsarank.trainers.script_utils import read_recipe
 logger = logging.getLogger("search")
 
 MEASURE = "ndcg@10"
-KEYS = ("kind", "config", "options", "evaluate", "baselines", "runs")
+KEYS = ("kind", "config", "options", "evaluate", "collections", "baselines", "runs")
 
 
 def read_grid(path: Path, release: Path) -> dict[str, Any]:
     """The grid of a file. Raises `InputError` for unknown keys, no runs, or a name given twice."""
     if not path.is_file():
         raise InputError(f"no grid file {path}")
-    content = json.loads(json.dumps(read_recipe(path)).replace("$RELEASE", str(release)))
+    text = json.dumps(read_recipe(path)).replace("$RELEASE", str(release))
+    content = json.loads(text.replace("$TSARANK_DATA", os.environ.get("TSARANK_DATA", "$TSARANK_DATA")))
     unknown = next((key for key in content if key not in KEYS), None)
     if unknown is not None:
         raise InputError(f"{path}: unknown {unknown!r}; a grid has {', '.join(KEYS)}")
@@ -47,9 +55,11 @@ def read_grid(path: Path, release: Path) -> dict[str, Any]:
     runs, baselines = content.get("runs") or {}, content.get("baselines") or {}
     if not all(isinstance(one, dict) for one in (runs, baselines, *runs.values())) or not runs:
         raise InputError(f"{path}: runs must give, by name, the options that each run changes")
+    if not isinstance(content.get("collections") or {}, dict):
+        raise InputError(f"{path}: collections must give the first stage of every dataset")
     if runs.keys() & baselines.keys():
         raise InputError(f"{path}: {min(runs.keys() & baselines.keys())} is both a run and a baseline")
-    defaults: dict[str, Any] = {"config": [], "options": {}, "evaluate": {}}
+    defaults: dict[str, Any] = {"config": [], "options": {}, "evaluate": {}, "collections": {}}
     return {**defaults, **content, "runs": runs, "baselines": baselines}
 
 
@@ -63,29 +73,60 @@ def arguments_of(options: Mapping[str, Any], dashes: bool = False) -> list[str]:
     return words
 
 
-def call(module: str, arguments: list[str]) -> float:
-    """Runs a module and returns its seconds. Raises `ModelError` if it fails."""
+def call(module: str, arguments: list[str], processes: int = 1) -> float:
+    """Runs a module in so many processes and returns its seconds. Raises `ModelError` if it fails."""
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", module, *arguments], stdout=sys.stderr, check=False)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [sys.executable, *(torchrun if processes > 1 else []), "-m", module, *arguments]
+    done = subprocess.run(command, stdout=sys.stderr, check=False)
     if done.returncode:
         raise ModelError(f"{module} ended with status {done.returncode}; what it said stands above")
     return time.monotonic() - started
 
 
-def measure(model: str, collections: list[Path], folder: Path, options: Mapping[str, Any]) -> dict[str, float]:
-    """nDCG@10 of a model on every development collection, by name, and their mean."""
-    arguments = ["evaluate", "--model", model, "--split", DEV_SPLIT, "--first-stage", DEV_RUN]
-    arguments += ["--output", str(folder), "--measures", MEASURE, *arguments_of(options, dashes=True)]
-    call("modeling_tsarank.cli", [*arguments, "--dataset", *map(str, collections)])
-    values = {}
-    for one in collections:
-        measures = read_json(folder / one.name / "metrics.json")["measures"]
-        values[one.name] = measures["reranked"][MEASURE]
-    return values | {"mean": sum(values.values()) / len(values)}
+@dataclass(frozen=True)
+class Measured:
+    """What every run is measured on: datasets with their first stages, and the split."""
+
+    stages: dict[Path, str]
+    split: str
+
+    @classmethod
+    def of(cls, grid: Mapping[str, Any], release: Path) -> Measured:
+        """The grid's collections, or else the release's development set. Raises `InputError` if there is none."""
+        if grid["collections"]:
+            return cls({Path(path).resolve(): stage for path, stage in grid["collections"].items()}, "test")
+        collections = sorted(path for path in (release / "dev").resolve().glob("*") if path.is_dir())
+        if not collections:
+            raise InputError(f"{release} has no development set; run `tsarank recipe prepare` into it")
+        return cls(dict.fromkeys(collections, DEV_RUN), DEV_SPLIT)
+
+    def read(self, folder: Path, column: str) -> dict[str, float]:
+        """nDCG@10 of every collection, by name, and their mean, from what was written to a folder."""
+        parts = {one.name: read_json(folder / one.name / "metrics.json")["measures"][column] for one in self.stages}
+        values = {name: part[MEASURE] for name, part in parts.items()}
+        return values | {"mean": sum(values.values()) / len(values)}
+
+
+def measure(
+    model: str, measured: Measured, folder: Path, options: Mapping[str, Any], processes: int
+) -> dict[str, float]:
+    """nDCG@10 of a model on every collection, by name, and their mean."""
+    arguments = ["evaluate", "--model", model, "--split", measured.split, "--output", str(folder)]
+    arguments += ["--measures", MEASURE, *arguments_of(options, dashes=True)]
+    for stage in dict.fromkeys(measured.stages.values()):
+        datasets = [str(path) for path, first in measured.stages.items() if first == stage]
+        call("modeling_tsarank.cli", [*arguments, "--first-stage", stage, "--dataset", *datasets], processes)
+    return measured.read(folder, "reranked")
 
 
 def train_and_measure(
-    name: str, changes: Mapping[str, Any], grid: Mapping[str, Any], collections: list[Path], folder: Path, keep: bool
+    name: str,
+    changes: Mapping[str, Any],
+    grid: Mapping[str, Any],
+    measured: Measured,
+    folder: Path,
+    settings: Settings,
 ) -> dict[str, Any]:
     """One run: its result from the file where there is one, else trained (on) and measured.
 
@@ -100,7 +141,7 @@ def train_and_measure(
         raise InputError(f"{folder} holds a run {name!r} with other options; remove it or choose another --output")
     if (folder / "result.json").is_file():
         result: dict[str, Any] = read_json(folder / "result.json")
-        if not keep:
+        if not settings.keep:
             remove_weights(model)
         return result
     record = read_json(begun) if begun.is_file() else {"asked": asked, "train_seconds": None}
@@ -109,12 +150,13 @@ def train_and_measure(
         configs = [word for one in grid["config"] for word in ("--config", one)]
         own = {"output_dir": str(model), "resume_from_checkpoint": "auto"}
         module = f"modeling_tsarank.trainers.{grid['kind']}"
-        record["train_seconds"] = round(call(module, [*configs, *arguments_of({**options, **own})]), 1)
+        words = [*configs, *arguments_of({**options, **own})]
+        record["train_seconds"] = round(call(module, words, settings.processes), 1)
         write_json(begun, record)
-    values = measure(str(model), collections, folder / "dev", grid["evaluate"])
+    values = measure(str(model), measured, folder / "measured", grid["evaluate"], settings.processes)
     result = {"name": name, "changes": dict(changes), "seconds": record["train_seconds"], "values": values}
     write_json(folder / "result.json", result)
-    if not keep:
+    if not settings.keep:
         remove_weights(model)
     return result
 
@@ -128,10 +170,10 @@ def remove_weights(model: Path) -> None:
 
 
 def measure_baseline(
-    name: str, model: str, grid: Mapping[str, Any], collections: list[Path], folder: Path
+    name: str, model: str, grid: Mapping[str, Any], measured: Measured, folder: Path, processes: int
 ) -> dict[str, Any]:
     """The result of an untrained model; the evaluation itself knows what it has done."""
-    values = measure(model, collections, folder / "dev", grid["evaluate"])
+    values = measure(model, measured, folder / "measured", grid["evaluate"], processes)
     return {"name": name, "changes": {}, "seconds": 0, "values": values}
 
 
@@ -148,13 +190,22 @@ def table(results: list[dict[str, Any]], names: list[str], first: dict[str, floa
     return markdown_table(header, rows)
 
 
-def search(grid_file: Path, release: Path, output: Path, keep: bool = False, only: list[str] | None = None) -> Path:
+@dataclass(frozen=True)
+class Settings:
+    """How the grid is run: which runs, in how many processes, and whether merged weights stay."""
+
+    keep: bool = False
+    only: tuple[str, ...] = ()
+    processes: int = 1
+
+
+def search(grid_file: Path, release: Path, output: Path, settings: Settings | None = None) -> Path:
     """Runs the grid and returns the path of its table, which is written anew after every run."""
+    settings = settings or Settings()
+    only = settings.only
     grid = read_grid(grid_file, release.resolve())
-    collections = sorted(path for path in (release / "dev").resolve().glob("*") if path.is_dir())
-    if not collections:
-        raise InputError(f"{release} has no development set; run `tsarank recipe prepare` into it")
-    unknown = next((name for name in only or [] if name not in {**grid["baselines"], **grid["runs"]}), None)
+    measured = Measured.of(grid, release)
+    unknown = next((name for name in only if name not in {**grid["baselines"], **grid["runs"]}), None)
     if unknown is not None:
         raise InputError(f"no run {unknown!r}; there are {', '.join({**grid['baselines'], **grid['runs']})}")
     results = []
@@ -164,14 +215,12 @@ def search(grid_file: Path, release: Path, output: Path, keep: bool = False, onl
             continue
         logger.info("%s", name)
         if name in grid["baselines"]:
-            results.append(measure_baseline(name, changes, grid, collections, folder))
+            results.append(measure_baseline(name, changes, grid, measured, folder, settings.processes))
         else:
-            results.append(train_and_measure(name, changes, grid, collections, folder, keep))
-        parts = [read_json(folder / "dev" / one.name / "metrics.json")["measures"] for one in collections]
-        first = {one.name: part["first_stage"][MEASURE] for one, part in zip(collections, parts, strict=True)}
-        first["mean"] = sum(first.values()) / len(first)
+            results.append(train_and_measure(name, changes, grid, measured, folder, settings))
+        first = measured.read(folder / "measured", "first_stage")
         write_json(output / "results.json", results)
-        write_text(output / "table.md", table(results, [one.name for one in collections], first))
+        write_text(output / "table.md", table(results, [one.name for one in measured.stages], first))
     return output / "table.md"
 
 
@@ -183,10 +232,12 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder for the runs and the table")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these runs")
     parser.add_argument("--keep-models", action="store_true", help="keep the weights of every run, 0.5 GB each")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="of every command (default: 1)")
     args = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, format="search: %(message)s", level=logging.INFO)
     try:
-        path = search(args.grid, args.release, args.output, args.keep_models, args.only)
+        settings = Settings(args.keep_models, tuple(args.only or ()), args.processes)
+        path = search(args.grid, args.release, args.output, settings)
     except TSARankError as error:
         sys.stderr.write(f"search: error: {error}\n")
         return 2

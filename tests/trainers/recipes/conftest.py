@@ -6,6 +6,7 @@ import gzip
 import importlib.util
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +135,13 @@ def release(raw: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture
-def search_script() -> Any:
+def search_script(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`benchmarks/search.py` as a module, anew for every test."""
     spec = importlib.util.spec_from_file_location("benchmarks_search", SEARCH)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up.
+    monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
     return module

@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ def search(search_script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     module = search_script
     module.calls = []
 
-    def call(name: str, arguments: list[str]) -> float:
+    def call(name: str, arguments: list[str], processes: int = 1) -> float:
         module.calls.append((name, arguments))
         started = time.monotonic()
         if importlib.import_module(name).main(arguments):
@@ -72,8 +73,8 @@ def test_the_search_trains_measures_and_goes_on(search: Any, grid: Path, release
     # The second training stops after its first checkpoint, as if the machine had gone down.
     inner = search.call
 
-    def dying(name: str, arguments: list[str]) -> float:
-        inner(name, arguments)
+    def dying(name: str, arguments: list[str], processes: int) -> float:
+        inner(name, arguments, processes)
         if "trainers.sft" in name and any("steeper" in word for word in arguments):
             raise KeyboardInterrupt
         return 1.0
@@ -110,6 +111,28 @@ def test_the_search_trains_measures_and_goes_on(search: Any, grid: Path, release
         search.search(grid, release, output)
 
 
+def test_collections_take_the_place_of_the_development_set(
+    search: Any, grid: Path, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each over the first stage that the grid gives it, on its test split."""
+    monkeypatch.setenv("TSARANK_DATA", str(tmp_path))
+    for name in ("answers", "texts"):
+        shutil.copytree(release / "dev" / name, tmp_path / "beir" / name)
+        qrels = tmp_path / "beir" / name / "qrels"
+        shutil.copyfile(qrels / "dev.tsv", qrels / "test.tsv")
+    content = yaml.safe_load(grid.read_text())
+    stages = {"$TSARANK_DATA/beir/answers": "bm25", "$TSARANK_DATA/beir/texts": "candidates"}
+    runs = {"baselines": {"start": content["options"]["model_name_or_path"]}, "runs": {"trained": {"max_steps": 1}}}
+    limits = {"evaluate": {"device": "cpu", "max_length": 200, "max_query_length": 60}}
+    grid.write_text(yaml.safe_dump(content | runs | limits | {"collections": stages}))
+    table = search.search(grid, release, tmp_path / "runs", search.Settings(only=("start",))).read_text()
+    assert table.splitlines()[0] == "| run | changed | answers | texts | mean | training, min |"
+    for name, stage in (("answers", "bm25"), ("texts", "candidates")):
+        settings = json.loads((tmp_path / "runs" / "start" / "measured" / name / "settings.json").read_text())
+        assert settings["split"] == "test"
+        assert str(settings["first_stage"]).startswith(stage)
+
+
 def test_a_wrong_grid_is_one_line(search: Any, grid: Path, release: Path, tmp_path: Path) -> None:
     content = yaml.safe_load(grid.read_text())
     for change, message in (
@@ -117,6 +140,7 @@ def test_a_wrong_grid_is_one_line(search: Any, grid: Path, release: Path, tmp_pa
         ({"runs": {}}, "runs must give, by name"),
         ({"rnus": {}}, "unknown 'rnus'"),
         ({"baselines": {"start": "default"}}, "start is both a run and a baseline"),
+        ({"collections": ["beir/cisi"]}, "collections must give the first stage of every dataset"),
     ):
         grid.write_text(yaml.safe_dump(content | change))
         with pytest.raises(InputError, match=message):
@@ -125,7 +149,7 @@ def test_a_wrong_grid_is_one_line(search: Any, grid: Path, release: Path, tmp_pa
     with pytest.raises(InputError, match="has no development set"):
         search.search(grid, tmp_path, tmp_path / "runs")
     with pytest.raises(InputError, match="no run 'other'"):
-        search.search(grid, release, tmp_path / "runs", only=["other"])
+        search.search(grid, release, tmp_path / "runs", search.Settings(only=("other",)))
 
 
 @pytest.mark.parametrize("name", ["search", "ablations"])
@@ -146,3 +170,8 @@ def test_the_shipped_grids_hold_together(search_script: Any, name: str, tmp_path
 def test_a_failing_command_stops_the_search(search_script: Any) -> None:
     with pytest.raises(ModelError, match="ended with status 2"):
         search_script.call("modeling_tsarank.cli", ["no-such-command"])
+
+
+def test_a_command_runs_in_two_processes(search_script: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    search_script.call("platform", [], 2)
+    assert capfd.readouterr().err.count("Linux") == 2

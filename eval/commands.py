@@ -41,7 +41,7 @@ _EVALUATE_EXAMPLES = """\
 examples:
   tsarank evaluate --dataset beir/scifact --output results
   tsarank evaluate --model my-ranker --dataset BeIR/scifact BeIR/nfcorpus --first-stage rrf:bm25+dense --output results
-  tsarank evaluate --dataset beir/trec-dl-19 --first-stage bm25.top100.trec --limit-queries 10 --output quick
+  tsarank evaluate --dataset beir/trec-dl-19 --first-stage bm25.top100 --limit-queries 10 --output quick
   tsarank evaluate --dataset beir/scifact --interpolate fusion.json --output results    (see tsarank tune-fusion)
   accelerate launch --num-processes 4 -m modeling_tsarank.cli evaluate --dataset beir/fiqa --output results
 """

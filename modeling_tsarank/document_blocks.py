@@ -2,7 +2,7 @@
 
 `StateBlocks` makes room for the states of a batch of documents and for the tokens that are read behind them; a store
 fills it (`StateStore.fill`), and a model reads it as an ordinary cache. `grouped_heads` lets several query heads read
-one head of keys and values without repeating that.
+one head of keys and values without repeating that, and bfloat16 attend in whole tiles (`batch_invariance`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from .batch_invariance import make_linears_invariant, takes, whole_tiles
 from .document_encoding import Groups, Shape
 
 
@@ -36,6 +37,8 @@ def grouped_attention(
 ) -> tuple[torch.Tensor, None]:
     """`sdpa` for masked grouped-query attention: query heads that share keys and values become rows of one head.
 
+    bfloat16 on a CPU is padded to whole tiles, so that a position's result does not depend on the lengths.
+
     Parameters:
         query: `(batch, heads, read, dimension)`.
         key, value: `(batch, groups, seen + read, dimension)`, `heads` being a multiple of `groups`.
@@ -48,16 +51,51 @@ def grouped_attention(
     batch, heads, read, _ = query.shape
     groups = key.shape[1]
     special = dropout or kwargs.get("position_bias") is not None or kwargs.get("softcap") is not None
-    if special or heads == groups or attention_mask is None or attention_mask.shape[1] != 1:
+    tiled = takes(query) and not special
+    if tiled and attention_mask is None and 1 < read == key.shape[2]:
+        padding = (0, 0, 0, whole_tiles(read) - read)
+        query, key, value = (torch.nn.functional.pad(part, padding) for part in (query, key, value))
+        output = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scaling, enable_gqa=heads != groups
+        )
+        return output[:, :, :read].transpose(1, 2).contiguous(), None
+    if special or (heads == groups and not tiled) or attention_mask is None or attention_mask.shape[1] != 1:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    share = heads // groups
-    mask = attention_mask[:, :, None].expand(-1, -1, share, -1, -1).reshape(len(attention_mask), 1, share * read, -1)
-    output = torch.nn.functional.scaled_dot_product_attention(
-        query.reshape(batch, groups, share * read, -1), key, value, attn_mask=mask, scale=scaling
-    )
-    return output.reshape(batch, heads, read, -1).transpose(1, 2).contiguous(), None
+    rows = heads // groups * read
+    query = query.reshape(batch, groups, rows, -1)
+    mask = _grouped_mask(attention_mask, heads // groups, tiled)
+    if tiled:
+        more, behind = mask.shape[2] - rows, mask.shape[3] - key.shape[2]
+        query, key, value = (
+            torch.nn.functional.pad(part, (0, 0, 0, n)) if n else part
+            for part, n in ((query, more), (key, behind), (value, behind))
+        )
+    output = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    return output[:, :, :rows].reshape(batch, heads, read, -1).transpose(1, 2).contiguous(), None
+
+
+def _grouped_mask(mask: torch.Tensor, share: int, tiled: bool) -> torch.Tensor:
+    """The mask for `share` heads as rows of one, if wanted with hidden positions up to whole tiles.
+
+    All layers ask the same of one mask, so it is made once and lies with that.
+    """
+    made: dict[tuple[int, bool], torch.Tensor] = mask.__dict__.setdefault("_grouped", {})
+    if (share, tiled) not in made:
+        batch, _, read, seen = mask.shape
+        grouped = mask[:, :, None].expand(-1, -1, share, -1, -1).reshape(batch, 1, share * read, seen)
+        if tiled:
+            if grouped.dtype == torch.bool:
+                # What the kernel would make of it, in every layer.
+                grouped = torch.zeros_like(grouped, dtype=torch.bfloat16).masked_fill_(
+                    ~grouped, torch.finfo(torch.bfloat16).min
+                )
+            hidden = torch.finfo(grouped.dtype).min
+            grouped = torch.nn.functional.pad(grouped, (0, whole_tiles(seen) - seen), value=hidden)
+            grouped = torch.nn.functional.pad(grouped, (0, 0, 0, whole_tiles(share * read) - share * read))
+        made[share, tiled] = grouped
+    return made[share, tiled]
 
 
 AttentionInterface.register(GROUPED, grouped_attention)
@@ -79,6 +117,18 @@ def grouped_heads(backbone: Any) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = "sdpa"
+
+
+def make_invariant(backbone: Any) -> None:
+    """Lets a bfloat16 model on a CPU read every row as if it were alone (`batch_invariance`), from now on.
+
+    Its linear layers stay what they are for other dtypes, for other devices and in training, and so does its
+    attention, which is not switched back: another thread may be in the middle of a pass.
+    """
+    make_linears_invariant(backbone)
+    config = backbone.config.get_text_config()
+    if config._attn_implementation == "sdpa":
+        config._attn_implementation = GROUPED
 
 
 class _FilledLayer(DynamicLayer):
@@ -109,6 +159,31 @@ class _FilledLayer(DynamicLayer):
     def batch_repeat_interleave(self, repeats: int) -> None:
         self._blocks = None
         super().batch_repeat_interleave(repeats)
+
+
+class PlacedLayer(DynamicLayer):
+    """A layer of a cache whose rows are read on at places of their own, each right behind its document.
+
+    Parameters:
+        keys, values: `(rows, heads, tokens, dimension)`, handed out whole.
+        places: where the tokens that are read next go, `(rows x heads x read,)`, counted in tokens.
+    """
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, places: torch.Tensor) -> None:
+        super().__init__()
+        self.dtype, self.device = keys.dtype, keys.device
+        self.keys: torch.Tensor = keys
+        self.values: torch.Tensor = values
+        self._places = places
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        for block, states in ((self.keys, key_states), (self.values, value_states)):
+            width = block.shape[-1]
+            block.view(-1, width).index_copy_(0, self._places, states.reshape(-1, width))
+        return self.keys, self.values
 
 
 class Workspace:
@@ -157,17 +232,23 @@ class StateBlocks:
         counts: how many of each document's first tokens are wanted; not all zero.
         room: how many more tokens will be read behind them.
         dtype: the model's.
+        placed: Documents are aligned on the left, and exactly `room` tokens will be read right behind each, so that
+            every key stands at its own position; whole tiles, zeros on the right.
 
     `size` bytes of memory must be reserved before `allocate` takes them.
     """
 
-    def __init__(self, shapes: Sequence[Shape], counts: Sequence[int], room: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, shapes: Sequence[Shape], counts: Sequence[int], room: int, dtype: torch.dtype, placed: bool = False
+    ) -> None:
         self.counts = list(counts)
         self.width = max(self.counts)
-        self._dtype = dtype
+        self.placed = placed
+        self._room, self._dtype = room, dtype
         self._sizes = []
+        tokens = whole_tiles(self.width + room) if placed else self.width + room
         for shape in shapes:
-            sizes = shape.layers, len(self.counts), shape.heads, self.width + room
+            sizes = shape.layers, len(self.counts), shape.heads, tokens
             self._sizes.append(((*sizes, shape.key_dim), (*sizes, shape.value_dim)))
         self._groups: Groups = []
 
@@ -182,19 +263,31 @@ class StateBlocks:
             keys, values = workspace.take(key_shape, self._dtype), workspace.take(value_shape, self._dtype)
             for row, count in enumerate(self.counts):
                 # Hidden by the mask, but zero times whatever lay in memory might not be zero.
-                keys[:, row, :, : self.width - count] = 0
-                values[:, row, :, : self.width - count] = 0
+                hidden = slice(count + self._room, None) if self.placed else slice(self.width - count)
+                keys[:, row, :, hidden] = 0
+                values[:, row, :, hidden] = 0
             self._groups.append((keys, values))
 
     def targets(self, row: int) -> Groups:
         """Where one document's states go: for each run of equal layers `(layers, heads, tokens, dimension)`, twice."""
-        place = slice(self.width - self.counts[row], self.width)
+        end = self.counts[row] if self.placed else self.width
+        place = slice(end - self.counts[row], end)
         return [(keys[:, row, :, place], values[:, row, :, place]) for keys, values in self._groups]
 
     def cache(self) -> DynamicCache:
         """The blocks as a cache of `width` tokens, to be read once: reading writes behind the documents."""
         cache = DynamicCache()
+        if self.placed:
+            for keys, values in self._groups:
+                places = self._places(keys[0])
+                cache.layers += [PlacedLayer(keys[i], values[i], places) for i in range(len(keys))]
+            return cache
         cache.layers = [
             _FilledLayer(keys[i], values[i], self.width) for keys, values in self._groups for i in range(len(keys))
         ]
         return cache
+
+    def _places(self, layer: torch.Tensor) -> torch.Tensor:
+        rows, heads, tokens, _ = layer.shape
+        first = torch.arange(rows * heads).view(rows, heads, 1) * tokens + torch.tensor(self.counts)[:, None, None]
+        return (first + torch.arange(self._room)).reshape(-1).to(layer.device)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from .document_states import common_length
 from .modeling_ranker import RankerModel, RankingOutput, group_loss
-from .ranking_engine import align_left, gathered_log_probs, pad_right, run_batches
+from .ranking_engine import align_left, gathered_log_probs, pad_right, plan_batches, run_batches
 from .ranking_errors import InputError, ModelError
 from .ranking_options import QueryLikelihoodOptions
 from .ranking_states import KeptStates
@@ -23,6 +23,8 @@ from .shared_prefixes import longest_prompt, partial_attention
 # Documents that at most so many pairs share are read together, and their queries in rows of their own; with more
 # queries, one document's are enough for a pass, and packed they need no copies of its states.
 FEW_PAIRS = 16
+# Where documents are shared, this many passes' worth of them are planned together.
+SHARED_PASSES = 4
 
 
 class TSARankModel(KeptStates, RankerModel):
@@ -130,6 +132,8 @@ class TSARankModel(KeptStates, RankerModel):
             found = self._score_from_states(pairs, batch_tokens, show, stop)
             return [self._pool_one(values) for values in found]
         packed, full = self._packs_queries(), not partial_attention(self.config.get_text_config())
+        invariant = self._is_invariant()
+        limit = len(pairs) if invariant else FEW_PAIRS
         groups: dict[Any, list[int]] = defaultdict(list)
         for i, pair in enumerate(pairs):
             # A long document is cut for each query's length: a packed row reads its longest cut for all of them.
@@ -147,22 +151,25 @@ class TSARankModel(KeptStates, RankerModel):
             return all(common_length(longest[:-1], pairs[i].prompt) for i in members)
 
         def run(batch: Sequence[int]) -> None:
-            single = [tasks[t][0] for t in batch if len(tasks[t]) == 1]
-            if single:
-                keep(single, self._cold_batch([pairs[i] for i in single]))
-            few = [t for t in batch if full and 1 < len(tasks[t]) <= FEW_PAIRS and shares(tasks[t])]
+            few = [t for t in batch if full and 1 < len(tasks[t]) <= limit and shares(tasks[t])]
+            single = [i for t in batch if t not in few and (len(tasks[t]) == 1 or invariant) for i in tasks[t]]
+            for part in plan_batches([_input_length(pairs[i]) for i in single], batch_tokens):
+                cold = [single[i] for i in part]
+                keep(cold, self._cold_batch([pairs[i] for i in cold]))
             if few:
                 groups = [[pairs[i] for i in tasks[t]] for t in few]
                 for t, values in zip(few, self._few_suffixes(groups, batch_tokens), strict=True):
                     keep(tasks[t], values)
             for t in batch:
-                if len(tasks[t]) > 1 and t not in few:
+                if len(tasks[t]) > 1 and t not in few and not invariant:
                     chosen = [pairs[i] for i in tasks[t]]
                     keep(tasks[t], self._shared_prefix(chosen, longest_prompt(chosen)[:-1], batch_tokens))
 
         lengths = [_task_tokens([pairs[i] for i in task]) for task in tasks]
         self.last_stats["tokens"] = sum(lengths)
-        run_batches(lengths, batch_tokens, run, [len(task) for task in tasks], show, stop)
+        # Each part of a pass keeps to the budget; of more documents' queries, more have about the same length.
+        at_once = SHARED_PASSES * batch_tokens if any(len(task) > 1 for task in tasks) else batch_tokens
+        run_batches(lengths, at_once, run, [len(task) for task in tasks], show, stop)
         return scores
 
     def _pool_one(self, token_log_probs: torch.Tensor) -> float:

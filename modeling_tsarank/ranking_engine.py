@@ -16,6 +16,8 @@ from .ranking_errors import InputError, NonFiniteScoreError, ResourceError
 # Measured on two CPU cores: larger batches gain nothing and cost memory. An accelerator wants more work at a time.
 CPU_BATCH_TOKENS = 2048
 ACCELERATOR_BATCH_TOKENS = 32768
+# Rows whose numbers of read tokens differ by less count as reading the same.
+SAME_READ = 8
 # A bar is shown only when it would stay on screen for a while.
 _PROGRESS_FROM = 64
 
@@ -38,23 +40,29 @@ def check_batch_tokens(batch_tokens: int | None, device: torch.device) -> int:
     return batch_tokens
 
 
-def plan_batches(lengths: Sequence[int], batch_tokens: int, padded: bool = True) -> list[list[int]]:
+def plan_batches(
+    lengths: Sequence[int], batch_tokens: int, padded: bool = True, read: Sequence[int] | None = None
+) -> list[list[int]]:
     """Indexes grouped into batches whose rows × longest row is at most `batch_tokens` (or a single longer row).
 
     Rows are sorted by length, so hardly anything is padded; the longest come first, so a machine too small for the
     work says so at once and not at the end. With `padded=False` the budget bounds the sum of a batch's lengths.
+    Where a length counts more than the tokens that its row reads, `read` gives these: rows that read about as many
+    then come together, and by length only among them.
     """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    order = sorted(
+        range(len(lengths)), key=lambda i: (-(read[i] // SAME_READ) if read is not None else 0, -lengths[i], i)
+    )
     batches: list[list[int]] = []
-    total = 0
+    total = longest = 0
     for index in order:
-        # Descending order: the first row of a batch is its longest.
         total += lengths[index]
-        if batches and (total if not padded else (len(batches[-1]) + 1) * lengths[batches[-1][0]]) <= batch_tokens:
+        longest = max(longest, lengths[index])
+        if batches and (total if not padded else (len(batches[-1]) + 1) * longest) <= batch_tokens:
             batches[-1].append(index)
         else:
             batches.append([index])
-            total = lengths[index]
+            total = longest = lengths[index]
     return batches
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from .document_blocks import StateBlocks, Workspace, grouped_heads
+from .document_blocks import PlacedLayer, StateBlocks, Workspace, grouped_heads
 from .document_encoding import Groups, Layers, Shape, fill_groups, shapes_of, stack_layers
 from .document_states import common_length, kept_ids, model_identity, state_key
 from .modeling_ranker import accepts
@@ -130,7 +130,7 @@ class KeptStates(SharedPrefixes):
         for i, pair in enumerate(pairs):
             groups[kept_ids(pair.source, self.options)].append(i)
         kept, tasks = list(groups), list(groups.values())
-        identity, packed = model_identity(self), self._packs_queries()
+        identity, packed, invariant = model_identity(self), self._packs_queries(), self._is_invariant()
         results: list[torch.Tensor] = [torch.empty(0)] * len(pairs)
         read = 0
 
@@ -145,7 +145,7 @@ class KeptStates(SharedPrefixes):
                 for i in tasks[t]:
                     parts[0 if packed else seen[i]].append(i)
                 for members in parts.values():
-                    if len(members) == 1 or not any(seen[i] for i in members):
+                    if invariant or len(members) == 1 or not any(seen[i] for i in members):
                         single += [(i, t, seen[i]) for i in members]
                     else:
                         shared.append((members, t, [seen[i] for i in members]))
@@ -170,7 +170,10 @@ class KeptStates(SharedPrefixes):
         # What is read is few tokens a pair, and multiplying few rows is slow, so batches are to hold many; but the
         # states of their documents lie in memory together, which bounds them.
         weight = kept_weight(self._state_shapes(), self.dtype, batch_tokens, self.device)
-        lengths = [len(ids) // weight + len(pairs[task[0]].query) for ids, task in zip(kept, tasks, strict=True)]
+        lengths = [
+            (len(task) if invariant else 1) * (len(ids) // weight + len(pairs[task[0]].query))
+            for ids, task in zip(kept, tasks, strict=True)
+        ]
         try:
             run_batches(lengths, batch_tokens, run, [len(task) for task in tasks], show, stop)
         finally:
@@ -193,9 +196,10 @@ class KeptStates(SharedPrefixes):
         """
         caches: list[StateBlocks | None] = []
         absent: dict[tuple[int, ...], list[Groups]] = defaultdict(list)
+        shapes, placed = self._state_shapes(), self._is_invariant()
         for places, room in zip(wanted, rooms, strict=True):
             counts = [count for _, count in places]
-            blocks = StateBlocks(self._state_shapes(), counts, room, self.dtype) if any(counts) else None
+            blocks = StateBlocks(shapes, counts, room, self.dtype, bool(room) and placed) if any(counts) else None
             caches.append(blocks)
         workspace.reserve(sum(blocks.size for blocks in caches if blocks is not None), self.device)
         for places, blocks in zip(wanted, caches, strict=True):
@@ -249,14 +253,15 @@ class KeptStates(SharedPrefixes):
         batch_tokens: int,
     ) -> list[torch.Tensor]:
         """What `_split` gives for rows of (pair, index into `states`, how many tokens of those it sees)."""
-        lengths = [count // weight + len(suffix(pair, count)) for pair, _, count in rows]
+        reads = [len(suffix(pair, count)) for pair, _, count in rows]
+        lengths = [count // weight + read for (_, _, count), read in zip(rows, reads, strict=True)]
         found: list[torch.Tensor] = [torch.empty(0)] * len(rows)
         # Taken away for the time being, so that another thread makes one of its own.
         workspace = self.__dict__.pop("_workspace", None) or Workspace()
-        for part in plan_batches(lengths, batch_tokens):
+        for part in plan_batches(lengths, batch_tokens, read=reads):
             pairs, counts = [rows[i][0] for i in part], [rows[i][2] for i in part]
-            room = max(len(suffix(pair, count)) for pair, count in zip(pairs, counts, strict=True))
-            blocks = StateBlocks(self._state_shapes(), counts, room, self.dtype)
+            room = max(reads[i] for i in part)
+            blocks = StateBlocks(self._state_shapes(), counts, room, self.dtype, self._is_invariant())
             workspace.reserve(blocks.size, self.device)
             blocks.allocate(workspace)
             for row, i in enumerate(part):
@@ -275,14 +280,22 @@ class KeptStates(SharedPrefixes):
     def _rows_from_states(
         self: Any, pairs: Sequence[EncodedPair], cache: DynamicCache, counts: Sequence[int]
     ) -> list[torch.Tensor]:
-        """Each pair's query behind its own row of the cache, of whose states it sees the last `counts`."""
+        """Each pair's query behind its own row of the cache, which holds `counts` states (`StateBlocks`)."""
         ids, mask = pad_right(
             [suffix(pair, count) for pair, count in zip(pairs, counts, strict=True)], self.pad_id, self.device
         )
         seen = torch.tensor(counts, device=self.device)
-        longest = max(counts)
-        real = torch.arange(longest, device=self.device) >= longest - seen[:, None]
-        inputs: dict[str, Any] = {"attention_mask": torch.cat([real.to(mask.dtype), mask], dim=1)}
+        inputs: dict[str, Any] = {}
+        placed = [layer for layer in cache.layers if isinstance(layer, PlacedLayer)]
+        if placed:
+            ends = seen[:, None] + torch.arange(ids.shape[1], device=self.device)
+            hidden = torch.arange(placed[0].get_seq_length(), device=self.device) > ends[..., None]
+            scores = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
+            inputs["attention_mask"] = scores.masked_fill_(hidden, torch.finfo(self.dtype).min)[:, None]
+        else:
+            longest = max(counts)
+            real = torch.arange(longest, device=self.device) >= longest - seen[:, None]
+            inputs["attention_mask"] = torch.cat([real.to(mask.dtype), mask], dim=1)
         if accepts(self.backbone.forward, "position_ids"):
             inputs["position_ids"] = seen[:, None] + torch.arange(ids.shape[1], device=self.device)
         keep = mask.bool()

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from .document_blocks import GROUPED
+from .batch_invariance import takes
+from .document_blocks import GROUPED, make_invariant
 from .document_states import common_length
 from .last_block import last_block_at
 from .modeling_ranker import accepts
@@ -82,6 +83,8 @@ class SharedPrefixes:
         attention kernel applies.
         """
         inputs: dict[str, Any] = {"use_cache": False, **kwargs, "input_ids": input_ids}
+        if self._is_invariant():
+            make_invariant(self.backbone)
         with last_block_at(self.backbone, keep):
             if accepts(self.backbone.forward, "logits_to_keep"):
                 return self.backbone(**inputs, logits_to_keep=keep).logits
@@ -140,6 +143,13 @@ class SharedPrefixes:
             for i, values in zip(part, self._split(logits, chosen), strict=True):
                 results[i] = values
         return results
+
+    def _is_invariant(self: Any) -> bool:
+        """Whether scores are made independent of the batch to the last digit (`batch_invariance`).
+
+        Pairs then read their documents' states in rows of their own: in a packed row keys have moved.
+        """
+        return takes(torch.empty(0, dtype=self.dtype, device=self.device)) and self._packs_queries()
 
     def _packs_queries(self: Any) -> bool:
         """Whether one row may hold many queries: positions come from `position_ids`, the mask is taken as it is."""

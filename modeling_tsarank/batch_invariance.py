@@ -1,0 +1,141 @@
+"""bfloat16 scores on a CPU that do not depend on what else is in the batch.
+
+The order in which a sum is taken changes its last digits. In float32 that moves a score by 1e-6; in bfloat16 it flips
+roundings, every flip changes what follows, and thirty blocks later scores differ by several hundredths. So a row here
+is summed in one order, whatever the shape of the batch it stands in:
+
+- A library picks its kernel for a matrix product by the number of rows. `agreeing_rows` finds, by trying, numbers of
+  rows whose kernels agree, and `invariant_product` multiplies in such numbers, with zeros behind the last row.
+- The attention kernel sums whole tiles of 32 positions in one way and what is left over in another.
+  `grouped_attention` pads to whole tiles, and a key stands at its own position, be it just computed or kept
+  (`StateBlocks`).
+
+All other operations work on a row by itself.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+# Positions of a tile of the attention kernel.
+TILE = 32
+# Numbers of rows that are tried; the second for wide weights, as the output head's, which work on few rows.
+_TRIED = (32, *range(64, 2177, 64))
+_TRIED_WIDE = (32, 64, 128, 256, 384, 512, 768, 1024)
+_WIDE = 8192
+# What a product costs beside its rows, in rows: its weights are put in order anew.
+_PRODUCT_ROWS = 64
+_PRODUCT_ROWS_WIDE = 256
+# Of the trial's distinct rows; they repeat, so that each of them stands at many places within a tile.
+_DISTINCT = 23
+
+
+def takes(tensor: torch.Tensor) -> bool:
+    """Whether this module has something to do for a tensor: bfloat16 on a CPU, outside of training."""
+    return tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu" and not torch.is_grad_enabled()
+
+
+def whole_tiles(length: int) -> int:
+    """The next multiple of `TILE`."""
+    return -(-length // TILE) * TILE
+
+
+@functools.cache
+def agreeing_rows(inputs: int, outputs: int, threads: int) -> tuple[int, ...]:
+    """Numbers of rows, ascending, in which products with weights `(outputs, inputs)` give the same sums.
+
+    They are found by sums whose terms cancel: what is left is rounding alone, so that another order of summation
+    changes most results, not one in ten thousand. Of several agreeing sets, the one that wastes the fewest rows.
+
+    Parameters:
+        threads: torch's number of threads, by which kernels are chosen too.
+    """
+    tried = _TRIED_WIDE if outputs > _WIDE else _TRIED
+    generator = torch.Generator().manual_seed(0)
+    # Columns repeat for wide weights: random numbers would take longer than the products.
+    columns = min(outputs, 512)
+    half = torch.randn(_DISTINCT, inputs // 2, generator=generator)
+    weights = torch.randn(columns, inputs // 2, generator=generator)
+    place = torch.randperm(inputs // 2 * 2, generator=generator)
+    rows = torch.zeros(_DISTINCT, inputs)
+    rows[:, place] = torch.cat([half, half], 1)
+    weight = torch.zeros(columns, inputs)
+    weight[:, place] = torch.cat([weights, -weights], 1)
+    rows = rows.bfloat16().repeat(-(-max(tried) // _DISTINCT), 1)
+    weight = weight.bfloat16().repeat(-(-outputs // columns), 1)[:outputs].contiguous()
+    found: list[tuple[torch.Tensor, list[int]]] = []
+    for count in tried:
+        result = torch.mm(rows[:count], weight.t())
+        first = result[: min(count, _DISTINCT)]
+        if not all(torch.equal(part, first[: len(part)]) for part in result.split(_DISTINCT)):
+            continue  # the sums of a row depend on where it stands
+        for reference, counts in found:
+            if torch.equal(reference, first):
+                counts.append(count)
+                break
+        else:
+            found.append((first.clone(), [count]))
+    # A kernel that answers to the place of a row in every number of rows is none that anybody has seen.
+    sets = [tuple(counts) for _, counts in found] or [tried[-1:]]
+    return min(sets, key=lambda sizes: sum(_cost(_plan(count, sizes, outputs), outputs) for count in tried))
+
+
+def _cost(plan: Sequence[int], outputs: int) -> int:
+    return sum(plan) + (_PRODUCT_ROWS_WIDE if outputs > _WIDE else _PRODUCT_ROWS) * len(plan)
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(rows: int, sizes: tuple[int, ...], outputs: int) -> tuple[int, ...]:
+    """The products, each with one of these numbers of rows, that cover `rows` rows at the least cost."""
+    if rows <= 0:
+        return ()
+    if rows > 2 * sizes[-1]:
+        return (sizes[-1], *_plan(rows - sizes[-1], sizes, outputs))
+    # In steps of the smallest unit from below, so that no call goes deep.
+    best: list[tuple[int, ...]] = [()]
+    for part in range(1, -(-rows // TILE) + 1):
+        plans = ((size, *best[max(part - size // TILE, 0)]) for size in sizes)
+        best.append(min(plans, key=lambda plan: _cost(plan, outputs)))
+    return best[-1]
+
+
+def invariant_product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """`rows @ weight.T`, every row as if it were multiplied alone: `(rows, in)` and `(out, in)` give `(rows, out)`."""
+    count = len(rows)
+    sizes = agreeing_rows(weight.shape[1], weight.shape[0], torch.get_num_threads())
+    plan = sorted(_plan(count, sizes, len(weight)), reverse=True)
+    if plan == [count]:
+        return torch.mm(rows, weight.t())
+    result = rows.new_empty(sum(plan), len(weight))
+    start = 0
+    for size in plan:
+        part = rows[start : start + size]
+        if len(part) < size:
+            part = torch.cat([part, part.new_zeros(size - len(part), part.shape[1])])
+        torch.mm(part, weight.t(), out=result[start : start + size])
+        start += size
+    return result[:count]
+
+
+class RowInvariantLinear(torch.nn.Linear):
+    """A linear layer whose results on a row do not depend on the other rows, where `takes` says so."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not (takes(input) and self.weight.dtype == input.dtype and input.numel()):
+            return super().forward(input)
+        result = invariant_product(input.reshape(-1, input.shape[-1]), self.weight)
+        if self.bias is not None:
+            result += self.bias
+        return result.view(*input.shape[:-1], -1)
+
+
+def make_linears_invariant(backbone: Any) -> None:
+    """Turns the plain linear layers of a model into `RowInvariantLinear`; weights and names stay what they are."""
+    for module in backbone.modules():
+        if type(module) is torch.nn.Linear:
+            module.__class__ = RowInvariantLinear

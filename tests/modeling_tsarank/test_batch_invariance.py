@@ -174,27 +174,7 @@ def test_scores_do_not_depend_on_the_batch(zoo, pairs) -> None:
 
 @pytest.mark.slow
 def test_the_release_gives_the_same_scores_however_it_is_asked() -> None:
-    words = [
-        "a",
-        "flea",
-        "lives",
-        "for",
-        "two",
-        "to",
-        "three",
-        "months,",
-        "and",
-        "without",
-        "a",
-        "host",
-        "no",
-        "more",
-        "than",
-        "some",
-        "days",
-        "of",
-        "that",
-    ]
+    words = " ".join(QUERIES).split()
     documents = [" ".join(words[(n * k) % len(words)] for k in range(40 + 37 * n)) for n in range(1, 8)]
     found = every_way(load_ranker("default", dtype="bfloat16"), [*QUERIES, "how long does a flea live"], documents)
     for name, scores in found.items():

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 
-from modeling_tsarank.loading import cpu_has_bfloat16
+from modeling_tsarank.batch_invariance import cpu_has_bfloat16
 from modeling_tsarank.trainers.base_models import load_base_model
 from modeling_tsarank.trainers.lora_linear import fuse_lora
 

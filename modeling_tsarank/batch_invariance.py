@@ -24,20 +24,30 @@ import torch
 
 # Positions of a tile of the attention kernel.
 TILE = 32
-# Numbers of rows that are tried; the second for wide weights, as the output head's, which work on few rows.
-_TRIED = (32, *range(64, 2177, 64))
-_TRIED_WIDE = (32, 64, 128, 256, 384, 512, 768, 1024)
+# Numbers of rows that are tried; the second for wide weights, as the output head's, which work on few rows. All trials
+# of a model take about as long as one batch of 500 tokens.
+_TRIED = (32, 64, 128, 256, 384, 512, 768, 1024, 1280, 1536, 1792, 2048)
+_TRIED_WIDE = (32, 128, 256, 512)
 _WIDE = 8192
 # What a product costs beside its rows, in rows: its weights are put in order anew.
-_PRODUCT_ROWS = 64
+_PRODUCT_ROWS = 128
 _PRODUCT_ROWS_WIDE = 256
 # Of the trial's distinct rows; they repeat, so that each of them stands at many places within a tile.
 _DISTINCT = 23
 
 
+@functools.cache
+def cpu_has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware; without that, bfloat16 is several times slower."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
+    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+
+
 def takes(tensor: torch.Tensor) -> bool:
-    """Whether this module has something to do for a tensor: bfloat16 on a CPU, outside of training."""
-    return tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu" and not torch.is_grad_enabled()
+    """Whether this module has something to do for a tensor: bfloat16 on a CPU that has it, outside of training."""
+    if tensor.dtype != torch.bfloat16 or tensor.device.type != "cpu" or torch.is_grad_enabled():
+        return False
+    return cpu_has_bfloat16()
 
 
 def whole_tiles(length: int) -> int:
@@ -50,7 +60,7 @@ def agreeing_rows(inputs: int, outputs: int, threads: int) -> tuple[int, ...]:
     """Numbers of rows, ascending, in which products with weights `(outputs, inputs)` give the same sums.
 
     They are found by sums whose terms cancel: what is left is rounding alone, so that another order of summation
-    changes most results, not one in ten thousand. Of several agreeing sets, the one that wastes the fewest rows.
+    changes most results, not one in ten thousand. Of several agreeing sets, the one that wastes the least.
 
     Parameters:
         threads: torch's number of threads, by which kernels are chosen too.
@@ -82,7 +92,8 @@ def agreeing_rows(inputs: int, outputs: int, threads: int) -> tuple[int, ...]:
             found.append((first.clone(), [count]))
     # A kernel that answers to the place of a row in every number of rows is none that anybody has seen.
     sets = [tuple(counts) for _, counts in found] or [tried[-1:]]
-    return min(sets, key=lambda sizes: sum(_cost(_plan(count, sizes, outputs), outputs) for count in tried))
+    # Most of the time goes into large batches.
+    return min(sets, key=lambda sizes: sum(count * _cost(_plan(count, sizes, outputs), outputs) for count in tried))
 
 
 def _cost(plan: Sequence[int], outputs: int) -> int:

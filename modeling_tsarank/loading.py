@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
+from .batch_invariance import cpu_has_bfloat16
 from .embedded_models import embedded_ranker, embedded_source, load_without_room
 from .int8_weights import use_int8_weights
 from .modeling_ranker import RankerModel
@@ -34,12 +35,6 @@ DTYPES = {
 }
 # Not a torch dtype that a model is loaded in, but a way of ranking: see `int8_weights`.
 INT8 = "int8"
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 in hardware; without that, bfloat16 is several times slower."""
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
-    return any(getattr(torch.cpu, name)() for name in checks if hasattr(torch.cpu, name))
 
 
 def resolve_device(device: Any = None) -> torch.device:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from trl import SFTConfig
 
-from modeling_tsarank.loading import cpu_has_bfloat16
+from modeling_tsarank.batch_invariance import cpu_has_bfloat16
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import PROMPT_STYLES, QueryLikelihoodOptions
 from modeling_tsarank.trainers.trainable import TRAINABLE_PARTS

@@ -15,7 +15,8 @@ from huggingface_hub import hf_hub_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_tsarank import InputError, ModelError, TSARankModel, TwolarModel, load_ranker
-from modeling_tsarank.loading import cpu_has_bfloat16, resolve_device, resolve_dtype
+from modeling_tsarank.batch_invariance import cpu_has_bfloat16
+from modeling_tsarank.loading import resolve_device, resolve_dtype
 from modeling_tsarank.ranking_checkpoints import KNOWN_CHECKPOINTS, known_checkpoint
 from modeling_tsarank.ranking_options import LogitOptions, QueryLikelihoodOptions
 

@@ -28,8 +28,9 @@ again, so an interrupted command goes on where it stopped. What the store will t
 _EPILOG = """\
 formats:
   int8 (default) keeps a state in one byte, with scales: about 11.9 KB a token for the embedded default model; float16
-  and bfloat16 take two bytes; float32 takes four, and scores are then as without a store but for rounding. A store
-  keeps one format; other models' states may lie in the same folder and are never mixed up.
+  and bfloat16 take two bytes; float32 takes four. In the model's own dtype nothing is lost: scores are as without a
+  store, in float32 but for rounding, in bfloat16 on a CPU to the last bit. A store keeps one format; other models'
+  states may lie in the same folder and are never mixed up.
 
 examples:
   tsarank index --documents corpus.jsonl --store corpus-states

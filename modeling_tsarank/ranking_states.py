@@ -206,9 +206,15 @@ class KeptStates(SharedPrefixes):
             if blocks is None:
                 continue
             blocks.allocate(workspace)
+            filled: dict[tuple[tuple[int, ...], int], Groups] = {}
             for row, (ids, count) in enumerate(places):
                 target = blocks.targets(row)
-                if count and not self.document_store.fill(state_key(identity, ids), target):
+                if (ids, count) in filled:
+                    # Another query for the same document: copying is cheaper than checking and decoding again.
+                    fill_groups(filled[ids, count], target)
+                elif count and self.document_store.fill(state_key(identity, ids), target):
+                    filled[ids, count] = target
+                elif count:
                     absent[ids].append(target)
         lacking = list(absent)
         for part in plan_batches([len(ids) for ids in lacking], batch_tokens):

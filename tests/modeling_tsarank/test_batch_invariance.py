@@ -178,6 +178,20 @@ def test_scores_do_not_depend_on_the_batch(zoo, pairs) -> None:
 
 
 @in_hardware
+def test_a_kept_document_is_decoded_once_for_its_queries(zoo, pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = TSARankModel.from_backbone(str(zoo.folders["llama"]), dtype=torch.bfloat16)
+    documents = [*dict.fromkeys(document for _, document in pairs)]
+    asked = [(query, document) for document in documents for query in QUERIES]
+    cold = model.predict(asked)
+    store = MemoryStore(dtype="bfloat16")
+    model.index(documents, store)
+    fill, keys = store.fill, []
+    monkeypatch.setattr(store, "fill", lambda key, target: keys.append(key) or fill(key, target))
+    np.testing.assert_allclose(model.predict(asked), cold, atol=1e-3, rtol=0)
+    assert len(keys) == len(set(keys)) == len(documents)
+
+
+@in_hardware
 @pytest.mark.slow
 def test_the_release_gives_the_same_scores_however_it_is_asked() -> None:
     words = " ".join(QUERIES).split()

@@ -24,8 +24,8 @@ import torch
 
 # Positions of a tile of the attention kernel.
 TILE = 32
-# Numbers of rows that are tried; the second for wide weights, as the output head's, which work on few rows. All trials
-# of a model take about as long as one batch of 500 tokens.
+# Numbers of rows that are tried; the second for wide weights, as the output head's, which work on few rows. For the
+# embedded default all trials are as many multiplications as reading 500 tokens.
 _TRIED = (32, 64, 128, 256, 384, 512, 768, 1024, 1280, 1536, 1792, 2048)
 _TRIED_WIDE = (32, 128, 256, 512)
 _WIDE = 8192

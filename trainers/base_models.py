@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from modeling_tsarank.modeling_ranker import RankerModel
 from modeling_tsarank.ranking_checkpoints import first_line, known_checkpoint, load_backbone
 from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.ranking_options import CONFIG_KEY
+
+
+logger = logging.getLogger(__name__)
 
 
 def _causal(config: Any) -> Any:
@@ -76,26 +80,29 @@ def load_base_ranker(
     Args:
         name_or_path: a ranking checkpoint or a plain model: Hub id, folder, GGUF file, or `default`.
         family: "query_likelihood" or "true_false_logits"; by default what the checkpoint says, else
-            `default_family`.
+            `default_family`. Where the checkpoint is a ranker of the other family, its weights are what training
+            starts from, with this family's own ranking options.
         ranking_options: choices to change, such as `{"prompt_style": "separate"}`.
         dtype, revision, trust_remote_code, options: as in `load_base_model`.
 
     Raises:
         InputError: an unknown family or option.
-        ModelError: there is no such model, or it is of another family.
+        ModelError: there is no such model, or the family cannot be made of it.
     """
     if family is not None and family not in FAMILIES:
         raise InputError(f"unknown family {family!r}; expected one of {', '.join(FAMILIES)}")
     source = model_source(name_or_path)
-    chosen = family or _saved_family(source, revision, trust_remote_code) or default_family
-    return FAMILIES[chosen].from_backbone(
-        source,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        backbone_options=options,
-        **(ranking_options or {}),
-    )
+    saved = _saved_family(source, revision, trust_remote_code)
+    made = FAMILIES[family or saved or default_family]
+    origin = {"dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code}
+    changes = ranking_options or {}
+    if family is None or saved in (None, family):
+        return made.from_backbone(source, **origin, backbone_options=options, **changes)
+    logger.info("%s was trained as %s; training goes on from its weights as %s", source, saved, family)
+    backbone, tokenizer = load_backbone(source, made.backbone_class, **origin, **options)
+    if hasattr(backbone.config, CONFIG_KEY):
+        delattr(backbone.config, CONFIG_KEY)
+    return made.from_backbone(backbone, tokenizer=tokenizer, **changes)
 
 
 def _saved_family(source: str, revision: str | None, trust_remote_code: bool) -> str | None:

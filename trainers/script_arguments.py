@@ -67,7 +67,8 @@ class RankerArguments(BaseModelArguments):
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run the backbone's own code from the Hub.
         family (`str`, *optional*):
-            `query_likelihood` or `true_false_logits`, for a plain model; a ranking checkpoint says it itself.
+            `query_likelihood` or `true_false_logits`. A ranking checkpoint says it itself; naming the other one starts
+            that from its weights.
         ranking_options (`dict` or `str`, *optional*):
             Choices of the ranking model to change, such as `{"prompt_style": "separate"}`.
     """
@@ -78,8 +79,8 @@ class RankerArguments(BaseModelArguments):
     family: str | None = field(
         default=None,
         metadata={
-            "help": "What a plain model becomes; a ranking checkpoint says it itself. Fine-tuning makes "
-            "query_likelihood, distillation true_false_logits.",
+            "help": "What a plain model becomes: fine-tuning makes query_likelihood, distillation true_false_logits. "
+            "A ranking checkpoint says it itself; naming the other one starts that from its weights.",
             "choices": ["query_likelihood", "true_false_logits"],
         },
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -17,7 +18,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from modeling_tsarank.loading import load_ranker
+from modeling_tsarank.modeling_twolar import TwolarModel
 from modeling_tsarank.ranking_errors import InputError, ResourceError
+from modeling_tsarank.ranking_options import LogitOptions
 from modeling_tsarank.trainers import cpt, distill, sft
 from modeling_tsarank.trainers.base_models import load_base_ranker
 from modeling_tsarank.trainers.cpt_config import CPTConfig
@@ -286,6 +290,29 @@ def test_distillation_keeps_the_family_of_a_ranking_checkpoint(
         if family == "query_likelihood":
             assert saved["prompt_style"] == "separate"
         assert load_base_ranker(output, default_family="none").options.family == family
+
+
+def test_another_family_starts_from_the_weights_of_a_ranking_checkpoint(
+    files: Path, make_ranker: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ranker = make_ranker("tsarank")
+    ranker.save_pretrained(tmp_path / "ranker")
+    template = "Document: {document} Query: {query} Relevant:"
+    with caplog.at_level(logging.INFO):
+        start = load_base_ranker(
+            tmp_path / "ranker",
+            family="true_false_logits",
+            default_family="query_likelihood",
+            ranking_options={"template": template},
+        )
+    assert "was trained as query_likelihood" in caplog.text
+    assert start.options == LogitOptions(template=template)
+    weights = ranker.backbone.state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in start.backbone.state_dict().items())
+    options = ["--family", "true_false_logits", "--max_steps", "1", "--save_strategy", "no"]
+    files_of_it = ["--train_data", str(files / "distill.jsonl"), "--model_name_or_path", str(tmp_path / "ranker")]
+    distill.main([*SMALL, *CONTEXT, *options, *files_of_it, "--output_dir", str(tmp_path / "run")])
+    assert isinstance(load_ranker(tmp_path / "run"), TwolarModel)
 
 
 # ---- processes -------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ import yaml
 
 from modeling_tsarank.eval.commands import register
 from modeling_tsarank.ranking_errors import InputError, ModelError
-from modeling_tsarank.ranking_options import QueryLikelihoodOptions
+from modeling_tsarank.ranking_options import LogitOptions, QueryLikelihoodOptions
+from modeling_tsarank.trainers.distill_config import RankingDistillConfig
 from modeling_tsarank.trainers.sft_config import RankingSFTConfig
 
 
@@ -152,19 +153,21 @@ def test_a_wrong_grid_is_one_line(search: Any, grid: Path, release: Path, tmp_pa
         search.search(grid, release, tmp_path / "runs", search.Settings(only=("other",)))
 
 
-@pytest.mark.parametrize("name", ["search", "ablations"])
+@pytest.mark.parametrize("name", ["search", "search_distill", "ablations"])
 def test_the_shipped_grids_hold_together(search_script: Any, name: str, tmp_path: Path) -> None:
     """Their options are ones that training and evaluation take, with the model's other limits as they are."""
     content = search_script.read_grid(GRIDS / f"{name}.yaml", tmp_path)
     options = [*content["options"], *(option for run in content["runs"].values() for option in run)]
-    known = {field.name for field in dataclasses.fields(RankingSFTConfig)}
+    trained = {"sft": RankingSFTConfig, "distill": RankingDistillConfig}[content["kind"]]
+    known = {field.name for field in dataclasses.fields(trained)}
     assert set(options) - known <= {"model_name_or_path", "train_data"}
     parser = argparse.ArgumentParser()
     register(parser.add_subparsers())
     words = search_script.arguments_of(content["evaluate"], dashes=True)
     args = parser.parse_args(["evaluate", "--dataset", "d", "--output", "o", *words])
     limits = {limit: getattr(args, limit) for limit in ("max_length", "max_query_length")}
-    QueryLikelihoodOptions().override(**{limit: value for limit, value in limits.items() if value is not None})
+    family = {"sft": QueryLikelihoodOptions, "distill": LogitOptions}[content["kind"]]
+    family().override(**{limit: value for limit, value in limits.items() if value is not None})
 
 
 def test_a_failing_command_stops_the_search(search_script: Any) -> None:

@@ -11,6 +11,9 @@ is summed in one order, whatever the shape of the batch it stands in:
   (`StateBlocks`).
 
 All other operations work on a row by itself.
+
+Which kernels there are, and which of them agree, depends on the processor and on torch's number of threads: scores are
+equal to the last bit on one machine with one number of threads.
 """
 
 from __future__ import annotations
@@ -106,8 +109,9 @@ def _plan(rows: int, sizes: tuple[int, ...], outputs: int) -> tuple[int, ...]:
     if rows <= 0:
         return ()
     if rows > 2 * sizes[-1]:
-        return (sizes[-1], *_plan(rows - sizes[-1], sizes, outputs))
-    # In steps of the smallest unit from below, so that no call goes deep.
+        largest = rows // sizes[-1] - 1
+        return (sizes[-1],) * largest + _plan(rows - largest * sizes[-1], sizes, outputs)
+    # In steps of the smallest unit, from below.
     best: list[tuple[int, ...]] = [()]
     for part in range(1, -(-rows // TILE) + 1):
         plans = ((size, *best[max(part - size // TILE, 0)]) for size in sizes)
@@ -137,7 +141,9 @@ class RowInvariantLinear(torch.nn.Linear):
     """A linear layer whose results on a row do not depend on the other rows, where `takes` says so."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if not (takes(input) and self.weight.dtype == input.dtype and input.numel()):
+        # A quantized weight is a tensor of another class, with products of its own.
+        plain = type(self.weight) is torch.nn.Parameter and self.weight.dtype == input.dtype
+        if not (plain and takes(input) and input.numel()):
             return super().forward(input)
         result = invariant_product(input.reshape(-1, input.shape[-1]), self.weight)
         if self.bias is not None:

@@ -8,6 +8,7 @@ one head of keys and values without repeating that, and bfloat16 attend in whole
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +23,8 @@ from .batch_invariance import make_linears_invariant, takes, whole_tiles
 from .document_encoding import Groups, Shape
 
 
-GROUPED = "sdpa_grouped"
+# transformers knows attention by a name, for all models of a process. A saved folder may bring other code than this.
+GROUPED = f"sdpa_grouped_{zlib.crc32(__name__.encode()):08x}"
 
 
 def grouped_attention(
@@ -37,43 +39,57 @@ def grouped_attention(
 ) -> tuple[torch.Tensor, None]:
     """`sdpa` for masked grouped-query attention: query heads that share keys and values become rows of one head.
 
-    bfloat16 on a CPU is padded to whole tiles, so that a position's result does not depend on the lengths.
+    bfloat16 on a CPU is padded to whole tiles of positions and dimensions, so that a position's result does not depend
+    on the lengths.
 
     Parameters:
         query: `(batch, heads, read, dimension)`.
         key, value: `(batch, groups, seen + read, dimension)`, `heads` being a multiple of `groups`.
         attention_mask: `(batch, 1, read, seen + read)`, true or 0 where a token sees another. Without one, and with
-            whatever else an architecture asks for, this is plain `sdpa`.
+            whatever else an architecture asks for, and in training, this is plain `sdpa`. It is not changed later.
 
     Returns:
         `(batch, read, heads, dimension)`, and no weights.
     """
-    batch, heads, read, _ = query.shape
-    groups = key.shape[1]
+    batch, heads, read, size = query.shape
+    groups, width = key.shape[1], value.shape[3]
     special = dropout or kwargs.get("position_bias") is not None or kwargs.get("softcap") is not None
+    special = special or kwargs.get("is_causal") is False or not getattr(module, "is_causal", True)
+    special = special or query.requires_grad or key.requires_grad
     tiled = takes(query) and not special
-    if tiled and attention_mask is None and 1 < read == key.shape[2]:
-        padding = (0, 0, 0, whole_tiles(read) - read)
-        query, key, value = (torch.nn.functional.pad(part, padding) for part in (query, key, value))
-        output = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scaling, enable_gqa=heads != groups
-        )
-        return output[:, :, :read].transpose(1, 2).contiguous(), None
-    if special or (heads == groups and not tiled) or attention_mask is None or attention_mask.shape[1] != 1:
+    alone = tiled and attention_mask is None and 1 < read == key.shape[2]
+    grouped = (tiled or heads != groups) and attention_mask is not None and attention_mask.shape[1] == 1
+    if special or not (alone or grouped):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    rows = heads // groups * read
-    query = query.reshape(batch, groups, rows, -1)
-    mask = _grouped_mask(attention_mask, heads // groups, tiled)
+    mask: torch.Tensor | None = None
+    rows = read
+    if attention_mask is not None:
+        rows = heads // groups * read
+        query = query.reshape(batch, groups, rows, size)
+        mask = _grouped_mask(attention_mask, heads // groups, tiled)
     if tiled:
-        more, behind = mask.shape[2] - rows, mask.shape[3] - key.shape[2]
-        query, key, value = (
-            torch.nn.functional.pad(part, (0, 0, 0, n)) if n else part
-            for part, n in ((query, more), (key, behind), (value, behind))
-        )
-    output = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
-    return output[:, :, :rows].reshape(batch, heads, read, -1).transpose(1, 2).contiguous(), None
+        scaling = size**-0.5 if scaling is None else scaling
+        wide = whole_tiles(max(size, width))
+        behind = (whole_tiles(key.shape[2]) if mask is None else mask.shape[3]) - key.shape[2]
+        query = _padded(query, whole_tiles(rows) - rows, wide - size)
+        key, value = _padded(key, behind, wide - size), _padded(value, behind, wide - width)
+    output = torch.nn.functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=query.shape[1] != groups,
+    )
+    return output[:, :, :rows, :width].reshape(batch, heads, read, width).transpose(1, 2).contiguous(), None
+
+
+def _padded(part: torch.Tensor, positions: int, dimensions: int) -> torch.Tensor:
+    """Zeros behind the last positions and dimensions, which are the tensor's last two."""
+    return torch.nn.functional.pad(part, (0, dimensions, 0, positions)) if positions or dimensions else part
 
 
 def _grouped_mask(mask: torch.Tensor, share: int, tiled: bool) -> torch.Tensor:
@@ -122,8 +138,8 @@ def grouped_heads(backbone: Any) -> Iterator[None]:
 def make_invariant(backbone: Any) -> None:
     """Lets a bfloat16 model on a CPU read every row as if it were alone (`batch_invariance`), from now on.
 
-    Its linear layers stay what they are for other dtypes, for other devices and in training, and so does its
-    attention, which is not switched back: another thread may be in the middle of a pass.
+    Its linear layers stay what they are for other dtypes, for other devices and in training. Its attention becomes
+    `grouped_attention` and is not switched back: another thread may be in the middle of a pass.
     """
     make_linears_invariant(backbone)
     config = backbone.config.get_text_config()

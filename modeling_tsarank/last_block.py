@@ -36,6 +36,7 @@ class _Wanted(threading.local):
 
 
 _wanted = _Wanted()
+_hooking = threading.Lock()
 
 
 def _pick(_module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -62,10 +63,12 @@ def _make_ready(backbone: Any) -> bool:
     if getattr(backbone.config, "model_type", None) not in ARCHITECTURES:
         return False
     block = backbone.model.layers[-1]
-    for part in map(block.get_submodule, PARTS):
-        if _pick not in part._forward_pre_hooks.values():
-            part.register_forward_pre_hook(_pick)
-            part.register_forward_hook(_put_back)
+    # Together: a thread that finds one of a part's hooks must find the other.
+    with _hooking:
+        for part in map(block.get_submodule, PARTS):
+            if _pick not in part._forward_pre_hooks.values():
+                part.register_forward_pre_hook(_pick)
+                part.register_forward_hook(_put_back)
     return True
 
 

@@ -100,6 +100,10 @@ class RankerModel(PreTrainedModel):
         self.last_stats: dict[str, int] = {}
         self.post_init()
 
+    def get_correct_experts_implementation(self, requested_experts: str | None) -> Any:
+        """What was asked for: experts are in the backbone, which checks it; transformers looks for them here."""
+        return requested_experts
+
     # ---- loading ---------------------------------------------------------------------------------
 
     @classmethod

@@ -157,12 +157,14 @@ def gathered_log_probs(logits: torch.Tensor, targets: torch.Tensor, chunk: int |
 
     Chunked, so that no float32 copy of all positions × vocabulary is ever made; the normaliser is summed in float32
     whatever the dtype of the logits. On a CPU a chunk of 16 rows stays in the cache between the passes over it;
-    an accelerator wants few and large ones.
+    an accelerator wants few and large ones. A row's result does not depend on the others.
     """
     chunk = chunk or (16 if logits.device.type == "cpu" else 2048)
     parts = []
     for start in range(0, len(targets), chunk):
         rows = logits[start : start + chunk].float()
         picked = rows.gather(-1, targets[start : start + chunk, None]).squeeze(-1)
-        parts.append(picked - rows.logsumexp(-1))
+        # The sum of a single row is split between a CPU's threads, that of one among several is not.
+        whole = torch.cat([rows, rows]) if len(rows) == 1 and rows.device.type == "cpu" else rows
+        parts.append(picked - whole.logsumexp(-1)[: len(rows)])
     return torch.cat(parts) if parts else logits.new_zeros(0, dtype=torch.float32)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from .document_blocks import PlacedLayer, StateBlocks, Workspace, grouped_heads
+from .document_blocks import PlacedLayer, StateBlocks, Workspace, grouped_heads, make_invariant
 from .document_encoding import Groups, Layers, Shape, fill_groups, shapes_of, stack_layers
 from .document_states import common_length, kept_ids, model_identity, state_key
 from .modeling_ranker import accepts
@@ -133,47 +133,57 @@ class KeptStates(SharedPrefixes):
         identity, packed, invariant = model_identity(self), self._packs_queries(), self._is_invariant()
         results: list[torch.Tensor] = [torch.empty(0)] * len(pairs)
         read = 0
+        # What is read is few tokens a pair, and multiplying few rows is slow, so batches are to hold many; but the
+        # states of their documents lie in memory together, which bounds them.
+        weight = kept_weight(self._state_shapes(), self.dtype, batch_tokens, self.device)
+        counts = [0] * len(pairs)
+        for ids, task in groups.items():
+            for i in task:
+                counts[i] = common_length(ids, pairs[i].prompt)
+        costs = [count // weight + len(suffix(pair, count)) for pair, count in zip(pairs, counts, strict=True)]
 
-        def run(batch: Sequence[int]) -> None:
+        def run_part(single: Sequence[tuple[int, int]], shared: Sequence[tuple[list[int], int]]) -> None:
             nonlocal read
-            single: list[tuple[int, int, int]] = []  # pair, document, how many of its tokens are seen
-            shared: list[tuple[list[int], int, list[int]]] = []  # the same of many pairs of one document
-            for t in batch:
-                seen = {i: common_length(kept[t], pairs[i].prompt) for i in tasks[t]}
-                read += sum(len(suffix(pairs[i], seen[i])) for i in tasks[t])
-                parts: dict[int, list[int]] = defaultdict(list)
-                for i in tasks[t]:
-                    parts[0 if packed else seen[i]].append(i)
-                for members in parts.values():
-                    if invariant or len(members) == 1 or not any(seen[i] for i in members):
-                        single += [(i, t, seen[i]) for i in members]
-                    else:
-                        shared.append((members, t, [seen[i] for i in members]))
-            wanted = [[(kept[t], count) for _, t, count in single]]
-            wanted += [[(kept[t], max(counts))] for _, t, counts in shared]
-            rooms = [max((len(suffix(pairs[i], count)) for i, _, count in single), default=0), *(0 for _ in shared)]
+            chosen = [i for i, _ in single]
+            read += sum(len(suffix(pairs[i], counts[i])) for i in chosen)
+            read += sum(len(suffix(pairs[i], counts[i])) for members, _ in shared for i in members)
+            wanted = [[(kept[t], counts[i]) for i, t in single]]
+            wanted += [[(kept[t], max(counts[i] for i in members))] for members, t in shared]
+            rooms = [max((len(suffix(pairs[i], counts[i])) for i in chosen), default=0), *(0 for _ in shared)]
             # Taken away for the time being, so that another thread makes one of its own.
             workspace = self.__dict__.pop("_workspace", None) or Workspace()
             caches, new = self._caches_of(wanted, rooms, identity, batch_tokens, workspace)
             read += new
-            if single:
-                chosen = [pairs[i] for i, _, _ in single]
-                values = self._rows_from_states(chosen, caches[0], [count for _, _, count in single])
-                for (i, _, _), found in zip(single, values, strict=True):
+            if chosen:
+                values = self._rows_from_states([pairs[i] for i in chosen], caches[0], [counts[i] for i in chosen])
+                for i, found in zip(chosen, values, strict=True):
                     results[i] = found
-            for (members, _, counts), cache in zip(shared, caches[1:], strict=True):
-                values = self._shared_states([pairs[i] for i in members], cache, counts, batch_tokens)
+            for (members, _), cache in zip(shared, caches[1:], strict=True):
+                seen = [counts[i] for i in members]
+                values = self._shared_states([pairs[i] for i in members], cache, seen, batch_tokens)
                 for i, found in zip(members, values, strict=True):
                     results[i] = found
             self.__dict__["_workspace"] = workspace
 
-        # What is read is few tokens a pair, and multiplying few rows is slow, so batches are to hold many; but the
-        # states of their documents lie in memory together, which bounds them.
-        weight = kept_weight(self._state_shapes(), self.dtype, batch_tokens, self.device)
-        lengths = [
-            (len(task) if invariant else 1) * (len(ids) // weight + len(pairs[task[0]].query))
-            for ids, task in zip(kept, tasks, strict=True)
-        ]
+        def run(batch: Sequence[int]) -> None:
+            single: list[tuple[int, int]] = []  # pair, document
+            shared: list[tuple[list[int], int]] = []  # the same of many pairs of one document
+            for t in batch:
+                parts: dict[int, list[int]] = defaultdict(list)
+                for i in tasks[t]:
+                    parts[0 if packed else counts[i]].append(i)
+                for members in parts.values():
+                    if invariant or len(members) == 1 or not any(counts[i] for i in members):
+                        single += [(i, t) for i in members]
+                    else:
+                        shared.append((members, t))
+            # Each row has its own copy of its document's states: one document's queries may be too many for a batch.
+            rows = plan_batches([costs[i] for i, _ in single], batch_tokens)
+            run_part([single[k] for k in rows[0]] if rows else [], shared)
+            for part in rows[1:]:
+                run_part([single[k] for k in part], [])
+
+        lengths = [sum(costs[i] for i in task) if invariant else max(costs[i] for i in task) for task in tasks]
         try:
             run_batches(lengths, batch_tokens, run, [len(task) for task in tasks], show, stop)
         finally:
@@ -240,14 +250,18 @@ class KeptStates(SharedPrefixes):
         results: list[list[torch.Tensor]] = [[] for _ in groups]
         # The states that are copied lie in memory beside their copies, so they get a quarter of what those may take.
         for part in plan_batches([len(read) for read in reads], max(batch_tokens * weight // 4, 1)):
-            states = [stack_layers(layers) for layers in self._document_states([reads[g] for g in part])]
+            states: list[Groups] = [[] for _ in part]
+            for few in plan_batches([len(reads[g]) for g in part], batch_tokens):
+                found = self._document_states([reads[part[k]] for k in few])
+                for k, layers in zip(few, found, strict=True):
+                    states[k] = stack_layers(layers)
             rows = [
                 (pair, place, common_length(reads[g], pair.prompt))
                 for place, g in enumerate(part)
                 for pair in groups[g]
             ]
-            found = self._rows_behind(rows, states, weight, batch_tokens)
-            for (_, place, _), values in zip(rows, found, strict=True):
+            behind = self._rows_behind(rows, states, weight, batch_tokens)
+            for (_, place, _), values in zip(rows, behind, strict=True):
                 results[part[place]].append(values)
         return results
 
@@ -307,6 +321,8 @@ class KeptStates(SharedPrefixes):
         keep = mask.bool()
         for row, (pair, count) in enumerate(zip(pairs, counts, strict=True)):
             keep[row, : len(pair.prompt) - 1 - count] = False
+        if self._is_invariant():
+            make_invariant(self.backbone)  # for good, before attention is switched for the time being
         with grouped_heads(self.backbone):
             logits = self._logits_at(ids, keep, past_key_values=cache, use_cache=True, **inputs)
         return self._split(logits, pairs)

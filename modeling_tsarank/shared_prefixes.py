@@ -26,6 +26,8 @@ from .ranking_text import EncodedPair
 PACKED_TOKENS = 384
 # A prefix is shared where that spares at least this part of the tokens; less would not pay for the smaller batches.
 SPARED_SHARE = 0.25
+# How configurations call the number of experts.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 def suffix(pair: EncodedPair, seen: int) -> tuple[int, ...]:
@@ -147,9 +149,16 @@ class SharedPrefixes:
     def _is_invariant(self: Any) -> bool:
         """Whether scores are made independent of the batch to the last digit (`batch_invariance`).
 
-        Pairs then read their documents' states in rows of their own: in a packed row keys have moved.
+        Pairs then read their documents' states in rows of their own: in a packed row keys have moved. Experts get the
+        rows that are sent to them, however many these are.
         """
-        return takes(torch.empty(0, dtype=self.dtype, device=self.device)) and self._packs_queries()
+        config = self.config.get_text_config()
+        return (
+            takes(torch.empty(0, dtype=self.dtype, device=self.device))
+            and self._packs_queries()
+            and self.backbone.config._attn_implementation != "eager"
+            and not any(getattr(config, name, None) for name in _EXPERTS)
+        )
 
     def _packs_queries(self: Any) -> bool:
         """Whether one row may hold many queries: positions come from `position_ids`, the mask is taken as it is."""

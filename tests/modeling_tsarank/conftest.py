@@ -23,6 +23,7 @@ from transformers import (
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
+    MixtralConfig,
     OPTConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -111,10 +112,11 @@ def _configs(vocabulary: int) -> dict[str, Any]:
         "gpt2": GPT2Config(**common, n_embd=32, n_layer=2, n_head=4, n_positions=512),
         "gemma": GemmaConfig(**common, **grouped, head_dim=8),
         "gemma2": Gemma2Config(**common, **grouped, head_dim=8, final_logit_softcapping=5.0, sliding_window=16),
+        "mixtral": MixtralConfig(**common, **grouped, num_local_experts=4, num_experts_per_tok=2),
     }
 
 
-ARCHITECTURES = ["llama", "qwen2", "qwen3", "bloom", "gpt_neox", "opt", "gpt2", "gemma", "gemma2"]
+ARCHITECTURES = ["llama", "qwen2", "qwen3", "bloom", "gpt_neox", "opt", "gpt2", "gemma", "gemma2", "mixtral"]
 # What the family's real tokenizers do by themselves.
 WITH_BOS = {"llama", "gemma", "gemma2", "opt"}
 
@@ -131,7 +133,7 @@ class Zoo:
 
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
-    """Plain models saved as ordinary folders: nine decoder-only architectures and a T5."""
+    """Plain models saved as ordinary folders: ten decoder-only architectures and a T5."""
     root = tmp_path_factory.mktemp("zoo")
     tokenizers = {bos: byte_level_tokenizer(bos) for bos in (False, True)}
     folders = {}

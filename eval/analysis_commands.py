@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,10 +130,10 @@ def run_perplexity(args: argparse.Namespace) -> int:
     run = None if args.negatives == "random" else retrieve(collection, args.negatives, depth=30)
     positive, negative = sample_query_pairs(collection, args.pairs, args.seed, run)
     summaries = {}
-    for model in models:
+    for name, model in models.items():
         scorer = scorer_source(model, args).get()
         gap = measure_perplexity(scorer, positive, negative, args.batch_tokens, show=True)
-        summaries[display_name(model)] = gap.summary()
+        summaries[name] = gap.summary()
     header = ["Model", "Average", "PPL positive", "PPL negative", "Difference"]
     rows = [
         [name, way, *(f"{value:.2f}" for value in values)]
@@ -161,11 +162,9 @@ def run_generated(args: argparse.Namespace) -> int:
     samples = sample_relevant(collection, args.documents, args.seed)
     documents = [document for _, document in samples]
     written: dict[str, list[str]] = {}
-    for model in models:
+    for name, model in models.items():
         ranker = scorer_source(model, args).get()
-        written[display_name(model)] = generate_queries(
-            ranker, documents, args.max_new_tokens, args.batch_size, show=True
-        )
+        written[name] = generate_queries(ranker, documents, args.max_new_tokens, args.batch_size, show=True)
     written["Ground truth"] = [query for query, _ in samples]
     shares = {name: word_shares(queries, documents) for name, queries in written.items()}
     header = ["Queries of", "Document words %", "Stop words %", "Words a query"]
@@ -238,13 +237,25 @@ def _stages(args: argparse.Namespace) -> tuple[list[str], list[Any]]:
     return names, runs
 
 
-def _models(args: argparse.Namespace) -> list[str | None]:
-    """The models to analyze, whose names in the table must differ."""
+def _models(args: argparse.Namespace) -> dict[str, str | None]:
+    """The models to analyze, by their names in the table: as much of a path as tells it from the others.
+
+    Raises:
+        InputError: one is given twice.
+    """
     models = [args.model, *args.more_models]
     names = [display_name(model) for model in models]
-    if len(set(names)) < len(names):
-        raise InputError(f"the models {', '.join(names)} cannot be told apart by the last parts of their names")
-    return models
+    paths = [Path(model).resolve().parts if model is not None and Path(model).is_dir() else () for model in models]
+    for parts in range(2, max(map(len, paths)) + 1):
+        repeated = [name for name, count in Counter(names).items() if count > 1]
+        names = [
+            "/".join(path[-parts:]) if path and name in repeated else name
+            for name, path in zip(names, paths, strict=True)
+        ]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise InputError(f"the model {name} is given {count} times")
+    return dict(zip(names, models, strict=True))
 
 
 def _report(output: Path, name: str, header: list[str], rows: list[list[str]], values: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -242,6 +243,23 @@ def test_perplexity_and_generated_queries(shell: Shell, tiny_llama: Path, small_
     assert words["shares"]["Ground truth"]["stop words"] == pytest.approx(100 * 4 / 7)
     for name in ("perplexity.png", "generated_queries.png", "generated_queries.md", "perplexity.csv"):
         assert (tmp_path / "out" / name).stat().st_size > 50
+
+
+def test_models_of_one_name_are_told_apart_by_their_folders(
+    shell: Shell, tiny_llama: Path, small_folder: Path, tmp_path: Path
+) -> None:
+    for run in ("both", "without-dp"):
+        shutil.copytree(tiny_llama, tmp_path / run / "model")
+    data = ["--dataset", small_folder, "--output", tmp_path / "out", "--pairs", "3"]
+    limits = ["--device", "cpu", "--max-length", "200", "--max-query-length", "40"]
+    more = ["--more-models", tmp_path / "both" / "model", tmp_path / "without-dp" / "model"]
+    status, _, err = shell("analyze", "perplexity", "--model", tiny_llama, *more, *data, *limits)
+    assert status == 0, err
+    names = list(read_json(tmp_path / "out" / "perplexity.json")["perplexity"])
+    assert names == ["tiny-llama", "both/model", "without-dp/model"]
+    status, _, err = shell("analyze", "perplexity", "--model", tiny_llama, "--more-models", tiny_llama, *data, *limits)
+    assert status == 2
+    assert "given 2 times" in err
 
 
 def bad(text: str) -> Callable[[Path], None]:

@@ -219,7 +219,9 @@ def search(grid_file: Path, release: Path, output: Path, settings: Settings | No
         else:
             results.append(train_and_measure(name, changes, grid, measured, folder, settings))
         first = measured.read(folder / "measured", "first_stage")
-        write_json(output / "results.json", results)
+        # As the grid says it, for results that are to be shown.
+        shown = json.dumps(results).replace(str(release.resolve()), "$RELEASE")
+        write_json(output / "results.json", json.loads(shown))
         write_text(output / "table.md", table(results, [one.name for one in measured.stages], first))
     return output / "table.md"
 

@@ -17,6 +17,11 @@ from modeling_tsarank.eval.types import Collection, Run
 from modeling_tsarank.ranking_errors import InputError
 
 
+# A block chosen by itself: small enough that several processes all have work in a collection of a few hundred pairs,
+# large enough to fill batches and that its scores are seldom written.
+BLOCKS, FEWEST_PAIRS, MOST_PAIRS = 32, 100, 2000
+
+
 @dataclass
 class Candidates:
     """The candidates of an evaluation.
@@ -26,14 +31,14 @@ class Candidates:
         query_ids: The evaluated queries, in order; one without candidates stays in it.
         first: The first stage's run over them.
         top_k: How many documents a query are reranked.
-        block_pairs: Pairs in a block, about.
+        block_pairs: Pairs in a block, about; None chooses by the number of pairs.
     """
 
     collection: Collection
     query_ids: list[str]
     first: Run
     top_k: int
-    block_pairs: int
+    block_pairs: int | None
     ordered: dict[str, list[str]] = field(init=False)
     pairs: list[tuple[str, str]] = field(init=False)
     blocks: list[range] = field(init=False)
@@ -45,7 +50,8 @@ class Candidates:
             for document_id in self.head(query_id):
                 by_document.setdefault(document_id, []).append(query_id)
         self.pairs = [(query_id, document_id) for document_id, ids in by_document.items() for query_id in ids]
-        self.blocks = split_blocks([len(ids) for ids in by_document.values()], self.block_pairs)
+        size = self.block_pairs or min(MOST_PAIRS, max(FEWEST_PAIRS, len(self.pairs) // BLOCKS))
+        self.blocks = split_blocks([len(ids) for ids in by_document.values()], size)
         documents = self.collection.documents
         for query_id in self.query_ids:
             unknown = next((document_id for document_id in self.head(query_id) if document_id not in documents), None)

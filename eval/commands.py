@@ -147,7 +147,10 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
         "--table-layout", choices=("rows", "columns"), default="rows", help="datasets as rows or columns of table.md"
     )
     output.add_argument(
-        "--block-pairs", type=int, default=2000, metavar="N", help="pairs scored between two saves (default: 2000)"
+        "--block-pairs",
+        type=int,
+        metavar="N",
+        help="pairs scored between two saves, and dealt to one process (default: by their number, 100 to 2,000)",
     )
     output.add_argument("--overwrite", action="store_true", help="throw scores of an earlier evaluation away")
     output.add_argument("--quiet", action="store_true", help="no progress bar")

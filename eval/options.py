@@ -27,7 +27,8 @@ class EvaluationOptions:
         fusion: How to mix in the first stage's scores; None ranks by the reranker alone.
         measures: Measures to compute, under any spelling that `canonical_measure` knows; the first one is plotted.
         block_pairs: Pairs scored and logged together, about; whole documents. A killed evaluation loses at most the
-            block that it was scoring.
+            block that it was scoring, and several processes share whole blocks. None is a thirty-second of the pairs,
+            between 100 and 2,000: the same for any number of processes, so that another number can go on.
         cache_dir: Where first-stage indexes are cached; None is the usual place.
         overwrite: Throw earlier scores in the output folder away.
         show_progress: Show progress bars.
@@ -40,7 +41,7 @@ class EvaluationOptions:
     limit_queries: int | None = None
     fusion: FusionSetting | None = None
     measures: tuple[str, ...] = DEFAULT_MEASURES
-    block_pairs: int = 2000
+    block_pairs: int | None = None
     cache_dir: Path | None = None
     overwrite: bool = False
     show_progress: bool = True

@@ -63,7 +63,7 @@ def test_all_three_terms_are_in_the_release_and_the_ablations_take_them_out(
     assert grid["baselines"] == {"zero-shot": "zero-shot", "cpt-only": f"{tmp_path}/cpt-model"}
 
 
-@pytest.mark.parametrize("name", ["search", "ablations"])
+@pytest.mark.parametrize("name", ["search", "search_length", "ablations"])
 def test_every_run_of_a_shipped_grid_is_understood(name: str, search_script: Any, tmp_path: Path) -> None:
     grid = search_script.read_grid(FOLDER / f"{name}.yaml", tmp_path)
     mixes = read_plan(FOLDER / "data.yaml", tmp_path)[0].mixes

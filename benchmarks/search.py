@@ -174,7 +174,9 @@ def measure_baseline(
 ) -> dict[str, Any]:
     """The result of an untrained model; the evaluation itself knows what it has done."""
     values = measure(model, measured, folder / "measured", grid["evaluate"], processes)
-    return {"name": name, "changes": {}, "seconds": 0, "values": values}
+    result = {"name": name, "changes": {}, "seconds": 0, "values": values}
+    write_json(folder / "result.json", result)  # so that a later --only keeps its row
+    return result
 
 
 def table(results: list[dict[str, Any]], names: list[str], first: dict[str, float]) -> str:

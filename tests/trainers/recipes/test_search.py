@@ -132,6 +132,8 @@ def test_collections_take_the_place_of_the_development_set(
         settings = json.loads((tmp_path / "runs" / "start" / "measured" / name / "settings.json").read_text())
         assert settings["split"] == "test"
         assert str(settings["first_stage"]).startswith(stage)
+    again = search.search(grid, release, tmp_path / "runs", search.Settings(only=("trained",))).read_text()
+    assert table.splitlines()[-1] in again, "a baseline that was measured before keeps its row"
 
 
 def test_a_wrong_grid_is_one_line(search: Any, grid: Path, release: Path, tmp_path: Path) -> None:

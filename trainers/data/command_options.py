@@ -72,6 +72,18 @@ def add_model_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 or auto (default)")
 
 
+def add_teacher_weights(parser: argparse._ActionsContainer) -> None:
+    """How several teachers are mixed."""
+    parser.add_argument(
+        "--teacher-weights",
+        nargs="+",
+        type=float,
+        default=None,
+        metavar="W",
+        help="one a teacher, where several score; they are divided by their sum (default: all alike)",
+    )
+
+
 def add_cache(parser: argparse.ArgumentParser, what: str) -> None:
     """Where things that were worked out or paid for are kept."""
     parser.add_argument(

@@ -15,6 +15,7 @@ from modeling_tsarank.trainers.data.command_options import (
     add_command,
     add_corpus,
     add_model_place,
+    add_teacher_weights,
     read_passages,
 )
 
@@ -37,7 +38,8 @@ teachers (one of them):
   --teacher-local M                   a causal language model on this machine, asked the same
   --teacher-scores M                  a reranker of this project (`default`: the embedded model), or of
                                       sentence-transformers ce:M, a CrossEncoder, or dense:M, a bi-encoder: its
-                                      scores give the order
+                                      scores give the order; of several the mean of their z-scores in each list,
+                                      weighted by --teacher-weights
 
 first stages: SPEC or NAME=SPEC, where SPEC is bm25, dense:MODEL, splade:MODEL, or rerank:MODEL (a reranker over the
 first --rerank-depth documents of --rerank-base).
@@ -60,6 +62,8 @@ _EXAMPLES = """\
       --teacher-url https://host/v1 --teacher-model M --concurrency 8 --prompt-price 0.5 --completion-price 1.5
   tsarank data lists --corpus corpus.jsonl --queries q.jsonl --first-stages bm25 dense:D --output lists \\
       --teacher-scores default --list-size 10
+  tsarank data lists --corpus corpus.jsonl --queries q.jsonl --first-stages bm25 dense:D --output lists \\
+      --teacher-scores default dense:D --teacher-weights 0.6 0.4
 """
 
 
@@ -108,7 +112,10 @@ def _add_teachers(parser: argparse.ArgumentParser) -> None:
     who = group.add_mutually_exclusive_group(required=True)
     who.add_argument("--teacher-url", metavar="U", help="OpenAI-compatible server, such as https://host/v1")
     who.add_argument("--teacher-local", metavar="M", help="causal language model on this machine")
-    who.add_argument("--teacher-scores", metavar="M", help="reranker, ce:CrossEncoder or dense:BiEncoder")
+    who.add_argument(
+        "--teacher-scores", nargs="+", metavar="M", help="reranker, ce:CrossEncoder or dense:BiEncoder; or several"
+    )
+    add_teacher_weights(group)
     group.add_argument("--window", type=int, default=None, metavar="N", help="passages in a prompt (default: all)")
     group.add_argument("--step", type=int, default=None, metavar="N", help="of the window (default: half of it)")
     group.add_argument(
@@ -208,13 +215,17 @@ def _teacher(
     from modeling_tsarank.trainers.data.teacher_client import EndpointTeacher
     from modeling_tsarank.trainers.data.teacher_listwise import ListwiseOptions, ListwiseTeacher
     from modeling_tsarank.trainers.data.teacher_local import LocalTeacher
-    from modeling_tsarank.trainers.data.teacher_scores import CachedScorer, ScoringTeacher
+    from modeling_tsarank.trainers.data.teacher_mixture import teacher_scorer
+    from modeling_tsarank.trainers.data.teacher_scores import ScoringTeacher
     from modeling_tsarank.trainers.data.teacher_types import EndpointSettings
 
     if args.teacher_scores is not None:
         lengths = {} if args.max_length is None else {"max_length": args.max_length}
-        scorer = CachedScorer(args.teacher_scores, cache, usage, args.batch_tokens, args.device, args.dtype, **lengths)
+        place = args.batch_tokens, args.device, args.dtype
+        scorer = teacher_scorer(args.teacher_scores, args.teacher_weights, cache, usage, *place, **lengths)
         return ScoringTeacher(scorer), scorer.describe(), 1, None
+    if args.teacher_weights is not None:
+        raise InputError("--teacher-weights is for several teachers that score (--teacher-scores)")
     options = ListwiseOptions(
         args.window, args.step, args.passage_words, args.attempts, args.prompt, args.refuse_given_order
     )

@@ -9,7 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from modeling_tsarank.trainers.data.command_options import add_cache, add_command, add_model_place
+from modeling_tsarank.trainers.data.command_options import (
+    add_cache,
+    add_command,
+    add_model_place,
+    add_teacher_weights,
+)
 
 
 _DESCRIPTION = """\
@@ -39,10 +44,12 @@ def register_scores(subparsers: Any) -> None:
     parser.add_argument(
         "--teacher",
         required=True,
+        nargs="+",
         metavar="M",
         help="a reranker of this project (`default`: the embedded model), or of sentence-transformers ce:M, a "
-        "CrossEncoder, or dense:M, a bi-encoder",
+        "CrossEncoder, or dense:M, a bi-encoder; of several the mean of their z-scores in each row",
     )
+    add_teacher_weights(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".jsonl file to write")
     parser.add_argument(
         "--consistent-only", action="store_true", help="only rows whose labelled documents the teacher puts first"
@@ -62,7 +69,7 @@ def run_scores(args: argparse.Namespace) -> int:
     from modeling_tsarank.ranking_errors import InputError
     from modeling_tsarank.trainers.data.list_writing import write_ndjson
     from modeling_tsarank.trainers.data.teacher_cache import RequestCache
-    from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
+    from modeling_tsarank.trainers.data.teacher_mixture import teacher_scorer
     from modeling_tsarank.trainers.training_checks import check_rows
     from modeling_tsarank.trainers.training_data import load_training_rows
 
@@ -72,7 +79,8 @@ def run_scores(args: argparse.Namespace) -> int:
     counts: Counter[str] = Counter()
     path = args.cache or args.output.with_name(f"{args.output.name}.cache.sqlite")
     with RequestCache(path) as cache:
-        scorer = CachedScorer(args.teacher, cache, None, args.batch_tokens, args.device, args.dtype, **lengths)
+        place = args.batch_tokens, args.device, args.dtype
+        scorer = teacher_scorer(args.teacher, args.teacher_weights, cache, None, *place, **lengths)
         bar = tqdm(rows, desc="scoring rows", unit="row", disable=None)
         scored = _scored(bar, scorer, counts)
         write_ndjson(args.output, (row for row in scored if not args.consistent_only or _consistent(row)))

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -201,14 +201,23 @@ class CachedScorer:
         return {"scorer": self._identity, "query": query, "documents": digest, "count": len(documents)}
 
 
+class ListScorer(Protocol):
+    """What gives the documents of many lists their scores."""
+
+    name: str
+
+    def scores_of(self, lists: Iterable[Texts]) -> Iterator[list[float]]:
+        """The scores of each list, in the given order."""
+
+
 class ScoringTeacher:
     """Orders lists by a scorer; equal scores keep the first stage's order.
 
     Args:
-        scorer: The scorer.
+        scorer: The scorer, or a mixture of several (`MixedScorer`).
     """
 
-    def __init__(self, scorer: CachedScorer) -> None:
+    def __init__(self, scorer: ListScorer) -> None:
         self._scorer = scorer
         self.name = scorer.name
 

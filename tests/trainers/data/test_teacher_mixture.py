@@ -1,0 +1,128 @@
+"""Several teachers as one: z-scores within each list, averaged with weights."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow.parquet
+import pytest
+
+from modeling_tsarank.cli import main
+from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.data.list_card import render_lists_card
+from modeling_tsarank.trainers.data.teacher_cache import RequestCache
+from modeling_tsarank.trainers.data.teacher_mixture import MixedScorer, teacher_scorer
+from modeling_tsarank.trainers.data.teacher_scores import CachedScorer, ScoringTeacher
+
+
+DOCUMENTS = ["flour yeast dough", "ice valley", "dough crust knead", "ship crane", "bread oven"]
+LISTS = [("dough", DOCUMENTS), ("ice", DOCUMENTS[::-1]), ("a ship", DOCUMENTS[1:4])]
+
+
+@pytest.fixture
+def cache(tmp_path):
+    with RequestCache(tmp_path / "cache.sqlite") as opened:
+        yield opened
+
+
+@pytest.fixture
+def teachers(tmp_path, make_ranker, make_bi_encoder):
+    make_ranker("tsarank").save_pretrained(tmp_path / "ranker")
+    return [str(tmp_path / "ranker"), f"dense:{make_bi_encoder(tmp_path)}"]
+
+
+def mixed_by_hand(parts, weights):
+    """The mean of z-scores, in loops."""
+    columns = []
+    for scores in parts:
+        mean = sum(scores) / len(scores)
+        deviation = (sum((score - mean) ** 2 for score in scores) / len(scores)) ** 0.5
+        columns.append([(score - mean) / deviation for score in scores])
+    total = sum(weights)
+    return [
+        sum(w * value for w, value in zip(weights, row, strict=True)) / total for row in zip(*columns, strict=True)
+    ]
+
+
+def test_a_mixture_is_the_weighted_mean_of_the_z_scores(cache, teachers):
+    alone = [CachedScorer(name, cache, device="cpu", dtype="float32") for name in teachers]
+    parts = [list(scorer.scores_of(LISTS)) for scorer in alone]
+    mixture = teacher_scorer(teachers, [3, 1], cache, device="cpu", dtype="float32")
+    found = list(mixture.scores_of(LISTS))
+    for place in range(len(LISTS)):
+        expected = mixed_by_hand([part[place] for part in parts], [3, 1])
+        assert found[place] == pytest.approx(expected, abs=1e-9)
+    assert mixture.weights == [0.75, 0.25]
+    assert mixture.name == "ranker+bi-encoder"
+    orders = [ordering.permutation for ordering in ScoringTeacher(mixture).order_many(LISTS)]
+    assert orders == [sorted(range(len(scores)), key=lambda place: -scores[place]) for scores in found]
+    # Equal weights where none are given, and these are not the scores of either teacher.
+    plain = next(teacher_scorer(teachers, None, cache, device="cpu", dtype="float32").scores_of(LISTS))
+    assert plain == pytest.approx(mixed_by_hand([part[0] for part in parts], [1, 1]), abs=1e-9)
+    assert plain != pytest.approx(found[0], abs=1e-2)
+
+
+def test_a_teacher_that_says_nothing_leaves_the_order_to_the_other(cache, teachers):
+    texts = [(query, [DOCUMENTS[0], DOCUMENTS[0]]) for query in ("dough", "ice")]
+    assert list(teacher_scorer(teachers, None, cache, device="cpu").scores_of(texts)) == [[0.0, 0.0], [0.0, 0.0]]
+    first = CachedScorer(teachers[0], cache, device="cpu")
+    other = CachedScorer(teachers[1], cache, device="cpu")
+    only = next(MixedScorer([first, other], [1, 0]).scores_of(LISTS))
+    assert only == pytest.approx(mixed_by_hand([first.scores(*LISTS[0])], [1]), abs=1e-9)
+
+
+def test_wrong_weights(cache, teachers):
+    with pytest.raises(InputError, match="every teacher needs a weight: 2 teachers, 3 weights"):
+        teacher_scorer(teachers, [1, 2, 3], cache)
+    for weights in ([0, 0], [1, -1], [float("nan"), 1], [float("inf"), 1]):
+        with pytest.raises(InputError, match="weights are 0 or more, and not all 0"):
+            teacher_scorer(teachers, weights, cache)
+    with pytest.raises(InputError, match="nothing to be mixed with"):
+        teacher_scorer(teachers[:1], [1], cache)
+    with pytest.raises(InputError, match="named twice"):
+        teacher_scorer(teachers[:1] * 2, None, cache)
+    assert isinstance(teacher_scorer(teachers[:1], None, cache), CachedScorer)
+
+
+def test_lists_and_rows_of_two_teachers(tmp_path, teachers, cache, capsys):
+    """Both commands take several teachers, and record who they were and how much each counts."""
+    texts = [*DOCUMENTS, "crane harbour", "yeast bread"]
+    lines = "".join(json.dumps({"_id": str(n), "text": text}) + "\n" for n, text in enumerate(texts))
+    (tmp_path / "corpus.jsonl").write_text(lines)
+    queries = [{"_id": "a", "text": "dough bread yeast"}, {"_id": "b", "text": "ice ship crane"}]
+    (tmp_path / "queries.jsonl").write_text("".join(json.dumps(one) + "\n" for one in queries))
+    place = ["--device", "cpu", "--dtype", "float32", "--teacher-weights", "2", "1"]
+    arguments = ["data", "lists", "--corpus", str(tmp_path / "corpus.jsonl"), "--list-size", "4"]
+    arguments += ["--queries", str(tmp_path / "queries.jsonl"), "--output", str(tmp_path / "lists")]
+    assert main([*arguments, "--teacher-scores", *teachers, *place]) == 0
+    rows = [
+        row
+        for path in sorted((tmp_path / "lists" / "data").glob("*.parquet"))
+        for row in pyarrow.parquet.read_table(path).to_pylist()
+    ]
+    assert {row["query_id"] for row in rows} == {"a", "b"}
+    mixture = teacher_scorer(teachers, [2, 1], cache, device="cpu", dtype="float32")
+    for row in rows:
+        given = [document["text"] for document in row["documents"]]
+        scores = next(mixture.scores_of([(row["query"], given)]))
+        assert row["teacher_scores"] == pytest.approx(scores, abs=1e-5)
+        assert row["teacher"] == "ranker+bi-encoder"
+    record = json.loads((tmp_path / "lists" / "provenance.json").read_text())
+    assert record["teacher"]["weights"] == "0.6667, 0.3333"
+    assert "| weights | 0.6667, 0.3333 |" in render_lists_card(record)
+
+    training = [{"query": "dough", "pos": [DOCUMENTS[0]], "neg": DOCUMENTS[1:]}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in training))
+    scored = tmp_path / "scored.jsonl"
+    assert (
+        main(["data", "scores", str(tmp_path / "rows.jsonl"), "--teacher", *teachers, *place, "--output", str(scored)])
+        == 0
+    )
+    row = json.loads(scored.read_text())
+    assert row["positive_scores"] + row["negative_scores"] == pytest.approx(
+        next(mixture.scores_of(LISTS[:1])), abs=1e-5
+    )
+    capsys.readouterr()
+    wrong = [*arguments, "--teacher-local", teachers[0], "--teacher-weights", "1", "2"]
+    assert main(wrong) == 2
+    assert "for several teachers that score" in capsys.readouterr().err

@@ -187,6 +187,16 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     return folder
 
 
+def save_in_any_process(model: Any) -> None:
+    """Lets a plain model's `save_pretrained` write in every process.
+
+    In a distributed run transformers writes configuration and weights in the first process only, for all share one
+    target. What is kept in a cache each process writes under a name of its own, and on machines without the first
+    process nobody else would.
+    """
+    model.should_save_on_this_rank = lambda is_main_process: is_main_process
+
+
 def _unpacked_folder() -> Path:
     return cache_folder() / "models" / f"{DEFAULT_NAME}-{GGUF_SHA256[:12]}"
 
@@ -207,6 +217,7 @@ def default_model_folder() -> Path:
 def _unpack(gguf: Path, folder: Path) -> None:
     logger.info("unpacking the default model (once, about half a minute)")
     backbone, tokenizer = read_gguf(gguf)
+    save_in_any_process(backbone)
     backbone.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

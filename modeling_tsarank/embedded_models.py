@@ -31,6 +31,7 @@ from .default_model import (
     default_model_source,
     made_once,
     read_default_model,
+    save_in_any_process,
     sha256_of,
 )
 from .ranking_errors import ModelError, ResourceError
@@ -152,7 +153,9 @@ def embedded_source(full_name: str) -> Path:
 
 
 def _save_merged(release: Release, folder: Path) -> None:
-    merged_ranker(release).save_pretrained(folder)
+    ranker = merged_ranker(release)
+    save_in_any_process(ranker.backbone)
+    ranker.save_pretrained(folder)
     record = release.folder / RECORD_FILE
     if record.is_file():
         shutil.copy(record, folder)

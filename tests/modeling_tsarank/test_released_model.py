@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from modeling_tsarank import load_ranker
+from modeling_tsarank.default_model import sha256_of
 from modeling_tsarank.document_files import read_documents
 from modeling_tsarank.embedded_models import (
     ADAPTER_WEIGHTS,
@@ -91,3 +95,25 @@ def test_the_merged_folder_is_made_once_and_is_an_ordinary_checkpoint(ranker) ->
     found = plain.state_dict()
     for name, value in ranker.backbone.state_dict().items():
         assert torch.equal(found[name], value), name
+
+
+def test_the_second_process_of_a_distributed_run_merges_it_too(tmp_path, default_folder) -> None:
+    """transformers writes weights in the first process only; of another the cache then had a folder without them."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / default_folder.name).symlink_to(default_folder)
+    script = tmp_path / "merge.py"
+    script.write_text(
+        "import torch.distributed as distributed\n"
+        "from modeling_tsarank.embedded_models import DEFAULT_RELEASE, embedded_source\n"
+        "distributed.init_process_group('gloo')\n"
+        "if distributed.get_rank() == 1:\n"
+        "    embedded_source(DEFAULT_RELEASE)\n"
+        "distributed.barrier()\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "TSARANK_CACHE": str(tmp_path)}
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    made = tmp_path / "models" / embedded_source(DEFAULT_RELEASE).name
+    assert sha256_of(made / "model.safetensors") == sha256_of(embedded_source(DEFAULT_RELEASE) / "model.safetensors")
+    assert (made / "config.json").is_file()

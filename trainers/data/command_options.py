@@ -84,6 +84,25 @@ def add_teacher_weights(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_lengths(parser: argparse._ActionsContainer, who: str) -> None:
+    """How much of a pair a scorer reads; `given_lengths` gives what was said."""
+    parser.add_argument("--max-length", type=int, default=None, metavar="N", help=f"tokens {who} reads of a pair")
+    parser.add_argument(
+        "--max-query-length",
+        type=int,
+        default=None,
+        metavar="N",
+        help="tokens of the query among them, for this project's rerankers; less than --max-length (default: the "
+        "model's, mostly 256)",
+    )
+
+
+def given_lengths(args: argparse.Namespace) -> dict[str, int]:
+    """Those of `add_lengths` that were given, as options of `load_scorer`."""
+    given = {"max_length": args.max_length, "max_query_length": args.max_query_length}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def add_cache(parser: argparse.ArgumentParser, what: str) -> None:
     """Where things that were worked out or paid for are kept."""
     parser.add_argument(

@@ -14,8 +14,10 @@ from modeling_tsarank.trainers.data.command_options import (
     add_cache,
     add_command,
     add_corpus,
+    add_lengths,
     add_model_place,
     add_teacher_weights,
+    given_lengths,
     read_passages,
 )
 
@@ -130,7 +132,7 @@ def _add_teachers(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--passage-words", type=int, default=300, metavar="N", help="words shown (default: 300)")
     group.add_argument("--attempts", type=int, default=2, metavar="N", help="per prompt (default: 2)")
     group.add_argument("--max-tokens", type=int, default=None, metavar="N", help="longest answer")
-    group.add_argument("--max-length", type=int, default=None, metavar="N", help="tokens a reranker reads of a pair")
+    add_lengths(group, "a reranker")
     group.add_argument("--batch-tokens", type=int, default=None, metavar="N", help="tokens in a reranker's batch")
 
 
@@ -171,7 +173,7 @@ def run_lists(args: argparse.Namespace) -> int:
     queries = read_queries(args.queries)
     stages = [parse_stage(text, args.rerank_base, args.rerank_depth) for text in args.first_stages]
     documents = read_passages(args.corpus)
-    lengths = {} if args.max_length is None else {"max_length": args.max_length}
+    lengths = given_lengths(args)
     with ExitStack() as stack:
         cache = stack.enter_context(
             RequestCache(args.cache or args.output.with_name(f"{args.output.name}.cache.sqlite"))
@@ -220,9 +222,8 @@ def _teacher(
     from modeling_tsarank.trainers.data.teacher_types import EndpointSettings
 
     if args.teacher_scores is not None:
-        lengths = {} if args.max_length is None else {"max_length": args.max_length}
         place = args.batch_tokens, args.device, args.dtype
-        scorer = teacher_scorer(args.teacher_scores, args.teacher_weights, cache, usage, *place, **lengths)
+        scorer = teacher_scorer(args.teacher_scores, args.teacher_weights, cache, usage, *place, **given_lengths(args))
         return ScoringTeacher(scorer), scorer.describe(), 1, None
     if args.teacher_weights is not None:
         raise InputError("--teacher-weights is for several teachers that score (--teacher-scores)")

@@ -12,8 +12,10 @@ from typing import Any
 from modeling_tsarank.trainers.data.command_options import (
     add_cache,
     add_command,
+    add_lengths,
     add_model_place,
     add_teacher_weights,
+    given_lengths,
 )
 
 
@@ -31,6 +33,8 @@ _EXAMPLES = """\
   tsarank data scores sft.jsonl --teacher dense:sentence-transformers/all-MiniLM-L6-v2 --output scored.jsonl
   tsarank data scores mined.jsonl --teacher dense:sentence-transformers/all-MiniLM-L6-v2 --consistent-only \\
       --output consistent.jsonl
+  tsarank data scores sft.jsonl --teacher default --teacher dense:sentence-transformers/all-MiniLM-L6-v2 \\
+      --teacher-weights 0.7 0.3 --output scored.jsonl
   tsarank train sft --train_data scored.jsonl --teacher_weight 0.5 --teacher_temperature 0.05 ...
 """
 
@@ -44,17 +48,17 @@ def register_scores(subparsers: Any) -> None:
     parser.add_argument(
         "--teacher",
         required=True,
-        nargs="+",
+        action="append",
         metavar="M",
         help="a reranker of this project (`default`: the embedded model), or of sentence-transformers ce:M, a "
-        "CrossEncoder, or dense:M, a bi-encoder; of several the mean of their z-scores in each row",
+        "CrossEncoder, or dense:M, a bi-encoder; given several times, the mean of their z-scores in each row",
     )
     add_teacher_weights(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".jsonl file to write")
     parser.add_argument(
         "--consistent-only", action="store_true", help="only rows whose labelled documents the teacher puts first"
     )
-    parser.add_argument("--max-length", type=int, default=None, metavar="N", help="tokens a teacher reads of a pair")
+    add_lengths(parser, "a teacher")
     parser.add_argument("--batch-tokens", type=int, default=None, metavar="N", help="tokens in a reranker's batch")
     add_cache(parser, "scores")
     add_model_place(parser)
@@ -75,12 +79,11 @@ def run_scores(args: argparse.Namespace) -> int:
 
     rows = load_training_rows(args.rows, "sft")
     check_rows(rows, "sft", allow_fewer=True, minimum_rows=1)
-    lengths = {} if args.max_length is None else {"max_length": args.max_length}
     counts: Counter[str] = Counter()
     path = args.cache or args.output.with_name(f"{args.output.name}.cache.sqlite")
     with RequestCache(path) as cache:
         place = args.batch_tokens, args.device, args.dtype
-        scorer = teacher_scorer(args.teacher, args.teacher_weights, cache, None, *place, **lengths)
+        scorer = teacher_scorer(args.teacher, args.teacher_weights, cache, None, *place, **given_lengths(args))
         bar = tqdm(rows, desc="scoring rows", unit="row", disable=None)
         scored = _scored(bar, scorer, counts)
         write_ndjson(args.output, (row for row in scored if not args.consistent_only or _consistent(row)))

@@ -96,7 +96,8 @@ def load_scorer(name: str, device: str | None = None, dtype: str | None = None, 
         name: Which.
         device: Torch device.
         dtype: Number format, of this project's rerankers.
-        **options: Ranking options of this project's rerankers, such as `max_length`; `max_length` also of the others.
+        **options: Ranking options of this project's rerankers, such as `max_query_length`; of the others `max_length`
+            counts alone.
 
     Raises:
         InputError, ModelError: there is no such device or model.

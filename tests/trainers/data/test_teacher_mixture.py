@@ -92,6 +92,7 @@ def test_lists_and_rows_of_two_teachers(tmp_path, teachers, cache, capsys):
     queries = [{"_id": "a", "text": "dough bread yeast"}, {"_id": "b", "text": "ice ship crane"}]
     (tmp_path / "queries.jsonl").write_text("".join(json.dumps(one) + "\n" for one in queries))
     place = ["--device", "cpu", "--dtype", "float32", "--teacher-weights", "2", "1"]
+    place += ["--max-length", "40", "--max-query-length", "2"]
     arguments = ["data", "lists", "--corpus", str(tmp_path / "corpus.jsonl"), "--list-size", "4"]
     arguments += ["--queries", str(tmp_path / "queries.jsonl"), "--output", str(tmp_path / "lists")]
     assert main([*arguments, "--teacher-scores", *teachers, *place]) == 0
@@ -101,11 +102,15 @@ def test_lists_and_rows_of_two_teachers(tmp_path, teachers, cache, capsys):
         for row in pyarrow.parquet.read_table(path).to_pylist()
     ]
     assert {row["query_id"] for row in rows} == {"a", "b"}
-    mixture = teacher_scorer(teachers, [2, 1], cache, device="cpu", dtype="float32")
+    # A query of three words is cut for the ranker; the bi-encoder has no such option.
+    lengths = {"max_length": 40, "max_query_length": 2}
+    mixture = teacher_scorer(teachers, [2, 1], cache, device="cpu", dtype="float32", **lengths)
+    whole = teacher_scorer(teachers, [2, 1], cache, device="cpu", dtype="float32")
     for row in rows:
         given = [document["text"] for document in row["documents"]]
         scores = next(mixture.scores_of([(row["query"], given)]))
         assert row["teacher_scores"] == pytest.approx(scores, abs=1e-5)
+        assert scores != pytest.approx(next(whole.scores_of([(row["query"], given)])), abs=1e-3)
         assert row["teacher"] == "ranker+bi-encoder"
     record = json.loads((tmp_path / "lists" / "provenance.json").read_text())
     assert record["teacher"]["weights"] == "0.6667, 0.3333"
@@ -114,10 +119,8 @@ def test_lists_and_rows_of_two_teachers(tmp_path, teachers, cache, capsys):
     training = [{"query": "dough", "pos": [DOCUMENTS[0]], "neg": DOCUMENTS[1:]}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in training))
     scored = tmp_path / "scored.jsonl"
-    assert (
-        main(["data", "scores", str(tmp_path / "rows.jsonl"), "--teacher", *teachers, *place, "--output", str(scored)])
-        == 0
-    )
+    named = ["--teacher", teachers[0], "--teacher", teachers[1], *place]
+    assert main(["data", "scores", *named, "--output", str(scored), str(tmp_path / "rows.jsonl")]) == 0
     row = json.loads(scored.read_text())
     assert row["positive_scores"] + row["negative_scores"] == pytest.approx(
         next(mixture.scores_of(LISTS[:1])), abs=1e-5

@@ -20,6 +20,7 @@ from modeling_tsarank.eval.collections import load_collection
 from modeling_tsarank.eval.metrics import compute_metrics
 from modeling_tsarank.eval.reports import markdown_table
 from modeling_tsarank.eval.run_files import read_run
+from modeling_tsarank.trainers.data.command_options import add_lengths, given_lengths
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
 from modeling_tsarank.trainers.data.teacher_mixture import teacher_scorer
 
@@ -35,15 +36,16 @@ def main() -> None:
         "--with", nargs="+", default=[], metavar="TEACHER", dest="others", help="teachers mixed into it"
     )
     parser.add_argument("--weights", nargs="+", type=float, metavar="W", help="one a teacher; default: all alike")
-    parser.add_argument("--max-length", type=int, metavar="N", help="tokens a teacher reads of a pair")
+    add_lengths(parser, "a teacher")
     parser.add_argument("--dtype", help="number format of this project's rerankers")
     parser.add_argument("--split", default="dev")
     parser.add_argument("--run", default="candidates")
     args = parser.parse_args()
-    lengths = {} if args.max_length is None else {"max_length": args.max_length}
     lines, means = [], []
     with tempfile.TemporaryDirectory() as folder, RequestCache(Path(folder) / "cache.sqlite") as cache:
-        scorer = teacher_scorer([args.teacher, *args.others], args.weights, cache, dtype=args.dtype, **lengths)
+        scorer = teacher_scorer(
+            [args.teacher, *args.others], args.weights, cache, dtype=args.dtype, **given_lengths(args)
+        )
         for place in args.collections:
             collection = load_collection(str(place), args.split)
             given = read_run(place / "runs" / f"{args.run}.trec")

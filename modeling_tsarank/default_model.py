@@ -7,6 +7,7 @@ user's cache. Reading a GGUF file takes half a minute, so its weights are also k
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import importlib.util
@@ -23,7 +24,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from .ranking_errors import ResourceError
+from .ranking_errors import ModelError, ResourceError
 
 
 logger = logging.getLogger(__name__)
@@ -161,7 +162,8 @@ def _is_complete(folder: Path) -> bool:
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     """A model folder of the cache, made by `make(empty folder)` if it is not there.
 
-    Another process sees it whole or not at all. Raises `ResourceError` if the disk has no room.
+    Another process sees it whole or not at all. Raises `ResourceError` if the disk has no room, `ModelError` if `make`
+    left a file out.
     """
     if _is_complete(folder):
         return folder
@@ -173,8 +175,14 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix="unpack-"))
         try:
             make(temporary)
+            if not _is_complete(temporary):
+                raise ModelError(f"{folder.name} was written without some of its files; report this as a bug")
             if folder.exists() and not _is_complete(folder):
-                shutil.rmtree(folder)
+                # Out of the way first: another process may put the whole folder there meanwhile.
+                broken = Path(tempfile.mkdtemp(dir=folder.parent, prefix="broken-"))
+                with contextlib.suppress(OSError):
+                    os.rename(folder, broken)
+                shutil.rmtree(broken, ignore_errors=True)
             try:
                 os.rename(temporary, folder)
             except OSError:

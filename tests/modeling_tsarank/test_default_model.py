@@ -20,9 +20,10 @@ from modeling_tsarank.default_model import (
     default_gguf,
     default_model_folder,
     fetched_gguf,
+    made_once,
     sha256_of,
 )
-from modeling_tsarank.ranking_errors import ResourceError
+from modeling_tsarank.ranking_errors import ModelError, ResourceError
 
 
 @pytest.fixture
@@ -160,3 +161,9 @@ def test_a_half_written_folder_is_made_again(cache, default_folder, monkeypatch)
         pytest.skip(str(error))
     assert (folder / "model.safetensors").is_file()
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_folder_that_is_made_without_its_weights_is_not_kept(tmp_path) -> None:
+    with pytest.raises(ModelError, match="model was written without some of its files"):
+        made_once(tmp_path / "model", lambda folder: (folder / "config.json").touch())
+    assert list(tmp_path.iterdir()) == []

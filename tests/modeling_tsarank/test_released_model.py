@@ -97,16 +97,16 @@ def test_the_merged_folder_is_made_once_and_is_an_ordinary_checkpoint(ranker) ->
         assert torch.equal(found[name], value), name
 
 
-def test_the_second_process_of_a_distributed_run_merges_it_too(tmp_path, default_folder) -> None:
-    """transformers writes weights in the first process only; of another the cache then had a folder without them."""
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / default_folder.name).symlink_to(default_folder)
-    script = tmp_path / "merge.py"
+def test_the_second_process_of_a_distributed_run_makes_both_models(tmp_path, default_folder) -> None:
+    """transformers writes weights in the first process only; of another the cache then had folders without them."""
+    script = tmp_path / "make.py"
     script.write_text(
         "import torch.distributed as distributed\n"
+        "from modeling_tsarank.default_model import default_model_folder\n"
         "from modeling_tsarank.embedded_models import DEFAULT_RELEASE, embedded_source\n"
         "distributed.init_process_group('gloo')\n"
         "if distributed.get_rank() == 1:\n"
+        "    default_model_folder()\n"
         "    embedded_source(DEFAULT_RELEASE)\n"
         "distributed.barrier()\n"
     )
@@ -114,6 +114,7 @@ def test_the_second_process_of_a_distributed_run_merges_it_too(tmp_path, default
     environment = {**os.environ, "TSARANK_CACHE": str(tmp_path)}
     done = subprocess.run(launch, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
-    made = tmp_path / "models" / embedded_source(DEFAULT_RELEASE).name
-    assert sha256_of(made / "model.safetensors") == sha256_of(embedded_source(DEFAULT_RELEASE) / "model.safetensors")
-    assert (made / "config.json").is_file()
+    for folder in (default_folder, embedded_source(DEFAULT_RELEASE)):
+        made = tmp_path / "models" / folder.name
+        assert sorted(path.name for path in made.iterdir()) == sorted(path.name for path in folder.iterdir())
+        assert sha256_of(made / "model.safetensors") == sha256_of(folder / "model.safetensors")

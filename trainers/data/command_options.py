@@ -77,6 +77,7 @@ def add_teacher_weights(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--teacher-weights",
         nargs="+",
+        action="extend",
         type=float,
         default=None,
         metavar="W",

@@ -115,7 +115,11 @@ def _add_teachers(parser: argparse.ArgumentParser) -> None:
     who.add_argument("--teacher-url", metavar="U", help="OpenAI-compatible server, such as https://host/v1")
     who.add_argument("--teacher-local", metavar="M", help="causal language model on this machine")
     who.add_argument(
-        "--teacher-scores", nargs="+", metavar="M", help="reranker, ce:CrossEncoder or dense:BiEncoder; or several"
+        "--teacher-scores",
+        nargs="+",
+        action="extend",
+        metavar="M",
+        help="reranker, ce:CrossEncoder or dense:BiEncoder; or several",
     )
     add_teacher_weights(group)
     group.add_argument("--window", type=int, default=None, metavar="N", help="passages in a prompt (default: all)")

@@ -33,9 +33,10 @@ _EXAMPLES = """\
   tsarank data scores sft.jsonl --teacher dense:sentence-transformers/all-MiniLM-L6-v2 --output scored.jsonl
   tsarank data scores mined.jsonl --teacher dense:sentence-transformers/all-MiniLM-L6-v2 --consistent-only \\
       --output consistent.jsonl
-  tsarank data scores sft.jsonl --teacher default --teacher dense:sentence-transformers/all-MiniLM-L6-v2 \\
-      --teacher-weights 0.7 0.3 --output scored.jsonl
   tsarank train sft --train_data scored.jsonl --teacher_weight 0.5 --teacher_temperature 0.05 ...
+  tsarank data scores sft.jsonl --teacher default --teacher dense:sentence-transformers/all-MiniLM-L6-v2 \\
+      --teacher-weights 0.7 0.3 --output mixed.jsonl
+  tsarank train sft --train_data mixed.jsonl --teacher_weight 0.5 --teacher_temperature 1 ...   # z-scores, not cosines
 """
 
 

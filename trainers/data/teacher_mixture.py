@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from modeling_tsarank.eval.fusion import normalize
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
-from modeling_tsarank.trainers.data.teacher_scores import CachedScorer, Texts
+from modeling_tsarank.trainers.data.teacher_scores import CachedScorer, Texts, scorer_identity
 from modeling_tsarank.trainers.data.teacher_types import Usage
 
 
@@ -20,7 +21,8 @@ class MixedScorer:
 
     A reranker's log-likelihoods and a bi-encoder's cosines have no common scale, so of each scorer's scores of a list
     its mean is subtracted, and the rest divided by its (population) standard deviation. A scorer that gives all
-    documents of a list one score has no say in it.
+    documents of a list one score has no say in it. How sure a scorer is of the whole list is lost: of two documents
+    each scorer gives one 1 and the other -1, however far apart it holds them.
 
     Args:
         scorers: Two or more.
@@ -38,7 +40,7 @@ class MixedScorer:
         if not all(weight >= 0 and math.isfinite(weight) for weight in given) or not sum(given):
             raise InputError(f"teachers' weights are 0 or more, and not all 0, got {', '.join(map(str, given))}")
         self.weights = [weight / sum(given) for weight in given]
-        self.name = "+".join(scorer.name for scorer in self._scorers)
+        self.name = "+".join(scorer.full_name for scorer in self._scorers)
 
     def describe(self) -> dict[str, Any]:
         """For a card."""
@@ -74,13 +76,18 @@ def teacher_scorer(
         cache, usage, batch_tokens, device, dtype, **options: See `CachedScorer`.
 
     Raises:
-        InputError: weights without a mixture, a teacher named twice, or wrong weights (see `MixedScorer`).
+        InputError: weights without a mixture, one teacher twice, or wrong weights (see `MixedScorer`).
     """
-    if len(set(names)) < len(names):
-        raise InputError(f"a teacher is named twice: {', '.join(names)}; give it a larger weight instead")
-    scorers = [CachedScorer(name, cache, usage, batch_tokens, device, dtype, **options) for name in names]
+    if len({json.dumps(scorer_identity(name), sort_keys=True) for name in names}) < len(names):
+        raise InputError(f"one teacher is given twice: {', '.join(names)}; give it a larger weight instead")
+    # Lists are counted once, by the first.
+    counts = [usage, *(None for _ in names[1:])]
+    scorers = [
+        CachedScorer(name, cache, count, batch_tokens, device, dtype, **options)
+        for name, count in zip(names, counts, strict=True)
+    ]
     if len(scorers) > 1:
         return MixedScorer(scorers, weights)
     if weights is not None:
-        raise InputError("--teacher-weights is for several teachers; one has nothing to be mixed with")
+        raise InputError("weights are for several teachers; one has nothing to be mixed with")
     return scorers[0]

@@ -145,7 +145,10 @@ class CachedScorer:
         **options: Any,
     ) -> None:
         self.name = scorer_name(name)
+        self.full_name = _parted(name)[0] + self.name
         self.usage = usage or Usage()
+        if _parted(name)[0]:
+            options = {key: value for key, value in options.items() if key != "max_query_length"}
         self._given, self._cache, self._batch_tokens = name, cache, batch_tokens
         self._load_options = {"device": device, "dtype": dtype, **options}
         self._identity = {**scorer_identity(name), "dtype": dtype, "options": options}

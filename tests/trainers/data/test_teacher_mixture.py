@@ -53,7 +53,7 @@ def test_a_mixture_is_the_weighted_mean_of_the_z_scores(cache, teachers):
         expected = mixed_by_hand([part[place] for part in parts], [3, 1])
         assert found[place] == pytest.approx(expected, abs=1e-9)
     assert mixture.weights == [0.75, 0.25]
-    assert mixture.name == "ranker+bi-encoder"
+    assert mixture.name == "ranker+dense:bi-encoder"
     orders = [ordering.permutation for ordering in ScoringTeacher(mixture).order_many(LISTS)]
     assert orders == [sorted(range(len(scores)), key=lambda place: -scores[place]) for scores in found]
     # Equal weights where none are given, and these are not the scores of either teacher.
@@ -63,12 +63,17 @@ def test_a_mixture_is_the_weighted_mean_of_the_z_scores(cache, teachers):
 
 
 def test_a_teacher_that_says_nothing_leaves_the_order_to_the_other(cache, teachers):
-    texts = [(query, [DOCUMENTS[0], DOCUMENTS[0]]) for query in ("dough", "ice")]
-    assert list(teacher_scorer(teachers, None, cache, device="cpu").scores_of(texts)) == [[0.0, 0.0], [0.0, 0.0]]
-    first = CachedScorer(teachers[0], cache, device="cpu")
+    ranker = CachedScorer(teachers[0], cache, device="cpu", dtype="float32")
     other = CachedScorer(teachers[1], cache, device="cpu")
-    only = next(MixedScorer([first, other], [1, 0]).scores_of(LISTS))
-    assert only == pytest.approx(mixed_by_hand([first.scores(*LISTS[0])], [1]), abs=1e-9)
+    copies = [("dough", [DOCUMENTS[0], DOCUMENTS[0]])]
+    assert list(MixedScorer([ranker, other]).scores_of(copies)) == [[0.0, 0.0]]
+    only = next(MixedScorer([ranker, other], [1, 0]).scores_of(LISTS))
+    assert only == pytest.approx(mixed_by_hand([ranker.scores(*LISTS[0])], [1]), abs=1e-9)
+    # The cache is what a scorer answers from: here with one score for all documents.
+    query, texts = LISTS[0]
+    cache.put(other._request(query, texts), [0.5] * len(texts))
+    silent = next(MixedScorer([ranker, other]).scores_of([(query, texts)]))
+    assert silent == pytest.approx([score / 2 for score in only], abs=1e-9)
 
 
 def test_wrong_weights(cache, teachers):
@@ -79,8 +84,9 @@ def test_wrong_weights(cache, teachers):
             teacher_scorer(teachers, weights, cache)
     with pytest.raises(InputError, match="nothing to be mixed with"):
         teacher_scorer(teachers[:1], [1], cache)
-    with pytest.raises(InputError, match="named twice"):
-        teacher_scorer(teachers[:1] * 2, None, cache)
+    for again in (teachers[0], f"{teachers[0]}/"):
+        with pytest.raises(InputError, match="one teacher is given twice"):
+            teacher_scorer([teachers[0], again], None, cache)
     assert isinstance(teacher_scorer(teachers[:1], None, cache), CachedScorer)
 
 
@@ -93,9 +99,10 @@ def test_lists_and_rows_of_two_teachers(tmp_path, teachers, cache, capsys):
     (tmp_path / "queries.jsonl").write_text("".join(json.dumps(one) + "\n" for one in queries))
     place = ["--device", "cpu", "--dtype", "float32", "--teacher-weights", "2", "1"]
     place += ["--max-length", "40", "--max-query-length", "2"]
+    both = ["--teacher-scores", teachers[0], "--teacher-scores", teachers[1]]
     arguments = ["data", "lists", "--corpus", str(tmp_path / "corpus.jsonl"), "--list-size", "4"]
     arguments += ["--queries", str(tmp_path / "queries.jsonl"), "--output", str(tmp_path / "lists")]
-    assert main([*arguments, "--teacher-scores", *teachers, *place]) == 0
+    assert main([*arguments, *both, *place]) == 0
     rows = [
         row
         for path in sorted((tmp_path / "lists" / "data").glob("*.parquet"))
@@ -111,9 +118,10 @@ def test_lists_and_rows_of_two_teachers(tmp_path, teachers, cache, capsys):
         scores = next(mixture.scores_of([(row["query"], given)]))
         assert row["teacher_scores"] == pytest.approx(scores, abs=1e-5)
         assert scores != pytest.approx(next(whole.scores_of([(row["query"], given)])), abs=1e-3)
-        assert row["teacher"] == "ranker+bi-encoder"
+        assert row["teacher"] == "ranker+dense:bi-encoder"
     record = json.loads((tmp_path / "lists" / "provenance.json").read_text())
     assert record["teacher"]["weights"] == "0.6667, 0.3333"
+    assert (record["usage"]["requests"], record["usage"]["answers"]) == (2, 2), "lists, however many teachers"
     assert "| weights | 0.6667, 0.3333 |" in render_lists_card(record)
 
     training = [{"query": "dough", "pos": [DOCUMENTS[0]], "neg": DOCUMENTS[1:]}]

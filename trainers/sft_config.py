@@ -43,7 +43,8 @@ class RankingSFTConfig(RankingConfig):
             `L_teacher` is ListNet's cross-entropy from the softmax of the teacher's scores to that of S / tau. Ours,
             not the paper's; the rows need `positive_scores` and `negative_scores` (`tsarank data scores`).
         teacher_temperature (`float`, *optional*, defaults to `1.0`):
-            The teacher's scores are divided by it before their softmax; cosines of a bi-encoder want about 0.05.
+            The teacher's scores are divided by it before their softmax; cosines of a bi-encoder want about 0.05, the
+            z-scores of several teachers about 1.
         dp (`bool`, *optional*, defaults to `True`):
             Whether the Differential Penalty (Eq. 4), KL from the starting checkpoint over the full vocabulary, is in
             the mixture.
@@ -103,7 +104,7 @@ class RankingSFTConfig(RankingConfig):
     )
     teacher_temperature: float = field(
         default=1.0,
-        metadata={"help": "The teacher's scores are divided by it; about 0.05 suits a bi-encoder's cosines."},
+        metadata={"help": "The teacher's scores are divided by it; 0.05 suits a bi-encoder's cosines, 1 z-scores."},
     )
     dp: bool = field(
         default=True,

@@ -27,7 +27,7 @@ $(VENV)/.test: $(VENV)/.demo tests/requirements-models.txt
 	@touch $@
 
 demo: $(VENV)/.demo
-	$(BIN)/tsarank rank --query "how long does a flea live" --documents examples/fleas.jsonl
+	$(BIN)/tsarank rank --query "how long does a flea live" --documents examples/fleas.jsonl --dtype float32
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from .answer_head import answer_rows
 from .document_states import common_length
 from .modeling_ranker import RankerModel, RankingOutput, accepts, group_loss
 from .ranking_engine import align_left, pad_right, run_batches
@@ -87,10 +88,19 @@ class TwolarModel(SharedPrefixes, RankerModel):
     def answer_logits(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor:
-        """Logits of the answer tokens, `(pairs, 2)` or `(pairs, 1)`; ids `(pairs, length)` padded on either side."""
+        """Logits of the answer tokens, `(pairs, 2)` or `(pairs, 1)`; ids `(pairs, length)` padded on either side.
+
+        In float32 also where the model computes in less, see `answer_head`.
+        """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        answers = torch.tensor(self.answer_ids(), device=input_ids.device)
+        answers = self.answer_ids()
+        with answer_rows(self.backbone, answers) as only:
+            logits = self._last_logits(input_ids, attention_mask, **kwargs)
+        return logits if only else logits[:, answers]
+
+    def _last_logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """The backbone's logits where the answer stands, `(pairs, vocabulary)`."""
         if self.config.is_encoder_decoder:
             start = self.config.decoder_start_token_id
             decoder = torch.full((len(input_ids), 1), start, dtype=torch.long, device=input_ids.device)
@@ -101,17 +111,15 @@ class TwolarModel(SharedPrefixes, RankerModel):
                 use_cache=False,
                 **kwargs,
             )
-            return output.logits[:, 0, :].index_select(-1, answers)
+            return output.logits[:, 0, :]
         (aligned,) = align_left(attention_mask, input_ids)
         rows = torch.arange(len(input_ids), device=input_ids.device)
         keep = torch.zeros_like(aligned, dtype=torch.bool)
         keep[rows, attention_mask.sum(-1) - 1] = True
         # Padded on the right, no causal model needs a mask.
         if accepts(self.backbone.forward, "logits_to_keep"):
-            logits = self.backbone(input_ids=aligned, use_cache=False, logits_to_keep=keep, **kwargs).logits
-        else:
-            logits = self.backbone(input_ids=aligned, use_cache=False, **kwargs).logits[keep]
-        return logits.index_select(-1, answers)
+            return self.backbone(input_ids=aligned, use_cache=False, logits_to_keep=keep, **kwargs).logits
+        return self.backbone(input_ids=aligned, use_cache=False, **kwargs).logits[keep]
 
     def pool(self, logits: torch.Tensor) -> torch.Tensor:
         """Scores `(pairs,)` float32 from the answer logits, as `options.strategy` says."""
@@ -182,5 +190,12 @@ class TwolarModel(SharedPrefixes, RankerModel):
         run_batches(lengths, batch_tokens, run, [len(members) for members, _ in tasks], show, stop)
         return scores
 
+    def _logits_at(self, input_ids: torch.Tensor, keep: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Of the answer tokens alone, `(kept positions, 2)` or `(kept positions, 1)`."""
+        answers = self.answer_ids()
+        with answer_rows(self.backbone, answers) as only:
+            logits = super()._logits_at(input_ids, keep, **kwargs)
+        return logits if only else logits[:, answers]
+
     def _split(self, logits: torch.Tensor, pairs: Sequence[EncodedPair]) -> list[torch.Tensor]:
-        return list(logits.index_select(-1, torch.tensor(self.answer_ids(), device=logits.device)).cpu())
+        return list(logits.cpu())

@@ -132,3 +132,41 @@ def test_forward_gives_a_loss(zoo) -> None:
     ids = torch.tensor([pair.prompt for pair in encoded])
     output = model(ids, labels=torch.tensor([1]))
     assert output.loss.item() == pytest.approx(math.log(2), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["t5", "llama", "bloom"])
+def test_in_bfloat16_the_answer_logits_are_float32(zoo, pairs, name) -> None:
+    """The last product is exact for the hidden states as they are; bfloat16 would make many documents tie."""
+    model = TwolarModel.from_backbone(str(zoo.folders[name]), dtype=torch.bfloat16)
+    head = model.backbone.get_output_embeddings()
+    seen: list[torch.Tensor] = []
+    head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    rows = head.weight[model.answer_ids()].double()
+    prompt = torch.tensor([model.encoder.pairs(pairs[:1])[0].prompt])
+    with torch.no_grad():
+        logits = model.answer_logits(prompt)
+        exact = seen.pop().double().reshape(-1, rows.shape[1]) @ rows.T
+        assert logits.dtype == torch.float32
+        torch.testing.assert_close(logits.double(), exact, rtol=0, atol=1e-5)
+        assert not torch.equal(logits, logits.bfloat16().float())
+        # The plain model is left as it was: all logits, in its own dtype.
+        inputs = {"decoder_input_ids": prompt[:, :1]} if name == "t5" else {}
+        plain = model.backbone(input_ids=prompt, **inputs).logits
+        assert (plain.dtype, plain.shape[-1]) == (torch.bfloat16, head.weight.shape[0])
+    scores = torch.from_numpy(model.predict(pairs))
+    assert not torch.equal(scores, scores.bfloat16().float())
+
+
+def test_under_autocast_the_answer_logits_are_float32_with_gradients(zoo, pairs) -> None:
+    model = TwolarModel.from_backbone(str(zoo.folders["llama"]), dtype=torch.float32)
+    prompt = torch.tensor([model.encoder.pairs(pairs[:1])[0].prompt])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model.backbone(input_ids=prompt).logits.dtype == torch.bfloat16
+        logits = model.answer_logits(prompt)
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())
+    model.pool(logits).sum().backward()
+    weight = model.backbone.get_output_embeddings().weight
+    true, false = model.answer_ids()
+    assert weight.grad[true].abs().max() > 0
+    torch.testing.assert_close(weight.grad[true], -weight.grad[false])

@@ -20,6 +20,7 @@ ALLOWED = {
         "collections",
         "concurrent",
         "contextlib",
+        "contextvars",
         "copy",
         "dataclasses",
         "enum",

@@ -11,15 +11,16 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from .answer_head import answer_rows
 from .document_states import common_length
-from .modeling_ranker import RankerModel, RankingOutput, accepts, group_loss
+from .modeling_ranker import RankerModel, RankingOutput, group_loss
 from .ranking_engine import align_left, pad_right, run_batches
 from .ranking_errors import ModelError
 from .ranking_options import LogitOptions
 from .ranking_text import EncodedPair, TemplateEncoder, clean_query, document_text
-from .shared_prefixes import PACKED_TOKENS, SharedPrefixes, prefix_groups
+from .shared_prefixes import PACKED_TOKENS, prefix_groups
+from .suffix_rows import SuffixRows
 
 
-class TwolarModel(SharedPrefixes, RankerModel):
+class TwolarModel(SuffixRows, RankerModel):
     """A score read off the logits of one position (TWOLAR, section 3.1).
 
     On a T5-like model that is the decoder's first step; on a decoder-only model the prompt's last token. There, pairs
@@ -94,32 +95,22 @@ class TwolarModel(SharedPrefixes, RankerModel):
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        answers = self.answer_ids()
-        with answer_rows(self.backbone, answers) as only:
-            logits = self._last_logits(input_ids, attention_mask, **kwargs)
-        return logits if only else logits[:, answers]
-
-    def _last_logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """The backbone's logits where the answer stands, `(pairs, vocabulary)`."""
         if self.config.is_encoder_decoder:
             start = self.config.decoder_start_token_id
             decoder = torch.full((len(input_ids), 1), start, dtype=torch.long, device=input_ids.device)
-            output = self.backbone(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                decoder_input_ids=decoder,
-                use_cache=False,
-                **kwargs,
-            )
-            return output.logits[:, 0, :]
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "decoder_input_ids": decoder, **kwargs}
+            return self._answers(lambda: self.backbone(**inputs, use_cache=False).logits[:, 0, :])
         (aligned,) = align_left(attention_mask, input_ids)
-        rows = torch.arange(len(input_ids), device=input_ids.device)
         keep = torch.zeros_like(aligned, dtype=torch.bool)
-        keep[rows, attention_mask.sum(-1) - 1] = True
-        # Padded on the right, no causal model needs a mask.
-        if accepts(self.backbone.forward, "logits_to_keep"):
-            return self.backbone(input_ids=aligned, use_cache=False, logits_to_keep=keep, **kwargs).logits
-        return self.backbone(input_ids=aligned, use_cache=False, **kwargs).logits[keep]
+        keep[torch.arange(len(keep), device=keep.device), attention_mask.sum(-1) - 1] = True
+        return self._logits_at(aligned, keep, **kwargs)
+
+    def _answers(self, logits_of: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The answer tokens' columns of what a pass through the backbone gives, `(positions, vocabulary)`."""
+        answers = self.answer_ids()
+        with answer_rows(self.backbone, answers) as only:
+            logits = logits_of()
+        return logits if only else logits[:, answers]
 
     def pool(self, logits: torch.Tensor) -> torch.Tensor:
         """Scores `(pairs,)` float32 from the answer logits, as `options.strategy` says."""
@@ -163,24 +154,33 @@ class TwolarModel(SharedPrefixes, RankerModel):
         tasks = groups or [([i], ()) for i in range(len(pairs))]
         # One token whose probability is asked makes the machinery of query likelihood read the whole prompt.
         asked = [EncodedPair(pair.prompt, (0,)) for pair in pairs]
+        invariant = bool(groups) and self._is_invariant()
         scores = [math.nan] * len(pairs)
+
+        def keep(members: Sequence[int], logits: torch.Tensor) -> None:
+            for i, score in zip(members, self.pool(logits).tolist(), strict=True):
+                scores[i] = score
 
         def run(batch: Sequence[int]) -> None:
             single = [tasks[t][0][0] for t in batch if len(tasks[t][0]) == 1]
+            shared = [t for t in batch if len(tasks[t][0]) > 1]
             if single:
-                ids, mask = pad_right([pairs[i].prompt for i in single], self.pad_id, self.device)
-                for i, score in zip(single, self.pool(self.answer_logits(ids, mask)).tolist(), strict=True):
-                    scores[i] = score
-            for t in batch:
+                keep(
+                    single, self.answer_logits(*pad_right([pairs[i].prompt for i in single], self.pad_id, self.device))
+                )
+            if shared and invariant:
+                chosen = [[asked[i] for i in tasks[t][0]] for t in shared]
+                found = self._few_suffixes(chosen, batch_tokens, [tasks[t][1] for t in shared])
+                for t, logits in zip(shared, found, strict=True):
+                    keep(tasks[t][0], torch.stack(logits))
+                return
+            for t in shared:
                 members, prefix = tasks[t]
-                if len(members) > 1:
-                    chosen = [asked[i] for i in members]
-                    longest = max(len(pair.prompt) - common_length(prefix, pair.prompt) for pair in chosen)
-                    # Long rows side by side would hide most of each other.
-                    packed = self._packs_queries() and longest <= PACKED_TOKENS // 4
-                    logits = torch.stack(self._shared_prefix(chosen, prefix, batch_tokens, packed))
-                    for i, score in zip(members, self.pool(logits).tolist(), strict=True):
-                        scores[i] = score
+                rows = [asked[i] for i in members]
+                longest = max(len(pair.prompt) - common_length(prefix, pair.prompt) for pair in rows)
+                # Long rows side by side would hide most of each other.
+                packed = self._packs_queries() and longest <= PACKED_TOKENS // 4
+                keep(members, torch.stack(self._shared_prefix(rows, prefix, batch_tokens, packed)))
 
         lengths = [
             len(prefix) + sum(len(pairs[i].prompt) - common_length(prefix, pairs[i].prompt) for i in members)
@@ -192,10 +192,8 @@ class TwolarModel(SharedPrefixes, RankerModel):
 
     def _logits_at(self, input_ids: torch.Tensor, keep: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Of the answer tokens alone, `(kept positions, 2)` or `(kept positions, 1)`."""
-        answers = self.answer_ids()
-        with answer_rows(self.backbone, answers) as only:
-            logits = super()._logits_at(input_ids, keep, **kwargs)
-        return logits if only else logits[:, answers]
+        inner = super()._logits_at
+        return self._answers(lambda: inner(input_ids, keep, **kwargs))
 
     def _split(self, logits: torch.Tensor, pairs: Sequence[EncodedPair]) -> list[torch.Tensor]:
         return list(logits.cpu())

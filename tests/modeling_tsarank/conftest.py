@@ -245,7 +245,7 @@ def count_tokens(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[int]]:
 
         monkeypatch.setattr(model.backbone, "forward", count)
         # The counting function has another signature.
-        for module in ("shared_prefixes", "ranking_states"):
+        for module in ("shared_prefixes", "suffix_rows"):
             monkeypatch.setattr(f"modeling_tsarank.{module}.accepts", lambda function, name: True)
         return read
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from transformers import AttentionInterface, AutoModel
 
-from modeling_tsarank import TSARankModel, batch_invariance, load_ranker
+from modeling_tsarank import TSARankModel, TwolarModel, batch_invariance, load_ranker
 from modeling_tsarank.batch_invariance import (
     TILE,
     RowInvariantLinear,
@@ -185,17 +186,18 @@ def encoded_query(model: TSARankModel, query: str) -> tuple[int, ...]:
     return model.encoder.pairs([(query, "")])[0].query
 
 
-def every_way(model: TSARankModel, queries: list[str], documents: list[str]) -> dict[str, np.ndarray]:
+def every_way(model: TSARankModel | TwolarModel, queries: list[str], documents: list[str]) -> dict[str, np.ndarray]:
     """Scores `(documents, queries)` of all pairs: together, in small batches, by query, alone, from kept states."""
     pairs = [(query, document) for document in documents for query in queries]
     found = {"together": model.predict(pairs), "small batches": model.predict(pairs, batch_tokens=150)}
     by_query = [model.predict([(query, document) for document in documents]) for query in queries]
     found["by query"] = np.stack(by_query, 1)
     found["alone"] = np.array([model.predict(pair) for pair in pairs])
-    model.index(documents, MemoryStore(dtype="bfloat16"))
-    found["kept"] = model.predict(pairs)
-    found["kept, by query"] = np.stack([model.predict([(q, d) for d in documents]) for q in queries], 1)
-    model.document_store = None
+    if isinstance(model, TSARankModel):
+        model.index(documents, MemoryStore(dtype="bfloat16"))
+        found["kept"] = model.predict(pairs)
+        found["kept, by query"] = np.stack([model.predict([(q, d) for d in documents]) for q in queries], 1)
+        model.document_store = None
     return {name: scores.reshape(len(documents), len(queries)) for name, scores in found.items()}
 
 
@@ -214,6 +216,25 @@ def test_scores_do_not_depend_on_the_batch(zoo, pairs) -> None:
     )
     wanted = exact.predict([(query, document) for document in documents for query in QUERIES])
     np.testing.assert_allclose(found["together"].reshape(-1), wanted, atol=0.03)
+
+
+@in_hardware
+@pytest.mark.parametrize("first", ["document", "query"])
+def test_true_false_scores_do_not_depend_on_the_batch(zoo, pairs, first: str) -> None:
+    documents = [*dict.fromkeys(document for _, document in pairs), " ".join(document for _, document in pairs)]
+    parts = ["Document: {document}", "Query: {query}"]
+    template = " ".join([*(parts if first == "document" else reversed(parts)), "Relevant:"])
+    options: dict[str, Any] = {"template": template, "max_length": 200, "max_query_length": 60}
+    model = TwolarModel.from_backbone(str(zoo.folders["llama"]), dtype=torch.bfloat16, **options)
+    found = every_way(model, QUERIES, documents)
+    for name, scores in found.items():
+        np.testing.assert_array_equal(scores, found["alone"], err_msg=name)
+    answers = [model.answer_scores(query, document) for document in documents for query in QUERIES]
+    differences = [np.subtract(*np.float32(list(one.values()))) for one in answers]
+    np.testing.assert_array_equal(differences, found["alone"].reshape(-1))
+    exact = TwolarModel.from_backbone(str(zoo.folders["llama"]), dtype=torch.float64, **options)
+    wanted = exact.predict([(query, document) for document in documents for query in QUERIES])
+    np.testing.assert_allclose(found["together"].reshape(-1), wanted, atol=0.5)
 
 
 @in_hardware

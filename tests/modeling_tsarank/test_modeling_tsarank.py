@@ -94,7 +94,7 @@ def test_documents_with_few_queries_are_read_together(zoo, pairs, count_tokens, 
     assert len(seen) == 2
     np.testing.assert_allclose(model.predict(crossed, batch_tokens=60), alone, atol=1e-5)
     seen.clear()
-    monkeypatch.setattr("modeling_tsarank.ranking_states.CPU_KEPT_BYTES", 1)  # room for no more than one batch's
+    monkeypatch.setattr("modeling_tsarank.suffix_rows.CPU_KEPT_BYTES", 1)  # room for no more than one batch's
     np.testing.assert_allclose(model.predict(crossed, batch_tokens=200), alone, atol=1e-5)
     assert len(seen) > 2
 

@@ -9,7 +9,7 @@ import torch
 from modeling_tsarank import ModelError, TSARankModel
 from modeling_tsarank.document_encoding import Shape
 from modeling_tsarank.document_memory import MemoryStore
-from modeling_tsarank.ranking_states import ACCELERATOR_KEPT_BYTES, CPU_KEPT_BYTES, KEPT_WEIGHT, kept_weight
+from modeling_tsarank.suffix_rows import ACCELERATOR_KEPT_BYTES, CPU_KEPT_BYTES, KEPT_WEIGHT, kept_weight
 
 
 QUERIES = ["bread", "a ship at night", "bees and violins in the garden"]

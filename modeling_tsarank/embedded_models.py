@@ -8,6 +8,7 @@
 
 A release is a folder of `hub_cards/releases/`: an ordinary PEFT adapter, its card, and `release.json`, which names
 the base and the ranking options. It is merged into the base on first use, and the result kept in the user's cache.
+A release may have been trained on another one; both adapters are then merged, one after the other.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class Release:
         ranking: its ranking options, the family among them.
         adapter_sha256: what its adapter's weights should have.
         base_sha256: the same of the GGUF file it was trained from.
+        below: the release whose merged model its own training began with, if any.
+        below_sha256: what the adapter of that one should have.
     """
 
     name: str
@@ -66,15 +69,27 @@ class Release:
     ranking: dict[str, Any]
     adapter_sha256: str
     base_sha256: str
+    below: Release | None = None
+    below_sha256: str = ""
+
+    @property
+    def parts(self) -> tuple[Release, ...]:
+        """The releases whose adapters make it, in the order in which they are merged; itself is the last."""
+        return (*(self.below.parts if self.below is not None else ()), self)
 
     @property
     def cached_folder(self) -> Path:
         """Where the merged model is kept: another adapter, other options or another base make another folder."""
-        parts = f"{self.adapter_sha256}{json.dumps(self.ranking, sort_keys=True)}{GGUF_SHA256}"
+        adapters = "".join(part.adapter_sha256 for part in self.parts)
+        parts = f"{adapters}{json.dumps(self.ranking, sort_keys=True)}{GGUF_SHA256}"
         return cache_folder() / "models" / f"{self.name}-{_short_hash(parts)}"
 
     def check(self) -> None:
         """Raises `ModelError` if it was made from another base, or its adapter is damaged."""
+        if self.below is not None:
+            self.below.check()
+            if self.below.adapter_sha256 != self.below_sha256:
+                raise ModelError(f"the release {self.name} was made on another version of {self.below.name}")
         if self.base_sha256 != GGUF_SHA256:
             raise ModelError(f"the release {self.name} was made from another base than the embedded {DEFAULT_NAME}")
         found = sha256_of(self.folder / ADAPTER_WEIGHTS)
@@ -110,9 +125,18 @@ def releases() -> dict[str, Release]:
 
 
 def read_release(folder: Path) -> Release:
-    """The release in a folder, as its `release.json` describes it."""
+    """The release in a folder, as its `release.json` describes it; one that it was made on lies beside it."""
     facts = json.loads((folder / RELEASE_FILE).read_text(encoding="utf-8"))
-    return Release(folder.name, folder, facts["ranking"], facts["adapter_sha256"], facts["base"]["sha256"])
+    below = facts.get("on") or {}
+    return Release(
+        name=folder.name,
+        folder=folder,
+        ranking=facts["ranking"],
+        adapter_sha256=facts["adapter_sha256"],
+        base_sha256=facts["base"]["sha256"],
+        below=read_release(folder.parent / below["release"]) if below else None,
+        below_sha256=below.get("adapter_sha256", ""),
+    )
 
 
 def embedded_ranker(name: str | os.PathLike | None) -> str | None:
@@ -173,7 +197,8 @@ def merged_ranker(release: Release, family: str | None = None, options: dict[str
     release.check()
     logger.info("merging %s into its base (once, up to a minute)", release.name)
     backbone, tokenizer = read_default_model()
-    add_adapter(backbone, release.folder)
+    for part in release.parts:
+        add_adapter(backbone, part.folder)
     own = release.ranking["family"]
     kept = release.ranking if family in (None, own) else {}
     chosen = {**{name: value for name, value in kept.items() if name != "family"}, **(options or {})}

@@ -31,7 +31,8 @@ examples:
 _RELEASE = """\
 Put the LoRA adapters of all stages together as one, in bfloat16, and write it with its ranking options and the record
 of its training: a folder that, under hub_cards/releases/, makes a model of the package. Each adapter must have been
-trained on the merge of those before it, the first one on the embedded language model.
+trained on the merge of those before it, the first one on the embedded language model, or on a release that lies
+beside the new one (--on).
 """
 _RELEASE_EXAMPLE = """\
 example:
@@ -76,6 +77,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     other.add_argument("--adapters", type=Path, nargs="+", required=True, metavar="DIR", help="in the stages' order")
+    other.add_argument("--on", metavar="NAME", help="the release that the first of them was trained on")
     other.add_argument("--ranker", type=Path, required=True, metavar="DIR", help="what the last stage wrote")
     other.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder named like the release")
     other.add_argument(
@@ -102,7 +104,7 @@ def run_release(args: argparse.Namespace) -> int:
     """Writes the release and says how big it is."""
     from modeling_tsarank.trainers.release import make_release, record_example
 
-    size = make_release(args.adapters, args.ranker, args.output)
+    size = make_release(args.adapters, args.ranker, args.output, args.on)
     sys.stdout.write(f"{args.output}: an adapter of {size / 1e6:.1f} MB\n")
     if args.example:
         for name, score in record_example(args.output, *args.example).items():

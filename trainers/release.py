@@ -117,19 +117,20 @@ def record_example(release: str | Path, query: str, documents: str | Path) -> di
     return by_id
 
 
-def make_release(adapters: Sequence[str | Path], ranker: str | Path, output: str | Path) -> int:
+def make_release(adapters: Sequence[str | Path], ranker: str | Path, output: str | Path, on: str | None = None) -> int:
     """Fills a release folder: the stacked adapters in bfloat16, `release.json`, and the record of the training.
 
     Args:
-        adapters: of all stages, the first one trained on the embedded language model itself.
+        adapters: of all stages, the first one trained on the embedded language model itself or on the release `on`.
         ranker: the ranking folder that the last stage wrote: its ranking options are the release's.
         output: the folder, named like the release.
+        on: the name of a release whose folder lies beside `output`, and whose adapter is merged before these.
 
     Returns:
         Bytes of the adapter's weights.
 
     Raises:
-        InputError: no ranker or adapter where one should be, or more bytes than a release may have.
+        InputError: no release `on`, no ranker or adapter where one should be, or more bytes than a release may have.
     """
     ranker, output = Path(ranker), Path(output)
     config = ranker / "config.json"
@@ -139,11 +140,17 @@ def make_release(adapters: Sequence[str | Path], ranker: str | Path, output: str
     record = ranker / RECORD_NAME
     if not record.is_file():
         raise InputError(f"{ranker} was not written by a training: it holds no {RECORD_NAME}")
+    below = output.parent / on / RELEASE_FILE if on else None
+    if below is not None and not below.is_file():
+        raise InputError(f"there is no release {on!r} beside {output}: {below} is missing")
     size = stack_adapters(adapters, output)
     if size > ADAPTER_LIMIT:
         raise InputError(f"the adapter has {size:,} bytes, a release at most {ADAPTER_LIMIT:,}: lower the rank")
     base = {"package": PACKAGE, "version": VERSION, "file": GGUF_NAME, "sha256": GGUF_SHA256}
-    facts = {"base": base, "adapter_sha256": sha256_of(output / ADAPTER_WEIGHTS), "ranking": ranking}
+    facts: dict[str, Any] = {"base": base}
+    if below is not None:
+        facts["on"] = {"release": on, "adapter_sha256": read_release(below.parent).adapter_sha256}
+    facts |= {"adapter_sha256": sha256_of(output / ADAPTER_WEIGHTS), "ranking": ranking}
     write_json(output / RECORD_NAME, json.loads(record.read_text(encoding="utf-8")))
     write_json(output / RELEASE_FILE, facts)
     return size

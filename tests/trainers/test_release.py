@@ -135,6 +135,32 @@ def test_a_release_ranks_like_the_trained_model(
     assert merged_ranker(found, "true_false_logits", {}).options.family == "true_false_logits"
 
 
+def test_a_release_may_stand_on_another(
+    stages: Any, make_ranker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded_models, "read_default_model", lambda: (make_ranker().backbone, stages[2].tokenizer))
+    releases = tmp_path / "releases"
+    for name in ("first", "second"):
+        (tmp_path / name / RECORD_NAME).write_text(json.dumps({"kind": "sft"}))
+    make_release([stages[0]], tmp_path / "first", releases / "below")
+    make_release([stages[1]], tmp_path / "second", releases / "above", on="below")
+    make_release(stages[:2], tmp_path / "second", releases / "whole")
+    below, above, whole = (read_release(releases / name) for name in ("below", "above", "whole"))
+    assert [part.name for part in above.parts] == ["below", "above"]
+    assert merged_ranker(above).predict(PAIRS) == pytest.approx(merged_ranker(whole).predict(PAIRS), abs=1e-5)
+    assert abs(merged_ranker(above).predict(PAIRS) - merged_ranker(below).predict(PAIRS)).max() > 0.1
+    assert len({one.cached_folder.name.rpartition("-")[2] for one in (below, above, whole)}) == 3
+    before = above.cached_folder
+    make_release([stages[0]], tmp_path / "second", releases / "below")  # other options, the same adapter
+    assert read_release(releases / "above").cached_folder == before
+    make_release([stages[1]], tmp_path / "first", releases / "below")
+    assert read_release(releases / "above").cached_folder != before
+    with pytest.raises(ModelError, match="above was made on another version of below"):
+        merged_ranker(read_release(releases / "above"))
+    with pytest.raises(InputError, match="no release 'nowhere' beside"):
+        make_release([stages[1]], tmp_path / "second", releases / "above", on="nowhere")
+
+
 def test_a_release_is_refused_with_another_base_or_damaged(release: Path) -> None:
     assert read_release(release).name == "tsarank-tiny"
     facts = json.loads((release / RELEASE_FILE).read_text())

@@ -356,9 +356,8 @@ def open_store(folder: str) -> FolderStore:
 def use_store(model: Any, folder: str) -> FolderStore:
     """Lets a model read its document states from a store, which is returned, to be closed.
 
-    Raises `InputError` if there is no such store, or the model is none that reads documents first.
+    Raises `InputError` if there is no such store, and `ModelError` for a model whose document states cannot be kept.
     """
-    if not hasattr(model, "document_store"):
-        raise InputError(f"--store serves query likelihood only; {type(model).__name__} reads the query first")
+    model.check_keeps_states()
     store = model.document_store = open_store(folder)
     return store

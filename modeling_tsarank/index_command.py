@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .rank_command import add_model_arguments, model_from_arguments
-from .ranking_errors import InputError, ModelError, ResourceError
+from .ranking_errors import InputError, ResourceError
 
 
 logger = logging.getLogger(__name__)
@@ -23,6 +23,8 @@ Keep the states (keys and values) of documents in a store, so that ranking them 
 
 FILE holds the documents as for `tsarank rank`. FOLDER is made if need be; documents it already holds are not read
 again, so an interrupted command goes on where it stopped. What the store will take on disk is said before it starts.
+The model must read the document first: query likelihood, or a true/false ranker on a decoder-only model whose template
+begins with {document}.
 """
 
 _EPILOG = """\
@@ -149,11 +151,6 @@ def estimate(model: Any, texts: Sequence[str], store: Any) -> tuple[Cost, list[t
     from .document_encoding import Shape, encoded_bytes, shapes_of
     from .document_states import kept_ids, model_identity, state_key
 
-    if not hasattr(model, "check_keeps_states"):
-        raise ModelError(
-            f"a {type(model).__name__} reads the query before the document is scored, so no document states can be "
-            "kept; use a query-likelihood model"
-        )
     model.check_keeps_states()
     identity = model_identity(model)
     todo: list[tuple[str, int]] = []

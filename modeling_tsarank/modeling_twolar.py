@@ -15,17 +15,17 @@ from .modeling_ranker import RankerModel, RankingOutput, group_loss
 from .ranking_engine import align_left, pad_right, run_batches
 from .ranking_errors import ModelError
 from .ranking_options import LogitOptions
+from .ranking_states import KeptStates
 from .ranking_text import EncodedPair, TemplateEncoder, clean_query, document_text
 from .shared_prefixes import PACKED_TOKENS, prefix_groups
-from .suffix_rows import SuffixRows
 
 
-class TwolarModel(SuffixRows, RankerModel):
+class TwolarModel(KeptStates, RankerModel):
     """A score read off the logits of one position (TWOLAR, section 3.1).
 
     On a T5-like model that is the decoder's first step; on a decoder-only model the prompt's last token. There, pairs
     share the states of what the template puts first: with "Document: {document} Query: {query} Relevant:" a document
-    is read once for all its queries, as by `TSARankModel`. Strategies:
+    is read once for all its queries, and its states can be kept, as by `TSARankModel`. Strategies:
     `difference` logit(true) − logit(false); `softmax` p(true) of the two (monoT5); `single_token` one logit (RankT5).
     """
 
@@ -134,6 +134,20 @@ class TwolarModel(SuffixRows, RankerModel):
 
     # ---- text in, scores out ---------------------------------------------------------------------
 
+    def check_keeps_states(self) -> None:
+        """Raises `ModelError` where a document's states depend on the query, or not every position is kept."""
+        if self.config.is_encoder_decoder:
+            raise ModelError(
+                f"no document states can be kept: {self.config.model_type} is an encoder-decoder, which reads query "
+                "and document at once"
+            )
+        if not self.encoder.document_first:
+            raise ModelError(
+                "no document states can be kept: the template puts the query before the document, whose states then "
+                'depend on it; only a template such as "Document: {document} Query: {query} Relevant:" allows it'
+            )
+        super().check_keeps_states()
+
     def answer_scores(self, query: str, document: Any) -> dict[str, float]:
         """Why a document got its score: the logit of each answer token."""
         pair = self.encoder.pairs([(clean_query(query), document_text(document))])[0]
@@ -150,10 +164,13 @@ class TwolarModel(SuffixRows, RankerModel):
         stop: Callable[[], bool] | None = None,
     ) -> list[float]:
         """Prompts that begin alike enough share what they begin with; the others go through in padded batches."""
+        # One token whose probability is asked makes the machinery of query likelihood read the whole prompt.
+        asked = [EncodedPair(pair.prompt, (0,), pair.source) for pair in pairs]
+        if self.document_store is not None:
+            found = self._score_from_states(asked, batch_tokens, show, stop)
+            return self.pool(torch.cat([logits.reshape(1, -1) for logits in found])).tolist()
         groups = [] if self.config.is_encoder_decoder else prefix_groups([pair.prompt for pair in pairs])
         tasks = groups or [([i], ()) for i in range(len(pairs))]
-        # One token whose probability is asked makes the machinery of query likelihood read the whole prompt.
-        asked = [EncodedPair(pair.prompt, (0,)) for pair in pairs]
         invariant = bool(groups) and self._is_invariant()
         scores = [math.nan] * len(pairs)
 

@@ -1,6 +1,6 @@
 """Ranking from kept document states: what a document costs is paid once, a query pays for its own tokens.
 
-`KeptStates` is the part of `TSARankModel` that fills a store of document states (`document_memory.StateStore`) and
+`KeptStates` is the part of the ranking models that fills a store of document states (`document_memory.StateStore`) and
 scores from it. What is kept and under which key says `document_states`; a store answers with no other states.
 """
 
@@ -24,7 +24,7 @@ from .suffix_rows import SuffixRows, kept_weight
 
 
 class KeptStates(SuffixRows):
-    """`index`, and scoring from kept states; mixed into `TSARankModel`, whose parts it uses."""
+    """`index`, and scoring from kept states; mixed into the ranking models, whose parts it uses."""
 
     # What `predict` and `rank` read states from and put into it what it lacks; `index` sets it, `None` turns it off.
     document_store: Any = None

@@ -44,7 +44,7 @@ class EncodedPair:
 
     prompt: tuple[int, ...]
     query: tuple[int, ...] = ()
-    # The prompt before it was cut to length: the same for every query of a document.
+    # What stands in front of the query, before it was cut to length: the same for every query of a document.
     source: Prompt = Prompt((), (), ())
 
 
@@ -238,8 +238,33 @@ class TemplateEncoder(TextEncoder):
             ids, offsets = self._shorten_query(ids, offsets, query_span)
             prompt = _split_around(ids, offsets, *document_span)
             prompt = Prompt((*self.leading, *prompt.before), prompt.document, (*prompt.after, *self.trailing))
-            result.append(EncodedPair(tuple(prompt.cut(self.options.max_length))))
+            source = self._source(ids, offsets, document_span, query_span)
+            result.append(EncodedPair(tuple(prompt.cut(self.options.max_length)), source=source))
         return result
+
+    def prompts(self, documents: Sequence[str]) -> list[Prompt]:
+        """What each document's pairs begin with, uncut: all in front of the query; empty where that comes first."""
+        return [pair.source for pair in self.pairs([("a", document) for document in documents])]
+
+    @property
+    def document_first(self) -> bool:
+        """Whether the template puts the document before the query."""
+        return self.options.template.index("{document}") < self.options.template.index("{query}")
+
+    def _source(
+        self,
+        ids: Sequence[int],
+        offsets: Sequence[tuple[int, int]],
+        document_span: tuple[int, int],
+        query_span: tuple[int, int],
+    ) -> Prompt:
+        if not self.document_first:
+            return Prompt((), (), ())
+        border = len(ids)
+        while border and offsets[border - 1][1] > query_span[0]:
+            border -= 1
+        prompt = _split_around(ids[:border], offsets[:border], *document_span)
+        return Prompt((*self.leading, *prompt.before), prompt.document, prompt.after)
 
     def _fill(self, query: str, document: str) -> tuple[str, tuple[int, int], tuple[int, int]]:
         """The filled template and the character spans of document and query in it, whichever comes first."""

@@ -193,7 +193,7 @@ def every_way(model: TSARankModel | TwolarModel, queries: list[str], documents: 
     by_query = [model.predict([(query, document) for document in documents]) for query in queries]
     found["by query"] = np.stack(by_query, 1)
     found["alone"] = np.array([model.predict(pair) for pair in pairs])
-    if isinstance(model, TSARankModel):
+    if isinstance(model, TSARankModel) or model.encoder.document_first:
         model.index(documents, MemoryStore(dtype="bfloat16"))
         found["kept"] = model.predict(pairs)
         found["kept, by query"] = np.stack([model.predict([(q, d) for d in documents]) for q in queries], 1)

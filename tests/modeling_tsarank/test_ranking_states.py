@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_tsarank import ModelError, TSARankModel
+from modeling_tsarank import ModelError, TSARankModel, TwolarModel
 from modeling_tsarank.document_encoding import Shape
 from modeling_tsarank.document_memory import MemoryStore
 from modeling_tsarank.suffix_rows import ACCELERATOR_KEPT_BYTES, CPU_KEPT_BYTES, KEPT_WEIGHT, kept_weight
@@ -37,6 +37,49 @@ def test_kept_states_give_the_same_scores(zoo, documents, name) -> None:
     np.testing.assert_allclose(model.predict(many, batch_tokens=40), expected, atol=1e-5)
     model.document_store = None
     np.testing.assert_allclose(model.predict(many), expected, atol=1e-6)
+
+
+DOCUMENT_FIRST = "Document: {document} Query: {query} Relevant:"
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "bloom", "gpt2"])
+def test_kept_states_give_a_true_false_ranker_the_same_scores(zoo, documents, name) -> None:
+    model = TwolarModel.from_backbone(
+        str(zoo.folders[name]), template=DOCUMENT_FIRST, max_length=64, max_query_length=20
+    )
+    documents = [*documents, "", LONG]
+    many = [(query, document) for query in QUERIES for document in documents]
+    expected = model.predict(many)
+    assert len(np.unique(expected.round(4))) > len(many) // 2
+    store = MemoryStore()
+    assert model.index([*documents, LONG], store) == len(documents)
+    np.testing.assert_allclose(model.predict(many), expected, atol=1e-4)
+    assert len(store) == len(documents)
+    np.testing.assert_allclose(model.predict(many, batch_tokens=40), expected, atol=1e-4)
+    one = [(QUERIES[1], document) for document in documents]
+    np.testing.assert_allclose(model.predict(one), expected[len(documents) : 2 * len(documents)], atol=1e-4)
+
+
+def test_a_true_false_ranker_reads_the_query_and_what_follows_it(zoo, documents, count_tokens) -> None:
+    model = TwolarModel.from_backbone(str(zoo.folders["llama"]), template=DOCUMENT_FIRST)
+    store = MemoryStore()
+    model.index(documents, store)
+    seen = count_tokens(model)
+    model.rank("a ship at night", documents)
+    (pair,) = model.encoder.pairs([("a ship at night", documents[0])])
+    own = len(pair.prompt) - len(pair.source) + 1
+    assert sum(seen) == model.last_stats["tokens"] == len(documents) * own
+    assert own < len(pair.prompt) // 2
+
+
+@pytest.mark.parametrize(("name", "message"), [("llama", "puts the query before the document"), ("t5", "at once")])
+def test_states_that_hang_on_the_query_are_refused(zoo, documents, name, message) -> None:
+    model = TwolarModel.from_backbone(str(zoo.folders[name]))
+    with pytest.raises(ModelError, match=f"no document states can be kept: .*{message}"):
+        model.index(documents, MemoryStore())
+    model.document_store = MemoryStore()
+    with pytest.raises(ModelError, match=message):
+        model.predict(("bread", documents[0]))
 
 
 def test_a_query_pays_for_its_own_tokens(zoo, documents, count_tokens) -> None:

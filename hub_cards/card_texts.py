@@ -54,7 +54,6 @@ _LIMITS = {
         "A long document that merely contains the query's words may score high; relevance is not truth.",
     ],
     TRUE_FALSE: [
-        "Every pair is read as a whole: the cost grows with the number of queries times documents.",
         "Scores are not probabilities unless the strategy is `softmax`, and even then they are not calibrated.",
     ],
     PLAIN: ["The model continues text and was not trained to follow instructions or to refuse harmful ones."],
@@ -86,7 +85,15 @@ def citations(kind: str) -> list[str]:
 def scoring(kind: str, options: dict[str, Any]) -> str:
     """How the score comes about, in words."""
     strategy = STRATEGIES.get(str(options.get("strategy")), "").format(**options) if kind == TRUE_FALSE else ""
-    return SCORING[kind].format(**{**options, "strategy_text": strategy}) if kind != PLAIN else SCORING[kind]
+    text = SCORING[kind].format(**{**options, "strategy_text": strategy}) if kind != PLAIN else SCORING[kind]
+    if _document_first(kind, options):
+        text += " The document is read before the query, so a decoder-only model can share that work between queries."
+    return text
+
+
+def _document_first(kind: str, options: dict[str, Any]) -> bool:
+    template = str(options.get("template", ""))
+    return kind == TRUE_FALSE and 0 <= template.find("{document}") < template.find("{query}")
 
 
 def limits(kind: str, options: dict[str, Any]) -> list[str]:
@@ -97,6 +104,8 @@ def limits(kind: str, options: dict[str, Any]) -> list[str]:
             f"Query and document together have at most {options['max_length']} tokens, the query "
             f"{options['max_query_length']}. Of a longer document only the beginning is read."
         )
+    if kind == TRUE_FALSE and not _document_first(kind, options):
+        found.append("Every pair is read as a whole: the cost grows with the number of queries times documents.")
     found += _LIMITS[kind]
     found.append("What the base model knows, and its biases, are in the scores; languages it knows badly rank badly.")
     return found

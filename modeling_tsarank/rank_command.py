@@ -37,8 +37,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         default=None,
         metavar="M",
-        help="Hub id, folder or .gguf file; default: the ranker that comes with the package, whose base is fetched "
-        "once if need be; zero-shot: that base as it is",
+        help="Hub id, folder or .gguf file; default: tsarank-smollm2-135m, which comes with the package and whose "
+        "base is fetched once if need be; twolar-smollm2-135m: the other that does; zero-shot: their base as it is",
     )
     group.add_argument("--revision", default=None, help="branch, tag or commit of a Hub model")
     group.add_argument("--trust-remote-code", action="store_true", help="run the backbone's own code from the Hub")

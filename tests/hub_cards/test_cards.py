@@ -15,10 +15,12 @@ from loopback_metadata import validate_card
 
 from modeling_tsarank import InputError, ModelError
 from modeling_tsarank.eval.files import hash_folder
+from modeling_tsarank.hub_cards import card_texts
 from modeling_tsarank.hub_cards.model_cards import render_model_card
 from modeling_tsarank.hub_cards.model_facts import BaseModel, read_evaluations, read_model
 from modeling_tsarank.hub_cards.model_publishing import ModelOptions, prepare_model
 from modeling_tsarank.hub_cards.rendering import cell, duration, line, number, render
+from modeling_tsarank.ranking_options import LogitOptions
 
 
 METRICS = Path(__file__).parent.parent.parent / "benchmarks" / "results" / "trec-dl-19" / "trained" / "metrics.json"
@@ -190,6 +192,14 @@ def test_weights_in_shards_are_the_same_weights(trained: Any, tmp_path: Path) ->
         part = load_file(files[name].source)
         assert all(whole[tensor].equal(value) for tensor, value in part.items())
         assert sum(value.numel() * value.element_size() for value in part.values()) <= 50_000 or len(part) == 1
+
+
+@pytest.mark.parametrize("template", ["{query} {document} Relevant:", "{document} {query} Relevant:"])
+def test_a_true_false_card_says_whether_documents_are_read_once(template: str) -> None:
+    options = LogitOptions(template=template).to_dict()
+    shared = template.startswith("{document}")
+    assert ("share that work" in card_texts.scoring(LogitOptions.family, options)) is shared
+    assert any("Every pair is read" in line for line in card_texts.limits(LogitOptions.family, options)) is not shared
 
 
 def test_names_that_would_break_a_card_do_not(trained: Any) -> None:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from modeling_tsarank import load_ranker
 from modeling_tsarank.default_model import sha256_of
 from modeling_tsarank.document_files import read_documents
+from modeling_tsarank.document_memory import MemoryStore
 from modeling_tsarank.embedded_models import (
     ADAPTER_WEIGHTS,
     DEFAULT_RELEASE,
@@ -30,12 +31,18 @@ from modeling_tsarank.embedded_models import (
 from modeling_tsarank.ranking_errors import ResourceError
 
 
+DISTILLED = "twolar-smollm2-135m"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
 def ranker():
     return load_ranker(device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def distilled():
+    return load_ranker(DISTILLED, device="cpu", dtype="float32")
 
 
 def test_names_mean_what_the_documentation_says() -> None:
@@ -57,8 +64,20 @@ def test_the_release_is_small_and_documented() -> None:
     assert record["started_from"]["training"]["kind"] == "cpt"
 
 
-def test_scores_are_the_recorded_ones(ranker) -> None:
-    recorded = json.loads((releases()[DEFAULT_RELEASE].folder / RELEASE_FILE).read_text(encoding="utf-8"))["example"]
+def test_the_distilled_release_stands_on_the_first() -> None:
+    release = releases()[DISTILLED]
+    assert [part.name for part in release.parts] == [DEFAULT_RELEASE, DISTILLED]
+    release.check()
+    assert (release.folder / ADAPTER_WEIGHTS).stat().st_size <= 20_000_000
+    assert f"# {DISTILLED}" in (release.folder / "README.md").read_text(encoding="utf-8")
+    record = json.loads((release.folder / "training_run.json").read_text(encoding="utf-8"))
+    assert [record["kind"], record["started_from"]["training"]["kind"]] == ["distill", "sft"]
+
+
+@pytest.mark.parametrize("name", [DEFAULT_RELEASE, DISTILLED])
+def test_scores_are_the_recorded_ones(request, name) -> None:
+    ranker = request.getfixturevalue("ranker" if name == DEFAULT_RELEASE else "distilled")
+    recorded = json.loads((releases()[name].folder / RELEASE_FILE).read_text(encoding="utf-8"))["example"]
     documents = read_documents(str(EXAMPLES / recorded["documents"]), None)
     found = ranker.predict([(recorded["query"], document.text) for document in documents])
     assert [document.id for document in documents] == list(recorded["scores"])
@@ -72,6 +91,18 @@ def test_the_adapter_loads_with_peft_on_the_plain_base(ranker, default_folder) -
     ids = torch.tensor([ranker.encoder.pairs([("how long does a flea live", "Two to three months.")])[0].prompt])
     with torch.inference_mode():
         np.testing.assert_allclose(model(ids).logits, ranker.backbone(ids).logits, atol=2e-3)
+
+
+def test_the_distilled_release_keeps_document_states(distilled) -> None:
+    documents = [document.text for document in read_documents(str(EXAMPLES / "fleas.jsonl"), None)]
+    pairs = [("how long does a flea live", document) for document in documents]
+    cold = distilled.predict(pairs)
+    distilled.index(documents, MemoryStore())
+    try:
+        np.testing.assert_allclose(distilled.predict(pairs), cold, atol=1e-4)
+        assert distilled.last_stats["tokens"] < 12 * len(pairs)
+    finally:
+        distilled.document_store = None
 
 
 def test_without_room_the_release_is_merged_in_memory(ranker) -> None:

@@ -313,9 +313,10 @@ def test_a_saved_folder_brings_attention_of_its_own(zoo, tmp_path: Path) -> None
 
 @in_hardware
 @pytest.mark.slow
-def test_the_release_gives_the_same_scores_however_it_is_asked() -> None:
+@pytest.mark.parametrize("name", ["default", "twolar-smollm2-135m"])
+def test_a_release_gives_the_same_scores_however_it_is_asked(name: str) -> None:
     words = " ".join(QUERIES).split()
     documents = [" ".join(words[(n * k) % len(words)] for k in range(40 + 37 * n)) for n in range(1, 8)]
-    found = every_way(load_ranker("default", dtype="bfloat16"), [*QUERIES, "how long does a flea live"], documents)
+    found = every_way(load_ranker(name, dtype="bfloat16"), [*QUERIES, "how long does a flea live"], documents)
     for name, scores in found.items():
         np.testing.assert_array_equal(scores, found["alone"], err_msg=name)

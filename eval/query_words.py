@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from modeling_tsarank.eval.extras import require
 from modeling_tsarank.eval.types import Collection
 from modeling_tsarank.ranking_errors import InputError, ModelError
+from modeling_tsarank.ranking_options import QueryLikelihoodOptions
 
 
 STOP_WORD_LIST = "bm25s STOPWORDS_EN_PLUS (NLTK's English list, 179 words)"
@@ -119,7 +120,7 @@ def generate_queries(
     """
     import torch
 
-    if not hasattr(getattr(model, "encoder", None), "prompts"):
+    if getattr(getattr(model, "options", None), "family", None) != QueryLikelihoodOptions.family:
         raise ModelError(
             f"{type(model).__name__} does not generate queries; give a query-likelihood model (TSARankModel)"
         )

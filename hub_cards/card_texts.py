@@ -82,21 +82,21 @@ def citations(kind: str) -> list[str]:
     return [TWOLAR_CITATION if kind == TRUE_FALSE else TSARANK_CITATION]
 
 
-def scoring(kind: str, options: dict[str, Any]) -> str:
+def scoring(kind: str, options: dict[str, Any], decoder_only: bool) -> str:
     """How the score comes about, in words."""
     strategy = STRATEGIES.get(str(options.get("strategy")), "").format(**options) if kind == TRUE_FALSE else ""
     text = SCORING[kind].format(**{**options, "strategy_text": strategy}) if kind != PLAIN else SCORING[kind]
-    if _document_first(kind, options):
+    if kind == TRUE_FALSE and _reads_documents_once(options, decoder_only):
         text += " The document is read before the query, so a decoder-only model can share that work between queries."
     return text
 
 
-def _document_first(kind: str, options: dict[str, Any]) -> bool:
+def _reads_documents_once(options: dict[str, Any], decoder_only: bool) -> bool:
     template = str(options.get("template", ""))
-    return kind == TRUE_FALSE and 0 <= template.find("{document}") < template.find("{query}")
+    return decoder_only and 0 <= template.find("{document}") < template.find("{query}")
 
 
-def limits(kind: str, options: dict[str, Any]) -> list[str]:
+def limits(kind: str, options: dict[str, Any], decoder_only: bool) -> list[str]:
     """What the model cannot do."""
     found = []
     if options:
@@ -104,7 +104,7 @@ def limits(kind: str, options: dict[str, Any]) -> list[str]:
             f"Query and document together have at most {options['max_length']} tokens, the query "
             f"{options['max_query_length']}. Of a longer document only the beginning is read."
         )
-    if kind == TRUE_FALSE and not _document_first(kind, options):
+    if kind == TRUE_FALSE and not _reads_documents_once(options, decoder_only):
         found.append("Every pair is read as a whole: the cost grows with the number of queries times documents.")
     found += _LIMITS[kind]
     found.append("What the base model knows, and its biases, are in the scores; languages it knows badly rank badly.")

@@ -48,6 +48,7 @@ def render_model_card(
         raise InputError("an adapter needs its base model on the Hub, pinned: --base-model ID --base-revision COMMIT")
     base = (facts.base.name, str(facts.base.revision)) if facts.adapter and facts.base else None
     auto = _auto_class(facts)
+    decoder_only = auto == "AutoModelForCausalLM"
     name = repo_id.rpartition("/")[2]
     license_text = license_name or license_id
     return render(
@@ -65,13 +66,13 @@ def render_model_card(
         adapter=facts.adapter,
         plain_class=auto,
         snippets=card_texts.snippets(repo_id, tag, facts.kind, facts.adapter, base, auto, facts.options),
-        scoring=card_texts.scoring(facts.kind, facts.options),
+        scoring=card_texts.scoring(facts.kind, facts.options, decoder_only),
         options=[(key, _shown(value)) for key, value in facts.options.items() if _is_used(key, facts.options)],
         stages=[_stage(record) for record in facts.stages],
         measures=_measures(facts.evaluations),
         evaluations=[_evaluation_row(evaluation, _measures(facts.evaluations)) for evaluation in facts.evaluations],
         evaluation_notes=_evaluation_notes(facts.evaluations),
-        limits=card_texts.limits(facts.kind, facts.options),
+        limits=card_texts.limits(facts.kind, facts.options, decoder_only),
         citations=card_texts.citations(facts.kind),
         tsarank_version=__version__,
     )

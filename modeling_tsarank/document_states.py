@@ -1,6 +1,7 @@
 """Which document states may be used again: the identity of a model, and the token ids whose states are kept.
 
-Query likelihood reads the document before the query, so the keys and values of a document's tokens serve every query.
+Query likelihood reads the document before the query, and so does a true/false ranker on a decoder-only model whose
+template says so: the keys and values of what stands before the query then serve every query.
 They are held as attention caches hold them: for every layer (keys, values), each `(1, heads, tokens, dimension)`,
 keys already rotated to their positions. Because the prompt begins with the document, the same ids stand at the same
 positions every time, and the states can be read again as they are. What is kept is keyed by the model's identity

@@ -60,7 +60,8 @@ class Release:
         ranking: its ranking options, the family among them.
         adapter_sha256: what its adapter's weights should have.
         base_sha256: the same of the GGUF file it was trained from.
-        below: the release whose merged model its own training began with, if any.
+        below: the release whose merged model its own training began with, if any and if it is installed.
+        below_name: the name of that release, empty if there should be none.
         below_sha256: what the adapter of that one should have.
     """
 
@@ -70,6 +71,7 @@ class Release:
     adapter_sha256: str
     base_sha256: str
     below: Release | None = None
+    below_name: str = ""
     below_sha256: str = ""
 
     @property
@@ -85,7 +87,11 @@ class Release:
         return cache_folder() / "models" / f"{self.name}-{_short_hash(parts)}"
 
     def check(self) -> None:
-        """Raises `ModelError` if it was made from another base, or its adapter is damaged."""
+        """Raises `ModelError` if its adapter is damaged, or what it was made from is another or missing."""
+        if self.below is None and self.below_name:
+            raise ModelError(
+                f"the release {self.name} was made on {self.below_name}, which is missing: install the package again"
+            )
         if self.below is not None:
             self.below.check()
             if self.below.adapter_sha256 != self.below_sha256:
@@ -128,13 +134,16 @@ def read_release(folder: Path) -> Release:
     """The release in a folder, as its `release.json` describes it; one that it was made on lies beside it."""
     facts = json.loads((folder / RELEASE_FILE).read_text(encoding="utf-8"))
     below = facts.get("on") or {}
+    # Not an error yet: names are looked up for every model, whether it is a release or not.
+    beside = folder.parent / below["release"] if below else None
     return Release(
         name=folder.name,
         folder=folder,
         ranking=facts["ranking"],
         adapter_sha256=facts["adapter_sha256"],
         base_sha256=facts["base"]["sha256"],
-        below=read_release(folder.parent / below["release"]) if below else None,
+        below=read_release(beside) if beside is not None and (beside / RELEASE_FILE).is_file() else None,
+        below_name=below.get("release", ""),
         below_sha256=below.get("adapter_sha256", ""),
     )
 

@@ -24,7 +24,7 @@ Keep the states (keys and values) of documents in a store, so that ranking them 
 FILE holds the documents as for `tsarank rank`. FOLDER is made if need be; documents it already holds are not read
 again, so an interrupted command goes on where it stopped. What the store will take on disk is said before it starts.
 The model must read the document first: query likelihood, or a true/false ranker on a decoder-only model whose template
-begins with {document}.
+has {document} before {query}.
 """
 
 _EPILOG = """\
@@ -159,7 +159,8 @@ def estimate(model: Any, texts: Sequence[str], store: Any) -> tuple[Cost, list[t
         ids = [kept_ids(prompt, model.options) for prompt in model.encoder.prompts(part)]
         keys = [state_key(identity, row) for row in ids]
         missing = set(store.missing(keys))
-        todo += [(text, len(row)) for text, row, key in zip(part, ids, keys, strict=True) if key in missing]
+        # Where nothing is read before the query, there is nothing to keep.
+        todo += [(text, len(row)) for text, row, key in zip(part, ids, keys, strict=True) if row and key in missing]
     with torch.inference_mode():
         shapes = shapes_of(model._document_states([(0,)])[0])
     size = sum(

@@ -93,7 +93,7 @@ class KeptStates(SuffixRows):
         show: bool | None,
         stop: Callable[[], bool] | None,
     ) -> list[torch.Tensor]:
-        """Log-probabilities of each pair's query tokens. States that the store lacks are computed and put into it."""
+        """What `_few_suffixes` gives for each pair. States that the store lacks are computed and put into it."""
         self.check_keeps_states()
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, pair in enumerate(pairs):

@@ -225,6 +225,9 @@ class TemplateEncoder(TextEncoder):
                 f"the template's own {fixed} tokens and max_query_length ({options.max_query_length}) leave no room "
                 f"for the document in max_length ({options.max_length})"
             )
+        before_query = options.template.split("{query}")[0]
+        # A tokenizer joins this white space to most queries, but not to all ("5 ships", where digits stand alone).
+        self._loose = len(before_query) - len(before_query.rstrip())
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
         """(query, document) texts, already cleaned, as ids with the tokenizer's own special tokens around them."""
@@ -243,7 +246,10 @@ class TemplateEncoder(TextEncoder):
         return result
 
     def prompts(self, documents: Sequence[str]) -> list[Prompt]:
-        """What each document's pairs begin with, uncut: all in front of the query; empty where that comes first."""
+        """What each document's pairs begin with, uncut: all in front of the query and of the white space before it.
+
+        Empty where the query comes first.
+        """
         return [pair.source for pair in self.pairs([("a", document) for document in documents])]
 
     @property
@@ -261,7 +267,7 @@ class TemplateEncoder(TextEncoder):
         if not self.document_first:
             return Prompt((), (), ())
         border = len(ids)
-        while border and offsets[border - 1][1] > query_span[0]:
+        while border and offsets[border - 1][1] > query_span[0] - self._loose:
             border -= 1
         prompt = _split_around(ids[:border], offsets[:border], *document_span)
         return Prompt((*self.leading, *prompt.before), prompt.document, prompt.after)

@@ -130,7 +130,8 @@ def make_release(adapters: Sequence[str | Path], ranker: str | Path, output: str
         Bytes of the adapter's weights.
 
     Raises:
-        InputError: no release `on`, no ranker or adapter where one should be, or more bytes than a release may have.
+        InputError: no other release `on`, no ranker or adapter where one should be, or more bytes than a release
+            may have.
     """
     ranker, output = Path(ranker), Path(output)
     config = ranker / "config.json"
@@ -140,6 +141,8 @@ def make_release(adapters: Sequence[str | Path], ranker: str | Path, output: str
     record = ranker / RECORD_NAME
     if not record.is_file():
         raise InputError(f"{ranker} was not written by a training: it holds no {RECORD_NAME}")
+    if on and (on != Path(on).name or on == output.name):
+        raise InputError(f"a release stands on another one, named like its folder beside {output}, not on {on!r}")
     below = output.parent / on / RELEASE_FILE if on else None
     if below is not None and not below.is_file():
         raise InputError(f"there is no release {on!r} beside {output}: {below} is missing")

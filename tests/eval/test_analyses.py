@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_tsarank import load_ranker
+from modeling_tsarank import TwolarModel, load_ranker
 from modeling_tsarank.eval.analyses import intersection_rates, measure_perplexity, sample_query_pairs
 from modeling_tsarank.eval.query_words import generate_queries, sample_relevant, word_shares
 from modeling_tsarank.eval.run_files import ranked
@@ -169,6 +169,10 @@ def test_generation_is_greedy_whatever_the_batch(
         assert query == model.tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
 
 
-def test_a_model_without_a_query_prompt_is_refused() -> None:
+@pytest.mark.parametrize("template", ["Document: {document} Query: {query} Relevant:", None])
+def test_a_model_without_a_query_prompt_is_refused(tiny_llama: Path, template: str | None) -> None:
+    model = TwolarModel.from_backbone(str(tiny_llama), **({"template": template} if template else {}))
+    with pytest.raises(ModelError, match="TwolarModel does not generate queries"):
+        generate_queries(model, ["text"])
     with pytest.raises(ModelError, match="does not generate queries"):
         generate_queries(object(), ["text"])

@@ -195,11 +195,12 @@ def test_weights_in_shards_are_the_same_weights(trained: Any, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("template", ["{query} {document} Relevant:", "{document} {query} Relevant:"])
-def test_a_true_false_card_says_whether_documents_are_read_once(template: str) -> None:
-    options = LogitOptions(template=template).to_dict()
-    shared = template.startswith("{document}")
-    assert ("share that work" in card_texts.scoring(LogitOptions.family, options)) is shared
-    assert any("Every pair is read" in line for line in card_texts.limits(LogitOptions.family, options)) is not shared
+@pytest.mark.parametrize("decoder_only", [True, False])
+def test_a_true_false_card_says_whether_documents_are_read_once(template: str, decoder_only: bool) -> None:
+    shown = LogitOptions.family, LogitOptions(template=template).to_dict(), decoder_only
+    shared = decoder_only and template.startswith("{document}")
+    assert ("share that work" in card_texts.scoring(*shown)) is shared
+    assert any("Every pair is read" in line for line in card_texts.limits(*shown)) is not shared
 
 
 def test_names_that_would_break_a_card_do_not(trained: Any) -> None:

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from modeling_tsarank import TSARankModel
+from modeling_tsarank import TSARankModel, TwolarModel
 from modeling_tsarank.cli import main
+from modeling_tsarank.document_memory import MemoryStore
 from modeling_tsarank.document_store import FolderStore
 from modeling_tsarank.index_command import Cost, estimate, parse_size, readable
 from modeling_tsarank.ranking_errors import InputError
@@ -47,6 +48,14 @@ def test_the_stated_cost_is_what_the_store_takes(zoo, tmp_path) -> None:
             model.index(texts, store)
             assert cost.bytes <= store.disk_bytes() <= cost.bytes + 40 * 512
             assert estimate(model, texts, store) == (Cost(40, 40, 0, 0), [])
+
+
+def test_an_empty_document_without_a_prompt_is_not_asked_for_again(zoo) -> None:
+    model = TwolarModel.from_backbone(str(zoo.folders["llama"]), template="{document} {query} Relevant:")
+    store = MemoryStore(dtype="float32")
+    assert estimate(model, ["", "Bees dance."], store)[0].documents == 2
+    model.index(["", "Bees dance."], store)
+    assert estimate(model, ["", "Bees dance."], store) == (Cost(2, 2, 0, 0), [])
 
 
 def test_the_index_command_says_before_it_starts_that_the_disk_is_too_small(zoo, small_disk, tmp_path, capsys) -> None:

@@ -93,14 +93,18 @@ def test_the_adapter_loads_with_peft_on_the_plain_base(ranker, default_folder) -
         np.testing.assert_allclose(model(ids).logits, ranker.backbone(ids).logits, atol=2e-3)
 
 
-def test_the_distilled_release_keeps_document_states(distilled) -> None:
+# The tokenizer joins the space before the query to a letter, not to a digit.
+@pytest.mark.parametrize("query", ["how long does a flea live", "3 facts about fleas", "蚤の寿命"])
+def test_the_distilled_release_keeps_document_states(distilled, query: str) -> None:
     documents = [document.text for document in read_documents(str(EXAMPLES / "fleas.jsonl"), None)]
-    pairs = [("how long does a flea live", document) for document in documents]
+    pairs = [(query, document) for document in documents]
     cold = distilled.predict(pairs)
-    distilled.index(documents, MemoryStore())
+    store = MemoryStore()
+    distilled.index(documents, store)
     try:
         np.testing.assert_allclose(distilled.predict(pairs), cold, atol=1e-4)
-        assert distilled.last_stats["tokens"] < 12 * len(pairs)
+        assert distilled.last_stats["tokens"] < 20 * len(pairs)
+        assert len(store) == len(documents)
     finally:
         distilled.document_store = None
 

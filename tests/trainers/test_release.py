@@ -159,6 +159,13 @@ def test_a_release_may_stand_on_another(
         merged_ranker(read_release(releases / "above"))
     with pytest.raises(InputError, match="no release 'nowhere' beside"):
         make_release([stages[1]], tmp_path / "second", releases / "above", on="nowhere")
+    for on in ("above", str(releases / "below")):
+        with pytest.raises(InputError, match="a release stands on another one"):
+            make_release([stages[1]], tmp_path / "second", releases / "above", on=on)
+    shutil.rmtree(releases / "below")
+    alone = read_release(releases / "above")  # still read, since every model's name is looked up among the releases
+    with pytest.raises(ModelError, match="above was made on below, which is missing"):
+        merged_ranker(alone)
 
 
 def test_a_release_is_refused_with_another_base_or_damaged(release: Path) -> None:

@@ -119,22 +119,26 @@ def _plan(rows: int, sizes: tuple[int, ...], outputs: int) -> tuple[int, ...]:
     return best[-1]
 
 
-def invariant_product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`rows @ weight.T`, every row as if it were multiplied alone: `(rows, in)` and `(out, in)` give `(rows, out)`."""
+def invariant_product(rows: torch.Tensor, weight: torch.Tensor, memory: torch.Tensor | None = None) -> torch.Tensor:
+    """`rows @ weight.T`, every row as if it were multiplied alone: `(rows, in)` and `(out, in)` give `(rows, out)`.
+
+    The result lies in `memory`, `(at least rows, out)`, if there is any and it has room for the zeros behind the rows.
+    """
     count = len(rows)
     sizes = agreeing_rows(weight.shape[1], weight.shape[0], torch.get_num_threads())
     plan = sorted(_plan(count, sizes, len(weight)), reverse=True)
-    if plan == [count]:
+    if plan == [count] and memory is None:
         return torch.mm(rows, weight.t())
-    result = rows.new_empty(sum(plan), len(weight))
+    if memory is None or len(memory) < sum(plan):
+        memory = rows.new_empty(sum(plan), len(weight))
     start = 0
     for size in plan:
         part = rows[start : start + size]
         if len(part) < size:
             part = torch.cat([part, part.new_zeros(size - len(part), part.shape[1])])
-        torch.mm(part, weight.t(), out=result[start : start + size])
+        torch.mm(part, weight.t(), out=memory[start : start + size])
         start += size
-    return result[:count]
+    return memory[:count]
 
 
 class RowInvariantLinear(torch.nn.Linear):

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from .document_blocks import Workspace
 from .document_states import common_length
 from .modeling_ranker import RankerModel, RankingOutput, group_loss
+from .query_head import log_probs_of
 from .ranking_engine import align_left, gathered_log_probs, pad_right, plan_batches, run_batches
 from .ranking_errors import InputError, ModelError
 from .ranking_options import QueryLikelihoodOptions
@@ -185,11 +187,19 @@ class TSARankModel(KeptStates, RankerModel):
         keep = torch.zeros(ids.shape, dtype=torch.bool)
         for row, pair in enumerate(pairs):
             keep[row, len(pair.prompt) - 1 : _input_length(pair)] = True
-        return self._split(self._logits_at(ids, keep.to(self.device)), pairs)
+        return self._values_at(pairs, ids, keep.to(self.device))
 
-    def _split(self, logits: torch.Tensor, pairs: Sequence[EncodedPair]) -> list[torch.Tensor]:
-        targets = torch.tensor([token for pair in pairs for token in pair.query], device=logits.device)
-        return list(gathered_log_probs(logits, targets).cpu().split([len(pair.query) for pair in pairs]))
+    def _values_at(
+        self, pairs: Sequence[EncodedPair], input_ids: torch.Tensor, keep: torch.Tensor, **kwargs: Any
+    ) -> list[torch.Tensor]:
+        targets = torch.tensor([token for pair in pairs for token in pair.query], device=self.device)
+        # Taken away for the time being, so that another thread makes one of its own.
+        workspace = self.__dict__.pop("_head_workspace", None) or Workspace()
+        with log_probs_of(self.backbone, targets, workspace) as asked:
+            found = self._logits_at(input_ids, keep, **kwargs)
+        self.__dict__["_head_workspace"] = workspace
+        values = found.squeeze(-1) if asked.answered else gathered_log_probs(found, targets)
+        return list(values.cpu().split([len(pair.query) for pair in pairs]))
 
 
 def _input_length(pair: EncodedPair) -> int:

@@ -92,8 +92,14 @@ class SharedPrefixes:
                 return self.backbone(**inputs, logits_to_keep=keep).logits
             return self.backbone(**inputs).logits[keep]
 
+    def _values_at(
+        self: Any, pairs: Sequence[EncodedPair], input_ids: torch.Tensor, keep: torch.Tensor, **kwargs: Any
+    ) -> list[torch.Tensor]:
+        """What each pair wants of the logits at its kept positions."""
+        return self._split(self._logits_at(input_ids, keep, **kwargs), pairs)
+
     def _split(self, logits: torch.Tensor, pairs: Sequence[EncodedPair]) -> list[torch.Tensor]:
-        """What each pair wants of the logits at its kept positions, `(kept positions of all pairs, vocabulary)`."""
+        """The same of logits `(kept positions of all pairs, vocabulary)`."""
         raise NotImplementedError
 
     def _shared_prefix(
@@ -136,13 +142,13 @@ class SharedPrefixes:
         for part in parts:
             chosen = [pairs[i] for i in part]
             if packed:
-                logits = self._packed_suffixes(chosen, cache, [seen[i] for i in part])
+                found = self._packed_suffixes(chosen, cache, [seen[i] for i in part])
                 if part is not parts[-1]:
                     cache.crop(-sum(lengths[i] for i in part))  # reading appended these
             else:
                 states = cache if part is parts[-1] else copy.deepcopy(cache)
-                logits = self._padded_suffixes(chosen, states, seen[0])
-            for i, values in zip(part, self._split(logits, chosen), strict=True):
+                found = self._padded_suffixes(chosen, states, seen[0])
+            for i, values in zip(part, found, strict=True):
                 results[i] = values
         return results
 
@@ -173,7 +179,7 @@ class SharedPrefixes:
 
     def _packed_suffixes(
         self: Any, pairs: Sequence[EncodedPair], cache: DynamicCache, seen: Sequence[int]
-    ) -> torch.Tensor:
+    ) -> list[torch.Tensor]:
         """All suffixes in one row: each sees its part of the prefix, and itself. No padding, no copy of a state."""
         rows = [suffix(pair, count) for pair, count in zip(pairs, seen, strict=True)]
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
@@ -187,7 +193,8 @@ class SharedPrefixes:
         visible = torch.cat([prefix, (owner[:, None] == owner) & (place[:, None] >= place)], dim=1)
         mask = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
         mask.masked_fill_(~visible, torch.finfo(self.dtype).min)
-        return self._logits_at(
+        return self._values_at(
+            pairs,
             ids,
             (within >= prompt_left.to(self.device)[owner])[None],
             attention_mask=mask[None, None],
@@ -196,9 +203,11 @@ class SharedPrefixes:
             use_cache=True,
         )
 
-    def _padded_suffixes(self: Any, pairs: Sequence[EncodedPair], cache: DynamicCache, seen: int) -> torch.Tensor:
+    def _padded_suffixes(
+        self: Any, pairs: Sequence[EncodedPair], cache: DynamicCache, seen: int
+    ) -> list[torch.Tensor]:
         cache.batch_repeat_interleave(len(pairs))
         ids, mask = pad_right([suffix(pair, seen) for pair in pairs], self.pad_id, self.device)
         for row, pair in enumerate(pairs):
             mask[row, : len(pair.prompt) - 1 - seen] = 0
-        return self._logits_at(ids, mask.bool(), past_key_values=cache, use_cache=True)
+        return self._values_at(pairs, ids, mask.bool(), past_key_values=cache, use_cache=True)

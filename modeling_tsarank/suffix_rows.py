@@ -23,7 +23,7 @@ from .shared_prefixes import SharedPrefixes, longest_prompt, suffix
 
 # How many kept tokens count as one read token in a batch's budget, unless the states of a batch would take more bytes.
 # Every batch streams all weights from memory, so fewer batches of more rows are faster.
-KEPT_WEIGHT = 8
+KEPT_WEIGHT = 16
 CPU_KEPT_BYTES = 1 << 30
 ACCELERATOR_KEPT_BYTES = 4 << 30
 
@@ -149,5 +149,4 @@ class SuffixRows(SharedPrefixes):
         if self._is_invariant():
             make_invariant(self.backbone)  # for good, before attention is switched for the time being
         with grouped_heads(self.backbone):
-            logits = self._logits_at(ids, keep, past_key_values=cache, use_cache=True, **inputs)
-        return self._split(logits, pairs)
+            return self._values_at(pairs, ids, keep, past_key_values=cache, use_cache=True, **inputs)

@@ -18,6 +18,7 @@ import torch
 
 from .batch_invariance import RowInvariantLinear, agreeing_rows, invariant_product, takes
 from .document_blocks import Workspace
+from .modeling_ranker import accepts
 from .ranking_engine import gathered_log_probs
 
 
@@ -125,6 +126,7 @@ def log_probs_of(backbone: Any, targets: torch.Tensor, workspace: Workspace) -> 
     head, asked = backbone.get_output_embeddings(), Asked(targets, workspace)
     known = getattr(backbone.config, "model_type", None) in ARCHITECTURES
     known = known and (isinstance(head, torch.nn.Linear) or type(head).__name__ == "Int8Linear")
+    known = known and accepts(backbone.forward, "logits_to_keep")  # else the head reads all positions
     if not known or not torch.is_inference_mode_enabled() or torch.is_autocast_enabled(targets.device.type):
         yield asked
         return

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -11,6 +14,28 @@ from modeling_tsarank.ranking_errors import TSARankError
 
 
 Result = TypeVar("Result")
+SETTLING_SECONDS = 0.5
+
+
+def settle_gloo() -> None:
+    """Gives Gloo's threads the time to drop the tensors of the last exchange, in a process that is one of several.
+
+    A Gloo thread drops them some time after the exchange has returned, and needs Python's lock for it. A process that
+    ends, or destroys its group, before that is aborted ("terminate called without an active exception"), or waits for
+    the thread for ever (torch 2.13). Threads that have dropped them need the lock no more.
+    """
+    import torch.distributed as distributed
+
+    if not distributed.is_available() or not distributed.is_initialized():
+        return
+    if distributed.get_world_size() > 1 and "gloo" in distributed.get_backend():
+        time.sleep(SETTLING_SECONDS)  # without the lock
+
+
+@functools.cache
+def settle_gloo_at_exit() -> None:
+    """Calls `settle_gloo` when the process ends, while Python still runs; once, however often it is asked for."""
+    atexit.register(settle_gloo)
 
 
 class Processes:
@@ -30,6 +55,7 @@ class Processes:
         cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()
         # A first stage may take hours on the main process while the others wait: the default of 10 minutes is short.
         self._state = PartialState(cpu=cpu, timeout=timedelta(days=2))
+        settle_gloo_at_exit()
         self.index: int = self._state.process_index
         self.count: int = self._state.num_processes
         self.is_main: bool = self._state.is_main_process

@@ -24,6 +24,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
+from modeling_tsarank.eval.processes import settle_gloo_at_exit
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.ranking_config import RankingConfig
 from modeling_tsarank.trainers.ranking_module import RankingModule
@@ -81,6 +82,7 @@ class CheckpointingTrainer(Trainer):
                 no such checkpoint.
             NonFiniteScoreError: the loss or a gradient is NaN or infinite; the batch is saved for inspection.
         """
+        settle_gloo_at_exit()
         checkpoints = whole_checkpoints(str(self.args.output_dir))
         if resume_from_checkpoint is True or resume_from_checkpoint == "True":
             if not checkpoints:

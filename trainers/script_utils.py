@@ -7,7 +7,6 @@ import importlib.util
 import logging
 import os
 import sys
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -262,6 +261,7 @@ def train_and_save(trainer: Any, data: DataArguments | None = None) -> None:
     `resume_from_checkpoint` is a folder, `last` for the last whole checkpoint in `output_dir`, or `auto`, which starts
     anew where there is none: the same command then serves for the first start and for every restart.
     """
+    from modeling_tsarank.eval.processes import settle_gloo
     from modeling_tsarank.trainers.checkpointing import whole_checkpoints
     from modeling_tsarank.trainers.training_record import DataSource
 
@@ -281,11 +281,8 @@ def train_and_save(trainer: Any, data: DataArguments | None = None) -> None:
     if args.push_to_hub:
         trainer.push_to_hub()
     # Finishes the loggers and leaves the process group in order.
+    settle_gloo()
     trainer.end()
-    if args.world_size > 1:
-        # Gloo's own thread drops the last exchange's tensors, for which it needs Python's lock. A process group that
-        # is destroyed before, which happens with the lock held, waits for that thread for ever (torch 2.13).
-        time.sleep(0.5)
 
 
 def run_script(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
+from modeling_tsarank.eval.processes import settle_gloo_at_exit
 from modeling_tsarank.modeling_tsarank import TSARankModel
 from modeling_tsarank.modeling_twolar import TwolarModel
 from modeling_tsarank.trainers.distill_config import RankingDistillConfig
@@ -37,6 +38,7 @@ def train(job: dict) -> None:
         output = Path(job["output"])
         save_file(weights, output / "trained.safetensors")
         record = {"processes": trainer.args.world_size, "log": trainer.state.log_history}
+        record["settles_at_exit"] = settle_gloo_at_exit.cache_info().currsize == 1
         (output / "log.json").write_text(json.dumps(record))
 
 

@@ -108,6 +108,7 @@ def test_two_processes_give_the_weights_of_one(
     for job, (weights, history) in zip(jobs, expected, strict=True):
         record = json.loads((Path(job["output"]) / "log.json").read_text())
         assert record["processes"] == 2
+        assert record["settles_at_exit"], "a Gloo thread may abort a process that ends at once"
         assert losses(record["log"]) == pytest.approx(losses(history), rel=1e-4)
         name = "ranking_accuracy" if job["kind"] == "sft" else "pairwise_accuracy"
         figures = [[entry[name] for entry in log if name in entry] for log in (record["log"], history)]

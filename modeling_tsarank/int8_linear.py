@@ -80,6 +80,7 @@ class Int8Linear(torch.nn.Module):
         last: bool = True,
     ) -> None:
         super().__init__()
+        self.out_features = len(weight)
         self._source, self._keeps = source or RoundedInput(), not last
         scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / WEIGHT_LEVELS
         self.register_buffer("levels", (weight / scale[:, None]).round().to(torch.int8))

@@ -211,6 +211,3 @@ class TwolarModel(KeptStates, RankerModel):
         """Of the answer tokens alone, `(kept positions, 2)` or `(kept positions, 1)`."""
         inner = super()._logits_at
         return self._answers(lambda: inner(input_ids, keep, **kwargs))
-
-    def _split(self, logits: torch.Tensor, pairs: Sequence[EncodedPair]) -> list[torch.Tensor]:
-        return list(logits.cpu())

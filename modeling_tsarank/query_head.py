@@ -85,11 +85,10 @@ def _writes_anywhere(head: Any, rows: torch.Tensor) -> bool:
 def _rows_at_a_time(head: Any, rows: torch.Tensor) -> int:
     if rows.device.type != "cpu":
         return _ACCELERATOR_ROWS
-    outputs = head.out_features if isinstance(head, torch.nn.Linear) else len(head.scale)
-    count = max(_FEWEST_ROWS, 1 << max(LOGITS_BYTES // (outputs * rows.dtype.itemsize), 1).bit_length() - 1)
+    count = max(_FEWEST_ROWS, 1 << max(LOGITS_BYTES // (head.out_features * rows.dtype.itemsize), 1).bit_length() - 1)
     if type(head) is RowInvariantLinear and takes(rows):
         # Fewer would be filled up with zeros.
-        count = max(count, agreeing_rows(rows.shape[1], outputs, torch.get_num_threads())[-1])
+        count = max(count, agreeing_rows(rows.shape[1], head.out_features, torch.get_num_threads())[-1])
     return count
 
 
@@ -125,6 +124,7 @@ def log_probs_of(backbone: Any, targets: torch.Tensor, workspace: Workspace) -> 
     """
     head, asked = backbone.get_output_embeddings(), Asked(targets, workspace)
     known = getattr(backbone.config, "model_type", None) in ARCHITECTURES
+    # By its name, because that module does not travel with checkpoints, as this one does.
     known = known and (isinstance(head, torch.nn.Linear) or type(head).__name__ == "Int8Linear")
     known = known and accepts(backbone.forward, "logits_to_keep")  # else the head reads all positions
     if not known or not torch.is_inference_mode_enabled() or torch.is_autocast_enabled(targets.device.type):

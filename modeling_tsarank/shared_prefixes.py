@@ -95,17 +95,13 @@ class SharedPrefixes:
     def _values_at(
         self: Any, pairs: Sequence[EncodedPair], input_ids: torch.Tensor, keep: torch.Tensor, **kwargs: Any
     ) -> list[torch.Tensor]:
-        """What each pair wants of the logits at its kept positions."""
-        return self._split(self._logits_at(input_ids, keep, **kwargs), pairs)
-
-    def _split(self, logits: torch.Tensor, pairs: Sequence[EncodedPair]) -> list[torch.Tensor]:
-        """The same of logits `(kept positions of all pairs, vocabulary)`."""
-        raise NotImplementedError
+        """What each pair wants of the logits at its kept positions; here it has one, and wants all of it."""
+        return list(self._logits_at(input_ids, keep, **kwargs).cpu())
 
     def _shared_prefix(
         self: Any, pairs: Sequence[EncodedPair], read: tuple[int, ...], batch_tokens: int, packed: bool | None = None
     ) -> list[torch.Tensor]:
-        """What `_split` gives for pairs whose prompts begin like `read`: keys and values of that are computed once."""
+        """What `_values_at` gives for pairs whose prompts begin like `read`; keys and values of that are made once."""
         packed = self._packs_queries() if packed is None else packed
         seen = [common_length(read, pair.prompt) for pair in pairs]
         if not packed:

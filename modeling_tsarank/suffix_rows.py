@@ -64,7 +64,7 @@ class SuffixRows(SharedPrefixes):
         batch_tokens: int,
         reads: Sequence[tuple[int, ...]] | None = None,
     ) -> list[list[torch.Tensor]]:
-        """What `_split` gives for groups of few pairs whose prompts begin alike, in two passes for all groups.
+        """What `_values_at` gives for groups of few pairs whose prompts begin alike, in two passes for all groups.
 
         What the pairs of a group share (of `reads`, by default their longest prompts) is read in one padded batch;
         then every pair's suffix is read in a row of its own behind a copy of those states. One group after another
@@ -97,7 +97,7 @@ class SuffixRows(SharedPrefixes):
         weight: int,
         batch_tokens: int,
     ) -> list[torch.Tensor]:
-        """What `_split` gives for rows of (pair, index into `states`, how many tokens of those it sees)."""
+        """What `_values_at` gives for rows of (pair, index into `states`, how many tokens of those it sees)."""
         reads = [len(suffix(pair, count)) for pair, _, count in rows]
         lengths = [count // weight + read for (_, _, count), read in zip(rows, reads, strict=True)]
         found: list[torch.Tensor] = [torch.empty(0)] * len(rows)

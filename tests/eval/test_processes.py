@@ -35,7 +35,7 @@ gate.release()
 
 
 def test_threads_that_wait_for_python_get_it_before_the_end(tmp_path: Path) -> None:
-    """Without it, about one run in six was aborted: "terminate called without an active exception"."""
+    """Without it, a run is aborted now and then: "terminate called without an active exception"."""
     script, marks = tmp_path / "leave.py", tmp_path / "marks"
     script.write_text(SCRIPT)
     marks.mkdir()

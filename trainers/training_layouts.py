@@ -121,16 +121,18 @@ def read_query(record: Record) -> dict[str, str | None]:
 
 
 def parse_permutation(answer: str, n_documents: int) -> tuple[list[int], bool]:
-    """A teacher's answer such as "[2] > [1] > [3]" as 0-based indexes, best first.
+    """A stored answer such as "[2] > [1] > [3]" as 0-based indexes, best first.
 
-    The numbers of the answer count from 1. Repeated and out-of-range ones are dropped and missing ones appended in the
+    The numbers of the text count from 1. Repeated and out-of-range ones are dropped and missing ones appended in the
     first stage's order, as RankGPT's code does. Unlike there, an answer that names fewer than half of the documents is
-    a failure and gives an empty list, which the checks refuse.
+    a failure and gives an empty list, which the checks refuse. Every number of the text counts, so that stored rows
+    keep their order; `data.teacher_answers` says what counts in a new answer.
 
     Returns:
         The permutation, and whether the answer had to be repaired.
     """
-    numbers = [int(digits) - 1 for digits in re.findall(r"\d+", answer)]
+    # More than nine digits are no document's number, and Python refuses to convert thousands of them.
+    numbers = [int(digits) - 1 if len(digits) <= 9 else -1 for digits in re.findall(r"\d+", answer)]
     named = list(dict.fromkeys(number for number in numbers if 0 <= number < n_documents))
     if 2 * len(named) < n_documents:
         return [], True

@@ -50,9 +50,10 @@ first --rerank-depth documents of --rerank-base).
 message, as for RankZephyr) small ones. A teacher too weak for the task answers by counting, [1] > [2] > [3]: its lists
 teach the first stage's order only. The report counts such answers; --refuse-given-order asks again, then fails them.
 
-An answer's numbers are read in order; repeated ones and those of no passage are dropped, missing passages appended in
-the first stage's order, and the row is marked as repaired. An answer that names fewer than half is asked for again
-and then recorded as failed, in failed.ndjson, never among the rows.
+An answer is read from its last run [2] > [1] > [3] that names at least half of the passages; numbers in prose and in
+<think>…</think> do not count. Repeated numbers and those of no passage are dropped, missing passages appended in the
+first stage's order, and the row is marked as repaired. An answer without such a run is asked for again and then
+recorded as failed, in failed.ndjson, never among the rows.
 
 Every answer is cached: a killed or repeated run asks nothing twice. The output folder gets data/ (parquet, train and
 validation; give it to `tsarank train distill`), failed.ndjson, provenance.json and table1.md with the runs behind it.

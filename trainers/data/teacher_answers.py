@@ -1,19 +1,29 @@
-"""From a teacher's answer to an order: the reading rules in one place, and what had to be mended, counted.
+"""From a teacher's answer to an order: the reading rules in one place, and what had to be repaired, counted.
 
-The reading itself is `trainers.training_data.parse_permutation`: integers in order, repeated and out-of-range ones
-dropped, missing ones appended in the first stage's order; an answer that names fewer than half is a failure.
+An answer is read from its last run `[2] > [1] > [3]` that names at least half of the passages. In it, repeated and
+out-of-range numbers are dropped and missing passages appended in the first stage's order. Everything else in an answer
+is prose, whose numbers count for nothing: bare numbers, numbers joined by commas or written one a line without `>`,
+ranges (`[1-4]`), and what an ellipsis leaves out. So is the teacher's reasoning, `<think>…</think>`.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 from modeling_tsarank.trainers.training_layouts import parse_permutation
 
 
+_ITEM = r"[\[【]\s*\d+\s*[\]】]"
+_NEXT = rf"(?:\s*(?:>|&gt;)\s*{_ITEM})"
+_RUN = re.compile(rf"{_ITEM}{_NEXT}+")
+_WHOLE = re.compile(rf"\s*{_ITEM}{_NEXT}*\s*\.?\s*")
 _NUMBER = re.compile(r"\d+")
-_PROTOCOL = re.compile(r"\s*\[\s*\d+\s*\](?:\s*>\s*\[\s*\d+\s*\])*\s*\.?\s*")
+# Tags that models put around their reasoning.
+_REASONING = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
+# Markdown's emphasis and code, escapes, and characters without width, which change nothing in what a run says.
+_DECORATION = re.compile(r"[*_`~\\\u200b-\u200d\u2060\ufeff]+")
 
 
 @dataclass(frozen=True)
@@ -23,11 +33,11 @@ class ReadAnswer:
     Attributes:
         permutation: Indexes from 0, best first, each of the n exactly once; empty for a failure.
         repaired: Whether anything was dropped or appended. False for a failure.
-        in_form: Whether the whole answer is of the form `[2] > [1] > [3]`; an answer in prose may still be usable.
-        named: How many of the n passages it names.
-        repeated: Numbers that were named again.
-        out_of_range: Numbers that are no passage's.
-        missing: Passages that it does not name.
+        in_form: Whether the whole answer is of the form `[2] > [1] > [3]`; one with prose around it may be usable too.
+        named: How many of the n passages the run names: the one that was read, for a failure the longest.
+        repeated: Numbers that the run names again.
+        out_of_range: Numbers of the run that are no passage's.
+        missing: Passages that the run does not name.
     """
 
     permutation: tuple[int, ...]
@@ -40,7 +50,7 @@ class ReadAnswer:
 
     @property
     def usable(self) -> bool:
-        """Whether at least half of the passages are named."""
+        """Whether a run names at least half of the passages."""
         return bool(self.permutation)
 
     @property
@@ -50,19 +60,66 @@ class ReadAnswer:
 
 
 def read_answer(answer: str, count: int) -> ReadAnswer:
-    """Reads an answer about `count` passages; never raises."""
-    # Digits beyond a passage's number are no number of a passage; Python also refuses to convert thousands of them.
-    limited = _NUMBER.sub(lambda found: found.group() if len(found.group()) <= 9 else "0", answer)
-    permutation, repaired = parse_permutation(limited, count)
-    numbers = [int(digits) for digits in _NUMBER.findall(limited)]
-    inside = [number for number in numbers if 1 <= number <= count]
-    named = len(set(inside))
+    """Reads an answer about `count` passages; never raises.
+
+    A single `[1]` is a run only where it is the whole answer. A wrong reading is worse than none: a failed answer is
+    asked for again.
+    """
+    text = _DECORATION.sub("", unicodedata.normalize("NFKC", without_reasoning(answer)))
+    runs = [text] if _WHOLE.fullmatch(text) else _RUN.findall(text)
+    readings = [_read_run(run, count) for run in runs]
+    usable = [reading for reading in readings if reading[0]]
+    if usable:
+        permutation, repaired, numbers = usable[-1]
+    else:
+        permutation, repaired = [], False
+        numbers = max((numbers for _, _, numbers in readings), key=lambda one: _named(one, count), default=[])
+    named = _named(numbers, count)
+    inside = sum(1 <= number <= count for number in numbers)
     return ReadAnswer(
         permutation=tuple(permutation),
-        repaired=bool(permutation) and repaired,
-        in_form=_PROTOCOL.fullmatch(answer) is not None,
+        repaired=repaired,
+        in_form=_WHOLE.fullmatch(answer) is not None,
         named=named,
-        repeated=len(inside) - named,
-        out_of_range=len(numbers) - len(inside),
+        repeated=inside - named,
+        out_of_range=len(numbers) - inside,
         missing=count - named,
     )
+
+
+def without_reasoning(answer: str) -> str:
+    """The answer without `<think>…</think>`; empty where a `<think>` is never closed.
+
+    A closing tag alone ends reasoning as well: some chat templates put the opening one into the prompt.
+    """
+    spoken: list[str] = []
+    start, reasons = 0, False
+    for tag in _REASONING.finditer(answer):
+        if not tag.group(1):
+            if not reasons:
+                spoken.append(answer[start : tag.start()])
+            reasons = True
+        else:
+            if not reasons:
+                spoken.clear()
+            reasons = False
+        start = tag.end()
+    return "" if reasons else "".join([*spoken, answer[start:]])
+
+
+def begun_reasoning(prompt: str) -> str:
+    """The opening tag that a prompt ends with, as some chat templates have it; else an empty text."""
+    tag = next(reversed(list(_REASONING.finditer(prompt[-100:]))), None)
+    return tag.group() if tag and not tag.group(1) and not prompt[-100:][tag.end() :].strip() else ""
+
+
+def _read_run(run: str, count: int) -> tuple[list[int], bool, list[int]]:
+    """Permutation (empty for fewer than half), whether it was repaired, and all numbers of a run."""
+    # Digits beyond a passage's number are no number of a passage; Python also refuses to convert thousands of them.
+    numbers = [int(digits) if len(digits) <= 9 else 0 for digits in _NUMBER.findall(run)]
+    permutation, repaired = parse_permutation(run, count)
+    return permutation, repaired, numbers
+
+
+def _named(numbers: list[int], count: int) -> int:
+    return len({number for number in numbers if 1 <= number <= count})

@@ -160,7 +160,7 @@ class ListwiseTeacher:
                     fault = (
                         "keeps the given order or the example"
                         if reading.usable
-                        else f"names {reading.named} of {end - start}"
+                        else f"names {reading.named} of {end - start} in the form [2] > [1]"
                     )
                     result.outcome = "failed"
                     result.reason = (

@@ -12,6 +12,7 @@ from typing import Any
 from modeling_tsarank.embedded_models import embedded_language_model, embedded_source, embedded_version
 from modeling_tsarank.eval.index_cache import model_fingerprint
 from modeling_tsarank.ranking_errors import InputError, ModelError
+from modeling_tsarank.trainers.data.teacher_answers import begun_reasoning
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
 from modeling_tsarank.trainers.data.teacher_prompt import Message
 from modeling_tsarank.trainers.data.teacher_types import Completion, RequestRefusedError, Usage
@@ -104,7 +105,8 @@ class LocalTeacher:
 
         if self._model is None:
             self._load()
-        ids = self._tokenizer(conversation_text(self._tokenizer, messages), add_special_tokens=False)["input_ids"]
+        prompt = conversation_text(self._tokenizer, messages)
+        ids = self._tokenizer(prompt, add_special_tokens=False)["input_ids"]
         limit = getattr(self._model.config, "max_position_embeddings", None)
         if limit is not None and len(ids) + self._max_new_tokens > limit:
             raise RequestRefusedError(
@@ -124,7 +126,8 @@ class LocalTeacher:
             )
         written = output[0, len(ids) :].tolist()
         cut = len(written) == self._max_new_tokens and written[-1] != end
-        text = self._tokenizer.decode(written, skip_special_tokens=True)
+        # Without the tag that the prompt ends with, reasoning that is cut off would look like an answer.
+        text = begun_reasoning(prompt) + self._tokenizer.decode(written, skip_special_tokens=True)
         return Completion(text, len(ids), len(written), "length" if cut else "stop")
 
 

@@ -221,6 +221,20 @@ def test_a_local_model_writes_what_generate_writes(cache, ranker_folder):
     assert answer.text == tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
 
 
+def test_reasoning_that_the_prompt_opens_is_no_answer(cache, ranker_folder, tmp_path):
+    import shutil
+
+    from modeling_tsarank.trainers.data.teacher_answers import without_reasoning
+
+    folder = shutil.copytree(ranker_folder, tmp_path / "thinker")
+    template = "{% for m in messages %}{{ m.content }} {% endfor %}<think>\n"
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    teacher = LocalTeacher(str(folder), cache, max_new_tokens=4, device="cpu", dtype="float32")
+    answer = teacher.complete([{"role": "user", "content": "ice"}]).text
+    assert answer.startswith("<think>")
+    assert without_reasoning(answer) == ""
+
+
 def test_chat_templates_with_and_without_a_system_message(causal_tokenizer):
     import copy
 

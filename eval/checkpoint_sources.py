@@ -86,7 +86,7 @@ def scorer_source(model: str | None, args: argparse.Namespace, device: Any = Non
 def _checkpoint(model: str | None) -> str:
     """What tells a checkpoint apart from another of the same name: the content of a folder or file, a Hub id."""
     from modeling_tsarank.embedded_models import embedded_checkpoint, embedded_ranker
-    from modeling_tsarank.eval.files import hash_file, hash_folder
+    from modeling_tsarank.file_hashes import hash_file, hash_folder
 
     embedded = embedded_ranker(model)
     if model is None or embedded is not None:

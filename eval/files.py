@@ -1,9 +1,8 @@
-"""Writing result files whole or not at all, and fingerprints of what went into them."""
+"""Writing result files whole or not at all."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -14,10 +13,6 @@ from typing import Any
 
 from modeling_tsarank.eval.file_access import atomic_text
 from modeling_tsarank.ranking_errors import InputError, ResourceError
-
-
-_SAMPLES = 64
-_SAMPLE_BYTES = 65_536
 
 
 @contextmanager
@@ -89,37 +84,3 @@ def read_json(path: Path) -> Any:
         raise InputError(f"cannot read {path}: {error.strerror or error}; give an existing JSON file") from error
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); give the file that tsarank wrote") from error
-
-
-def hash_parts(parts: Iterable[str]) -> str:
-    """SHA-256 of a sequence of strings, as 64 hexadecimal digits; where one string ends changes the result."""
-    digest = hashlib.sha256()
-    for part in parts:
-        encoded = part.encode("utf-8", errors="surrogatepass")
-        digest.update(len(encoded).to_bytes(8, "little"))
-        digest.update(encoded)
-    return digest.hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's size and content; of a file above 4 MiB, of 64 evenly spread samples of 64 KiB.
-
-    The samples are enough to tell two checkpoints of one architecture apart, which differ nearly everywhere, and
-    keep the check of a 30 GB checkpoint under a second.
-    """
-    size = path.stat().st_size
-    digest = hashlib.sha256(size.to_bytes(8, "little"))
-    with path.open("rb") as stream:
-        if size <= _SAMPLES * _SAMPLE_BYTES:
-            digest.update(stream.read())
-        else:
-            for sample in range(_SAMPLES):
-                stream.seek((size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
-                digest.update(stream.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
-
-
-def hash_folder(folder: Path) -> str:
-    """SHA-256 over the names and `hash_file` of a folder's files, hidden ones and subfolders left out."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return hash_parts(part for path in files for part in (path.name, hash_file(path)))

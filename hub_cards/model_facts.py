@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_tsarank.embedded_models import RECORD_FILE, embedded_checkpoint, releases
-from modeling_tsarank.eval.files import hash_folder
+from modeling_tsarank.file_hashes import hash_folder
 from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.ranking_options import CONFIG_KEY
 

@@ -1,15 +1,17 @@
 """Scoring pairs of any number: shard by shard in bounded memory, resumable with the same result.
 
 The output folder holds `scores-000000.parquet`, … (columns `row`, the pair's number in the input, `score`, and the
-columns that were asked for), `manifest.json`, which says what they were made from, and at the end `summary.json`.
+columns that were asked for), `manifest.json` and `model.json`, which say what they were made from, and at the end
+`summary.json`. Each Parquet file holds a digest of its job, which covers every byte of the input, the settings and the
+model, and a hash of its own data: a file of another job, or one that was edited, is never taken for a finished one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +21,10 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from .bulk_output import hashed_parquet, is_output_of
 from .bulk_pairs import PairFiles, PairRows, Shard, arrow, find_files, plan_shards, read_shards, writing_error
 from .document_store import open_store, use_store
+from .file_hashes import HashedFile, hash_parts
 from .ranking_errors import InputError, ResourceError
 from .ranking_text import clean_query, document_text
 
@@ -28,8 +32,7 @@ from .ranking_text import clean_query, document_text
 logger = logging.getLogger(__name__)
 
 SHARD_PAIRS = 4096
-_DIGEST_KEY = b"tsarank.job"
-_SAMPLES, _SAMPLE_BYTES = 16, 65_536
+_MANIFEST, _MODEL = "manifest.json", "model.json"
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,14 @@ class PreparedJob:
         files: what the shards are read from: the input, or the input sorted by document.
         shards: all shards.
         digest: of the input and of everything but the model that changes the output.
+        inputs: the files that are read for the scores; they must stay as they are until the job is done.
     """
 
     job: BulkJob
     files: PairFiles
     shards: list[Shard]
     digest: str
+    inputs: tuple[HashedFile, ...]
 
     @property
     def total(self) -> int:
@@ -87,22 +92,28 @@ class PreparedJob:
         """The output file of a shard."""
         return Path(self.job.output) / f"scores-{shard.index:06d}.parquet"
 
-    def unfinished(self) -> list[Shard]:
-        """Shards whose output is not there whole, or was made by another job."""
-        return [shard for shard in self.shards if not self._is_done(shard)]
+    def shard_digest(self, model: Any) -> str:
+        """Digest of everything that changes the output: this job, and what `model.json` says of the model."""
+        return hash_parts([self.digest, json.dumps(model, sort_keys=True)])
 
-    def _is_done(self, shard: Shard) -> bool:
-        path = self.path(shard)
-        if not path.is_file():
-            return False
-        pyarrow = arrow()
+    def unfinished(self) -> list[Shard]:
+        """Shards whose output is not there whole, or was made by another job or model."""
         try:
-            with pyarrow.parquet.ParquetFile(path) as file:
-                found = file.metadata
-                return found.num_rows == shard.rows and (found.metadata or {}).get(_DIGEST_KEY) == self.digest.encode()
-        except (pyarrow.ArrowException, OSError):
-            logger.warning("%s is damaged and is made again", path)
-            return False
+            model = json.loads((Path(self.job.output) / _MODEL).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # nobody knows what the scores come from
+            return list(self.shards)
+        digest, columns = self.shard_digest(model), ["row", "score", *self.job.keep]
+        return [s for s in self.shards if not is_output_of(self.path(s), digest, columns, s.rows)]
+
+    def check_inputs(self) -> None:
+        """Raises `InputError` if an input file is no longer what the job began with."""
+        for file in self.inputs:
+            with _reading(file.path):
+                if file.has_changed():
+                    raise InputError(
+                        f"{file.path} was changed while it was scored; put it back as it was and run the command "
+                        "again, or score what it holds now into another --output"
+                    )
 
 
 def score_pairs(
@@ -137,8 +148,9 @@ def score_pairs(
             def done(shard: Shard) -> None:
                 bar.update(shard.rows)
 
-            if todo:
-                (engine or LocalEngine(model))(prepared, todo, done)
+            # Called even where nothing is left to do: it checks that the scores are this model's.
+            (engine or LocalEngine(model))(prepared, todo, done)
+        _drop_other_shards(prepared)
         summary = {"pairs": prepared.total, "shards": len(prepared.shards), "unscored": _unscored(prepared)}
         _write_json(output / "summary.json", summary)
         shutil.rmtree(output / "sorted", ignore_errors=True)
@@ -182,9 +194,13 @@ def prepare(job: BulkJob, show: bool | None = None) -> PreparedJob:
     if taken:
         raise InputError(f"the column {sorted(taken)[0]!r} cannot be kept: the output has one of its own by that name")
     files = PairFiles(paths, job.query, job.document, job.keep)
+    inputs = []
+    for path in paths:
+        with _reading(path):
+            inputs.append(HashedFile.of(path))
     shards = plan_shards(files, job.shard_pairs)
     settings = {
-        "pairs": [{"name": Path(path).name, "fingerprint": _fingerprint(Path(path))} for path in paths],
+        "pairs": [{"name": Path(file.path).name, "sha256": file.sha256} for file in inputs],
         "columns": [job.query, job.document, *job.keep],
         "shard_pairs": job.shard_pairs,
         "by_document": job.by_document,
@@ -194,25 +210,33 @@ def prepare(job: BulkJob, show: bool | None = None) -> PreparedJob:
     if job.store is not None:  # rounded states change scores a little
         with open_store(job.store) as store:
             settings["document_states"] = store.dtype
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    _claim(Path(job.output), "manifest.json", settings, "made from other pairs or settings")
+    digest = hash_parts([json.dumps(settings, sort_keys=True)])
+    _claim(Path(job.output), _MANIFEST, settings, "made from other pairs or settings")
+    prepared = PreparedJob(job, files, shards, digest, tuple(inputs))
     if job.by_document:
         from .bulk_sorting import sort_by_document
 
-        files = sort_by_document(files, shards, Path(job.output) / "sorted", job.shard_pairs, digest[:16], show)
-        shards = plan_shards(files, job.shard_pairs)
-    return PreparedJob(job, files, shards, digest)
+        check = prepared.check_inputs
+        files = sort_by_document(files, shards, Path(job.output) / "sorted", job.shard_pairs, digest, show, check)
+        return PreparedJob(job, files, plan_shards(files, job.shard_pairs), digest, ())
+    return prepared
 
 
-def _fingerprint(path: Path) -> str:
-    """SHA-256 over a file's size and evenly spread samples of it."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(size.to_bytes(8, "little"))
-    with path.open("rb") as file:
-        for sample in range(_SAMPLES):
-            file.seek(max(size - _SAMPLE_BYTES, 0) * sample // (_SAMPLES - 1))
-            digest.update(file.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _drop_other_shards(prepared: PreparedJob) -> None:
+    """Removes what an earlier job left beyond this one's last shard: readers take all files of the folder."""
+    own = {prepared.path(shard).name for shard in prepared.shards}
+    for path in Path(prepared.job.output).glob("scores-*.parquet"):
+        if path.name not in own and re.fullmatch(r"scores-\d{6,}\.parquet", path.name):
+            logger.warning("%s belongs to another job and is removed", path)
+            path.unlink(missing_ok=True)
 
 
 def _claim(output: Path, name: str, value: Any, difference: str) -> None:
@@ -232,12 +256,35 @@ def _claim(output: Path, name: str, value: Any, difference: str) -> None:
         )
 
 
-def claim_for_model(output: Path, model: Any) -> None:
-    """Notes which model the scores come from. Raises `InputError` if they come from another one."""
+def claim_for_model(prepared: PreparedJob, model: Any) -> str:
+    """Notes which model the scores come from, and returns the digest of the job's shards.
+
+    Raises `InputError` if the scores that are there come from another one.
+    """
     from .document_states import model_identity
 
-    value = {"identity": model_identity(model), "class": type(model).__name__, "options": model.options.to_dict()}
-    _claim(output, "model.json", json.loads(json.dumps(value)), "of another model, number format or ranking options")
+    value = {
+        "identity": model_identity(model),
+        "class": type(model).__name__,
+        "options": model.options.to_dict(),
+        "tokenizer": tokenizer_identity(model.tokenizer),
+    }
+    value = json.loads(json.dumps(value))
+    difference = "of another model, number format, tokenizer or ranking options"
+    _claim(Path(prepared.job.output), _MODEL, value, difference)
+    return prepared.shard_digest(value)
+
+
+def tokenizer_identity(tokenizer: Any) -> str:
+    """32 hexadecimal digits that are equal only for tokenizers that give the same ids."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        content = {"vocabulary": tokenizer.get_vocab(), "added": sorted(map(str, tokenizer.get_added_vocab()))}
+    else:
+        content = json.loads(backend.to_str())
+        for name in ("truncation", "padding"):  # of the last call, whatever that was
+            content.pop(name, None)
+    return hash_parts([type(tokenizer).__name__, json.dumps(content, sort_keys=True)])[:32]
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -254,10 +301,11 @@ def _write_json(path: Path, value: Any) -> None:
 # ---- one shard ---------------------------------------------------------------------------------------
 
 
-def score_shard(prepared: PreparedJob, model: Any, shard: Shard, rows: PairRows) -> None:
-    """Scores one shard and writes its file, whole or not at all.
+def score_shard(prepared: PreparedJob, model: Any, shard: Shard, rows: PairRows, digest: str) -> None:
+    """Scores one shard and writes its file with the `digest` of `claim_for_model`, whole or not at all.
 
-    Raises `InputError` naming the pair for texts that cannot be scored, unless the job skips such.
+    Raises `InputError` naming the pair for texts that cannot be scored, unless the job skips such, and for input that
+    was changed meanwhile.
     """
     pyarrow = arrow()
     pairs, places = [], []
@@ -282,16 +330,14 @@ def score_shard(prepared: PreparedJob, model: Any, shard: Shard, rows: PairRows)
             "score": pyarrow.array(scores, pyarrow.float32()),
             **rows.kept,
         }
-    ).replace_schema_metadata({_DIGEST_KEY: prepared.digest})
+    )
+    prepared.check_inputs()
     path = prepared.path(shard)
-    temporary = path.with_name(f".{path.name}.partial")
     try:
-        pyarrow.parquet.write_table(table, temporary)
-        os.replace(temporary, path)
+        with hashed_parquet(path, table.schema, digest) as writer:
+            writer.write_table(table)
     except OSError as error:
         raise writing_error(error, path.parent) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _unscored(prepared: PreparedJob) -> int:
@@ -311,9 +357,9 @@ class LocalEngine:
     def __call__(self, prepared: PreparedJob, todo: Sequence[Shard], done: Callable[[Shard], None]) -> None:
         if self.model is None:
             self.model = load_model(prepared.job)
-        claim_for_model(Path(prepared.job.output), self.model)
+        digest = claim_for_model(prepared, self.model)
         for shard, rows in read_shards(prepared.files, todo):
-            score_shard(prepared, self.model, shard, rows)
+            score_shard(prepared, self.model, shard, rows, digest)
             done(shard)
 
 

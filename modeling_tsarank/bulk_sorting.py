@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from .bulk_output import hashed_parquet, is_output_of
 from .bulk_pairs import PairFiles, PairRows, Shard, arrow, read_shards, writing_error
 from .ranking_errors import InputError
 from .ranking_text import clean_text, document_text
@@ -39,16 +39,23 @@ def _text(value: Any, clean: Callable[[Any, str], str]) -> str | None:
 
 
 def sort_by_document(
-    files: PairFiles, shards: Sequence[Shard], folder: Path, row_group: int, digest: str, show: bool | None = None
+    files: PairFiles,
+    shards: Sequence[Shard],
+    folder: Path,
+    row_group: int,
+    digest: str,
+    show: bool | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> PairFiles:
-    """Writes the pairs into `folder/sorted-DIGEST.parquet`, equal documents side by side, otherwise in input order.
+    """Writes the pairs into `folder/sorted.parquet`, equal documents side by side, otherwise in input order.
 
-    A file that is there already is taken as it is: it has its name only when it is complete. Takes the input's size
-    on disk twice for a while. Raises `ResourceError` when the disk is full.
+    A file that is there already is taken if it is whole and was made under the same `digest`, which must identify the
+    input by its content; `check` is called before it gets its name, and raises if the input has changed meanwhile.
+    Takes the input's size on disk twice for a while. Raises `ResourceError` when the disk is full.
     """
-    target = folder / f"sorted-{digest}.parquet"
+    target = folder / "sorted.parquet"
     sorted_files = PairFiles((str(target),), files.query, files.document, files.keep, NUMBER)
-    if target.exists():
+    if is_output_of(target, digest):
         return sorted_files
     runs = folder / "runs"
     pyarrow = arrow()
@@ -56,7 +63,7 @@ def sort_by_document(
         shutil.rmtree(runs, ignore_errors=True)
         runs.mkdir(parents=True)
         paths = _write_runs(files, shards, runs, show)
-        _merge(paths, target, row_group, sum(shard.rows for shard in shards), show)
+        _merge(paths, target, row_group, sum(shard.rows for shard in shards), digest, show, check)
     except OSError as error:
         raise writing_error(error, folder) from error
     except pyarrow.ArrowException as error:
@@ -113,27 +120,31 @@ def _rows_of_run(path: Path) -> Iterator[tuple[int, int, Any]]:
                 yield first, second, batch.slice(i, 1)
 
 
-def _merge(paths: Sequence[Path], target: Path, row_group: int, total: int, show: bool | None) -> None:
+def _merge(
+    paths: Sequence[Path],
+    target: Path,
+    row_group: int,
+    total: int,
+    digest: str,
+    show: bool | None,
+    check: Callable[[], None],
+) -> None:
     pyarrow = arrow()
-    temporary = target.with_name(f".{target.name}.partial")
     schema = pyarrow.parquet.read_schema(paths[0])
     rows = heapq.merge(*map(_rows_of_run, paths), key=lambda row: row[:2])
     hidden = None if show is None else not show
-    try:
-        with (
-            pyarrow.parquet.ParquetWriter(temporary, schema) as writer,
-            tqdm(total=total, desc="merging", unit="pair", disable=hidden) as bar,
-        ):
-            waiting: list[Any] = []
-            for _, _, row in rows:
-                waiting.append(row)
-                if len(waiting) == row_group:
-                    writer.write_table(pyarrow.Table.from_batches(waiting).combine_chunks())
-                    bar.update(len(waiting))
-                    waiting = []
-            if waiting:
+    with (
+        hashed_parquet(target, schema, digest) as writer,
+        tqdm(total=total, desc="merging", unit="pair", disable=hidden) as bar,
+    ):
+        waiting: list[Any] = []
+        for _, _, row in rows:
+            waiting.append(row)
+            if len(waiting) == row_group:
                 writer.write_table(pyarrow.Table.from_batches(waiting).combine_chunks())
                 bar.update(len(waiting))
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+                waiting = []
+        if waiting:
+            writer.write_table(pyarrow.Table.from_batches(waiting).combine_chunks())
+            bar.update(len(waiting))
+        check()

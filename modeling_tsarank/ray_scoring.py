@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from . import ranking_errors
@@ -35,15 +34,17 @@ class ShardActor:
     def __init__(self, prepared: PreparedJob) -> None:
         self.prepared = prepared
         self.model: Any = None
+        self.digest = ""
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         shard = Shard(**{name: int(value) for name, value in row.items()})
         try:
             if self.model is None:
                 self.model = load_model(self.prepared.job)
-                claim_for_model(Path(self.prepared.job.output), self.model)
-            for _, rows in read_shards(self.prepared.files, [shard]):
-                score_shard(self.prepared, self.model, shard, rows)
+                self.digest = claim_for_model(self.prepared, self.model)
+            # A shard without pairs stands for the check of the model alone.
+            for _, rows in read_shards(self.prepared.files, [shard] if shard.rows else []):
+                score_shard(self.prepared, self.model, shard, rows, self.digest)
         except TSARankError as error:
             return {**row, "error": type(error).__name__, "message": str(error)}
         return {**row, "error": "", "message": ""}
@@ -70,6 +71,7 @@ class RayEngine:
             self._start(ray)
         # The actors need the job, not the list of all its shards.
         sent = replace(prepared, shards=[])
+        todo = todo or [replace(prepared.shards[0], rows=0)]
         try:
             for row in self._rows(ray, sent, todo):
                 kind, message = row.pop("error"), row.pop("message")

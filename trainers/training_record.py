@@ -18,7 +18,7 @@ from transformers import TrainingArguments
 
 from modeling_tsarank.default_model import DEFAULT_NAME, GGUF_NAME, GGUF_SHA256
 from modeling_tsarank.embedded_models import RECORD_FILE, embedded_language_model, releases
-from modeling_tsarank.eval.files import hash_file
+from modeling_tsarank.file_hashes import hash_file
 from modeling_tsarank.trainers.saving import write_json
 
 

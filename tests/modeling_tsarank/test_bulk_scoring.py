@@ -253,7 +253,7 @@ def test_a_folder_of_another_job_is_refused(model, zoo, tmp_path) -> None:
         score_pairs(replace(job, shard_pairs=10), model)
     (tmp_path / "out" / "scores-000001.parquet").unlink()
     changed = TSARankModel.from_backbone(str(zoo.folders["llama"]), dtype=torch.float32, aggregation="sum")
-    with pytest.raises(InputError, match="of another model, number format or ranking options"):
+    with pytest.raises(InputError, match="of another model, number format, tokenizer or ranking options"):
         score_pairs(job, changed)
     assert score_pairs(job, model)["done_before"] == 20
 
@@ -268,6 +268,151 @@ def test_two_processes_do_not_work_in_one_folder(model, tmp_path) -> None:
             super().__call__(prepared, todo, done)
 
     assert score_pairs(job, engine=Second(model))["pairs"] == 40
+
+
+# ---- never a mixture -----------------------------------------------------------------------------------
+
+
+def edit_in_place(path: Path, first: int, last: int) -> None:
+    """Changes one byte of the input, its size and its times kept."""
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.seek(first)
+        content = file.read(last - first)
+        at = first + content.index(b"bread")
+        file.seek(at)
+        file.write(b"dough")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+
+
+@pytest.mark.parametrize("by_document", [False, True])
+@pytest.mark.parametrize("place", [0.02, 0.33, 0.5, 0.77, 0.96])
+def test_an_input_edited_anywhere_in_place_is_another_input(model, tmp_path, place, by_document) -> None:
+    words = " ".join(WORDS)
+    path = tmp_path / "a.jsonl"
+    rows = [json.dumps({"query": "bread", "document": f"{i} {words} {words * 300}"}) for i in range(120)]
+    path.write_text("\n".join(rows) + "\n")
+    assert path.stat().st_size > 2 << 20, "larger than what a few samples would cover"
+    job = BulkJob((str(path),), str(tmp_path / "out"), shard_pairs=60, by_document=by_document)
+    score_pairs(job, Constant(model))
+    edit_in_place(path, int(place * path.stat().st_size), path.stat().st_size)
+    for missing in ("none", "scores-000001.parquet"):
+        (tmp_path / "out" / missing).unlink(missing_ok=True)
+        with pytest.raises(InputError, match="made from other pairs or settings"):
+            score_pairs(job, Constant(model))
+
+
+class Constant:
+    """A ranking model that answers without reading: enough where only the bookkeeping is looked at."""
+
+    def __init__(self, model, score: float = 0.5) -> None:
+        self.backbone, self.options, self.tokenizer, self.score = model.backbone, model.options, model.tokenizer, score
+
+    def predict(self, pairs, **_) -> np.ndarray:
+        return np.full(len(pairs), self.score, dtype=np.float32)
+
+
+def edit_scores(path: Path) -> None:
+    table = pq.read_table(path)
+    scores = pa.array([score + 1 for score in table.column("score").to_pylist()], pa.float32())
+    pq.write_table(table.set_column(1, "score", scores), path)
+
+
+def edit_bytes(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[40] ^= 1
+    path.write_bytes(content)
+
+
+def take_another_jobs(path: Path) -> None:
+    """The same shard of a job over other pairs: only its digest tells."""
+    folder = path.parent.parent / "other"
+    source = write_parquet(path.parent.parent / "b.parquet", make_pairs(40, seed=1))
+    score_pairs(BulkJob((source,), str(folder), shard_pairs=20), take_another_jobs.model)
+    shutil.copy(folder / path.name, path)
+
+
+def cut_off(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("harm", [edit_scores, edit_bytes, take_another_jobs, cut_off, Path.unlink, os.truncate])
+def test_an_output_that_is_not_what_was_written_is_scored_again(model, tmp_path, harm) -> None:
+    job = BulkJob((write_parquet(tmp_path / "a.parquet", make_pairs(40)),), str(tmp_path / "out"), shard_pairs=20)
+    score_pairs(job, model)
+    whole = output_bytes(tmp_path / "out")
+    take_another_jobs.model = model
+    harm(tmp_path / "out" / "scores-000001.parquet", *([0] if harm is os.truncate else []))
+    assert score_pairs(job, model)["done_before"] == 20
+    assert output_bytes(tmp_path / "out") == whole
+    assert score_pairs(job, model)["done_before"] == 40
+
+
+def test_without_its_manifest_no_old_score_is_taken_for_the_new_input(model, tmp_path) -> None:
+    source = tmp_path / "a.parquet"
+    job = BulkJob((write_parquet(source, make_pairs(60)),), str(tmp_path / "out"), shard_pairs=20)
+    score_pairs(job, model)
+    write_parquet(source, make_pairs(40, seed=1))
+    (tmp_path / "out" / "manifest.json").unlink()
+    assert score_pairs(job, model)["done_before"] == 0
+    assert len(output_bytes(tmp_path / "out")) == 2, "the third file belonged to the old input"
+    fresh = replace(job, output=str(tmp_path / "fresh"))
+    score_pairs(fresh, model)
+    assert output_bytes(tmp_path / "out") == output_bytes(tmp_path / "fresh")
+
+
+def test_the_scores_of_another_model_are_never_taken_for_this_ones(model, zoo, tmp_path) -> None:
+    job = BulkJob((write_parquet(tmp_path / "a.parquet", make_pairs(40)),), str(tmp_path / "out"), shard_pairs=20)
+    score_pairs(job, model)
+    other = TSARankModel.from_backbone(str(zoo.folders["qwen3"]), dtype=torch.float32)
+    with pytest.raises(InputError, match="scores of another model"):  # though nothing is left to score
+        score_pairs(job, other)
+    spoken = TSARankModel.from_backbone(str(zoo.folders["llama"]), dtype=torch.float32)
+    spoken.tokenizer.add_tokens(["bread dough"])
+    with pytest.raises(InputError, match="scores of another model, number format, tokenizer"):
+        score_pairs(job, spoken)
+    (tmp_path / "out" / "model.json").unlink()
+    (tmp_path / "out" / "scores-000000.parquet").unlink()
+    assert score_pairs(job, other)["done_before"] == 0
+    np.testing.assert_allclose(in_input_order(tmp_path / "out"), other.predict(make_pairs(40)), atol=1e-5)
+
+
+@pytest.mark.parametrize("by_document", [False, True])
+def test_an_input_changed_while_it_is_scored_is_an_error(model, tmp_path, by_document) -> None:
+    source = tmp_path / "a.parquet"
+    job = BulkJob((write_parquet(source, make_pairs(60)),), str(tmp_path / "out"), shard_pairs=20)
+
+    class Changing(LocalEngine):
+        def __call__(self, prepared, todo, done):
+            super().__call__(prepared, todo[:1], done)
+            write_parquet(source, make_pairs(60, seed=1))
+            super().__call__(prepared, todo[1:], done)
+
+    job = replace(job, by_document=by_document)
+    if by_document:  # a copy is scored, which was made before
+        score_pairs(job, engine=Changing(model))
+        assert len(output_bytes(tmp_path / "out")) == 3
+        return
+    with pytest.raises(InputError, match="was changed while it was scored"):
+        score_pairs(job, engine=Changing(model))
+    assert len(output_bytes(tmp_path / "out")) == 1
+
+
+def test_a_sorted_copy_that_was_damaged_or_is_of_another_input_is_made_again(tmp_path) -> None:
+    files = PairFiles((write_parquet(tmp_path / "p.parquet", make_pairs(300)),), keep=("id",))
+    shards = plan_shards(files, 100)
+    folder, target = tmp_path / "sorted", tmp_path / "sorted" / "sorted.parquet"
+    sort_by_document(files, shards, folder, 100, "one")
+    whole = target.read_bytes()
+    before = target.stat().st_ino
+    sort_by_document(files, shards, folder, 100, "one")
+    assert target.stat().st_ino == before, "taken as it is"
+    edit_bytes(target)
+    sort_by_document(files, shards, folder, 100, "one")
+    assert target.read_bytes() == whole
+    sort_by_document(files, shards, folder, 100, "another")
+    assert target.read_bytes() != whole
 
 
 # ---- bad input -----------------------------------------------------------------------------------------

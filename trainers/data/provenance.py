@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from modeling_tsarank import __version__
-from modeling_tsarank.eval.files import hash_file, read_json, write_json
+from modeling_tsarank.eval.files import read_json, write_json
+from modeling_tsarank.file_hashes import hash_file
 from modeling_tsarank.ranking_errors import InputError
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from modeling_tsarank.eval.files import hash_file, read_json, write_json, write_text
+from modeling_tsarank.eval.files import read_json, write_json, write_text
 from modeling_tsarank.eval.run_files import write_run
+from modeling_tsarank.file_hashes import hash_file
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.filters import build_options
 from modeling_tsarank.trainers.data.list_building import SourceQuery

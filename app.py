@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from modeling_tsarank.command_line import CommandParser, run_command, whole
 from modeling_tsarank.document_files import NamedDocument
 from modeling_tsarank.eval.extras import require
 from modeling_tsarank.hub_cards.app_endpoints import make_endpoints
@@ -297,28 +298,28 @@ def make_service(limits: Limits, cache_dir: str | os.PathLike[str] | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serves the page until interrupted; 2 for what the user can mend."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Serves the page until interrupted; returns the exit status, see `run_command`."""
+    return run_command(lambda: _serve(arguments))
+
+
+def _serve(arguments: Sequence[str] | None) -> int:
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--host", default=None, help="address to listen on (default: $GRADIO_SERVER_NAME or 127.0.0.1)"
     )
-    parser.add_argument("--port", type=int, default=None, help="default: $GRADIO_SERVER_PORT or 7860")
+    parser.add_argument(
+        "--port", type=whole(least=0, most=65_535), default=None, help="default: $GRADIO_SERVER_PORT or 7860"
+    )
     args = parser.parse_args(arguments)
     logging.basicConfig(format="tsarank: %(message)s", level=logging.WARNING)
     # Read when gradio is imported, which is why it is imported in functions here.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
-        limits = Limits.from_environment()
-        require("gradio", extra="app", purpose="The web page")  # before minutes may go into loading a model
-        with tempfile.TemporaryDirectory(prefix="tsarank-app-") as cache_dir:
-            service = make_service(limits, cache_dir)
-            demo = build(service)
-            demo.launch(server_name=args.host, server_port=args.port, **launch_options(limits))
-    except TSARankError as error:
-        sys.stderr.write(f"tsarank: error: {' '.join(str(error).split())}\n")
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    limits = Limits.from_environment()
+    require("gradio", extra="app", purpose="The web page")  # before minutes may go into loading a model
+    with tempfile.TemporaryDirectory(prefix="tsarank-app-") as cache_dir:
+        service = make_service(limits, cache_dir)
+        demo = build(service)
+        demo.launch(server_name=args.host, server_port=args.port, **launch_options(limits))
     return 0
 
 

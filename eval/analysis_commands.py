@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from modeling_tsarank.command_line import seed, whole
 from modeling_tsarank.eval.checkpoint_sources import add_model_options, display_name, scorer_source
 from modeling_tsarank.ranking_errors import InputError
 
@@ -74,7 +75,9 @@ def _register_perplexity(analyses: Any) -> None:
         analyses, "perplexity", "perplexity of positive and negative queries", _PERPLEXITY, example, run_perplexity
     )
     _add_dataset(parser)
-    parser.add_argument("--pairs", type=int, default=5000, metavar="N", help="positive pairs at most (default: 5000)")
+    parser.add_argument(
+        "--pairs", type=whole(), default=5000, metavar="N", help="positive pairs at most (default: 5000)"
+    )
     parser.add_argument(
         "--negatives",
         default="random",
@@ -82,7 +85,7 @@ def _register_perplexity(analyses: Any) -> None:
         help="random: another query for the same document; or a first stage or run file whose non-relevant documents "
         "stand beside the same query (default: random)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sample (default: 0)")
+    parser.add_argument("--seed", type=seed(), default=0, help="seed of the sample (default: 0)")
     add_model_options(parser, several=True)
 
 
@@ -94,10 +97,12 @@ def _register_generated(analyses: Any) -> None:
         analyses, "generated-queries", "document words and stop words in queries", _GENERATED, example, run_generated
     )
     _add_dataset(parser)
-    parser.add_argument("--documents", type=int, default=500, metavar="N", help="documents at most (default: 500)")
-    parser.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="longest query (default: 32)")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="documents at a time (default: 8)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sample (default: 0)")
+    parser.add_argument("--documents", type=whole(), default=500, metavar="N", help="documents at most (default: 500)")
+    parser.add_argument(
+        "--max-new-tokens", type=whole(most=65_536), default=32, metavar="N", help="longest query (default: 32)"
+    )
+    parser.add_argument("--batch-size", type=whole(), default=8, metavar="N", help="documents at a time (default: 8)")
+    parser.add_argument("--seed", type=seed(), default=0, help="seed of the sample (default: 0)")
     add_model_options(parser, several=True)
 
 
@@ -114,7 +119,7 @@ def _register_intersection(analyses: Any) -> None:
         metavar="RUN",
         help="runs of the same stages over a second kind of queries: the lower triangle, as in the paper's table",
     )
-    parser.add_argument("--depth", type=int, default=30, metavar="N", help="documents a query (default: 30)")
+    parser.add_argument("--depth", type=whole(), default=30, metavar="N", help="documents a query (default: 30)")
     parser.add_argument("--names", nargs="+", metavar="NAME", help="names of the stages (default: file names)")
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modeling_tsarank.command_line import whole
 from modeling_tsarank.rank_command import add_model_arguments
 
 
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 def add_model_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
     """Adds the options of every command that loads a model, and where wanted one for further models beside it."""
     add_model_arguments(parser)
-    parser.add_argument("--max-query-length", type=int, metavar="N", help="tokens of a query at most (ArguAna: 256)")
+    parser.add_argument(
+        "--max-query-length", type=whole(), metavar="N", help="tokens of a query at most (ArguAna: 256)"
+    )
     if several:
         parser.add_argument(
             "--more-models", nargs="+", default=[], metavar="M", help="further models to show beside --model"

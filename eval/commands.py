@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modeling_tsarank.command_line import seed, whole
 from modeling_tsarank.eval.analysis_commands import register_analyze
 from modeling_tsarank.eval.checkpoint_sources import add_model_options, scorer_source
 from modeling_tsarank.rank_command import add_store_argument
@@ -111,7 +112,7 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
     data.add_argument("--queries", type=Path, help="with --corpus: JSON Lines or TSV of queries")
     data.add_argument("--qrels", type=Path, help="with --corpus: TREC or BEIR judgments")
     data.add_argument("--name", help="with --corpus: name of the collection (default: the corpus's file name)")
-    data.add_argument("--limit-queries", type=int, metavar="N", help="only the first N judged queries")
+    data.add_argument("--limit-queries", type=whole(), metavar="N", help="only the first N judged queries")
     stage = parser.add_argument_group("first stage")
     stage.add_argument(
         "--first-stage",
@@ -119,10 +120,10 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
         metavar="S",
         help="bm25, dense[:MODEL], splade[:MODEL], rrf[:S+S], or a run file, TREC or JSONL (default: bm25)",
     )
-    stage.add_argument("--top-k", type=int, default=100, metavar="N", help="documents to rerank (default: 100)")
+    stage.add_argument("--top-k", type=whole(), default=100, metavar="N", help="documents to rerank (default: 100)")
     stage.add_argument(
         "--depth",
-        type=int,
+        type=whole(),
         metavar="N",
         help="documents to retrieve; those below --top-k keep the first stage's order (default: --top-k)",
     )
@@ -148,7 +149,7 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
     )
     output.add_argument(
         "--block-pairs",
-        type=int,
+        type=whole(),
         metavar="N",
         help="pairs scored between two saves, and dealt to one process (default: by their number, 100 to 2,000)",
     )
@@ -171,9 +172,13 @@ def _register_compare(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--measure", default="ndcg@10", help="default: ndcg@10")
     parser.add_argument(
-        "--resamples", type=int, default=100_000, metavar="N", help="sign flips to draw, or to enumerate at most"
+        "--resamples",
+        type=whole(most=10_000_000),
+        default=100_000,
+        metavar="N",
+        help="sign flips to draw, or to enumerate at most",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: 0)")
+    parser.add_argument("--seed", type=seed(), default=0, help="seed of the draws (default: 0)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.set_defaults(run=run_compare)
 
@@ -187,8 +192,10 @@ def _register_tune_fusion(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--qrels", type=Path, required=True, metavar="Q", help="the development split's judgments")
     parser.add_argument("--measure", default="ndcg@10", help="default: ndcg@10")
     parser.add_argument("--normalize", choices=("minmax", "zscore"), default="minmax", help="default: minmax")
-    parser.add_argument("--steps", type=int, default=20, metavar="N", help="intervals of the grid (default: 20)")
-    parser.add_argument("--top-k", type=int, metavar="N", help="how many documents were reranked, if not all")
+    parser.add_argument(
+        "--steps", type=whole(most=10_000), default=20, metavar="N", help="intervals of the grid (default: 20)"
+    )
+    parser.add_argument("--top-k", type=whole(), metavar="N", help="how many documents were reranked, if not all")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON file for the setting")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="also draw the curve")
     parser.set_defaults(run=run_tune_fusion)

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modeling_tsarank.command_line import size
+
 
 if TYPE_CHECKING:
     from modeling_tsarank.hub_cards.publications import Publication
@@ -148,7 +150,9 @@ def _register_model(kinds: Any) -> None:
     )
     files = parser.add_argument_group("files")
     files.add_argument("--adapter-only", action="store_true", help="the LoRA adapter alone, its base pinned")
-    files.add_argument("--max-shard-size", metavar="SIZE", help="write the weights anew in files of this size at most")
+    files.add_argument(
+        "--max-shard-size", type=size, metavar="SIZE", help="write the weights anew in files of this size at most"
+    )
     _add_include(files)
 
 
@@ -201,7 +205,6 @@ def _common(args: argparse.Namespace) -> dict[str, Any]:
 def _model(args: argparse.Namespace) -> int:
     from modeling_tsarank.embedded_models import embedded_ranker, embedded_source
     from modeling_tsarank.hub_cards.model_publishing import ModelOptions, prepare_model
-    from modeling_tsarank.hub_cards.resharding import parse_size
 
     options = ModelOptions(
         **_common(args),
@@ -213,7 +216,7 @@ def _model(args: argparse.Namespace) -> int:
         results=args.results,
         accept_other_checkpoint=args.accept_other_checkpoint,
         adapter_only=args.adapter_only,
-        max_shard_size=None if args.max_shard_size is None else parse_size(args.max_shard_size),
+        max_shard_size=args.max_shard_size,
         include=args.include,
         not_secret=args.not_secret,
     )

@@ -8,21 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modeling_tsarank.hub_cards.model_facts import safetensors_header
-from modeling_tsarank.ranking_errors import InputError, ResourceError
+from modeling_tsarank.ranking_errors import ResourceError
 
 
 INDEX_NAME = "model.safetensors.index.json"
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as `5GB` or `500MB`. Raises `InputError` for anything else."""
-    upper = text.strip().upper()
-    for unit in sorted(_UNITS, key=len, reverse=True):
-        number = upper.removesuffix(unit).strip()
-        if upper.endswith(unit) and number.replace(".", "", 1).isdigit() and float(number) > 0:
-            return int(float(number) * _UNITS[unit])
-    raise InputError(f"{text!r} is no size; write for example 5GB or 500MB")
 
 
 def reshard(files: Sequence[Path], folder: Path, limit: int) -> list[Path]:

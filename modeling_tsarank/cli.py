@@ -1,17 +1,17 @@
-"""The `tsarank` command. Every room brings its own subcommands; this module only finds them and reports errors."""
+"""The `tsarank` command: finds every package's subcommands and runs one."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Sequence
 
 from . import __version__
-from .ranking_errors import TSARankError
+from .command_line import CommandParser, one_line, run_command
+from .ranking_errors import InputError
 
 
 # Modules with a `register(subparsers)`; none of them imports anything heavy before its command runs.
@@ -27,12 +27,20 @@ COMMAND_MODULES = (
 )
 
 _DESCRIPTION = "LLM text rerankers: rank documents, measure rerankers, train and publish them."
-_EPILOG = "`tsarank COMMAND --help` explains a command. Errors are one line on standard error, with exit status 2."
+_EPILOG = """\
+`tsarank COMMAND --help` explains a command. Errors are one line on standard error: exit status 2 for what you can
+mend, 1 for what nobody foresaw (--debug, or TSARANK_DEBUG=1, shows its trace), 130 after Ctrl-C.
+"""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every subcommand."""
-    parser = argparse.ArgumentParser(prog="tsarank", description=_DESCRIPTION, epilog=_EPILOG)
+    parser = CommandParser(
+        prog="tsarank",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"tsarank {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="say more about what is done")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -49,32 +57,35 @@ class _StandardError(logging.StreamHandler):
         super().emit(record)
 
 
+class _OneLine(logging.Formatter):
+    """A warning may quote what the user gave, just as an error does."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"tsarank: {one_line(record.getMessage())}"
+
+
 def _set_up_logging(verbose: bool) -> None:
-    logging.basicConfig(handlers=[_StandardError()], format="tsarank: %(message)s", level=logging.WARNING, force=True)
+    handler = _StandardError()
+    handler.setFormatter(_OneLine())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("modeling_tsarank").setLevel(logging.INFO if verbose else logging.WARNING)
     # What other libraries warn about is for their developers, unless asked for.
     if not verbose:
         warnings.simplefilter("ignore")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0, 2 for what the user can mend, 130 when interrupted."""
+def _run(arguments: Sequence[str]) -> int:
+    if any("\0" in argument for argument in arguments):
+        raise InputError("an argument contains a NUL character, which no text, file name or address may")
     args = build_parser().parse_args(arguments)
     _set_up_logging(args.verbose)
-    try:
-        status: int = args.run(args)
-        sys.stdout.flush()
-        return status
-    except TSARankError as error:
-        sys.stderr.write(f"tsarank: error: {' '.join(str(error).split())}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("tsarank: interrupted\n")
-        return 130
-    except BrokenPipeError:
-        # The reader has gone (`| head`); leave quietly and keep the interpreter from flushing into the closed pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    status: int = args.run(args)
+    return status
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status, see `run_command`."""
+    return run_command(lambda: _run(sys.argv[1:] if arguments is None else arguments))
 
 
 if __name__ == "__main__":

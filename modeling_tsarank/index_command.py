@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .command_line import size
 from .rank_command import add_model_arguments, model_from_arguments
-from .ranking_errors import InputError, ResourceError
+from .ranking_errors import ResourceError
 
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,6 @@ examples:
   tsarank index --documents corpus.jsonl --store corpus-states --store-dtype bfloat16 --max-disk 50GB
 """
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 # Documents whose tokens are tokenized and counted at a time.
 _CHUNK = 1024
 
@@ -82,14 +81,6 @@ def readable(size: float) -> str:
     return f"{size:.3g} TB"
 
 
-def parse_size(text: str) -> int:
-    """Bytes of `20GB`, `500M` or `1000000`. Raises `InputError` for anything else."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", text.lower())
-    if found is None or float(found[1]) <= 0:
-        raise InputError(f"{text!r} is no size; expected for example 20GB or 500MB")
-    return int(float(found[1]) * _UNITS[found[2]])
-
-
 def register(subparsers: Any) -> None:
     """Adds `index` to the command line."""
     parser = subparsers.add_parser(
@@ -109,7 +100,11 @@ def register(subparsers: Any) -> None:
         help="format of the states (default: the store's, int8 for a new one)",
     )
     parser.add_argument(
-        "--max-disk", default=None, metavar="SIZE", help="bound of FOLDER, as 20GB: what was used least leaves first"
+        "--max-disk",
+        type=size,
+        default=None,
+        metavar="SIZE",
+        help="bound of FOLDER, as 20GB: what was used least leaves first",
     )
     parser.add_argument(
         "--verify", action="store_true", help="first read all that is kept, and read damaged documents again"
@@ -122,11 +117,10 @@ def run(args: argparse.Namespace) -> int:
     """Reads the documents, says what keeping their states costs, and keeps them."""
     from .document_files import read_documents
 
-    max_disk = None if args.max_disk is None else parse_size(args.max_disk)
     texts = list(dict.fromkeys(document.text for document in read_documents(args.documents, args.format)))
     from .document_store import FolderStore
 
-    with FolderStore(args.store, args.store_dtype, max_disk_bytes=max_disk) as store:
+    with FolderStore(args.store, args.store_dtype, max_disk_bytes=args.max_disk) as store:
         if args.verify:
             whole, damaged = store.verify()
             sys.stderr.write(f"tsarank: {whole:,} documents in the store are whole, {damaged:,} are damaged\n")
@@ -134,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
         cost, todo = estimate(model, texts, store)
         free = shutil.disk_usage(store.folder).free
         sys.stderr.write(f"tsarank: {cost.describe(store.dtype, free)}\n")
-        check_room(cost, free, max_disk, store.disk_bytes(), store.folder)
+        check_room(cost, free, args.max_disk, store.disk_bytes(), store.folder)
         read = index_in_chunks(model, todo, store, args.batch_tokens)
         size = store.disk_bytes()
     sys.stdout.write(f"{read:,} documents read; {args.store} takes {readable(size)}\n")

@@ -9,6 +9,8 @@ import shutil
 import sys
 from typing import Any
 
+from .command_line import whole
+
 
 _DESCRIPTION = """\
 Put documents in order of relevance to a query, best first.
@@ -50,11 +52,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps; default: the best there is")
     group.add_argument(
-        "--max-length", type=int, default=None, metavar="N", help="tokens of prompt, document and query together"
+        "--max-length", type=whole(), default=None, metavar="N", help="tokens of prompt, document and query together"
     )
     group.add_argument(
         "--batch-tokens",
-        type=int,
+        type=whole(),
         default=None,
         metavar="N",
         help="padded tokens in a batch (default 2048 on a CPU, 32768 on an accelerator); lower it if memory runs out",
@@ -100,7 +102,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--query", required=True, help="what is asked")
     parser.add_argument("--documents", required=True, metavar="FILE", help=".txt, .jsonl, or - for standard input")
     parser.add_argument("--format", choices=("txt", "jsonl"), default=None, help="of FILE, if its name does not say")
-    parser.add_argument("--top-k", type=int, default=None, metavar="N", help="show only the best N")
+    parser.add_argument("--top-k", type=whole(), default=None, metavar="N", help="show only the best N")
     parser.add_argument("--json", action="store_true", help="JSON with full texts instead of a table")
     add_store_argument(parser)
     add_model_arguments(parser)
@@ -126,12 +128,9 @@ def run(args: argparse.Namespace) -> int:
     from .document_files import read_documents
     from .document_store import use_store
     from .embedded_models import embedded_ranker
-    from .ranking_errors import InputError
     from .ranking_text import clean_query
 
     query = clean_query(args.query)
-    if args.top_k is not None and args.top_k < 1:
-        raise InputError(f"--top-k must be a positive number, got {args.top_k}")
     documents = read_documents(args.documents, args.format)
     model = model_from_arguments(args)
     texts = [document.text for document in documents]

@@ -7,6 +7,7 @@ import json
 import sys
 from typing import Any
 
+from .command_line import real, whole
 from .rank_command import add_model_arguments, add_store_argument
 
 
@@ -56,7 +57,7 @@ def register(subparsers: Any) -> None:
         "--keep", action="append", default=[], metavar="C", help="column that the output repeats; may be given often"
     )
     parser.add_argument(
-        "--shard-pairs", type=int, default=None, metavar="N", help="pairs of one output file (default 4096)"
+        "--shard-pairs", type=whole(), default=None, metavar="N", help="pairs of one output file (default 4096)"
     )
     parser.add_argument("--by-document", action="store_true", help="sort by document first: each is read only once")
     parser.add_argument(
@@ -69,9 +70,15 @@ def register(subparsers: Any) -> None:
         "--engine", choices=("local", "ray"), default="local", help="this process (default) or Ray Data"
     )
     group.add_argument("--ray-address", default=None, metavar="A", help="of a running cluster: auto, ray://host:10001")
-    group.add_argument("--actors", type=int, default=1, metavar="N", help="processes that hold the model (default 1)")
-    group.add_argument("--actor-cpus", type=float, default=1, metavar="N", help="CPUs of each (default 1)")
-    group.add_argument("--actor-gpus", type=float, default=0, metavar="N", help="GPUs of each (default 0)")
+    group.add_argument(
+        "--actors", type=whole(most=65_536), default=1, metavar="N", help="processes that hold the model (default 1)"
+    )
+    group.add_argument(
+        "--actor-cpus", type=real(above=0, most=65_536), default=1, metavar="N", help="CPUs of each (default 1)"
+    )
+    group.add_argument(
+        "--actor-gpus", type=real(least=0, most=65_536), default=0, metavar="N", help="GPUs of each (default 0)"
+    )
     add_model_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -79,7 +86,6 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Scores what is not scored yet and says how much there is."""
     from .bulk_scoring import SHARD_PAIRS, BulkJob, LocalEngine, score_pairs
-    from .ranking_errors import InputError
 
     _quiet_transformers()
     model: dict[str, Any] = {
@@ -108,8 +114,6 @@ def run(args: argparse.Namespace) -> int:
     if args.engine == "ray":
         from .ray_scoring import RayEngine
 
-        if args.actors < 1 or args.actor_cpus <= 0 or args.actor_gpus < 0:
-            raise InputError("--actors and --actor-cpus must be positive numbers, --actor-gpus 0 or more")
         engine = RayEngine(args.ray_address, args.actors, args.actor_cpus, args.actor_gpus)
     else:
         engine = LocalEngine()

@@ -9,8 +9,9 @@ import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
+from modeling_tsarank.command_line import DEBUG_VARIABLE, CommandParser, whole
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 from modeling_tsarank.trainers.script_utils import ACCELERATE_RECIPES, find_recipe, recipe_names
 
@@ -112,17 +113,34 @@ def _train_epilog() -> str:
     )
 
 
+class _LauncherParser(CommandParser):
+    """Options that it does not know are the script's, whose --debug takes a value."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """A lone --debug is this command's, `--debug underflow_overflow` is transformers'."""
+        values = [*args[1:], "--"]
+        own = [arg == "--debug" and value.startswith("-") for arg, value in zip(args, values, strict=True)]
+        if any(own):
+            os.environ[DEBUG_VARIABLE] = "1"
+        return super().parse_known_args([arg for arg, is_own in zip(args, own, strict=True) if not is_own], namespace)
+
+    def refuse_unknown(self, unknown: Sequence[str]) -> None:
+        """Refuses nothing."""
+
+
 def launcher_parser(name: str) -> argparse.ArgumentParser:
     """The parser of the options that are not the script's."""
     kind, program = _KINDS[name], f"tsarank train {name}"
-    parser = argparse.ArgumentParser(
+    parser = _LauncherParser(
         prog=program,
         usage=_USAGE.format(program=program),
         description=kind.description,
         epilog=f"main options of the training:\n{_COMMON}{kind.options}\nexamples:\n{kind.examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        add_help=False,
     )
+    parser.add_argument("-h", "--help", action="help", help="show this help message and exit")
     parser.add_argument("--help-all", action="store_true", help="every option of the training, several hundred")
     parser.add_argument(
         "--accelerate-config",
@@ -133,7 +151,7 @@ def launcher_parser(name: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--num-processes",
         "--num_processes",
-        type=int,
+        type=whole(most=65_536),
         metavar="N",
         help="processes to start (default: what the accelerate config says, else one for each GPU)",
     )
@@ -148,8 +166,6 @@ def run(args: argparse.Namespace) -> int:
     if own.help_all:
         importlib.import_module(module).main(["--help"])
         return 0
-    if own.num_processes is not None and own.num_processes < 1:
-        raise InputError(f"--num-processes must be at least 1, got {own.num_processes}")
     if own.accelerate_config is not None:
         path = find_recipe(own.accelerate_config, ACCELERATE_RECIPES, "accelerate config")
         launch_options = ["--config_file", os.fspath(path), *launch_options]
@@ -174,7 +190,9 @@ def _launch(options: list[str], processes: int | None, module: str, script_optio
     except ImportError as error:
         raise ResourceError(f"training needs accelerate ({error}): pip install 'tsarank[train]'") from error
     options = _with_defaults(options, processes)
-    parsed = launch_command_parser().parse_args([*options, "--module", module, *script_options])
+    parser = launch_command_parser()
+    parser.error = _refuse  # its own prints the usage, a hundred options, in front of the message
+    parsed = parser.parse_args([*options, "--module", module, *script_options])
     logger.info("accelerate launch %s", " ".join([*options, "--module", module, *script_options]))
     try:
         launch_command(parsed)
@@ -188,6 +206,10 @@ def _launch(options: list[str], processes: int | None, module: str, script_optio
     except ValueError as error:
         raise InputError(f"accelerate launch: {error}") from error
     return 0
+
+
+def _refuse(message: str) -> NoReturn:
+    raise InputError(f"accelerate launch: {message}")
 
 
 def _with_defaults(options: list[str], processes: int | None) -> list[str]:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modeling_tsarank.ranking_errors import InputError, TSARankError
+from modeling_tsarank.command_line import CommandParser, run_command, whole
+from modeling_tsarank.ranking_errors import InputError
 
 
 _PREPARE = """\
@@ -67,7 +68,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         help="folder with weak_pairs, supervised and beir (default: $TSARANK_DATA)",
     )
     one.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to fill")
-    one.add_argument("--limit", type=int, default=0, metavar="N", help="for a rehearsal: N raw rows of every file")
+    one.add_argument(
+        "--limit", type=whole(least=0), default=0, metavar="N", help="for a rehearsal: N raw rows of every file"
+    )
     one.set_defaults(run=run_prepare)
     other = commands.add_parser(
         "release",
@@ -93,8 +96,6 @@ def run_prepare(args: argparse.Namespace) -> int:
 
     if args.data is None or not Path(args.data).is_dir():
         raise InputError(f"--data must name the folder with weak_pairs, supervised and beir, got {args.data}")
-    if args.limit < 0:
-        raise InputError(f"--limit must be at least 0, got {args.limit}")
     report = prepare(find_recipe(args.plan), Path(args.data).resolve(), args.output, args.limit)
     sys.stdout.write(summary(report))
     return 0
@@ -129,16 +130,16 @@ def summary(report: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command without the rest of `tsarank`: 0, or 2 for what the user can mend."""
-    parser = argparse.ArgumentParser(prog="tsarank")
-    register(parser.add_subparsers(dest="command", metavar="COMMAND", required=True))
-    args = parser.parse_args(["recipe", *(sys.argv[1:] if arguments is None else arguments)])
-    try:
+    """The command without the rest of `tsarank`; see `run_command`."""
+
+    def run() -> int:
+        parser = CommandParser(prog="tsarank")
+        register(parser.add_subparsers(dest="command", metavar="COMMAND", required=True))
+        args = parser.parse_args(["recipe", *(sys.argv[1:] if arguments is None else arguments)])
         status: int = args.run(args)
         return status
-    except TSARankError as error:
-        sys.stderr.write(f"tsarank: error: {' '.join(str(error).split())}\n")
-        return 2
+
+    return run_command(run)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from modeling_tsarank.command_line import DEBUG_VARIABLE, run_command
 from modeling_tsarank.ranking_errors import InputError, ResourceError, TSARankError
 
 
@@ -286,19 +287,20 @@ def train_and_save(trainer: Any, data: DataArguments | None = None) -> None:
 
 
 def run_script(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> int:
-    """Runs a script's `main`. Returns 0, 2 after an error the user can mend (one line), 130 if interrupted."""
+    """Runs a script's `main` and returns its exit status, see `run_command`."""
     logging.basicConfig(stream=sys.stderr, format="tsarank: %(message)s", level=logging.WARNING)
     # Addressed to developers: names that transformers, TRL and PEFT will drop some day.
     warnings.simplefilter("ignore", FutureWarning)
     rank = int(os.environ.get("RANK", "0"))
     logging.getLogger("modeling_tsarank.trainers").setLevel(logging.INFO if rank == 0 else logging.ERROR)
-    try:
+
+    def run() -> int:
         main(arguments)
         return 0
-    except TSARankError as error:
-        where = f" (process {rank})" if rank else ""
-        sys.stderr.write(f"tsarank: error{where}: {' '.join(str(error).split())}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("tsarank: interrupted; start again with --resume_from_checkpoint last\n")
-        return 130
+
+    return run_command(
+        run,
+        where=f" (process {rank})" if rank else "",
+        interrupted="interrupted; start again with --resume_from_checkpoint last",
+        hint=f"{DEBUG_VARIABLE}=1",
+    )

@@ -13,8 +13,7 @@ from modeling_tsarank import TSARankModel, TwolarModel
 from modeling_tsarank.cli import main
 from modeling_tsarank.document_memory import MemoryStore
 from modeling_tsarank.document_store import FolderStore
-from modeling_tsarank.index_command import Cost, estimate, parse_size, readable
-from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.index_command import Cost, estimate, readable
 
 
 def test_index_command(zoo, tmp_path, capsys) -> None:
@@ -69,10 +68,6 @@ def test_the_index_command_says_before_it_starts_that_the_disk_is_too_small(zoo,
 
 
 def test_sizes_for_people() -> None:
-    assert [parse_size(text) for text in ("20GB", "1.5 k", "500M", "7")] == [20 * 10**9, 1500, 5 * 10**8, 7]
-    for text in ("", "many", "-1GB", "0"):
-        with pytest.raises(InputError, match="is no size"):
-            parse_size(text)
     assert [readable(size) for size in (7, 11_880, 2.4e9, 3e15)] == ["7 B", "11.9 kB", "2.4 GB", "3e+03 TB"]
 
 

@@ -119,12 +119,12 @@ def test_files_with_odd_text_are_read_whole(tmp_path) -> None:
     [
         (["--query", "  "], "the query is empty"),
         (["--documents", "nowhere.txt"], "no file nowhere.txt"),
-        (["--top-k", "0"], "--top-k must be a positive number"),
+        (["--top-k", "0"], "--top-k: expected a whole number from 1"),
         (["--model", "."], "is no model folder"),
         (["--dtype", "int3"], "unknown dtype 'int3'"),
         (["--device", "cuda:77"], "there is no device 'cuda:77'"),
         (["--device", "abacus"], "unknown device"),
-        (["--batch-tokens", "0"], "batch_tokens must be a positive number"),
+        (["--batch-tokens", "0"], "--batch-tokens: expected a whole number from 1"),
         (["--max-length", "100"], "max_query_length (256) must be smaller than max_length (100)"),
         (["--max-length", "100000"], "this model reads at most 512 tokens"),
         (["--store", "nowhere"], "there is no store nowhere"),
@@ -142,7 +142,7 @@ def test_mistakes_are_one_line_and_status_2(capsys, model_folder, documents, tmp
     assert (status, out) == (2, "")
     lines = [line for line in err.splitlines() if line]
     assert len(lines) == 1, err
-    assert lines[0].startswith("tsarank: error: ")
+    assert lines[0].startswith(("tsarank: error: ", "tsarank rank: error: "))
     assert message in lines[0]
 
 

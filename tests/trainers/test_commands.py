@@ -112,7 +112,6 @@ def test_launch_options(parser: argparse.ArgumentParser, launched: list[list[str
     [
         (["--config", "nowhere"], "no file 'nowhere' and no recipe"),
         (["--accelerate-config", "nowhere"], "no accelerate config of that name; there are cpu_2_processes"),
-        (["--num-processes", "0"], "--num-processes must be at least 1"),
     ],
 )
 def test_mistakes_are_found_before_anything_starts(

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modeling_tsarank.command_line import real, whole
+
 
 if TYPE_CHECKING:
     from modeling_tsarank.eval.types import Collection, Document
@@ -78,7 +80,7 @@ def add_teacher_weights(parser: argparse._ActionsContainer) -> None:
         "--teacher-weights",
         nargs="+",
         action="extend",
-        type=float,
+        type=real(least=0, most=1e9),
         default=None,
         metavar="W",
         help="one a teacher, where several score; they are divided by their sum (default: all alike)",
@@ -87,10 +89,10 @@ def add_teacher_weights(parser: argparse._ActionsContainer) -> None:
 
 def add_lengths(parser: argparse._ActionsContainer, who: str) -> None:
     """How much of a pair a scorer reads; `given_lengths` gives what was said."""
-    parser.add_argument("--max-length", type=int, default=None, metavar="N", help=f"tokens {who} reads of a pair")
+    parser.add_argument("--max-length", type=whole(), default=None, metavar="N", help=f"tokens {who} reads of a pair")
     parser.add_argument(
         "--max-query-length",
-        type=int,
+        type=whole(),
         default=None,
         metavar="N",
         help="tokens of the query among them, for this project's rerankers; less than --max-length (default: the "

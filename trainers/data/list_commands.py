@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modeling_tsarank.command_line import real, seed, whole
 from modeling_tsarank.trainers.data.command_options import (
     add_cache,
     add_command,
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from modeling_tsarank.trainers.data.teacher_types import Usage
 
 logger = logging.getLogger(__name__)
+
+# What every system can wait for, and what adds up to a finite sum.
+_SECONDS, _PRICE = real(least=0.001, most=1e6), real(least=0, most=1e9)
 
 _DESCRIPTION = """\
 Make distillation lists (TWOLAR, section 3.2): the queries of each type are split evenly over the first stages, each
@@ -80,12 +84,16 @@ def register_lists(subparsers: Any) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--title", default=None, help="of the data set, for its card")
     parser.add_argument(
-        "--limit", type=int, default=None, metavar="N", help="order only N lists, spread over all kinds"
+        "--limit", type=whole(), default=None, metavar="N", help="order only N lists, spread over all kinds"
     )
     parser.add_argument(
-        "--validation-share", type=float, default=0.05, metavar="X", help="default: 0.05, that is 19:1"
+        "--validation-share",
+        type=real(least=0, below=1),
+        default=0.05,
+        metavar="X",
+        help="default: 0.05, that is 19:1",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of dealing out and splitting (default: 0)")
+    parser.add_argument("--seed", type=seed(), default=0, help="of dealing out and splitting (default: 0)")
     add_cache(parser, "answers and scores")
     _add_stages(parser)
     _add_teachers(parser)
@@ -96,14 +104,20 @@ def register_lists(subparsers: Any) -> None:
 def _add_stages(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("first stages")
     group.add_argument("--first-stages", nargs="+", default=["bm25"], metavar="S", help="see above (default: bm25)")
-    group.add_argument("--list-size", type=int, default=30, metavar="N", help="documents of a list (default: 30)")
-    group.add_argument("--min-list", type=int, default=2, metavar="N", help="shorter lists are left out (default: 2)")
+    group.add_argument(
+        "--list-size", type=whole(least=2), default=30, metavar="N", help="documents of a list (default: 30)"
+    )
+    group.add_argument(
+        "--min-list", type=whole(least=2), default=2, metavar="N", help="shorter lists are left out (default: 2)"
+    )
     group.add_argument("--rerank-base", default="bm25", metavar="S", help="stage under rerank: (default: bm25)")
-    group.add_argument("--rerank-depth", type=int, default=100, metavar="N", help="reranked documents (default: 100)")
+    group.add_argument(
+        "--rerank-depth", type=whole(), default=100, metavar="N", help="reranked documents (default: 100)"
+    )
     group.add_argument("--index-cache", type=Path, default=None, metavar="DIR", help="where indexes are kept")
     group.add_argument(
         "--table-queries",
-        type=int,
+        type=whole(least=0),
         default=None,
         metavar="N",
         help="queries of each type for Table 1, all stages over each of them; 0: no table (default: all)",
@@ -123,8 +137,10 @@ def _add_teachers(parser: argparse.ArgumentParser) -> None:
         help="reranker, ce:CrossEncoder or dense:BiEncoder; or several",
     )
     add_teacher_weights(group)
-    group.add_argument("--window", type=int, default=None, metavar="N", help="passages in a prompt (default: all)")
-    group.add_argument("--step", type=int, default=None, metavar="N", help="of the window (default: half of it)")
+    group.add_argument(
+        "--window", type=whole(least=2), default=None, metavar="N", help="passages in a prompt (default: all)"
+    )
+    group.add_argument("--step", type=whole(), default=None, metavar="N", help="of the window (default: half of it)")
     group.add_argument(
         "--prompt", choices=["conversation", "single"], default="conversation", help="default: conversation"
     )
@@ -134,11 +150,11 @@ def _add_teachers(parser: argparse.ArgumentParser) -> None:
         help="answers that keep four or more passages as given (or in the "
         "prompt's example, the rest as given) are no use",
     )
-    group.add_argument("--passage-words", type=int, default=300, metavar="N", help="words shown (default: 300)")
-    group.add_argument("--attempts", type=int, default=2, metavar="N", help="per prompt (default: 2)")
-    group.add_argument("--max-tokens", type=int, default=None, metavar="N", help="longest answer")
+    group.add_argument("--passage-words", type=whole(), default=300, metavar="N", help="words shown (default: 300)")
+    group.add_argument("--attempts", type=whole(most=1_000), default=2, metavar="N", help="per prompt (default: 2)")
+    group.add_argument("--max-tokens", type=whole(), default=None, metavar="N", help="longest answer")
     add_lengths(group, "a reranker")
-    group.add_argument("--batch-tokens", type=int, default=None, metavar="N", help="tokens in a reranker's batch")
+    group.add_argument("--batch-tokens", type=whole(), default=None, metavar="N", help="tokens in a reranker's batch")
 
 
 def _add_endpoint(parser: argparse.ArgumentParser) -> None:
@@ -147,16 +163,44 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--teacher-key-variable", default="TSARANK_TEACHER_KEY", metavar="V", help="default: TSARANK_TEACHER_KEY"
     )
-    group.add_argument("--temperature", type=float, default=0.0, help="default: 0")
-    group.add_argument("--concurrency", type=int, default=4, metavar="N", help="lists at a time (default: 4)")
-    group.add_argument("--requests-per-minute", type=float, default=None, metavar="N", help="rate limit")
-    group.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds a request (default: 120)")
-    group.add_argument("--tries", type=int, default=6, metavar="N", help="per request (default: 6)")
-    group.add_argument("--first-wait", type=float, default=1.0, metavar="S", help="before the second try (default: 1)")
-    group.add_argument("--longest-wait", type=float, default=120.0, metavar="S", help="between tries (default: 120)")
-    group.add_argument("--prompt-price", type=float, default=0.0, metavar="P", help="of a million tokens read")
-    group.add_argument("--completion-price", type=float, default=0.0, metavar="P", help="of a million tokens written")
-    group.add_argument("--max-cost", type=float, default=None, metavar="P", help="stop when so much is spent")
+    group.add_argument("--temperature", type=real(least=0, most=1_000), default=0.0, help="default: 0")
+    group.add_argument(
+        "--concurrency", type=whole(most=1_000), default=4, metavar="N", help="lists at a time (default: 4)"
+    )
+    group.add_argument(
+        "--requests-per-minute", type=real(least=0.001, most=1e6), default=None, metavar="N", help="rate limit"
+    )
+    group.add_argument(
+        "--timeout",
+        type=_SECONDS,
+        default=120.0,
+        metavar="S",
+        help="seconds a request (default: 120)",
+    )
+    group.add_argument("--tries", type=whole(), default=6, metavar="N", help="per request (default: 6)")
+    group.add_argument(
+        "--first-wait",
+        type=_SECONDS,
+        default=1.0,
+        metavar="S",
+        help="before the second try (default: 1)",
+    )
+    group.add_argument(
+        "--longest-wait",
+        type=_SECONDS,
+        default=120.0,
+        metavar="S",
+        help="between tries (default: 120)",
+    )
+    group.add_argument("--prompt-price", type=_PRICE, default=0.0, metavar="P", help="of a million tokens read")
+    group.add_argument(
+        "--completion-price",
+        type=_PRICE,
+        default=0.0,
+        metavar="P",
+        help="of a million tokens written",
+    )
+    group.add_argument("--max-cost", type=real(above=0, most=1e9), metavar="P", help="stop when so much is spent")
 
 
 def run_lists(args: argparse.Namespace) -> int:
@@ -238,8 +282,6 @@ def _teacher(
     if args.teacher_local is not None:
         local = LocalTeacher(args.teacher_local, cache, usage, args.max_tokens or 256, args.device, args.dtype)
         return ListwiseTeacher(local, options), {**local.describe(), **options.describe()}, 1, None
-    if args.concurrency < 1:
-        raise InputError(f"--concurrency must be at least 1, got {args.concurrency}")
     settings = EndpointSettings(
         url=args.teacher_url,
         model=args.teacher_model,

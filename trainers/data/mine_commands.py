@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from modeling_tsarank.command_line import real, seed, whole
 from modeling_tsarank.trainers.data.command_options import add_cache, add_command, add_model_place, load_judged
 from modeling_tsarank.trainers.data.list_commands import register_lists
 from modeling_tsarank.trainers.data.query_commands import register_queries
@@ -61,20 +62,22 @@ def _register_mine(subparsers: Any) -> None:
     parser.add_argument("--qrels", metavar="FILE", help="TREC's four columns or BEIR's three; see above")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".jsonl file to write")
     parser.add_argument("--first-stage", default="bm25", metavar="S", help="see above (default: bm25)")
-    parser.add_argument("--rerank-depth", type=int, default=100, metavar="N", help="with rerank: (default: 100)")
-    parser.add_argument("--depth", type=int, default=1000, metavar="N", help="documents looked at (default: 1000)")
-    parser.add_argument("--count", type=int, default=48, metavar="M", help="negatives of a query (default: 48)")
-    parser.add_argument("--minimum", type=int, default=1, metavar="N", help="negatives a row needs (default: 1)")
-    parser.add_argument("--rank-min", type=int, default=0, metavar="N", help="ranks to skip at the top (default: 0)")
-    parser.add_argument("--rank-max", type=int, default=None, metavar="N", help="last rank (default: --depth)")
-    parser.add_argument("--absolute-margin", type=float, default=None, metavar="X", help="default: none")
-    parser.add_argument("--relative-margin", type=float, default=None, metavar="X", help="default: none")
+    parser.add_argument("--rerank-depth", type=whole(), default=100, metavar="N", help="with rerank: (default: 100)")
+    parser.add_argument("--depth", type=whole(), default=1000, metavar="N", help="documents looked at (default: 1000)")
+    parser.add_argument("--count", type=whole(), default=48, metavar="M", help="negatives of a query (default: 48)")
+    parser.add_argument("--minimum", type=whole(), default=1, metavar="N", help="negatives a row needs (default: 1)")
+    parser.add_argument(
+        "--rank-min", type=whole(least=0), default=0, metavar="N", help="ranks to skip at the top (default: 0)"
+    )
+    parser.add_argument("--rank-max", type=whole(), default=None, metavar="N", help="last rank (default: --depth)")
+    parser.add_argument("--absolute-margin", type=real(least=0), default=None, metavar="X", help="default: none")
+    parser.add_argument("--relative-margin", type=real(least=0), default=None, metavar="X", help="default: none")
     parser.add_argument("--margin-of", choices=("lowest", "highest"), default="lowest", help="of several positives")
     parser.add_argument("--judge", default=None, metavar="M", help="reranker, ce:M or dense:M, for the margins")
     parser.add_argument("--sampling", choices=("random", "top"), default="random", help="default: random")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default: 0)")
+    parser.add_argument("--seed", type=seed(), default=0, help="of the sampling (default: 0)")
     parser.add_argument("--index-cache", type=Path, default=None, metavar="DIR", help="where indexes are kept")
-    parser.add_argument("--batch-tokens", type=int, default=None, metavar="N", help="tokens in a reranker's batch")
+    parser.add_argument("--batch-tokens", type=whole(), default=None, metavar="N", help="tokens in a reranker's batch")
     add_cache(parser, "a reranker's scores")
     add_model_place(parser)
 
@@ -88,9 +91,13 @@ def _register_split(subparsers: Any) -> None:
     parser.add_argument("--by", nargs="+", default=[], metavar="FIELD", help="fields to stratify by")
     parser.add_argument("--id", default="query_id", metavar="FIELD", help="field with the id (default: query_id)")
     parser.add_argument(
-        "--validation-share", type=float, default=0.05, metavar="X", help="default: 0.05, that is 19:1"
+        "--validation-share",
+        type=real(least=0, below=1),
+        default=0.05,
+        metavar="X",
+        help="default: 0.05, that is 19:1",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the choice (default: 0)")
+    parser.add_argument("--seed", type=seed(), default=0, help="of the choice (default: 0)")
 
 
 def run_mine(args: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modeling_tsarank.command_line import real, seed, whole
 from modeling_tsarank.trainers.data.command_options import (
     add_cache,
     add_corpus,
@@ -40,15 +41,17 @@ def register_queries(subparsers: Any) -> None:
     """Adds `queries`."""
     parser = argparse.ArgumentParser(add_help=False)
     add_corpus(parser)
-    parser.add_argument("--count", type=int, required=True, metavar="N", help="queries to make")
+    parser.add_argument("--count", type=whole(), required=True, metavar="N", help="queries to make")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".jsonl file to write")
-    parser.add_argument("--min-words", type=int, default=3, metavar="N", help="words at least (default: 3)")
-    parser.add_argument("--max-words", type=int, default=32, metavar="N", help="words at most (default: 32)")
-    parser.add_argument("--per-passage", type=int, default=1, metavar="N", help="queries of a passage (default: 1)")
+    parser.add_argument("--min-words", type=whole(), default=3, metavar="N", help="words at least (default: 3)")
+    parser.add_argument("--max-words", type=whole(), default=32, metavar="N", help="words at most (default: 32)")
+    parser.add_argument(
+        "--per-passage", type=whole(most=65_536), default=1, metavar="N", help="queries of a passage (default: 1)"
+    )
     parser.add_argument(
         "--avoid", nargs="+", default=[], metavar="FILE", help="queries.jsonl files whose queries are not to be made"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of passages and sampling (default: 0)")
+    parser.add_argument("--seed", type=seed(), default=0, help="of passages and sampling (default: 0)")
     kinds = argparse.ArgumentParser.add_subparsers(
         subparsers.add_parser(
             "queries",
@@ -75,15 +78,25 @@ def _register_kinds(kinds: Any, common: argparse.ArgumentParser) -> None:
         "generated", parents=[common], help="written by a model", description=_DESCRIPTION, formatter_class=formatter
     )
     made.add_argument("--model", default="default", metavar="M", help="Hub id or folder (default: the embedded model)")
-    made.add_argument("--top-k", type=int, default=10, metavar="K", help="tokens to sample from (default: 10; 0: all)")
-    made.add_argument("--top-p", type=float, default=1.0, metavar="P", help="mass to sample from (default: 1)")
-    made.add_argument("--temperature", type=float, default=1.0, help="of sampling; 0 is greedy (default: 1)")
-    made.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="longest query (default: 32)")
-    made.add_argument("--max-passage-tokens", type=int, default=384, metavar="N", help="longest prompt (default: 384)")
-    made.add_argument("--batch-size", type=int, default=16, metavar="N", help="passages at a time (default: 16)")
+    made.add_argument(
+        "--top-k", type=whole(least=0), default=10, metavar="K", help="tokens to sample from (default: 10; 0: all)"
+    )
+    made.add_argument(
+        "--top-p", type=real(above=0, most=1), default=1.0, metavar="P", help="mass to sample from (default: 1)"
+    )
+    made.add_argument(
+        "--temperature", type=real(least=0, most=1_000), default=1.0, help="of sampling; 0 is greedy (default: 1)"
+    )
+    made.add_argument(
+        "--max-new-tokens", type=whole(most=65_536), default=32, metavar="N", help="longest query (default: 32)"
+    )
+    made.add_argument(
+        "--max-passage-tokens", type=whole(), default=384, metavar="N", help="longest prompt (default: 384)"
+    )
+    made.add_argument("--batch-size", type=whole(), default=16, metavar="N", help="passages at a time (default: 16)")
     made.add_argument(
         "--min-shared",
-        type=int,
+        type=whole(least=0),
         default=1,
         metavar="N",
         help="stems shared with the passage (default: 1; 0: any query)",

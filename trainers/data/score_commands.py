@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from modeling_tsarank.command_line import whole
 from modeling_tsarank.trainers.data.command_options import (
     add_cache,
     add_command,
@@ -60,7 +61,7 @@ def register_scores(subparsers: Any) -> None:
         "--consistent-only", action="store_true", help="only rows whose labelled documents the teacher puts first"
     )
     add_lengths(parser, "a teacher")
-    parser.add_argument("--batch-tokens", type=int, default=None, metavar="N", help="tokens in a reranker's batch")
+    parser.add_argument("--batch-tokens", type=whole(), default=None, metavar="N", help="tokens in a reranker's batch")
     add_cache(parser, "scores")
     add_model_place(parser)
 

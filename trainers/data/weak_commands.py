@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from modeling_tsarank.command_line import quoted, real, seed, whole
+
 
 _DESCRIPTION = """\
 Make a training set of weakly supervised pairs (TSARankLLM, section 2.2) out of raw text: a folder with parquet shards
@@ -66,13 +68,15 @@ def register_weak_pairs(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--leakage", nargs="+", default=[], metavar="D", help="test collections, checked after all other filters"
     )
-    parser.add_argument("--rows", type=int, metavar="N", help="rows of the set (default: all)")
+    parser.add_argument("--rows", type=whole(least=0), metavar="N", help="rows of the set (default: all)")
     parser.add_argument(
-        "--temperature", type=float, metavar="T", help="balance of types: 1 as they come, large: equal"
+        "--temperature", type=real(least=0.1), metavar="T", help="balance of types: 1 as they come, large: equal"
     )
-    parser.add_argument("--cap", action="append", default=[], metavar="TYPE=N", help="most rows of a type, or `all`")
-    parser.add_argument("--validation", type=int, metavar="N", help="rows of a validation split")
-    parser.add_argument("--seed", type=int, metavar="N", help="seed of the draw and the order (default: 0)")
+    parser.add_argument(
+        "--cap", type=_cap, action="append", default=[], metavar="TYPE=N", help="most rows of a type, or `all`"
+    )
+    parser.add_argument("--validation", type=whole(least=0), metavar="N", help="rows of a validation split")
+    parser.add_argument("--seed", type=seed(), metavar="N", help="seed of the draw and the order (default: 0)")
     parser.add_argument("--title", metavar="TEXT", help="title of the dataset")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder to make")
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
@@ -80,7 +84,7 @@ def register_weak_pairs(subparsers: argparse._SubParsersAction) -> None:
         "--dropped-examples", type=Path, metavar="FILE", help="JSON lines: some dropped pairs, and why"
     )
     parser.add_argument(
-        "--examples", type=int, default=20, metavar="N", help="of each filter and reason (default: 20)"
+        "--examples", type=whole(least=0), default=20, metavar="N", help="of each filter and reason (default: 20)"
     )
     parser.set_defaults(run=run_weak_pairs)
 
@@ -176,7 +180,7 @@ def recipe_of(args: argparse.Namespace) -> Any:
         if getattr(args, name) is not None:
             sampling[name] = getattr(args, name)
     if args.cap:
-        sampling["caps"] = {**sampling.get("caps", {}), **dict(map(_cap, args.cap))}
+        sampling["caps"] = {**sampling.get("caps", {}), **dict(args.cap)}
     content["sampling"] = sampling
     if args.title:
         content["title"] = args.title
@@ -184,12 +188,11 @@ def recipe_of(args: argparse.Namespace) -> Any:
 
 
 def _cap(text: str) -> tuple[str, int]:
-    from modeling_tsarank.ranking_errors import InputError
-
-    name, _, number = text.partition("=")
-    if not number.isdecimal():
-        raise InputError(f"--cap must be TYPE=N, got {text!r}")
-    return name, int(number)
+    """The type of --cap."""
+    name, equals, number = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"expected TYPE=N, got {quoted(text)}")
+    return name, whole(least=0)(number)
 
 
 def summary(facts: dict[str, Any]) -> str:

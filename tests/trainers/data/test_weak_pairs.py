@@ -311,7 +311,7 @@ def test_the_command_without_a_recipe(
     assert [step["filter"] for step in read_provenance(tmp_path / "set")["filters"]] == ["clean", "length"]
     for wrong, message in (
         (["--source", "poem=x"], "--source must be TYPE=PATH"),
-        ([*tables, "--cap", "all"], "--cap must be TYPE=N"),
+        ([*tables, "--cap", "all"], "--cap: expected TYPE=N"),
         ([*tables, "--filter", "length: ["], "not YAML"),
         ([], "nothing to read"),
     ):
@@ -321,8 +321,7 @@ def test_the_command_without_a_recipe(
 
 
 def test_the_help_lists_readers_and_filters(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        command(["data", "weak-pairs", "--help"])
+    assert command(["data", "weak-pairs", "--help"]) == 0
     shown = capsys.readouterr().out
     assert all(
         name in shown for name in ("stackexchange", "dbpedia", "near_duplicates", "per_document 3", "TYPE=PATH")

@@ -230,7 +230,7 @@ def test_the_command_prints_the_counts_and_one_line_for_an_error(
     assert "weak pairs: 140 read, 140 clean" in printed
     assert "texts: 13 usable queries, " in printed
     assert recipe_commands.main([*words, "--limit", "-1"]) == 2
-    assert capsys.readouterr().err == "tsarank: error: --limit must be at least 0, got -1\n"
+    assert capsys.readouterr().err.startswith("tsarank recipe prepare: error: --limit: expected a whole")
     assert recipe_commands.main(["prepare", "nothing", "--data", str(tmp_path), "--output", str(tmp_path)]) == 2
     assert "no file 'nothing'" in capsys.readouterr().err
 

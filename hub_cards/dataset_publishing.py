@@ -15,6 +15,7 @@ from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, Publ
 from modeling_tsarank.hub_cards.rendering import cell, line, render
 from modeling_tsarank.hub_cards.uploading import Target
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.data.provenance import leakage_text, recorded_origin, teachers_text
 
 
 PROVENANCE = "provenance.json"
@@ -145,7 +146,7 @@ def _made_card(
             for name, paths in splits.items()
         ],
         columns=list(columns.items()),
-        facts=[*_origins(folder, splits), *_recorded(record)],
+        facts=[*_origins(folder, splits), *_checks(folder, data), *_recorded(record)],
         license_text=f"The data are under {line(license_id)}.",
     )
 
@@ -238,10 +239,17 @@ def _origins(folder: Path, splits: dict[str, list[str]]) -> Iterator[tuple[str, 
             yield column.replace("_", " "), ", ".join(shown) + (" …" if len(counts) > 8 else "")
 
 
+def _checks(folder: Path, data: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Teachers and leakage check of the files, each text once."""
+    origins = [recorded_origin(folder / path) for path in data]
+    yield "teachers", "; ".join(dict.fromkeys(line(teachers_text(origin["teachers"])) for origin in origins))
+    yield "leakage check", "; ".join(dict.fromkeys(line(leakage_text(origin["leakage"])) for origin in origins))
+
+
 def _recorded(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What the provenance says, flat: single values as they are, lists and tables by their length."""
     for key, value in record.items():
-        if key in ("format", "versions") or value in (None, "", [], {}):
+        if key in ("format", "versions", "teachers", "leakage") or value in (None, "", [], {}):
             continue
         if isinstance(value, str | int | float | bool):
             yield key, cell(value)

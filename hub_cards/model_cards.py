@@ -12,6 +12,7 @@ from modeling_tsarank.hub_cards import card_texts
 from modeling_tsarank.hub_cards.model_facts import PLAIN, QUERY_LIKELIHOOD, BaseModel, Evaluation, ModelFacts
 from modeling_tsarank.hub_cards.rendering import cell, duration, line, number, render
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.data.provenance import leakage_text, teachers_text
 
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
@@ -71,7 +72,7 @@ def render_model_card(
         stages=[_stage(record) for record in facts.stages],
         measures=_measures(facts.evaluations),
         evaluations=[_evaluation_row(evaluation, _measures(facts.evaluations)) for evaluation in facts.evaluations],
-        evaluation_notes=_evaluation_notes(facts.evaluations),
+        evaluation_notes=[*_evaluation_notes(facts.evaluations), *_teacher_notes(facts)],
         limits=card_texts.limits(facts.kind, facts.options, decoder_only),
         citations=card_texts.citations(facts.kind),
         tsarank_version=__version__,
@@ -230,6 +231,9 @@ def _training_facts(record: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if data["rows"] is not None:
         found.insert(1, ("Rows", number(data["rows"])))
+    if _is_taught(record):
+        found.append(("Teacher", line(teachers_text(data.get("teachers")))))
+    found.append(("Leakage check", line(leakage_text(data.get("leakage")))))
     steps = f"{record['steps']:,} steps"
     found.append(("Length", f"{steps}, {record['epochs']:g} epochs" if record["epochs"] is not None else steps))
     if record["seconds"] is not None:
@@ -242,6 +246,23 @@ def _training_facts(record: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(("Kept", f"the checkpoint that was best in {cell(record['best_checkpoint_metric'])}"))
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
     return [*found, ("Finished", record["finished"]), ("Software", line(versions))]
+
+
+def _is_taught(record: dict[str, Any]) -> bool:
+    """Whether a teacher's orders or scores went into the training, as far as that is recorded."""
+    weight = float(record["settings"].get("teacher_weight") or 0)
+    used = record["kind"] == "distill" or (record["kind"] == "sft" and weight > 0)
+    return used and record["data"].get("teachers") != []
+
+
+def _teacher_notes(facts: ModelFacts) -> list[str]:
+    """A teacher's own training data are the ranker's as well: it stands where results are."""
+    taught = [record["data"].get("teachers") for record in facts.stages if _is_taught(record)]
+    texts = dict.fromkeys(line(teachers_text(teachers)) for teachers in taught)
+    return [
+        f"Learned from a teacher: {text}. Results on what a teacher was trained on are not zero-shot."
+        for text in texts
+    ]
 
 
 # ---- evaluation ------------------------------------------------------------------------------------

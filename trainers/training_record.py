@@ -19,6 +19,8 @@ from transformers import TrainingArguments
 from modeling_tsarank.default_model import DEFAULT_NAME, GGUF_NAME, GGUF_SHA256
 from modeling_tsarank.embedded_models import RECORD_FILE, embedded_language_model, releases
 from modeling_tsarank.file_hashes import hash_file
+from modeling_tsarank.trainers.data.provenance import FILE_NAME as PROVENANCE_NAME
+from modeling_tsarank.trainers.data.provenance import recorded_origin
 from modeling_tsarank.trainers.saving import write_json
 
 
@@ -62,21 +64,34 @@ class DataSource:
         fingerprint: of a local file, else `None`.
         config: the dataset's configuration on the Hub, or `None`.
         split: which split, or `None`.
+        origin: what is recorded of teachers and leakage check, see `data.provenance.recorded_origin`.
     """
 
     name: str
     fingerprint: str | None = None
     config: str | None = None
     split: str | None = None
+    origin: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, source: str, config: str | None = None, split: str | None = None) -> DataSource:
         """The source that a user named: a path or a Hub id."""
         path = Path(source)
         if not path.exists():
-            return cls(source, None, config, split)
+            return cls(source, None, config, split, _published_origin(source))
         fingerprint = f"sha256:{hash_file(path)[:16]}" if path.is_file() else None
-        return cls(path.resolve().name, fingerprint, None, split)
+        return cls(path.resolve().name, fingerprint, None, split, recorded_origin(path))
+
+
+def _published_origin(dataset: str) -> dict[str, Any] | None:
+    """What a dataset of the Hub says of itself in its `provenance.json`, where it has one."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        record = hf_hub_download(dataset, PROVENANCE_NAME, repo_type="dataset")
+    except Exception:  # the card then says that nothing is recorded; a training must not end for it
+        return None
+    return recorded_origin(Path(record).parent)
 
 
 def write_training_record(trainer: Any, folder: str | Path) -> None:
@@ -105,6 +120,8 @@ def training_record(trainer: Any) -> dict[str, Any]:
             "config": None if source is None else source.config,
             "split": None if source is None else source.split,
             "rows": None if trainer.train_dataset is None else len(trainer.train_dataset),
+            "teachers": _teachers(trainer, source),
+            "leakage": ((source and source.origin) or {}).get("leakage"),
         },
         "settings": settings(args),
         "steps": state.global_step,
@@ -118,6 +135,15 @@ def training_record(trainer: Any) -> dict[str, Any]:
         "finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
     }
+
+
+def _teachers(trainer: Any, source: DataSource | None) -> list[dict[str, str | None]] | None:
+    """The teachers that the data's record names, else those of the rows' own column; `None` where nothing does."""
+    recorded = ((source and source.origin) or {}).get("teachers")
+    rows: Any = getattr(trainer.train_dataset, "rows", None)
+    if recorded is not None or "teacher" not in (getattr(rows, "column_names", None) or ()):
+        return recorded
+    return [{"name": str(name), "trained_on": None} for name in sorted(filter(None, rows.unique("teacher")))]
 
 
 def base_model_facts(name_or_path: str) -> dict[str, Any]:

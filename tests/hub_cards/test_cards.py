@@ -135,6 +135,51 @@ def test_a_chain_of_trainings_leads_to_the_first_base(trained: Any, tmp_path: Pa
     assert "(since it was resumed at step 1)" in card
 
 
+def test_a_card_names_teacher_and_leakage_check_as_the_data_recorded_them(
+    make_ranker: Any, distill_rows: Any, tmp_path: Path
+) -> None:
+    from modeling_tsarank.trainers.data.provenance import write_provenance
+    from modeling_tsarank.trainers.distill_config import RankingDistillConfig
+    from modeling_tsarank.trainers.distill_trainer import RankingDistillTrainer
+    from modeling_tsarank.trainers.training_record import DataSource
+
+    lists, output = tmp_path / "lists", tmp_path / "model"
+    (lists / "data").mkdir(parents=True)
+    teachers = [{"name": "all_mini|LM", "trained_on": "MS MARCO"}, {"name": "big", "trained_on": None}]
+    checked = {"checked_against": {"sci_fact": {"queries": 300, "documents": 5183}}, "found": {"near_query:x": 7}}
+    write_provenance(lists, "distillation_lists", {"teachers": teachers, "leakage": checked})
+    args = RankingDistillConfig(
+        output_dir=str(output), use_cpu=True, disable_tqdm=True, max_steps=1, save_strategy="no", num_documents=3
+    )
+    trainer = RankingDistillTrainer(make_ranker("twolar_t5"), args, distill_rows)
+    trainer.data_source = DataSource.of(str(lists / "data"))
+    trainer.train()
+    trainer.save_model()
+    results = evaluation_of(output, tmp_path)
+    card = prepare_model(output, "alice/x", ModelOptions(license="mit", results=[results])).card
+    check_card(card)
+    named = "all\\_mini\\|LM, trained on MS MARCO; big, trained on data that are not recorded"
+    assert f"| Teacher | {named} |" in card
+    assert "sci\\_fact (300 queries, 5,183 documents) left out: 7 found |" in card
+    assert named in card[card.index("## Evaluation") : card.index("## Limits")]
+
+
+def test_a_card_says_where_teacher_and_leakage_check_are_not_recorded(trained: Any, tmp_path: Path) -> None:
+    card = prepare_model(trained("twolar"), "alice/x", ModelOptions(license="mit")).card
+    assert "| Teacher | not recorded |" in card
+    assert "| Leakage check | not recorded" in card
+    folder = shutil.copytree(trained("tsarank"), tmp_path / "old")
+    record = json.loads((folder / "training_run.json").read_text())
+    del record["data"]["teachers"], record["data"]["leakage"]  # as earlier versions wrote it
+    (folder / "training_run.json").write_text(json.dumps(record))
+    assert "| Teacher |" not in prepare_model(folder, "alice/x", ModelOptions(license="mit")).card
+    record["settings"]["teacher_weight"] = 0.5
+    (folder / "training_run.json").write_text(json.dumps(record))
+    card = prepare_model(folder, "alice/x", ModelOptions(license="mit")).card
+    assert "| Teacher | not recorded |" in card
+    assert "| Leakage check | not recorded" in card
+
+
 def test_results_of_another_checkpoint_are_refused(trained: Any, tmp_path: Path) -> None:
     folder = trained("tsarank")
     results = evaluation_of(folder, tmp_path, checkpoint="sha256:0123456789abcdef")

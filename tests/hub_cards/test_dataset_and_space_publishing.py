@@ -67,6 +67,8 @@ def test_the_card_of_lists(lists: Path) -> None:
         "| `permutation` |",
         "`generated` 4, `cropped` 3",
         "tsarank train distill",
+        "| teachers | not recorded |",
+        "| leakage check | not recorded",
     ):
         assert text in publication.card
     assert dict(publication.selection.left_out)["requests.sqlite3"] == "a cache or a log"

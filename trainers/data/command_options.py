@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from modeling_tsarank.command_line import real, whole
 
 if TYPE_CHECKING:
     from modeling_tsarank.eval.types import Collection, Document
+    from modeling_tsarank.trainers.data.leakage_check import LeakageCheck
 
 
 def add_command(
@@ -85,6 +87,36 @@ def add_teacher_weights(parser: argparse._ActionsContainer) -> None:
         metavar="W",
         help="one a teacher, where several score; they are divided by their sum (default: all alike)",
     )
+
+
+def add_trained_on(parser: argparse._ActionsContainer) -> None:
+    """What teachers were trained on."""
+    parser.add_argument(
+        "--teacher-trained-on",
+        nargs="+",
+        default=None,
+        metavar="TEXT",
+        help="what the teacher was trained on, one text a teacher, for the cards (default: what its own card says)",
+    )
+
+
+def add_leakage(parser: argparse._ActionsContainer) -> None:
+    """What must not come into training data."""
+    parser.add_argument(
+        "--leakage",
+        nargs="+",
+        default=[],
+        metavar="D",
+        help="test collections whose queries and passages are left out, exact copies and near ones: folders in BEIR's "
+        "layout, or a folder of them, Hub ids, ir_datasets:NAME",
+    )
+
+
+def open_check(args: argparse.Namespace, stack: ExitStack) -> LeakageCheck | None:
+    """The check of `add_leakage`, or None where no collection was named."""
+    from modeling_tsarank.trainers.data.leakage_check import LeakageCheck
+
+    return stack.enter_context(LeakageCheck(args.leakage)) if args.leakage else None
 
 
 def add_lengths(parser: argparse._ActionsContainer, who: str) -> None:

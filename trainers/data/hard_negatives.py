@@ -123,6 +123,13 @@ class MiningCounts:
     negatives: int = 0
     short: int = 0
 
+    def recount(self, rows: Sequence[Mapping[str, Any]], asked: int) -> None:
+        """Counts the rows that a leakage check left, of which each should have `asked` negatives."""
+        self.lost["in a test collection"] += self.rows - len(rows)
+        self.rows = len(rows)
+        self.negatives = sum(len(row["negatives"]) for row in rows)
+        self.short = sum(len(row["negatives"]) < asked for row in rows)
+
     def as_dict(self) -> dict[str, Any]:
         """For a report; `queries` is `rows` and all of `lost`."""
         return {**asdict(self), "lost": dict(self.lost), "candidates": dict(self.candidates)}

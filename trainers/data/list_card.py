@@ -6,6 +6,7 @@ from typing import Any
 
 from modeling_tsarank.eval.reports import markdown_table
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.data.provenance import leakage_text, teachers_text
 
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -24,6 +25,7 @@ def render_lists_card(record: dict[str, Any], title: str | None = None) -> str:
             _summary(record),
             "## Columns\n\n" + _COLUMNS,
             "## Where the lists come from\n\n" + _sources(record),
+            "## Leakage check\n\n" + _leakage(record),
             "## The teacher\n\n" + _teacher(record),
             "## What became of every list\n\n" + _outcomes(record),
             "## Limits\n\n" + _limits(record),
@@ -94,10 +96,21 @@ def _sources(record: dict[str, Any]) -> str:
 
 def _teacher(record: dict[str, Any]) -> str:
     settings = {name: value for name, value in record["teacher"].items() if value is not None}
+    settings["teacher, trained on"] = teachers_text(record.get("teachers"))
     rows = [[name.replace("_", " "), _line(str(value))] for name, value in settings.items()]
     usage = record["usage"]
     rows += [[f"last run: {name.replace('_', ' ')}", str(usage[name])] for name in sorted(usage)]
     return markdown_table(["setting", "value"], rows)
+
+
+def _leakage(record: dict[str, Any]) -> str:
+    leakage = record.get("leakage")
+    if leakage is None:
+        return "The lists were **not** checked against any test collection."
+    return (
+        f"Checked: {_line(leakage_text(leakage))}. {leakage['queries_left_out']:,} queries got no list, and "
+        f"{leakage['documents_left_out']:,} documents were taken out of lists."
+    )
 
 
 def _outcomes(record: dict[str, Any]) -> str:

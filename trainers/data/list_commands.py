@@ -15,10 +15,13 @@ from modeling_tsarank.trainers.data.command_options import (
     add_cache,
     add_command,
     add_corpus,
+    add_leakage,
     add_lengths,
     add_model_place,
     add_teacher_weights,
+    add_trained_on,
     given_lengths,
+    open_check,
     read_passages,
 )
 
@@ -59,6 +62,9 @@ An answer is read from its last run [2] > [1] > [3] that names at least half of 
 first stage's order, and the row is marked as repaired. An answer without such a run is asked for again and then
 recorded as failed, in failed.ndjson, never among the rows.
 
+With --leakage, queries that a test collection has as well, exactly or nearly, get no list, and its passages are taken
+out of the lists; the counts go into provenance.json and the card. Without it the card says that nothing was checked.
+
 Every answer is cached: a killed or repeated run asks nothing twice. The output folder gets data/ (parquet, train and
 validation; give it to `tsarank train distill`), failed.ndjson, provenance.json and table1.md with the runs behind it.
 """
@@ -94,6 +100,7 @@ def register_lists(subparsers: Any) -> None:
         help="default: 0.05, that is 19:1",
     )
     parser.add_argument("--seed", type=seed(), default=0, help="of dealing out and splitting (default: 0)")
+    add_leakage(parser)
     add_cache(parser, "answers and scores")
     _add_stages(parser)
     _add_teachers(parser)
@@ -137,6 +144,7 @@ def _add_teachers(parser: argparse.ArgumentParser) -> None:
         help="reranker, ce:CrossEncoder or dense:BiEncoder; or several",
     )
     add_teacher_weights(group)
+    add_trained_on(group)
     group.add_argument(
         "--window", type=whole(least=2), default=None, metavar="N", help="passages in a prompt (default: all)"
     )
@@ -205,6 +213,7 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
 
 def run_lists(args: argparse.Namespace) -> int:
     """Runs `tsarank data lists`."""
+    from modeling_tsarank.ranking_errors import InputError
     from modeling_tsarank.trainers.data.list_building import (
         Retriever,
         collect_lists,
@@ -219,6 +228,7 @@ def run_lists(args: argparse.Namespace) -> int:
     from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
     from modeling_tsarank.trainers.data.teacher_types import Usage
 
+    teachers = _facts(args)
     queries = read_queries(args.queries)
     stages = [parse_stage(text, args.rerank_base, args.rerank_depth) for text in args.first_stages]
     documents = read_passages(args.corpus)
@@ -227,6 +237,12 @@ def run_lists(args: argparse.Namespace) -> int:
         cache = stack.enter_context(
             RequestCache(args.cache or args.output.with_name(f"{args.output.name}.cache.sqlite"))
         )
+        check = open_check(args, stack)
+        if check is not None:
+            asked = len(queries)
+            queries = check.clean_queries(queries)
+            if not queries:
+                raise InputError(f"all {asked} queries are queries or passages of the test collections (--leakage)")
         usage = Usage()
         teacher, description, concurrency, stop = _teacher(args, cache, usage, stack)
 
@@ -236,6 +252,15 @@ def run_lists(args: argparse.Namespace) -> int:
         options = {} if args.device is None else {kind: {"device": args.device} for kind in ("dense", "splade")}
         retriever = Retriever(documents, args.index_cache, make_scorer, options)
         tasks, short = collect_lists(retriever, queries, stages, args.list_size, args.min_list, args.seed)
+        leakage = None
+        if check is not None:
+            found = sum(len(task.document_ids) for task in tasks)
+            tasks = check.clean_lists(tasks, documents)
+            removed = found - sum(len(task.document_ids) for task in tasks)
+            short += [task for task in tasks if len(task.document_ids) < args.min_list]
+            tasks = [task for task in tasks if len(task.document_ids) >= args.min_list]
+            counts = {"queries_left_out": asked - len(queries), "documents_left_out": removed}
+            leakage = {**check.record(), **counts}
         if args.table_queries != 0 and len(stages) > 1:
             _table(
                 args,
@@ -253,6 +278,8 @@ def run_lists(args: argparse.Namespace) -> int:
         "teacher": description,
         "first_stages": [describe_stage(stage) for stage in stages],
         "list_size": args.list_size,
+        "teachers": teachers,
+        "leakage": leakage,
         "usage": usage.as_dict(),
     }
     return _write(args, tasks, orderings, documents, teacher.name, {**about, **summary})
@@ -300,6 +327,15 @@ def _teacher(
     client = stack.enter_context(EndpointTeacher(settings, cache, usage))
     description = {**client.describe(), **options.describe()}
     return ListwiseTeacher(client, options), description, args.concurrency, client.stop
+
+
+def _facts(args: argparse.Namespace) -> list[dict[str, str | None]]:
+    from modeling_tsarank.trainers.data.teacher_facts import teacher_facts
+    from modeling_tsarank.trainers.data.teacher_scores import scorer_name, scorer_source
+
+    given = args.teacher_scores or [args.teacher_local or args.teacher_model]
+    sources = [None if args.teacher_url else scorer_source(one) for one in given]
+    return teacher_facts([scorer_name(one) for one in given], sources, args.teacher_trained_on)
 
 
 def _table(args: argparse.Namespace, tables: Any, stages: Sequence[FirstStage]) -> None:
@@ -378,6 +414,9 @@ def _print(report: dict[str, Any]) -> None:
     rates, usage = report["rates"], report["usage"]
     rows = [["queries", report["queries"]], ["  too few documents", report["too_few_documents"]]]
     rows += [["  not asked (--limit)", report["not_asked_by_limit"]]]
+    if report["leakage"] is not None:
+        rows.append(["left out by --leakage: queries", report["leakage"]["queries_left_out"]])
+        rows.append(["left out by --leakage: documents", report["leakage"]["documents_left_out"]])
     rows += [[f"  {name}", count] for name, count in report["outcomes"].items()]
     rows += [["failure rate", rates["failure"]], ["repair rate", rates["repair"]]]
     rows += [[f"answers: {name.replace('_', ' ')}", count] for name, count in report["answers"].items()]

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from modeling_tsarank.command_line import real, seed, whole
-from modeling_tsarank.trainers.data.command_options import add_cache, add_command, add_model_place, load_judged
+from modeling_tsarank.trainers.data.command_options import (
+    add_cache,
+    add_command,
+    add_leakage,
+    add_model_place,
+    load_judged,
+    open_check,
+)
 from modeling_tsarank.trainers.data.list_commands import register_lists
 from modeling_tsarank.trainers.data.query_commands import register_queries
 from modeling_tsarank.trainers.data.score_commands import register_scores
@@ -24,6 +31,8 @@ by a reranker.
 First stages: bm25, splade:MODEL, dense:MODEL, rerank:MODEL (over --rerank-depth documents of bm25), and st:MODEL,
 where sentence-transformers' own mine_hard_negatives does the whole work with a bi-encoder (--judge ce:M is then its
 CrossEncoder). Every negative keeps its rank and score, every row its source, first stage, window and margins.
+
+With --leakage, queries, positives and negatives that a test collection has as well, exactly or nearly, are left out.
 
 Queries that `tsarank data queries` made need no qrels: each is labelled with the passage it was made of.
 """
@@ -76,6 +85,7 @@ def _register_mine(subparsers: Any) -> None:
     parser.add_argument("--judge", default=None, metavar="M", help="reranker, ce:M or dense:M, for the margins")
     parser.add_argument("--sampling", choices=("random", "top"), default="random", help="default: random")
     parser.add_argument("--seed", type=seed(), default=0, help="of the sampling (default: 0)")
+    add_leakage(parser)
     parser.add_argument("--index-cache", type=Path, default=None, metavar="DIR", help="where indexes are kept")
     parser.add_argument("--batch-tokens", type=whole(), default=None, metavar="N", help="tokens in a reranker's batch")
     add_cache(parser, "a reranker's scores")
@@ -148,12 +158,20 @@ def run_mine(args: argparse.Namespace) -> int:
 
 
 def _finish_mining(args: argparse.Namespace, rows: list[dict[str, Any]], counts: Any) -> int:
-    from modeling_tsarank.eval.files import write_json
     from modeling_tsarank.eval.reports import text_table
     from modeling_tsarank.ranking_errors import InputError
     from modeling_tsarank.trainers.data.list_writing import write_ndjson
+    from modeling_tsarank.trainers.data.provenance import write_report
 
-    report = counts.as_dict()
+    leakage = None
+    with ExitStack() as stack:
+        check = open_check(args, stack)
+        if check is not None:
+            before = {"rows": counts.rows, "negatives": counts.negatives}
+            rows = list(check.clean_rows(rows, args.minimum))
+            counts.recount(rows, args.count)
+            leakage = {**check.record(), **{f"{name}_before": number for name, number in before.items()}}
+    report = {**counts.as_dict(), "teachers": [], "leakage": leakage}
     if not rows:
         why = ", ".join(f"{reason}: {count}" for reason, count in counts.lost.items())
         raise InputError(
@@ -161,7 +179,7 @@ def _finish_mining(args: argparse.Namespace, rows: list[dict[str, Any]], counts:
         )
     write_ndjson(args.output, rows)
     settings = {name: value for name, value in vars(args).items() if isinstance(value, str | int | float | None)}
-    write_json(args.output.with_name(f"{args.output.stem}.report.txt"), {**report, "settings": settings})
+    write_report(args.output, {**report, "settings": settings})
     table = [["queries", counts.queries], ["rows", counts.rows]]
     table += [[f"  no row: {reason}", count] for reason, count in counts.lost.items()]
     table += [["negatives", counts.negatives], ["rows with fewer than asked", counts.short]]
@@ -176,6 +194,7 @@ def run_split(args: argparse.Namespace) -> int:
     from modeling_tsarank.ranking_errors import InputError
     from modeling_tsarank.trainers.data.list_splits import stratified_split
     from modeling_tsarank.trainers.data.list_writing import write_ndjson
+    from modeling_tsarank.trainers.data.provenance import recorded_origin, write_report
     from modeling_tsarank.trainers.training_sources import read_records, split_files
 
     rows = []
@@ -192,8 +211,10 @@ def run_split(args: argparse.Namespace) -> int:
         args.validation_share,
         args.seed,
     )
+    origin = recorded_origin(Path(args.rows))
     for name, part in (("train", train), ("validation", validation)):
         write_ndjson(args.output / f"{name}.jsonl", part)
+        write_report(args.output / f"{name}.jsonl", {"rows": len(part), **origin})
     table = [["rows", len(rows)], ["train", len(train)], ["validation", len(validation)]]
     sys.stdout.write(text_table(["Split", "Rows"], [[str(name), str(count)] for name, count in table]))
     return 0

@@ -18,6 +18,12 @@ FILE_NAME = "provenance.json"
 FORMAT = 1
 """Raised when a field changes its meaning."""
 
+COUNTS = "counts.json"
+"""What `tsarank recipe prepare` writes of all files of a release."""
+
+REPORT_SUFFIX = ".report.txt"
+"""Of the report beside a file of rows, JSON; no reader of training data takes it for rows."""
+
 KINDS = ("weak_pairs", "hard_negatives", "queries", "distillation_lists")
 
 
@@ -78,3 +84,99 @@ def read_provenance(folder: Path) -> dict[str, Any]:
             f"{path} was written by a later version of tsarank (format {record['format']}, known: {FORMAT})"
         )
     return record
+
+
+def report_path(rows: Path) -> Path:
+    """Where the report of a file of rows is."""
+    return rows.with_name(f"{rows.stem}{REPORT_SUFFIX}")
+
+
+def write_report(rows: Path, facts: dict[str, Any]) -> None:
+    """Writes what is to be said of a file of rows beside it, with the file's hash. Raises `ResourceError`."""
+    write_json(report_path(rows), {**facts, "file": describe_file(rows)})
+
+
+def recorded_origin(source: Path) -> dict[str, Any]:
+    """What is recorded of the teachers and of the leakage check of training rows.
+
+    It is looked up in the report beside a file (if it is about this very file), in the `provenance.json` of a data
+    set's folder, and in the `counts.json` of a prepared release.
+
+    Returns:
+        `teachers`: `{"name", "trained_on"}` of each, empty where there was none, None where nothing is recorded;
+        `leakage`: `{"checked_against", "found"}`, None where nothing was checked or recorded.
+    """
+    record: Any = None
+    for place in _records_of(source):
+        try:
+            record = read_json(place) if place.is_file() else None
+        except InputError:
+            record = None
+        if isinstance(record, dict) and _is_about(record, place, source):
+            break
+        record = None
+    found: dict[str, Any] = {"teachers": None, "leakage": None}
+    if record is None:
+        return found
+    teachers = record.get("teachers")
+    if isinstance(teachers, list) and all(
+        isinstance(one, dict) and isinstance(one.get("name"), str) for one in teachers
+    ):
+        found["teachers"] = [{"name": one["name"], "trained_on": one.get("trained_on")} for one in teachers]
+    checks = record.get("leakage")
+    if "filters" in record:  # weak pairs
+        steps = [one for one in record["filters"] if one.get("filter") == "leakage"]
+        checks = [{**one, "found": one.get("dropped")} for one in steps]
+    elif isinstance(checks, dict):  # of a prepared release one by name
+        checks = [checks] if "checked_against" in checks else list(checks.values())
+    checked, counts = dict[str, Any](), dict[str, int]()
+    for check in checks or []:
+        checked |= check.get("checked_against") or {}
+        for reason, number in (check.get("found") or {}).items():
+            counts[reason] = counts.get(reason, 0) + number
+    if checked:
+        found["leakage"] = {"checked_against": checked, "found": counts}
+    return found
+
+
+def _records_of(source: Path) -> list[Path]:
+    """Where something may be recorded of a file or folder, the nearest first."""
+    source = source.resolve()
+    folder = source if source.is_dir() else source.parent
+    found = [] if source.is_dir() else [report_path(source)]
+    found.append(folder / FILE_NAME)
+    if folder.name == "data":
+        found.append(folder.parent / FILE_NAME)
+    return [*found, folder.parent / COUNTS]
+
+
+def _is_about(record: dict[str, Any], place: Path, source: Path) -> bool:
+    """Whether a record is of this very file; a folder's provenance is of all its files."""
+    if place.name == FILE_NAME:
+        return True
+    if place.name == COUNTS:
+        files = record.get("files")
+        named = files.get(source.resolve().relative_to(place.parent).as_posix()) if isinstance(files, dict) else None
+    else:
+        named = record.get("file")
+    return source.is_file() and isinstance(named, dict) and named.get("sha256") == hash_file(source)
+
+
+def teachers_text(teachers: list[dict[str, Any]] | None) -> str:
+    """Teachers and what they were trained on, for a card."""
+    if teachers is None:
+        return "not recorded"
+    named = [f"{one['name']}, trained on {one.get('trained_on') or 'data that are not recorded'}" for one in teachers]
+    return "; ".join(named) or "none"
+
+
+def leakage_text(leakage: dict[str, Any] | None) -> str:
+    """Against what training data were checked, and how much was left out, for a card."""
+    if leakage is None:
+        return "not recorded: nothing says that texts of test collections were kept out"
+    names = ", ".join(
+        f"{name} ({size['queries']:,} queries, {size['documents']:,} documents)"
+        for name, size in leakage["checked_against"].items()
+    )
+    found = sum((leakage.get("found") or {}).values())
+    return f"exact and near copies of texts of {names} left out: {found:,} found"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +13,16 @@ from modeling_tsarank.command_line import real, seed, whole
 from modeling_tsarank.trainers.data.command_options import (
     add_cache,
     add_corpus,
+    add_leakage,
     add_model_place,
+    open_check,
     read_passages,
 )
 
 
 if TYPE_CHECKING:
+    from modeling_tsarank.eval.types import Document
+    from modeling_tsarank.trainers.data.leakage_check import LeakageCheck
     from modeling_tsarank.trainers.data.query_files import QueryCollector
 
 _DESCRIPTION = """\
@@ -27,6 +33,7 @@ generated  written by a model: a query-likelihood model of this project reads "D
            continual pre-training it does that well); an encoder-decoder such as a docT5query reads the passage alone
 
 The file holds one {"_id", "text", "metadata"} a line; beside it, NAME.report.txt counts what was not taken, and why.
+--leakage takes no query that a test collection has as well, exactly or nearly, and none of its passages' queries.
 The same seed gives the same queries. Generated batches are cached: an interrupted run goes on where it was.
 """
 _EXAMPLES = """\
@@ -52,6 +59,7 @@ def register_queries(subparsers: Any) -> None:
         "--avoid", nargs="+", default=[], metavar="FILE", help="queries.jsonl files whose queries are not to be made"
     )
     parser.add_argument("--seed", type=seed(), default=0, help="of passages and sampling (default: 0)")
+    add_leakage(parser)
     kinds = argparse.ArgumentParser.add_subparsers(
         subparsers.add_parser(
             "queries",
@@ -106,23 +114,36 @@ def _register_kinds(kinds: Any, common: argparse.ArgumentParser) -> None:
     made.set_defaults(run=run_generated)
 
 
-def _collector(args: argparse.Namespace, query_type: str, generator: str | None) -> QueryCollector:
+def _collector(
+    args: argparse.Namespace,
+    query_type: str,
+    generator: str | None,
+    documents: Mapping[str, Document],
+    check: LeakageCheck | None,
+) -> QueryCollector:
     from modeling_tsarank.eval.beir import read_queries
     from modeling_tsarank.trainers.data.query_files import QueryCollector, QueryLimits, normalized
 
     avoid = frozenset(normalized(text) for path in args.avoid for text in read_queries(path).values())
     limits = QueryLimits(min_words=args.min_words, max_words=args.max_words)
-    return QueryCollector(args.count, query_type, limits, generator, avoid)
+
+    def leaks(text: str, source: str) -> bool:
+        assert check is not None
+        return check.query_leaks([text])[0] or check.passage_leaks([documents[source]])[0]
+
+    return QueryCollector(args.count, query_type, limits, generator, avoid, None if check is None else leaks)
 
 
 def run_cropped(args: argparse.Namespace) -> int:
     """Runs `tsarank data queries cropped`."""
     from modeling_tsarank.trainers.data.query_cropping import crop_queries
 
-    collector = _collector(args, "cropped", None)
     documents = read_passages(args.corpus)
-    crop_queries(documents, collector, args.seed, args.per_passage, args.language)
-    return _finish(args, collector, {"language": args.language})
+    with ExitStack() as stack:
+        check = open_check(args, stack)
+        collector = _collector(args, "cropped", None, documents, check)
+        crop_queries(documents, collector, args.seed, args.per_passage, args.language)
+        return _finish(args, collector, {"language": args.language}, check)
 
 
 def run_generated(args: argparse.Namespace) -> int:
@@ -141,14 +162,18 @@ def run_generated(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     documents = read_passages(args.corpus)
-    with RequestCache(args.cache or args.output.with_suffix(".cache.sqlite")) as cache:
+    with ExitStack() as stack:
+        check = open_check(args, stack)
+        cache = stack.enter_context(RequestCache(args.cache or args.output.with_suffix(".cache.sqlite")))
         generator = QueryGenerator(args.model, options, cache, args.device, args.dtype)
-        collector = _collector(args, "generated", generator.name)
+        collector = _collector(args, "generated", generator.name, documents, check)
         generate_queries(documents, generator, collector, args.min_shared)
-    return _finish(args, collector, {**vars(options), "min_shared": args.min_shared})
+        return _finish(args, collector, {**vars(options), "min_shared": args.min_shared}, check)
 
 
-def _finish(args: argparse.Namespace, collector: QueryCollector, settings: dict[str, Any]) -> int:
+def _finish(
+    args: argparse.Namespace, collector: QueryCollector, settings: dict[str, Any], check: LeakageCheck | None
+) -> int:
     from modeling_tsarank.eval.reports import text_table
     from modeling_tsarank.ranking_errors import InputError
     from modeling_tsarank.trainers.data.query_files import write_queries
@@ -158,7 +183,8 @@ def _finish(args: argparse.Namespace, collector: QueryCollector, settings: dict[
         why = ", ".join(f"{reason} {count}" for reason, count in report["rejected"].items()) or "no passage"
         raise InputError(f"not one query could be made of {args.corpus} ({why}); change the limits or the corpus")
     about = {"corpus": Path(args.corpus).name, "seed": args.seed, "per_passage": args.per_passage}
-    write_queries(args.output, collector.queries, {**report, **about, "settings": settings})
+    checked = {"leakage": None if check is None else check.record()}
+    write_queries(args.output, collector.queries, {**report, **about, **checked, "settings": settings})
     rows = [["candidates", str(report["candidates"])], ["taken", str(report["taken"])]]
     rows += [[f"  not taken: {reason}", str(count)] for reason, count in report["rejected"].items()]
     sys.stdout.write(text_table([f"{collector.query_type} queries", "Number"], rows))

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from modeling_tsarank.eval.bm25 import STOP_WORDS
-from modeling_tsarank.eval.files import write_json, write_text
+from modeling_tsarank.eval.files import write_text
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.list_building import SourceQuery
+from modeling_tsarank.trainers.data.provenance import write_report
 
 
 # Letters and digits; an apostrophe (straight or curly) or a hyphen inside belongs to the word.
@@ -75,7 +76,8 @@ class QueryCollector:
         query_type: Recorded with each.
         limits: What they must look like.
         generator: Recorded with each.
-        avoid: Normalized texts that are not taken (those of a test collection, or of another file).
+        avoid: Normalized texts that are not taken (those of another file).
+        leaks: Whether a query, or the document that it was made from (by its id), is a test collection's.
         queries: Those taken.
         rejected: Reason to number of candidates.
         candidates: Number of candidates.
@@ -86,6 +88,7 @@ class QueryCollector:
     limits: QueryLimits = field(default_factory=QueryLimits)
     generator: str | None = None
     avoid: frozenset[str] = frozenset()
+    leaks: Callable[[str, str], bool] | None = None
     queries: list[SourceQuery] = field(default_factory=list)
     rejected: Counter[str] = field(default_factory=Counter)
     candidates: int = 0
@@ -109,6 +112,8 @@ class QueryCollector:
             problem = "duplicate"
         if problem is None and key in self.avoid:
             problem = "to be avoided"
+        if problem is None and self.leaks is not None and self.leaks(text, source):
+            problem = "in a test collection"
         if problem is not None:
             self.rejected[problem] += 1
             return False
@@ -138,4 +143,4 @@ def write_queries(path: Path, queries: Iterable[SourceQuery], report: Mapping[st
         record = {"_id": query.query_id, "text": query.text, "metadata": about}
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     write_text(path, "".join(lines))
-    write_json(path.with_name(f"{path.stem}.report.txt"), report)
+    write_report(path, dict(report))

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from modeling_tsarank.command_line import whole
 from modeling_tsarank.trainers.data.command_options import (
     add_cache,
     add_command,
+    add_leakage,
     add_lengths,
     add_model_place,
     add_teacher_weights,
+    add_trained_on,
     given_lengths,
+    open_check,
 )
 
 
@@ -24,10 +28,13 @@ _DESCRIPTION = """\
 Add a teacher's scores to labelled rows, for `tsarank train sft --teacher_weight W` (what is right stays what people
 labelled; how relevant the rest is, the teacher says) or for `tsarank train distill` with a loss on scores.
 
+With --leakage, what a test collection has as well, exactly or nearly, is left out of the rows.
+
 Rows come in any layout of fine-tuning data and go out as {"query_id", "query", "positives", "negatives",
 "positive_scores", "negative_scores"}. Scores are cached: a killed or repeated run scores nothing twice. Beside the
-rows, NAME.report.txt counts how often the teacher puts a labelled document first; --consistent-only keeps no other
-rows, for queries that a model generated and that may not fit their passages (Promptagator's round trip, 2022).
+rows, NAME.report.txt names the teacher and the leakage check, for the cards, and counts how often the teacher puts a
+labelled document first; --consistent-only keeps no other rows, for queries that a model generated and that may not fit
+their passages (Promptagator's round trip, 2022).
 """
 _EXAMPLES = """\
   tsarank data scores sft.jsonl --teacher ce:cross-encoder/ms-marco-MiniLM-L6-v2 --output scored.jsonl
@@ -56,6 +63,8 @@ def register_scores(subparsers: Any) -> None:
         "CrossEncoder, or dense:M, a bi-encoder; given several times, the mean of their z-scores in each row",
     )
     add_teacher_weights(parser)
+    add_trained_on(parser)
+    add_leakage(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".jsonl file to write")
     parser.add_argument(
         "--consistent-only", action="store_true", help="only rows whose labelled documents the teacher puts first"
@@ -70,30 +79,46 @@ def run_scores(args: argparse.Namespace) -> int:
     """Runs `tsarank data scores`."""
     from tqdm.auto import tqdm
 
-    from modeling_tsarank.eval.files import write_json
     from modeling_tsarank.eval.reports import text_table
     from modeling_tsarank.ranking_errors import InputError
     from modeling_tsarank.trainers.data.list_writing import write_ndjson
+    from modeling_tsarank.trainers.data.provenance import recorded_origin, write_report
     from modeling_tsarank.trainers.data.teacher_cache import RequestCache
+    from modeling_tsarank.trainers.data.teacher_facts import teacher_facts
     from modeling_tsarank.trainers.data.teacher_mixture import teacher_scorer
+    from modeling_tsarank.trainers.data.teacher_scores import scorer_name, scorer_source
     from modeling_tsarank.trainers.training_checks import check_rows
     from modeling_tsarank.trainers.training_data import load_training_rows
 
+    sources = [scorer_source(name) for name in args.teacher]
+    teachers = teacher_facts([scorer_name(name) for name in args.teacher], sources, args.teacher_trained_on)
     rows = load_training_rows(args.rows, "sft")
     check_rows(rows, "sft", allow_fewer=True, minimum_rows=1)
     counts: Counter[str] = Counter()
     path = args.cache or args.output.with_name(f"{args.output.name}.cache.sqlite")
-    with RequestCache(path) as cache:
+    with ExitStack() as stack:
+        cache, check = stack.enter_context(RequestCache(path)), open_check(args, stack)
         place = args.batch_tokens, args.device, args.dtype
         scorer = teacher_scorer(args.teacher, args.teacher_weights, cache, None, *place, **given_lengths(args))
         bar = tqdm(rows, desc="scoring rows", unit="row", disable=None)
-        scored = _scored(bar, scorer, counts)
+        scored = _scored(bar if check is None else check.clean_rows(bar), scorer, counts)
         write_ndjson(args.output, (row for row in scored if not args.consistent_only or _consistent(row)))
     if args.consistent_only and not counts["labelled_first"]:
         args.output.unlink()
         raise InputError(f"the teacher puts a labelled document first in none of {counts['rows']} rows")
-    report = {"teacher": scorer.describe(), **counts}
-    write_json(args.output.with_name(f"{args.output.stem}.report.txt"), report)
+    if not counts["rows"]:
+        args.output.unlink()
+        raise InputError(f"the test collections (--leakage) leave none of {len(rows)} rows")
+    # Without a check of its own, what is recorded of the given rows still holds.
+    leakage = recorded_origin(Path(args.rows))["leakage"] if check is None else check.record()
+    report = {
+        "teacher": scorer.describe(),
+        "teachers": teachers,
+        "leakage": leakage,
+        "rows_before": len(rows),
+        **counts,
+    }
+    write_report(args.output, report)
     share = counts["labelled_first"] / max(1, counts["rows"])
     table = [["rows", str(counts["rows"])], ["documents", str(counts["documents"])]]
     table += [["a labelled document first", f"{share:.1%}"]]

@@ -59,6 +59,11 @@ def scorer_name(name: str) -> str:
     return display_name(_parted(name)[1])
 
 
+def scorer_source(name: str) -> str:
+    """The folder or Hub id that a scorer is loaded from."""
+    return _parted(name)[1]
+
+
 class BiEncoderScorer:
     """Cosines of a bi-encoder's embeddings as scores; each text is encoded once and its embedding kept in memory.
 

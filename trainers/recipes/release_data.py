@@ -20,7 +20,7 @@ from modeling_tsarank.file_hashes import hash_file
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.filters import build_options
 from modeling_tsarank.trainers.data.list_building import SourceQuery
-from modeling_tsarank.trainers.data.provenance import describe_file, package_versions
+from modeling_tsarank.trainers.data.provenance import COUNTS, describe_file, package_versions
 from modeling_tsarank.trainers.data.query_files import write_queries
 from modeling_tsarank.trainers.data.weak_pairs import build_weak_pairs
 from modeling_tsarank.trainers.data.weak_recipe import build_recipe, load_yaml
@@ -40,7 +40,6 @@ from modeling_tsarank.trainers.training_sources import read_records
 
 
 DATA_VARIABLE = "$TSARANK_DATA"
-COUNTS = "counts.json"
 SETTINGS = "settings.json"
 DEV_SPLIT, DEV_RUN = "dev", "candidates"
 _PACKAGES = ("bm25s", "datasketch", "numpy", "PyStemmer", "xxhash")

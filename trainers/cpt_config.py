@@ -10,6 +10,7 @@ from trl import SFTConfig
 from modeling_tsarank.batch_invariance import cpu_has_bfloat16
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import PROMPT_STYLES, QueryLikelihoodOptions
+from modeling_tsarank.trainers.config_checks import settle_configuration
 from modeling_tsarank.trainers.trainable import TRAINABLE_PARTS
 
 
@@ -136,18 +137,11 @@ class CPTConfig(SFTConfig):
     )
 
     def __post_init__(self) -> None:
+        settle_configuration(self)
         if self.bf16 is None:
             # TRL says yes wherever fp16 is off; on most CPUs that would be several times slower than float32.
             self.bf16 = not self.fp16 and _bfloat16_in_hardware(self.use_cpu)
         super().__post_init__()
-        if self.trainable not in TRAINABLE_PARTS:
-            raise InputError(f"unknown trainable {self.trainable!r}; expected one of {', '.join(TRAINABLE_PARTS)}")
-        for name in ("top_blocks", "lora_r", "lora_alpha"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} must be a whole number of at least 1, got {value!r}")
-        if not 0 <= self.lora_dropout < 1:
-            raise InputError(f"lora_dropout must lie in 0 to 1 (1 excluded), got {self.lora_dropout!r}")
         if self.max_length is None:
             raise InputError("max_length must be a number of tokens, got none: the document is cut to keep it")
         self.ranking_options()

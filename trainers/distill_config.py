@@ -90,9 +90,7 @@ class RankingDistillConfig(RankingConfig):
         super().__post_init__()
         self._check_choice("loss", tuple(LOSSES))
         self._check_choice("document_sampling", SAMPLING)
-        self._check_number("num_documents", minimum=0)
         if self.num_documents == 1:
             raise InputError("num_documents is 1; a ranking loss needs at least 2 documents of a query (0 takes all)")
-        self._check_positive("score_temperature")
         if self.loss_options is not None and not isinstance(self.loss_options, dict):
             raise InputError(f"loss_options must be a JSON object, got {self.loss_options!r}")

@@ -9,6 +9,7 @@ import torch
 from transformers import TrainingArguments
 
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.config_checks import settle_configuration
 from modeling_tsarank.trainers.trainable import TRAINABLE_PARTS
 
 
@@ -174,6 +175,7 @@ class RankingConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        settle_configuration(self)
         super().__post_init__()
         if self.ddp_find_unused_parameters is None:
             # Every trained parameter takes part in every forward pass, and looking for others costs a traversal.
@@ -182,17 +184,8 @@ class RankingConfig(TrainingArguments):
             # Without it the order of the rows follows torch's global seed at the time `train` is called, and whoever
             # reseeds in between would resume with other batches.
             self.data_seed = self.seed
-        self._check_choice("trainable", TRAINABLE_PARTS)
-        for name in ("top_blocks", "lora_r", "lora_alpha"):
-            self._check_number(name, minimum=1)
-        self._check_number("chunk_tokens", minimum=0)
-        if not 0 <= self.lora_dropout < 1:
-            raise InputError(f"lora_dropout must lie in 0 to 1 (1 excluded), got {self.lora_dropout!r}")
         if self.frozen_dtype is not None:
             self._check_choice("frozen_dtype", FROZEN_DTYPES)
-        for name in ("lora_top_blocks", "max_length", "max_query_length"):
-            if getattr(self, name) is not None:
-                self._check_number(name, minimum=1)
 
     @property
     def frozen_torch_dtype(self) -> torch.dtype | None:
@@ -203,13 +196,3 @@ class RankingConfig(TrainingArguments):
         value: Any = getattr(self, name)
         if value not in choices:
             raise InputError(f"unknown {name} {value!r}; expected one of {', '.join(choices)}")
-
-    def _check_number(self, name: str, minimum: int) -> None:
-        value: Any = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise InputError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
-
-    def _check_positive(self, name: str) -> None:
-        value: Any = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise InputError(f"{name} must be a positive number, got {value!r}")

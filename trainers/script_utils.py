@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ RECIPES = Path(__file__).resolve().parent / "recipes"
 ACCELERATE_RECIPES = RECIPES / "accelerate"
 # Words for `resume_from_checkpoint` instead of a folder.
 LAST, AUTO = "last", "auto"
+_YAML_BOOLEAN = "tag:yaml.org,2002:bool"
 # Loggers that `report_to` may name, and the module each needs.
 _REPORTERS = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb", "mlflow": "mlflow"}
 
@@ -52,8 +54,16 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """The options of a YAML file. Raises `InputError` if it is not a mapping of options."""
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """As YAML 1.2 has it, `no` is a word, which `save_strategy` takes, and not false."""
+
+    Loader.yaml_implicit_resolvers = {
+        letter: [resolver for resolver in resolvers if resolver[0] != _YAML_BOOLEAN]
+        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    Loader.add_implicit_resolver(_YAML_BOOLEAN, re.compile("(?:true|false|True|False|TRUE|FALSE)$"), list("tTfF"))
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8-sig"), Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
@@ -85,8 +95,7 @@ def parse_arguments(types: Sequence[Any], arguments: Sequence[str] | None, progr
         "--config", action="append", metavar="FILE", help="YAML file of options, or the name of a shipped recipe"
     )
     known, options = _config_options(list(sys.argv[1:] if arguments is None else arguments))
-    defaults = {**_machine_defaults(), **options}
-    _set_defaults(parser, defaults)
+    _set_defaults(parser, options)
     try:
         *parsed, rest = parser.parse_args_into_dataclasses(
             args=known, return_remaining_strings=True, look_for_args_file=False
@@ -121,15 +130,9 @@ def _config_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
     return kept, options
 
 
-def _machine_defaults() -> dict[str, Any]:
-    """Several processes without an accelerator: transformers must be told, or takes each for a run of its own."""
-    import torch
-
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return {"use_cpu": True} if several and not torch.accelerator.is_available() else {}
-
-
 def _set_defaults(parser: Any, defaults: dict[str, Any]) -> None:
+    from transformers.hf_argparser import string_to_bool
+
     for name, value in defaults.items():
         # A flag that is on by default has two actions: --name and --no_name.
         actions = [action for action in parser._actions if action.dest == name]
@@ -138,6 +141,8 @@ def _set_defaults(parser: Any, defaults: dict[str, Any]) -> None:
         choices, nargs = actions[0].choices, actions[0].nargs
         if choices is not None and value is not None and value not in choices:
             raise InputError(f"{name}: {value!r} is none of {', '.join(map(str, choices))}")
+        if value in ("on", "off") and actions[0].type is string_to_bool:
+            value = value == "on"
         if isinstance(value, str) and nargs in ("+", "*"):
             value = [value]
         # argparse converts a default only if it is a string, as the command line would give it.

@@ -119,11 +119,8 @@ class RankingSFTConfig(RankingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_number("num_negatives", minimum=1)
         self._check_choice("score_form", SCORE_FORMS)
         self._check_choice("ntp_reduction", ("mean", "sum"))
-        self._check_positive("temperature")
-        self._check_positive("teacher_temperature")
         for name in ("alpha", "teacher_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must lie between 0 and 1, got {getattr(self, name)!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence, Sized
 from typing import TYPE_CHECKING, Any
@@ -177,13 +178,19 @@ def _empty_document(documents: list[dict[str, Any]], field: str) -> str | None:
 
 def _shared_document(positives: list[dict[str, Any]], negatives: list[dict[str, Any]]) -> str | None:
     ids = {document["docid"] for document in positives if document["docid"] is not None}
-    texts = {document_text(document) for document in positives}
+    texts = {plain_text(document_text(document)) for document in positives}
     for index, document in enumerate(negatives):
         if document["docid"] in ids:
             return f"negatives[{index}]: has the docid {document['docid']!r} of a positive"
-        if document_text(document) in texts:
-            return f"negatives[{index}]: has the text of a positive"
+        if plain_text(document_text(document)) in texts:
+            return f"negatives[{index}]: has the text of a positive (white space, case and Unicode form aside)"
     return None
+
+
+def plain_text(text: str) -> str:
+    """A text to compare by: Unicode NFKC, case folded, every run of white space one space."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
 def _distill_problem(row: dict[str, Any]) -> str | None:

@@ -7,6 +7,7 @@ record stands (file and line) is added by the caller.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -192,6 +193,9 @@ def _sft_flag(record: Record) -> dict[str, Any]:
 
 def _sft_labelled(record: Record) -> dict[str, Any]:
     documents, labels = _labelled(record)
+    for index, label in enumerate(labels):
+        if not math.isfinite(label):
+            raise InputError(f"labels[{index}]: expected a finite number, got {label}")
     pairs = list(zip(documents, labels, strict=True))
     return read_query(record) | {
         "positives": [document for document, label in pairs if label > 0],

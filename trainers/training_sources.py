@@ -133,7 +133,7 @@ def read_records(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _open_text(path: Path) -> Any:
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    return gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig")
 
 
 def _parse_line(line: str, where: str) -> Any:

@@ -176,6 +176,16 @@ def test_the_command_line_overrules_configs_and_later_ones_overrule_earlier_ones
     assert model.ranking_options == {"prompt_style": "separate"}
 
 
+def test_yamls_no_is_the_word_that_strategies_take(tmp_path: Path) -> None:
+    """And a file may begin with a byte order mark, as editors on Windows write it."""
+    path = tmp_path / "config.yaml"
+    lines = ["save_strategy: no", "eval_strategy: no", "dp: off", "ntp: yes", "bf16: no", "use_cpu: true"]
+    path.write_text("\n".join(lines), encoding="utf-8-sig")
+    _, _, training, _ = parse("sft", "--config", str(path), "--output_dir", str(tmp_path))
+    assert (str(training.save_strategy.value), str(training.eval_strategy.value)) == ("no", "no")
+    assert (training.dp, training.ntp, training.bf16, training.use_cpu) == (False, True, False, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -312,7 +312,7 @@ def test_one_row_is_refused(make_trainer: Any, sft_rows: list[Any]) -> None:
         ({"top_blocks": 0}, "top_blocks must be a whole number of at least 1"),
         ({"top_blocks": 9}, "top_blocks must lie between 1 and 4"),
         ({"chunk_tokens": -1}, "chunk_tokens must be a whole number of at least 0"),
-        ({"lora_dropout": 1.0}, "lora_dropout must lie in 0 to 1"),
+        ({"lora_dropout": 1.0}, "lora_dropout must be a number of at least 0 and below 1"),
         ({"frozen_dtype": "int8"}, "unknown frozen_dtype"),
         ({"ref_model": "x", "dp": False}, "ref_model was given but dp is off"),
         ({"max_length": 20, "max_query_length": 30}, "max_query_length"),

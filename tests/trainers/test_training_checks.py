@@ -35,6 +35,23 @@ def test_good_rows_pass(kind: str, record: dict[str, Any]) -> None:
     check_rows([record, record], kind)
 
 
+@pytest.mark.parametrize(
+    ("positive", "copy"),
+    [
+        ("Bread  needs\nyeast", "bread needs yeast"),
+        ("BREAD", "bread"),
+        ("caf\u00e9", "cafe\u0301"),
+        ("\ufb01nd 1\u00a0000", "find 1 000"),
+        ("Stra\u00dfe", "STRASSE"),
+        ("\uff22read", "bread"),
+    ],
+)
+def test_a_copy_of_the_positive_in_another_writing_is_no_negative(positive: str, copy: str) -> None:
+    record = {"query": "q", "positives": [positive], "negatives": ["other", copy]}
+    assert "negatives[1]: has the text of a positive" in (row_problem(record, "sft") or "")
+    assert row_problem({**record, "negatives": ["other", f"{copy} more"]}, "sft") is None
+
+
 def changed(kind: str, **fields: Any) -> tuple[str, dict[str, Any]]:
     return kind, {**GOOD[kind], **fields}
 

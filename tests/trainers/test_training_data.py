@@ -62,6 +62,16 @@ def test_every_file_format_gives_the_same_rows(tmp_path: Path, name: str) -> Non
     check_rows(dataset, "sft", negatives=3)
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "array.json", "data.json", "lines.json"])
+def test_a_byte_order_mark_is_no_part_of_the_rows(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, SFT_RECORDS)
+    plain = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    marked = b"\xef\xbb\xbf" + plain
+    path.write_bytes(gzip.compress(marked) if path.suffix == ".gz" else marked)
+    dataset = load_training_rows(path, "sft", cache_dir=tmp_path / "cache")
+    assert list(dataset) == [{**canonical_row(record, "sft"), "source": "made"} for record in SFT_RECORDS]
+
+
 def test_lists_datasets_and_saved_folders_give_the_same_rows(tmp_path: Path) -> None:
     expected = list(load_training_rows(SFT_RECORDS, "sft"))
     dataset = Dataset.from_list(SFT_RECORDS)

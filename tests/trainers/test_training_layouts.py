@@ -203,6 +203,12 @@ def test_broken_unicode_is_repaired() -> None:
         ),
         ("sft", {"query": "q", "documents": ["a"], "labels": [1, 0]}, "labels: expected one for each of 1"),
         ("sft", {"query": "q", "documents": ["a"], "labels": ["Good"]}, r"labels\[0\]: expected a number, got str"),
+        (
+            "sft",
+            {"query": "q", "documents": ["a", "b"], "labels": [1, float("nan")]},
+            r"labels\[1\]: expected a finite",
+        ),
+        ("sft", {"query": "q", "docs": ["a", "b"], "labels": [float("inf"), 0]}, r"labels\[0\]: expected a finite"),
         ("distill", {"query": "q", "documents": ["a", "b"]}, "fit no layout for distill"),
         ("distill", {"query": "q", "documents": ["a", "b"], "permutation": [0, "z"]}, r"permutation\[1\]: expected a"),
         ("distill", {"query": "q", "documents": ["a", "b"], "permutation": [True, 0]}, r"permutation\[0\]"),

@@ -20,10 +20,11 @@ from tqdm.auto import tqdm
 
 from modeling_tsarank.eval.extras import require
 from modeling_tsarank.eval.run_files import ranked
-from modeling_tsarank.eval.types import Collection, Document
+from modeling_tsarank.eval.types import Collection
 from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.trainers.data.list_building import FirstStage, Retriever
 from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
+from modeling_tsarank.trainers.training_checks import plain_text
 
 
 logger = logging.getLogger(__name__)
@@ -219,13 +220,13 @@ def _candidates(
     counts: MiningCounts,
 ) -> list[Candidate]:
     """The window, without positives and their copies."""
-    own = {_plain(collection.documents[name]) for name in positives}
+    own = {plain_text(collection.documents[name].full_text) for name in positives}
     known = {*positives, *([query_id] if collection.self_match else [])}
     rest = []
     for name in ranked(scores):
         if name in known:
             continue
-        if _plain(collection.documents[name]) in own:
+        if plain_text(collection.documents[name].full_text) in own:
             counts.candidates["copy of a positive"] += 1
             continue
         rest.append(name)
@@ -270,10 +271,6 @@ def _sample(candidates: list[Candidate], options: MiningOptions, generator: rand
         return candidates[: options.count]
     places = sorted(generator.sample(range(len(candidates)), options.count))
     return [candidates[place] for place in places]
-
-
-def _plain(document: Document) -> str:
-    return " ".join(document.full_text.casefold().split())
 
 
 def _row(

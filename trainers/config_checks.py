@@ -1,0 +1,123 @@
+"""Checks and defaults that all configurations share, so that a mistake is found before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+
+from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.trainable import ALL_LINEAR, TRAINABLE_PARTS
+
+
+class Bounds(NamedTuple):
+    """What a number may be: a whole one or not, from `low` to `high`, with or without the two."""
+
+    low: float
+    high: float = math.inf
+    whole: bool = True
+    low_included: bool = True
+    high_included: bool = True
+
+    def __str__(self) -> str:
+        if self == _SOME:
+            return "a positive number"
+        kind = "a whole number" if self.whole else "a number"
+        low = f"{'of at least' if self.low_included else 'above'} {self.low:g}"
+        if math.isinf(self.high):
+            return f"{kind} {low}"
+        return f"{kind} {low} and {'at most' if self.high_included else 'below'} {self.high:g}"
+
+    def allows(self, value: Any) -> bool:
+        """Whether the value is such a number."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return False
+        above = value >= self.low if self.low_included else value > self.low
+        below = value <= self.high if self.high_included else value < self.high
+        return above and below and (not self.whole or isinstance(value, int))
+
+
+_AT_LEAST_1 = Bounds(1)
+_AT_LEAST_0 = Bounds(0)
+_SHARE = Bounds(0, 1, whole=False, high_included=False)
+_SOME = Bounds(0, whole=False, low_included=False)
+_SOME_OR_NONE = Bounds(0, whole=False)
+# NumPy's generator takes seeds of 32 bits.
+_SEED = Bounds(0, 2**32 - 1)
+
+BOUNDS = {
+    "per_device_train_batch_size": _AT_LEAST_1,
+    "per_device_eval_batch_size": _AT_LEAST_1,
+    "gradient_accumulation_steps": _AT_LEAST_1,
+    "num_train_epochs": _SOME,
+    "learning_rate": _SOME_OR_NONE,
+    "warmup_steps": _SOME_OR_NONE,
+    "weight_decay": _SOME_OR_NONE,
+    "max_grad_norm": _SOME_OR_NONE,
+    "adam_beta1": _SHARE,
+    "adam_beta2": _SHARE,
+    "adam_epsilon": _SOME,
+    "label_smoothing_factor": _SHARE,
+    "neftune_noise_alpha": _SOME_OR_NONE,
+    "torch_empty_cache_steps": _AT_LEAST_1,
+    "logging_steps": _SOME,
+    "eval_steps": _SOME,
+    "eval_delay": _SOME_OR_NONE,
+    "eval_accumulation_steps": _AT_LEAST_1,
+    "save_steps": _SOME,
+    "save_total_limit": _AT_LEAST_1,
+    "seed": _SEED,
+    "data_seed": _SEED,
+    "dataloader_num_workers": _AT_LEAST_0,
+    "dataloader_prefetch_factor": _AT_LEAST_1,
+    "ddp_bucket_cap_mb": _AT_LEAST_1,
+    "ddp_timeout": _AT_LEAST_1,
+    "top_blocks": _AT_LEAST_1,
+    "lora_r": _AT_LEAST_1,
+    "lora_alpha": _AT_LEAST_1,
+    "lora_dropout": _SHARE,
+    "lora_top_blocks": _AT_LEAST_1,
+    "max_length": _AT_LEAST_1,
+    "max_query_length": _AT_LEAST_1,
+    "chunk_tokens": _AT_LEAST_0,
+    "num_negatives": _AT_LEAST_1,
+    "num_documents": _AT_LEAST_0,
+    "temperature": _SOME,
+    "teacher_temperature": _SOME,
+    "score_temperature": _SOME,
+    "dataset_num_proc": _AT_LEAST_1,
+}
+"""Every number that shapes a training, of `TrainingArguments` and of the trainers' own; `None` is left alone."""
+
+
+def check_numbers(args: Any) -> None:
+    """Raises `InputError` for the first number of a configuration that is out of its bounds."""
+    for name, bounds in BOUNDS.items():
+        value = getattr(args, name, None)
+        if value is not None and not bounds.allows(value):
+            raise InputError(f"{name} must be {bounds}, got {value!r}")
+    steps = args.max_steps
+    if steps != -1 and not _AT_LEAST_1.allows(steps):
+        raise InputError(f"max_steps must be {_AT_LEAST_1}, or -1 for num_train_epochs, got {steps!r}")
+
+
+def settle_configuration(args: Any) -> None:
+    """What every configuration does before `TrainingArguments` looks at it.
+
+    Without an accelerator, transformers must be told: it refuses bfloat16, and takes each of several processes for a
+    run of its own.
+
+    Raises:
+        InputError: a number out of its bounds, or an unknown trainable part.
+    """
+    check_numbers(args)
+    if args.trainable not in TRAINABLE_PARTS:
+        raise InputError(f"unknown trainable {args.trainable!r}; expected one of {', '.join(TRAINABLE_PARTS)}")
+    if isinstance(args.lora_target_modules, str):
+        args.lora_target_modules = [args.lora_target_modules]
+    if args.lora_target_modules == [ALL_LINEAR]:
+        # PEFT's word for what is done without any names.
+        args.lora_target_modules = None
+    if not torch.accelerator.is_available():
+        args.use_cpu = True

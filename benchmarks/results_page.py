@@ -4,7 +4,8 @@
     python benchmarks/results_page.py --keep OUTPUT NAME
 
 The second form first takes in what `tsarank evaluate --output OUTPUT` wrote, as the results of NAME: measures, values
-of every query, and the run, compressed.
+of every query, and the runs, compressed: `run.trec.gz` is the reranker alone, `mixed.trec.gz` its mixture with the
+first stage where there is one.
 
 RESULTS.md holds, for every table of results_page.yaml, a pair of comments `<!-- table: NAME -->` and `<!-- end -->`;
 what stands between them is written anew. A cell comes from the two files of `results/COLLECTION/RUN/`;
@@ -68,13 +69,23 @@ def keep(output: Path, name: str, results: Path) -> list[Path]:
         target.mkdir(parents=True, exist_ok=True)
         for file in ("metrics.json", "per_query.csv"):
             shutil.copyfile(source / file, target / file)
-        # Without name and time, so that the same run gives the same bytes.
-        with (target / "run.trec.gz").open("wb") as raw, gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as packed:
-            packed.write((source / "run.trec").read_bytes())
+        # `tsarank evaluate` writes the mixture to run.trec where it mixed, and the reranker alone to reranker.trec.
+        if (source / "reranker.trec").is_file():
+            _pack(source / "reranker.trec", target / "run.trec.gz")
+            _pack(source / "run.trec", target / "mixed.trec.gz")
+        else:
+            _pack(source / "run.trec", target / "run.trec.gz")
+            (target / "mixed.trec.gz").unlink(missing_ok=True)
         kept.append(target)
     if not kept:
         raise InputError(f"{output} holds no results of `tsarank evaluate`")
     return kept
+
+
+def _pack(source: Path, target: Path) -> None:
+    # Without name and time, so that the same run gives the same bytes.
+    with target.open("wb") as raw, gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as packed:
+        packed.write(source.read_bytes())
 
 
 def read_values(results: Path, row: Row, collection: str) -> dict[str, float] | None:

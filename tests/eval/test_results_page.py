@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import importlib.util
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +16,9 @@ import numpy as np
 import pytest
 import yaml
 
+from modeling_tsarank.embedded_models import releases
+from modeling_tsarank.eval.metrics import compute_metrics
+from modeling_tsarank.eval.run_files import read_qrels, read_run
 from modeling_tsarank.ranking_errors import InputError
 
 
@@ -104,6 +109,12 @@ def test_an_evaluation_is_taken_in(script: Any, results: Path, tmp_path: Path) -
     assert gzip.decompress(taken["run.trec.gz"]) == b"q1 Q0 d1 1 2.5 b\n"
     script.keep(output, "new", results)
     assert (results / "first" / "new" / "run.trec.gz").read_bytes() == taken["run.trec.gz"]
+    for name in ("first", "second"):  # now mixed: run.trec is the mixture, reranker.trec the reranker
+        (output / name / "reranker.trec").write_text("q1 Q0 d1 1 1.5 b\n")
+    script.keep(output, "mixed", results)
+    mixed = results / "first" / "mixed"
+    assert gzip.decompress((mixed / "run.trec.gz").read_bytes()) == b"q1 Q0 d1 1 1.5 b\n"
+    assert gzip.decompress((mixed / "mixed.trec.gz").read_bytes()) == b"q1 Q0 d1 1 2.5 b\n"
     assert script.read_values(results, script.Row("x", "new"), "first") is not None
     with pytest.raises(InputError, match="holds no results"):
         script.keep(tmp_path / "nothing", "new", results)
@@ -118,6 +129,31 @@ def test_what_does_not_belong_together_is_refused(script: Any, results: Path) ->
     path.write_text("\n".join(path.read_text().split("\n")[:20]) + "\n")
     with pytest.raises(InputError, match=r"per_query\.csv does not give"):
         script.render(TABLE, results)
+
+
+RELEASES = sorted(
+    path.parent.relative_to(BENCHMARKS / "results")
+    for name in releases()
+    for path in (BENCHMARKS / "results").glob(f"*/{name}/metrics.json")
+)
+
+
+@pytest.mark.parametrize("folder", RELEASES, ids=str)
+def test_the_stated_measures_follow_from_the_kept_runs_alone(folder: Path) -> None:
+    """Anyone can recompute a release's figures from `run.trec.gz` (unmixed) and `mixed.trec.gz` with the qrels."""
+    if not os.environ.get("TSARANK_DATA"):
+        pytest.skip("TSARANK_DATA is not set")
+    qrels = read_qrels(Path(os.environ["TSARANK_DATA"], "beir", folder.parts[0], "qrels", "test.tsv"))
+    kept = BENCHMARKS / "results" / folder
+    with (kept / "per_query.csv").open(newline="", encoding="utf-8") as file:
+        values = {row["query_id"]: row for row in csv.DictReader(file)}
+    stated = json.loads((kept / "metrics.json").read_text())["measures"]
+    for name, column in (("run.trec.gz", "reranked"), ("mixed.trec.gz", "fused")):
+        judged = {query_id: qrels[query_id] for query_id in values}
+        found = compute_metrics(read_run(kept / name), judged, measures=("ndcg@10",))
+        assert found.aggregate["ndcg@10"] == pytest.approx(stated[column]["ndcg@10"], abs=1e-9)
+        for query_id, row in values.items():
+            assert found.per_query[query_id]["ndcg@10"] == pytest.approx(float(row[f"{column} ndcg@10"]), abs=1e-6)
 
 
 def test_the_page_in_the_repository_is_up_to_date(script: Any) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from modeling_tsarank.default_model import DEFAULT_NAME
-from modeling_tsarank.embedded_models import embedded_ranker
+from modeling_tsarank.embedded_models import embedded_ranker, releases
 from modeling_tsarank.hub_cards.app_limits import Limits
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
 from modeling_tsarank.ranking_options import CONFIG_KEY, LogitOptions
@@ -209,8 +209,9 @@ def make_shelf(model: str | None, others: Sequence[str] = (), limits: Limits | N
             return shelf
         loaders[f"{main_label} ({TRUE_FALSE})"] = lambda: second
     else:
-        # Beside the embedded ranker stands what it was made from; beside any other model, the embedded ranker.
-        beside = None if main_label != _label(None) else DEFAULT_NAME
+        # The embedded ranker is compared with the model it was trained from, any other model with the embedded one.
+        release = releases().get(main_label)
+        beside = None if main_label != _label(None) else (release and release.below_name) or DEFAULT_NAME
         if _label(beside) != main_label:
             loaders[_label(beside)] = lambda: _load(beside)
     whole = ModelShelf(loaders, shelf.limits)

@@ -3,7 +3,7 @@
 | name | as a ranker | as a language model, to train or to generate with |
 |---|---|---|
 | `default` | the released ranker | the embedded language model |
-| a release, such as `tsarank-smollm2-135m` | that ranker | the plain model that it is |
+| a release, such as `twolar-smollm2-135m` | that ranker | the plain model that it is |
 | `zero-shot`, `smollm2-135m-instruct` | the embedded language model | the same |
 
 A release is a folder of `hub_cards/releases/`: an ordinary PEFT adapter, its card, and `release.json`, which names
@@ -41,7 +41,7 @@ from .ranking_errors import ModelError, ResourceError
 logger = logging.getLogger(__name__)
 
 DEFAULT = "default"
-DEFAULT_RELEASE = "tsarank-smollm2-135m"
+DEFAULT_RELEASE = "twolar-smollm2-135m"
 BASE_NAMES = ("zero-shot", DEFAULT_NAME)
 RELEASE_FILE = "release.json"
 RECORD_FILE = "training_run.json"

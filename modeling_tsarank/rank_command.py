@@ -21,9 +21,9 @@ FILE holds the documents: .txt, one a line; .jsonl, one object a line with "text
 
 _EPILOG = """\
 scores:
-  A query-likelihood model (the default) gives the mean log-probability of the query's tokens given the document: at
-  most 0, and comparable between queries. A true/false model gives the difference of two logits. Only differences
-  mean anything: neither is a probability of relevance.
+  A true/false model (the default) gives the difference of two logits, a query-likelihood model the mean
+  log-probability of the query's tokens given the document, which is at most 0. Scores order the documents of one
+  query; neither is a probability of relevance.
 
 examples:
   tsarank rank --query "how long does a flea live" --documents examples/fleas.jsonl
@@ -39,8 +39,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         default=None,
         metavar="M",
-        help="Hub id, folder or .gguf file; default: tsarank-smollm2-135m, which comes with the package and whose "
-        "base is fetched once if need be; twolar-smollm2-135m: the other that does; zero-shot: their base as it is",
+        help="Hub id, folder or .gguf file (default: twolar-smollm2-135m). tsarank-smollm2-135m and zero-shot, the "
+        "base model without training, also come with the package; their base (93 MB) is downloaded on first use",
     )
     group.add_argument("--revision", default=None, help="branch, tag or commit of a Hub model")
     group.add_argument("--trust-remote-code", action="store_true", help="run the backbone's own code from the Hub")

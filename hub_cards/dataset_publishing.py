@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_tsarank.hub_cards.file_selection import Selection, select_files
-from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, Publication
+from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, UNKNOWN_LICENSE, Publication
 from modeling_tsarank.hub_cards.rendering import cell, line, render
 from modeling_tsarank.hub_cards.uploading import Target
 from modeling_tsarank.ranking_errors import InputError
@@ -54,11 +54,13 @@ def prepare_dataset(
     include: Sequence[str] = (),
     not_secret: Sequence[str] = (),
     message: str | None = None,
+    preview: bool = False,
 ) -> Publication:
     """Files and card of a dataset. Nothing in `folder` is changed.
 
     The card comes from `provenance.json` where `tsarank data` wrote one that has a card; else a README.md of the
-    folder is taken as it is; else one is made of the files' columns and rows, which needs a licence.
+    folder is taken as it is; else one is made of the files' columns and rows, which needs a licence (a `preview` of it
+    does not: the publication then says in `refusals` that it is missing).
 
     Raises:
         InputError: no data, splits that do not agree on their columns, or no licence.
@@ -70,15 +72,18 @@ def prepare_dataset(
     data = [path for path in sorted(selection.paths) if any(fnmatch.fnmatchcase(path, name) for name in _DATA)]
     if not data:
         raise InputError(f"{folder} holds no data ({', '.join(_DATA)})")
-    card = _recorded_card(folder, title) or _own_card(folder, selection)
+    card, refusals = _recorded_card(folder, title) or _own_card(folder, selection), []
     if card is None:
         if license_id is None:
-            raise InputError("the license is not recorded; name it with --license, such as cc-by-4.0")
-        card = _made_card(folder, data, repo_id, tag, license_id, title or repo_id.rpartition("/")[2], languages)
+            refusals.append("the license is not recorded; name it with --license, such as cc-by-4.0")
+            if not preview:
+                raise InputError(refusals[0])
+        known = license_id or UNKNOWN_LICENSE
+        card = _made_card(folder, data, repo_id, tag, known, title or repo_id.rpartition("/")[2], languages)
     selection.add(CARD_NAME, card.encode("utf-8"))
     kept = selection.paths
     target = Target(repo_id, "dataset", tag, private, message or f"Publish {repo_id.rpartition('/')[2]} {tag}")
-    return Publication(selection, target, lambda path: path not in kept and _is_data(path), not_secret)
+    return Publication(selection, target, lambda path: path not in kept and _is_data(path), not_secret, refusals)
 
 
 def _is_data(path: str) -> bool:
@@ -147,7 +152,9 @@ def _made_card(
         ],
         columns=list(columns.items()),
         facts=[*_origins(folder, splits), *_checks(folder, data), *_recorded(record)],
-        license_text=f"The data are under {line(license_id)}.",
+        license_text=(
+            "The license is not known." if license_id == UNKNOWN_LICENSE else f"The data are under {line(license_id)}."
+        ),
     )
 
 

@@ -37,7 +37,7 @@ def render_model_card(
     Args:
         facts: what is known of it.
         repo_id: where it is published.
-        tag: the revision that the snippets pin.
+        tag: the revision that the snippets name.
         license_id: the Hub's identifier of the licence.
         languages: ISO codes of the languages it is for, if the user names any.
         license_name: of a licence that has no identifier (`license_id` is "other").

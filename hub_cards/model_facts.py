@@ -15,6 +15,8 @@ from modeling_tsarank.ranking_options import CONFIG_KEY
 
 
 RECORD_NAME = RECORD_FILE
+EVALUATIONS = "evaluations.json"
+"""Of a release: a list of what `tsarank evaluate` wrote into `metrics.json` on each test collection."""
 QUERY_LIKELIHOOD, TRUE_FALSE, PLAIN = "query_likelihood", "true_false_logits", "plain"
 
 
@@ -209,6 +211,16 @@ def _own_checkpoints(folder: Path) -> list[str]:
     """What evaluations call this folder's weights: by their content, and a release also by its name."""
     names = [embedded_checkpoint(one.name) for one in releases().values() if one.cached_folder == folder]
     return [f"sha256:{hash_folder(folder)[:16]}", *names]
+
+
+def release_evaluations(folder: Path) -> list[Evaluation]:
+    """The results that a release brings along, if the folder is the release's merged model."""
+    for release in releases().values():
+        path = release.folder / EVALUATIONS
+        if release.cached_folder == folder and path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return [Evaluation(one) for one in found if one["checkpoint"] == embedded_checkpoint(release.name)]
+    return []
 
 
 def read_evaluations(paths: Sequence[Path], folder: Path, other_checkpoint: bool = False) -> list[Evaluation]:

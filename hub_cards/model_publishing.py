@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import fnmatch
 import json
+import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from modeling_tsarank.hub_cards.model_facts import (
     ModelFacts,
     read_evaluations,
     read_model,
+    release_evaluations,
 )
-from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, Publication
+from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, UNKNOWN_LICENSE, Publication
 from modeling_tsarank.hub_cards.resharding import INDEX_NAME, reshard
 from modeling_tsarank.hub_cards.uploading import BROKEN_CONNECTIONS, Target
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
@@ -53,6 +55,7 @@ _FILES = (
     "LICENSE*",
     "NOTICE*",
 )
+UNKNOWN_COMMIT = "COMMIT"
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", *_FILES[4:])
 _WEIGHTS = (
     "*.safetensors",
@@ -71,7 +74,7 @@ class ModelOptions:
     """What the user says of a publication.
 
     Attributes:
-        tag: revision that is made; the card's snippets pin it.
+        tag: revision that is made; the card's snippets name it.
         private: whether the repository is private; `None` leaves an existing one as it is and makes a private one.
         license: the Hub's identifier; `None` takes the base model's.
         license_name: name of a licence without an identifier (`license` is then "other").
@@ -86,6 +89,8 @@ class ModelOptions:
         message: of the commit.
         token: the Hub's; `None` takes the user's own.
         unknown_license: says "unknown" where no licence is known, instead of asking for one.
+        preview: makes files and card also where the licence or the base model's commit is missing; what cannot be
+            published for that is in the publication's `refusals`.
     """
 
     tag: str = DEFAULT_TAG
@@ -104,6 +109,7 @@ class ModelOptions:
     message: str | None = None
     token: str | None = None
     unknown_license: bool = False
+    preview: bool = False
 
 
 def prepare_model(folder: Path, repo_id: str, options: ModelOptions | None = None) -> Publication:
@@ -120,17 +126,35 @@ def prepare_model(folder: Path, repo_id: str, options: ModelOptions | None = Non
     facts = read_model(source, _given_base(options))
     if options.adapter_only != facts.adapter:
         raise ModelError(f"{folder} holds an adapter without its base; publish it with --adapter-only, or merge it")
+    refusals: list[str] = []
+
+    def known(ask: Callable[[], str], unknown: str) -> str:
+        """What it gives, or in a preview that it is not known."""
+        try:
+            return ask()
+        except (InputError, ResourceError) as error:
+            if not options.preview:
+                raise
+            refusals.append(str(error))
+            return unknown
+
     if facts.adapter:
-        facts = _with_pinned_base(facts)
-    facts.evaluations = read_evaluations(options.results, folder, options.accept_other_checkpoint)
-    license_id = options.license or (facts.base.license if facts.base else None) or _base_license(facts.base, options)
+        base = _base_of_adapter(facts)
+        commit = known(lambda: _commit_of(base, options.token), UNKNOWN_COMMIT)
+        facts.base = BaseModel(base.name, True, commit, base.license)
+    given = read_evaluations(options.results, folder, options.accept_other_checkpoint)
+    facts.evaluations = given or release_evaluations(folder)
+    license_id = options.license or (facts.base.license if facts.base else None)
+    license_id = license_id or known(lambda: _base_license(facts.base, options), UNKNOWN_LICENSE)
     selection = _select_adapter(facts, options) if facts.adapter else select_model_files(facts, options)
     card = render_model_card(facts, repo_id, options.tag, license_id, options.languages, options.license_name)
     selection.add(CARD_NAME, card.encode("utf-8"))
     message = options.message or f"Publish {repo_id.rpartition('/')[2]} {options.tag}"
     target = Target(repo_id, "model", options.tag, options.private, message, token=options.token)
     kept = selection.paths
-    return Publication(selection, target, lambda path: path not in kept and _is_stale(path), options.not_secret)
+    return Publication(
+        selection, target, lambda path: path not in kept and _is_stale(path), options.not_secret, refusals
+    )
 
 
 def _is_stale(path: str) -> bool:
@@ -257,23 +281,27 @@ def _given_base(options: ModelOptions) -> BaseModel | None:
     return BaseModel(options.base_model or "", True, options.base_revision)
 
 
-def _with_pinned_base(facts: ModelFacts) -> ModelFacts:
-    """The same with the base model's commit looked up on the Hub, where none is recorded or given."""
+def _base_of_adapter(facts: ModelFacts) -> BaseModel:
+    """The base model on the Hub. Raises `InputError` if it is not there, `ModelError` if nothing says how it ranks."""
     base = facts.base
     if base is None or not base.on_hub:
         name = "no base model is recorded" if base is None else f"its base {base.name} is a local model"
         raise InputError(f"an adapter is of use only with its base on the Hub, but {name}; say --base-model HUB_ID")
-    if base.revision is None:
-        info = _model_info(base.name, "--base-revision COMMIT", None)
-        facts.base = BaseModel(base.name, True, info.sha, base.license)
     if not facts.options:
         raise ModelError(f"no {RECORD_NAME} beside {facts.folder} says how the model ranks; train with this version")
-    return facts
+    return base
+
+
+def _commit_of(base: BaseModel, token: str | None) -> str:
+    """The commit that the base model's revision stands for: itself, or looked up on the Hub for a branch or a tag."""
+    if base.revision and re.fullmatch(r"[0-9a-f]{40}", base.revision):
+        return base.revision
+    return str(_model_info(base.name, "--base-revision COMMIT, of 40 digits", token, base.revision).sha)
 
 
 def _base_license(base: BaseModel | None, options: ModelOptions) -> str:
     if options.unknown_license:
-        return "unknown"
+        return UNKNOWN_LICENSE
     if base is None or not base.on_hub:
         raise InputError(
             "the license is not recorded; name it with --license, such as apache-2.0 (the Hub's identifiers)"
@@ -284,12 +312,12 @@ def _base_license(base: BaseModel | None, options: ModelOptions) -> str:
     return str(card["license"])
 
 
-def _model_info(name: str, option: str, token: str | None) -> Any:
+def _model_info(name: str, option: str, token: str | None, revision: str | None = None) -> Any:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
-        return HfApi(token=token).model_info(name)
+        return HfApi(token=token).model_info(name, revision=revision)
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
         raise InputError(f"the Hub says nothing about {name} ({type(error).__name__}); say {option}") from error
     except BROKEN_CONNECTIONS as error:

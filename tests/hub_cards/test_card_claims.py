@@ -1,0 +1,136 @@
+"""Cards claim what is so: what is pinned, which results there are; and a preview names what would be refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from modeling_tsarank import InputError
+from modeling_tsarank.embedded_models import embedded_checkpoint, embedded_source, releases
+from modeling_tsarank.hub_cards.dataset_publishing import prepare_dataset
+from modeling_tsarank.hub_cards.model_facts import EVALUATIONS, release_evaluations
+from modeling_tsarank.hub_cards.model_publishing import ModelOptions, prepare_model
+from modeling_tsarank.hub_cards.space_publishing import prepare_metric, prepare_space
+
+
+ROOT = Path(__file__).parent.parent.parent
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+RELEASES = ("tsarank-smollm2-135m", "twolar-smollm2-135m")
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"query": "q", "document": "d"}\n')
+    return folder
+
+
+def test_no_card_says_that_a_movable_tag_is_pinned(trained: Any, make_ranker: Any, rows: Path, tmp_path: Path) -> None:
+    ranker = make_ranker("tsarank")
+    ranker.backbone.save_pretrained(tmp_path / "plain")
+    ranker.tokenizer.save_pretrained(tmp_path / "plain")
+    options = ModelOptions(license="mit")
+    adapter = replace(options, base_model="org/base", base_revision=COMMIT, adapter_only=True)
+    cards = {
+        "ranker": prepare_model(trained("tsarank"), "alice/x", options),
+        "true/false": prepare_model(trained("twolar"), "alice/x", options),
+        "plain": prepare_model(tmp_path / "plain", "alice/x", options),
+        "adapter": prepare_model(trained("adapter"), "alice/x", adapter),
+        "dataset": prepare_dataset(rows, "alice/x", license_id="mit"),
+        "metric": prepare_metric("alice/x"),
+        "space": prepare_space("alice/x", app=ROOT / "app.py"),
+    }
+    for name, publication in cards.items():
+        text = publication.card.partition("\n---\n")[2]
+        assert "pinned" not in text, name
+        if "`trust_remote_code=True` is said" in text or "runs the file" in text:
+            assert "can\nmove: " in text or "owner can move: " in text, name
+    assert f'revision="{COMMIT}"' in cards["adapter"].card
+
+
+@pytest.mark.parametrize("revision", [None, "main", "v1", "0123456789abcdef"])
+def test_an_adapters_base_has_a_commit_or_is_refused(trained: Any, revision: str | None) -> None:
+    options = ModelOptions(license="mit", base_model="org/base", base_revision=revision, adapter_only=True)
+    with pytest.raises(InputError, match="--base-revision COMMIT"):
+        prepare_model(trained("adapter"), "alice/x", options)
+    preview = prepare_model(trained("adapter"), "alice/x", replace(options, preview=True))
+    assert ['revision="COMMIT"' in preview.card, len(preview.refusals)] == [True, 1]
+    with pytest.raises(InputError, match="--base-revision COMMIT"):
+        preview.carry_out()
+
+
+def test_a_bases_branch_becomes_the_commit_it_stands_for(
+    trained: Any, base_folder: Path, publish: Any, in_process: Any, hub: Any
+) -> None:
+    upload = (
+        "import sys\nfrom huggingface_hub import HfApi\nHfApi().create_repo('alice/base')\n"
+        "print(HfApi().upload_folder(repo_id='alice/base', folder_path=sys.argv[1]).oid)"
+    )
+    commit = in_process(upload, str(base_folder)).split()[-1]
+    said = ("--license", "mit", "--adapter-only", "--base-model", "alice/base", "--base-revision", "main")
+    card = publish("model", trained("adapter"), "alice/adapter", *said, "--dry-run").stdout
+    assert f'revision="{commit}"' in card
+    assert 'revision="main"' not in card
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_a_published_release_shows_its_results(name: str) -> None:
+    publication = prepare_model(embedded_source(name), "alice/release", ModelOptions())
+    card = publication.card
+    assert "none is claimed" not in card
+    shown = {
+        one.dataset_name: one.metric_value
+        for one in ModelCard(card).data.eval_results
+        if one.metric_type == "ndcg_at_10"
+    }
+    own = {
+        one.dataset_name: one.metric_value
+        for one in ModelCard.load(releases()[name].folder / "README.md").data.eval_results
+        if one.metric_type == "ndcg_at_10"
+    }
+    assert shown == own
+    assert len(shown) == 5
+    assert publication.refusals == []
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_the_results_of_a_release_are_those_that_were_measured(name: str) -> None:
+    found = json.loads((releases()[name].folder / EVALUATIONS).read_text(encoding="utf-8"))
+    measured = sorted((ROOT / "benchmarks" / "results").glob(f"*/{name}/metrics.json"))
+    assert found == [json.loads(path.read_text(encoding="utf-8")) for path in measured]
+    assert {one["checkpoint"] for one in found} == {embedded_checkpoint(name)}
+    assert release_evaluations(releases()[name].folder) == [], "the folder of the adapter is not the merged model"
+
+
+def test_the_command_shows_a_releases_results(publish: Any) -> None:
+    done = publish("model", RELEASES[1], "alice/release", "--dry-run", token=None)
+    assert re.search(r"\| scifact \(test\) \| 300 \| bm25 \| top 100 \| 0\.6762 \| 0\.7436 \|", done.stdout)
+    assert "will refuse" not in done.stdout
+
+
+def test_a_dry_run_previews_without_a_licence_and_names_it(
+    trained: Any, rows: Path, publish: Any, hub: Any, tmp_path: Path
+) -> None:
+    for what in (("model", trained("tsarank")), ("dataset", rows)):
+        done = publish(*what, "alice/x", "--dry-run", "--card", "card.md", token=None)
+        assert "the real run will refuse this:\n  the license is not recorded; name it with --license" in done.stdout
+        assert "license: unknown" in done.stdout
+        assert "The license is not known." in done.stdout
+        assert "license: unknown" in (tmp_path / "card.md").read_text(encoding="utf-8")
+        real = publish(*what, "alice/x", check=False)
+        assert real.returncode == 2
+        assert "the license is not recorded" in real.stderr
+        named = publish(*what, "alice/x", "--dry-run", "--license", "mit", token=None)
+        assert "will refuse" not in named.stdout
+    # The Hub knows nothing of the base model, or cannot be reached.
+    said = ("model", trained("tsarank"), "alice/x", "--base-model", "alice/nothing", "--dry-run")
+    assert "the real run will refuse this:\n  the Hub says nothing about alice/nothing" in publish(*said).stdout
+    done = publish(*said, HF_ENDPOINT="http://127.0.0.1:9")
+    assert "the real run will refuse this:\n  the Hub cannot be reached" in done.stdout

@@ -149,15 +149,45 @@ def load_encoder(name: str, device: str | None = None) -> Any:
     """A `SentenceTransformer`, ready to encode.
 
     Raises:
-        ModelError: it cannot be loaded.
+        ModelError: it cannot be loaded, or weights of it are missing.
         ResourceError: sentence-transformers is not installed.
     """
+    from modeling_tsarank.ranking_checkpoints import first_line, newly_made_weights
+
     package = require("sentence_transformers", extra="dense", purpose="A bi-encoder")
     try:
         encoder = package.SentenceTransformer(name, device=device)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{name!r} cannot be loaded as a sentence-transformers model: {error}") from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = first_line(error)
+        raise ModelError(f"{name!r} cannot be loaded as a sentence-transformers model: {reason}") from error
+    # Sentence-transformers pools by itself: many encoders are published without BERT's pooler.
+    _refuse_random(name, [weight for weight in newly_made_weights(encoder) if not weight.startswith("pooler.")])
     return encoder.eval()
+
+
+def load_cross_encoder(name: str, device: str | None = None, max_length: int | None = None) -> Any:
+    """A `CrossEncoder` of sentence-transformers.
+
+    Raises:
+        ModelError: it cannot be loaded, or weights of it are missing: a plain encoder has no head that scores.
+        ResourceError: sentence-transformers is not installed.
+    """
+    from modeling_tsarank.ranking_checkpoints import first_line, newly_made_weights
+
+    package = require("sentence_transformers", extra="dense", purpose="A cross-encoder")
+    try:
+        encoder = package.CrossEncoder(name, device=device, max_length=max_length)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{name!r} cannot be loaded as a CrossEncoder: {first_line(error)}") from error
+    _refuse_random(name, newly_made_weights(encoder))
+    return encoder
+
+
+def _refuse_random(name: str, weights: Sequence[str]) -> None:
+    from modeling_tsarank.ranking_checkpoints import some_of
+
+    if weights:
+        raise ModelError(f"{name!r} is incomplete, its results would be random: it lacks {some_of(weights)}")
 
 
 def normalized(vectors: np.ndarray) -> np.ndarray:

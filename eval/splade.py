@@ -50,6 +50,8 @@ class SpladeEncoder:
         import torch
         from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+        from modeling_tsarank.ranking_checkpoints import first_line, some_of
+
         if max_tokens < 3 or batch_size < 1:
             raise InputError(
                 f"SPLADE needs max_tokens of 3 or more and batch_size of 1 or more: {max_tokens}, {batch_size}"
@@ -60,10 +62,12 @@ class SpladeEncoder:
             self._model, loading = AutoModelForMaskedLM.from_pretrained(
                 self.name, use_safetensors=True, output_loading_info=True, dtype=torch.float32
             )
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"{self.name!r} cannot be loaded as a masked language model: {error}") from error
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise ModelError(
+                f"{self.name!r} cannot be loaded as a masked language model: {first_line(error)}"
+            ) from error
         if loading["missing_keys"]:
-            missing = ", ".join(sorted(loading["missing_keys"])[:3])
+            missing = some_of(loading["missing_keys"])
             raise ModelError(f"{self.name!r} is no masked language model: it lacks the weights {missing}")
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._model = self._model.eval().to(self._device)

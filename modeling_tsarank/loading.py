@@ -145,9 +145,9 @@ def load_ranker(
     try:
         source = name_or_path if embedded is None else embedded_source(embedded)
     except ResourceError as error:
-        ranker: RankerModel = load_without_room(str(embedded), error, family, options)
-        ranker.to(device=device, dtype=dtype)  # type: ignore[call-arg]
-        return ranker
+        merged: RankerModel = load_without_room(str(embedded), error, family, options)
+        merged.to(device=device, dtype=dtype)  # type: ignore[call-arg]
+        return merged
     assert source is not None
     name = os.fspath(source)
     if gguf_file is not None or Path(name).suffix.lower() == ".gguf":
@@ -159,14 +159,7 @@ def load_ranker(
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the model {name}: {first_line(error)}") from error
     cls = FAMILIES[family] if family else _family_of(name, config)
-    if embedded is None and not getattr(config, CONFIG_KEY, None) and known_checkpoint(name) is None:
-        logger.warning(
-            "%s is a plain %s model, not a known reranker: it is scored by %s with the default prompt",
-            name,
-            config.model_type,
-            cls.__name__,
-        )
-    return cls.from_backbone(
+    ranker = cls.from_backbone(
         name if isinstance(source, str) else source,
         dtype=dtype,
         device=device,
@@ -174,3 +167,11 @@ def load_ranker(
         trust_remote_code=trust_remote_code,
         **options,
     )
+    if embedded is None and not getattr(config, CONFIG_KEY, None) and known_checkpoint(name) is None:
+        logger.warning(
+            "%s is a plain %s model, not a known reranker: it is scored by %s with the default prompt",
+            name,
+            config.model_type,
+            cls.__name__,
+        )
+    return ranker

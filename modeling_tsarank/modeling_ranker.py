@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 
 from .crossencoder_tsarank import code_reference, write_cross_encoder_files
 from .pipeline_text_ranking import TextRankingPipeline
-from .ranking_checkpoints import known_checkpoint, load_backbone, refuse_shell_of_a_folder
+from .ranking_checkpoints import known_checkpoint, load_backbone, load_complete, refuse_shell_of_a_folder
 from .ranking_engine import check_batch_tokens, check_finite
 from .ranking_errors import InputError, ModelError
 from .ranking_options import CONFIG_KEY, RankingOptions
@@ -93,6 +93,7 @@ class RankerModel(PreTrainedModel):
             # `post_init` draws new weights for every module that is not marked as loaded: LoRA's, for one.
             for module in backbone.modules():
                 module._is_hf_initialized = True  # type: ignore[assignment]
+        self.check_backbone(backbone)
         self.backbone = backbone
         self._tokenizer: Any = None
         self._encoder: Any = None
@@ -115,20 +116,22 @@ class RankerModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
         """Loads a ranking checkpoint, its tokenizer included (`tokenizer=` to give another).
 
-        Raises `ModelError` if the folder is none of this family's.
+        Raises `ModelError` if the folder is none of this family's, or its weights are not exactly the model's.
         """
+        told = kwargs.pop("output_loading_info", False)
         tokenizer = kwargs.pop("tokenizer", None)
         hub = {key: kwargs[key] for key in _HUB_OPTIONS if kwargs.get(key) is not None}
         refuse_shell_of_a_folder(pretrained_model_name_or_path)
         if config is None:
             config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model, info = load_complete(
+            super().from_pretrained, pretrained_model_name_or_path, *args, config=config, **kwargs
+        )
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub)
         model.tokenizer = tokenizer
         model.eval()
-        return loaded
+        return (model, info) if told else model
 
     @classmethod
     def from_backbone(
@@ -172,7 +175,6 @@ class RankerModel(PreTrainedModel):
                 **(backbone_options or {}),
             )
             tokenizer = loaded_tokenizer
-        cls.check_backbone(backbone)
         config = copy.deepcopy(backbone.config)
         chosen = cls._starting_options(name_or_path, config).override(**options)
         setattr(config, CONFIG_KEY, chosen.to_dict())
@@ -185,7 +187,26 @@ class RankerModel(PreTrainedModel):
 
     @classmethod
     def check_backbone(cls, backbone: PreTrainedModel) -> None:
-        """Raises `ModelError` if this family cannot use such a backbone."""
+        """Raises `ModelError` for what is no language model of this family: no output head, or an encoder."""
+        cls.backbone_class(backbone.config)
+        if backbone.get_output_embeddings() is None:
+            raise ModelError(
+                f"{type(backbone).__name__} has no head over the vocabulary; load the checkpoint as a language model, "
+                "such as AutoModelForCausalLM"
+            )
+        config = backbone.config.get_text_config()
+        sees_ahead = getattr(config, "is_causal", None) is False or (
+            getattr(config, "use_bidirectional_attention", None) is True
+            or (
+                getattr(config, "is_decoder", None) is False  # GPT-NeoX says so too
+                and any(getattr(module, "is_causal", None) is False for module in backbone.modules())
+            )
+        )
+        if sees_ahead and not backbone.config.is_encoder_decoder:
+            raise ModelError(
+                f"this {config.model_type} model is an encoder, in which every token sees those behind it; a ranker "
+                "is made of a decoder-only model or an encoder-decoder"
+            )
 
     @classmethod
     def _starting_options(cls, name_or_path: Any, config: Any) -> RankingOptions:

@@ -71,7 +71,7 @@ def model_from_arguments(args: argparse.Namespace) -> Any:
 
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()  # weights that are missing or left over are errors of `load_ranker`
     options = {} if args.max_length is None else {"max_length": args.max_length}
     return load_ranker(
         args.model,

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+import logging
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers.utils import cached_file
 
 from .ranking_errors import ModelError
 
@@ -43,6 +48,15 @@ KNOWN_CHECKPOINTS: dict[str, dict[str, Any]] = {
 }
 
 
+# What older versions of transformers, fairseq and vLLM save beside the weights: nothing that was trained.
+_CONSTANTS = re.compile(r"(^|\.)(inv_freq|masked_bias|position_ids|version|[kv]_scale)$")
+_NAMES_SHOWN = 3
+# How GGUF files name the heads of classifiers and embedders, which transformers leaves out without telling.
+_GGUF_HEADS = ("cls.weight", "cls.output.weight", "cls.norm.weight", "dense_2.weight", "dense_3.weight")
+# All names are in a GGUF file's header, which holds the vocabulary too.
+_GGUF_HEADER_BYTES = 64 << 20
+
+
 def known_checkpoint(name: str) -> dict[str, Any] | None:
     """The ranking options of a published checkpoint named like the table's patterns, letter case aside, or `None`."""
     lowered = name.lower()
@@ -69,6 +83,92 @@ def refuse_shell_of_a_folder(name_or_path: Any) -> None:
         raise ModelError(f"{path} is no model folder: it holds no config.json")
 
 
+def some_of(names: Collection[str]) -> str:
+    """A few of the names and how many more there are, for messages of one line."""
+    shown = sorted(names)[:_NAMES_SHOWN]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def newly_made_weights(model: torch.nn.Module) -> list[str]:
+    """Names of the weights of transformers' models inside `model` that came from no checkpoint: random numbers.
+
+    Asks for models that `from_pretrained` has made, by whatever library. Quantized weights cannot be told apart.
+    """
+    models = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    inner = {part for outer in models for part in outer.modules() if part is not outer}
+    return [
+        name
+        for part in models
+        if part not in inner and not getattr(part, "is_quantized", False)
+        for name, parameter in part.named_parameters()
+        if not getattr(parameter, "_is_hf_initialized", False)
+    ]
+
+
+def refuse_incomplete(name: Any, model: Any, info: dict[str, Any]) -> None:
+    """Raises `ModelError` unless the weights of a model and those of its checkpoint are the same ones.
+
+    A weight that the checkpoint lacks, or holds in another shape, would be a random one; one that the model has no
+    place for, such as a classifier's head, would be dropped. Tied weights, constants, and what transformers itself
+    declares dispensable do not count.
+
+    Parameters:
+        name: of the checkpoint, for the message.
+        info: what `from_pretrained(output_loading_info=True)` has told.
+    """
+    mismatched = {key for key, *_ in info["mismatched_keys"]}
+    missing = {*info["missing_keys"]}
+    if getattr(model, "_hf_peft_config_loaded", False):
+        missing.update(newly_made_weights(model))  # what transformers tells is about the adapter alone
+    buffers = [f".{buffer}" for buffer, _ in model.named_buffers()]
+    left = {
+        key
+        for key in info["unexpected_keys"]
+        if not _CONSTANTS.search(key) and not any(buffer.endswith(f".{key}") for buffer in buffers)
+    }
+    faults = [
+        f"{what} {some_of(names)}"
+        for what, names in (
+            ("it lacks", missing - mismatched),
+            ("it holds in another shape", mismatched),
+            ("it holds what the model has no place for:", left),
+        )
+        if names
+    ]
+    if faults:
+        plain = type(getattr(model, "backbone", model)).__name__
+        saved = next(iter(getattr(model.config, "architectures", None) or ()), plain)
+        origin = "" if saved == plain else f" but a {saved}"
+        raise ModelError(f"{name} is no complete {plain}{origin}: {'; '.join(faults)}")
+
+
+@contextlib.contextmanager
+def _without_report() -> Iterator[None]:
+    """Keeps back transformers' table of weights, which `refuse_incomplete` turns into one line."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in str(record.msg)
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
+
+
+def load_complete(load: Callable[..., Any], name: Any, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    """The model that `load`, a `from_pretrained`, makes of a checkpoint, and what it tells of the weights.
+
+    Raises `ModelError` where the checkpoint's weights are not the model's (`refuse_incomplete`), and as `load` does.
+    """
+    with _without_report():
+        model, info = load(name, *args, **{**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True})
+    refuse_incomplete(name, model, info)
+    return model, info
+
+
 def _split_gguf(name_or_path: Any, gguf_file: str | None) -> tuple[str, str | None]:
     path = Path(os.fspath(name_or_path))
     if gguf_file is None and path.suffix.lower() == ".gguf":
@@ -78,6 +178,13 @@ def _split_gguf(name_or_path: Any, gguf_file: str | None) -> tuple[str, str | No
     if gguf_file is not None and path.is_dir() and not (path / gguf_file).is_file():
         raise ModelError(f"no GGUF file {gguf_file} in the folder {path}")
     return os.fspath(name_or_path), gguf_file
+
+
+def _gguf_heads(path: Path) -> set[str]:
+    """The heads of `_GGUF_HEADS` that a GGUF file holds: a name stands behind its length in bytes."""
+    with path.open("rb") as file:
+        header = file.read(_GGUF_HEADER_BYTES)
+    return {name for name in _GGUF_HEADS if len(name).to_bytes(8, "little") + name.encode() in header}
 
 
 def load_backbone(
@@ -96,7 +203,8 @@ def load_backbone(
     `backbone_class` maps the configuration to the auto class that reads it. Pickled weights are read by torch's
     weights-only loader alone (transformers' rule since 4.56 for every `.bin`).
 
-    Raises `ModelError`, in one line, for a name that is no model, a missing file or an unreadable one.
+    Raises `ModelError`, in one line, for a name that is no model, a missing file or an unreadable one, and for a
+    checkpoint whose weights are not exactly the model's (`refuse_incomplete`).
     """
     name, gguf_file = _split_gguf(name_or_path, gguf_file)
     if gguf_file is None:
@@ -111,11 +219,23 @@ def load_backbone(
     try:
         config = AutoConfig.from_pretrained(name, **shared)
         # A folder saved by a ranking model is read as what it also is, a plain model.
-        backbone = backbone_class(config).from_pretrained(name, **shared, **kwargs)
+        backbone, info = load_complete(backbone_class(config).from_pretrained, name, **shared, **kwargs)
+        if gguf_file is not None:
+            file = cached_file(name, gguf_file, revision=revision, cache_dir=kwargs.get("cache_dir"))
+            refuse_incomplete(name, backbone, {**info, "unexpected_keys": _gguf_heads(Path(str(file)))})
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(name, **shared)
-    except (OSError, ValueError, KeyError, ImportError, EOFError, SafetensorError, UnpicklingError) as error:
-        if isinstance(error, ModelError):
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        ImportError,
+        EOFError,
+        SafetensorError,
+        UnpicklingError,
+    ) as error:
+        if isinstance(error, ModelError | torch.OutOfMemoryError):
             raise
         raise ModelError(f"cannot load the model {name}: {first_line(error)}") from error
     if gguf_file is not None:

@@ -20,7 +20,8 @@ from modeling_tsarank.ranking_options import CONFIG_KEY
 logger = logging.getLogger(__name__)
 
 
-def _causal(config: Any) -> Any:
+def causal_class(config: Any) -> Any:
+    """The auto class of decoder-only models. Raises `ModelError` for an encoder-decoder."""
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"a decoder-only model is needed, but {config.model_type} is an encoder-decoder")
     return AutoModelForCausalLM
@@ -56,7 +57,7 @@ def load_base_model(
     """
     return load_backbone(
         model_source(name_or_path),
-        _causal,
+        causal_class,
         dtype=dtype,
         revision=revision,
         trust_remote_code=trust_remote_code,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from modeling_tsarank.modeling_ranker import RankerModel
+from modeling_tsarank.ranking_checkpoints import first_line, refuse_incomplete
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
 from modeling_tsarank.trainers.lora_linear import fuse_lora
 from modeling_tsarank.trainers.saving import set_config_dtype, whole_files
@@ -331,16 +332,25 @@ def export_adapter(ranker: RankerModel, adapter_folder: str | Path, output_dir: 
 
     Raises:
         InputError: the folder holds no adapter.
+        ModelError: it is not whole, or an adapter of another model.
         ResourceError: the `peft` package is missing.
     """
     if not (Path(adapter_folder) / "adapter_config.json").is_file():
         raise InputError(f"{adapter_folder} holds no adapter (adapter_config.json is missing)")
     try:
-        from peft import PeftModel
+        from peft import PeftModel, get_peft_model_state_dict
+        from peft.utils import load_peft_weights
     except ImportError as error:
         raise ResourceError("LoRA needs the package peft: pip install 'tsarank[train]'") from error
     dtypes = {name: parameter.dtype for name, parameter in ranker.backbone.named_parameters()}
-    adapter = PeftModel.from_pretrained(ranker.backbone, str(adapter_folder))
+    try:
+        adapter = PeftModel.from_pretrained(ranker.backbone, str(adapter_folder))
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"{adapter_folder} is an adapter of another model: {first_line(error)}") from error
+    needed, held = set(get_peft_model_state_dict(adapter)), set(load_peft_weights(str(adapter_folder), device="cpu"))
+    # PEFT would fill up what is missing.
+    info = {"missing_keys": needed - held, "unexpected_keys": held - needed, "mismatched_keys": ()}
+    refuse_incomplete(adapter_folder, ranker.backbone, info)
     save_ranker(ranker, TrainablePart("lora", dtypes, adapter=adapter), output_dir)
 
 

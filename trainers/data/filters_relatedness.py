@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from modeling_tsarank.eval.dense import load_encoder
 from modeling_tsarank.eval.extras import require
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.filters import Outcome, Step
@@ -165,8 +166,7 @@ def _reranker(name: str) -> Any:
 
 
 def _bi_encoder(name: str) -> Any:
-    module = require("sentence_transformers", extra="dense", purpose="A bi-encoder as a filter")
-    model = module.SentenceTransformer(name.removeprefix(_ST))
+    model = load_encoder(name.removeprefix(_ST))
 
     def score(texts: list[tuple[str, str]]) -> np.ndarray:
         distinct = {text: place for place, text in enumerate(dict.fromkeys(text for pair in texts for text in pair))}

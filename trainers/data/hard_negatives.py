@@ -18,10 +18,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from modeling_tsarank.eval.dense import load_cross_encoder, load_encoder
 from modeling_tsarank.eval.extras import require
 from modeling_tsarank.eval.run_files import ranked
 from modeling_tsarank.eval.types import Collection
-from modeling_tsarank.ranking_errors import InputError, ModelError
+from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.list_building import FirstStage, Retriever
 from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
 from modeling_tsarank.trainers.training_checks import plain_text
@@ -342,11 +343,8 @@ def mine_dense_negatives(
         for query_id, names in positives.items()
         for name in names
     ]
-    try:
-        encoder = package.SentenceTransformer(model, device=device)
-        judge = None if cross_encoder is None else package.CrossEncoder(cross_encoder, device=device)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"a model for mining cannot be loaded: {next(iter(str(error).splitlines()), '')}") from error
+    encoder = load_encoder(model, device)
+    judge = None if cross_encoder is None else load_cross_encoder(cross_encoder, device)
     with _seeded(options.seed), contextlib.redirect_stdout(io.StringIO()) as said:
         mined = package.util.mine_hard_negatives(
             datasets.Dataset.from_list(pairs),

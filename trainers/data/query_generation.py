@@ -166,15 +166,12 @@ class QueryGenerator:
         return {} if context is None or context >= 512 else {"max_length": context, "max_query_length": context // 2}
 
     def _load_seq2seq(self, source: str, device: Any, dtype: Any) -> None:
-        from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+        from transformers import AutoModelForSeq2SeqLM
 
-        from modeling_tsarank.ranking_checkpoints import first_line
+        from modeling_tsarank.ranking_checkpoints import load_backbone
 
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(source)
-            self._model = AutoModelForSeq2SeqLM.from_pretrained(source, dtype=dtype).to(device).eval()
-        except (OSError, ValueError) as error:
-            raise ModelError(f"cannot load the query generator {self._source}: {first_line(error)}") from error
+        model, self._tokenizer = load_backbone(source, lambda config: AutoModelForSeq2SeqLM, dtype=dtype)
+        self._model = model.to(device).eval()
 
     def _inputs(self, passages: Sequence[str]) -> dict[str, Any]:
         """Padded ids and mask: on the left for a decoder, on the right for an encoder."""

@@ -90,15 +90,14 @@ class LocalTeacher:
         return completion
 
     def _load(self) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from modeling_tsarank.ranking_checkpoints import load_backbone
+        from modeling_tsarank.trainers.base_models import causal_class
 
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(self._source)
-            model: Any = AutoModelForCausalLM.from_pretrained(self._source, dtype=self._dtype)
-            self._model = model.to(self._device).eval()
-        except (OSError, ValueError) as error:
-            reason = next(iter(str(error).splitlines()), "")
-            raise ModelError(f"cannot load the teacher {self.name} as a causal language model: {reason}") from error
+            model, self._tokenizer = load_backbone(self._source, causal_class, dtype=self._dtype)
+        except ModelError as error:
+            raise ModelError(f"cannot load the teacher {self.name} as a causal language model: {error}") from error
+        self._model = model.to(self._device).eval()
 
     def _generate(self, messages: Sequence[Message]) -> Completion:
         import torch

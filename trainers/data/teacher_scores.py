@@ -10,11 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from modeling_tsarank.eval.dense import load_encoder, normalized
-from modeling_tsarank.eval.extras import require
+from modeling_tsarank.eval.dense import load_cross_encoder, load_encoder, normalized
 from modeling_tsarank.eval.index_cache import model_fingerprint
 from modeling_tsarank.eval.scoring import Scorer, predict
-from modeling_tsarank.ranking_errors import InputError, ModelError, NonFiniteScoreError
+from modeling_tsarank.ranking_errors import InputError, NonFiniteScoreError
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
 from modeling_tsarank.trainers.data.teacher_listwise import Ordering
 from modeling_tsarank.trainers.data.teacher_types import Completion, Usage
@@ -113,17 +112,12 @@ def load_scorer(name: str, device: str | None = None, dtype: str | None = None, 
         from modeling_tsarank.loading import load_ranker
 
         return load_ranker(name, device=device, dtype=dtype, **options)
-    package = require("sentence_transformers", extra="dense", purpose="This scorer")
     if kind == BI_ENCODER_PREFIX:
         encoder = load_encoder(path, device)
         if "max_length" in options:
             encoder.max_seq_length = min(options["max_length"], encoder.max_seq_length)
         return BiEncoderScorer(encoder)
-    try:
-        return package.CrossEncoder(path, device=device, max_length=options.get("max_length"))
-    except (OSError, ValueError, KeyError) as error:
-        reason = next(iter(str(error).splitlines()), "")
-        raise ModelError(f"{path!r} cannot be loaded as a CrossEncoder: {reason}") from error
+    return load_cross_encoder(path, device, options.get("max_length"))
 
 
 class CachedScorer:

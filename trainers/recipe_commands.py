@@ -6,6 +6,7 @@ Also `python -m modeling_tsarank.trainers.recipe_commands`, with the same argume
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -43,6 +44,17 @@ example:
 """
 
 
+_CROSS_ENCODER = """\
+Fine-tune an encoder as a cross-encoder with the trainer of sentence-transformers, on lists that `tsarank recipe
+prepare` made: KL to a teacher's scores, to grades or to labels, and Margin-MSE where a cross-encoder gave the scores.
+Started again, it goes on from the newest checkpoint; the model goes to OUTPUT/model, the losses to OUTPUT/log.json.
+"""
+_CROSS_ENCODER_EXAMPLE = """\
+example:
+  tsarank recipe cross-encoder smollm2_135m/cross_encoder_minilm --lists development/lists --output minilm
+"""
+
+
 def register(subparsers: argparse._SubParsersAction) -> None:
     """Adds `recipe` to the command line."""
     parser = subparsers.add_parser(
@@ -72,6 +84,18 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "--limit", type=whole(least=0), default=0, metavar="N", help="for a rehearsal: N raw rows of every file"
     )
     one.set_defaults(run=run_prepare)
+    third = commands.add_parser(
+        "cross-encoder",
+        help="a cross-encoder teacher, trained on lists",
+        description=_CROSS_ENCODER,
+        epilog=_CROSS_ENCODER_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    third.add_argument("plan", metavar="PLAN", help="a YAML file, or the name of a shipped one")
+    third.add_argument("--lists", type=Path, required=True, metavar="DIR", help="what $LISTS in the plan stands for")
+    third.add_argument("--base", metavar="MODEL", help="the encoder, in place of the plan's")
+    third.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to fill")
+    third.set_defaults(run=run_cross_encoder)
     other = commands.add_parser(
         "release",
         help="one adapter of those of all stages",
@@ -91,13 +115,30 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def run_prepare(args: argparse.Namespace) -> int:
     """Prepares and prints the counts."""
+    from modeling_tsarank.trainers.recipes.development import is_development_plan, prepare_development
     from modeling_tsarank.trainers.recipes.release_data import prepare
     from modeling_tsarank.trainers.script_utils import find_recipe
 
     if args.data is None or not Path(args.data).is_dir():
         raise InputError(f"--data must name the folder with weak_pairs, supervised and beir, got {args.data}")
-    report = prepare(find_recipe(args.plan), Path(args.data).resolve(), args.output, args.limit)
-    sys.stdout.write(summary(report))
+    plan, data = find_recipe(args.plan), Path(args.data).resolve()
+    if is_development_plan(plan):
+        report = prepare_development(plan, data, args.output, args.limit)
+        sys.stdout.write(json.dumps({name: report[name] for name in ("collections", "lists", "leakage")}, indent=1))
+        return 0
+    sys.stdout.write(summary(prepare(plan, data, args.output, args.limit)))
+    return 0
+
+
+def run_cross_encoder(args: argparse.Namespace) -> int:
+    """Trains the teacher."""
+    from modeling_tsarank.trainers.recipes.cross_encoder import read_plan, train_cross_encoder
+    from modeling_tsarank.trainers.script_utils import find_recipe
+
+    plan = read_plan(find_recipe(args.plan), args.lists, args.base)
+    report = train_cross_encoder(plan, args.output)
+    lists = ", ".join(f"{name} {number:,}" for name, number in report["lists"].items())
+    sys.stdout.write(f"{args.output / 'model'}: trained on lists of {lists}\n")
     return 0
 
 

@@ -1,0 +1,245 @@
+"""Development collections and training lists held apart from them, on self-written raw files."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import json
+import random
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from modeling_tsarank.eval.collections import load_collection
+from modeling_tsarank.eval.run_files import read_run
+from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers import recipe_commands
+from modeling_tsarank.trainers.recipes.development import DevelopmentPlan, is_development_plan, prepare_development
+from modeling_tsarank.trainers.script_utils import RECIPES
+from modeling_tsarank.trainers.training_data import load_training_rows
+
+
+DEVELOP = RECIPES.parent.parent / "benchmarks" / "develop.py"
+
+
+class Writer:
+    """Texts of invented words, so that no two are near each other."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        ends = ("ba", "ko", "ti", "lu", "ren", "sa", "mi", "dor", "ve", "pun")
+        self.words = [a + b + c for a in ends for b in ends for c in ends[:3]]
+
+    def pair(self) -> tuple[str, str]:
+        """A query of four words of a document of 24."""
+        document = self.random.sample(self.words, 24)
+        return " ".join(document[:4]), " ".join(self.random.sample(document, 24))
+
+    def text(self) -> str:
+        return self.pair()[1]
+
+
+def write_gz(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A prepared development set: 12 graded queries, 8 with answers of their own, and lists with planted leaks."""
+    folder, writer = tmp_path_factory.mktemp("development"), Writer(5)
+    data = folder / "data"
+    (exam_query, exam_text), graded = writer.pair(), [writer.pair() for _ in range(12)]
+    write_lines(data / "beir" / "exam" / "corpus.jsonl", [{"_id": "1", "text": exam_text}])
+    write_lines(data / "beir" / "exam" / "queries.jsonl", [{"_id": "1", "text": exam_query}])
+    rows = [
+        {"query": query, "passages": [{"text": text, "grade": 3}, {"text": writer.text(), "grade": 0}]}
+        for query, text in graded
+    ]
+    rows.append({"query": exam_query, "passages": [{"text": writer.text(), "grade": 3}]})
+    write_gz(data / "marco" / "graded.jsonl.gz", rows)
+    answers = [
+        {"query": query, "passages": [{"text": text, "grade": 4}, {"text": writer.text(), "grade": 1}]}
+        for query, text in (writer.pair() for _ in range(8))
+    ]
+    write_gz(data / "marco" / "answers.jsonl.gz", answers)
+    scored = [
+        {
+            "query": query,
+            "passages": [{"text": text, "score": 9.5}, *({"text": writer.text(), "score": -n} for n in (1, 2))],
+        }
+        for query, text in (writer.pair() for _ in range(6))
+    ]
+    scored[0]["query"] = graded[0][0]
+    scored[1]["passages"][1]["text"] = graded[1][1]
+    scored[2]["passages"][2]["text"] = exam_text
+    scored[3]["query"] = exam_query
+    write_gz(data / "marco" / "scored.jsonl.gz", scored)
+    pairs = [
+        {"query": query, "positives": [text], "negatives": []} for query, text in (writer.pair() for _ in range(9))
+    ]
+    write_gz(data / "marco" / "pairs.jsonl.gz", pairs)
+    plan = folder / "development.yaml"
+    plan.write_text(
+        yaml.safe_dump(
+            {
+                "leakage": ["$TSARANK_DATA/beir"],
+                "collections": [
+                    {"name": "graded", "files": ["marco/graded"], "candidates": 5},
+                    {"name": "answers", "files": ["marco/answers"], "queries": 6, "lowest": 1},
+                ],
+                "lists": [
+                    {"name": "scored", "files": ["marco/scored"]},
+                    {"name": "pairs", "files": ["marco/pairs"], "mining": {"depth": 5, "count": 1}},
+                ],
+            }
+        )
+    )
+    report = prepare_development(plan, data, folder / "out")
+    return SimpleNamespace(
+        plan=plan, data=data, out=folder / "out", report=report, graded=graded, exam=(exam_query, exam_text)
+    )
+
+
+def test_a_development_query_whose_text_a_test_collection_has_is_left_out(made: SimpleNamespace) -> None:
+    queries = {row["text"] for row in rows_of(made.out / "dev" / "graded" / "queries.jsonl")}
+    assert queries == {query for query, _ in made.graded}
+    assert made.report["leakage"]["development"]["found"] == {"exact_query:exam": 1}
+
+
+def test_lists_hold_no_query_and_no_passage_of_development_or_test_collections(made: SimpleNamespace) -> None:
+    dev = {row["text"] for path in (made.out / "dev").glob("*/*.jsonl") for row in rows_of(path)}
+    rows = [row for path in (made.out / "lists").glob("*.jsonl") for row in rows_of(path)]
+    texts = {row["query"] for row in rows} | {text for row in rows for text in row["documents"]}
+    assert not texts & {*dev, *made.exam}
+    assert made.report["lists"]["scored"]["lists"] == 4
+    found = made.report["leakage"]["lists"]["found"]
+    assert {*found} >= {"exact_query:graded", "exact_document:graded", "exact_query:exam", "exact_document:exam"}
+
+
+def test_candidates_are_bm25s_best_or_all_passages_of_the_query_and_the_lowest_grade_counts_nothing(
+    made: SimpleNamespace,
+) -> None:
+    graded, answers = (load_collection(str(made.out / "dev" / name), "dev") for name in ("graded", "answers"))
+    assert {len(one) for one in read_run(graded.runs["candidates"]).values()} <= {1, 2, 3, 4, 5}
+    run = read_run(answers.runs["candidates"])
+    assert len(run) == 6
+    assert all(run[query].keys() == answers.qrels[query].keys() for query in run)
+    assert {grade for one in answers.qrels.values() for grade in one.values()} == {0, 3}
+
+
+def test_lists_are_read_by_the_trainers_with_their_scores_or_labels(made: SimpleNamespace) -> None:
+    scored = load_training_rows(made.out / "lists" / "scored.jsonl", "distill")
+    assert scored[0]["teacher_scores"][0] == 9.5
+    pairs = load_training_rows(made.out / "lists" / "pairs.jsonl", "distill")
+    assert all(sorted(row["labels"]) == [0.0, 1.0] for row in pairs)
+
+
+def test_a_source_named_development_cannot_be_trained_on() -> None:
+    with pytest.raises(InputError, match="marco/a is for development"):
+        DevelopmentPlan(
+            ("beir",),
+            ({"name": "a", "files": ("marco/a",)},),
+            ({"name": "b", "files": ("marco/c",), "pool": ("marco/a",)},),
+        )
+
+
+def test_the_shipped_plan_is_understood_and_prepare_makes_what_it_says(
+    made: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shipped = RECIPES / "smollm2_135m" / "development.yaml"
+    assert is_development_plan(shipped)
+    DevelopmentPlan(**yaml.safe_load(shipped.read_text()))
+    assert not is_development_plan(RECIPES / "smollm2_135m" / "data.yaml")
+    command = ["prepare", str(made.plan), "--data", str(made.data), "--output", str(tmp_path / "again")]
+    assert recipe_commands.main(command) == 0
+    assert json.loads(capsys.readouterr().out)["lists"] == made.report["lists"]
+    assert json.loads((tmp_path / "again" / "counts.json").read_text())["files"] == made.report["files"]
+
+
+# ---- benchmarks/develop.py -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def develop() -> Any:
+    spec = importlib.util.spec_from_file_location("benchmarks_develop", DEVELOP)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["benchmarks_develop"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def arguments(made: SimpleNamespace, scores: Path, **options: Any) -> SimpleNamespace:
+    defaults = {"models": [], "mix": [], "against": "bm25", "collections": None, "queries": None, "max_length": 64}
+    return SimpleNamespace(development=made.out, scores=scores, **{**defaults, **options})
+
+
+def test_a_mixture_of_opposites_is_measured_beside_its_members_and_scores_are_kept(
+    develop: Any, made: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qrels = {name: load_collection(str(made.out / "dev" / name), "dev") for name in ("graded", "answers")}
+    relevant = {
+        (one.queries[query], one.documents[document].text)
+        for one in qrels.values()
+        for query, grades in one.qrels.items()
+        for document, grade in grades.items()
+        if grade
+    }
+    loaded = []
+
+    class Oracle:
+        def __init__(self, sign: int) -> None:
+            self.sign = sign
+
+        def predict(self, pairs: list[tuple[str, str]]) -> Any:
+            import numpy as np
+
+            return np.array([self.sign * float(pair in relevant) for pair in pairs])
+
+    def load(name: str, **options: Any) -> Oracle:
+        loaded.append(name)
+        return Oracle(1 if name == "best" else -1)
+
+    monkeypatch.setattr(develop, "load_scorer", load)
+    monkeypatch.setattr(develop, "scorer_identity", lambda name: {"model": name})
+    given = arguments(
+        made, tmp_path, models=["up=best", "down=worst"], mix=["mostly-up=up:0.8,down:0.2"], against="down"
+    )
+    report = develop.measure(given)
+    systems = report["systems"]
+    assert systems["up"]["mean"] == pytest.approx(1.0)
+    assert systems["mostly-up"]["collections"] == systems["up"]["collections"]
+    assert systems["up"]["difference"]["low"] > 0
+    assert systems["down"]["mean"] < systems["bm25"]["mean"]
+    assert "difference" not in systems["down"]
+    assert develop.measure(given) == report
+    assert loaded == ["best", "worst"]
+    assert "| mostly-up |" in develop.table(report)
+
+
+def test_the_interval_of_the_mean_counts_each_collection_alike(develop: Any) -> None:
+    middle, low, high = develop.mean_interval({"a": [0.1, 0.3], "b": [0.0] * 50})
+    assert middle == pytest.approx(0.1)
+    assert high - middle == pytest.approx(1.96 * (0.02 / 2) ** 0.5 / 2)
+    assert middle - low == pytest.approx(high - middle)
+
+
+def test_a_mixture_of_an_unknown_model_is_refused(develop: Any) -> None:
+    with pytest.raises(InputError, match="names 'b'"):
+        develop.mixture({"a": {"q": {"d": 1.0}}}, {"a": 0.5, "b": 0.5})

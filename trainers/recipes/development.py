@@ -1,0 +1,391 @@
+"""Development collections of sources that no training reads, and the lists that teachers are trained on, held apart.
+
+A model is chosen on the collections. The lists hold no text of theirs and none of the test collections.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from modeling_tsarank.eval.files import write_json, write_text
+from modeling_tsarank.eval.run_files import write_run
+from modeling_tsarank.eval.types import Document
+from modeling_tsarank.file_hashes import hash_file
+from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.data.filters import build_options
+from modeling_tsarank.trainers.data.hard_negatives import MiningOptions
+from modeling_tsarank.trainers.data.leakage_check import LeakageCheck
+from modeling_tsarank.trainers.data.provenance import COUNTS, describe_file, package_versions
+from modeling_tsarank.trainers.data.weak_recipe import load_yaml
+from modeling_tsarank.trainers.data.weak_text import words_of
+from modeling_tsarank.trainers.recipes.release_sources import SUFFIX, LabelledQuery, Pool, reread
+from modeling_tsarank.trainers.training_sources import read_records
+
+
+DATA_VARIABLE = "$TSARANK_DATA"
+SPLIT, RUN = "dev", "candidates"
+_PACKAGES = ("bm25s", "datasketch", "numpy", "PyStemmer", "xxhash")
+_RUN_DEPTH = 1000
+
+
+@dataclass(frozen=True)
+class DevelopmentSource:
+    """One development collection.
+
+    Attributes:
+        name: Of the collection's folder.
+        files: Under the data folder, without their ending; their passages are its corpus.
+        origins: Of files of weak pairs: patterns of the sources taken; their documents alone are the corpus.
+        queries: At most so many, drawn; 0 takes all.
+        candidates: BM25's best documents of a query; 0: the query's own passages, in BM25's order.
+        lowest: The grade that counts 0.
+        apart_from: Files of which no query is taken.
+        words: A passage is cut after so many.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    origins: tuple[str, ...] = ()
+    queries: int = 0
+    candidates: int = 0
+    lowest: int = 0
+    apart_from: tuple[str, ...] = ()
+    words: int = 500
+
+
+@dataclass(frozen=True)
+class ListSource:
+    """Lists of one kind, for training.
+
+    Attributes:
+        name: Of the file.
+        files: Under the data folder, without their ending.
+        pool: Further files whose passages negatives may come from.
+        queries: At most so many, drawn; 0 takes all.
+        mining: Options of `MiningOptions`; a list with fewer negatives than `count` is filled up. None mines none.
+        words: A passage is cut after so many.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    pool: tuple[str, ...] = ()
+    queries: int = 0
+    mining: dict[str, Any] = field(default_factory=dict)
+    words: int = 300
+
+
+@dataclass
+class DevelopmentPlan:
+    """What `development.yaml` says: see `DevelopmentSource` and `ListSource`; `leakage` names the test collections."""
+
+    leakage: tuple[str, ...]
+    collections: tuple[Any, ...]
+    lists: tuple[Any, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.dev = [build_options(DevelopmentSource, one, f"collection {n}") for n, one in enumerate(self.collections)]
+        self.training = [build_options(ListSource, one, f"list {n}") for n, one in enumerate(self.lists)]
+        names = [one.name for one in (*self.dev, *self.training)]
+        if not all(re.fullmatch(r"[\w-]+", name) for name in names) or len(set(names)) < len(names):
+            raise InputError(f"collections and lists need different names of letters, digits, - and _, got {names}")
+        named = {file for one in self.dev if not one.origins for file in one.files}
+        shared = sorted(named & {file for one in self.training for file in (*one.files, *one.pool)})
+        if shared:
+            raise InputError(f"{', '.join(shared)} is for development, and no list may be made of it")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A query with passages and what is known of each: a grade, a label or a teacher's score."""
+
+    query: str
+    texts: tuple[str, ...]
+    values: tuple[float, ...]
+    target: str = "labels"
+
+
+def prepare_development(plan_file: Path, data: Path, output: Path, limit: int = 0) -> dict[str, Any]:
+    """Makes `dev/NAME/` (BEIR's layout, split `dev`, run `candidates`), `lists/NAME.jsonl` and `counts.json`.
+
+    Args:
+        plan_file: `development.yaml`.
+        data: Folder with `marco`, `supervised`, `weak_pairs` and `beir`.
+        output: Folder to fill.
+        limit: For rehearsals: only the first so many rows of every file; 0 takes all.
+
+    Returns:
+        The content of `counts.json`: what was read, kept out and written, with fingerprints.
+
+    Raises:
+        InputError: the plan or a file is wrong.
+    """
+    plan = build_options(DevelopmentPlan, _content(plan_file, data), str(plan_file))
+    report: dict[str, Any] = {"limit": limit, "seed": plan.seed, "collections": {}, "lists": {}, "inputs": {}}
+    with LeakageCheck(plan.leakage) as check:
+        for source in plan.dev:
+            report["collections"][source.name] = _write_collection(source, plan, data, output, limit, check, report)
+        report["leakage"] = {"development": check.record()}
+    with LeakageCheck([*plan.leakage, str(output / "dev")]) as check:
+        for one in plan.training:
+            report["lists"][one.name] = _write_lists(one, plan, data, output, limit, check, report)
+        report["leakage"]["lists"] = check.record()
+    report["files"] = {
+        str(path.relative_to(output)): hash_file(path)
+        for folder in ("dev", "lists")
+        for path in sorted((output / folder).rglob("*.jsonl"))
+    }
+    report["versions"] = package_versions(_PACKAGES)
+    write_json(output / COUNTS, report)
+    return report
+
+
+def is_development_plan(path: Path) -> bool:
+    """Whether a plan of `tsarank recipe prepare` is one of these."""
+    return "collections" in _content(path, Path())
+
+
+def _content(path: Path, data: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    content = load_yaml(text.replace(DATA_VARIABLE, str(data)), str(path))
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected options by name")
+    return content
+
+
+# ---- reading ---------------------------------------------------------------------------------------
+
+
+def read_judged(
+    data: Path, names: Sequence[str], words: int, limit: int, report: dict[str, Any], origins: Sequence[str] = ()
+) -> list[Judged]:
+    """Rows of files of any of the raw layouts, one for each query."""
+    rows: dict[tuple[str, ...], Judged] = {}
+    for name in names:
+        path = data / f"{name}{SUFFIX}"
+        if not path.is_file():
+            raise InputError(f"there is no {path}")
+        report["inputs"][f"{name}{SUFFIX}"] = describe_file(path)
+        for number, (place, record) in enumerate(read_records(path)):
+            if limit and number >= limit:
+                break
+            if origins and not any(fnmatchcase(record["source"], one) for one in origins):
+                continue
+            row = _judged(record, words, place)
+            if row is not None:
+                key = tuple(words_of(row.query))
+                rows[key] = _merged(rows[key], row) if key in rows else row
+    return list(rows.values())
+
+
+def _judged(record: Mapping[str, Any], words: int, place: str) -> Judged | None:
+    """A row's query and passages; None where it has none."""
+    target = "labels"
+    if "passages" in record:
+        given = record["passages"]
+        name = next((one for one in ("score", "grade", "label") if given and one in given[0]), None)
+        if given and name is None:
+            raise InputError(f"{place}: passages have neither score, grade nor label")
+        pairs = [(one["text"], float(one[name])) for one in given]
+        target = "teacher_scores" if name == "score" else target
+    elif "candidates" in record:
+        pairs = [(text, 0.0) for text in record["candidates"]]
+    elif "document" in record:
+        pairs = [(record["document"], 1.0)]
+    elif "text" in record:
+        return Judged("", (_cut(record["text"], words),), (0.0,))
+    else:
+        both = (("positives", 1.0), ("negatives", 0.0))
+        pairs = [(one if isinstance(one, str) else one["text"], value) for name, value in both for one in record[name]]
+    best: dict[str, float] = {}
+    for text, value in pairs:
+        text = _cut(text, words)
+        if text:
+            best[text] = max(value, best.get(text, value))
+    query = " ".join(reread(record["query"]).split())
+    return Judged(query, tuple(best), tuple(best.values()), target) if query and best else None
+
+
+def _cut(text: str, words: int) -> str:
+    return " ".join(reread(text).split()[:words])
+
+
+def _merged(one: Judged, other: Judged) -> Judged:
+    best = dict(zip(other.texts, other.values, strict=True))
+    for text, value in zip(one.texts, one.values, strict=True):
+        best[text] = max(value, best.get(text, value))
+    return Judged(one.query, tuple(best), tuple(best.values()), one.target)
+
+
+# ---- development collections -----------------------------------------------------------------------
+
+
+def _write_collection(
+    source: DevelopmentSource,
+    plan: DevelopmentPlan,
+    data: Path,
+    output: Path,
+    limit: int,
+    check: LeakageCheck,
+    report: dict[str, Any],
+) -> dict[str, Any]:
+    rows = read_judged(data, source.files, source.words, limit, report, source.origins)
+    pool = Pool(source.name, (text for row in rows for text in row.texts), output / ".indexes")
+    usable = [
+        row
+        for row in rows
+        if max(row.values) > source.lowest and (source.candidates or min(row.values) < max(row.values))
+    ]
+    taken = {tuple(words_of(one.query)) for one in read_judged(data, source.apart_from, source.words, 0, report)}
+    free = [row for row in usable if tuple(words_of(row.query)) not in taken]
+    leaks = check.query_leaks([row.query for row in free])
+    chosen = [row for row, leak in zip(free, leaks, strict=True) if not leak]
+    if source.queries and len(chosen) > source.queries:
+        chosen = random.Random(f"{plan.seed}/{source.name}").sample(chosen, source.queries)
+    queries = {f"{source.name}-{number}": row for number, row in enumerate(chosen)}
+    labelled = [LabelledQuery(name, row.query, row.texts) for name, row in queries.items()]
+    found = pool.candidates(labelled, min(source.candidates or _RUN_DEPTH, len(pool.documents)))
+    run = {}
+    for name, row in queries.items():
+        scores = found.get(name, {})
+        run[name] = (
+            scores if source.candidates else {one: scores.get(one, 0.0) for one in map(pool.ids.get, row.texts)}
+        )
+    _write_beir(output / "dev" / source.name, pool, queries, run, source.lowest)
+    return {
+        "rows": len(rows),
+        "corpus": len(pool.documents),
+        "usable": len(usable),
+        "also in apart_from": len(usable) - len(free),
+        "queries": len(queries),
+        "pairs": sum(map(len, run.values())),
+        "judged pairs": sum(len(row.texts) for row in queries.values()),
+    }
+
+
+def _write_beir(
+    folder: Path, pool: Pool, queries: Mapping[str, Judged], run: Mapping[str, Mapping[str, float]], lowest: int
+) -> None:
+    """Candidates and judged passages are the corpus."""
+    needed = {name for scores in run.values() for name in scores}
+    needed |= {pool.ids[text] for row in queries.values() for text in row.texts}
+    documents = [{"_id": name, "text": one.text} for name, one in pool.documents.items() if name in needed]
+    write_jsonl(folder / "corpus.jsonl", documents)
+    write_jsonl(folder / "queries.jsonl", [{"_id": name, "text": row.query} for name, row in queries.items()])
+    judged = [
+        f"{name}\t{pool.ids[text]}\t{max(int(value) - lowest, 0)}\n"
+        for name, row in queries.items()
+        for text, value in zip(row.texts, row.values, strict=True)
+    ]
+    write_text(folder / "qrels" / f"{SPLIT}.tsv", "query-id\tcorpus-id\tscore\n" + "".join(judged))
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    write_run(folder / "runs" / f"{RUN}.trec", run, "bm25")
+
+
+# ---- training lists --------------------------------------------------------------------------------
+
+
+def _write_lists(
+    source: ListSource,
+    plan: DevelopmentPlan,
+    data: Path,
+    output: Path,
+    limit: int,
+    check: LeakageCheck,
+    report: dict[str, Any],
+) -> dict[str, Any]:
+    """Lists without the texts that a gate keeps out; one whose query it keeps out goes, and one with nothing left."""
+    lost: Counter[str] = Counter()
+    rows = read_judged(data, source.files, source.words, limit, report)
+    facts = {"rows": len(rows)}
+    if source.queries and len(rows) > source.queries:
+        rows = random.Random(f"{plan.seed}/{source.name}").sample(rows, source.queries)
+    if source.mining:
+        rows = _mined(source, plan, data, output, limit, rows, lost, report)
+    rows = _passed(rows, check, lost)
+    left = [row for row in rows if len(set(row.values)) > 1 or (len(row.texts) > 1 and not any(row.values))]
+    lost["nothing to tell apart"] += len(rows) - len(left)
+    write_jsonl(
+        output / "lists" / f"{source.name}.jsonl",
+        [
+            {"query_id": f"{source.name}-{number}", "query": row.query, "documents": row.texts, row.target: row.values}
+            for number, row in enumerate(left)
+        ],
+    )
+    return {**facts, "lists": len(left), "passages": sum(len(row.texts) for row in left), "lost": dict(lost)}
+
+
+def _mined(
+    source: ListSource,
+    plan: DevelopmentPlan,
+    data: Path,
+    output: Path,
+    limit: int,
+    rows: Sequence[Judged],
+    lost: Counter[str],
+    report: dict[str, Any],
+) -> list[Judged]:
+    """The rows, those with few negatives filled up with BM25's over the passages of the source and its pool."""
+    options = build_options(MiningOptions, {"seed": plan.seed, **source.mining}, f"the list {source.name}, mining")
+    everything = read_judged(data, source.files, source.words, limit, report)
+    texts = [text for row in everything for text in row.texts]
+    texts += [text for name in source.pool for text in _passages(data, name, source.words, limit, report)]
+    pool = Pool(source.name, texts, output / ".indexes")
+    labelled = [
+        LabelledQuery(
+            str(number),
+            row.query,
+            tuple(text for text, value in zip(row.texts, row.values, strict=True) if value > 0),
+            tuple(text for text, value in zip(row.texts, row.values, strict=True) if value <= 0),
+        )
+        for number, row in enumerate(rows)
+    ]
+    filled = pool.with_negatives([row for row in labelled if row.positives], options, lost)
+    return [
+        Judged(row.query, (*row.positives, *row.negatives), (1.0,) * len(row.positives) + (0.0,) * len(row.negatives))
+        for row in filled
+    ]
+
+
+def _passages(data: Path, name: str, words: int, limit: int, report: dict[str, Any]) -> Iterable[str]:
+    path = data / f"{name}{SUFFIX}"
+    report["inputs"][f"{name}{SUFFIX}"] = describe_file(path)
+    for number, (place, record) in enumerate(read_records(path)):
+        if limit and number >= limit:
+            break
+        row = _judged(record, words, place)
+        yield from () if row is None else row.texts
+
+
+def _passed(rows: Sequence[Judged], check: LeakageCheck, lost: Counter[str]) -> list[Judged]:
+    leaks = check.query_leaks([row.query for row in rows])
+    clean = [row for row, leak in zip(rows, leaks, strict=True) if not leak]
+    lost["query of a test or development collection"] += len(rows) - len(clean)
+    texts = list(dict.fromkeys(text for row in clean for text in row.texts))
+    leaked = {
+        text
+        for text, leak in zip(texts, check.passage_leaks([Document("", one) for one in texts]), strict=True)
+        if leak
+    }
+    left = []
+    for row in clean:
+        kept = {text: value for text, value in zip(row.texts, row.values, strict=True) if text not in leaked}
+        lost["passages of a test or development collection"] += len(row.texts) - len(kept)
+        left.append(Judged(row.query, tuple(kept), tuple(kept.values()), row.target))
+    return left
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """One JSON object a line, whole or not at all."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -28,9 +28,10 @@ from typing import Any
 
 import yaml
 
-from modeling_tsarank.eval.files import read_json, write_text
 from modeling_tsarank.eval.reports import markdown_table
 from modeling_tsarank.eval.significance import compare_values, correct
+from modeling_tsarank.files.reading import read_json
+from modeling_tsarank.files.writing import write_text
 from modeling_tsarank.ranking_errors import InputError, TSARankError
 
 

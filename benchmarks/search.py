@@ -28,8 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modeling_tsarank.eval.files import read_json, write_json, write_text
 from modeling_tsarank.eval.reports import markdown_table
+from modeling_tsarank.files.reading import read_json
+from modeling_tsarank.files.writing import write_json, write_text
 from modeling_tsarank.ranking_errors import InputError, ModelError, TSARankError
 from modeling_tsarank.trainers.recipes.release_data import DEV_RUN, DEV_SPLIT
 from modeling_tsarank.trainers.script_utils import read_recipe

@@ -265,8 +265,8 @@ def _models(args: argparse.Namespace) -> dict[str, str | None]:
 
 def _report(output: Path, name: str, header: list[str], rows: list[list[str]], values: dict[str, Any]) -> None:
     """Prints the table and writes it as Markdown, CSV and, with everything behind it, JSON."""
-    from modeling_tsarank.eval.files import write_csv, write_json, write_text
     from modeling_tsarank.eval.reports import markdown_table, text_table
+    from modeling_tsarank.files.writing import write_csv, write_json, write_text
 
     write_text(output / f"{name}.md", markdown_table(header, rows))
     write_csv(output / f"{name}.csv", header, rows)

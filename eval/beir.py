@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from modeling_tsarank.eval.file_access import open_text, parse_json_object, read_jsonl
 from modeling_tsarank.eval.run_files import read_qrels
 from modeling_tsarank.eval.types import Collection, Document
+from modeling_tsarank.files.fields import record_id, record_text, record_title
+from modeling_tsarank.files.reading import open_stream, parse_json_object, read_jsonl, read_lines
 from modeling_tsarank.ranking_errors import InputError
 
 
@@ -36,7 +37,7 @@ class LazyDocuments(Mapping[str, Document]):
         self.path = Path(path)
         self._offsets = array("q")
         self._positions: dict[str, int] = {}
-        with open_text(self.path), self.path.open("rb") as file:
+        with open_stream(self.path) as file:
             offset = 0
             for number, line in enumerate(file, start=1):
                 if line.strip():
@@ -77,11 +78,8 @@ def document_from_record(record: Mapping[str, Any], place: str) -> tuple[str, Do
     Raises:
         InputError: The id or the text is missing, or not text.
     """
-    text = _text_field(record, "text", place)
-    title = record.get("title")
-    if title is not None and not isinstance(title, str):
-        raise InputError(f"{place}: 'title' must be text, found {title!r:.60}")
-    return record_id(record, place), Document(title=title or "", text=text)
+    text, title = record_text(record, place), record_title(record, place)
+    return record_id(record, place), Document(title=title, text=text)
 
 
 def query_from_record(record: Mapping[str, Any], place: str) -> tuple[str, str]:
@@ -90,28 +88,7 @@ def query_from_record(record: Mapping[str, Any], place: str) -> tuple[str, str]:
     Raises:
         InputError: The id or the text is missing, or not text.
     """
-    return record_id(record, place), _text_field(record, "text", place)
-
-
-def record_id(record: Mapping[str, Any], place: str) -> str:
-    """The record's `_id` as a string; numbers are accepted.
-
-    Raises:
-        InputError: There is none.
-    """
-    identifier = record.get("_id")
-    if isinstance(identifier, int) and not isinstance(identifier, bool):
-        return str(identifier)
-    if not isinstance(identifier, str) or not identifier:
-        raise InputError(f'{place}: no \'_id\'; BEIR\'s layout has {{"_id": …, "text": …}} on every line')
-    return identifier
-
-
-def _text_field(record: Mapping[str, Any], name: str, place: str) -> str:
-    value = record.get(name)
-    if not isinstance(value, str):
-        raise InputError(f"{place}: '{name}' must be text, found {value!r:.60}")
-    return value
+    return record_id(record, place, "query_id"), record_text(record, place, "query_text")
 
 
 def read_corpus(path: str | os.PathLike[str], lazy_bytes: int = LAZY_BYTES) -> Mapping[str, Document]:
@@ -138,12 +115,7 @@ def read_queries(path: str | os.PathLike[str]) -> dict[str, str]:
         InputError: No such file, a line that is not a query (with its number), a repeated id, or no query.
     """
     path = Path(path)
-    if ".tsv" in path.suffixes:
-        queries = _read_tsv_queries(path)
-    else:
-        queries = read_records(
-            path, lambda record, place: (record_id(record, place), _text_field(record, "text", place))
-        )
+    queries = _read_tsv_queries(path) if ".tsv" in path.suffixes else read_records(path, query_from_record)
     if not queries:
         raise InputError(f"{path} holds no query")
     return queries
@@ -166,16 +138,13 @@ def read_records(path: Path, parse: Callable[[dict[str, Any], str], tuple[str, A
 
 def _read_tsv_queries(path: Path) -> dict[str, str]:
     queries: dict[str, str] = {}
-    with open_text(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            query_id, tab, text = line.rstrip("\r\n").partition("\t")
-            if not tab or not query_id:
-                raise InputError(f"{path}, line {number}: expected a query id, a tab and the query's text")
-            if query_id in queries:
-                raise InputError(f"{path}, line {number}: the id {query_id!r} appeared before; ids are unique")
-            queries[query_id] = text
+    for place, line in read_lines(path):
+        query_id, tab, text = line.partition("\t")
+        if not tab or not query_id:
+            raise InputError(f"{place}: expected a query id, a tab and the query's text")
+        if query_id in queries:
+            raise InputError(f"{place}: the id {query_id!r} appeared before; ids are unique")
+        queries[query_id] = text
     return queries
 
 

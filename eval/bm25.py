@@ -86,7 +86,7 @@ class BM25Index:
         Args:
             ids: Document ids, unique.
             texts: Their texts, title included.
-            cache_dir: See `index_cache.cache_root`.
+            cache_dir: See `files.caches.cache_root`.
             k1: Term frequency saturation, 0 or more.
             b: Length normalization, from 0 to 1.
             show_progress: Progress bar on stderr; None shows it on a terminal only.

@@ -244,8 +244,8 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
 
 def _write_tables(output: Path, table: ResultTable) -> None:
-    from modeling_tsarank.eval.files import write_csv, write_text
     from modeling_tsarank.eval.reports import measure_title, text_table
+    from modeling_tsarank.files.writing import write_csv, write_text
 
     write_text(output / "table.md", table.markdown())
     write_csv(output / "table.csv", *table.csv_rows())

@@ -55,7 +55,7 @@ class DenseIndex:
         Args:
             ids: Document ids, unique.
             texts: Their texts, title included; the model truncates them at its own length.
-            cache_dir: See `index_cache.cache_root`.
+            cache_dir: See `files.caches.cache_root`.
             model: Folder or Hub id of a sentence-transformers model.
             batch_size: Texts encoded at once.
             device: Torch device of the encoder; sentence-transformers chooses by default.

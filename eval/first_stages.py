@@ -77,7 +77,7 @@ def build_index(
         stage: `bm25`, `dense`, `dense:MODEL`, `splade` or `splade:MODEL`.
         ids: Document ids, unique.
         texts: Their texts.
-        cache_dir: See `index_cache.cache_root`.
+        cache_dir: See `files.caches.cache_root`.
         **options: Keyword arguments of the index's `build`, such as `k1`, `batch_size` or `device`.
 
     Raises:
@@ -118,7 +118,7 @@ def retrieve(
         collection: Where to search.
         stage: One of `STAGES`; the name of a run that came with the collection will also do.
         depth: Candidates a query at most, 1 or more.
-        cache_dir: See `index_cache.cache_root`.
+        cache_dir: See `files.caches.cache_root`.
         query_ids: Which queries; all judged ones by default.
         **options: Of the index (see `build_index`). For `rrf`: `k`, and per stage a dictionary of options under the
             stage's kind, such as `dense={"batch_size": 8}`.

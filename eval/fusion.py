@@ -15,11 +15,12 @@ from typing import Literal, cast, get_args
 
 import numpy as np
 
-from modeling_tsarank.eval.files import read_json, write_json
 from modeling_tsarank.eval.metrics import canonical_measure, compute_metrics
 from modeling_tsarank.eval.run_files import ranked
 from modeling_tsarank.eval.types import Qrels, Run
 from modeling_tsarank.file_hashes import hash_parts
+from modeling_tsarank.files.reading import read_json
+from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_errors import InputError
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from modeling_tsarank.eval import score_log
 from modeling_tsarank.eval.candidates import Candidates
-from modeling_tsarank.eval.files import write_errors
 from modeling_tsarank.eval.first_stages import retrieve
 from modeling_tsarank.eval.fusion import FusionSetting, append_tail, fuse_query
 from modeling_tsarank.eval.metrics import compute_metrics
@@ -23,6 +22,7 @@ from modeling_tsarank.eval.run_files import read_run, tag_of, write_run
 from modeling_tsarank.eval.scoring import ScorerSource, score_blocks
 from modeling_tsarank.eval.types import Collection, Qrels, Run
 from modeling_tsarank.file_hashes import hash_file
+from modeling_tsarank.files.writing import write_errors
 from modeling_tsarank.ranking_errors import InputError
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from filelock import FileLock
 
+from modeling_tsarank.files.caches import CACHE_VARIABLE, cache_root
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 
 
@@ -22,19 +23,11 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-CACHE_VARIABLE = "TSARANK_CACHE"
-
 _MANIFEST = "manifest.json"
 
 
 class BrokenIndexError(Exception):
     """An index on disk cannot be used; it is rebuilt."""
-
-
-def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """The cache folder: `cache_dir`, else the environment variable TSARANK_CACHE, else `~/.cache/tsarank`."""
-    chosen = cache_dir if cache_dir is not None else os.environ.get(CACHE_VARIABLE)
-    return Path(chosen or "~/.cache/tsarank").expanduser()
 
 
 def content_hash(ids: Sequence[str], texts: Sequence[str]) -> str:
@@ -85,7 +78,7 @@ def cached_index(
         made_from: JSON-able parameters, library versions, model and content hash.
         build: Writes the index into an empty folder.
         load: Reads it from the folder; raises OSError, ValueError, KeyError or EOFError if the files are wrong.
-        cache_dir: See `cache_root`.
+        cache_dir: See `files.caches.cache_root`.
 
     Raises:
         ResourceError: The cache folder cannot be written.

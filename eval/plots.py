@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_tsarank.eval.extras import require
-from modeling_tsarank.eval.files import whole_file
+from modeling_tsarank.files.writing import whole_file
 
 
 BLUE = "#0072B2"

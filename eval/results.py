@@ -9,7 +9,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from modeling_tsarank.eval.files import write_csv, write_json
 from modeling_tsarank.eval.fusion import hash_qrels
 from modeling_tsarank.eval.metrics import MetricResult
 from modeling_tsarank.eval.options import EvaluationOptions
@@ -17,6 +16,7 @@ from modeling_tsarank.eval.plots import plot_gains
 from modeling_tsarank.eval.reports import Row, measure_title
 from modeling_tsarank.eval.score_log import BlockRecord
 from modeling_tsarank.eval.types import Qrels
+from modeling_tsarank.files.writing import write_csv, write_json
 
 
 _PACKAGES = ("tsarank", "torch", "transformers", "pytrec-eval-terrier", "bm25s", "numpy")

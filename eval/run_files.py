@@ -6,15 +6,18 @@ import json
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from modeling_tsarank.eval.file_access import atomic_text, open_text, parse_json_object
 from modeling_tsarank.eval.types import Document, Qrels, Run
+from modeling_tsarank.files.fields import as_id, field_value, optional_id, record_id, shown
+from modeling_tsarank.files.reading import read_json_rows, read_lines
+from modeling_tsarank.files.writing import whole_text
 from modeling_tsarank.ranking_errors import InputError
 
 
@@ -35,32 +38,42 @@ def ranked(scores: Mapping[str, float], depth: int | None = None) -> list[str]:
     return [documents[index] for index in order[:depth]]
 
 
-def read_run(path: str | os.PathLike[str]) -> Run:
-    """Reads a run; the format is recognized by the file's first line, and `.gz` is unpacked.
+def read_run(path: str | os.PathLike[str], run_format: str | None = None) -> Run:
+    """Reads a run; the format is recognized by the file's first line, and packed files are unpacked.
 
-    - TREC: six columns `query Q0 document rank score tag`; the score counts, the rank does not.
-    - MS MARCO: three columns `query document rank`; the score is 1/rank.
+    - TREC: six columns `query Q0 document rank score tag`, divided by any ASCII white space as trec_eval divides
+      them; the score counts, the rank does not.
+    - Three columns `query document rank`, as MS MARCO's, where the whole numbers of every query are 1 to n in some
+      order: the score is 1/rank. Three columns `query document score` where the scores are not whole numbers. What
+      is neither for certain is refused unless `run_format` decides.
     - JSON Lines or a JSON array of rank_llm or Pyserini: `{"query": {"text", "qid"}, "candidates": [{"docid",
       "score", "doc"}]}`, or the older `{"query": text, "hits": [{"qid", "docid", "rank", "score", "content"}]}`.
       Candidates without scores keep their order by the score 1/rank.
 
     A line that repeats another is kept once, with a warning.
 
+    Args:
+        path: The file.
+        run_format: What the third of three columns is: `ranks` or `scores`; found out by default.
+
     Raises:
         InputError: No such file, nothing in it, a line that fits no format (with its number), a score that is not
             a number, or two different scores for one document and query.
     """
-    with open_text(path) as file:
-        first_line = next((line for line in file if line.strip()), "")
-        if not first_line:
-            raise InputError(f"{path} is empty; a run was expected")
-        file.seek(0)
-        rows: Iterable[tuple[str, str, str, float]]
-        if first_line.lstrip("\ufeff \t").startswith(("{", "[")):
-            rows = chain.from_iterable(_candidate_rows(place, record) for place, record in _json_records(path, file))
-        else:
-            rows = _column_rows(path, file)
-        run: Run = _collect(rows, "score")
+    if run_format not in (None, *RUN_FORMATS):
+        raise InputError(f"no run format {run_format!r}; there are {', '.join(RUN_FORMATS)}")
+    lines = read_lines(path)
+    first = next(lines, None)
+    if first is None:
+        raise InputError(f"{path} is empty; a run was expected")
+    run: Run
+    if first[1].lstrip().startswith(("{", "[")):
+        records = read_json_rows(path, allow_nan=True)
+        run = _collect(chain.from_iterable(_candidate_rows(place, record) for place, record in records), "score")
+    elif len(_columns(first[1])) == 3:
+        run = _three_columns(path, run_format)
+    else:
+        run = _collect(_trec_rows(chain([first], lines)), "score")
     if not run:
         raise InputError(f"{path} names no query; a run was expected")
     return run
@@ -75,7 +88,7 @@ def write_run(path: str | os.PathLike[str], run: Mapping[str, Mapping[str, float
         InputError: An id or the tag has white space or is empty, which six columns cannot hold, or a score is NaN.
     """
     _check_column(tag, "tag")
-    with atomic_text(path) as file:
+    with whole_text(path) as file:
         for query_id, scores in run.items():
             _check_column(query_id, "query id")
             for rank, document_id in enumerate(ranked(scores), start=1):
@@ -89,14 +102,15 @@ def write_run(path: str | os.PathLike[str], run: Mapping[str, Mapping[str, float
 def read_qrels(path: str | os.PathLike[str]) -> Qrels:
     """Reads relevance judgments: TREC's four columns, or BEIR's three with or without a header.
 
+    Columns are divided by any ASCII white space, as in trec_eval; under BEIR's header by tabs only.
+
     A line that repeats another is kept once, with a warning.
 
     Raises:
         InputError: No such file, nothing in it, a line with another number of columns or a grade that is not whole
             (with the line's number), or two different grades for one document and query.
     """
-    with open_text(path) as file:
-        qrels = _collect(_qrel_rows(path, file), "relevance")
+    qrels: Qrels = _collect(_qrel_rows(read_lines(path)), "relevance")
     if not qrels:
         raise InputError(f"{path} holds no judgment; qrels were expected")
     return qrels
@@ -117,7 +131,7 @@ def write_candidates_jsonl(
     Raises:
         InputError: A query or a document of the run has no text.
     """
-    with atomic_text(path) as file:
+    with whole_text(path) as file:
         for query_id, scores in run.items():
             if query_id not in queries:
                 raise InputError(f"query {query_id!r} of the run has no text among the {len(queries)} queries given")
@@ -138,7 +152,7 @@ def _doc(documents: Mapping[str, Document], document_id: str) -> dict[str, str]:
 
 
 def _check_column(value: str, what: str) -> None:
-    if not value or value.split() != [value]:
+    if _columns(value) != [value]:
         raise InputError(f"{what} {value!r} is empty or has white space, which a TREC run file cannot hold")
 
 
@@ -162,107 +176,134 @@ def _collect(rows: Iterable[tuple[str, str, str, Any]], what: str) -> dict[str, 
     return nested
 
 
-def _column_rows(path: str | os.PathLike[str], file: IO[str]) -> Iterator[tuple[str, str, str, float]]:
-    for number, line in enumerate(file, start=1):
-        columns = line.split()
-        if not columns:
-            continue
-        place = f"{path}, line {number}"
-        if len(columns) == 6:
-            yield place, columns[0], columns[2], _score(columns[4], place)
-        elif len(columns) == 3:
-            yield place, columns[0], columns[1], _score_of_rank(columns[2], place)
-        else:
+def _columns(line: str) -> list[str]:
+    """A line's columns, divided at ASCII white space only, as C's isspace does it."""
+    return line.split() if line.isascii() and line.isprintable() else [c.decode() for c in line.encode().split()]
+
+
+def _trec_rows(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str, float]]:
+    for place, line in lines:
+        columns = _columns(line)
+        if len(columns) != 6:
             raise InputError(
-                f"{place}: {len(columns)} columns, expected 6 (query Q0 document rank score tag) or 3 (query document "
-                f"rank)"
+                f"{place}: {len(columns)} columns, expected 6 (query Q0 document rank score tag), or on every line 3 "
+                "(query document rank, or query document score)"
             )
+        yield place, columns[0], columns[2], _score(columns[4], place)
 
 
-def _score(text: Any, place: str) -> float:
+def _three_columns(path: str | os.PathLike[str], run_format: str | None) -> Run:
+    convert = _score_of_rank if run_format == "ranks" else _score
+
+    def rows() -> Iterator[tuple[str, str, str, str]]:
+        for place, line in read_lines(path):
+            columns = _columns(line)
+            if len(columns) != 3:
+                raise InputError(f"{place}: {len(columns)} columns, expected 3 as on the first line")
+            convert(columns[2], place)
+            yield place, columns[0], columns[1], sys.intern(columns[2])
+
+    texts = _collect(rows(), "value")
+    if run_format is None:
+        convert = _score_of_rank if _are_ranks(texts, path) else _score
+    return {
+        query_id: {document_id: convert(text, str(path)) for document_id, text in values.items()}
+        for query_id, values in texts.items()
+    }
+
+
+def _are_ranks(texts: Mapping[str, Mapping[str, str]], path: str | os.PathLike[str]) -> bool:
+    """Whether a third column holds ranks, or else scores. Raises `InputError` where it may be either."""
+    is_ranked, odd, fraction = False, None, None
+    for query_id, values in texts.items():
+        left = set(range(1, len(values) + 1))
+        for document_id, text in values.items():
+            if _rank(text) in left:
+                left.remove(_rank(text))
+                continue
+            odd = odd or (query_id, document_id)
+            if fraction is None and not float(text).is_integer():
+                fraction = (query_id, document_id)
+        is_ranked = is_ranked or (not left and len(values) > 1)
+    if odd is None:
+        return True
+    if fraction is not None and not is_ranked:
+        return False
+    at = fraction or odd
+    place = next(place for place, line in read_lines(path) if tuple(_columns(line)[:2]) == at)
+    raise InputError(
+        f"{place}: {texts[at[0]][at[1]]} is no rank where the ranks of a query are 1 to n, and scores are not whole "
+        "numbers throughout; say --run-format ranks or --run-format scores"
+    )
+
+
+RUN_FORMATS = ("ranks", "scores")
+
+
+def _rank(text: str) -> int:
+    """A rank of 1 or more, 0 for any other text."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+
+
+def _score(text: Any, place: str, what: str = "score") -> float:
     try:
-        score = float(text)
-    except (TypeError, ValueError):
+        score = math.nan if isinstance(text, bool) or (isinstance(text, str) and "_" in text) else float(text)
+    except (TypeError, ValueError, OverflowError):
         score = math.nan
-    if isinstance(text, bool) or math.isnan(score):
-        raise InputError(f"{place}: the score {text!r} is not a number")
+    if math.isnan(score):
+        raise InputError(f"{place}: the {what} {shown(text)} is not a number")
     return score
 
 
-def _score_of_rank(text: Any, place: str) -> float:
-    rank = int(text) if str(text).isascii() and str(text).isdigit() else 0
+def _score_of_rank(text: str, place: str) -> float:
+    rank = _rank(text)
     if rank < 1:
-        raise InputError(f"{place}: the rank {text!r} is not a whole number of 1 or more")
+        raise InputError(f"{place}: the rank {shown(text)} is not a whole number of 1 or more")
     return 1.0 / rank
 
 
-def _json_records(path: str | os.PathLike[str], file: IO[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Objects of a JSON array or of JSON Lines."""
-    position, text = file.tell(), file.readline()
-    while text and not text.strip():
-        position, text = file.tell(), file.readline()
-    file.seek(position)
-    if text.lstrip().startswith("["):
-        try:
-            records = json.load(file)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
-        for number, record in enumerate(records, start=1):
-            if not isinstance(record, dict):
-                raise InputError(f"{path}, record {number}: a JSON object was expected, found {record!r:.60}")
-            yield f"{path}, record {number}", record
-        return
-    for number, line in enumerate(file, start=1):
-        if line.strip():
-            yield f"{path}, line {number}", parse_json_object(line, f"{path}, line {number}")
-
-
-def _candidate_rows(place: str, record: dict[str, Any]) -> Iterator[tuple[str, str, str, float]]:
-    candidates = record.get("candidates", record.get("hits"))
+def _candidate_rows(place: str, record: Any) -> Iterator[tuple[str, str, str, float]]:
+    if not isinstance(record, dict):
+        raise InputError(f"{place}: a JSON object was expected, found {shown(record)}")
+    candidates = field_value(record, "candidates")
     if not isinstance(candidates, list) or not all(isinstance(candidate, dict) for candidate in candidates):
         raise InputError(f"{place}: expected a list of objects under 'candidates' (or 'hits')")
     query = record.get("query")
-    record_id = query.get("qid") if isinstance(query, dict) else record.get("qid")
+    query_id = optional_id(query if isinstance(query, dict) else record, f"{place}: the query's id", "query_id")
     for rank, candidate in enumerate(candidates, start=1):
-        query_id = candidate.get("qid") if record_id is None else record_id
-        document_id = candidate.get("docid")
-        if query_id is None or document_id is None:
-            missing = "query id ('qid')" if query_id is None else "'docid'"
-            raise InputError(f"{place}: candidate {rank} has no {missing}")
+        where = f"{place}: candidate {rank}"
+        own_id = query_id or record_id(candidate, where, "query_id_of_row")
+        document_id = record_id(candidate, where)
         score = candidate.get("score")
-        yield place, str(query_id), str(document_id), 1.0 / rank if score is None else _score(score, place)
+        yield place, own_id, document_id, 1.0 / rank if score is None else _score(score, place)
 
 
-def _qrel_rows(path: str | os.PathLike[str], file: IO[str]) -> Iterator[tuple[str, str, str, int]]:
-    first = True
-    for number, line in enumerate(file, start=1):
-        text = line.strip()
-        if not text:
+def _qrel_rows(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str, int]]:
+    only_tabs = False
+    for number, (place, line) in enumerate(lines):
+        if number == 0 and _columns(line)[0].lower() in _QRELS_HEADERS and len(_columns(line)) == 3:
+            only_tabs = line.count("\t") == 2  # BEIR's, whose ids may hold spaces
             continue
-        columns = text.split("\t") if text.count("\t") in (2, 3) else text.split()
-        place = f"{path}, line {number}"
-        if len(columns) not in (3, 4):
+        columns = line.split("\t") if only_tabs else _columns(line)
+        if len(columns) != 3 and (only_tabs or len(columns) != 4):
+            expected = "3 divided by tabs, as the header has" if only_tabs else "TREC's 4 or BEIR's 3"
             raise InputError(
-                f"{place}: {len(columns)} columns, expected TREC's 4 (query iteration document relevance) or "
-                f"BEIR's 3 (query-id corpus-id score)"
+                f"{place}: {len(columns)} columns, expected {expected} (query iteration document relevance, or "
+                "query-id corpus-id score)"
             )
-        is_header = first and len(columns) == 3 and columns[0].strip().lower() in _QRELS_HEADERS
-        first = False
-        if not is_header:
-            yield place, columns[0].strip(), columns[-2].strip(), _grade(columns[-1], place)
+        for name in (columns[0], columns[-2]):
+            as_id(name, f"{place}: the id")
+        yield place, columns[0], columns[-2], _grade(columns[-1], place)
 
 
 _QRELS_HEADERS = {"query-id", "query_id", "qid", "query"}
 
 
 def _grade(text: str, place: str) -> int:
-    try:
-        grade = float(text)
-        if grade == int(grade):  # some published qrels write 1.0
-            return int(grade)
-    except (ValueError, OverflowError):
-        pass
-    raise InputError(f"{place}: the relevance {text!r} is not a whole number")
+    grade = _score(text, place, "relevance")
+    if not grade.is_integer():  # some published qrels write 1.0
+        raise InputError(f"{place}: the relevance {shown(text)} is not a whole number")
+    return int(grade)
 
 
 def tag_of(path: str | os.PathLike[str]) -> str:

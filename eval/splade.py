@@ -135,7 +135,7 @@ class SpladeIndex:
         Args:
             ids: Document ids, unique.
             texts: Their texts, title included.
-            cache_dir: See `index_cache.cache_root`.
+            cache_dir: See `files.caches.cache_root`.
             model: Folder or Hub id of a masked language model.
             max_tokens: Longest text, special tokens included; the rest is cut off.
             batch_size: Texts encoded at once.

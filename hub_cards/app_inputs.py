@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import io
 import os
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modeling_tsarank.document_files import NamedDocument, read_documents
+from modeling_tsarank.document_files import NamedDocument, parse_documents, read_documents
 from modeling_tsarank.eval.bm25 import BM25Index
+from modeling_tsarank.files.reading import text_lines
 from modeling_tsarank.hub_cards.app_limits import Limits
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_text import clean_text
 
 
 PASTED = "the pasted text"
-
-
-@dataclass(frozen=True)
-class TitledDocument(NamedDocument):
-    """A document whose title is known apart; its text begins with it."""
-
-    title: str = ""
 
 
 def read_pasted(text: Any, limits: Limits) -> list[NamedDocument]:
@@ -36,11 +28,9 @@ def read_pasted(text: Any, limits: Limits) -> list[NamedDocument]:
         raise InputError("no documents were pasted; write one a line, or JSON lines with the field 'text'")
     data = text.encode("utf-8", "replace")
     limits.check_size(len(data), f"{PASTED} has")
-    kind = "jsonl" if text.lstrip().startswith("{") else "txt"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "pasted"
-        path.write_bytes(data)
-        return _read(path, PASTED, limits, kind)
+    documents = parse_documents(text_lines(io.BytesIO(data), PASTED, allow_nul=True), PASTED)
+    limits.check_documents(documents)
+    return documents
 
 
 def read_upload(path: str | os.PathLike[str] | None, limits: Limits) -> list[NamedDocument]:
@@ -48,27 +38,13 @@ def read_upload(path: str | os.PathLike[str] | None, limits: Limits) -> list[Nam
     if not path:
         raise InputError("no file was uploaded; choose a .txt file with one document a line, or a .jsonl file")
     limits.check_size(os.path.getsize(path), f"{Path(path).name} has")
-    return _read(Path(path), Path(path).name, limits, None)
-
-
-def _read(path: Path, shown: str, limits: Limits, kind: str | None) -> list[NamedDocument]:
     try:
-        documents = read_documents(str(path), kind)
+        documents = read_documents(str(path))
     except InputError as error:
         # The visitor knows the file by its name, not by where the server keeps it.
-        raise InputError(str(error).replace(str(path), shown).replace(", or --format", "")) from None
+        raise InputError(str(error).replace(str(path), Path(path).name).replace(", or --format", "")) from None
     limits.check_documents(documents)
-    return (
-        with_titles(path, documents) if kind == "jsonl" or path.suffix.lower() in (".jsonl", ".ndjson") else documents
-    )
-
-
-def with_titles(path: Path, documents: Sequence[NamedDocument]) -> list[NamedDocument]:
-    """The documents that `read_documents` read from the JSON lines of `path`, with their titles."""
-    lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
-    rows = [json.loads(line) for line in lines]
-    titles = [clean_text(row.get("title") or "", "a title") for row in rows]
-    return [TitledDocument(d.id, d.text, title) for d, title in zip(documents, titles, strict=True)]
+    return documents
 
 
 def named_documents(documents: Any, limits: Limits) -> list[NamedDocument]:
@@ -88,7 +64,7 @@ class BuiltInCollection:
     Args:
         documents: A `.jsonl` file with `_id`, `title` and `text`.
         queries: A `.jsonl` file of example queries with `_id` and `text`.
-        cache_dir: Where the index is kept; see `index_cache.cache_root`.
+        cache_dir: Where the index is kept; see `files.caches.cache_root`.
 
     Raises:
         InputError: A file is missing or malformed.
@@ -96,7 +72,7 @@ class BuiltInCollection:
     """
 
     def __init__(self, documents: Path, queries: Path, cache_dir: str | os.PathLike[str] | None = None) -> None:
-        self.documents = {document.id: document for document in with_titles(documents, read_documents(str(documents)))}
+        self.documents = {document.id: document for document in read_documents(str(documents))}
         self.queries = [query.text for query in read_documents(str(queries))]
         texts: Sequence[str] = [document.text for document in self.documents.values()]
         self._index = BM25Index.build(list(self.documents), texts, cache_dir, show_progress=False)

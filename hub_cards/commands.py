@@ -187,7 +187,7 @@ def _register_space(kinds: Any) -> None:
 
 def _finish(publication: Publication, args: argparse.Namespace) -> int:
     if args.card is not None:
-        from modeling_tsarank.eval.files import write_text
+        from modeling_tsarank.files.writing import write_text
 
         write_text(args.card, publication.card)
     if args.dry_run:

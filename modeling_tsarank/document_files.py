@@ -2,107 +2,92 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
+from .files.fields import field_list, field_name, optional_id, record_title
+from .files.reading import open_stream, parse_json_object, text_lines
 from .ranking_errors import InputError
-from .ranking_text import document_text
+from .ranking_text import clean_text, document_text
 
-
-logger = logging.getLogger(__name__)
 
 FORMATS = ("txt", "jsonl")
+_SUFFIXES = {".txt": "txt", ".text": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
 
 @dataclass(frozen=True)
 class NamedDocument:
-    """One document of a file: its `_id` (else its line number, from 1) and its text, title included."""
+    """One document of a file: its id (else its line number, from 1), its text, title included, and the title apart."""
 
     id: str
     text: str
+    title: str = ""
 
 
-def _lines(source: str) -> list[str]:
-    if source == "-":
-        data = sys.stdin.buffer.read()
-        name = "standard input"
-    else:
-        path = Path(source)
-        name = source
-        if path.is_dir():
-            raise InputError(f"{source} is a folder; expected a .txt or .jsonl file of documents")
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            raise InputError(f"no file {source}") from None
-        except OSError as error:
-            raise InputError(f"cannot read {source}: {error.strerror}") from error
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise InputError(f"{name}, line {line}: not UTF-8 (byte {data[error.start]:#04x}); convert the file") from None
-    # Not splitlines(): form feeds and Unicode separators are part of a document, not the end of it.
-    return text.replace("\r\n", "\n").split("\n")
-
-
-def _format_of(source: str, lines: list[str], given: str | None) -> str:
+def _format_of(source: str, given: str | None) -> str | None:
     if given is not None:
         if given not in FORMATS:
             raise InputError(f"unknown format {given!r}; expected one of {', '.join(FORMATS)}")
         return given
     if source == "-":
-        first = next((line for line in lines if line.strip()), "")
-        return "jsonl" if first.lstrip().startswith("{") else "txt"
-    suffix = Path(source).suffix.lower()
-    known = {".txt": "txt", ".text": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl"}
-    if suffix not in known:
+        return None
+    suffix = Path(source.removesuffix(".gz")).suffix.lower()
+    if suffix not in _SUFFIXES:
         raise InputError(
             f"{source}: unknown kind of file {suffix or '(no suffix)'!r}; expected .txt or .jsonl, or --format"
         )
-    return known[suffix]
+    return _SUFFIXES[suffix]
 
 
-def _parse_json_line(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where}: not JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: expected an object with the field 'text', got {type(row).__name__}")
-    if "text" not in row:
-        raise InputError(f"{where}: no field 'text'; fields: {', '.join(row) or 'none'}")
-    return row
+def parse_documents(
+    lines: Iterable[tuple[int, str]], name: str, file_format: str | None = None
+) -> list[NamedDocument]:
+    """Documents of numbered lines; `file_format` `None` means JSON lines where the first begins with a brace.
+
+    Raises `InputError`, with the line number, for malformed lines, an id that occurs twice, and no documents.
+    """
+    filled: Iterator[tuple[int, str]] = ((number, line.strip()) for number, line in lines if line.strip())
+    first = next(filled, None)
+    if first is None:
+        raise InputError(f"{name} holds no documents")
+    if file_format is None:
+        file_format = "jsonl" if first[1].startswith("{") else "txt"
+    filled = chain([first], filled)
+    if file_format == "txt":
+        return [NamedDocument(str(number), line) for number, line in filled]
+    return list(_documents(filled, name))
+
+
+def _documents(lines: Iterable[tuple[int, str]], name: str) -> Iterator[NamedDocument]:
+    seen: dict[str, int] = {}
+    for number, line in lines:
+        where = f"{name}, line {number}"
+        row = parse_json_object(line, where)
+        if field_name(row, "text") is None:
+            raise InputError(f"{where}: no field 'text'; fields: {field_list(row)}")
+        identifier = optional_id(row, where) or str(number)
+        if identifier in seen:
+            raise InputError(f"{where}: the id {identifier!r} was already used in line {seen[identifier]}")
+        seen[identifier] = number
+        title = clean_text(record_title(row, where), f"{where}: the title")
+        yield NamedDocument(identifier, document_text(row, where), title)
 
 
 def read_documents(source: str, file_format: str | None = None) -> list[NamedDocument]:
     """Documents of a `.txt` file (one a line; blank lines are skipped), a `.jsonl` file (`text`, optional `title` and
-    `_id`), or standard input (`-`; JSON lines if the first line begins with a brace).
+    `_id`, or the other names of `files.fields`), either of them gzipped, or standard input (`-`; JSON lines if the
+    first line begins with a brace).
 
     Raises `InputError`, with the line number, for a file that is missing, unreadable, malformed or without documents,
-    and for an `_id` that occurs twice.
+    and for an id that occurs twice.
     """
-    lines = _lines(source)
-    name = "standard input" if source == "-" else source
-    if _format_of(source, lines, file_format) == "txt":
-        documents = [NamedDocument(str(n), line.strip()) for n, line in enumerate(lines, 1) if line.strip()]
-    else:
-        documents = []
-        seen: dict[str, int] = {}
-        for n, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{name}, line {n}"
-            row = _parse_json_line(line, where)
-            identifier = str(row.get("_id", row.get("id", n)))
-            if identifier in seen:
-                raise InputError(f"{where}: the _id {identifier!r} was already used in line {seen[identifier]}")
-            seen[identifier] = n
-            documents.append(NamedDocument(identifier, document_text(row, where)))
-    if not documents:
-        raise InputError(f"{name} holds no documents")
-    return documents
+    if source == "-":
+        name = "standard input"
+        lines = text_lines(sys.stdin.buffer, name, allow_nul=True)
+        return parse_documents(lines, name, _format_of(source, file_format))
+    with open_stream(source) as stream:
+        lines = text_lines(stream, source, allow_nul=True)
+        return parse_documents(lines, source, _format_of(source, file_format))

@@ -28,13 +28,13 @@ from .default_model import (
     DEFAULT_NAME,
     GGUF_SHA256,
     VERSION,
-    cache_folder,
     default_model_source,
     made_once,
     read_default_model,
     save_in_any_process,
     sha256_of,
 )
+from .files.caches import cache_root
 from .ranking_errors import ModelError, ResourceError
 
 
@@ -84,7 +84,7 @@ class Release:
         """Where the merged model is kept: another adapter, other options or another base make another folder."""
         adapters = "".join(part.adapter_sha256 for part in self.parts)
         parts = f"{adapters}{json.dumps(self.ranking, sort_keys=True)}{GGUF_SHA256}"
-        return cache_folder() / "models" / f"{self.name}-{_short_hash(parts)}"
+        return cache_root() / "models" / f"{self.name}-{_short_hash(parts)}"
 
     def check(self) -> None:
         """Raises `ModelError` if its adapter is damaged, or what it was made from is another or missing."""

@@ -7,7 +7,7 @@ prompt is read off the tokenizer's character offsets, so an uncut prompt is exac
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,10 @@ from .ranking_options import LogitOptions, QueryLikelihoodOptions, RankingOption
 
 
 logger = logging.getLogger(__name__)
+
+TEXT_FIELDS = ("text", "contents", "content")
+"""What a document's text is called, the first one preferred; a field that is null counts as absent."""
+TITLE_FIELDS = ("title",)
 
 # Asked of the tokenizer with the whole text of a batch; its own length warnings would be wrong, as we cut afterwards.
 _TOKENIZE = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
@@ -73,14 +77,16 @@ def clean_query(query: Any, what: str = "the query") -> str:
 
 
 def document_text(document: Any, what: str = "a document") -> str:
-    """A document's text: a string, or a mapping with `text` and optionally `title`, joined by a space as BEIR does."""
-    if isinstance(document, dict):
-        if "text" not in document:
-            raise InputError(f"{what} has no field 'text'; its fields are: {', '.join(map(str, document)) or 'none'}")
-        title = clean_text(document.get("title") or "", f"the title of {what}")
-        text = clean_text(document["text"], what)
-        return f"{title} {text}".strip()
-    return clean_text(document, what)
+    """A document's text: a string, or a mapping with a field of `TEXT_FIELDS` and optionally `title`, joined by a
+    space as BEIR does."""
+    if not isinstance(document, Mapping):
+        return clean_text(document, what)
+    given = {name: value for name, value in document.items() if value is not None}
+    field = next((name for name in TEXT_FIELDS if name in given), None)
+    if field is None:
+        raise InputError(f"{what} has no field 'text'; its fields are: {', '.join(map(str, given)) or 'none'}")
+    title = next((given[name] for name in TITLE_FIELDS if name in given), "")
+    return f"{clean_text(title, f'the title of {what}')} {clean_text(given[field], what)}".strip()
 
 
 def _split_around(ids: Sequence[int], offsets: Sequence[tuple[int, int]], start: int, end: int) -> Prompt:

@@ -49,6 +49,34 @@ def test_rooms_import_downwards_only(room: str) -> None:
             assert found <= MAY_IMPORT[room], f"{path} imports {sorted(found - MAY_IMPORT[room])}"
 
 
+def travelling_files() -> set[Path]:
+    """The modules that are saved with a checkpoint: those with a model, and what they import relatively."""
+    folder = ROOT / PACKAGE
+    found = {*folder.glob("modeling_*.py"), folder / "pipeline_text_ranking.py", folder / "crossencoder_tsarank.py"}
+    waiting = list(found)
+    while waiting:
+        for node in ast.walk(ast.parse(waiting.pop().read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                beside = folder / f"{node.module}.py"
+                if node.module and beside.is_file() and beside not in found:
+                    found.add(beside)
+                    waiting.append(beside)
+    return found
+
+
+def test_what_travels_imports_no_files_and_files_import_only_what_travels() -> None:
+    travelling = travelling_files()
+    for path in travelling:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = getattr(node, "module", None) or ""
+            assert not (isinstance(node, ast.ImportFrom) and name.startswith(("files", f"{PACKAGE}.files"))), path
+    for path in (ROOT / PACKAGE / "files").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE):
+                below = node.module.split(".")[1:]
+                assert below[0] == "files" or ROOT / PACKAGE / f"{below[0]}.py" in travelling, f"{path}: {node.module}"
+
+
 def test_no_module_has_outgrown_its_room() -> None:
     for room in MAY_IMPORT:
         for path in (ROOT / room).rglob("*.py"):

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.trainer import TRAINING_ARGS_NAME
 from trl import SFTTrainer
 
+from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.modeling_ranker import RankerModel, accepts
 from modeling_tsarank.modeling_tsarank import TSARankModel
 from modeling_tsarank.ranking_errors import InputError, ModelError, NonFiniteScoreError, ResourceError
@@ -24,7 +25,7 @@ from modeling_tsarank.trainers.cpt_data import PairTokenizer
 from modeling_tsarank.trainers.lora_linear import fuse_lora
 from modeling_tsarank.trainers.ranking_module import token_log_probs
 from modeling_tsarank.trainers.reranking_evaluation import RerankingEvaluation
-from modeling_tsarank.trainers.saving import set_config_dtype, whole_files, write_json
+from modeling_tsarank.trainers.saving import set_config_dtype, whole_files
 from modeling_tsarank.trainers.trainable import ALL_LINEAR, TrainablePart, block_stacks, export_state_dict
 from modeling_tsarank.trainers.training_data import check_rows, load_training_rows
 from modeling_tsarank.trainers.training_record import write_training_record

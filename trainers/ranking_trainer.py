@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
+from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.modeling_ranker import RankerModel
 from modeling_tsarank.ranking_errors import InputError, ModelError, NonFiniteScoreError
 from modeling_tsarank.trainers.checkpointing import CheckpointingTrainer
@@ -38,7 +39,6 @@ from modeling_tsarank.trainers.gradient_cache import (
 from modeling_tsarank.trainers.ranking_config import RankingConfig
 from modeling_tsarank.trainers.ranking_module import RankingModule
 from modeling_tsarank.trainers.reference import Reference
-from modeling_tsarank.trainers.saving import write_json
 from modeling_tsarank.trainers.trainable import TrainablePart, disable_dropout, make_trainable
 from modeling_tsarank.trainers.training_data import load_training_rows
 

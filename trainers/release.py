@@ -20,9 +20,10 @@ from modeling_tsarank.embedded_models import (
     read_adapter,
     read_release,
 )
+from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.ranking_options import CONFIG_KEY
-from modeling_tsarank.trainers.saving import whole_files, write_json
+from modeling_tsarank.trainers.saving import whole_files
 from modeling_tsarank.trainers.training_record import RECORD_NAME
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import tempfile
@@ -11,6 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+
+from modeling_tsarank.files.reading import read_json_object
+from modeling_tsarank.files.writing import whole_file, write_json
 
 
 @contextlib.contextmanager
@@ -26,9 +28,8 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
     try:
         yield staging
         for source in sorted(path for path in staging.rglob("*") if path.is_file()):
-            target = folder / source.relative_to(staging)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(source, target)
+            with whole_file(folder / source.relative_to(staging)) as temporary:
+                shutil.move(source, temporary)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -44,21 +45,9 @@ def replace_folder(source: Path, target: Path) -> None:
     shutil.rmtree(old.parent, ignore_errors=True)
 
 
-def write_json(path: str | Path, value: object) -> None:
-    """Writes one JSON file whole, in UTF-8 with indents. NaN is written as `NaN`."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def set_config_dtype(folder: Path, dtype: torch.dtype) -> None:
     """Writes the dtype into the folder's config.json."""
     path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json_object(path)
     config["dtype"] = str(dtype).removeprefix("torch.")
     write_json(path, config)

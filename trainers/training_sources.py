@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from modeling_tsarank.files.reading import read_json_rows
+from modeling_tsarank.files.tables import read_parquet
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 
 
@@ -113,66 +113,9 @@ def read_records(path: Path) -> Iterator[tuple[str, Any]]:
         InputError: the file is not what its name says; names the line.
     """
     if path.name.endswith(".parquet"):
-        yield from _read_parquet(path)
-        return
-    try:
-        if path.name.endswith((".json", ".json.gz")):
-            array = _read_array(path)
-            if array is not None:
-                for number, record in enumerate(array, start=1):
-                    yield f"{path.name}, row {number}", record
-                return
-        with _open_text(path) as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{path.name}, line {number}", _parse_line(line, f"{path.name}, line {number}")
-    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: cannot be read ({error}); expected UTF-8 text, gzipped if it ends in .gz"
-        ) from error
-
-
-def _open_text(path: Path) -> Any:
-    return gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig")
-
-
-def _parse_line(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not valid JSON ({error.msg} at column {error.colno})") from error
-
-
-def _read_array(path: Path) -> list[Any] | None:
-    """The rows of a JSON array or of an object with `data`; `None` where the file holds one row a line."""
-    with _open_text(path) as file:
-        try:
-            content = json.load(file)
-        except json.JSONDecodeError as error:
-            if error.msg == "Extra data":
-                return None
-            raise InputError(
-                f"{path.name}, line {error.lineno}: not valid JSON ({error.msg} at column {error.colno})"
-            ) from error
-    if isinstance(content, Mapping):
-        return content["data"] if isinstance(content.get("data"), list) else [content]
-    if not isinstance(content, list):
-        raise InputError(f"{path.name}: expected an array of rows, got {type(content).__name__}")
-    return content
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise InputError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from error
-    number = 0
-    for batch in file.iter_batches(batch_size=256):
-        for record in batch.to_pylist():
-            number += 1
-            yield f"{path.name}, row {number}", record
+        yield from read_parquet(path)
+    else:
+        yield from read_json_rows(path)
 
 
 def stamp(path: Path) -> Source:

@@ -101,9 +101,9 @@ def test_a_large_corpus_stays_on_disk_and_reads_the_same(tmp_path):
         ('{"_id": "d1", "text": "x"}\n{"_id": "d2", "text"\n', r"corpus.jsonl, line 2: not JSON"),
         ('{"_id": "d1", "text": "x"}\n[1]\n', "line 2: a JSON object was expected, found list"),
         ('{"_id": "d1", "text": "x"}\n\n{"_id": "d1", "text": "y"}\n', "line 3: the .*id 'd1' appeared before"),
-        ('{"id": "d1", "text": "x"}\n', "line 1: no '_id'"),
-        ('{"_id": "d1", "contents": "x"}\n', "line 1: 'text' must be text, found None"),
-        ('{"_id": "d1", "text": "x", "title": 3}\n', "line 1: 'title' must be text, found 3"),
+        ('{"name": "d1", "text": "x"}\n', "line 1: no '_id'"),
+        ('{"_id": "d1", "body": "x"}\n', "line 1: no 'text', 'contents' or 'content'; fields: _id, body"),
+        ('{"_id": "d1", "text": "x", "title": 3}\n', "line 1: 'title' must be a string, found 3"),
         ("", "corpus.jsonl holds no document"),
     ],
 )
@@ -119,7 +119,7 @@ def test_wrong_corpora_are_refused_with_the_line(tmp_path, corpus, message, lazy
     ("part", "text", "message"),
     [
         ("queries", "", "queries.jsonl holds no query"),
-        ("queries", '{"_id": "q1", "text": null}', "line 1: 'text' must be text"),
+        ("queries", '{"_id": "q1", "text": null}', "line 1: no 'text'"),
         ("queries", lines(QUERIES[:1]), "1 of 2 judged queries have no text, the first is 'q2'"),
         ("qrels", "query-id\tcorpus-id\tscore\n", "holds no judgment"),
         ("qrels", "q1\tzz1\t1\nq2\tzz2\t1\n", "none of the 2 judged documents is in the corpus, the first is 'zz1'"),

@@ -17,11 +17,11 @@ import pytest
 
 from modeling_tsarank import cli
 from modeling_tsarank.eval.collections import CQADUPSTACK_PARTS
-from modeling_tsarank.eval.files import read_json
 from modeling_tsarank.eval.fusion import fuse_runs
 from modeling_tsarank.eval.metrics import compute_metrics
 from modeling_tsarank.eval.run_files import read_qrels, read_run, write_run
 from modeling_tsarank.eval.significance import compare_runs
+from modeling_tsarank.files.reading import read_json
 
 
 COMMANDS = "modeling_tsarank.eval.commands"

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modeling_tsarank.eval.files import read_json
 from modeling_tsarank.eval.fusion import FusionSetting, fuse_runs
 from modeling_tsarank.eval.harness import evaluate_collection, folder_name
 from modeling_tsarank.eval.metrics import compute_metrics
@@ -25,6 +24,7 @@ from modeling_tsarank.eval.options import EvaluationOptions
 from modeling_tsarank.eval.run_files import ranked, read_run, write_run
 from modeling_tsarank.eval.scoring import ScorerSource
 from modeling_tsarank.eval.types import Collection
+from modeling_tsarank.files.reading import read_json
 from modeling_tsarank.ranking_errors import InputError, ModelError, NonFiniteScoreError
 
 

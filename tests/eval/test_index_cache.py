@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_tsarank.eval.index_cache import cache_root, cached_index, content_hash, model_fingerprint
+from modeling_tsarank.eval.index_cache import cached_index, content_hash, model_fingerprint
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 
 
@@ -133,14 +133,6 @@ def test_a_cache_that_cannot_be_written_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ResourceError, match=r"cannot be written .* TSARANK_CACHE names another folder"):
         Builder().get(tmp_path / "file")
-
-
-def test_the_cache_folder(monkeypatch, tmp_path):
-    monkeypatch.delenv("TSARANK_CACHE", raising=False)
-    assert cache_root() == Path.home() / ".cache" / "tsarank"
-    monkeypatch.setenv("TSARANK_CACHE", str(tmp_path))
-    assert cache_root() == tmp_path
-    assert cache_root("~/other") == Path.home() / "other"
 
 
 def test_content_hash_sees_ids_texts_borders_and_order():

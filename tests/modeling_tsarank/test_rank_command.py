@@ -82,18 +82,18 @@ def test_standard_input_text_or_json(run_python, model_folder) -> None:
     ("content", "name", "message"),
     [
         ('{"text": "a"}\n{"text": ', "d.jsonl", "line 2: not JSON"),
-        ('{"text": "a"}\n[1]', "d.jsonl", "line 2: expected an object with the field 'text', got list"),
+        ('{"text": "a"}\n[1]', "d.jsonl", "line 2: a JSON object was expected, found list"),
         ('{"body": "a"}', "d.jsonl", "line 1: no field 'text'; fields: body"),
         ('{"text": 3}', "d.jsonl", "line 1 must be a string, got int"),
         (
             '{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}',
             "d.jsonl",
-            "line 2: the _id 'a' was already used in line 1",
+            "line 2: the id 'a' was already used in line 1",
         ),
         ("\n \n", "d.txt", "holds no documents"),
         (b"good\nb\xffad", "d.txt", "line 2: not UTF-8"),
         ("x", "d.docx", "expected .txt or .jsonl"),
-        (None, "missing.txt", "no file"),
+        (None, "missing.txt", "no such file"),
     ],
 )
 def test_bad_files_are_named_with_their_line(tmp_path, content, name, message) -> None:
@@ -118,7 +118,7 @@ def test_files_with_odd_text_are_read_whole(tmp_path) -> None:
     ("change", "message"),
     [
         (["--query", "  "], "the query is empty"),
-        (["--documents", "nowhere.txt"], "no file nowhere.txt"),
+        (["--documents", "nowhere.txt"], "no such file: nowhere.txt"),
         (["--top-k", "0"], "--top-k: expected a whole number from 1"),
         (["--model", "."], "is no model folder"),
         (["--dtype", "int3"], "unknown dtype 'int3'"),

@@ -230,10 +230,10 @@ def test_errors_name_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     good = json.dumps(SFT_RECORDS[0])
     for line, message in (
-        ('{"query": "q", "positives": ["p"]}', r"^rows\.jsonl, line 3: negatives: missing; expected a list$"),
-        ('{"query": "q", "positives": ["p"], "negatives": [1]}', r"^rows\.jsonl, line 3: negatives\[0\]: expected"),
-        ('{"query": ', r"^rows\.jsonl, line 3: not valid JSON"),
-        ('["q"]', r"^rows\.jsonl, line 3: expected an object with fields, got list"),
+        ('{"query": "q", "positives": ["p"]}', r"/rows\.jsonl, line 3: negatives: missing; expected a list$"),
+        ('{"query": "q", "positives": ["p"], "negatives": [1]}', r"/rows\.jsonl, line 3: negatives\[0\]: expected"),
+        ('{"query": ', r"/rows\.jsonl, line 3: not JSON"),
+        ('["q"]', r"/rows\.jsonl, line 3: expected an object with fields, got list"),
     ):
         path.write_text(f"{good}\n\n{line}\n", encoding="utf-8")
         with pytest.raises(InputError, match=message) as caught:
@@ -269,11 +269,11 @@ def broken_sources(folder: Path) -> list[tuple[Any, str]]:
     return [
         (folder / "empty.jsonl", "has no rows"),
         (folder / "rows.csv", "unknown kind of file; expected .jsonl"),
-        (folder / "broken.jsonl.gz", "cannot be read"),
-        (folder / "broken.parquet", "not a parquet file"),
-        (folder / "latin.jsonl", "expected UTF-8"),
-        (folder / "scalar.json", "expected an array of rows, got int"),
-        (folder / "half.json", "half.json, line 1: not valid JSON"),
+        (folder / "broken.jsonl.gz", "broken.jsonl.gz, line 1: damaged or not whole"),
+        (folder / "broken.parquet", "cannot be read as Parquet"),
+        (folder / "latin.jsonl", "latin.jsonl, line 1: not UTF-8"),
+        (folder / "scalar.json", "expected an array of rows, found int"),
+        (folder / "half.json", "half.json, line 1: not JSON"),
         (folder / "fields.jsonl", r"fields.jsonl, line 1: fields \['text'\] fit no layout"),
         (folder / "nothing", "has no file with"),
         (folder / "missing.jsonl", "no file or folder"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from modeling_tsarank.eval.files import write_text
+from modeling_tsarank.files.writing import write_text
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.list_card import render_lists_card
 from modeling_tsarank.trainers.data.provenance import read_provenance

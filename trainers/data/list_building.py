@@ -17,10 +17,10 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from modeling_tsarank.eval.analyses import intersection_rates
-from modeling_tsarank.eval.file_access import read_jsonl
 from modeling_tsarank.eval.first_stages import CollectionTexts, FirstStageIndex, build_index
 from modeling_tsarank.eval.run_files import ranked
 from modeling_tsarank.eval.types import Collection, Document, Run
+from modeling_tsarank.files.reading import read_jsonl
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
 
@@ -156,7 +156,7 @@ class Retriever:
 
     Args:
         documents: Document id to document.
-        cache_dir: Where indexes are kept; see `index_cache.cache_root`.
+        cache_dir: Where indexes are kept; see `files.caches.cache_root`.
         make_scorer: Makes the scorer of a `rerank:` stage from its name.
         options: Per kind of index (`dense`, `splade`, `bm25`), keyword arguments of its `build`.
     """

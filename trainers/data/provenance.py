@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from modeling_tsarank import __version__
-from modeling_tsarank.eval.files import read_json, write_json
 from modeling_tsarank.file_hashes import hash_file
+from modeling_tsarank.files.reading import read_json
+from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_errors import InputError
 
 
@@ -39,7 +40,7 @@ def package_versions(names: Iterable[str]) -> dict[str, str]:
 
 
 def describe_file(path: Path) -> dict[str, Any]:
-    """A file or folder by its name, size and fingerprint (see `eval.files.hash_file`); never by its full path."""
+    """A file or folder by its name, size and fingerprint (see `file_hashes.hash_file`); never by its full path."""
     if not path.exists():
         return {"name": path.name}
     if path.is_dir():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_tsarank.eval.bm25 import STOP_WORDS
-from modeling_tsarank.eval.files import write_text
+from modeling_tsarank.files.writing import write_text
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.list_building import SourceQuery
 from modeling_tsarank.trainers.data.provenance import write_report

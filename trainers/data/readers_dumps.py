@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from modeling_tsarank.files.reading import read_jsonl, read_lines
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.readers import Source, text_of, usable
-from modeling_tsarank.trainers.data.readers_files import TextStore, read_json_lines, read_lines
+from modeling_tsarank.trainers.data.text_store import TextStore
 from modeling_tsarank.trainers.data.weak_types import Pair
 
 
@@ -28,7 +29,7 @@ def read_reddit(source: Source, unusable: Counter[str]) -> Iterator[Pair]:
     default true): the post's text follows its title in the query.
     """
     if source.type == "title_body":
-        for _, record in read_json_lines(Path(source.path)):
+        for _, record in read_jsonl(Path(source.path)):
             title, body = _post(record)
             if _is_liked(record, source, unusable) and usable(title, body, unusable):
                 yield source.pair(title, body)
@@ -38,13 +39,13 @@ def read_reddit(source: Source, unusable: Counter[str]) -> Iterator[Pair]:
         raise InputError("reddit: post_comment needs the option comments, the file of comments")
     with_body = source.option("with_body", True)
     with TextStore() as posts:
-        for place, record in read_json_lines(Path(source.path)):
+        for place, record in read_jsonl(Path(source.path)):
             title, body = _post(record)
             if not text_of(record.get("id")):
                 raise InputError(f"{place}: a submission needs an id")
             if title:
                 posts.put(text_of(record["id"]), f"{title} {body}".strip() if with_body else title)
-        for _, record in read_json_lines(Path(comments).expanduser()):
+        for _, record in read_jsonl(Path(comments).expanduser()):
             kind, _, parent = text_of(record.get("parent_id")).partition("_")
             if kind != "t3":
                 unusable["answer to a comment"] += 1

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from modeling_tsarank.files.reading import read_jsonl
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.readers import Source, text_of, usable
-from modeling_tsarank.trainers.data.readers_files import TextStore, read_json_lines
+from modeling_tsarank.trainers.data.text_store import TextStore
 from modeling_tsarank.trainers.data.weak_types import Pair
 
 
@@ -34,7 +35,7 @@ def read_arxiv(source: Source, unusable: Counter[str]) -> Iterator[Pair]:
     record's `license`.
     """
     wanted = source.option("categories", [])
-    for _, record in read_json_lines(Path(source.path)):
+    for _, record in read_jsonl(Path(source.path)):
         own = text_of(record.get("categories")).split()
         if wanted and not any(one == w or one.startswith(f"{w}.") for one in own for w in wanted):
             unusable["other category"] += 1
@@ -58,17 +59,17 @@ def read_citations(source: Source, unusable: Counter[str]) -> Iterator[Pair]:
     """
     path = Path(source.path)
     if source.type == "title_abstract":
-        for _, record in read_json_lines(path):
+        for _, record in read_jsonl(path):
             query, document = _single(record.get("title")), _abstract(record)
             if usable(query, document, unusable):
                 yield source.pair(query, document)
         return
     with TextStore() as papers:
-        for _, record in read_json_lines(path):
+        for _, record in read_jsonl(path):
             identifier, title, abstract = _paper_id(record), _single(record.get("title")), _abstract(record)
             if identifier and title and abstract:
                 papers.put(identifier, title, abstract)
-        for place, record in read_json_lines(path):
+        for place, record in read_jsonl(path):
             for sentence, cited in _citations(record, place):
                 paper = papers.get(cited)
                 if paper is None:

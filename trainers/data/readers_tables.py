@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from modeling_tsarank.files.reading import read_jsonl
+from modeling_tsarank.files.tables import read_csv, read_parquet
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 from modeling_tsarank.trainers.data.readers import Source, field_of, text_of, usable
-from modeling_tsarank.trainers.data.readers_files import open_stream, read_json_lines
 from modeling_tsarank.trainers.data.weak_types import Pair
-from modeling_tsarank.trainers.training_sources import import_datasets, read_records
+from modeling_tsarank.trainers.training_sources import import_datasets
 
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz", ".parquet", ".jsonl.zst", ".jsonl.bz2")
@@ -93,25 +91,11 @@ def _records(source: Source) -> Iterator[tuple[str, Any]]:
         raise InputError(f"{path}: expected {', '.join(SUFFIXES)}, or a folder of such files")
     for file in files:
         if file.name.endswith(".parquet"):
-            yield from read_records(file)
+            yield from read_parquet(file)
         elif ".jsonl" in file.suffixes:
-            yield from read_json_lines(file)
+            yield from read_jsonl(file)
         else:
-            yield from _csv_records(file)
-
-
-def _csv_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    with open_stream(path) as stream:
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-        reader = csv.DictReader(text, delimiter="\t" if ".tsv" in path.suffixes else ",", strict=True)
-        try:
-            for record in reader:
-                if None in record or None in record.values():
-                    raise InputError(f"{path.name}, line {reader.line_num}: not as many fields as the header has")
-                yield f"{path.name}, line {reader.line_num}", record
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise InputError(f"{path.name}, line {reader.line_num + 1}: {error}") from error
+            yield from read_csv(file)
 
 
 def _hub_records(source: Source) -> Iterator[tuple[str, Any]]:

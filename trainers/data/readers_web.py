@@ -11,9 +11,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from modeling_tsarank.eval.extras import require
+from modeling_tsarank.files.reading import open_stream
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.readers import Source, usable
-from modeling_tsarank.trainers.data.readers_files import TextStore, open_stream
+from modeling_tsarank.trainers.data.text_store import TextStore
 from modeling_tsarank.trainers.data.weak_types import Pair
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modeling_tsarank.embedded_models import RECORD_FILE, embedded_ranker, releases
-from modeling_tsarank.eval.files import read_json
+from modeling_tsarank.files.reading import read_json
 from modeling_tsarank.ranking_errors import InputError
 
 

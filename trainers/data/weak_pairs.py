@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from modeling_tsarank.eval.files import write_errors, write_text
+from modeling_tsarank.files.writing import write_errors, write_text
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.dataset_card import write_card
 from modeling_tsarank.trainers.data.filters import Pipeline, declare_steps

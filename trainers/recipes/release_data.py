@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from modeling_tsarank.eval.files import read_json, write_json, write_text
 from modeling_tsarank.eval.run_files import write_run
 from modeling_tsarank.file_hashes import hash_file
+from modeling_tsarank.files.reading import read_json
+from modeling_tsarank.files.writing import write_json, write_text
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.filters import build_options
 from modeling_tsarank.trainers.data.list_building import SourceQuery

@@ -1,0 +1,129 @@
+"""What fields are called in the files of other tools, and how ids and texts are taken out of a record.
+
+Everything that reads records looks a field up here. A field that is null counts as absent. An id is a string or a
+whole number; anything else (true, 1.5, a list) is refused rather than turned into text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_text import TEXT_FIELDS, TITLE_FIELDS, clean_text
+
+
+FIELDS: dict[str, tuple[str, ...]] = {
+    "id": ("_id", "id", "docid", "doc_id", "pid"),
+    "query_id": ("_id", "id", "query_id", "qid"),
+    "query_id_of_row": ("query_id", "qid"),
+    "text": TEXT_FIELDS,
+    "title": TITLE_FIELDS,
+    "query": ("query", "anchor", "question"),
+    "query_text": (*TEXT_FIELDS, "query", "question"),
+    "documents": ("documents", "docs", "passages"),
+    "candidates": ("candidates", "hits"),
+}
+"""Names of a field by what it means, the first one preferred."""
+
+
+def field_name(record: Mapping[str, Any], meaning: str) -> str | None:
+    """The name under which a record has a field of `FIELDS`, `None` where it has none or only null."""
+    return next((name for name in FIELDS[meaning] if record.get(name) is not None), None)
+
+
+def field_value(record: Mapping[str, Any], meaning: str) -> Any:
+    """The value of a field of `FIELDS`, `None` where it is absent or null."""
+    name = field_name(record, meaning)
+    return None if name is None else record[name]
+
+
+def as_id(value: Any, what: str) -> str:
+    """An id as text.
+
+    Args:
+        value: A string or a whole number.
+        what: Place and field for the error message.
+
+    Raises:
+        InputError: It is neither, is empty, or holds characters that no id can have in a file.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{what} must be a string or a whole number, found {shown(value)}")
+    if "\0" in value or (not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value)):
+        raise InputError(f"{what} {value!a:.60} holds a NUL or a lone surrogate, which no file of results can hold")
+    return value
+
+
+def optional_id(record: Mapping[str, Any], place: str, meaning: str = "id") -> str | None:
+    """The id of a record, `None` where it has none.
+
+    Raises:
+        InputError: See `as_id`.
+    """
+    name = field_name(record, meaning)
+    return None if name is None else as_id(record[name], f"{place}: {name!r}")
+
+
+def record_id(record: Mapping[str, Any], place: str, meaning: str = "id") -> str:
+    """The id of a record.
+
+    Raises:
+        InputError: There is none, or see `as_id`.
+    """
+    identifier = optional_id(record, place, meaning)
+    if identifier is None:
+        raise InputError(f"{place}: no {one_of(FIELDS[meaning])}; fields: {field_list(record)}")
+    return identifier
+
+
+def record_text(record: Mapping[str, Any], place: str, meaning: str = "text") -> str:
+    """The text of a record as it stands, but for lone surrogates.
+
+    Raises:
+        InputError: There is none, or it is no string.
+    """
+    name = field_name(record, meaning)
+    if name is None:
+        raise InputError(f"{place}: no {one_of(FIELDS[meaning])}; fields: {field_list(record)}")
+    return _string(record[name], name, place)
+
+
+def record_title(record: Mapping[str, Any], place: str) -> str:
+    """The title of a record, empty where it has none.
+
+    Raises:
+        InputError: It is no string.
+    """
+    name = field_name(record, "title")
+    return "" if name is None else _string(record[name], name, place)
+
+
+def _string(value: Any, name: str, place: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{place}: {name!r} must be a string, found {shown(value)}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return clean_text(value, f"{place}: {name!r}")
+    return value
+
+
+def shown(value: Any) -> str:
+    """A wrong value for an error message: shortened, on one line."""
+    text = ascii(value) if isinstance(value, str) else repr(value)
+    return f"{text:.60}{'…' if len(text) > 60 else ''}"
+
+
+def field_list(record: Mapping[str, Any]) -> str:
+    """The names of a record's fields for an error message; null ones are absent."""
+    names = [str(name) for name, value in record.items() if value is not None]
+    return f"{', '.join(names):.200}" or "none"
+
+
+def one_of(names: Sequence[str]) -> str:
+    """Names for an error message: `'_id', 'id' or 'docid'`."""
+    *first, last = map(repr, names)
+    return f"{', '.join(first)} or {last}" if first else last

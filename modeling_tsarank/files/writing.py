@@ -1,0 +1,150 @@
+"""Files written whole or not at all, through links, with their mode kept; devices and pipes are written to plainly."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, Any
+
+from modeling_tsarank.ranking_errors import InputError, ResourceError
+
+
+_DESCRIPTOR = re.compile(r"/proc/(\d+)/(?:task/\d+/)?fd/(\d+)")
+_MAX_LINKS = 40
+
+
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Turns the system's refusal to write `path` into one line that says what to do.
+
+    Raises:
+        InputError: the text holds half of a surrogate pair, which no file can hold.
+        ResourceError: the folder cannot be made or written, or the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise ResourceError(f"cannot write {path}: {reason}; choose a writable folder with free space") from error
+    except UnicodeEncodeError as error:
+        raise InputError(f"cannot write {path}: the text {error.object[error.start]!a} is broken Unicode") from error
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path with the suffix of `path`; its content becomes `path` when the block ends well.
+
+    A link stays: what it leads to is replaced, with its mode and owner kept. What stands under `/dev` or
+    `/proc/self/fd`, a pipe or a socket is written to and never replaced. The folder is made if need be. An error or
+    an interrupt leaves what stood under `path` as it was, and nothing beside it.
+
+    Raises:
+        InputError: `path` is a folder, or leads to a file of the Hub's cache, which other programs share.
+        ResourceError: see `write_errors`.
+    """
+    path = Path(path)
+    with write_errors(path):
+        target, plain = _target_of(path)
+        if plain:
+            with tempfile.TemporaryDirectory() as folder:
+                temporary = Path(folder) / f"content{path.suffix}"
+                yield temporary
+                with temporary.open("rb") as source, _open_plainly(target) as sink:
+                    shutil.copyfileobj(source, sink)
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{secrets.token_hex(8)}.partial{path.suffix}")
+        try:
+            yield temporary
+            _replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_text(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
+    """Opens `path` for writing UTF-8 with `\\n` line ends, whole or not at all: see `whole_file`."""
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        yield file
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        status = target.stat()
+        with contextlib.suppress(PermissionError):  # only root may give files away
+            os.chown(temporary, status.st_uid, status.st_gid)
+        temporary.chmod(stat.S_IMODE(status.st_mode))
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, target)
+
+
+def _target_of(path: Path) -> tuple[Path, bool]:
+    """What to write, links followed, and whether it is written to plainly instead of being replaced."""
+    target = Path(os.path.abspath(path))
+    for _ in range(_MAX_LINKS):
+        target = Path(os.path.realpath(target.parent), target.name)
+        # A link of /proc/self/fd leads to whatever was opened; to follow it by name would miss that.
+        if target.is_relative_to("/proc"):
+            return target, True
+        if not target.is_symlink():
+            break
+        target = target.parent / os.readlink(target)
+    try:
+        kind = target.stat().st_mode
+    except FileNotFoundError:
+        kind = stat.S_IFREG
+    if stat.S_ISDIR(kind):
+        raise InputError(f"{path} is a folder, a file was expected")
+    parts = target.parts
+    if any(
+        name.startswith(("models--", "datasets--", "spaces--")) and below == "blobs" for name, below in pairwise(parts)
+    ):
+        raise InputError(f"{path} is a file of the Hub's cache ({target}), which other programs share; name another")
+    return target, not stat.S_ISREG(kind)
+
+
+def _open_plainly(target: Path) -> IO[bytes]:
+    descriptor = _DESCRIPTOR.fullmatch(str(target))
+    if descriptor and int(descriptor.group(1)) == os.getpid():
+        # The same open file with the same position: opened anew, it would be written from its beginning.
+        return os.fdopen(os.dup(int(descriptor.group(2))), "wb")
+    return target.open("wb")
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes UTF-8 text, whole or not at all: see `whole_file`."""
+    with whole_text(path) as stream:
+        stream.write(text)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes `value` as indented JSON with a final line break, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes one JSON object a line, whole or not at all."""
+    with whole_text(path) as stream:
+        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_csv(path: str | os.PathLike[str], header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Writes a comma-separated file with one header line and `\\n` line ends, whole or not at all."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text(path, buffer.getvalue())

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from modeling_tsarank.command_line import one_line
 from modeling_tsarank.hub_cards.app_ranking import RankingService
 from modeling_tsarank.ranking_errors import TSARankError
 
@@ -92,7 +93,7 @@ def make_endpoints(service: RankingService, error: type[Exception]) -> dict[str,
             try:
                 return function(*args, **kwargs)
             except TSARankError as mistake:
-                raise error(" ".join(str(mistake).split())) from None
+                raise error(one_line(str(mistake))) from None
 
         return wrapper
 

@@ -86,7 +86,7 @@ class BuiltInCollection:
         Raises `InputError` if no document does, or if `depth` is no positive number.
         """
         if isinstance(depth, bool) or not isinstance(depth, int | float) or depth != depth // 1 or depth < 1:
-            raise InputError(f"the number of candidates must be a positive whole number, got {depth!r}")
+            raise InputError(f"the number of candidates must be a positive whole number, got {depth!r:.80}")
         found = self._index.search({"query": query}, int(depth), show_progress=False)["query"]
         if not found:
             raise InputError(

@@ -73,8 +73,8 @@ class ModelShelf:
 
     def get(self, name: str | None = None) -> tuple[str, Any]:
         """The name (None: the default's) and the loaded model. Raises `InputError` for a name that is not offered."""
-        name = name or self.names[0]
-        if name not in self._loaders:
+        name = self.names[0] if name in (None, "") else name
+        if not isinstance(name, str) or name not in self._loaders:
             raise InputError(f"no model {str(name)[:80]!r} here; offered: {', '.join(self.names)}")
         with self._lock:
             if name not in self._models:

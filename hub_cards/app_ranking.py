@@ -126,7 +126,9 @@ class RankingService:
     def candidates(self, query: str, depth: int) -> list[NamedDocument]:
         """BM25's candidates from the built-in collection. Raises `InputError` if there are none or too many asked."""
         if isinstance(depth, int | float) and depth > self.limits.documents:
-            raise InputError(f"{depth:g} candidates were asked for; at most {self.limits.documents} are allowed here")
+            raise InputError(
+                f"{depth!r:.20} candidates were asked for; at most {self.limits.documents} are allowed here"
+            )
         return self.collection.search(query, depth)
 
     def rank(

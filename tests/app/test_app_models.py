@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from modeling_tsarank import load_ranker
 from modeling_tsarank.document_files import NamedDocument
+from modeling_tsarank.hub_cards.app_endpoints import make_endpoints
 from modeling_tsarank.hub_cards.app_limits import Limits
 from modeling_tsarank.hub_cards.app_models import ModelShelf, make_shelf
 from modeling_tsarank.hub_cards.app_ranking import BM25, RankingService
@@ -166,3 +169,49 @@ def test_mistakes(service: RankingService) -> None:
         service.search("bees", 101)
     with pytest.raises(InputError, match="the document must be a string, got int"):
         service.explain("bees", 3)
+
+
+ODD: tuple[Any, ...] = (
+    None,
+    [],
+    ["likelihood"],
+    {},
+    {"a": 1},
+    0,
+    -1,
+    1.5,
+    10**400,
+    float("nan"),
+    True,
+    "",
+    "\ud800",
+    "\0",
+    b"x",
+    [[[]]],
+)
+
+
+def test_no_odd_argument_of_an_endpoint_is_a_fault(service: RankingService) -> None:
+    """A caller's mistake is the one error that the API knows; `model` given as a list once was a TypeError."""
+
+    class MistakeError(Exception):
+        pass
+
+    endpoints = make_endpoints(service, MistakeError)
+    right = {
+        "rank": {"query": "bees", "documents": ["honey", "wax"], "model": None},
+        "search": {"query": "bees", "candidates": 2, "model": None},
+        "explain": {"query": "bees", "document": "honey", "model": None},
+        "compare": {"query": "bees", "documents": ["honey"], "model_a": "likelihood", "model_b": "logits"},
+    }
+    mistakes: list[str] = []
+    for name, arguments in right.items():
+        assert endpoints[name](**arguments)
+        for argument in arguments:
+            for value in (*ODD, list(ODD)):
+                try:
+                    json.dumps(endpoints[name](**{**arguments, argument: value}))
+                except MistakeError as mistake:
+                    mistakes.append(str(mistake))
+    assert len(mistakes) > 150
+    assert all("\n" not in mistake and len(mistake) < 300 for mistake in mistakes)

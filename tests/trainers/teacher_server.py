@@ -39,6 +39,7 @@ class TeacherServer:
 
     - a text: the assistant's answer;
     - (status, headers, body): that;
+    - "DRIP" or "DRIPPING HEAD": a whole right answer, its body or its headers a byte at a time, never long silent;
     - "TIMEOUT": nothing for a second; "CUT": the head of an answer, then a closed connection; "HANGUP": nothing.
 
     `number` counts requests from 0. Every request's payload and headers are kept.
@@ -102,6 +103,9 @@ class TeacherServer:
             handler.close_connection = True
             return
         status, headers, content = (200, {}, completion(reply)) if isinstance(reply, str) else reply
+        if reply in ("DRIP", "DRIPPING HEAD"):
+            self._drip(handler, head=reply == "DRIPPING HEAD")
+            return
         if reply == "CUT":
             content = completion("[1] > [2] > [3]")
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -116,3 +120,16 @@ class TeacherServer:
             handler.close_connection = True
             return
         handler.wfile.write(data)
+
+    @staticmethod
+    def _drip(handler: BaseHTTPRequestHandler, head: bool) -> None:
+        data = json.dumps(completion("[2] > [3] > [1]")).encode()
+        headers = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+        slow, fast = (headers, data) if head else (data, b"")
+        handler.close_connection = True
+        if not head:
+            handler.wfile.write(headers)
+        for byte in slow:
+            handler.wfile.write(bytes([byte]))
+            time.sleep(0.02)
+        handler.wfile.write(fast)

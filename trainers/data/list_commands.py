@@ -183,7 +183,7 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
         type=_SECONDS,
         default=120.0,
         metavar="S",
-        help="seconds a request (default: 120)",
+        help="seconds a request may take as a whole (default: 120)",
     )
     group.add_argument("--tries", type=whole(), default=6, metavar="N", help="per request (default: 6)")
     group.add_argument(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import email.utils
-import json
 import logging
 import os
 import random
@@ -13,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from modeling_tsarank.eval.extras import require
 from modeling_tsarank.ranking_errors import InputError, ResourceError
+from modeling_tsarank.trainers.data.http_requests import Answer, HttpClient, RequestFailedError, check_url
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
 from modeling_tsarank.trainers.data.teacher_prompt import Message
 from modeling_tsarank.trainers.data.teacher_types import (
@@ -99,7 +98,6 @@ class EndpointTeacher:
     """
 
     def __init__(self, settings: EndpointSettings, cache: RequestCache, usage: Usage | None = None) -> None:
-        self._http = require("httpx2", extra="data", purpose="A teacher at an address")
         self.settings = settings
         self.name = settings.model
         self.usage = usage or Usage()
@@ -114,9 +112,9 @@ class EndpointTeacher:
         # At DEBUG it writes out the server's headers, and a server may echo what it was sent.
         logging.getLogger("httpcore2").setLevel(logging.INFO)
         self._url = f"{settings.url.rstrip('/')}/chat/completions"
+        check_url(self._url)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        # Redirects are not followed: the key belongs to the address that the user gave.
-        self._client = self._http.Client(timeout=settings.timeout, headers=headers, follow_redirects=False)
+        self._client = HttpClient(settings.timeout, headers)
         self._stop = threading.Event()
         self._pacer = Pacer(settings.requests_per_minute, self._stop)
         self._jitter = random.Random()
@@ -174,29 +172,27 @@ class EndpointTeacher:
             self._pacer.wait()
             self.usage.add_request(again=number > 0)
             try:
-                response = self._client.post(self._url, json=payload)
-            except self._http.TransportError as error:
-                reason = f"{type(error).__name__}: {self._clean(str(error))}"
-            except self._http.DecodingError as error:
-                reason = f"an answer that cannot be decoded: {self._clean(str(error))}"
+                answer = self._client.post(self._url, payload)
+            except RequestFailedError as error:
+                reason = self._clean(str(error))
             else:
-                if response.status_code == 200:
-                    completion = self._read(response)
+                if answer.status == 200:
+                    completion = self._read(answer)
                     if completion is not None:
                         return completion
                     reason = "an answer that is no chat completion"
-                elif response.status_code in RETRIED_STATUSES:
-                    reason = f"status {response.status_code}"
-                    self._honour_retry_after(response)
+                elif answer.status in RETRIED_STATUSES:
+                    reason = f"status {answer.status}"
+                    self._honour_retry_after(answer)
                 else:
-                    self._refuse(response)
+                    self._refuse(answer)
             logger.info("teacher %s: %s (try %d of %d)", self.name, reason, number + 1, self.settings.tries)
         raise TeacherUnreachableError(
             f"the teacher {self.name} at {self.settings.url} gave no answer in {self.settings.tries} tries ({reason})"
         )
 
     def _back_off(self, number: int) -> float:
-        wait = min(self.settings.first_wait * 2.0 ** (number - 1), self.settings.longest_wait)
+        wait = min(self.settings.first_wait * 2.0 ** min(number - 1, 64), self.settings.longest_wait)
         return wait * (1.0 + 0.25 * self._jitter.random())
 
     def _check_cost(self) -> None:
@@ -207,8 +203,8 @@ class EndpointTeacher:
                 f"kept, run again with a higher limit (--max-cost) to go on"
             )
 
-    def _honour_retry_after(self, response: Any) -> None:
-        seconds = retry_after_seconds(response.headers.get("retry-after"))
+    def _honour_retry_after(self, answer: Answer) -> None:
+        seconds = retry_after_seconds(answer.headers.get("retry-after"))
         if seconds is None:
             return
         if seconds > self.settings.longest_wait:
@@ -218,19 +214,19 @@ class EndpointTeacher:
             )
         self._pacer.pause(seconds)
 
-    def _refuse(self, response: Any) -> None:
+    def _refuse(self, answer: Answer) -> None:
         """Raises for a status that will not pass by itself."""
-        status, settings = response.status_code, self.settings
+        status, settings = answer.status, self.settings
         if status in _STOPPING or 300 <= status < 400:
             said = _STOPPING.get(status, "sends us to another address; give that one")
             said = said.format(variable=settings.key_variable, url=settings.url, model=settings.model)
             raise ResourceError(f"the teacher {self.name} {said} (status {status})")
-        raise RequestRefusedError(f"status {status}: {self._clean(_error_text(response))}")
+        raise RequestRefusedError(f"status {status}: {self._clean(_error_text(answer))}")
 
-    def _read(self, response: Any) -> Completion | None:
+    def _read(self, answer: Answer) -> Completion | None:
         """The completion, or None for a body that is none (broken JSON, other fields, a server's own page)."""
         try:
-            body = response.json()
+            body = answer.json()
             choice = body["choices"][0]
             text = choice["message"]["content"]
         except (ValueError, LookupError, TypeError):
@@ -269,18 +265,18 @@ def retry_after_seconds(value: str | None) -> float | None:
     except ValueError:
         try:
             seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return None
     return max(seconds, 0.0) if seconds == seconds else None
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None
 
 
-def _error_text(response: Any) -> str:
+def _error_text(answer: Answer) -> str:
     try:
-        error = response.json()["error"]
+        error = answer.json()["error"]
         return str(error["message"] if isinstance(error, dict) else error)
-    except (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError):
-        return str(response.text)
+    except (ValueError, LookupError, TypeError):
+        return answer.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ class EndpointSettings:
         key_variable: Environment variable with the API key. The key itself is in no setting, file or message.
         temperature: Of sampling (RankGPT: 0).
         max_tokens: Longest answer in tokens; None leaves it to the server.
-        timeout: Seconds a request may take.
+        timeout: Seconds a request may take as a whole, from connecting to the last byte of the answer.
         tries: How often one request is tried, with exponential back-off in between.
         first_wait: Seconds before the second try; doubled each time, up to `longest_wait`, with up to a quarter of
             jitter. A server's Retry-After is honoured instead where it is longer.
@@ -110,11 +111,11 @@ class EndpointSettings:
             raise InputError(f"the longest answer must be at least one token, got {self.max_tokens}")
         for name in ("timeout", "first_wait", "longest_wait", "requests_per_minute", "max_cost"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"{name} must be more than 0, got {value}")
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{name} must be a finite number above 0, got {value}")
         for name in ("temperature", "prompt_price", "completion_price"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be a finite number from 0, got {getattr(self, name)}")
         if self.max_cost is not None and not (self.prompt_price or self.completion_price):
             raise InputError("a cost limit needs prices: give the price of a million tokens read and written")
 
@@ -126,7 +127,8 @@ def _check_url(url: str) -> None:
         _ = parts.port
     except ValueError:
         raise InputError("the teacher's address is no URL; expected one like https://host/v1") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    odd = not url.isprintable() or " " in url or "\\" in url
+    if odd or parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError("the teacher's address must begin with http:// or https:// and a host, like https://host/v1")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise InputError(

@@ -83,9 +83,11 @@ def test_without_a_key_no_authorization_is_sent(cache, monkeypatch):
         (200, {}, {"choices": []}),
         (200, {}, {"choices": [{"message": {"content": None}}]}),
         (200, {}, [1, 2]),
+        (200, {}, b"[" * 100_000),
+        (200, {}, b'{"choices": ' + b"9" * 5000),
         (200, {"Content-Encoding": "gzip"}, b"this is not gzip"),
     ],
-    ids=str,
+    ids=lambda fault: str(fault)[:50],
 )
 def test_what_may_pass_is_tried_again(cache, fault):
     with TeacherServer(scripted(fault, fault)) as server, client(server, cache) as teacher:
@@ -144,6 +146,60 @@ def test_retry_after_in_both_forms():
     assert 28 < retry_after_seconds(date) <= 30
     assert retry_after_seconds(email.utils.formatdate(time.time() - 30, usegmt=True)) == 0.0
     assert [retry_after_seconds(value) for value in (None, "soon", "nan", "")] == [None] * 4
+    assert retry_after_seconds("1e999") == float("inf")
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        "Fri, 31 Dec 99999 23:59:59 GMT",
+        "Fri, 31 Dec 2026 23:59:59 +99999999999999",
+        "Fri, 99999999999999999999 Dec 2026 00:00:00 GMT",
+        "9" * 5000,
+    ],
+)
+def test_a_server_that_names_no_date_of_this_world_is_asked_again_or_not_at_all(cache, date):
+    seconds = retry_after_seconds(date)
+    assert seconds is None or seconds > 1e9
+    with TeacherServer(scripted((503, {"Retry-After": date}, {}))) as server, client(server, cache) as teacher:
+        if seconds is None:
+            assert teacher.complete(MESSAGES).text == "[2] > [3] > [1]"
+        else:
+            with pytest.raises(ResourceError, match="longer than the longest wait"):
+                teacher.complete(MESSAGES)
+
+
+@pytest.mark.parametrize("drip", ["DRIP", "DRIPPING HEAD"])
+def test_an_answer_that_drips_in_ends_with_the_deadline_of_the_whole_request(cache, drip):
+    with (
+        TeacherServer(scripted(drip)) as server,
+        client(server, cache, tries=1) as teacher,
+        pytest.raises(TeacherUnreachableError, match=r"no whole answer in 0\.5 s"),
+    ):
+        teacher.complete(MESSAGES)
+    assert len(server.payloads) == 1
+
+
+def test_an_answer_without_end_is_cut_off(cache, monkeypatch):
+    monkeypatch.setattr("modeling_tsarank.trainers.data.http_requests.LONGEST_BODY", 1000)
+    with TeacherServer(scripted((200, {}, b" " * 100_000))) as server, client(server, cache, tries=1) as teacher:
+        with pytest.raises(TeacherUnreachableError, match="longer than 1,000 bytes"):
+            teacher.complete(MESSAGES)
+        assert teacher.complete(MESSAGES).text == "[2] > [3] > [1]"
+
+
+def test_a_lone_surrogate_in_a_passage_is_asked_about_all_the_same(cache):
+    with TeacherServer(scripted()) as server, client(server, cache) as teacher:
+        answer = teacher.complete(listwise_messages("a \udcff query", ["value 1", "value 3", "value 2"]))
+    assert answer.text == "[2] > [3] > [1]"
+
+
+def test_counts_that_no_server_can_mean_are_not_counted(cache):
+    usage = {"prompt_tokens": 10**400, "completion_tokens": -1}
+    with TeacherServer(scripted((200, {}, {**completion("[1]"), "usage": usage}))) as server:
+        with client(server, cache, prompt_price=1.0) as teacher:
+            assert teacher.complete(MESSAGES).prompt_tokens is None
+        assert teacher.usage.as_dict()["uncounted"] == 1
 
 
 @pytest.mark.parametrize(
@@ -260,6 +316,17 @@ def test_the_key_reaches_no_log_no_cache_no_message_and_no_card(tmp_path, monkey
 
 
 @pytest.mark.parametrize(
+    "host",
+    ["a\0b", "exa mple", "a..b", "a" * 70, "[::g]", "[::1", "h\\x", "\ud800.de", "h\n", "h/" + "x" * 70_000],
+    ids=lambda host: ascii(host)[:20],
+)
+def test_an_address_that_no_request_can_be_sent_to_is_refused_before_anything_is_asked(cache, host):
+    with pytest.raises(InputError, match="address") as caught:
+        EndpointTeacher(EndpointSettings(f"http://{host}/v1", "m", tries=1), cache)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "ftp://host/v1",
@@ -282,6 +349,9 @@ def test_addresses_that_are_none_or_carry_a_secret(url):
         {"model": ""},
         {"tries": 0},
         {"timeout": 0},
+        {"timeout": float("inf")},
+        {"prompt_price": float("inf")},
+        {"temperature": float("nan")},
         {"first_wait": -1},
         {"requests_per_minute": 0},
         {"temperature": -0.1},

@@ -1,0 +1,127 @@
+"""HTTP requests with one deadline for everything: connecting, sending, waiting, and an answer that drips in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import Mapping
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from typing import Any
+
+from modeling_tsarank.eval.extras import require
+from modeling_tsarank.ranking_errors import InputError
+
+
+LONGEST_BODY = 16 * 2**20
+"""Bytes of an answer, unpacked; no chat completion comes near."""
+
+
+class RequestFailedError(Exception):
+    """A request got no whole answer; the message says why."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer: its status, headers (names in lower case) and body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """The body as JSON. Raises `ValueError` for anything else, also for JSON nested too deeply."""
+        try:
+            return json.loads(self.body)
+        except RecursionError:
+            raise ValueError("the JSON is nested too deeply") from None
+
+    @property
+    def text(self) -> str:
+        """The body as UTF-8, what is none replaced."""
+        return self.body.decode("utf-8", "replace")
+
+
+def check_url(url: str) -> None:
+    """Raises `InputError` for an address that no request can be sent to, without repeating it."""
+    http = _library()
+    try:
+        http.URL(url).host.encode("idna")
+    except (http.InvalidURL, UnicodeError):
+        raise InputError("the address is no URL; expected one like https://host/v1") from None
+
+
+def _library() -> Any:
+    return require("httpx2", extra="data", purpose="A teacher at an address")
+
+
+class HttpClient:
+    """Posts JSON; safe for several threads, whose requests run in one event loop beside them.
+
+    A synchronous client's timeout holds for each read, so that a server that sends a byte now and then keeps a thread
+    for ever; here the deadline holds for the request as a whole.
+
+    Args:
+        seconds: The deadline of a request.
+        headers: Sent with each.
+
+    Raises:
+        ResourceError: the package httpx2 is missing.
+    """
+
+    def __init__(self, seconds: float, headers: Mapping[str, str]) -> None:
+        self._http = _library()
+        self._seconds = seconds
+        # Redirects are not followed: a key in the headers belongs to the address that the user gave.
+        self._client = self._http.AsyncClient(
+            timeout=None, headers=headers, follow_redirects=False, limits=self._http.Limits(max_connections=None)
+        )
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def post(self, url: str, payload: Any) -> Answer:
+        """The answer to a POST of JSON. Raises `RequestFailedError` where no whole one came in time."""
+        # ASCII: a lone surrogate in a text has no UTF-8.
+        content = json.dumps(payload, allow_nan=False).encode("ascii")
+        try:
+            return asyncio.run_coroutine_threadsafe(self._post(url, content), self._loop).result()
+        except TimeoutError:
+            raise RequestFailedError(f"no whole answer in {self._seconds:g} s") from None
+        except CancelledError:
+            raise RequestFailedError("the connection was closed") from None
+        except self._http.DecodingError as error:
+            raise RequestFailedError(f"an answer that cannot be decoded: {error}") from None
+        except self._http.RequestError as error:
+            raise RequestFailedError(f"{type(error).__name__}: {error}") from None
+
+    async def _post(self, url: str, content: bytes) -> Answer:
+        headers = {"Content-Type": "application/json"}
+        body = bytearray()
+        async with (
+            asyncio.timeout(self._seconds),
+            self._client.stream("POST", url, content=content, headers=headers) as response,
+        ):
+            async for part in response.aiter_bytes():
+                body += part
+                if len(body) > LONGEST_BODY:
+                    raise self._http.DecodingError(f"it is longer than {LONGEST_BODY:,} bytes")
+            return Answer(response.status_code, response.headers, bytes(body))
+
+    def close(self) -> None:
+        """Ends what is under way and closes the connections."""
+        if not self._thread.is_alive():
+            return
+        with contextlib.suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(5)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+
+    async def _end(self) -> None:
+        under_way = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+        await self._client.aclose()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import torch
@@ -99,8 +99,12 @@ class StateStore(ABC):
         """
 
     @abstractmethod
-    def put(self, key: str, layers: Layers) -> None:
-        """Keeps a copy of one document's states: for each layer keys and values `(1, heads, tokens, dimension)`."""
+    def put(self, key: str, layers: Layers, targets: Sequence[Groups] = ()) -> None:
+        """Keeps a copy of one document's states: for each layer keys and values `(1, heads, tokens, dimension)`.
+
+        Each of `targets` gets what `fill` gives from now on, rounded as the store rounds. So it does where nothing
+        can be kept: a score must not depend on whether a document was stored before.
+        """
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Those of the keys under which nothing is kept, in order."""
@@ -156,17 +160,20 @@ class MemoryStore(StateStore):
         found = self._found(key)
         if found is None:
             return False
-        if self.dtype is not None:
-            fill_states(key, found, targets, checked=True)
-        else:
-            fill_groups(found, targets)
+        self._fill(key, found, targets)
         return True
+
+    def _fill(self, key: str, kept: Any, targets: Groups) -> None:
+        if self.dtype is not None:
+            fill_states(key, kept, targets, checked=True)
+        else:
+            fill_groups(kept, targets)
 
     def _found(self, key: str) -> Any:
         with self._lock:
             return self._states.get(key)
 
-    def put(self, key: str, layers: Layers) -> None:
+    def put(self, key: str, layers: Layers, targets: Sequence[Groups] = ()) -> None:
         kept: Any
         if self.dtype is not None:
             # Such bytes can be read as tensors without a copy.
@@ -177,7 +184,10 @@ class MemoryStore(StateStore):
             kept = stack_layers([(keys.detach(), values.detach()) for keys, values in layers])
             size = layers_bytes(kept)
         with self._lock:
+            kept = self._states.get(key) or kept  # another thread may have been quicker
             self._states.put(key, kept, size)
+        for target in targets:
+            self._fill(key, kept, target)
 
     @property
     def bytes(self) -> int:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import mmap
+import os
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,7 +68,7 @@ class FolderStore(StateStore):
         max_memory_bytes: documents' bytes kept in memory, so that those of frequent ones are read and checked once; 0
             for none.
         shard_bytes: what is collected in memory before a file is written; `flush` and `close` write the rest.
-        read_only: changes nothing in the folder, for one that cannot be written; `put` is then without effect.
+        read_only: changes nothing in the folder, for one that cannot be written; `put` then keeps nothing.
 
     Raises `InputError` for an unfit folder or format, `ResourceError` where the folder cannot be used or the disk is
     full: nothing is then half-written, and what was written before stays valid.
@@ -283,13 +284,16 @@ class FolderStore(StateStore):
 
     # ---- writing ---------------------------------------------------------------------------------
 
-    def put(self, key: str, layers: Layers) -> None:
-        if self.read_only:
-            return
+    def put(self, key: str, layers: Layers, targets: Sequence[Groups] = ()) -> None:
         blob = encode_states(key, layers, self.dtype)
         with self._lock:
-            self._pending_bytes += len(blob) - len(self._pending.get(key, b""))
-            self._pending[key] = blob
+            # What is there stays: another thread or process may have been quicker.
+            if not self.read_only and self.missing([key]):
+                self._pending[key] = blob
+                self._pending_bytes += len(blob)
+            for target in targets:
+                if not self.fill(key, target):
+                    fill_states(key, blob, target, checked=True)
             if self._pending_bytes >= self.shard_bytes:
                 self.flush()
 
@@ -347,10 +351,16 @@ class FolderStore(StateStore):
 
 
 def open_store(folder: str) -> FolderStore:
-    """The store of document states that `tsarank index` made. Raises `InputError` if there is none."""
+    """The store of document states that `tsarank index` made, opened for reading only where it cannot be written.
+
+    Raises `InputError` if there is none.
+    """
     if not Path(folder).is_dir():
         raise InputError(f"there is no store {folder}; `tsarank index --documents … --store {folder}` makes one")
-    return FolderStore(folder)
+    writable = os.access(folder, os.W_OK)
+    if not writable:
+        logger.warning("the store %s cannot be written: what it lacks is computed and not added", folder)
+    return FolderStore(folder, read_only=not writable)
 
 
 def use_store(model: Any, folder: str) -> FolderStore:

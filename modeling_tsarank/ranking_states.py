@@ -14,7 +14,7 @@ import torch
 from transformers import DynamicCache
 
 from .document_blocks import StateBlocks, Workspace
-from .document_encoding import Groups, fill_groups, stack_layers
+from .document_encoding import Groups, fill_groups
 from .document_states import common_length, kept_ids, model_identity, state_key
 from .ranking_engine import check_batch_tokens, plan_batches, run_batches
 from .ranking_errors import ModelError
@@ -61,9 +61,11 @@ class KeptStates(SuffixRows):
         missing = store.missing(wanted)
 
         def run(batch: Sequence[int]) -> None:
-            keys = [missing[i] for i in batch]
-            for key, layers in zip(keys, self._document_states([wanted[key] for key in keys]), strict=True):
-                store.put(key, layers)
+            rows = [wanted[missing[i]] for i in batch]
+            for part in self._read_together(rows, budget):
+                states = self._document_states([rows[k] for k in part])
+                for k, layers in zip(part, states, strict=True):
+                    store.put(missing[batch[k]], layers)
 
         was_training = self.training
         self.eval()
@@ -160,6 +162,17 @@ class KeptStates(SuffixRows):
         self.last_stats["tokens"] = read
         return results
 
+    def _read_together(self: Any, rows: Sequence[tuple[int, ...]], batch_tokens: int) -> list[list[int]]:
+        """Indexes of documents that are read in one batch on their way into a store.
+
+        A last digit that changes with the batch can flip a rounding of the store, so that scores would depend on which
+        documents it lacked. On a CPU, where a document alone fills the cores, each is therefore read by itself, unless
+        batches change nothing (`batch_invariance`). An accelerator needs batches: there the last digits may differ.
+        """
+        if self.device.type == "cpu" and not self._is_invariant():
+            return [[i] for i in range(len(rows))]
+        return plan_batches([len(row) for row in rows], batch_tokens)
+
     def _caches_of(
         self: Any,
         wanted: Sequence[Sequence[tuple[tuple[int, ...], int]]],
@@ -196,12 +209,10 @@ class KeptStates(SuffixRows):
                 elif count:
                     absent[ids].append(target)
         lacking = list(absent)
-        for part in plan_batches([len(ids) for ids in lacking], batch_tokens):
+        for part in self._read_together(lacking, batch_tokens):
             rows = [lacking[i] for i in part]
             for ids, layers in zip(rows, self._document_states(rows), strict=True):
-                self.document_store.put(state_key(identity, ids), layers)
-                groups = stack_layers(layers)
-                for target in absent[ids]:
-                    fill_groups(groups, target)
+                # Scores come from what the store makes of the states, whether they were in it before or not.
+                self.document_store.put(state_key(identity, ids), layers, absent[ids])
         found = [DynamicCache(config=self.backbone.config) if blocks is None else blocks.cache() for blocks in caches]
         return found, sum(map(len, absent))

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from modeling_tsarank.eval.processes import settle_gloo_at_exit
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.even_batches import EvenBatchesTrainer
 from modeling_tsarank.trainers.ranking_config import RankingConfig
 from modeling_tsarank.trainers.ranking_module import RankingModule
 from modeling_tsarank.trainers.saving import replace_folder, whole_files
@@ -54,7 +54,7 @@ def whole_checkpoints(output_dir: str | Path) -> list[Path]:
     return [folder for _, folder in sorted(found)]
 
 
-class CheckpointingTrainer(Trainer):
+class CheckpointingTrainer(EvenBatchesTrainer):
     """The part of a ranking trainer that writes and reads files."""
 
     args: RankingConfig

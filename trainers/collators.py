@@ -126,6 +126,7 @@ class RankingCollator:
         - `token_ids` `(tokens,)`: all pairs end to end.
         - `ranks` int64, `teacher_scores` and `labels` float32, `(groups, longest group)`: where every group has them;
           0 at padding.
+        - `queries`: how many groups count: all of them, or none where only filling rows were drawn.
         - `rows`: texts and row numbers, to say what went wrong.
 
     Example:
@@ -137,6 +138,7 @@ class RankingCollator:
             "lengths": tensor([3, 4, 5]),
             "query_lengths": tensor([1, 1, 2]),
             "token_ids": tensor([11, 12, 90,  21, 22, 23, 90,  31, 32, 33, 91, 92]),
+            "queries": 2,
             "rows": [...],
         }
         ```
@@ -146,6 +148,9 @@ class RankingCollator:
         self.encoder = encoder
 
     def __call__(self, groups: Sequence[Group]) -> Batch:
+        counting = [group for group in groups if not group.get("filling")]
+        # A process without a row of its own still has to take its part in the exchange of gradients.
+        groups = counting or groups[:1]
         texts = [(group["query"], document) for group in groups for document in group["documents"]]
         pairs: list[EncodedPair] = self.encoder.pairs(texts)  # type: ignore[attr-defined]
         sizes = [len(group["documents"]) for group in groups]
@@ -163,6 +168,7 @@ class RankingCollator:
             if all(name in group for group in groups):
                 values = [torch.tensor(group[name], dtype=torch.float32) for group in groups]
                 batch[name] = torch.nn.utils.rnn.pad_sequence(values, batch_first=True)
+        batch["queries"] = len(counting)
         batch["rows"] = list(groups)
         return batch
 

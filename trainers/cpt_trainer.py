@@ -96,6 +96,7 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
         _make_plain(model)
         context = getattr(model.config, "max_position_embeddings", None)
         pair_tokenizer = PairTokenizer(tokenizer, args.ranking_options(), args.train_eos, context)
+        self._token_sums, self._figures = {"loss": 0.0, "tokens": 0.0}, dict[str, float]()
         self._dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
         # Made before LoRA is put in: a new wrapper initializes whatever did not come from a checkpoint.
         self._ranker = TSARankModel.from_backbone(
@@ -178,6 +179,37 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
         # `num_items_in_batch` counts the tokens of every process, and DDP averages their gradients.
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return loss * processes / num_items_in_batch
+
+    def filling_row(self, row: Any) -> Any:
+        # Two tokens, of which none is learned; a packed row says how long its parts are.
+        lengths = {"seq_lengths": [2]} if "seq_lengths" in row else {}
+        return {**row, "input_ids": row["input_ids"][:2], "labels": [-100, -100], **lengths}
+
+    # ---- evaluation ------------------------------------------------------------------------------
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As TRL's; notes how many learned tokens the loss and the other figures are means over."""
+        step = super().prediction_step(model, inputs, *args, **kwargs)
+        count = (inputs["labels"][..., 1:] != -100).sum().to(step[0].device)
+        total = self.accelerator.reduce(count, "sum").item()
+        self._token_sums["loss"] += float(step[0]) * int(count)
+        self._token_sums["tokens"] += int(count)
+        for name, values in self._metrics["eval"].items():
+            if values and name != "num_tokens":
+                self._figures[name] = self._figures.get(name, 0.0) + values.pop() * total
+        return step
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """As TRL's, with means over all learned tokens, whatever the batches and processes they came in."""
+        self._token_sums, self._figures = {"loss": 0.0, "tokens": 0.0}, {}
+        loop: Any = super().evaluation_loop
+        output = loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        sums = torch.tensor(list(self._token_sums.values()), device=self.args.device)
+        loss, tokens = self.accelerator.reduce(sums, "sum").tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = loss / max(tokens, 1)
+        for name, value in self._figures.items():
+            self._metrics["eval"][name] = [value / max(tokens, 1)]
+        return output
 
     # ---- stopping --------------------------------------------------------------------------------
 

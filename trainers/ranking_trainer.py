@@ -191,6 +191,9 @@ class RankingTrainer(CheckpointingTrainer):
             return {name: self._prepare_eval(rows) for name, rows in dataset.items()}
         return self.make_groups(self._rows(dataset, minimum_rows=1))
 
+    def filling_row(self, row: Any) -> Any:
+        return {**row, "filling": True}
+
     def _training_encoder(self, ranker: RankerModel) -> Any:
         limits = {"max_length": self.args.max_length, "max_query_length": self.args.max_query_length}
         limits = {name: value for name, value in limits.items() if value is not None}
@@ -200,7 +203,7 @@ class RankingTrainer(CheckpointingTrainer):
         """Queries in the global batch: all gradient accumulation steps of all processes."""
         if not batch_samples:
             return None
-        count = torch.tensor(sum(len(batch["group_sizes"]) for batch in batch_samples), device=device)
+        count = torch.tensor(sum(batch["queries"] for batch in batch_samples), device=device)
         return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
 
     # ---- loss and gradients ----------------------------------------------------------------------
@@ -273,7 +276,7 @@ class RankingTrainer(CheckpointingTrainer):
         """
         if num_items_in_batch is None:
             return 1.0
-        return len(batch["group_sizes"]) * self.args.world_size / float(num_items_in_batch)
+        return batch["queries"] * self.args.world_size / float(num_items_in_batch)
 
     def _run(self, model: torch.nn.Module, batch: Batch, chunk: Chunk, with_reference: bool) -> Values:
         padded = pad_pairs(batch, chunk.pairs, self.ranker.pad_id)
@@ -284,7 +287,7 @@ class RankingTrainer(CheckpointingTrainer):
         if not bool(torch.isfinite(loss)):
             self._stop(f"the loss became {loss.item()}", batch, values, metrics)
         if mode is not None:
-            self._note(mode, metrics, len(batch["group_sizes"]))
+            self._note(mode, {**metrics, "loss": loss.detach()} if mode == "eval" else metrics, batch["queries"])
         return loss * scale
 
     @contextlib.contextmanager

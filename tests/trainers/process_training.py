@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from transformers import AutoConfig
@@ -15,6 +16,8 @@ from transformers import AutoConfig
 from modeling_tsarank.eval.processes import settle_gloo_at_exit
 from modeling_tsarank.modeling_tsarank import TSARankModel
 from modeling_tsarank.modeling_twolar import TwolarModel
+from modeling_tsarank.trainers.cpt_config import CPTConfig
+from modeling_tsarank.trainers.cpt_trainer import CPTTrainer
 from modeling_tsarank.trainers.distill_config import RankingDistillConfig
 from modeling_tsarank.trainers.distill_trainer import RankingDistillTrainer
 from modeling_tsarank.trainers.sft_config import RankingSFTConfig
@@ -27,17 +30,25 @@ KINDS = {
 }
 
 
-def train(job: dict) -> None:
+def make_trainer(job: dict) -> Any:
+    if job["kind"] == "cpt":
+        return CPTTrainer(job["folder"], CPTConfig(**job["config"]), job["rows"], eval_dataset=job.get("eval_rows"))
     config, trainer_class = KINDS[job["kind"]]
     t5 = AutoConfig.from_pretrained(job["folder"]).is_encoder_decoder
     ranker = (TwolarModel if t5 else TSARankModel).from_pretrained(job["folder"])
-    trainer = trainer_class(ranker, config(**job["config"]), job["rows"])
+    return trainer_class(ranker, config(**job["config"]), job["rows"], eval_dataset=job.get("eval_rows"))
+
+
+def train(job: dict) -> None:
+    trainer = make_trainer(job)
     trainer.train()
+    evaluation = trainer.evaluate() if "eval_rows" in job else None
     if trainer.is_world_process_zero():
-        weights = {name: value.detach() for name, value in trainer.module.named_parameters() if value.requires_grad}
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        weights = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
         output = Path(job["output"])
         save_file(weights, output / "trained.safetensors")
-        record = {"processes": trainer.args.world_size, "log": trainer.state.log_history}
+        record = {"processes": trainer.args.world_size, "log": trainer.state.log_history, "evaluation": evaluation}
         record["settles_at_exit"] = settle_gloo_at_exit.cache_info().currsize == 1
         (output / "log.json").write_text(json.dumps(record))
 

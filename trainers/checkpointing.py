@@ -4,31 +4,45 @@ A checkpoint holds, beside what every Trainer writes (optimizer, scheduler, rand
 
 - `trained_weights.safetensors`: the trained parameters as they are in memory, from which training is resumed;
 - `adapter/`: the PEFT adapter, with LoRA; or
-- the files of a ranking folder, without LoRA and unless `checkpoint_ranker` is off.
+- the files of a ranking folder, without LoRA and unless `checkpoint_ranker` is off;
+- `run_settings.json`: what resuming is compared with, and `checkpoint_manifest.json`: sizes and hashes of all files.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
+import json
 import logging
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from modeling_tsarank.eval.processes import settle_gloo_at_exit
-from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_errors import InputError, ResourceError, TSARankError
+from modeling_tsarank.trainers.checkpoint_files import (
+    check_checkpoint,
+    checkpoint_folders,
+    newest_whole_checkpoint,
+    write_manifest,
+)
 from modeling_tsarank.trainers.even_batches import EvenBatchesTrainer
 from modeling_tsarank.trainers.ranking_config import RankingConfig
 from modeling_tsarank.trainers.ranking_module import RankingModule
-from modeling_tsarank.trainers.saving import replace_folder, whole_files
+from modeling_tsarank.trainers.resuming import RUN_SETTINGS, check_resumed, run_settings
+from modeling_tsarank.trainers.run_lock import only_training_in
+from modeling_tsarank.trainers.saving import replace_folder, whole_files, write_json
 from modeling_tsarank.trainers.trainable import save_ranker, trained_parameters
 from modeling_tsarank.trainers.training_record import DataSource, write_training_record
 
@@ -43,17 +57,6 @@ BACKBONE_PREFIX = "ranker.backbone."
 PUBLISHING_MODULE = "modeling_tsarank.hub_cards.trainer_publishing"
 
 
-def whole_checkpoints(output_dir: str | Path) -> list[Path]:
-    """Checkpoint folders that were written to the end, by step."""
-    found = []
-    for folder in Path(output_dir).glob("checkpoint-*"):
-        number = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-        # The trainer's state is the last file that is written.
-        if number and (folder / TRAINER_STATE_NAME).is_file():
-            found.append((int(number[1]), folder))
-    return [folder for _, folder in sorted(found)]
-
-
 class CheckpointingTrainer(EvenBatchesTrainer):
     """The part of a ranking trainer that writes and reads files."""
 
@@ -62,6 +65,10 @@ class CheckpointingTrainer(EvenBatchesTrainer):
     started_from: str = ""
     data_source: DataSource | None = None
     resumed_from_step: int | None = None
+    changed_on_resuming: dict[str, Any] | None = None
+    # The rows as they were given, which a checkpoint must have been trained on to be resumed.
+    training_rows: Any = None
+    _recorded_settings: dict[str, Any] | None = None
     _staging: Path | None = None
 
     @property
@@ -75,31 +82,60 @@ class CheckpointingTrainer(EvenBatchesTrainer):
         """Trains, from the start or from a checkpoint; see `transformers.Trainer.train`.
 
         Args:
-            resume_from_checkpoint: a checkpoint folder, or `True` for the last whole one in `output_dir`.
+            resume_from_checkpoint: a checkpoint folder, or `True` for the newest whole one in `output_dir`.
 
         Raises:
-            InputError: `output_dir` holds checkpoints of another run and nothing was said about resuming, or there is
-                no such checkpoint.
+            InputError: another training is at work in `output_dir`, or it holds checkpoints of another run and
+                nothing was said about resuming, or the checkpoint is not whole, or was trained with other settings.
             NonFiniteScoreError: the loss or a gradient is NaN or infinite; the batch is saved for inspection.
+            ResourceError: a checkpoint cannot be written.
         """
         settle_gloo_at_exit()
-        checkpoints = whole_checkpoints(str(self.args.output_dir))
-        if resume_from_checkpoint is True or resume_from_checkpoint == "True":
-            if not checkpoints:
-                raise InputError(f"no checkpoint to resume from in {self.args.output_dir}")
-            resume_from_checkpoint = str(checkpoints[-1])
-        elif resume_from_checkpoint:
-            if not (Path(resume_from_checkpoint) / TRAINER_STATE_NAME).is_file():
-                raise InputError(f"{resume_from_checkpoint} is no whole checkpoint ({TRAINER_STATE_NAME} is missing)")
-        elif checkpoints and self.state.global_step == 0:
-            raise InputError(
-                f"{self.args.output_dir} already holds {checkpoints[-1].name} of another run, which would be "
-                "overwritten; resume from it (resume_from_checkpoint) or name another output_dir"
-            )
-        if resume_from_checkpoint:
-            found = re.search(r"checkpoint-(\d+)$", str(resume_from_checkpoint).rstrip("/"))
-            self.resumed_from_step = int(found[1]) if found else None
-        return super().train(resume_from_checkpoint or None, *args, **kwargs)
+        main = self.is_world_process_zero()
+        with only_training_in(str(self.args.output_dir)) if main else contextlib.nullcontext():
+            checkpoint = self._decided_once(lambda: self._checkpoint_to_resume(resume_from_checkpoint))
+            if checkpoint is not None:
+                found = re.search(r"checkpoint-(\d+)$", checkpoint)
+                self.resumed_from_step = int(found[1]) if found else None
+            return super().train(checkpoint, *args, **kwargs)
+
+    def _checkpoint_to_resume(self, asked: str | bool | None) -> str | None:
+        """The folder to resume from, compared with what is asked for; `None` for a start."""
+        output_dir = str(self.args.output_dir)
+        if not asked:
+            checkpoints = checkpoint_folders(output_dir)
+            if checkpoints and self.state.global_step == 0:
+                raise InputError(
+                    f"{output_dir} already holds {checkpoints[-1].name} of another run, which would be overwritten; "
+                    "resume from it (resume_from_checkpoint) or name another output_dir"
+                )
+            return None
+        if asked is True or asked == "True":
+            checkpoint = newest_whole_checkpoint(output_dir)
+        else:
+            checkpoint = Path(asked)
+            check_checkpoint(checkpoint)
+        recorded = checkpoint / RUN_SETTINGS
+        before = json.loads(recorded.read_text(encoding="utf-8")) if recorded.is_file() else None
+        total_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+        self.changed_on_resuming = check_resumed(self, checkpoint, before, int(total_steps or 0))
+        return str(checkpoint).rstrip("/")
+
+    def _decided_once(self, decide: Callable[[], Any]) -> Any:
+        """What the first process decides, in every process; an error too."""
+        outcome: list[Any] = [None, None]
+        if self.is_world_process_zero():
+            try:
+                outcome[0] = decide()
+            except TSARankError as error:
+                outcome[1] = error
+        if self.args.world_size > 1:
+            broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            # One process says it for all.
+            outcome[1].said_by_the_first = True
+            raise outcome[1]
+        return outcome[0]
 
     # ---- writing ---------------------------------------------------------------------------------
 
@@ -117,20 +153,52 @@ class CheckpointingTrainer(EvenBatchesTrainer):
         self._staging = staging
         try:
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            source = staging / f"checkpoint-{self.state.global_step}"
+            target = run_dir / source.name
+            if self.state.best_model_checkpoint == str(source):
+                self.state.best_model_checkpoint = str(target)
+            if self.args.should_save:
+                self.state.save_to_json(str(source / TRAINER_STATE_NAME))
+                write_json(source / RUN_SETTINGS, self._run_settings())
+                write_manifest(source)
+                replace_folder(source, target)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not _cannot_write(error):
+                raise
+            raise ResourceError(
+                f"checkpoint-{self.state.global_step} cannot be written to {run_dir}: {_reason(error, run_dir)}; make "
+                "room and resume from the last checkpoint"
+            ) from error
         finally:
             self._staging = None
-        self.accelerator.wait_for_everyone()
-        source = staging / f"checkpoint-{self.state.global_step}"
-        target = run_dir / source.name
-        if self.state.best_model_checkpoint == str(source):
-            self.state.best_model_checkpoint = str(target)
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
         if self.args.should_save:
-            self.state.save_to_json(str(source / TRAINER_STATE_NAME))
-            replace_folder(source, target)
-            shutil.rmtree(staging, ignore_errors=True)
             limit = self.args.save_total_limit
             rotate_checkpoints(str(run_dir), limit, self.state.best_model_checkpoint, use_mtime=True)
         self.accelerator.wait_for_everyone()
+
+    def _run_settings(self) -> dict[str, Any]:
+        if self._recorded_settings is None:
+            self._recorded_settings = run_settings(self)
+        return self._recorded_settings
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As `transformers.Trainer`'s; refuses the state of another optimizer."""
+        optimizer = getattr(self.args.optim, "value", self.args.optim)
+        options = set(self.optimizer.param_groups[0]) if checkpoint and self.optimizer is not None else set()
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except (ValueError, KeyError) as error:
+            raise InputError(f"{checkpoint} holds the state of another optimizer than {optimizer}") from error
+        if options and self.optimizer is not None and not self.is_deepspeed_enabled:
+            found = set(self.optimizer.param_groups[0])
+            if (found ^ options) - {"initial_lr"}:
+                raise InputError(
+                    f"{checkpoint} holds the state of another optimizer than {optimizer}: it has the options "
+                    f"{', '.join(sorted(found))}; resume with the optimizer it was trained with"
+                )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Does nothing: a ranker is published whole, once, when the training has ended."""
@@ -232,6 +300,21 @@ class CheckpointingTrainer(EvenBatchesTrainer):
                     shapes = f"{tuple(weights[name].shape)}, not {tuple(parameter.shape)}"
                     raise InputError(f"{checkpoint}: {name} has the shape {shapes}; resume with the same settings")
                 parameter.copy_(weights[name])
+
+
+def _cannot_write(error: BaseException) -> bool:
+    """Whether an error of a library that writes files is the system's refusal to write."""
+    if isinstance(error, OSError):
+        return True
+    words = str(error).lower()
+    return isinstance(error, SafetensorError) or any(word in words for word in ("writ", "no space", "pytorchstream"))
+
+
+def _reason(error: BaseException, folder: Path) -> str:
+    with contextlib.suppress(OSError):
+        if getattr(error, "errno", None) != errno.ENOSPC and shutil.disk_usage(folder).free < 1 << 20:
+            return "no space left on device"
+    return str(getattr(error, "strerror", None) or str(error).splitlines()[0])
 
 
 def _backbone_state(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -84,7 +84,7 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
         tokenizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        rows = _rows(train_dataset, 2)
+        rows = self.training_rows = _rows(train_dataset, 2)
         eval_rows = _each(eval_dataset, lambda data: _rows(data, 1))
         self.started_from = str(model) if isinstance(model, str | Path) else str(getattr(model, "name_or_path", ""))
         if isinstance(model, str | Path):

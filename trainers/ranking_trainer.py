@@ -94,7 +94,7 @@ class RankingTrainer(CheckpointingTrainer):
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         self.args = args
-        rows = None if train_dataset is None else self._rows(train_dataset)
+        rows = self.training_rows = None if train_dataset is None else self._rows(train_dataset)
         # The adapter's matrices are drawn here, so that the same seed gives the same start.
         set_seed(args.seed)
         ranker = self.load_model(model) if isinstance(model, str | Path) else model

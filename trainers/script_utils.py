@@ -268,7 +268,7 @@ def train_and_save(trainer: Any, data: DataArguments | None = None) -> None:
     anew where there is none: the same command then serves for the first start and for every restart.
     """
     from modeling_tsarank.eval.processes import settle_gloo
-    from modeling_tsarank.trainers.checkpointing import whole_checkpoints
+    from modeling_tsarank.trainers.checkpoint_files import checkpoint_folders
     from modeling_tsarank.trainers.training_record import DataSource
 
     args = trainer.args
@@ -276,7 +276,7 @@ def train_and_save(trainer: Any, data: DataArguments | None = None) -> None:
         trainer.data_source = DataSource.of(data.train_data, data.data_config, data.train_split)
     resume: Any = args.resume_from_checkpoint
     if isinstance(resume, str) and resume.lower() == AUTO:
-        resume = bool(whole_checkpoints(args.output_dir))
+        resume = bool(checkpoint_folders(args.output_dir))
     elif isinstance(resume, str) and resume.lower() in (LAST, "true"):
         resume = True
     trainer.train(resume_from_checkpoint=resume)

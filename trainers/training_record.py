@@ -132,6 +132,7 @@ def training_record(trainer: Any) -> dict[str, Any]:
         "hardware": hardware(args),
         "seconds": _last(state.log_history, "train_runtime"),
         "resumed_from_step": getattr(trainer, "resumed_from_step", None),
+        "changed_on_resuming": getattr(trainer, "changed_on_resuming", None) or None,
         "finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
     }

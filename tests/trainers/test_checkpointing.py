@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from modeling_tsarank.modeling_tsarank import TSARankModel
-from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers.checkpointing import TRAINED_WEIGHTS, UNFINISHED, whole_checkpoints
+from modeling_tsarank.ranking_errors import InputError, ResourceError
+from modeling_tsarank.trainers.checkpoint_files import (
+    MANIFEST,
+    checkpoint_folders,
+    checkpoint_problem,
+    newest_whole_checkpoint,
+)
+from modeling_tsarank.trainers.checkpointing import TRAINED_WEIGHTS, UNFINISHED
+from modeling_tsarank.trainers.resuming import RUN_SETTINGS
+from modeling_tsarank.trainers.run_lock import LOCK_NAME, only_training_in
+from modeling_tsarank.trainers.sft_config import RankingSFTConfig
+from modeling_tsarank.trainers.sft_trainer import RankingSFTTrainer
 from modeling_tsarank.trainers.trainable import export_adapter
+from modeling_tsarank.trainers.training_record import training_record
 
 
 PAIRS = [("bread oven", "yeast and flour"), ("ship", "the pilot climbs aboard")]
@@ -23,6 +38,24 @@ SETTINGS: dict[str, Any] = {
     "lr_scheduler_type": "cosine",
     "chunk_tokens": 150,
 }
+# Three updates with a checkpoint of each.
+SHORT: dict[str, Any] = {
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "trainable": "lora",
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "constant",
+    "num_negatives": 3,
+    "score_form": "mean_log_prob",
+    "temperature": 0.1,
+    "max_length": 120,
+    "max_steps": 3,
+    "save_strategy": "steps",
+    "save_steps": 1,
+}
+# Without these no training goes on.
+NEEDED = ("trainer_state.json", TRAINED_WEIGHTS, "optimizer.pt", "scheduler.pt", "rng_state.pth")
 
 
 def weights(trainer: Any) -> dict[str, torch.Tensor]:
@@ -82,13 +115,13 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(make_trainer: Any, 
     # What a kill in the middle of writing would leave.
     (tmp_path / "killed" / UNFINISHED / "checkpoint-6").mkdir(parents=True)
     (tmp_path / "killed" / "checkpoint-8").mkdir()
-    assert [path.name for path in whole_checkpoints(tmp_path / "killed")] == ["checkpoint-2", "checkpoint-4"]
+    assert [path.name for path in checkpoint_folders(tmp_path / "killed")] == ["checkpoint-2", "checkpoint-4"]
     again = make_trainer("sft", trainable="lora", **SETTINGS, output_dir=str(tmp_path / "killed"))
     again.train(resume_from_checkpoint=True)
     found, expected = weights(again), weights(whole)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert not (tmp_path / "killed" / UNFINISHED).exists()
-    assert "checkpoint-8" in [path.name for path in whole_checkpoints(tmp_path / "killed")]
+    assert "checkpoint-8" in [path.name for path in checkpoint_folders(tmp_path / "killed")]
 
 
 def test_another_run_does_not_overwrite_checkpoints(make_trainer: Any) -> None:
@@ -108,22 +141,23 @@ def test_a_failure_while_writing_leaves_the_old_checkpoint(make_trainer: Any, mo
     first.train()
     folder = Path(first.args.output_dir)
     before = {path.name: path.read_bytes() for path in (folder / "checkpoint-4").iterdir() if path.is_file()}
-    second = make_trainer("sft", trainable="lora", **{**settings, "learning_rate": 0.1})
+    second = make_trainer("sft", trainable="lora", **settings)
 
     def full_disk(output_dir: str) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(second, "_save_optimizer_and_scheduler", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ResourceError, match=r"checkpoint-4 cannot be written to .*: No space left on device; make"):
         second.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
     after = {path.name: path.read_bytes() for path in (folder / "checkpoint-4").iterdir() if path.is_file()}
     assert after == before
+    assert not (folder / UNFINISHED).exists()
 
 
 def test_old_checkpoints_are_deleted_up_to_the_limit(make_trainer: Any) -> None:
     trainer = make_trainer("sft", trainable="lora", save_total_limit=2, **SETTINGS)
     trainer.train()
-    names = [path.name for path in whole_checkpoints(trainer.args.output_dir)]
+    names = [path.name for path in checkpoint_folders(trainer.args.output_dir)]
     assert names == ["checkpoint-10", "checkpoint-12"]
 
 
@@ -161,15 +195,20 @@ def test_wrong_checkpoints_are_errors(make_trainer: Any, tmp_path: Path) -> None
     trainer.train()
     checkpoint = str(Path(trainer.args.output_dir) / "checkpoint-2")
     other = make_trainer("sft", trainable="top_blocks", output_dir=str(tmp_path / "other"))
+    with pytest.raises(InputError, match='trainable was "lora", now "top_blocks"'):
+        other.train(resume_from_checkpoint=checkpoint)
+    as_before_manifests(Path(checkpoint))
     with pytest.raises(InputError, match="was written with other trained parameters"):
         other.train(resume_from_checkpoint=checkpoint)
     wider = make_trainer("sft", trainable="lora", lora_r=4, output_dir=str(tmp_path / "wider"))
     with pytest.raises(InputError, match="has the shape"):
         wider.train(resume_from_checkpoint=checkpoint)
-    (Path(checkpoint) / TRAINED_WEIGHTS).unlink()
-    same = make_trainer("sft", trainable="lora", output_dir=str(tmp_path / "same"))
-    with pytest.raises(InputError, match=f"holds no {TRAINED_WEIGHTS}"):
-        same.train(resume_from_checkpoint=checkpoint)
+
+
+def as_before_manifests(checkpoint: Path) -> None:
+    """Makes a checkpoint what earlier versions wrote."""
+    (checkpoint / MANIFEST).unlink()
+    (checkpoint / RUN_SETTINGS).unlink()
 
 
 def test_no_card_is_written(make_trainer: Any) -> None:
@@ -178,3 +217,195 @@ def test_no_card_is_written(make_trainer: Any) -> None:
     trainer.create_model_card()
     trainer.save_model()
     assert not list(Path(trainer.args.output_dir).rglob("README.md"))
+
+
+# ---- damage ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(make_ranker: Any, sft_rows: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder with checkpoints of updates 1 to 3."""
+    folder = tmp_path_factory.mktemp("trained")
+    settings = {**SHORT, "output_dir": str(folder), "save_total_limit": None}
+    RankingSFTTrainer(make_ranker(), RankingSFTConfig(**settings), sft_rows).train()
+    return folder
+
+
+@pytest.mark.parametrize("manifest", [True, False], ids=["with a manifest", "of an earlier version"])
+@pytest.mark.parametrize("how", ["missing", "cut", "empty", "altered"])
+def test_every_damaged_file_is_noticed_and_auto_takes_the_newest_whole_checkpoint(
+    how: str, manifest: bool, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = sorted(
+        path.relative_to(trained / "checkpoint-3").as_posix()
+        for path in (trained / "checkpoint-3").rglob("*")
+        if path.is_file()
+    )
+    assert {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", TRAINED_WEIGHTS} <= set(names)
+    for name in names:
+        if not manifest and (name in (MANIFEST, RUN_SETTINGS) or how == "altered"):
+            continue  # nothing else tells an altered byte of a tensor
+        if not manifest and how == "missing" and name not in NEEDED:
+            continue
+        if name == MANIFEST and how in ("missing", "altered"):
+            continue
+        folder = tmp_path / f"run-{name.replace('/', '-')}"
+        shutil.copytree(trained, folder)
+        if not manifest:
+            as_before_manifests(folder / "checkpoint-3")
+            assert checkpoint_problem(folder / "checkpoint-3") is None
+        damage(folder / "checkpoint-3" / name, how)
+        problem = checkpoint_problem(folder / "checkpoint-3")
+        assert problem is not None, name
+        if name != "trainer_state.json" or how != "missing":
+            caplog.clear()
+            assert newest_whole_checkpoint(folder) == folder / "checkpoint-2"
+            assert f"checkpoint-3 is not whole ({problem})" in caplog.text
+        shutil.rmtree(folder)
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    elif how == "altered":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    else:
+        path.write_bytes(content[: len(content) // 2] if how == "cut" else b"")
+
+
+def test_damage_is_one_line_and_nothing_is_lost(make_trainer: Any, trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    for number in (1, 2, 3):
+        damage(folder / f"checkpoint-{number}" / "optimizer.pt", "missing")
+    settings = {**SHORT, "output_dir": str(folder)}
+    with pytest.raises(InputError, match=r"checkpoint-3 is no whole checkpoint \(optimizer.pt is missing\)"):
+        make_trainer("sft", **settings).train(resume_from_checkpoint=str(folder / "checkpoint-3"))
+    with pytest.raises(InputError, match=r"no checkpoint in .* is whole \(checkpoint-3: optimizer.pt is missing"):
+        make_trainer("sft", **settings).train(resume_from_checkpoint=True)
+    with pytest.raises(InputError, match="already holds checkpoint-3 of another run"):
+        make_trainer("sft", **settings).train()
+
+
+def test_a_checkpoint_without_optimizer_on_purpose_is_not_resumed(make_trainer: Any) -> None:
+    settings = {**SHORT, "max_steps": 1, "save_only_model": True}
+    first = make_trainer("sft", **settings)
+    first.train()
+    with pytest.raises(InputError, match=r"optimizer.pt is missing, as save_only_model leaves it"):
+        make_trainer("sft", **settings).train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_resumed(make_trainer: Any, trained: Path, tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        shutil.copytree(trained / f"checkpoint-{number}", tmp_path / "run" / f"checkpoint-{number}")
+        as_before_manifests(tmp_path / "run" / f"checkpoint-{number}")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-3")
+    again = make_trainer("sft", **SHORT, output_dir=str(tmp_path / "run"))
+    again.train(resume_from_checkpoint=True)
+    expected = load_file(trained / "checkpoint-3" / TRAINED_WEIGHTS)
+    found = load_file(tmp_path / "run" / "checkpoint-3" / TRAINED_WEIGHTS)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+# ---- other settings --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 0.1}, "learning_rate was 0.001, now 0.1"),
+        ({"lr_scheduler_type": "linear"}, 'lr_scheduler_type was "constant", now "linear"'),
+        ({"optim": "adafactor"}, 'optim was "adamw_torch_fused", now "adafactor"'),
+        ({"weight_decay": 0.1}, "weight_decay was 0.0, now 0.1"),
+        ({"seed": 7}, "seed was 42, now 7"),
+        ({"alpha": 0.1, "temperature": 0.5}, "alpha was 0.6, now 0.1; temperature was 0.1, now 0.5"),
+        ({"num_negatives": 2}, "num_negatives was 3, now 2"),
+        ({"bf16": True}, "bf16 was false, now true"),
+        ({"per_device_train_batch_size": 2}, "rows in an update .* was 4, now 2"),
+        ({"lora_r": 4}, "lora_r was 16, now 4"),
+        ({"max_length": 100}, "max_length was 120, now 100"),
+        ({"rows": 12}, "the training rows are others"),
+        ({"max_steps": 2}, "is at update 3 of 3 already, and 2 are asked for: nothing is left to train"),
+    ],
+    ids=str,
+)
+def test_resuming_with_other_settings_is_refused_by_name(
+    changes: dict[str, Any], message: str, make_trainer: Any, sft_rows: list[Any], trained: Path, tmp_path: Path
+) -> None:
+    settings = {**SHORT, **changes, "output_dir": str(tmp_path / "run")}
+    if "rows" in settings:
+        settings["rows"] = sft_rows[: settings["rows"]]
+    with pytest.raises(InputError, match=message):
+        make_trainer("sft", **settings).train(resume_from_checkpoint=str(trained / "checkpoint-3"))
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_another_base_model_is_refused(make_ranker: Any, make_trainer: Any, trained: Path, tmp_path: Path) -> None:
+    other = make_trainer("sft", ranker=make_ranker(sharpen=False), **SHORT, output_dir=str(tmp_path / "run"))
+    with pytest.raises(InputError, match="the weights of the model it starts from are others"):
+        other.train(resume_from_checkpoint=str(trained / "checkpoint-3"))
+
+
+def test_another_optimizer_is_refused_by_name_for_an_old_checkpoint_too(
+    make_trainer: Any, trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained / "checkpoint-2", tmp_path / "checkpoint-2")
+    as_before_manifests(tmp_path / "checkpoint-2")
+    for changes, message in (
+        ({"optim": "sgd"}, "holds the state of another optimizer than sgd: it has the options"),
+        ({"learning_rate": 0.1}, "learning_rate was 0.001, now 0.1"),
+    ):
+        other = make_trainer("sft", **{**SHORT, **changes}, output_dir=str(tmp_path / "run"))
+        with pytest.raises(InputError, match=message):
+            other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_a_later_end_is_carried_out_and_recorded(make_trainer: Any, trained: Path, tmp_path: Path) -> None:
+    longer = make_trainer("sft", **{**SHORT, "max_steps": 5}, output_dir=str(tmp_path / "run"))
+    longer.train(resume_from_checkpoint=str(trained / "checkpoint-3"))
+    record = training_record(longer)
+    assert (record["steps"], record["resumed_from_step"]) == (5, 3)
+    assert record["changed_on_resuming"] == {"steps": [3, 5]}
+    # The same batch in other parts, and a finished training once more, are no other training.
+    parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    again = make_trainer("sft", **{**SHORT, **parts}, output_dir=str(tmp_path / "again"))
+    again.train(resume_from_checkpoint=str(trained / "checkpoint-3"))
+    assert training_record(again)["changed_on_resuming"] is None
+
+
+# ---- two trainings in one folder -------------------------------------------------------------------
+
+
+def test_a_second_training_in_the_folder_is_refused_and_names_the_first(make_trainer: Any, tmp_path: Path) -> None:
+    code = (
+        "import sys, time\n"
+        "from modeling_tsarank.trainers.run_lock import only_training_in\n"
+        f"with only_training_in({str(tmp_path / 'run')!r}):\n"
+        "    print('locked', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    trainer = make_trainer("sft", **SHORT, output_dir=str(tmp_path / "run"))
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "locked\n"
+        for _ in range(2):
+            with pytest.raises(InputError, match=rf"at work in .*run \(process {first.pid} on .*, since 20\d\d-"):
+                trainer.train()
+        assert first.poll() is None
+        first.kill()
+    # The system drops the lock with the process.
+    trainer.train()
+    assert not (tmp_path / "run" / LOCK_NAME).exists()
+
+
+def test_a_folder_that_nothing_was_written_to_goes_again(tmp_path: Path) -> None:
+    with only_training_in(tmp_path / "new" / "run"), only_training_in(tmp_path / "new" / "run"):
+        assert (tmp_path / "new" / "run" / LOCK_NAME).exists()
+    assert not (tmp_path / "new" / "run").exists()
+    (tmp_path / "file").write_text("")
+    message = r"cannot write to the output folder .*; name another output_dir"
+    with pytest.raises(ResourceError, match=message), only_training_in(tmp_path / "file"):
+        pass

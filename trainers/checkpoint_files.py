@@ -1,0 +1,144 @@
+"""Whether a checkpoint is whole: a manifest, written last, names every file with its size and hash."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers.trainer import TRAINER_STATE_NAME
+
+from modeling_tsarank.file_hashes import hash_file
+from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.saving import write_json
+
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "checkpoint_manifest.json"
+# What resuming needs, each with the files of which one must be there; FSDP and DeepSpeed write folders.
+_NEEDED = {
+    "weights": ("*.safetensors", "pytorch_model*", "global_step*"),
+    "optimizer.pt": ("optimizer*", "global_step*"),
+    "scheduler.pt": ("scheduler.pt", "global_step*"),
+    "rng_state.pth": ("rng_state*.pth",),
+}
+
+
+def write_manifest(folder: Path) -> None:
+    """Writes the names, sizes and hashes of all files of a checkpoint that is complete."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    entries = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": hash_file(path)} for path in files
+    }
+    write_json(folder / MANIFEST, {"version": 1, "files": entries})
+
+
+def checkpoint_problem(folder: str | Path) -> str | None:
+    """What keeps a checkpoint from being resumed from, or `None`.
+
+    One without a manifest, of an earlier version, is whole if its files are all there and can be opened.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return "there is no such folder"
+    if not (folder / TRAINER_STATE_NAME).is_file():
+        return f"{TRAINER_STATE_NAME} is missing"
+    try:
+        problem = _damage(folder) if (folder / MANIFEST).exists() else _unreadable(folder)
+    except OSError as error:
+        return f"it cannot be read: {error.strerror or error}"
+    if problem is not None:
+        return problem
+    for name, patterns in _NEEDED.items():
+        if not any(next(folder.glob(pattern), None) for pattern in patterns):
+            return f"{name} is missing, as save_only_model leaves it"
+    return None
+
+
+def _damage(folder: Path) -> str | None:
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        expected = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"{MANIFEST} is damaged"
+    for name, (size, sha256) in expected.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, not {size}"
+        if hash_file(path) != sha256:
+            return f"{name} is not what was written"
+    return None
+
+
+def _unreadable(folder: Path) -> str | None:
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        try:
+            _open(path)
+        except (zipfile.BadZipFile, SafetensorError, ValueError, RecursionError):
+            return f"{path.name} is damaged"
+    return None
+
+
+def _open(path: Path) -> None:
+    """Opens a file as what its name says; its own check sums, where it has them, are looked at."""
+    if path.suffix in (".pt", ".pth", ".bin"):
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile(path)
+    elif path.suffix == ".safetensors":
+        with safe_open(path, "pt"):
+            pass
+    elif path.suffix == ".json":
+        json.loads(path.read_text(encoding="utf-8"))
+
+
+def checkpoint_folders(output_dir: str | Path) -> list[Path]:
+    """The checkpoints of an output folder, whole or not, by step."""
+    found = []
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        number = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+        # Without the trainer's state it is the remains of a kill: an earlier version wrote that last.
+        if number and (folder / TRAINER_STATE_NAME).is_file():
+            found.append((int(number[1]), folder))
+    return [folder for _, folder in sorted(found)]
+
+
+def newest_whole_checkpoint(output_dir: str | Path) -> Path:
+    """The checkpoint to resume from; says which newer ones were passed over.
+
+    Raises:
+        InputError: there is none, or none is whole.
+    """
+    folders = checkpoint_folders(output_dir)
+    if not folders:
+        raise InputError(f"no checkpoint to resume from in {output_dir}")
+    problems: dict[str, str] = {}
+    for folder in reversed(folders):
+        problem = checkpoint_problem(folder)
+        if problem is None:
+            for name, what in problems.items():
+                logger.warning("%s is not whole (%s)", name, what)
+            logger.info("resuming from %s", folder)
+            return folder
+        problems[folder.name] = problem
+    listed = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
+    raise InputError(f"no checkpoint in {output_dir} is whole ({listed}); move them away to start anew")
+
+
+def check_checkpoint(folder: str | Path) -> None:
+    """Raises `InputError` for a folder that is no whole checkpoint; says why."""
+    problem = checkpoint_problem(folder)
+    if problem is not None:
+        raise InputError(f"{folder} is no whole checkpoint ({problem}); resume from another, or from `auto`")
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The trainer's state of a whole checkpoint."""
+    return dict(json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8")))

@@ -1,0 +1,138 @@
+"""What a checkpoint was trained with, and whether what is asked for now is the same.
+
+Resuming goes on with the optimizer, the schedule and the place in the data of the checkpoint. Another learning rate
+would be ignored by them, other data be counted as if they had been trained on: such differences are named and refused.
+Two are carried out: a later or an earlier end, and another division of the same batch among processes and steps.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modeling_tsarank.file_hashes import hash_parts
+from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.checkpoint_files import read_state
+from modeling_tsarank.trainers.training_record import settings
+
+
+logger = logging.getLogger(__name__)
+
+RUN_SETTINGS = "run_settings.json"
+# How the work is divided, when it ends, and what shapes no weight.
+_FREE = {
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps"),
+    *("per_device_eval_batch_size", "load_best_model_at_end", "prediction_loss_only", "auto_find_batch_size"),
+    *("torch_empty_cache_steps", "skip_memory_metrics", "do_train", "do_eval", "do_predict", "local_rank"),
+    *("enable_jit_checkpoint", "restore_callback_states_from_checkpoint", "full_determinism", "dataset_num_proc"),
+    *("torch_compile", "torch_compile_backend", "torch_compile_mode", "use_liger_kernel", "liger_kernel_config"),
+    *("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs", "activation_offloading", "tf32"),
+    *("batch_eval_metrics", "parallelism_config", "average_tokens_across_devices"),
+}
+_WORDS = {
+    "rows": "the training rows",
+    "frozen_weights": "the weights of the model it starts from",
+    "batch": "rows in an update (batch size x accumulation x processes)",
+}
+
+
+def run_settings(trainer: Any) -> dict[str, Any]:
+    """Everything of a training that must be the same when it is resumed, as plain JSON values."""
+    args = trainer.args
+    found = {name: value for name, value in settings(args).items() if name not in _FREE}
+    found |= {
+        "batch": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "rows": None if trainer.training_rows is None else rows_digest(trainer.training_rows),
+        "frozen_weights": frozen_weights_digest(trainer),
+        "trainable": args.trainable,
+    }
+    options = getattr(trainer.ranker, "options", None)
+    found |= {} if options is None else {f"ranking option {k}": v for k, v in options.to_dict().items()}
+    return dict(json.loads(json.dumps(found, default=str)))
+
+
+def rows_digest(rows: Any) -> str:
+    """A hash of all rows, in order."""
+    return hash_parts(json.dumps(dict(row), sort_keys=True, default=str) for row in rows)
+
+
+def frozen_weights_digest(trainer: Any) -> str | None:
+    """A checksum of the weights that are not trained, and so are in no checkpoint; `None` where they are sharded."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return None
+    integers = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
+    parts = []
+    for name, parameter in trainer.accelerator.unwrap_model(trainer.model).named_parameters():
+        if not parameter.requires_grad:
+            bits = parameter.detach().contiguous().view(-1).view(integers[parameter.element_size()])
+            parts.append(f"{name} {tuple(parameter.shape)} {int(bits.sum(dtype=torch.int64))}")
+    return hash_parts(parts)
+
+
+def check_resumed(trainer: Any, checkpoint: Path, recorded: dict[str, Any] | None, total_steps: int) -> dict[str, Any]:
+    """Compares a checkpoint with what is asked for now.
+
+    Args:
+        trainer: about to resume.
+        checkpoint: a whole one.
+        recorded: its `run_settings`; `None` where an earlier version wrote it.
+        total_steps: updates of the training that is asked for.
+
+    Returns:
+        What was changed and is carried out, name to (before, now), for the record of the training.
+
+    Raises:
+        InputError: names every setting that differs.
+    """
+    state = read_state(checkpoint)
+    asked = run_settings(trainer)
+    if recorded is None:
+        logger.warning("%s does not say what it was trained with; only its learning rate is compared", checkpoint.name)
+        recorded = _learning_rate(checkpoint)
+        asked = {name: asked[name] for name in recorded}
+    different = [
+        _said(name, recorded.get(name), asked.get(name))
+        for name in sorted({*recorded, *asked})
+        if recorded.get(name) != asked.get(name) and not _unknown(name, recorded, asked)
+    ]
+    if different:
+        raise InputError(
+            f"{checkpoint} was trained with other settings: {'; '.join(different)}. Resume with its own, or start a "
+            "new training in another output_dir"
+        )
+    done, planned = int(state["global_step"]), int(state["max_steps"])
+    if total_steps == planned:
+        return {}
+    if total_steps <= done:
+        raise InputError(
+            f"{checkpoint} is at update {done} of {planned} already, and {total_steps} are asked for: nothing is left "
+            "to train; raise max_steps or num_train_epochs, or take an earlier checkpoint"
+        )
+    logger.warning(
+        "%s was on its way to %d updates and goes on to %d; the learning rate follows the schedule of %d from here",
+        *(checkpoint.name, planned, total_steps, total_steps),
+    )
+    return {"steps": [planned, total_steps]}
+
+
+def _unknown(name: str, recorded: dict[str, Any], asked: dict[str, Any]) -> bool:
+    """Whether one side cannot tell, or has had no use for it."""
+    either = (recorded.get(name), asked.get(name))
+    return None in either and name in ("rows", "frozen_weights", "metric_for_best_model", "greater_is_better")
+
+
+def _said(name: str, before: Any, now: Any) -> str:
+    word = _WORDS.get(name, name)
+    if name in ("rows", "frozen_weights"):
+        return f"{word} are others"
+    return f"{word} was {json.dumps(before)}, now {json.dumps(now)}"
+
+
+def _learning_rate(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / "scheduler.pt"
+    rates = torch.load(path, weights_only=True).get("base_lrs") if path.is_file() else None
+    return {"learning_rate": rates[0]} if rates else {}

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from .trec_measures import evaluate_run, nested_from_rows
+from .trec_measures import checked_grade, checked_score, evaluate_run, nested_from_rows, place_of, whole_number
 
 
 _DESCRIPTION = """\
@@ -20,7 +20,7 @@ _KWARGS_DESCRIPTION = """
 Args:
     predictions: rows {"query_id": str, "doc_id": str, "score": float}, or tuples in that order,
         or a whole run {query_id: {doc_id: score}}.
-    references: rows {"query_id": str, "doc_id": str, "relevance": int}, or tuples in that order,
+    references: rows {"query_id": str, "doc_id": str, "relevance": whole number}, or tuples in that order,
         or whole qrels {query_id: {doc_id: relevance}}. Their number is independent of the predictions'.
     k (`int` or list of `int`, *optional*): cutoffs of nDCG. Without `k` and `measures`: 1, 5 and 10.
     measures (list of `str`, *optional*): more measures by name: ndcg@k, map, map@k, mrr@k, recall@k, p@k.
@@ -79,7 +79,8 @@ class NDCG(evaluate.Metric):
                     "references": {
                         "query_id": datasets.Value("string"),
                         "doc_id": datasets.Value("string"),
-                        "relevance": datasets.Value("int64"),
+                        # As an integer, `evaluate` would cut 0.9 to 0 before anything here sees it.
+                        "relevance": datasets.Value("float64"),
                     },
                 }
             ),
@@ -118,8 +119,8 @@ class NDCG(evaluate.Metric):
     ) -> dict[str, Any]:
         if k is None:
             k = _DEFAULT_CUTOFFS if measures is None else ()
-        cutoffs = (k,) if isinstance(k, int) else k
-        names = [f"ndcg@{cutoff}" for cutoff in cutoffs]
+        cutoffs = k if isinstance(k, Iterable) and not isinstance(k, str) else (k,)
+        names = [f"ndcg@{whole_number(cutoff, 'k')}" for cutoff in cutoffs]
         names += [measures] if isinstance(measures, str) else list(measures or ())
         run = nested_from_rows(_values(predictions, "score"), "predictions")
         qrels = nested_from_rows(_values(references, "relevance"), "references")
@@ -138,9 +139,19 @@ def _rows(given: Any, side: str, value_name: str) -> list[dict[str, Any]]:
     else:
         triples = [_triple(row, side, value_name) for row in given]
     for query_id, doc_id, value in triples:
-        if query_id in (None, "") or doc_id in (None, "") or value is None:
+        if _is_missing(query_id) or _is_missing(doc_id) or value is None:
             raise ValueError(f"{side}: a row lacks an id or its {value_name}: {(query_id, doc_id, value)!r}")
-    return [{"query_id": str(query), "doc_id": str(doc), value_name: value} for query, doc, value in triples]
+    # Checked here: `evaluate` converts what it stores.
+    check = checked_score if value_name == "score" else checked_grade
+    return [
+        {"query_id": str(query), "doc_id": str(doc), value_name: check(value, f"{side}: {place_of(query, doc)}")}
+        for query, doc, value in triples
+    ]
+
+
+def _is_missing(identifier: Any) -> bool:
+    """Whether an id is empty or None, or NaN, which pandas has in place of None."""
+    return identifier is None or identifier == "" or identifier != identifier
 
 
 def _triple(row: Any, side: str, value_name: str) -> tuple[Any, Any, Any]:

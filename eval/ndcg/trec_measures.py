@@ -20,6 +20,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import pytrec_eval
@@ -83,7 +84,8 @@ def nested_from_rows(rows: Iterable[tuple[str, str, Any]], what: str) -> dict[st
     nested: dict[str, dict[str, Any]] = {}
     for query_id, document_id, value in rows:
         values = nested.setdefault(query_id, {})
-        if values.setdefault(document_id, value) != value:
+        kept = values.setdefault(document_id, value)
+        if kept != value and not (kept != kept and value != value):  # NaN is unequal even to itself
             raise ValueError(
                 f"{what}: document {document_id!r} has two values for query {query_id!r}, "
                 f"{values[document_id]} and {value}; keep one"
@@ -119,8 +121,7 @@ def evaluate_run(
     wanted = list(dict.fromkeys(parse_measure(name) for name in measures))
     if not wanted:
         raise ValueError(f"no measure was asked for; known are {KNOWN_MEASURES}")
-    if isinstance(relevance_level, bool) or not isinstance(relevance_level, int) or relevance_level < 1:
-        raise ValueError(f"relevance_level must be a whole number of 1 or more, got {relevance_level!r}")
+    relevance_level = whole_number(relevance_level, "relevance_level")
     judged = {_checked_id(query_id): _grades(query_id, grades) for query_id, grades in qrels.items() if grades}
     if not judged:
         raise ValueError("the qrels hold no judgment")
@@ -144,6 +145,45 @@ def evaluate_run(
     return aggregate, per_query
 
 
+def whole_number(value: Any, what: str) -> int:
+    """`value` as an `int`; NumPy's integers are whole numbers too, `True` is none.
+
+    Raises:
+        ValueError: It is anything else, or below 1; `what` names it in the message.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{what} must be a whole number of 1 or more, got {value!r}")
+    return int(value)
+
+
+def checked_score(value: Any, place: str) -> float:
+    """A score as a Python float. Raises `ValueError` if it is not a number; `place` says whose it is."""
+    try:
+        score = float(value)
+    except (TypeError, ValueError):
+        score = math.nan
+    if math.isnan(score):
+        raise ValueError(f"{place}: the score {value!r} is not a number")
+    return score
+
+
+def checked_grade(value: Any, place: str) -> int:
+    """A grade as a Python integer. Raises `ValueError` unless it is whole and small; `place` says whose it is."""
+    try:
+        grade = int(value)
+        whole = bool(grade == value) and grade <= MAX_GRADE
+    except (TypeError, ValueError, OverflowError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{place}: the relevance {value!r} is not a whole number of at most {MAX_GRADE}")
+    return grade
+
+
+def place_of(query_id: Any, document_id: Any) -> str:
+    """How an error names one row."""
+    return f"query {query_id!r}, document {document_id!r}"
+
+
 def _some(queries: Mapping[str, object]) -> str:
     """A glimpse of the query ids, for an error message."""
     if not queries:
@@ -162,31 +202,9 @@ def _checked_id(identifier: str) -> str:
 
 def _scores(query_id: str, scores: Mapping[str, float]) -> dict[str, float]:
     """Scores as Python floats."""
-    checked: dict[str, float] = {}
-    for document_id, score in scores.items():
-        try:
-            value = float(score)
-        except (TypeError, ValueError):
-            value = math.nan
-        if math.isnan(value):
-            raise ValueError(f"query {query_id!r}, document {document_id!r}: the score {score!r} is not a number")
-        checked[_checked_id(document_id)] = value
-    return checked
+    return {_checked_id(one): checked_score(score, place_of(query_id, one)) for one, score in scores.items()}
 
 
 def _grades(query_id: str, grades: Mapping[str, int]) -> dict[str, int]:
     """Grades as Python integers, negative ones as 0."""
-    checked: dict[str, int] = {}
-    for document_id, grade in grades.items():
-        try:
-            value = int(grade)
-            whole = value == grade and value <= MAX_GRADE
-        except (TypeError, ValueError, OverflowError):
-            whole = False
-        if not whole:
-            raise ValueError(
-                f"query {query_id!r}, document {document_id!r}: the relevance {grade!r} "
-                f"is not a whole number of at most {MAX_GRADE}"
-            )
-        checked[_checked_id(document_id)] = max(value, 0)
-    return checked
+    return {_checked_id(one): max(checked_grade(grade, place_of(query_id, one)), 0) for one, grade in grades.items()}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from modeling_tsarank.eval.metrics import compute_metrics
@@ -97,6 +98,45 @@ def test_repeated_rows_count_once_and_contradictions_are_refused(metric):
 def test_unusable_input_is_refused(metric, predictions, references, message):
     with pytest.raises(ValueError, match=message):
         metric.compute(predictions=predictions, references=references)
+
+
+@pytest.mark.parametrize("grade", [0.2, 0.9, np.float32(1.9), float("nan"), "often"])
+def test_a_grade_that_is_not_whole_is_refused_and_not_cut(metric, grade):
+    """`evaluate` would turn 0.9 into 0 before the metric saw it."""
+    for references in ([("1", "d1", grade)], {"1": {"d1": grade}}):
+        with pytest.raises(ValueError, match=r"'d1': the relevance .* is not a whole number"):
+            metric.compute(predictions=RUN, references=references)
+    with pytest.raises(ValueError, match="not a whole number"):
+        metric.add(reference={"query_id": "1", "doc_id": "d1", "relevance": grade})
+
+
+def test_whole_grades_may_be_floats(metric):
+    floats = {query: {one: np.float64(grade) for one, grade in grades.items()} for query, grades in QRELS.items()}
+    assert metric.compute(predictions=RUN, references=floats) == metric.compute(predictions=RUN, references=QRELS)
+
+
+def test_nan_is_no_score_and_no_id(metric):
+    """Two equal rows of it were called two values for one query."""
+    for nan in (float("nan"), np.float32("nan")):
+        with pytest.raises(ValueError, match=r"query '1', document 'a': the score .*nan.* is not a number"):
+            metric.compute(predictions=[("1", "a", nan)] * 2, references=[("1", "a", 1)])
+        with pytest.raises(ValueError, match="lacks an id"):
+            metric.compute(predictions=[("1", nan, 0.5)], references=[("1", "a", 1)])
+
+
+@pytest.mark.parametrize("k", [np.int64(3), np.array([3]), [np.int32(3)], range(3, 4)])
+def test_cutoffs_may_be_numpy_integers(metric, k):
+    assert metric.compute(predictions=RUN, references=QRELS, k=k) == compute_metrics(RUN, QRELS, ["ndcg@3"]).aggregate
+    options = {"measures": ["map"], "relevance_level": np.int64(2)}
+    assert metric.compute(predictions=RUN, references=QRELS, **options) == (
+        compute_metrics(RUN, QRELS, ["map"], relevance_level=2).aggregate
+    )
+
+
+@pytest.mark.parametrize("k", [True, np.True_, 3.0, "3", 0, [1, False]])
+def test_a_cutoff_that_is_no_whole_number_is_refused(metric, k):
+    with pytest.raises(ValueError, match="k must be a whole number of 1 or more"):
+        metric.compute(predictions=RUN, references=QRELS, k=k)
 
 
 def test_the_module_works_without_this_package(tmp_path):

@@ -16,6 +16,7 @@ from modeling_tsarank.eval.run_files import ranked
 from modeling_tsarank.eval.scoring import Scorer, predict
 from modeling_tsarank.eval.types import Collection, Run
 from modeling_tsarank.ranking_errors import InputError, ModelError
+from modeling_tsarank.ranking_options import whole_number
 
 
 logger = logging.getLogger(__name__)
@@ -42,8 +43,7 @@ def intersection_rates(runs: Sequence[Run], depth: int = 30) -> list[list[float]
     """
     if len(runs) < 2:
         raise InputError(f"{len(runs)} run was given; the intersection needs at least 2")
-    if depth < 1:
-        raise InputError(f"the depth is {depth}, but must be at least 1")
+    depth = whole_number(depth, "the depth")
     query_ids = sorted(set().union(*runs))
     tops = [{query_id: set(ranked(scores, depth)) for query_id, scores in run.items()} for run in runs]
     for first in range(len(runs)):
@@ -108,8 +108,7 @@ def sample_query_pairs(
     Raises:
         InputError: `count` below 1, or no positive that has a negative.
     """
-    if count < 1:
-        raise InputError(f"{count} pairs were asked for; give at least 1")
+    count = whole_number(count, "the number of pairs")
     generator = random.Random(seed)
     query_ids = collection.judged_queries()
     relevant = [

@@ -18,6 +18,7 @@ from modeling_tsarank.eval.run_files import ranked, read_run
 from modeling_tsarank.eval.splade import SpladeIndex
 from modeling_tsarank.eval.types import Collection, Run
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_options import whole_number
 
 
 logger = logging.getLogger(__name__)
@@ -133,8 +134,7 @@ def retrieve(
         ModelError: A model cannot be loaded.
         ResourceError: A package is missing or the cache cannot be written.
     """
-    if depth < 1:
-        raise InputError(f"the depth of a first stage must be 1 or more, got {depth}")
+    depth = whole_number(depth, "the depth of a first stage")
     wanted = list(collection.judged_queries() if query_ids is None else query_ids)
     unknown = [query_id for query_id in wanted if query_id not in collection.queries]
     if unknown:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -22,6 +23,7 @@ from modeling_tsarank.file_hashes import hash_parts
 from modeling_tsarank.files.reading import read_json
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_options import whole_number
 
 
 Normalization = Literal["minmax", "zscore"]
@@ -49,11 +51,12 @@ class FusionSetting:
     query_hashes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.weight, bool) or not isinstance(self.weight, int | float) or not 0 <= self.weight <= 1:
+        if isinstance(self.weight, bool) or not isinstance(self.weight, Real) or not 0 <= self.weight <= 1:
             raise InputError(
                 f"the interpolation weight is {self.weight!r}, but must lie in [0, 1]: 0 is the reranker alone, "
                 "1 the first stage alone"
             )
+        object.__setattr__(self, "weight", float(self.weight))
         if self.normalization not in NORMALIZATIONS:
             raise InputError(
                 f"unknown normalization {self.normalization!r}; choose one of {', '.join(NORMALIZATIONS)}"
@@ -229,8 +232,7 @@ def tune_fusion(
     Raises:
         InputError: `steps` below 1, no query in common, an unknown measure, or runs that do not belong together.
     """
-    if steps < 1:
-        raise InputError(f"the grid has {steps} steps, but needs at least 1")
+    steps = whole_number(steps, "the number of steps")
     measure = canonical_measure(measure)
     weights = [step / steps for step in range(steps + 1)]
     curve: list[float] = []

@@ -8,6 +8,7 @@ from pathlib import Path
 from modeling_tsarank.eval.fusion import FusionSetting
 from modeling_tsarank.eval.metrics import canonical_measure
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_options import settle_whole_numbers
 
 
 DEFAULT_MEASURES = ("ndcg@10", "ndcg@1", "ndcg@5", "map", "mrr@10", "recall@100")
@@ -47,10 +48,7 @@ class EvaluationOptions:
     show_progress: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("top_k", "block_pairs", "limit_queries", "depth"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name.replace('_', '-')} is {value}, but must be at least 1")
+        settle_whole_numbers(self, "top_k", "block_pairs", "limit_queries", "depth")
         if self.depth is not None and self.depth < self.top_k:
             raise InputError(f"--depth {self.depth} is below --top-k {self.top_k}: there is not that much to rerank")
         if not self.measures:

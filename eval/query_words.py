@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from modeling_tsarank.eval.extras import require
 from modeling_tsarank.eval.types import Collection
 from modeling_tsarank.ranking_errors import InputError, ModelError
-from modeling_tsarank.ranking_options import QueryLikelihoodOptions
+from modeling_tsarank.ranking_options import QueryLikelihoodOptions, whole_number
 
 
 STOP_WORD_LIST = "bm25s STOPWORDS_EN_PLUS (NLTK's English list, 179 words)"
@@ -85,8 +85,7 @@ def sample_relevant(collection: Collection, count: int = 500, seed: int = 0) -> 
     Raises:
         InputError: `count` below 1, or no relevant document in the collection.
     """
-    if count < 1:
-        raise InputError(f"{count} documents were asked for; give at least 1")
+    count = whole_number(count, "the number of documents")
     pairs: dict[str, str] = {}
     for query_id in collection.judged_queries():
         for document_id, grade in collection.qrels[query_id].items():

@@ -16,6 +16,7 @@ from modeling_tsarank.eval.extras import require
 from modeling_tsarank.eval.metrics import canonical_measure, compute_metrics
 from modeling_tsarank.eval.types import Qrels, Run
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_options import whole_number
 
 
 _TIE = 1e-9
@@ -192,8 +193,7 @@ def randomization_test(
     Raises:
         InputError: `resamples` is below 1.
     """
-    if resamples < 1:
-        raise InputError(f"{resamples} resamples were asked for; give at least 1")
+    resamples = whole_number(resamples, "the number of resamples")
     values = np.asarray(differences, dtype=np.float64)
     values = values[values != 0]
     if len(values) == 0:

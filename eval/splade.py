@@ -20,7 +20,8 @@ from modeling_tsarank.eval.extras import require
 from modeling_tsarank.eval.index_cache import cached_index, content_hash, model_fingerprint
 from modeling_tsarank.eval.selection import TopSelector
 from modeling_tsarank.eval.types import Run
-from modeling_tsarank.ranking_errors import InputError, ModelError
+from modeling_tsarank.ranking_errors import ModelError
+from modeling_tsarank.ranking_options import whole_number
 
 
 if TYPE_CHECKING:
@@ -52,10 +53,7 @@ class SpladeEncoder:
 
         from modeling_tsarank.ranking_checkpoints import first_line, some_of
 
-        if max_tokens < 3 or batch_size < 1:
-            raise InputError(
-                f"SPLADE needs max_tokens of 3 or more and batch_size of 1 or more: {max_tokens}, {batch_size}"
-            )
+        max_tokens, batch_size = whole_number(max_tokens, "max_tokens", 3), whole_number(batch_size, "batch_size")
         self.name = os.fspath(model)
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(self.name)

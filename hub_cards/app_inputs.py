@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ class BuiltInCollection:
 
         Raises `InputError` if no document does, or if `depth` is no positive number.
         """
-        if isinstance(depth, bool) or not isinstance(depth, int | float) or depth != depth // 1 or depth < 1:
+        if isinstance(depth, bool) or not isinstance(depth, Real) or depth != depth // 1 or depth < 1:
             raise InputError(f"the number of candidates must be a positive whole number, got {depth!r:.80}")
         found = self._index.search({"query": query}, int(depth), show_progress=False)["query"]
         if not found:

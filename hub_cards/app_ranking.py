@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from numbers import Real
 from typing import Any
 
 from modeling_tsarank.document_files import NamedDocument
@@ -125,7 +126,7 @@ class RankingService:
 
     def candidates(self, query: str, depth: int) -> list[NamedDocument]:
         """BM25's candidates from the built-in collection. Raises `InputError` if there are none or too many asked."""
-        if isinstance(depth, int | float) and depth > self.limits.documents:
+        if isinstance(depth, Real) and depth > self.limits.documents:
             raise InputError(
                 f"{depth!r:.20} candidates were asked for; at most {self.limits.documents} are allowed here"
             )

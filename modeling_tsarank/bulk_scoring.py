@@ -26,6 +26,7 @@ from .bulk_pairs import PairFiles, PairRows, Shard, arrow, find_files, plan_shar
 from .document_store import open_store, use_store
 from .file_hashes import HashedFile, hash_parts
 from .ranking_errors import InputError, ResourceError
+from .ranking_options import settle_whole_numbers
 from .ranking_text import clean_query, document_text
 
 
@@ -63,6 +64,9 @@ class BulkJob:
     batch_tokens: int | None = None
     model: dict[str, Any] = field(default_factory=dict)
     store: str | None = None
+
+    def __post_init__(self) -> None:
+        settle_whole_numbers(self, "shard_pairs", "batch_tokens")
 
 
 @dataclass(frozen=True)
@@ -187,8 +191,6 @@ def prepare(job: BulkJob, show: bool | None = None) -> PreparedJob:
 
     Raises `InputError` if the folder holds the results of another job or the input is unfit.
     """
-    if isinstance(job.shard_pairs, bool) or not isinstance(job.shard_pairs, int) or job.shard_pairs < 1:
-        raise InputError(f"shard_pairs must be a positive number of pairs, got {job.shard_pairs!r}")
     paths = find_files(job.pairs)
     taken = {"row", "score"} & set(job.keep)
     if taken:

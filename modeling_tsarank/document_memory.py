@@ -26,14 +26,12 @@ from .document_encoding import (
     split_layers,
     stack_layers,
 )
-from .ranking_errors import InputError
+from .ranking_options import whole_number
 
 
 def check_bound(name: str, value: int | None) -> int | None:
     """`value` if it is a positive number of bytes or `None`. Raises `InputError` otherwise."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise InputError(f"{name} must be a positive number of bytes or None, got {value!r}")
-    return value
+    return None if value is None else whole_number(value, name)
 
 
 def layers_bytes(layers: Layers) -> int:

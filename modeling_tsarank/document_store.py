@@ -41,6 +41,7 @@ from .document_encoding import (
 )
 from .document_memory import LeastRecentlyUsed, MemoryStore, StateStore, check_bound
 from .ranking_errors import InputError, ResourceError
+from .ranking_options import whole_number
 
 
 __all__ = ["FolderStore", "MemoryStore", "StateStore", "open_store", "use_store"]
@@ -87,9 +88,8 @@ class FolderStore(StateStore):
         self.folder = Path(folder)
         self.read_only = read_only
         self.max_disk_bytes = check_bound("max_disk_bytes", max_disk_bytes)
-        check_bound("shard_bytes", shard_bytes)
-        if isinstance(max_memory_bytes, bool) or not isinstance(max_memory_bytes, int) or max_memory_bytes < 0:
-            raise InputError(f"max_memory_bytes must be a number of bytes, 0 for none, got {max_memory_bytes!r}")
+        shard_bytes = whole_number(shard_bytes, "shard_bytes")
+        max_memory_bytes = whole_number(max_memory_bytes, "max_memory_bytes", 0)
         # Files are what the bound on the disk deletes, so it must hold several.
         self.shard_bytes = shard_bytes if max_disk_bytes is None else max(min(shard_bytes, max_disk_bytes // 8), 1)
         self._pending: dict[str, bytes] = {}

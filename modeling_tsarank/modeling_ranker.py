@@ -22,7 +22,7 @@ from .pipeline_text_ranking import TextRankingPipeline
 from .ranking_checkpoints import known_checkpoint, load_backbone, load_complete, refuse_shell_of_a_folder
 from .ranking_engine import check_batch_tokens, check_finite
 from .ranking_errors import InputError, ModelError
-from .ranking_options import CONFIG_KEY, RankingOptions
+from .ranking_options import CONFIG_KEY, RankingOptions, whole_number
 from .ranking_text import EncodedPair, clean_query, document_text
 
 
@@ -381,8 +381,8 @@ class RankerModel(PreTrainedModel):
         documents = list(documents)
         if not documents:
             raise InputError("no documents to rank")
-        if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
-            raise InputError(f"top_k must be a positive number, got {top_k!r}")
+        if top_k is not None:
+            top_k = whole_number(top_k, "top_k")
         scores = self.predict(
             [(query, document) for document in documents],
             batch_tokens=batch_tokens,

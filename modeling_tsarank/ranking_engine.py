@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from tqdm.auto import tqdm
 
-from .ranking_errors import InputError, NonFiniteScoreError, ResourceError
+from .ranking_errors import NonFiniteScoreError, ResourceError
+from .ranking_options import whole_number
 
 
 # Measured on two CPU cores: larger batches gain nothing and cost memory. An accelerator wants more work at a time.
@@ -35,9 +36,7 @@ def check_batch_tokens(batch_tokens: int | None, device: torch.device) -> int:
     """The given budget or the default. Raises `InputError` unless it is a positive integer."""
     if batch_tokens is None:
         return default_batch_tokens(device)
-    if isinstance(batch_tokens, bool) or not isinstance(batch_tokens, int) or batch_tokens < 1:
-        raise InputError(f"batch_tokens must be a positive number of tokens, got {batch_tokens!r}")
-    return batch_tokens
+    return whole_number(batch_tokens, "batch_tokens")
 
 
 def plan_batches(

@@ -8,6 +8,7 @@ and for where the published code differs.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral
 from typing import Any, ClassVar, TypeVar
 
 from .ranking_errors import InputError, ModelError
@@ -20,6 +21,28 @@ AGGREGATIONS = ("mean", "sum")
 SCORE_STRATEGIES = ("difference", "softmax", "single_token")
 
 OptionsT = TypeVar("OptionsT", bound="RankingOptions")
+
+
+def whole_number(value: Any, what: str, least: int = 1) -> int:
+    """`value` as an `int`; NumPy's integers are whole numbers too, `True` is none.
+
+    Raises `InputError` for anything else or a number below `least`; `what` names it in the message ("top_k").
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise InputError(f"{what} must be a whole number of at least {least}, got {value!r:.80}")
+    return int(value)
+
+
+def settle_whole_numbers(options: Any, *names: str, least: int = 1) -> None:
+    """Checks fields of a dataclass, frozen or not, with `whole_number` and makes them `int`s, which JSON can hold.
+
+    A field that is `None` stays so where its default is.
+    """
+    defaults = {field.name: field.default for field in fields(options)}
+    for name in names:
+        value = getattr(options, name)
+        if value is not None or defaults[name] is not None:
+            object.__setattr__(options, name, whole_number(value, name, least))
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -52,10 +75,7 @@ class RankingOptions:
     add_bos: bool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_length", "max_query_length"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} must be a positive number of tokens, got {value!r}")
+        settle_whole_numbers(self, "max_length", "max_query_length")
         if self.max_query_length >= self.max_length:
             raise InputError(
                 f"max_query_length ({self.max_query_length}) must be smaller than max_length ({self.max_length}), "

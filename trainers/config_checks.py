@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from modeling_tsarank.ranking_errors import InputError
@@ -92,7 +93,10 @@ BOUNDS = {
 
 
 def check_numbers(args: Any) -> None:
-    """Raises `InputError` for the first number of a configuration that is out of its bounds."""
+    """Raises `InputError` for the first number of a configuration out of its bounds; NumPy's become Python's."""
+    for name in (*BOUNDS, "max_steps"):
+        if isinstance(value := getattr(args, name, None), np.generic):
+            setattr(args, name, value.item())  # arguments are saved as JSON
     for name, bounds in BOUNDS.items():
         value = getattr(args, name, None)
         if value is not None and not bounds.allows(value):

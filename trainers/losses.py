@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_options import whole_number
 from modeling_tsarank.trainers.losses_listwise import (
     dear_loss,
     kl_to_teacher,
@@ -227,8 +228,7 @@ def token_kl(reference_logits: Tensor, logits: Tensor, block_tokens: int | None 
         )
     if block_tokens is None:
         block_tokens = max(1, PENALTY_BLOCK // max(1, logits.shape[1]))
-    if block_tokens < 1:
-        raise InputError(f"block_tokens must be at least 1, got {block_tokens}")
+    block_tokens = whole_number(block_tokens, "block_tokens")
     if not len(logits):
         return full_precision(logits).sum(dim=1)
     return _TokenKL.apply(reference_logits.detach(), logits, block_tokens)

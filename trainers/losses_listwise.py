@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_options import whole_number
 from modeling_tsarank.trainers.losses_pairwise import log1p_exp, ranknet_loss, reduce_pairs, soft_ranknet_loss
 from modeling_tsarank.trainers.losses_targets import (
     check_choice,
@@ -175,8 +176,7 @@ def lambdarank_loss(
     check_choice("weighting", weighting, LAMBDA_WEIGHTINGS)
     check_choice("gain", gain, ("linear", "exponential"))
     check_temperature(sigma, "sigma")
-    if k is not None and k < 1:
-        raise InputError(f"the cut-off k must be at least 1, got {k}")
+    k = None if k is None else whole_number(k, "the cut-off k")
     scores, mask = prepare_scores(scores, mask, labels=labels)
     with torch.no_grad():
         labels = torch.where(mask, labels.to(scores.dtype), torch.zeros_like(scores))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_options import whole_number
 
 
 PADDING_RANK = 0
@@ -221,8 +222,7 @@ def in_batch_ndcg(scores: Tensor, labels: Tensor, mask: Tensor | None = None, k:
         mask: `(groups, documents)`, real documents.
         k: cut-off, at least 1.
     """
-    if k < 1:
-        raise InputError(f"the cut-off k must be at least 1, got {k}")
+    k = whole_number(k, "the cut-off k")
     scores, mask = prepare_scores(scores.detach(), mask, labels=labels)
     gains = torch.where(mask, labels.to(scores.dtype), torch.zeros_like(scores))
     worst_first = gains.argsort(dim=1, stable=True)

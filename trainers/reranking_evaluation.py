@@ -9,6 +9,7 @@ from typing import Any
 
 from modeling_tsarank.modeling_ranker import RankerModel
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_options import whole_number
 
 
 logger = logging.getLogger(__name__)
@@ -69,9 +70,8 @@ class RerankingSet:
         from modeling_tsarank.eval.first_stages import retrieve
         from modeling_tsarank.eval.metrics import canonical_measure, compute_metrics
 
-        for name, value in (("limit_queries", limit_queries), ("depth", depth)):
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
+        depth = whole_number(depth, "depth")
+        limit_queries = None if limit_queries is None else whole_number(limit_queries, "limit_queries")
         measures = tuple(canonical_measure(measure) for measure in measures)
         loaded = load_collection(collection, split)
         query_ids = loaded.judged_queries()[:limit_queries]

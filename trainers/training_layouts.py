@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from modeling_tsarank.ranking_errors import InputError
@@ -79,7 +80,7 @@ def read_numbers(record: Record, field: str) -> list[float]:
     """A field that must be a list of numbers."""
     values = read_list(record, field)
     for index, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise InputError(f"{field}[{index}]: expected a number, got {describe(value)}")
     return [float(value) for value in values]
 
@@ -98,7 +99,7 @@ def read_document(value: Any, field: str) -> dict[str, str | None]:
     if title is not None and not isinstance(title, str):
         raise InputError(f"{field}.title: expected a string, got {describe(title)}")
     docid = next((value[name] for name in DOCID_FIELDS if value.get(name) is not None), None)
-    if docid is not None and (isinstance(docid, bool) or not isinstance(docid, (str, int))):
+    if docid is not None and (isinstance(docid, bool) or not isinstance(docid, (str, Integral))):
         raise InputError(f"{field}.docid: expected a string, got {describe(docid)}")
     return {
         "docid": None if docid is None else str(docid),
@@ -253,7 +254,7 @@ def _distill_triplet(record: Record) -> dict[str, Any]:
     field = _first(record, (*SCORE_FIELDS, "label")) or "scores"
     margin = record.get(field)
     documents = row.pop("positives") + row.pop("negatives")
-    if len(documents) == 2 and isinstance(margin, (int, float)) and not isinstance(margin, bool):
+    if len(documents) == 2 and isinstance(margin, Real) and not isinstance(margin, bool):
         # MarginMSE data holds the teacher's margin; only differences of teacher scores enter a loss.
         return row | {"documents": documents, "teacher_scores": [float(margin), 0.0]}
     return row | {"documents": documents, "teacher_scores": read_numbers(record, field)}
@@ -275,8 +276,8 @@ def _read_permutation(record: Record, documents: list[dict[str, str | None]]) ->
     for index, entry in enumerate(entries):
         if isinstance(entry, str) and entry in places:
             permutation.append(places[entry])
-        elif isinstance(entry, int) and not isinstance(entry, bool):
-            permutation.append(entry)
+        elif isinstance(entry, Integral) and not isinstance(entry, bool):
+            permutation.append(int(entry))
         else:
             raise InputError(
                 f"permutation[{index}]: expected a document's index or the docid of one, got {describe(entry)}"

@@ -115,7 +115,7 @@ def test_wrong_models_and_parameters(tiny_splade, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="cannot be loaded as a masked language model"):
         SpladeEncoder(tmp_path / "empty")
-    with pytest.raises(InputError, match="max_tokens of 3 or more"):
+    with pytest.raises(InputError, match="max_tokens must be a whole number of at least 3"):
         SpladeEncoder(tiny_splade, max_tokens=2)
     torch.manual_seed(0)
     headless = BertModel(BertConfig.from_pretrained(tiny_splade), add_pooling_layer=False)

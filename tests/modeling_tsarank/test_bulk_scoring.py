@@ -466,7 +466,7 @@ def test_bad_arguments(model, tmp_path) -> None:
     for changes, message in [
         ({"query": "question"}, "no column 'question'; its columns: query, document, id"),
         ({"keep": ("score",)}, "column 'score' cannot be kept"),
-        ({"shard_pairs": 0}, "shard_pairs must be a positive number"),
+        ({"shard_pairs": 0}, "shard_pairs must be a whole number"),
         ({"output": path}, "is a file; --output must be a folder"),
         ({"pairs": (str(tmp_path / "empty"),)}, r"holds no \.parquet or \.jsonl file"),
     ]:

@@ -95,5 +95,5 @@ def test_non_finite_scores_are_counted_and_named() -> None:
 
 @pytest.mark.parametrize("value", [0, -5, 2.5, True, "many"])
 def test_bad_budgets(value) -> None:
-    with pytest.raises(InputError, match="batch_tokens must be a positive number"):
+    with pytest.raises(InputError, match="batch_tokens must be a whole number"):
         check_batch_tokens(value, torch.device("cpu"))

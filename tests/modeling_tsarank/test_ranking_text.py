@@ -141,8 +141,8 @@ def test_clean_text() -> None:
         ({"prompt_style": "glued"}, "unknown prompt_style 'glued'; expected one of"),
         ({"aggregation": "max"}, "unknown aggregation"),
         ({"document_template": "Query:"}, "must contain {document} exactly once"),
-        ({"max_length": 0}, "max_length must be a positive number"),
-        ({"max_length": True}, "max_length must be a positive number"),
+        ({"max_length": 0}, "max_length must be a whole number"),
+        ({"max_length": True}, "max_length must be a whole number"),
         ({"add_bos": "yes"}, "add_bos must be true, false or null"),
     ],
 )

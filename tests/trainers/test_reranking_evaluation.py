@@ -303,8 +303,8 @@ def test_distillation_of_either_architecture(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"depth": 0}, "depth must be at least 1"),
-        ({"limit_queries": 0}, "limit_queries must be at least 1"),
+        ({"depth": 0}, "depth must be a whole number"),
+        ({"limit_queries": 0}, "limit_queries must be a whole number"),
         ({"measures": ("ndcg",)}, "ndcg"),
         ({"first_stage": "nowhere"}, "no first stage 'nowhere'"),
         ({"split": "dev"}, "dev"),

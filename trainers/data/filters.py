@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from fnmatch import fnmatchcase
+from numbers import Integral, Real
 from typing import Any, ClassVar, TypeAlias
 
 from modeling_tsarank.ranking_errors import InputError
@@ -179,12 +180,12 @@ def _checked(value: Any, default: Any, where: str) -> Any:
     if isinstance(default, bool) or isinstance(value, bool):
         fits = isinstance(default, bool) and isinstance(value, bool)
     elif isinstance(default, float):
-        fits = isinstance(value, (int, float))
+        fits = isinstance(value, Real)
     elif isinstance(default, tuple):
         fits = isinstance(value, (list, tuple))
         value = tuple(value) if fits else value
     else:
-        fits = isinstance(value, type(default))
+        fits = isinstance(value, Integral if isinstance(default, int) else type(default))
     if not fits:
         kind = "list" if isinstance(default, tuple) else type(default).__name__
         raise InputError(f"{where} must be of type {kind}, got {value!r:.60}")

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_options import settle_whole_numbers
 from modeling_tsarank.trainers.data.filters import Outcome, Step
 from modeling_tsarank.trainers.data.filters_index import KeyTable, SignatureIndex, stack
 from modeling_tsarank.trainers.data.weak_text import BANDS, PERMUTATIONS, band_keys, similarity
@@ -34,8 +35,7 @@ class Repeats(Step):
     per_query: int = 3
 
     def __post_init__(self) -> None:
-        if min(self.per_document, self.per_query) < 1:
-            raise InputError("per_document and per_query must be at least 1")
+        settle_whole_numbers(self, "per_document", "per_query")
         self._limits = {"pair": 1, "document": self.per_document, "query": self.per_query}
         self._tables = {name: KeyTable() for name in self._limits}
 

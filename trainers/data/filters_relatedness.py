@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -95,9 +96,7 @@ class ModelRelatedness(Step):
     def __post_init__(self) -> None:
         if self.min_score is None and self.beat < 1:
             raise InputError("give min_score, beat (such as 3), or both")
-        if self.min_score is not None and (
-            isinstance(self.min_score, bool) or not isinstance(self.min_score, (int, float))
-        ):
+        if self.min_score is not None and (isinstance(self.min_score, bool) or not isinstance(self.min_score, Real)):
             raise InputError(f"min_score must be a number, got {self.min_score!r}")
         self._random = random.Random(self.seed)
         self._scorer: Any = None

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from numbers import Integral
 from typing import Any, ClassVar
 
 from modeling_tsarank.eval.extras import require
@@ -156,7 +157,11 @@ class Length(Step):
     def __post_init__(self) -> None:
         for name in ("query_words", "document_words"):
             value = getattr(self, name)
-            if len(value) != 2 or not all(type(n) is int for n in value) or not 0 <= value[0] <= value[1]:
+            if (
+                len(value) != 2
+                or not all(isinstance(n, Integral) and not isinstance(n, bool) for n in value)
+                or not 0 <= value[0] <= value[1]
+            ):
                 raise InputError(f"{name} must be the fewest and the most words, such as [5, 400]; got {list(value)}")
 
     def judge(self, pair: Pair) -> Outcome:

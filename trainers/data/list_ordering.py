@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from modeling_tsarank.eval.types import Document
 from modeling_tsarank.ranking_errors import InputError, ResourceError
+from modeling_tsarank.ranking_options import whole_number
 from modeling_tsarank.trainers.data.list_building import ListTask
 from modeling_tsarank.trainers.data.teacher_listwise import OUTCOMES, Ordering
 
@@ -71,8 +72,7 @@ def order_lists(
         ResourceError: the server is gone, or takes no list at all.
         TSARankError: what the teacher raised.
     """
-    if concurrency < 1:
-        raise InputError(f"at least one list must be asked about at a time, got {concurrency}")
+    concurrency = whole_number(concurrency, "the number of lists asked about at a time")
     watch = _Watch(teacher.name)
     results: list[Ordering | None] = [None] * len(tasks)
     ended = threading.Event()

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import TypeVar
 
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_options import whole_number
 from modeling_tsarank.trainers.data.list_building import place_of
 
 
@@ -69,8 +70,7 @@ def spread(items: Sequence[Item], stratum: Callable[[Item], Hashable], limit: in
     Raises:
         InputError: a limit below 1.
     """
-    if limit < 1:
-        raise InputError(f"the limit must be at least 1, got {limit}")
+    limit = whole_number(limit, "the limit")
     rounds: dict[Hashable, int] = defaultdict(int)
     turns = []
     for place, item in enumerate(items):

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from modeling_tsarank.eval.extras import require
 from modeling_tsarank.eval.types import Document
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_options import whole_number
 from modeling_tsarank.trainers.data.query_files import QueryCollector, normalized
 
 
@@ -84,8 +85,7 @@ def crop_queries(
         InputError: `per_passage` below 1, or no such language.
         ResourceError: pysbd is missing.
     """
-    if per_passage < 1:
-        raise InputError(f"at least one sentence of a passage must be allowed, got {per_passage}")
+    per_passage = whole_number(per_passage, "the number of sentences of a passage")
     split = sentence_splitter(language)
     generator = random.Random(seed)
     ids = list(documents)

@@ -13,6 +13,7 @@ from typing import Any
 from modeling_tsarank.eval.bm25 import STOP_WORDS
 from modeling_tsarank.files.writing import write_text
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_options import whole_number
 from modeling_tsarank.trainers.data.list_building import SourceQuery
 from modeling_tsarank.trainers.data.provenance import write_report
 
@@ -95,8 +96,7 @@ class QueryCollector:
     _seen: set[str] = field(default_factory=set, repr=False)
 
     def __post_init__(self) -> None:
-        if self.wanted < 1:
-            raise InputError(f"at least one query must be asked for, got {self.wanted}")
+        self.wanted = whole_number(self.wanted, "the number of queries")
 
     @property
     def full(self) -> bool:

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from modeling_tsarank.eval.bm25 import EnglishAnalyzer
 from modeling_tsarank.eval.types import Document
 from modeling_tsarank.ranking_errors import InputError, ModelError
+from modeling_tsarank.ranking_options import settle_whole_numbers
 from modeling_tsarank.trainers.data.query_files import QueryCollector, normalized
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
 
@@ -57,13 +58,11 @@ class SamplingOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "per_passage", "batch_size", "max_passage_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.top_k < 0 or not 0 < self.top_p <= 1 or not self.temperature >= 0:
+        settle_whole_numbers(self, "max_new_tokens", "per_passage", "batch_size", "max_passage_tokens")
+        settle_whole_numbers(self, "top_k", "seed", least=0)
+        if not 0 < self.top_p <= 1 or not self.temperature >= 0:
             raise InputError(
-                f"top_k must be 0 or more, top_p above 0 up to 1, temperature 0 or more: got {self.top_k}, "
-                f"{self.top_p}, {self.temperature}"
+                f"top_p must be above 0 up to 1, temperature 0 or more: got {self.top_p}, {self.temperature}"
             )
         if self.temperature == 0 and self.per_passage > 1:
             raise InputError("several queries of a passage need sampling: give a temperature above 0")

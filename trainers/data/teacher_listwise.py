@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_options import settle_whole_numbers
 from modeling_tsarank.trainers.data.teacher_answers import ReadAnswer, read_answer
 from modeling_tsarank.trainers.data.teacher_prompt import (
     DEFAULT_PASSAGE_WORDS,
@@ -58,12 +59,10 @@ class ListwiseOptions:
     refuse_given_order: bool = False
 
     def __post_init__(self) -> None:
-        if self.window is not None and self.window < 2:
-            raise InputError(f"a window needs at least two passages, got {self.window}")
-        if self.step is not None and (self.window is None or not 1 <= self.step < self.window):
+        settle_whole_numbers(self, "window", least=2)
+        settle_whole_numbers(self, "step", "attempts", "max_words")
+        if self.step is not None and (self.window is None or not self.step < self.window):
             raise InputError(f"the step must be at least 1 and less than the window ({self.window}), got {self.step}")
-        if self.attempts < 1 or self.max_words < 1:
-            raise InputError(f"attempts and words must be at least 1, got {self.attempts} and {self.max_words}")
         check_prompt(self.prompt)
 
     def describe(self) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from modeling_tsarank.embedded_models import embedded_language_model, embedded_source, embedded_version
 from modeling_tsarank.eval.index_cache import model_fingerprint
-from modeling_tsarank.ranking_errors import InputError, ModelError
+from modeling_tsarank.ranking_errors import ModelError
+from modeling_tsarank.ranking_options import whole_number
 from modeling_tsarank.trainers.data.teacher_answers import begun_reasoning
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
 from modeling_tsarank.trainers.data.teacher_prompt import Message
@@ -48,8 +49,7 @@ class LocalTeacher:
     ) -> None:
         from modeling_tsarank.loading import resolve_device, resolve_dtype
 
-        if max_new_tokens < 1:
-            raise InputError(f"the longest answer must be at least one token, got {max_new_tokens}")
+        max_new_tokens = whole_number(max_new_tokens, "the longest answer in tokens")
         self._device = resolve_device(device)
         self._dtype = resolve_dtype(dtype, self._device)
         embedded = embedded_language_model(name_or_path)

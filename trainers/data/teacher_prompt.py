@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_options import whole_number
 
 
 Message = dict[str, str]
@@ -68,8 +69,7 @@ def listwise_messages(
     count = len(documents)
     if count < 2:
         raise InputError(f"a teacher orders at least two passages, got {count}")
-    if max_words < 1:
-        raise InputError(f"a passage needs at least one word, got a limit of {max_words}")
+    max_words = whole_number(max_words, "a passage's limit of words")
     check_prompt(prompt)
     if prompt == "single":
         return [{"role": "user", "content": _single_message(query, documents, max_words, attempt)}]

@@ -11,6 +11,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from modeling_tsarank.ranking_errors import InputError, ResourceError
+from modeling_tsarank.ranking_options import settle_whole_numbers
 from modeling_tsarank.trainers.data.teacher_prompt import Message
 
 
@@ -105,10 +106,7 @@ class EndpointSettings:
             raise InputError("what was given as the key's environment variable is no name of one; never give the key")
         if not self.model:
             raise InputError("a teacher at an address needs the name of its model (--teacher-model)")
-        if self.tries < 1:
-            raise InputError(f"a request must be tried at least once, got {self.tries}")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise InputError(f"the longest answer must be at least one token, got {self.max_tokens}")
+        settle_whole_numbers(self, "tries", "max_tokens")
         for name in ("timeout", "first_wait", "longest_wait", "requests_per_minute", "max_cost"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:

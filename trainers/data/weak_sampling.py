@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_options import settle_whole_numbers, whole_number
 from modeling_tsarank.trainers.data.weak_types import PAIR_TYPES
 
 
@@ -34,8 +35,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.rows < 0 or self.validation < 0:
-            raise InputError("rows and validation must be at least 0")
+        settle_whole_numbers(self, "rows", "validation", "seed", least=0)
         if not self.temperature > 0:
             raise InputError(f"temperature must be above 0, got {self.temperature}")
         if not self.rows and self.temperature != 1:
@@ -43,8 +43,7 @@ class Sampling:
         for name, cap in self.caps.items():
             if name not in PAIR_TYPES and name != "all":
                 raise InputError(f"caps: no type {name!r}; there are all, {', '.join(PAIR_TYPES)}")
-            if type(cap) is not int or cap < 0:
-                raise InputError(f"caps: {name} must be a whole number of at least 0, got {cap!r}")
+            self.caps[name] = whole_number(cap, f"caps: {name}", 0)
 
     def allocate(self, counts: Mapping[str, int]) -> dict[str, int]:
         """How many pairs to take of each type, given how many there are."""

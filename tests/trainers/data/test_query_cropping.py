@@ -70,9 +70,9 @@ def test_wrong_limits_and_counts():
     for limits in ({"min_words": 0}, {"min_words": 5, "max_words": 4}, {"min_letters": 2}):
         with pytest.raises(InputError):
             QueryLimits(**limits)
-    with pytest.raises(InputError, match="at least one query"):
+    with pytest.raises(InputError, match="the number of queries must be a whole number"):
         QueryCollector(0, "cropped")
-    with pytest.raises(InputError, match="at least one sentence"):
+    with pytest.raises(InputError, match="the number of sentences of a passage must be a whole number"):
         crop_queries({}, QueryCollector(1, "cropped"), per_passage=0)
 
 

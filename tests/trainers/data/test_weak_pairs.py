@@ -248,7 +248,7 @@ def test_places_are_a_permutation_that_depends_on_the_seed() -> None:
         ({"sources": [{"path": "x"}]}, "source 1: type is missing"),
         ({"sampling": {"temperature": 2, "rows": 0}}, "sampling: a temperature needs rows"),
         ({"sampling": {"caps": {"poem": 3}}}, "no type 'poem'"),
-        ({"sampling": {"rows": -1}}, "must be at least 0"),
+        ({"sampling": {"rows": -1}}, "rows must be a whole number of at least 0"),
         ({"sampling": {"size": 3}}, "no option 'size'"),
         ({"licences": ["mit"]}, "licences must map"),
         ({"sampling": {"rows": 3, "validation": 3}}, "leaves nothing of 3 rows"),

@@ -29,7 +29,6 @@ import torch
 
 from modeling_tsarank.batch_invariance import cpu_has_bfloat16
 from modeling_tsarank.eval.collections import load_collection
-from modeling_tsarank.eval.files import write_json
 from modeling_tsarank.eval.fusion import normalize
 from modeling_tsarank.eval.harness import evaluate_collection
 from modeling_tsarank.eval.options import EvaluationOptions
@@ -39,6 +38,7 @@ from modeling_tsarank.eval.scoring import ScorerSource
 from modeling_tsarank.eval.significance import compare_values, query_values
 from modeling_tsarank.eval.types import Run
 from modeling_tsarank.file_hashes import hash_folder
+from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_errors import InputError, TSARankError
 from modeling_tsarank.trainers.data.teacher_scores import load_scorer, scorer_identity
 from modeling_tsarank.trainers.recipes.development import RUN, SPLIT

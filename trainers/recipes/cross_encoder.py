@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_tsarank.batch_invariance import cpu_has_bfloat16
-from modeling_tsarank.eval.files import read_json, write_json
 from modeling_tsarank.file_hashes import hash_file
+from modeling_tsarank.files.reading import read_json
+from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.filters import build_options
 from modeling_tsarank.trainers.data.weak_recipe import load_yaml

@@ -15,10 +15,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from modeling_tsarank.eval.files import write_json, write_text
 from modeling_tsarank.eval.run_files import write_run
 from modeling_tsarank.eval.types import Document
 from modeling_tsarank.file_hashes import hash_file
+from modeling_tsarank.files.writing import write_json, write_text
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.filters import build_options
 from modeling_tsarank.trainers.data.hard_negatives import MiningOptions

@@ -7,13 +7,24 @@ import importlib
 import logging
 import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from modeling_tsarank.command_line import DEBUG_VARIABLE, CommandParser, whole
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 from modeling_tsarank.trainers.script_utils import ACCELERATE_RECIPES, find_recipe, recipe_names
+from modeling_tsarank.trainers.stopping import (
+    LAUNCHER,
+    SIGNALS,
+    StoppedError,
+    exit_status,
+    raise_stopped,
+    signals_held_back,
+    stopped_line,
+    stopping,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -184,32 +195,78 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _launch(options: list[str], processes: int | None, module: str, script_options: Sequence[str]) -> int:
+    """Runs the script in processes of its own; what stops this process stops them, and is said in one line."""
+    children: list[subprocess.Popen[bytes]] = []
+
+    def hand_on(number: int) -> None:
+        for child in children:
+            child.send_signal(number)
+        if not children:
+            raise_stopped(number)
+
+    with stopping(hand_on) as received:
+        try:
+            status = _accelerate(options, processes, module, script_options, children)
+        except StoppedError:
+            status = 0
+    number = received[0] if received else status - 128
+    if number in SIGNALS:
+        sys.stderr.write(f"{stopped_line(number, script_options)}\n")
+        return exit_status(number)
+    return status
+
+
+def _accelerate(
+    options: list[str],
+    processes: int | None,
+    module: str,
+    script_options: Sequence[str],
+    children: list[subprocess.Popen[bytes]],
+) -> int:
+    """What `accelerate launch` does. A single process is put into `children` while it runs."""
     try:
-        from accelerate.commands.launch import launch_command, launch_command_parser
+        from accelerate.commands import launch
+        from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+        from torch.distributed.elastic.multiprocessing.api import SignalException
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     except ImportError as error:
         raise ResourceError(f"training needs accelerate ({error}): pip install 'tsarank[train]'") from error
+
+    def run_one(args: argparse.Namespace) -> None:
+        command, environment = prepare_simple_launcher_cmd_env(args)
+        with signals_held_back():
+            child = subprocess.Popen(command, env=environment)
+            children.append(child)
+        if child.wait():
+            raise subprocess.CalledProcessError(child.returncode, command)
+
     options = _with_defaults(options, processes)
-    parser = launch_command_parser()
-    parser.error = _refuse  # its own prints the usage, a hundred options, in front of the message
-    parsed = parser.parse_args([*options, "--module", module, *script_options])
+    parsed = launch.launch_command_parser().parse_args([*options, "--module", module, *script_options])
     logger.info("accelerate launch %s", " ".join([*options, "--module", module, *script_options]))
+    theirs, disabled = launch.simple_launcher, logging.root.manager.disable
+    os.environ[LAUNCHER] = str(os.getpid())
     try:
-        launch_command(parsed)
+        # accelerate's own lets go of its process when a signal comes.
+        launch.simple_launcher = run_one
+        # torch says of every process how it was ended; the processes say it themselves.
+        logging.disable(logging.ERROR)
+        launch.launch_command(parsed)
     except subprocess.CalledProcessError as error:
         return _status(error.returncode)
     except ChildFailedError as error:
         return _status(error.get_first_failure()[1].exitcode)
+    except SignalException as error:
+        return exit_status(error.sigval)
     except ImportError as error:
         # DeepSpeed, where a config asks for it.
         raise ResourceError(str(error)) from error
     except ValueError as error:
         raise InputError(f"accelerate launch: {error}") from error
+    finally:
+        launch.simple_launcher = theirs
+        logging.disable(disabled)
+        del os.environ[LAUNCHER]
     return 0
-
-
-def _refuse(message: str) -> NoReturn:
-    raise InputError(f"accelerate launch: {message}")
 
 
 def _with_defaults(options: list[str], processes: int | None) -> list[str]:

@@ -9,12 +9,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from modeling_tsarank.trainers.script_utils import (
     check_settings,
     early_stopping,
+    exit_script,
     load_reranking_sets,
     load_rows,
     parse_arguments,
@@ -61,4 +61,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    exit_script(run_script(main))

@@ -8,13 +8,21 @@ import logging
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from modeling_tsarank.command_line import DEBUG_VARIABLE, run_command
 from modeling_tsarank.ranking_errors import InputError, ResourceError, TSARankError
+from modeling_tsarank.trainers.stopping import (
+    LAUNCHER,
+    StoppedError,
+    end_with_launcher,
+    exit_status,
+    stopped_line,
+    stopping,
+)
 
 
 if TYPE_CHECKING:
@@ -94,7 +102,7 @@ def parse_arguments(types: Sequence[Any], arguments: Sequence[str] | None, progr
     parser.add_argument(
         "--config", action="append", metavar="FILE", help="YAML file of options, or the name of a shipped recipe"
     )
-    known, options = _config_options(list(sys.argv[1:] if arguments is None else arguments))
+    known, options = config_options(list(sys.argv[1:] if arguments is None else arguments))
     _set_defaults(parser, options)
     try:
         *parsed, rest = parser.parse_args_into_dataclasses(
@@ -110,7 +118,7 @@ def parse_arguments(types: Sequence[Any], arguments: Sequence[str] | None, progr
     return parsed[: len(types)]
 
 
-def _config_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+def config_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
     """The arguments without `--config`, and the options of the files it names."""
     kept: list[str] = []
     options: dict[str, Any] = {}
@@ -279,7 +287,11 @@ def train_and_save(trainer: Any, data: DataArguments | None = None) -> None:
         resume = bool(checkpoint_folders(args.output_dir))
     elif isinstance(resume, str) and resume.lower() in (LAST, "true"):
         resume = True
-    trainer.train(resume_from_checkpoint=resume)
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+    except TSARankError as error:
+        error.of_this_process = not getattr(error, "said_by_the_first", False) or trainer.is_world_process_zero()  # type: ignore[attr-defined]
+        raise
     trainer.save_model(args.output_dir)
     trainer.save_state()
     if trainer.is_world_process_zero():
@@ -292,20 +304,39 @@ def train_and_save(trainer: Any, data: DataArguments | None = None) -> None:
 
 
 def run_script(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> int:
-    """Runs a script's `main` and returns its exit status, see `run_command`."""
+    """Runs a script's `main`. Returns 0, 2 after an error the user can mend (one line), 130 or 143 if stopped."""
     logging.basicConfig(stream=sys.stderr, format="tsarank: %(message)s", level=logging.WARNING)
     # Addressed to developers: names that transformers, TRL and PEFT will drop some day.
     warnings.simplefilter("ignore", FutureWarning)
     rank = int(os.environ.get("RANK", "0"))
     logging.getLogger("modeling_tsarank.trainers").setLevel(logging.INFO if rank == 0 else logging.ERROR)
+    end_with_launcher()
+    try:
+        with stopping():
+            try:
+                main(arguments)
+                return 0
+            except TSARankError as error:
+                # One process speaks for the others of its machine, which have made the same mistake.
+                if getattr(error, "of_this_process", int(os.environ.get("LOCAL_RANK", "0")) == 0):
+                    where = f" (process {rank})" if rank else ""
+                    sys.stderr.write(f"tsarank: error{where}: {' '.join(str(error).split())}\n")
+                return 2
+            except Exception:
+                if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                    # Where another process has ended, an exchange with it fails here; its launcher says so soon.
+                    time.sleep(3)
+                raise
+    except StoppedError as stopped:
+        if LAUNCHER not in os.environ and rank == 0:
+            sys.stderr.write(f"{stopped_line(stopped.signal, sys.argv[1:] if arguments is None else arguments)}\n")
+        return exit_status(stopped.signal)
 
-    def run() -> int:
-        main(arguments)
-        return 0
 
-    return run_command(
-        run,
-        where=f" (process {rank})" if rank else "",
-        interrupted="interrupted; start again with --resume_from_checkpoint last",
-        hint=f"{DEBUG_VARIABLE}=1",
-    )
+def exit_script(status: int) -> NoReturn:
+    """Ends the process; after a signal at once, since an exchange with other processes may never end."""
+    sys.stderr.flush()
+    sys.stdout.flush()
+    if status > 128:
+        os._exit(status)
+    sys.exit(status)

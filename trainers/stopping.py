@@ -1,0 +1,114 @@
+"""Trainings that a signal stops: no process goes on, one line says what can be resumed, the status is a shell's."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+# Set for the processes that `tsarank train` starts: the number of the process that reports for them.
+LAUNCHER = "TSARANK_LAUNCHER"
+_PARENT_DEATH_SIGNAL = 1  # of Linux's prctl
+
+
+class StoppedError(KeyboardInterrupt):
+    """A signal has asked this process to end; libraries take it for the interrupt it is.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = number
+
+
+def raise_stopped(number: int) -> NoReturn:
+    """What a process does on its first signal."""
+    raise StoppedError(number)
+
+
+@contextlib.contextmanager
+def stopping(act: Callable[[int], object] = raise_stopped) -> Iterator[list[int]]:
+    """Calls `act` with the number of the first signal that asks for an end; later ones change nothing.
+
+    Yields the list that the number is put into. A signal that is ignored stays so (nohup). Elsewhere than in the main
+    thread, which alone gets signals, nothing is changed.
+    """
+    received: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        if not received:
+            received.append(number)
+            act(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for one in SIGNALS:
+            if signal.getsignal(one) is not signal.SIG_IGN:
+                before[one] = signal.signal(one, handle)
+    if hasattr(signal, "pthread_sigmask"):
+        # A launcher starts this process with the signals held back, so that none comes before it is awaited.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    try:
+        yield received
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+@contextlib.contextmanager
+def signals_held_back() -> Iterator[None]:
+    """A process that is started in the body gets no signal before it enters `stopping`."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_launcher() -> None:
+    """Lets the system terminate this process when the one that launched it is killed; on Linux."""
+    launcher = os.environ.get(LAUNCHER, "")
+    if sys.platform == "linux" and launcher == str(os.getppid()):
+        ctypes.CDLL(None, use_errno=True).prctl(_PARENT_DEATH_SIGNAL, int(signal.SIGTERM), 0, 0, 0)
+        if os.getppid() != int(launcher):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def exit_status(number: int) -> int:
+    """The status of a shell for a process that a signal has ended."""
+    return 128 + number
+
+
+def stopped_line(number: int, arguments: Sequence[str]) -> str:
+    """The one line of a stopped training, out of the options of its script."""
+    from modeling_tsarank.ranking_errors import TSARankError
+    from modeling_tsarank.trainers.script_utils import config_options
+
+    word = _WORDS.get(signal.Signals(number), f"stopped by {signal.Signals(number).name}")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--output_dir", "--output-dir")
+    try:
+        rest, options = config_options(list(arguments))
+        folder = parser.parse_known_args(rest)[0].output_dir or options.get("output_dir") or "trainer_output"
+    except (TSARankError, argparse.ArgumentError):
+        return f"tsarank: {word}"
+    # By name alone: to look into them would take a while, and `auto` does.
+    steps = [int(path.name[11:]) for path in Path(str(folder)).glob("checkpoint-*") if path.name[11:].isdecimal()]
+    if not steps:
+        return f"tsarank: {word} before the first checkpoint; nothing was saved"
+    return f"tsarank: {word}; the same command with --resume_from_checkpoint auto goes on from checkpoint-{max(steps)}"

@@ -24,6 +24,7 @@ import torch
 
 from .ranking_options import CONFIG_KEY, RankingOptions
 from .ranking_text import Prompt
+from .rope_regimes import derived_buffers
 
 
 # What a configuration says about where a model came from or how it is used, not about what it computes.
@@ -53,7 +54,8 @@ def _tensors(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
 def _weights(backbone: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     items: dict[str, Any] = dict(backbone.named_buffers())  # also those that checkpoints leave out: rotary frequencies
     items.update(backbone.state_dict())
-    return [found for name, value in items.items() for found in _tensors(value, name)]
+    derived = derived_buffers(backbone)
+    return [found for name, value in items.items() if name not in derived for found in _tensors(value, name)]
 
 
 def _adapters(backbone: torch.nn.Module) -> list[str]:
@@ -109,7 +111,7 @@ def model_identity(model: Any) -> str:
     backbone = model.backbone
     weights = _weights(backbone)
     look = f"{_quick_look(backbone, weights)}:{backbone.dtype}"
-    known = _identities.get(model)
+    known = _identities.get(backbone)
     if known is not None and known[0] == look:
         return known[1]
     settings = {key: value for key, value in backbone.config.to_dict().items() if key not in _NO_MATTER}
@@ -120,17 +122,21 @@ def model_identity(model: Any) -> str:
         parts.append(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:{crc:08x}")
     parts += _adapters(backbone)
     identity = hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
-    _identities[model] = (look, identity)
+    _identities[backbone] = (look, identity)
     return identity
 
 
-def state_key(model: Any, ids: Sequence[int]) -> str:
+def state_key(model: Any, ids: Sequence[int], regime: int = 0) -> str:
     """The name under which a store keeps the states of `ids`: the model's identity, a hyphen, a digest of the ids.
 
-    `model` is a ranking model or, where many keys are made at once, its `model_identity`.
+    Parameters:
+        model: a ranking model or, where many keys are made at once, its `model_identity`.
+        regime: of the pairs that read them (`rope_regimes`): their keys are turned by other angles.
     """
     identity = model if isinstance(model, str) else model_identity(model)
     digest = hashlib.blake2b(np.asarray(ids, dtype=np.int64).tobytes(), digest_size=16)
+    if regime:
+        digest.update(f"regime {regime}".encode())
     return f"{identity}-{digest.hexdigest()}"
 
 

@@ -151,7 +151,7 @@ def estimate(model: Any, texts: Sequence[str], store: Any) -> tuple[Cost, list[t
     for start in range(0, len(texts), _CHUNK):
         part = texts[start : start + _CHUNK]
         ids = [kept_ids(prompt, model.options) for prompt in model.encoder.prompts(part)]
-        keys = [state_key(identity, row) for row in ids]
+        keys = [state_key(identity, row, model._document_regime(row)) for row in ids]
         missing = set(store.missing(keys))
         # Where nothing is read before the query, there is nothing to keep.
         todo += [(text, len(row)) for text, row, key in zip(part, ids, keys, strict=True) if row and key in missing]

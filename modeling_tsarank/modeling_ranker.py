@@ -19,6 +19,8 @@ from transformers.utils import ModelOutput
 
 from .crossencoder_tsarank import code_reference, write_cross_encoder_files
 from .pipeline_text_ranking import TextRankingPipeline
+from .ranking_attention import attention_choice, check_attention, refuse_encoder, refuse_flex
+from .ranking_calls import evaluating, snapshot
 from .ranking_checkpoints import known_checkpoint, load_backbone, load_complete, refuse_shell_of_a_folder
 from .ranking_engine import check_batch_tokens, check_finite
 from .ranking_errors import InputError, ModelError
@@ -87,23 +89,31 @@ class RankerModel(PreTrainedModel):
             requested = getattr(config, "_attn_implementation_internal", None)
             inner._attn_implementation_internal = None
             backbone = self.backbone_class(config).from_config(
-                inner, dtype=config.dtype, **_attention(self.backbone_class(config), inner, requested)
+                inner, dtype=config.dtype, **attention_choice(self.backbone_class(config), inner, requested)
             )
         else:
             # `post_init` draws new weights for every module that is not marked as loaded: LoRA's, for one.
             for module in backbone.modules():
                 module._is_hf_initialized = True  # type: ignore[assignment]
         self.check_backbone(backbone)
+        check_attention(backbone)
         self.backbone = backbone
         self._tokenizer: Any = None
         self._encoder: Any = None
         # What the last `predict` did: pairs, and tokens read by the backbone (a shared document counts once).
         self.last_stats: dict[str, int] = {}
+        # What calls leave to the next one: memory, shapes, how many of them are running.
+        self.between_calls: dict[str, Any] = {}
         self.post_init()
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> Any:
         """What was asked for: experts are in the backbone, which checks it; transformers looks for them here."""
         return requested_experts
+
+    def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+        """As for every model of transformers. Raises `ModelError` for `flex_attention`."""
+        refuse_flex(*attn_implementation.values() if isinstance(attn_implementation, dict) else [attn_implementation])
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
     # ---- loading ---------------------------------------------------------------------------------
 
@@ -194,19 +204,7 @@ class RankerModel(PreTrainedModel):
                 f"{type(backbone).__name__} has no head over the vocabulary; load the checkpoint as a language model, "
                 "such as AutoModelForCausalLM"
             )
-        config = backbone.config.get_text_config()
-        sees_ahead = getattr(config, "is_causal", None) is False or (
-            getattr(config, "use_bidirectional_attention", None) is True
-            or (
-                getattr(config, "is_decoder", None) is False  # GPT-NeoX says so too
-                and any(getattr(module, "is_causal", None) is False for module in backbone.modules())
-            )
-        )
-        if sees_ahead and not backbone.config.is_encoder_decoder:
-            raise ModelError(
-                f"this {config.model_type} model is an encoder, in which every token sees those behind it; a ranker "
-                "is made of a decoder-only model or an encoder-decoder"
-            )
+        refuse_encoder(backbone)
 
     @classmethod
     def _starting_options(cls, name_or_path: Any, config: Any) -> RankingOptions:
@@ -284,25 +282,26 @@ class RankerModel(PreTrainedModel):
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: Any) -> None:
-        self._tokenizer, self._encoder = tokenizer, None
+        self._tokenizer = tokenizer
 
     @property
     def encoder(self) -> Any:
         """Turns (query, document) texts into token ids as `options` say."""
-        if self._encoder is None:
-            self._encoder = self._make_encoder()
-        return self._encoder
+        made, own = self._encoder, snapshot(self)
+        if made is None or made[0] is not own._tokenizer or made[1] is not own.options:
+            made = self._encoder = own._tokenizer, own.options, own._make_encoder()
+        return made[2]
 
     def set_options(self, **changes: Any) -> None:
         """Changes ranking options of a loaded model. Raises `InputError` for an unknown field or a bad value."""
         self.options = self.options.override(**changes)
         setattr(self.config, CONFIG_KEY, self.options.to_dict())
-        self._encoder = None
 
     @property
     def pad_id(self) -> int:
         """Any valid id does where masked positions are filled: they are never read."""
-        for value in (getattr(self.tokenizer, "pad_token_id", None), self.tokenizer.eos_token_id):
+        tokenizer = self.tokenizer
+        for value in (getattr(tokenizer, "pad_token_id", None), tokenizer.eos_token_id):
             if value is not None:
                 return value
         return 0
@@ -341,13 +340,11 @@ class RankerModel(PreTrainedModel):
         single = isinstance(pairs, tuple) and len(pairs) == 2 and isinstance(pairs[0], str)
         cleaned = self._clean_pairs([pairs] if single else pairs)
         budget = check_batch_tokens(batch_tokens, self.device)
-        self.last_stats = {"pairs": len(cleaned), "tokens": 0}
-        was_training = self.training
-        self.eval()
-        try:
-            scores = self._score_pairs(self.encoder.pairs(cleaned), budget, show_progress, stop) if cleaned else []
-        finally:
-            self.train(was_training)
+        call = snapshot(self)
+        call.last_stats = {"pairs": len(cleaned), "tokens": 0}
+        with evaluating(self):
+            scores = call._score_pairs(call.encoder.pairs(cleaned), budget, show_progress, stop) if cleaned else []
+        self._encoder, self.last_stats = call._encoder, call.last_stats
         check_finite(scores, lambda i: f"pair {i} (query {cleaned[i][0][:60]!r})")
         result = np.asarray(scores, dtype=np.float32)
         return result[0] if single else result
@@ -411,17 +408,6 @@ class RankerModel(PreTrainedModel):
         if empty:
             logger.warning("%d of %d documents are empty; they are scored as an empty text", empty, len(cleaned))
         return cleaned
-
-
-def _attention(auto_class: Any, config: Any, requested: str | None) -> dict[str, str]:
-    """The wrapper's attention choice for the backbone, where the backbone supports it."""
-    if requested in (None, "eager"):
-        return {} if requested is None else {"attn_implementation": "eager"}
-    model_class = auto_class._model_mapping.get(type(config), None)
-    model_class = model_class[0] if isinstance(model_class, tuple | list) else model_class
-    if requested == "sdpa" and not getattr(model_class, "_supports_sdpa", False):
-        return {}
-    return {"attn_implementation": requested}
 
 
 def accepts(function: Callable[..., Any], name: str) -> bool:

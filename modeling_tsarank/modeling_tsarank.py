@@ -14,11 +14,13 @@ from .document_blocks import Workspace
 from .document_states import common_length
 from .modeling_ranker import RankerModel, RankingOutput, group_loss
 from .query_head import log_probs_of
+from .ranking_calls import snapshot
 from .ranking_engine import align_left, gathered_log_probs, pad_right, plan_batches, run_batches
 from .ranking_errors import InputError, ModelError
 from .ranking_options import QueryLikelihoodOptions
 from .ranking_states import KeptStates
 from .ranking_text import EncodedPair, QueryLikelihoodEncoder, clean_query, document_text
+from .rope_regimes import readable_length
 from .shared_prefixes import longest_prompt, partial_attention
 
 
@@ -51,7 +53,7 @@ class TSARankModel(KeptStates, RankerModel):
         return AutoModelForCausalLM
 
     def _make_encoder(self) -> QueryLikelihoodEncoder:
-        context = getattr(self.config, "max_position_embeddings", None)
+        context = readable_length(self.backbone)
         return QueryLikelihoodEncoder(self.tokenizer, self.options, context)
 
     # ---- tensors in, scores out: what training calls ---------------------------------------------
@@ -117,10 +119,11 @@ class TSARankModel(KeptStates, RankerModel):
 
     def token_log_probs(self, query: str, document: Any) -> list[tuple[str, float]]:
         """Why a document got its score: each query token and log p(token | document, tokens before it)."""
-        pair = self.encoder.pairs([(clean_query(query), document_text(document))])[0]
+        call = snapshot(self)
+        pair = call.encoder.pairs([(clean_query(query), document_text(document))])[0]
         with torch.inference_mode():
-            values = self._cold_batch([pair])[0]
-        return list(zip(self.tokenizer.batch_decode([[i] for i in pair.query]), values.tolist(), strict=True))
+            values = call._cold_batch([pair])[0]
+        return list(zip(call.tokenizer.batch_decode([[i] for i in pair.query]), values.tolist(), strict=True))
 
     def _score_pairs(
         self,
@@ -139,7 +142,8 @@ class TSARankModel(KeptStates, RankerModel):
         groups: dict[Any, list[int]] = defaultdict(list)
         for i, pair in enumerate(pairs):
             # A long document is cut for each query's length: a packed row reads its longest cut for all of them.
-            groups[pair.source if packed and len(pair.source) else pair.prompt].append(i)
+            document = pair.source if packed and len(pair.source) else pair.prompt
+            groups[document, self._pair_regime(pair)].append(i)
         tasks = list(groups.values())
         scores = [math.nan] * len(pairs)
 
@@ -194,10 +198,10 @@ class TSARankModel(KeptStates, RankerModel):
     ) -> list[torch.Tensor]:
         targets = torch.tensor([token for pair in pairs for token in pair.query], device=self.device)
         # Taken away for the time being, so that another thread makes one of its own.
-        workspace = self.__dict__.pop("_head_workspace", None) or Workspace()
+        workspace = self.between_calls.pop("head", None) or Workspace()
         with log_probs_of(self.backbone, targets, workspace) as asked:
             found = self._logits_at(input_ids, keep, **kwargs)
-        self.__dict__["_head_workspace"] = workspace
+        self.between_calls["head"] = workspace
         values = found.squeeze(-1) if asked.answered else gathered_log_probs(found, targets)
         return list(values.cpu().split([len(pair.query) for pair in pairs]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,11 +13,14 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from .answer_head import answer_rows
 from .document_states import common_length
 from .modeling_ranker import RankerModel, RankingOutput, group_loss
+from .ranking_attention import check_attention
+from .ranking_calls import snapshot
 from .ranking_engine import align_left, pad_right, run_batches
 from .ranking_errors import ModelError
 from .ranking_options import LogitOptions
 from .ranking_states import KeptStates
 from .ranking_text import EncodedPair, TemplateEncoder, clean_query, document_text
+from .rope_regimes import readable_length
 from .shared_prefixes import PACKED_TOKENS, prefix_groups
 
 
@@ -30,6 +34,7 @@ class TwolarModel(KeptStates, RankerModel):
     """
 
     options_class = LogitOptions
+    unread = 0
     options: LogitOptions
 
     @classmethod
@@ -38,7 +43,7 @@ class TwolarModel(KeptStates, RankerModel):
 
     def _make_encoder(self) -> TemplateEncoder:
         self.answer_ids()  # an answer that is not one token is an error at once, not at the first score
-        context = None if self.config.is_encoder_decoder else getattr(self.config, "max_position_embeddings", None)
+        context = None if self.config.is_encoder_decoder else readable_length(self.backbone)
         return TemplateEncoder(self.tokenizer, self.options, context)
 
     # ---- the answer's tokens ---------------------------------------------------------------------
@@ -96,6 +101,7 @@ class TwolarModel(KeptStates, RankerModel):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if self.config.is_encoder_decoder:
+            check_attention(self.backbone)
             start = self.config.decoder_start_token_id
             decoder = torch.full((len(input_ids), 1), start, dtype=torch.long, device=input_ids.device)
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "decoder_input_ids": decoder, **kwargs}
@@ -150,10 +156,11 @@ class TwolarModel(KeptStates, RankerModel):
 
     def answer_scores(self, query: str, document: Any) -> dict[str, float]:
         """Why a document got its score: the logit of each answer token."""
-        pair = self.encoder.pairs([(clean_query(query), document_text(document))])[0]
+        call = snapshot(self)
+        pair = call.encoder.pairs([(clean_query(query), document_text(document))])[0]
         with torch.inference_mode():
-            logits = self.answer_logits(torch.tensor([pair.prompt], device=self.device))[0]
-        names = self.tokenizer.convert_ids_to_tokens(self.answer_ids())
+            logits = call.answer_logits(torch.tensor([pair.prompt], device=self.device))[0]
+        names = call.tokenizer.convert_ids_to_tokens(call.answer_ids())
         return dict(zip(names, logits.float().tolist(), strict=True))
 
     def _score_pairs(
@@ -169,7 +176,7 @@ class TwolarModel(KeptStates, RankerModel):
         if self.document_store is not None:
             found = self._score_from_states(asked, batch_tokens, show, stop)
             return self.pool(torch.cat([logits.reshape(1, -1) for logits in found])).tolist()
-        groups = [] if self.config.is_encoder_decoder else prefix_groups([pair.prompt for pair in pairs])
+        groups = [] if self.config.is_encoder_decoder else self._prefix_groups(asked)
         tasks = groups or [([i], ()) for i in range(len(pairs))]
         invariant = bool(groups) and self._is_invariant()
         scores = [math.nan] * len(pairs)
@@ -206,6 +213,17 @@ class TwolarModel(KeptStates, RankerModel):
         self.last_stats["tokens"] = sum(lengths)
         run_batches(lengths, batch_tokens, run, [len(members) for members, _ in tasks], show, stop)
         return scores
+
+    def _prefix_groups(self, pairs: Sequence[EncodedPair]) -> list[tuple[list[int], tuple[int, ...]]]:
+        """`prefix_groups` of the pairs of each regime (`rope_regimes`)."""
+        regimes: dict[int, list[int]] = defaultdict(list)
+        for i, pair in enumerate(pairs):
+            regimes[self._pair_regime(pair)].append(i)
+        return [
+            ([alike[k] for k in members], prefix)
+            for alike in regimes.values()
+            for members, prefix in prefix_groups([pairs[i].prompt for i in alike])
+        ]
 
     def _logits_at(self, input_ids: torch.Tensor, keep: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Of the answer tokens alone, `(kept positions, 2)` or `(kept positions, 1)`."""

@@ -16,11 +16,16 @@ from transformers import DynamicCache
 from .document_blocks import StateBlocks, Workspace
 from .document_encoding import Groups, fill_groups
 from .document_states import common_length, kept_ids, model_identity, state_key
+from .ranking_calls import evaluating, snapshot
 from .ranking_engine import check_batch_tokens, plan_batches, run_batches
 from .ranking_errors import ModelError
 from .ranking_text import EncodedPair, document_text
 from .shared_prefixes import partial_attention, suffix
 from .suffix_rows import SuffixRows, kept_weight
+
+
+# Token ids whose states are kept, and the regime of the pairs that read them (`rope_regimes`).
+Kept = tuple[tuple[int, ...], int]
 
 
 class KeptStates(SuffixRows):
@@ -51,30 +56,29 @@ class KeptStates(SuffixRows):
 
         Raises `ModelError` for a backbone whose states cannot be kept, otherwise like `predict` and the store.
         """
-        self.check_keeps_states()
+        call = snapshot(self)
+        call.check_keeps_states()
         texts = [document_text(document, f"document {i}") for i, document in enumerate(documents)]
         budget = check_batch_tokens(batch_tokens, self.device)
-        identity = model_identity(self)
-        prompts = self.encoder.prompts(list(dict.fromkeys(texts)))
-        ids = [kept_ids(prompt, self.options) for prompt in prompts]
-        wanted = {state_key(identity, kept): kept for kept in ids if kept}
+        identity = model_identity(call)
+        prompts = call.encoder.prompts(list(dict.fromkeys(texts)))
+        ids = [kept_ids(prompt, call.options) for prompt in prompts]
+        wanted = {state_key(identity, kept, call._document_regime(kept)): kept for kept in ids if kept}
         missing = store.missing(wanted)
 
         def run(batch: Sequence[int]) -> None:
             rows = [wanted[missing[i]] for i in batch]
-            for part in self._read_together(rows, budget):
-                states = self._document_states([rows[k] for k in part])
+            for part in call._read_together(rows, budget):
+                read = [rows[k] for k in part]
+                states = call._document_states(read, [call._document_regime(row) for row in read])
                 for k, layers in zip(part, states, strict=True):
                     store.put(missing[batch[k]], layers)
 
-        was_training = self.training
-        self.eval()
         try:
-            with torch.inference_mode():
+            with evaluating(self), torch.inference_mode():
                 run_batches([len(wanted[key]) for key in missing], budget, run, None, show_progress, stop)
         finally:
             store.flush()
-            self.train(was_training)
         self.document_store = store
         return len(missing)
 
@@ -97,9 +101,9 @@ class KeptStates(SuffixRows):
     ) -> list[torch.Tensor]:
         """What `_few_suffixes` gives for each pair. States that the store lacks are computed and put into it."""
         self.check_keeps_states()
-        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        groups: dict[Kept, list[int]] = defaultdict(list)
         for i, pair in enumerate(pairs):
-            groups[kept_ids(pair.source, self.options)].append(i)
+            groups[kept_ids(pair.source, self.options), self._pair_regime(pair)].append(i)
         kept, tasks = list(groups), list(groups.values())
         identity, packed, invariant = model_identity(self), self._packs_queries(), self._is_invariant()
         results: list[torch.Tensor] = [torch.empty(0)] * len(pairs)
@@ -108,7 +112,7 @@ class KeptStates(SuffixRows):
         # states of their documents lie in memory together, which bounds them.
         weight = kept_weight(self._state_shapes(), self.dtype, batch_tokens, self.device)
         counts = [0] * len(pairs)
-        for ids, task in groups.items():
+        for (ids, _), task in groups.items():
             for i in task:
                 counts[i] = common_length(ids, pairs[i].prompt)
         costs = [count // weight + len(suffix(pair, count)) for pair, count in zip(pairs, counts, strict=True)]
@@ -122,7 +126,7 @@ class KeptStates(SuffixRows):
             wanted += [[(kept[t], max(counts[i] for i in members))] for members, t in shared]
             rooms = [max((len(suffix(pairs[i], counts[i])) for i in chosen), default=0), *(0 for _ in shared)]
             # Taken away for the time being, so that another thread makes one of its own.
-            workspace = self.__dict__.pop("_workspace", None) or Workspace()
+            workspace = self.between_calls.pop("workspace", None) or Workspace()
             caches, new = self._caches_of(wanted, rooms, identity, batch_tokens, workspace)
             read += new
             if chosen:
@@ -134,7 +138,7 @@ class KeptStates(SuffixRows):
                 values = self._shared_states([pairs[i] for i in members], cache, seen, batch_tokens)
                 for i, found in zip(members, values, strict=True):
                     results[i] = found
-            self.__dict__["_workspace"] = workspace
+            self.between_calls["workspace"] = workspace
 
         def run(batch: Sequence[int]) -> None:
             single: list[tuple[int, int]] = []  # pair, document
@@ -175,7 +179,7 @@ class KeptStates(SuffixRows):
 
     def _caches_of(
         self: Any,
-        wanted: Sequence[Sequence[tuple[tuple[int, ...], int]]],
+        wanted: Sequence[Sequence[tuple[Kept, int]]],
         rooms: Sequence[int],
         identity: str,
         batch_tokens: int,
@@ -183,11 +187,11 @@ class KeptStates(SuffixRows):
     ) -> tuple[list[DynamicCache], int]:
         """Caches filled with kept states, and how many tokens had to be read because the store lacked theirs.
 
-        `wanted` has for each cache the rows it holds: (token ids that are kept, how many of them are wanted); `rooms`
-        how many tokens will be read behind them. The caches lie in the workspace.
+        `wanted` has for each cache the rows it holds: (token ids that are kept and their regime, how many of them are
+        wanted); `rooms` how many tokens will be read behind them. The caches lie in the workspace.
         """
         caches: list[StateBlocks | None] = []
-        absent: dict[tuple[int, ...], list[Groups]] = defaultdict(list)
+        absent: dict[Kept, list[Groups]] = defaultdict(list)
         shapes, placed = self._state_shapes(), self._is_invariant()
         for places, room in zip(wanted, rooms, strict=True):
             counts = [count for _, count in places]
@@ -198,21 +202,22 @@ class KeptStates(SuffixRows):
             if blocks is None:
                 continue
             blocks.allocate(workspace)
-            filled: dict[tuple[tuple[int, ...], int], Groups] = {}
+            filled: dict[tuple[Kept, int], Groups] = {}
             for row, (ids, count) in enumerate(places):
                 target = blocks.targets(row)
                 if (ids, count) in filled:
                     # Another query for the same document: copying is cheaper than checking and decoding again.
                     fill_groups(filled[ids, count], target)
-                elif count and self.document_store.fill(state_key(identity, ids), target):
+                elif count and self.document_store.fill(state_key(identity, *ids), target):
                     filled[ids, count] = target
                 elif count:
                     absent[ids].append(target)
         lacking = list(absent)
-        for part in self._read_together(lacking, batch_tokens):
+        for part in self._read_together([ids for ids, _ in lacking], batch_tokens):
             rows = [lacking[i] for i in part]
-            for ids, layers in zip(rows, self._document_states(rows), strict=True):
+            made = self._document_states([ids for ids, _ in rows], [regime for _, regime in rows])
+            for ids, layers in zip(rows, made, strict=True):
                 # Scores come from what the store makes of the states, whether they were in it before or not.
-                self.document_store.put(state_key(identity, ids), layers, absent[ids])
+                self.document_store.put(state_key(identity, *ids), layers, absent[ids])
         found = [DynamicCache(config=self.backbone.config) if blocks is None else blocks.cache() for blocks in caches]
         return found, sum(map(len, absent))

@@ -5,6 +5,7 @@ For query likelihood the prefix is the document, for a true/false template what 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from typing import Any
@@ -17,8 +18,10 @@ from .document_blocks import GROUPED, make_invariant
 from .document_states import common_length
 from .last_block import last_block_at
 from .modeling_ranker import accepts
+from .ranking_attention import check_attention
 from .ranking_engine import pad_right, plan_batches
 from .ranking_text import EncodedPair
+from .rope_regimes import depends_on_length, in_regimes, regimes_are_set, rope_regime
 
 
 # Tokens of one packed row: enough to keep matrix multiplications busy, few enough that the pairs of tokens which
@@ -77,6 +80,9 @@ def prefix_groups(prompts: Sequence[tuple[int, ...]]) -> list[tuple[list[int], t
 class SharedPrefixes:
     """Reading behind a shared prefix; mixed into the ranking models, whose parts it uses."""
 
+    # Tokens behind the last position whose logits are wanted that belong to a pair too: a query's last one.
+    unread = 1
+
     def _logits_at(self: Any, input_ids: torch.Tensor, keep: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """The backbone's logits `(kept positions, vocabulary)`; the output head runs on these positions only, and the
         last block wherever it can.
@@ -84,13 +90,32 @@ class SharedPrefixes:
         Padding must stand on the right, where causal attention never looks: no mask is needed, and the fastest
         attention kernel applies.
         """
+        check_attention(self.backbone)
         inputs: dict[str, Any] = {"use_cache": False, **kwargs, "input_ids": input_ids}
         if self._is_invariant():
             make_invariant(self.backbone)
-        with last_block_at(self.backbone, keep):
+        with self._own_regimes(keep), last_block_at(self.backbone, keep):
             if accepts(self.backbone.forward, "logits_to_keep"):
                 return self.backbone(**inputs, logits_to_keep=keep).logits
             return self.backbone(**inputs).logits[keep]
+
+    def _regime(self: Any, length: int) -> int:
+        """What the rotary embedding of a pair of `length` tokens depends on, see `rope_regimes`; usually 0."""
+        return rope_regime(self.backbone.config.get_text_config(), length)
+
+    def _pair_regime(self: Any, pair: EncodedPair) -> int:
+        return self._regime(len(pair.prompt) + len(pair.query) - 1 + self.unread)
+
+    def _document_regime(self: Any, kept: Sequence[int]) -> int:
+        """That of the shortest pair that begins with a document's kept ids."""
+        return self._regime(len(kept) + 1 + self.unread)
+
+    def _own_regimes(self: Any, keep: torch.Tensor) -> contextlib.AbstractContextManager[None]:
+        """Rows that are read whole end where the last of their positions is kept."""
+        if regimes_are_set() or not depends_on_length(self.backbone):
+            return contextlib.nullcontext()
+        ends = torch.where(keep.any(-1), keep.shape[1] - keep.flip(-1).int().argmax(-1), 1)
+        return in_regimes(self.backbone, [self._regime(end + self.unread) for end in ends.tolist()])
 
     def _values_at(
         self: Any, pairs: Sequence[EncodedPair], input_ids: torch.Tensor, keep: torch.Tensor, **kwargs: Any
@@ -101,7 +126,10 @@ class SharedPrefixes:
     def _shared_prefix(
         self: Any, pairs: Sequence[EncodedPair], read: tuple[int, ...], batch_tokens: int, packed: bool | None = None
     ) -> list[torch.Tensor]:
-        """What `_values_at` gives for pairs whose prompts begin like `read`; keys and values of that are made once."""
+        """What `_values_at` gives for pairs whose prompts begin like `read`; keys and values of that are made once.
+
+        The pairs are of one regime (`rope_regimes`).
+        """
         packed = self._packs_queries() if packed is None else packed
         seen = [common_length(read, pair.prompt) for pair in pairs]
         if not packed:
@@ -112,7 +140,8 @@ class SharedPrefixes:
             # The head runs on one position, not on the prefix: its logits are not wanted.
             keep = torch.zeros(ids.shape, dtype=torch.bool, device=self.device)
             keep[:, -1] = True
-            self._logits_at(ids, keep, past_key_values=cache, use_cache=True)
+            with in_regimes(self.backbone, [self._pair_regime(pairs[0])]):
+                self._logits_at(ids, keep, past_key_values=cache, use_cache=True)
         return self._shared_states(pairs, cache, seen, batch_tokens, packed)
 
     def _shared_states(
@@ -137,13 +166,14 @@ class SharedPrefixes:
         parts = plan_batches(lengths, limit, padded=not packed)
         for part in parts:
             chosen = [pairs[i] for i in part]
-            if packed:
-                found = self._packed_suffixes(chosen, cache, [seen[i] for i in part])
-                if part is not parts[-1]:
-                    cache.crop(-sum(lengths[i] for i in part))  # reading appended these
-            else:
-                states = cache if part is parts[-1] else copy.deepcopy(cache)
-                found = self._padded_suffixes(chosen, states, seen[0])
+            with in_regimes(self.backbone, [self._pair_regime(pairs[0])]):
+                if packed:
+                    found = self._packed_suffixes(chosen, cache, [seen[i] for i in part])
+                    if part is not parts[-1]:
+                        cache.crop(-sum(lengths[i] for i in part))  # reading appended these
+                else:
+                    states = cache if part is parts[-1] else copy.deepcopy(cache)
+                    found = self._padded_suffixes(chosen, states, seen[0])
             for i, values in zip(part, found, strict=True):
                 results[i] = values
         return results

@@ -18,6 +18,7 @@ from .document_states import common_length
 from .modeling_ranker import accepts
 from .ranking_engine import pad_right, plan_batches
 from .ranking_text import EncodedPair
+from .rope_regimes import in_regimes
 from .shared_prefixes import SharedPrefixes, longest_prompt, suffix
 
 
@@ -41,21 +42,25 @@ class SuffixRows(SharedPrefixes):
     The memory of a batch's states is kept for the next call: at most `CPU_KEPT_BYTES` at the usual `batch_tokens`.
     """
 
-    _layer_shapes: Any = None
+    def _document_states(
+        self: Any, rows: Sequence[tuple[int, ...]], regimes: Sequence[int] | None = None
+    ) -> list[Layers]:
+        """Keys and values `(1, heads, tokens, head size)` of every layer for each row of token ids.
 
-    def _document_states(self: Any, rows: Sequence[tuple[int, ...]]) -> list[Layers]:
-        """Keys and values `(1, heads, tokens, head size)` of every layer for each row of token ids."""
+        `regimes` are those of the pairs that begin with the rows (`rope_regimes`), by default the usual one.
+        """
         ids, _ = pad_right(rows, self.pad_id, self.device)
         keep = torch.zeros(ids.shape, dtype=torch.bool, device=self.device)
         keep[0, 0] = True  # the head must run on something; its logits are not wanted
         cache = DynamicCache(config=self.backbone.config)
-        self._logits_at(ids, keep, past_key_values=cache, use_cache=True)
+        with in_regimes(self.backbone, regimes or [0]):
+            self._logits_at(ids, keep, past_key_values=cache, use_cache=True)
         layers: Sequence[Any] = cache.layers
         states = [
             [(layer.keys[i : i + 1, :, : len(row)], layer.values[i : i + 1, :, : len(row)]) for layer in layers]
             for i, row in enumerate(rows)
         ]
-        self._layer_shapes = shapes_of(states[0])
+        self.between_calls["shapes"] = shapes_of(states[0])
         return states
 
     def _few_suffixes(
@@ -65,6 +70,8 @@ class SuffixRows(SharedPrefixes):
         reads: Sequence[tuple[int, ...]] | None = None,
     ) -> list[list[torch.Tensor]]:
         """What `_values_at` gives for groups of few pairs whose prompts begin alike, in two passes for all groups.
+
+        The pairs of a group are of one regime (`rope_regimes`).
 
         What the pairs of a group share (of `reads`, by default their longest prompts) is read in one padded batch;
         then every pair's suffix is read in a row of its own behind a copy of those states. One group after another
@@ -77,7 +84,8 @@ class SuffixRows(SharedPrefixes):
         for part in plan_batches([len(read) for read in reads], max(batch_tokens * weight // 4, 1)):
             states: list[Groups] = [[] for _ in part]
             for few in plan_batches([len(reads[g]) for g in part], batch_tokens):
-                found = self._document_states([reads[part[k]] for k in few])
+                regimes = [self._pair_regime(groups[part[k]][0]) for k in few]
+                found = self._document_states([reads[part[k]] for k in few], regimes)
                 for k, layers in zip(few, found, strict=True):
                     states[k] = stack_layers(layers)
             rows = [
@@ -102,7 +110,7 @@ class SuffixRows(SharedPrefixes):
         lengths = [count // weight + read for (_, _, count), read in zip(rows, reads, strict=True)]
         found: list[torch.Tensor] = [torch.empty(0)] * len(rows)
         # Taken away for the time being, so that another thread makes one of its own.
-        workspace = self.__dict__.pop("_workspace", None) or Workspace()
+        workspace = self.between_calls.pop("workspace", None) or Workspace()
         for part in plan_batches(lengths, batch_tokens, read=reads):
             pairs, counts = [rows[i][0] for i in part], [rows[i][2] for i in part]
             room = max(reads[i] for i in part)
@@ -113,14 +121,14 @@ class SuffixRows(SharedPrefixes):
                 fill_groups(states[rows[i][1]], blocks.targets(row))
             for i, values in zip(part, self._rows_from_states(pairs, blocks.cache(), counts), strict=True):
                 found[i] = values
-        self.__dict__["_workspace"] = workspace
+        self.between_calls["workspace"] = workspace
         return found
 
     def _state_shapes(self: Any) -> list[Shape]:
         """Shapes of the layers' states; where nothing was read yet, one token is read to learn them."""
-        if self._layer_shapes is None:
+        if "shapes" not in self.between_calls:
             self._document_states([(self.pad_id,)])
-        return self._layer_shapes
+        return self.between_calls["shapes"]
 
     def _rows_from_states(
         self: Any, pairs: Sequence[EncodedPair], cache: DynamicCache, counts: Sequence[int]
@@ -148,5 +156,6 @@ class SuffixRows(SharedPrefixes):
             keep[row, : len(pair.prompt) - 1 - count] = False
         if self._is_invariant():
             make_invariant(self.backbone)  # for good, before attention is switched for the time being
-        with grouped_heads(self.backbone):
+        regimes = [self._pair_regime(pair) for pair in pairs]
+        with in_regimes(self.backbone, regimes), grouped_heads(self.backbone):
             return self._values_at(pairs, ids, keep, past_key_values=cache, use_cache=True, **inputs)

@@ -200,13 +200,13 @@ def test_a_model_keeps_its_memory_between_calls_and_gives_it_up_after_an_error(z
     expected = model.predict(pairs)
     model.index(documents, MemoryStore())
     np.testing.assert_allclose(model.predict(pairs), expected, atol=1e-5)
-    workspace = model._workspace
+    workspace = model.between_calls["workspace"]
     np.testing.assert_allclose(model.predict(pairs[::-1]), expected[::-1], atol=1e-5)
-    assert model._workspace is workspace
+    assert model.between_calls["workspace"] is workspace
     monkeypatch.setattr(model, "_logits_at", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model.predict(pairs)
-    assert "_workspace" not in vars(model)
+    assert "workspace" not in model.between_calls
 
 
 def empty_targets(tokens: int, dtype: torch.dtype) -> Groups:

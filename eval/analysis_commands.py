@@ -85,8 +85,18 @@ def _register_perplexity(analyses: Any) -> None:
         help="random: another query for the same document; or a first stage or run file whose non-relevant documents "
         "stand beside the same query (default: random)",
     )
+    add_run_format(parser)
     parser.add_argument("--seed", type=seed(), default=0, help="seed of the sample (default: 0)")
     add_model_options(parser, several=True)
+
+
+def add_run_format(parser: Any) -> None:
+    """Adds the option that decides what three columns of a run file are."""
+    parser.add_argument(
+        "--run-format",
+        choices=("ranks", "scores"),
+        help="what the third column of a run file with three columns is (default: found out, or refused)",
+    )
 
 
 def _register_generated(analyses: Any) -> None:
@@ -119,6 +129,7 @@ def _register_intersection(analyses: Any) -> None:
         metavar="RUN",
         help="runs of the same stages over a second kind of queries: the lower triangle, as in the paper's table",
     )
+    add_run_format(parser)
     parser.add_argument("--depth", type=whole(), default=30, metavar="N", help="documents a query (default: 30)")
     parser.add_argument("--names", nargs="+", metavar="NAME", help="names of the stages (default: file names)")
 
@@ -132,7 +143,9 @@ def run_perplexity(args: argparse.Namespace) -> int:
 
     models = _models(args)
     collection = load_collection(args.dataset, args.split)
-    run = None if args.negatives == "random" else retrieve(collection, args.negatives, depth=30)
+    run = None
+    if args.negatives != "random":
+        run = retrieve(collection, args.negatives, depth=30, run_format=args.run_format)
     positive, negative = sample_query_pairs(collection, args.pairs, args.seed, run)
     summaries = {}
     for name, model in models.items():
@@ -202,7 +215,7 @@ def run_intersection(args: argparse.Namespace) -> int:
     if args.lower:
         if len(args.lower) != len(runs):
             raise InputError(f"--lower has {len(args.lower)} runs and the upper triangle {len(runs)}; give as many")
-        lower = intersection_rates([read_run(path) for path in args.lower], args.depth)
+        lower = intersection_rates([read_run(path, args.run_format) for path in args.lower], args.depth)
     count = range(len(runs))
     values = [
         [None if row == column else 100 * (upper if row < column else lower)[row][column] for column in count]
@@ -227,14 +240,17 @@ def _stages(args: argparse.Namespace) -> tuple[list[str], list[Any]]:
     if bool(args.runs) == bool(args.first_stages):
         raise InputError("give either run files, or --dataset with --first-stages")
     if args.runs:
-        names, runs = [Path(path).stem for path in args.runs], [read_run(path) for path in args.runs]
+        names, runs = [Path(path).stem for path in args.runs], [read_run(path, args.run_format) for path in args.runs]
     else:
         if args.dataset is None:
             raise InputError("--first-stages needs --dataset")
         collection = load_collection(args.dataset, args.split)
         query_ids = collection.judged_queries()
         names = list(args.first_stages)
-        runs = [retrieve(collection, stage, depth=args.depth, query_ids=query_ids) for stage in names]
+        runs = [
+            retrieve(collection, stage, depth=args.depth, query_ids=query_ids, run_format=args.run_format)
+            for stage in names
+        ]
     if args.names:
         if len(args.names) != len(runs):
             raise InputError(f"{len(args.names)} names were given for {len(runs)} stages")

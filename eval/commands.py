@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modeling_tsarank.command_line import seed, whole
-from modeling_tsarank.eval.analysis_commands import register_analyze
+from modeling_tsarank.eval.analysis_commands import add_run_format, register_analyze
 from modeling_tsarank.eval.checkpoint_sources import add_model_options, scorer_source
 from modeling_tsarank.rank_command import add_store_argument
 from modeling_tsarank.ranking_errors import InputError
@@ -120,6 +120,7 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
         metavar="S",
         help="bm25, dense[:MODEL], splade[:MODEL], rrf[:S+S], or a run file, TREC or JSONL (default: bm25)",
     )
+    add_run_format(stage)
     stage.add_argument("--top-k", type=whole(), default=100, metavar="N", help="documents to rerank (default: 100)")
     stage.add_argument(
         "--depth",
@@ -170,6 +171,7 @@ def _register_compare(subparsers: argparse._SubParsersAction) -> None:
         metavar=("NAME", "RUN_A", "RUN_B", "QRELS"),
         help="one more dataset; may be repeated",
     )
+    add_run_format(parser)
     parser.add_argument("--measure", default="ndcg@10", help="default: ndcg@10")
     parser.add_argument(
         "--resamples",
@@ -190,6 +192,7 @@ def _register_tune_fusion(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("reranked", metavar="RUN_RERANKED", type=Path, help="the reranker's run, not mixed")
     parser.add_argument("first", metavar="RUN_FIRST", type=Path, help="the first stage's run that was reranked")
     parser.add_argument("--qrels", type=Path, required=True, metavar="Q", help="the development split's judgments")
+    add_run_format(parser)
     parser.add_argument("--measure", default="ndcg@10", help="default: ndcg@10")
     parser.add_argument("--normalize", choices=("minmax", "zscore"), default="minmax", help="default: minmax")
     parser.add_argument(
@@ -219,6 +222,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
         measures=tuple(args.measures or DEFAULT_MEASURES),
         block_pairs=args.block_pairs,
         cache_dir=args.cache_dir,
+        run_format=args.run_format,
         overwrite=args.overwrite,
         show_progress=not args.quiet,
     )
@@ -338,7 +342,7 @@ def _compare(args: argparse.Namespace, name: str, run_a: Path, run_b: Path, qrel
     from modeling_tsarank.eval.run_files import read_qrels, read_run
     from modeling_tsarank.eval.significance import compare_runs
 
-    judgments, runs = read_qrels(qrels), (read_run(run_a), read_run(run_b))
+    judgments, runs = read_qrels(qrels), [read_run(path, args.run_format) for path in (run_a, run_b)]
     for path, run in zip((run_a, run_b), runs, strict=True):
         missing = len(judgments.keys() - run.keys())
         if missing:
@@ -354,11 +358,11 @@ def run_tune_fusion(args: argparse.Namespace) -> int:
     from modeling_tsarank.eval.run_files import read_qrels, read_run
 
     qrels = read_qrels(args.qrels)
-    first = read_run(args.first)
+    first = read_run(args.first, args.run_format)
     judged = {query_id: grades for query_id, grades in qrels.items() if query_id in first}
     if not judged:
         raise InputError(f"{args.first} and {args.qrels} have no query in common")
-    reranked = read_run(args.reranked)
+    reranked = read_run(args.reranked, args.run_format)
     tuned = tune_fusion(reranked, first, judged, args.measure, args.normalize, args.steps, args.top_k)
     tuned.setting.save(args.output)
     title = measure_title(tuned.setting.measure or args.measure)

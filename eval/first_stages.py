@@ -109,6 +109,7 @@ def retrieve(
     depth: int = 100,
     cache_dir: str | os.PathLike[str] | None = None,
     query_ids: Iterable[str] | None = None,
+    run_format: str | None = None,
     **options: Any,
 ) -> Run:
     """The candidates of a collection's queries.
@@ -121,6 +122,7 @@ def retrieve(
         depth: Candidates a query at most, 1 or more.
         cache_dir: See `files.caches.cache_root`.
         query_ids: Which queries; all judged ones by default.
+        run_format: Of a run file, see `run_files.read_run`.
         **options: Of the index (see `build_index`). For `rrf`: `k`, and per stage a dictionary of options under the
             stage's kind, such as `dense={"batch_size": 8}`.
 
@@ -145,7 +147,7 @@ def retrieve(
     kind, _, rest = name.partition(":")
     if kind == "rrf":
         parts = (rest or _RRF_DEFAULT).split("+")
-        return _fused_stages(collection, parts, depth, cache_dir, wanted, options)
+        return _fused_stages(collection, parts, depth, cache_dir, wanted, run_format, options)
     # One more than asked for: the query's own document may be among them.
     fetched = depth + 1 if collection.self_match else depth
     if kind in _BUILDERS:
@@ -155,7 +157,7 @@ def retrieve(
     else:
         if options:
             raise InputError(f"a given run has no options, got {', '.join(options)}")
-        found = _given_run(collection, _run_path(collection, name), wanted)
+        found = _given_run(collection, _run_path(collection, name), wanted, run_format)
     run = {query_id: _candidates(collection, query_id, found.get(query_id, {}), depth) for query_id in wanted}
     _check_known(collection, run, name)
     return run
@@ -195,6 +197,7 @@ def _fused_stages(
     depth: int,
     cache_dir: str | os.PathLike[str] | None,
     query_ids: Sequence[str],
+    run_format: str | None,
     options: Mapping[str, Any],
 ) -> Run:
     kinds = {stage.partition(":")[0] for stage in stages} & set(_BUILDERS)
@@ -204,7 +207,7 @@ def _fused_stages(
     runs = []
     for stage in stages:
         stage_options = options.get(stage.partition(":")[0], {})
-        runs.append(retrieve(collection, stage, depth, cache_dir, query_ids, **stage_options))
+        runs.append(retrieve(collection, stage, depth, cache_dir, query_ids, run_format, **stage_options))
     return reciprocal_rank_fusion(runs, depth, options.get("k", RRF_K))
 
 
@@ -218,8 +221,8 @@ def _run_path(collection: Collection, name: str) -> Path:
     raise InputError(f"no first stage {name!r}, and no such file; expected {STAGES}.{own}")
 
 
-def _given_run(collection: Collection, path: Path, query_ids: Sequence[str]) -> Run:
-    run = read_run(path)
+def _given_run(collection: Collection, path: Path, query_ids: Sequence[str], run_format: str | None) -> Run:
+    run = read_run(path, run_format)
     missing = [query_id for query_id in query_ids if query_id not in run]
     if len(missing) == len(query_ids):
         raise InputError(

@@ -134,6 +134,7 @@ def _settings(source: ScorerSource, collection: Collection, options: EvaluationO
         "split": options.split,
         "first_stage": options.first_stage_name,
         "first_stage_hash": None if run_file is None else hash_file(run_file)[:16],
+        "run_format": options.run_format,
         "top_k": options.top_k,
         "depth": options.depth or options.top_k,
         "limit_queries": options.limit_queries,
@@ -148,8 +149,15 @@ def _first_stage(collection: Collection, options: EvaluationOptions, query_ids: 
         depth = max(options.depth or 0, options.top_k)
         run_file = _run_file(collection, options.first_stage)
         if run_file is not None:
-            depth = max(depth, *map(len, read_run(run_file).values()))
-        run = retrieve(collection, options.first_stage, depth=depth, cache_dir=options.cache_dir, query_ids=query_ids)
+            depth = max(depth, *map(len, read_run(run_file, options.run_format).values()))
+        run = retrieve(
+            collection,
+            options.first_stage,
+            depth=depth,
+            cache_dir=options.cache_dir,
+            query_ids=query_ids,
+            run_format=options.run_format,
+        )
         run = {query_id: run[query_id] for query_id in query_ids if run.get(query_id)}
         if not run:
             raise InputError(

@@ -9,6 +9,7 @@ from typing import Any
 
 from modeling_tsarank.eval.extras import require
 from modeling_tsarank.eval.types import Collection, Document, Qrels
+from modeling_tsarank.files.fields import FIELDS, as_id, one_of, record_text, record_title
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 
 
@@ -16,21 +17,25 @@ class TableDocuments(Mapping[str, Document]):
     """Documents in the rows of a `datasets` table, which stays on disk; ids are kept in memory.
 
     Args:
-        table: A `datasets.Dataset` with the columns `_id` and `text`, and `title` if there are titles.
+        table: A `datasets.Dataset` with columns for id, text and perhaps title, called as `files.fields` knows them.
+        place: What to call it in error messages.
 
     Raises:
-        InputError: An id appears twice.
+        InputError: A column is missing, or an id is null or appears twice.
     """
 
-    def __init__(self, table: Any) -> None:
+    def __init__(self, table: Any, place: str = "the corpus") -> None:
         self._table = table
-        self._rows = {str(identifier): row for row, identifier in enumerate(table["_id"])}
+        self._place = place
+        _column(table, "text", place)
+        self._rows = {identifier: row for row, identifier in enumerate(_ids(table, "id", place))}
         if len(self._rows) != len(table):
             raise InputError(f"the corpus has {len(table)} rows and only {len(self._rows)} different ids")
 
     def __getitem__(self, document_id: str) -> Document:
-        row = self._table[self._rows[document_id]]
-        return Document(title=row.get("title") or "", text=row["text"] or "")
+        number = self._rows[document_id]
+        row, place = self._table[number], f"{self._place}, row {number + 1}"
+        return Document(title=record_title(row, place), text=record_text(row, place))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)
@@ -63,12 +68,15 @@ def load_hub_collection(
     require("datasets", extra="eval", purpose="Loading a collection from the Hub")
     corpus = _load_table(repository, "corpus", ("corpus", "train", "test"), cache_dir)
     queries = _load_table(repository, "queries", ("queries", "train", "test"), cache_dir)
-    _expect_columns(corpus, ("_id", "text"), f"{repository}, corpus")
-    _expect_columns(queries, ("_id", "text"), f"{repository}, queries")
+    place = f"{repository}, queries"
+    texts = queries[_column(queries, "query_text", place)]
     return Collection(
         name=name,
-        documents=TableDocuments(corpus),
-        queries={str(query_id): text for query_id, text in zip(queries["_id"], queries["text"], strict=True)},
+        documents=TableDocuments(corpus, f"{repository}, corpus"),
+        queries={
+            query_id: record_text({"text": text}, f"{place}, row {number}")
+            for number, (query_id, text) in enumerate(zip(_ids(queries, "query_id", place), texts, strict=True), 1)
+        },
         qrels=_load_qrels(repository, split, cache_dir),
     )
 
@@ -85,10 +93,12 @@ def _load_qrels(repository: str, split: str, cache_dir: str | os.PathLike[str] |
     _expect_columns(table, ("query-id", "corpus-id", "score"), f"{repository}, judgments")
     qrels: Qrels = {}
     rows = zip(table["query-id"], table["corpus-id"], table["score"], strict=True)
-    for query_id, document_id, grade in rows:
-        if grade != int(grade):
-            raise InputError(f"{repository}: the relevance {grade!r} of query {query_id!r} is not a whole number")
-        qrels.setdefault(str(query_id), {})[str(document_id)] = int(grade)
+    for number, (query_id, document_id, grade) in enumerate(rows, start=1):
+        place = f"{repository}, judgments, row {number}"
+        query_id, document_id = as_id(query_id, f"{place}: the query id"), as_id(document_id, f"{place}: the id")
+        if not isinstance(grade, int | float) or isinstance(grade, bool) or not float(grade).is_integer():
+            raise InputError(f"{place}: the relevance {grade!r} of query {query_id!r} is not a whole number")
+        qrels.setdefault(query_id, {})[document_id] = int(grade)
     return qrels
 
 
@@ -130,6 +140,20 @@ def _clear_errors(place: str) -> Iterator[None]:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _column(table: Any, meaning: str, place: str) -> str:
+    """The column that has a meaning of `files.fields`."""
+    filled = [name for name, feature in table.features.items() if getattr(feature, "dtype", "") != "null"]
+    name = next((name for name in FIELDS[meaning] if name in filled), None)
+    if name is None:
+        raise InputError(f"{place}: no column {one_of(FIELDS[meaning])}; there are {', '.join(table.column_names)}")
+    return name
+
+
+def _ids(table: Any, meaning: str, place: str) -> Iterator[str]:
+    name = _column(table, meaning, place)
+    return (as_id(value, f"{place}, row {number}: {name!r}") for number, value in enumerate(table[name], start=1))
 
 
 def _expect_columns(table: Any, columns: Iterable[str], place: str) -> None:

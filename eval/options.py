@@ -31,6 +31,7 @@ class EvaluationOptions:
             block that it was scoring, and several processes share whole blocks. None is a thirty-second of the pairs,
             between 100 and 2,000: the same for any number of processes, so that another number can go on.
         cache_dir: Where first-stage indexes are cached; None is the usual place.
+        run_format: What the third of three columns of a run file is, see `run_files.read_run`.
         overwrite: Throw earlier scores in the output folder away.
         show_progress: Show progress bars.
     """
@@ -44,6 +45,7 @@ class EvaluationOptions:
     measures: tuple[str, ...] = DEFAULT_MEASURES
     block_pairs: int | None = None
     cache_dir: Path | None = None
+    run_format: str | None = None
     overwrite: bool = False
     show_progress: bool = True
 

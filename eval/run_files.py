@@ -222,7 +222,7 @@ def _are_ranks(texts: Mapping[str, Mapping[str, str]], path: str | os.PathLike[s
                 left.remove(_rank(text))
                 continue
             odd = odd or (query_id, document_id)
-            if fraction is None and not float(text).is_integer():
+            if fraction is None and not (text.lstrip("+-").isdigit() or float(text).is_integer()):
                 fraction = (query_id, document_id)
         is_ranked = is_ranked or (not left and len(values) > 1)
     if odd is None:

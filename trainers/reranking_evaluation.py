@@ -44,6 +44,7 @@ class RerankingSet:
         *,
         split: str = "test",
         first_stage: str = "bm25",
+        run_format: str | None = None,
         depth: int = 30,
         limit_queries: int | None = None,
         measures: Sequence[str] = DEFAULT_MEASURES,
@@ -57,6 +58,7 @@ class RerankingSet:
             split: of the judgments.
             first_stage: bm25, dense[:MODEL], splade[:MODEL], rrf[:S+S], the name of a run of the collection, or a run
                 file.
+            run_format: of a run file, see `run_files.read_run`.
             depth: candidates a query.
             limit_queries: only the first so many judged queries.
             measures: such as `ndcg@10` or `mrr@10`.
@@ -75,7 +77,7 @@ class RerankingSet:
         measures = tuple(canonical_measure(measure) for measure in measures)
         loaded = load_collection(collection, split)
         query_ids = loaded.judged_queries()[:limit_queries]
-        run = retrieve(loaded, first_stage, depth, cache_dir, query_ids)
+        run = retrieve(loaded, first_stage, depth, cache_dir, query_ids, run_format)
         qrels = {query_id: loaded.qrels[query_id] for query_id in query_ids}
         before = compute_metrics(run, qrels, measures).aggregate
         logger.info("%s: %d queries, the first stage's %s", loaded.name, len(query_ids), _listed(before))

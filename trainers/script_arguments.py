@@ -165,6 +165,8 @@ class RerankingArguments:
             Split of their judgments. Choose a development set: what picks the checkpoint cannot measure it.
         rerank_first_stage (`str`, *optional*, defaults to `"bm25"`):
             Where candidates come from: bm25, dense, splade, rrf, or a run file.
+        rerank_run_format (`str`, *optional*):
+            What the third of three columns of a run file is: ranks or scores; found out, or refused, by default.
         rerank_depth (`int`, *optional*, defaults to `30`):
             Candidates of a query.
         rerank_queries (`int`, *optional*, defaults to `100`):
@@ -186,6 +188,10 @@ class RerankingArguments:
     rerank_split: str = field(default="test", metadata={"help": "Split of their judgments; choose a development set."})
     rerank_first_stage: str = field(
         default="bm25", metadata={"help": "Where candidates come from: bm25, dense, splade, rrf, or a run file."}
+    )
+    rerank_run_format: str | None = field(
+        default=None,
+        metadata={"help": "What the third column of a three-column run file is.", "choices": ["ranks", "scores"]},
     )
     rerank_depth: int = field(default=30, metadata={"help": "Candidates of a query."})
     rerank_queries: int = field(default=100, metadata={"help": "Only the first so many judged queries; 0 takes all."})

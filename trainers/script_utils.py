@@ -220,6 +220,7 @@ def load_reranking_sets(args: RerankingArguments, training: TrainingArguments) -
                 collection,
                 split=args.rerank_split,
                 first_stage=args.rerank_first_stage,
+                run_format=args.rerank_run_format,
                 depth=args.rerank_depth,
                 limit_queries=args.rerank_queries or None,
                 measures=args.rerank_measures,

@@ -47,7 +47,7 @@ from modeling_tsarank.trainers.training_layouts import (
     Record,
     canonical_row,
     check_kind,
-    detect_layout,
+    layout_of,
     parse_permutation,
 )
 from modeling_tsarank.trainers.training_sources import (
@@ -199,7 +199,7 @@ def _convert_records(
 def _recognize(record: Record, kind: str, where: str) -> Layout:
     """The layout of a file by its first record."""
     try:
-        layout = detect_layout(record.keys(), kind)
+        layout = layout_of(record, kind)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     _warn_of_first_stage_order(record, layout.name, where)

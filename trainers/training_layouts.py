@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
+from modeling_tsarank.files.fields import FIELDS, as_id, field_name, without_nulls
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_text import clean_text, document_text
 
@@ -21,10 +22,7 @@ from modeling_tsarank.ranking_text import clean_text, document_text
 Record = Mapping[str, Any]
 
 KINDS = ("cpt", "sft", "distill")
-QUERY_FIELDS = ("query", "anchor", "question")
-TEXT_FIELDS = ("text", "contents", "content")
-DOCID_FIELDS = ("docid", "_id", "id", "pid")
-LIST_FIELDS = ("documents", "docs", "passages")
+QUERY_FIELDS, LIST_FIELDS = FIELDS["query"], FIELDS["documents"]
 SCORE_FIELDS = ("teacher_scores", "scores", "score")
 TARGET_FIELDS = ("permutation", "teacher_scores", "labels")
 SFT_SCORES = ("positive_scores", "negative_scores")
@@ -91,18 +89,16 @@ def read_document(value: Any, field: str) -> dict[str, str | None]:
         return {"docid": None, "title": None, "text": clean_text(value, field)}
     if not isinstance(value, Mapping):
         raise InputError(f"{field}: expected a text or an object with docid, title and text, got {describe(value)}")
-    text_field = next((name for name in TEXT_FIELDS if name in value), "text")
+    text_field = field_name(value, "text") or "text"
     text = value.get(text_field)
     if not isinstance(text, str):
         raise InputError(f"{field}.{text_field}: expected a string, got {describe(text)}")
     title = value.get("title")
     if title is not None and not isinstance(title, str):
         raise InputError(f"{field}.title: expected a string, got {describe(title)}")
-    docid = next((value[name] for name in DOCID_FIELDS if value.get(name) is not None), None)
-    if docid is not None and (isinstance(docid, bool) or not isinstance(docid, (str, Integral))):
-        raise InputError(f"{field}.docid: expected a string, got {describe(docid)}")
+    id_field = field_name(value, "id")
     return {
-        "docid": None if docid is None else str(docid),
+        "docid": None if id_field is None else as_id(value[id_field], f"{field}.{id_field}"),
         "title": clean_text(title or "", f"{field}.title") or None,
         "text": clean_text(text, f"{field}.{text_field}"),
     }
@@ -118,8 +114,9 @@ def read_documents(record: Record, field: str) -> list[dict[str, str | None]]:
 def read_query(record: Record) -> dict[str, str | None]:
     """Query and its id."""
     field = _first(record, QUERY_FIELDS) or "query"
-    query_id = record.get("query_id")
-    return {"query_id": None if query_id is None else str(query_id), "query": read_text(record, field)}
+    id_field = field_name(record, "query_id_of_row")
+    query_id = None if id_field is None else as_id(record[id_field], id_field)
+    return {"query_id": query_id, "query": read_text(record, field)}
 
 
 def parse_permutation(answer: str, n_documents: int) -> tuple[list[int], bool]:
@@ -178,9 +175,14 @@ def _sft_tevatron(record: Record) -> dict[str, Any]:
         negatives = read_documents(record, "negative_passages")
     else:
         # RankGPT's file: the candidates of the first stage, the positives among them left out.
-        known = {document["docid"] for document in positives}
+        known = {document["docid"] for document in positives} - {None}
+        texts = {document["text"] for document in positives}
         candidates = read_documents(record, "retrieved_passages")
-        negatives = [document for document in candidates if document["docid"] not in known]
+        negatives = [
+            document
+            for document in candidates
+            if (document["text"] not in texts if document["docid"] is None else document["docid"] not in known)
+        ]
     return read_query(record) | {"positives": positives, "negatives": negatives}
 
 
@@ -227,6 +229,8 @@ def _distill_list(record: Record) -> dict[str, Any]:
         row["teacher_scores"] = read_numbers(record, scores)
     if "labels" in record:
         row["labels"] = read_numbers(record, "labels")
+    if not any(target in row for target in TARGET_FIELDS):
+        raise InputError(f"{', '.join(TARGET_FIELDS)}: missing; expected one of them")
     return row
 
 
@@ -242,6 +246,8 @@ def _distill_scored(convert: Callable[[Record], dict[str, Any]]) -> Callable[[Re
 
     def converted(record: Record) -> dict[str, Any]:
         row = convert(record)
+        if "positive_scores" not in row:
+            raise InputError("the scores of positives and negatives: missing; expected two lists")
         positives, negatives = row.pop("positives"), row.pop("negatives")
         scores = row.pop("positive_scores") + row.pop("negative_scores")
         return row | {"documents": positives + negatives, "teacher_scores": scores}
@@ -383,6 +389,14 @@ def detect_layout(fields: Collection[str], kind: str) -> Layout:
     raise InputError(f"fields {sorted(fields)} fit no layout for {kind} training; expected one of: {known}")
 
 
+def layout_of(record: Record, kind: str) -> Layout:
+    """`detect_layout` of a record: null fields count as absent, unless a layout is found only with them."""
+    try:
+        return detect_layout(without_nulls(record).keys(), kind)
+    except InputError:
+        return detect_layout(record.keys(), kind)
+
+
 def canonical_row(record: Any, kind: str, layout: Layout | None = None) -> dict[str, Any]:
     """One record as a canonical row of its kind.
 
@@ -391,4 +405,4 @@ def canonical_row(record: Any, kind: str, layout: Layout | None = None) -> dict[
     """
     if not isinstance(record, Mapping):
         raise InputError(f"expected an object with fields, got {describe(record)}")
-    return (layout or detect_layout(record.keys(), kind)).convert(record)
+    return (layout or layout_of(record, kind)).convert(without_nulls(record))

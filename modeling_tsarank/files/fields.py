@@ -7,6 +7,7 @@ whole number; anything else (true, 1.5, a list) is refused rather than turned in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 from modeling_tsarank.ranking_errors import InputError
@@ -14,7 +15,7 @@ from modeling_tsarank.ranking_text import TEXT_FIELDS, TITLE_FIELDS, clean_text
 
 
 FIELDS: dict[str, tuple[str, ...]] = {
-    "id": ("_id", "id", "docid", "doc_id", "pid"),
+    "id": ("_id", "docid", "id", "doc_id", "pid"),
     "query_id": ("_id", "id", "query_id", "qid"),
     "query_id_of_row": ("query_id", "qid"),
     "text": TEXT_FIELDS,
@@ -30,6 +31,11 @@ FIELDS: dict[str, tuple[str, ...]] = {
 def field_name(record: Mapping[str, Any], meaning: str) -> str | None:
     """The name under which a record has a field of `FIELDS`, `None` where it has none or only null."""
     return next((name for name in FIELDS[meaning] if record.get(name) is not None), None)
+
+
+def without_nulls(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's fields that are not null."""
+    return {name: value for name, value in record.items() if value is not None}
 
 
 def field_value(record: Mapping[str, Any], meaning: str) -> Any:
@@ -48,8 +54,8 @@ def as_id(value: Any, what: str) -> str:
     Raises:
         InputError: It is neither, is empty, or holds characters that no id can have in a file.
     """
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return str(int(value))
     if not isinstance(value, str) or not value:
         raise InputError(f"{what} must be a string or a whole number, found {shown(value)}")
     if "\0" in value or (not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value)):
@@ -99,6 +105,15 @@ def record_title(record: Mapping[str, Any], place: str) -> str:
     """
     name = field_name(record, "title")
     return "" if name is None else _string(record[name], name, place)
+
+
+def field_text(record: Mapping[str, Any], name: str, place: str) -> str | None:
+    """The text of a field under that very name, `None` where it is absent or null.
+
+    Raises:
+        InputError: It is no string.
+    """
+    return None if record.get(name) is None else _string(record[name], name, place)
 
 
 def _string(value: Any, name: str, place: str) -> str:

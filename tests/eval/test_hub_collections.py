@@ -88,7 +88,7 @@ def test_wrong_columns_and_grades_are_refused(here):
     with pytest.raises(InputError, match="no column query-id, corpus-id; there are query, doc, score"):
         load_hub_collection("BeIR/tiny", "tiny", "test", here / "cache")
     (twin / "test.tsv").write_text("query-id\tcorpus-id\tscore\n1\t4983\t0.5\n")
-    with pytest.raises(InputError, match=r"the relevance 0\.5 of query 1 is not a whole number"):
+    with pytest.raises(InputError, match=r"the relevance 0\.5 of query '1' is not a whole number"):
         load_hub_collection("BeIR/tiny", "tiny", "test", here / "cache2")
 
 

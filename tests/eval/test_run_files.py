@@ -158,7 +158,7 @@ def test_candidates_without_a_text_are_refused(tmp_path, run, message):
         ("[3]", "row 1: a JSON object was expected"),
         ('{"query": {"qid": "q"}}', "line 1: expected a list of objects under 'candidates'"),
         ('{"query": "q", "candidates": [{"docid": "d"}]}', r"candidate 1: no 'query_id' or 'qid'"),
-        ('{"query": {"qid": "q"}, "candidates": [{"score": 1}]}', "candidate 1: no '_id', 'id', 'docid'"),
+        ('{"query": {"qid": "q"}, "candidates": [{"score": 1}]}', "candidate 1: no '_id', 'docid'"),
         ('{"query": {"qid": "q"}, "candidates": [{"docid": "d", "score": true}]}', "the score True is not a number"),
     ],
 )
@@ -228,3 +228,93 @@ def test_real_runs_read_and_write_unchanged(data_dir, tmp_path):
 def test_tags_are_one_word():
     assert tag_of("models/my model") == "my_model"
     assert tag_of("") == "run"
+
+
+MIXED = "q1\t0 d3\t1\n q1 \t0\x0b d4\x0c 0\r\nq2 0 \t d3 2\n"
+
+
+def test_qrels_with_mixed_white_space_are_read_as_trec_eval_reads_them(tmp_path):
+    pytrec_eval = pytest.importorskip("pytrec_eval")
+    qrels = read_qrels(written(tmp_path, MIXED))
+    assert qrels == {"q1": {"d3": 1, "d4": 0}, "q2": {"d3": 2}}
+    assert qrels == pytrec_eval.parse_qrel(MIXED.split("\n")[:-1])
+
+
+def test_runs_with_mixed_white_space_are_read_as_trec_eval_reads_them(tmp_path):
+    run = read_run(written(tmp_path, "q1\tQ0 d 1\t2.5 tag\n  q1 Q0\te\u00a0e 2  1.5\ttag \r\n"))
+    assert run == {"q1": {"d": 2.5, "e\u00a0e": 1.5}}  # a no-break space is no white space for C
+    write_run(tmp_path / "again.trec", run, "tag")
+    assert read_run(tmp_path / "again.trec") == run
+
+
+def test_qrels_under_beirs_header_are_divided_at_tabs_only(tmp_path):
+    text = "query-id\tcorpus-id\tscore\nq 1\td 3\t1\n"
+    assert read_qrels(written(tmp_path, text)) == {"q 1": {"d 3": 1}}
+    with pytest.raises(InputError, match="line 3: 1 columns, expected 3 divided by tabs"):
+        read_qrels(written(tmp_path, text + "q1 d3 1\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("q a 2\nq b 1\nr a 1\n", {"q": {"a": 0.5, "b": 1.0}, "r": {"a": 1.0}}),
+        ("q\ta\t100.5\nq\tb\t90\n", {"q": {"a": 100.5, "b": 90.0}}),
+        ("q a -1.5\nr a 3\n", {"q": {"a": -1.5}, "r": {"a": 3.0}}),
+        ("q a 1\nr b 0.25\n", {"q": {"a": 1.0}, "r": {"b": 0.25}}),
+    ],
+    ids=["ranks", "scores, some whole", "scores below 0", "one document and a score"],
+)
+def test_three_columns_are_ranks_or_scores_where_that_is_certain(tmp_path, text, expected):
+    assert read_run(written(tmp_path, text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("q a 100\nq b 90\n", 1),
+        ("q a 1\nq b 2\nr a 1\nr b 3\n", 4),
+        ("q a 0\nq b 1\n", 1),
+        ("q a 1\nq b 1\n", 2),
+        ("q a 1.0\nq b 2.0\n", 1),
+        ("q a 1\nq b 2\nr a 1\nr b 2.5\n", 4),
+        ("q a -1\n", 1),
+        ("q a 1\nq b " + "9" * 5000 + "\n", 2),
+    ],
+)
+def test_three_columns_that_may_be_either_are_refused_naming_line_and_option(tmp_path, text, line):
+    path = written(tmp_path, text)
+    with pytest.raises(InputError, match=rf", line {line}: .*--run-format ranks or --run-format scores"):
+        read_run(path)
+    scores = read_run(path, "scores")
+    assert list(scores["q"].values()) == [float(row.split()[2]) for row in text.splitlines() if row[0] == "q"]
+
+
+def test_the_run_format_decides(tmp_path):
+    path = written(tmp_path, "q a 3\nq b 1\n")
+    assert read_run(path, "ranks") == {"q": {"a": 1 / 3, "b": 1.0}}
+    assert read_run(path, "scores") == {"q": {"a": 3.0, "b": 1.0}}
+    with pytest.raises(InputError, match="line 1: the rank '0' is not a whole number of 1 or more"):
+        read_run(written(tmp_path, "q a 0\n"), "ranks")
+    with pytest.raises(InputError, match="no run format 'trec'; there are ranks, scores"):
+        read_run(path, "trec")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["compare", "RUN", "RUN", "--qrels", "QRELS"],
+        ["tune-fusion", "RUN", "RUN", "--qrels", "QRELS", "--output", "OUT"],
+        ["analyze", "intersection", "RUN", "RUN", "--names", "a", "b", "--output", "OUT"],
+    ],
+)
+def test_every_command_that_takes_run_files_takes_their_format(tmp_path, capsys, command):
+    from modeling_tsarank.cli import main
+
+    (tmp_path / "run.tsv").write_text("q a 30\nq b 10\nr a 20\nr b 10\n")
+    (tmp_path / "qrels").write_text("q 0 a 1\nr 0 b 1\n")
+    places = {"RUN": tmp_path / "run.tsv", "QRELS": tmp_path / "qrels", "OUT": tmp_path / "out"}
+    arguments = [str(places.get(part, part)) for part in command]
+    assert main(arguments) == 2
+    assert "line 1: " in (said := capsys.readouterr().err)
+    assert "--run-format" in said
+    assert main([*arguments, "--run-format", "scores"]) == 0

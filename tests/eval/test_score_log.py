@@ -84,7 +84,7 @@ def test_other_settings_are_named(tmp_path: Path) -> None:
 
 def test_a_broken_settings_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text("{")
-    with pytest.raises(InputError, match=r"settings\.json is not JSON"):
+    with pytest.raises(InputError, match=r"settings\.json, line 1: not JSON"):
         ScoreLog(tmp_path, {}).prepare()
     (tmp_path / "settings.json").write_text("[]")
     with pytest.raises(InputError, match="does not hold the settings"):

@@ -199,7 +199,7 @@ def test_broken_unicode_is_repaired() -> None:
         (
             "sft",
             {"query": "q", "positives": [{"docid": 1.5, "text": "a"}], "negatives": []},
-            r"\[0\]\.docid: expected",
+            r"\[0\]\.docid must be a string or a whole number",
         ),
         ("sft", {"query": "q", "documents": ["a"], "labels": [1, 0]}, "labels: expected one for each of 1"),
         ("sft", {"query": "q", "documents": ["a"], "labels": ["Good"]}, r"labels\[0\]: expected a number, got str"),

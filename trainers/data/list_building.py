@@ -20,6 +20,7 @@ from modeling_tsarank.eval.analyses import intersection_rates
 from modeling_tsarank.eval.first_stages import CollectionTexts, FirstStageIndex, build_index
 from modeling_tsarank.eval.run_files import ranked
 from modeling_tsarank.eval.types import Collection, Document, Run
+from modeling_tsarank.files.fields import field_text, optional_id, record_id, record_text
 from modeling_tsarank.files.reading import read_jsonl
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
@@ -106,16 +107,20 @@ def read_queries(paths: Iterable[str | Path]) -> list[SourceQuery]:
         for place, record in read_jsonl(path):
             about = record.get("metadata")
             about = about if isinstance(about, dict) else {}
-            query_id, text = record.get("_id"), record.get("text")
-            if not isinstance(query_id, str) or not isinstance(text, str) or not text.strip():
-                raise InputError(f"{place}: a query needs '_id' and 'text', got {record!r:.80}")
+            query_id, text = record_id(record, place, "query_id"), record_text(record, place, "query_text")
+            if not text.strip():
+                raise InputError(f"{place}: the query is empty")
             if query_id in queries:
                 raise InputError(f"{place}: the query id {query_id!r} appeared before; ids are unique")
             if text in texts:
                 raise InputError(f"{place}: the query {text!r:.60} appeared before; leave one out")
             texts.add(text)
             queries[query_id] = SourceQuery(
-                query_id, text, str(about.get("query_type", "given")), about.get("docid"), about.get("generator")
+                query_id,
+                text,
+                field_text(about, "query_type", place) or "given",
+                optional_id(about, place),
+                field_text(about, "generator", place),
             )
     if not queries:
         raise InputError("there is no query in the given files")

@@ -191,6 +191,7 @@ def _finish_mining(args: argparse.Namespace, rows: list[dict[str, Any]], counts:
 def run_split(args: argparse.Namespace) -> int:
     """Runs `tsarank data split`."""
     from modeling_tsarank.eval.reports import text_table
+    from modeling_tsarank.files.fields import as_id, without_nulls
     from modeling_tsarank.ranking_errors import InputError
     from modeling_tsarank.trainers.data.list_splits import stratified_split
     from modeling_tsarank.trainers.data.list_writing import write_ndjson
@@ -200,9 +201,11 @@ def run_split(args: argparse.Namespace) -> int:
     rows = []
     for file in split_files(Path(args.rows), "train"):
         for place, record in read_records(file):
-            missing = [name for name in (args.id, *args.by) if not isinstance(record, dict) or name not in record]
+            given = without_nulls(record) if isinstance(record, dict) else {}
+            missing = [name for name in (args.id, *args.by) if name not in given]
             if missing:
                 raise InputError(f"{place}: no field {', '.join(missing)}; name fields that the rows have")
+            as_id(record[args.id], f"{place}: {args.id!r}")
             rows.append(record)
     train, validation = stratified_split(
         rows,

@@ -13,6 +13,7 @@ from typing import Any
 
 from .ranking_errors import InputError, ModelError
 from .ranking_options import LogitOptions, QueryLikelihoodOptions, RankingOptions
+from .user_text import TOKENIZE, Span, UserText
 
 
 logger = logging.getLogger(__name__)
@@ -20,9 +21,6 @@ logger = logging.getLogger(__name__)
 TEXT_FIELDS = ("text", "contents", "content")
 """What a document's text is called, the first one preferred; a field that is null counts as absent."""
 TITLE_FIELDS = ("title",)
-
-# Asked of the tokenizer with the whole text of a batch; its own length warnings would be wrong, as we cut afterwards.
-_TOKENIZE = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
 
 
 @dataclass(frozen=True)
@@ -116,13 +114,14 @@ class TextEncoder:
                 f"{type(tokenizer).__name__} is no fast tokenizer (tokenizer.json); ranking needs character offsets"
             )
         self.tokenizer = tokenizer
+        self._user_text = UserText(tokenizer)
         self.leading, self.trailing = self._special_tokens(options)
         self._warned_query_cut = False
 
     def _special_tokens(self, options: RankingOptions) -> tuple[list[int], list[int]]:
         """The special tokens in front of and behind a text: the tokenizer's own habit, or as `add_bos` says."""
         plain = self._ids("a")
-        wrapped = self.tokenizer("a", add_special_tokens=True, **_TOKENIZE)["input_ids"]
+        wrapped = self.tokenizer("a", **{**TOKENIZE, "add_special_tokens": True})["input_ids"]
         at = next((i for i in range(len(wrapped)) if wrapped[i : i + len(plain)] == plain), 0)
         leading, trailing = wrapped[:at], wrapped[at + len(plain) :]
         bos = self.tokenizer.bos_token_id
@@ -135,13 +134,7 @@ class TextEncoder:
         return leading, trailing
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, **_TOKENIZE)["input_ids"]
-
-    def _with_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        if not texts:
-            return []
-        batch = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, **_TOKENIZE)
-        return list(zip(batch["input_ids"], batch["offset_mapping"], strict=True))
+        return self.tokenizer(text, **TOKENIZE)["input_ids"]
 
     def _cut_query(self, ids: list[int], limit: int) -> list[int]:
         if len(ids) <= limit:
@@ -173,20 +166,18 @@ class QueryLikelihoodEncoder(TextEncoder):
     def prompts(self, documents: Sequence[str]) -> list[Prompt]:
         """One uncut `Prompt` per document text. An empty document is allowed: its prompt has no middle."""
         texts = [self.head + document + self.tail for document in documents]
-        start = len(self.head)
+        spans = [(len(self.head), len(self.head) + len(document)) for document in documents]
         result = []
-        for document, (ids, offsets) in zip(documents, self._with_offsets(texts), strict=True):
-            prompt = _split_around(ids, offsets, start, start + len(document))
+        for span, (ids, offsets) in zip(spans, self._user_text.encode(texts, [[one] for one in spans]), strict=True):
+            prompt = _split_around(ids, offsets, *span)
             result.append(Prompt((*self.leading, *prompt.before), prompt.document, prompt.after))
         return result
 
     def queries(self, queries: Sequence[str]) -> list[list[int]]:
         """Token ids of each query by itself (styles `separate_space` and `separate`), cut to `max_query_length`."""
-        if not queries:
-            return []
         texts = [self._query_start + query for query in queries]
-        batch = self.tokenizer(texts, add_special_tokens=False, **_TOKENIZE)["input_ids"]
-        return [self._cut_query(ids, self.options.max_query_length) for ids in batch]
+        encoded = self._user_text.encode(texts, [[(0, len(text))] for text in texts])
+        return [self._cut_query(ids, self.options.max_query_length) for ids, _ in encoded]
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
         """(query, document) texts, already cleaned, as ids. Equal documents share one tokenization."""
@@ -206,12 +197,17 @@ class QueryLikelihoodEncoder(TextEncoder):
 
     def _joined(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
         texts = [f"{self.head}{document}{self.tail} {query}" for query, document in pairs]
+        start = len(self.head)
+        spans: list[list[Span]] = [
+            [(start, start + len(document)), (len(text) - len(query), len(text))]
+            for text, (query, document) in zip(texts, pairs, strict=True)
+        ]
         result = []
-        for (_, document), (ids, offsets) in zip(pairs, self._with_offsets(texts), strict=True):
-            border = len(self.head) + len(document) + len(self.tail)
+        for (_, document), (ids, offsets) in zip(pairs, self._user_text.encode(texts, spans), strict=True):
+            border = start + len(document) + len(self.tail)
             at = next((i for i, (_, end) in enumerate(offsets) if end > border), len(ids))
             query = self._cut_query(ids[at:], self.options.max_query_length)
-            prompt = _split_around(ids[:at], offsets[:at], len(self.head), len(self.head) + len(document))
+            prompt = _split_around(ids[:at], offsets[:at], start, start + len(document))
             prompt = Prompt((*self.leading, *prompt.before), prompt.document, prompt.after)
             cut = tuple(prompt.cut(self.options.max_length - len(query)))
             result.append(EncodedPair(cut, tuple(query), prompt))
@@ -243,7 +239,8 @@ class TemplateEncoder(TextEncoder):
             texts.append(text)
             spans.append((document_span, query_span))
         result = []
-        for (ids, offsets), (document_span, query_span) in zip(self._with_offsets(texts), spans, strict=True):
+        encoded = self._user_text.encode(texts, spans)
+        for (ids, offsets), (document_span, query_span) in zip(encoded, spans, strict=True):
             ids, offsets = self._shorten_query(ids, offsets, query_span)
             prompt = _split_around(ids, offsets, *document_span)
             prompt = Prompt((*self.leading, *prompt.before), prompt.document, (*prompt.after, *self.trailing))

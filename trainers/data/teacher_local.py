@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from modeling_tsarank.trainers.data.teacher_answers import begun_reasoning
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
 from modeling_tsarank.trainers.data.teacher_prompt import Message
 from modeling_tsarank.trainers.data.teacher_types import Completion, RequestRefusedError, Usage
+from modeling_tsarank.user_text import UserText
 
 
 logger = logging.getLogger(__name__)
@@ -104,8 +106,7 @@ class LocalTeacher:
 
         if self._model is None:
             self._load()
-        prompt = conversation_text(self._tokenizer, messages)
-        ids = self._tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        prompt, ids = encoded_conversation(self._tokenizer, messages)
         limit = getattr(self._model.config, "max_position_embeddings", None)
         if limit is not None and len(ids) + self._max_new_tokens > limit:
             raise RequestRefusedError(
@@ -128,6 +129,32 @@ class LocalTeacher:
         # Without the tag that the prompt ends with, reasoning that is cut off would look like an answer.
         text = begun_reasoning(prompt) + self._tokenizer.decode(written, skip_special_tokens=True)
         return Completion(text, len(ids), len(written), "length" if cut else "stop")
+
+
+def encoded_conversation(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, list[int]]:
+    """`conversation_text` and its token ids, in which the messages' own text is never a control token."""
+    user_text = UserText(tokenizer)
+    contents = "".join(message["content"] for message in messages)
+    # What the messages spell of such tokens is put in after the template has been filled: the template's are the rest.
+    mark = next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in contents)
+    spelled: list[str] = []
+
+    def hide(found: re.Match[str]) -> str:
+        spelled.append(found[0])
+        return f"{mark}{len(spelled) - 1}{mark}"
+
+    hidden: list[Message] = [
+        {"role": message["role"], "content": user_text.pattern.sub(hide, message["content"])} for message in messages
+    ]
+    text, spans = "", []
+    for place, part in enumerate(re.split(f"{mark}(\\d+){mark}", conversation_text(tokenizer, hidden))):
+        own = spelled[int(part)] if place % 2 else part
+        if place % 2:
+            spans.append((len(text), len(text) + len(own)))
+        text += own
+    if not spans:
+        return text, tokenizer(text, add_special_tokens=False)["input_ids"]
+    return text, user_text.encode([text], [spans])[0][0]
 
 
 def conversation_text(tokenizer: Any, messages: Sequence[Message]) -> str:

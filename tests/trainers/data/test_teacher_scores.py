@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from modeling_tsarank.batch_invariance import cpu_has_bfloat16
 from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
 from modeling_tsarank.trainers.data.teacher_listwise import ListwiseOptions, ListwiseTeacher
@@ -103,6 +104,12 @@ def test_a_cross_encoder_orders_too(cache, tmp_path, t5_tokenizer, bert_config):
     ordering = teacher.order("dough", DOCUMENTS)
     expected = CrossEncoder(str(folder), device="cpu").predict([("dough", text) for text in DOCUMENTS])
     assert ordering.scores == pytest.approx([float(score) for score in expected], abs=1e-6)
+    if cpu_has_bfloat16():
+        half = load_scorer(f"ce:{folder}", device="cpu", dtype="bfloat16").predict(
+            [("dough", one) for one in DOCUMENTS]
+        )
+        assert half == pytest.approx(ordering.scores, abs=0.02)
+        assert list(half) != ordering.scores
     with pytest.raises(ModelError, match="cannot be loaded as a CrossEncoder"):
         load_scorer(f"ce:{tmp_path / 'nothing'}")
 

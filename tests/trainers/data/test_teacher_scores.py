@@ -209,7 +209,7 @@ def test_a_local_model_is_asked_and_remembered(cache, ranker_folder):
     again = other.complete(messages)
     assert (again.text, again.cached) == (answer.text, True)
     assert other._model is None
-    with pytest.raises(InputError, match="at least one token"):
+    with pytest.raises(InputError, match="at least 1, got 0"):
         LocalTeacher(str(ranker_folder), cache, max_new_tokens=0)
 
 

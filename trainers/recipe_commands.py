@@ -96,6 +96,17 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     third.add_argument("--base", metavar="MODEL", help="the encoder, in place of the plan's")
     third.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to fill")
     third.set_defaults(run=run_cross_encoder)
+    fourth = commands.add_parser(
+        "covered-queries",
+        help="the queries of a pool that its corpus most likely answers",
+        description="Write the queries whose best passage by a bi-encoder is nearest, for `tsarank data lists`.",
+    )
+    fourth.add_argument("pool", type=Path, metavar="POOL", help="folder pools/NAME of a preparation")
+    fourth.add_argument("--encoder", required=True, metavar="MODEL", help="a bi-encoder of sentence-transformers")
+    fourth.add_argument("--count", type=whole(least=1), required=True, metavar="N", help="queries to take")
+    fourth.add_argument("--index-cache", type=Path, metavar="DIR", help="where indexes are kept")
+    fourth.add_argument("--output", type=Path, required=True, metavar="FILE", help="file of queries to write")
+    fourth.set_defaults(run=run_covered_queries)
     other = commands.add_parser(
         "release",
         help="one adapter of those of all stages",
@@ -124,7 +135,9 @@ def run_prepare(args: argparse.Namespace) -> int:
     plan, data = find_recipe(args.plan), Path(args.data).resolve()
     if is_development_plan(plan):
         report = prepare_development(plan, data, args.output, args.limit)
-        sys.stdout.write(json.dumps({name: report[name] for name in ("collections", "lists", "leakage")}, indent=1))
+        sys.stdout.write(
+            json.dumps({name: report[name] for name in ("collections", "lists", "pools", "leakage")}, indent=1)
+        )
         return 0
     sys.stdout.write(summary(prepare(plan, data, args.output, args.limit)))
     return 0
@@ -139,6 +152,15 @@ def run_cross_encoder(args: argparse.Namespace) -> int:
     report = train_cross_encoder(plan, args.output)
     lists = ", ".join(f"{name} {number:,}" for name, number in report["lists"].items())
     sys.stdout.write(f"{args.output / 'model'}: trained on lists of {lists}\n")
+    return 0
+
+
+def run_covered_queries(args: argparse.Namespace) -> int:
+    """Writes the queries and says how many."""
+    from modeling_tsarank.trainers.recipes.development_pools import covered_queries
+
+    facts = covered_queries(args.pool, args.encoder, args.count, args.output, args.index_cache)
+    sys.stdout.write(f"{args.output}: {', '.join(f'{name} {value:.4g}' for name, value in facts.items())}\n")
     return 0
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,12 @@ from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.filters import build_options
 from modeling_tsarank.trainers.data.hard_negatives import MiningOptions
 from modeling_tsarank.trainers.data.leakage_check import LeakageCheck
-from modeling_tsarank.trainers.data.provenance import COUNTS, describe_file, package_versions
+from modeling_tsarank.trainers.data.provenance import COUNTS, package_versions
 from modeling_tsarank.trainers.data.weak_recipe import load_yaml
 from modeling_tsarank.trainers.data.weak_text import words_of
-from modeling_tsarank.trainers.recipes.release_sources import SUFFIX, LabelledQuery, Pool, reread
-from modeling_tsarank.trainers.training_sources import read_records
+from modeling_tsarank.trainers.recipes.development_pools import PoolSource, write_pool
+from modeling_tsarank.trainers.recipes.development_reading import Judged, passages_of, queries_of, read_judged
+from modeling_tsarank.trainers.recipes.release_sources import LabelledQuery, Pool
 
 
 DATA_VARIABLE = "$TSARANK_DATA"
@@ -84,37 +84,33 @@ class ListSource:
 
 @dataclass
 class DevelopmentPlan:
-    """What `development.yaml` says: see `DevelopmentSource` and `ListSource`; `leakage` names the test collections."""
+    """What `development.yaml` says: see the sources; `leakage` names the test collections."""
 
     leakage: tuple[str, ...]
     collections: tuple[Any, ...]
     lists: tuple[Any, ...] = ()
+    pools: tuple[Any, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
         self.dev = [build_options(DevelopmentSource, one, f"collection {n}") for n, one in enumerate(self.collections)]
         self.training = [build_options(ListSource, one, f"list {n}") for n, one in enumerate(self.lists)]
+        self.corpora = [build_options(PoolSource, one, f"pool {n}") for n, one in enumerate(self.pools)]
         names = [one.name for one in (*self.dev, *self.training)]
         if not all(re.fullmatch(r"[\w-]+", name) for name in names) or len(set(names)) < len(names):
             raise InputError(f"collections and lists need different names of letters, digits, - and _, got {names}")
         named = {file for one in self.dev if not one.origins for file in one.files}
-        shared = sorted(named & {file for one in self.training for file in (*one.files, *one.pool)})
+        read = {file for one in self.training for file in (*one.files, *one.pool)}
+        shared = sorted(named & (read | {file for one in self.corpora for file in (*one.passages, *one.queries)}))
         if shared:
             raise InputError(f"{', '.join(shared)} is for development, and no list may be made of it")
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A query with passages and what is known of each: a grade, a label or a teacher's score."""
-
-    query: str
-    texts: tuple[str, ...]
-    values: tuple[float, ...]
-    target: str = "labels"
-
-
 def prepare_development(plan_file: Path, data: Path, output: Path, limit: int = 0) -> dict[str, Any]:
-    """Makes `dev/NAME/` (BEIR's layout, split `dev`, run `candidates`), `lists/NAME.jsonl` and `counts.json`.
+    """Makes development collections, lists, pools and `counts.json`.
+
+    `dev/NAME/` is in BEIR's layout, with the split `dev` and the run `candidates`; `lists/NAME.jsonl` are rows of
+    distillation; of `pools/NAME/` `tsarank data lists` makes more.
 
     Args:
         plan_file: `development.yaml`.
@@ -129,7 +125,14 @@ def prepare_development(plan_file: Path, data: Path, output: Path, limit: int = 
         InputError: the plan or a file is wrong.
     """
     plan = build_options(DevelopmentPlan, _content(plan_file, data), str(plan_file))
-    report: dict[str, Any] = {"limit": limit, "seed": plan.seed, "collections": {}, "lists": {}, "inputs": {}}
+    report: dict[str, Any] = {
+        "limit": limit,
+        "seed": plan.seed,
+        "collections": {},
+        "lists": {},
+        "pools": {},
+        "inputs": {},
+    }
     with LeakageCheck(plan.leakage) as check:
         for source in plan.dev:
             report["collections"][source.name] = _write_collection(source, plan, data, output, limit, check, report)
@@ -137,10 +140,14 @@ def prepare_development(plan_file: Path, data: Path, output: Path, limit: int = 
     with LeakageCheck([*plan.leakage, str(output / "dev")]) as check:
         for one in plan.training:
             report["lists"][one.name] = _write_lists(one, plan, data, output, limit, check, report)
-        report["leakage"]["lists"] = check.record()
+        for pool in plan.corpora:
+            passages = (text for name in pool.passages for text in passages_of(data, name, pool.words, limit, report))
+            queries = {name: queries_of(data, name, limit, report) for name in pool.queries}
+            report["pools"][pool.name] = write_pool(pool, output / "pools" / pool.name, passages, queries, check)
+        report["leakage"]["lists and pools"] = check.record()
     report["files"] = {
         str(path.relative_to(output)): hash_file(path)
-        for folder in ("dev", "lists")
+        for folder in ("dev", "lists", "pools")
         for path in sorted((output / folder).rglob("*.jsonl"))
     }
     report["versions"] = package_versions(_PACKAGES)
@@ -158,70 +165,6 @@ def _content(path: Path, data: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected options by name")
     return content
-
-
-# ---- reading ---------------------------------------------------------------------------------------
-
-
-def read_judged(
-    data: Path, names: Sequence[str], words: int, limit: int, report: dict[str, Any], origins: Sequence[str] = ()
-) -> list[Judged]:
-    """Rows of files of any of the raw layouts, one for each query."""
-    rows: dict[tuple[str, ...], Judged] = {}
-    for name in names:
-        path = data / f"{name}{SUFFIX}"
-        if not path.is_file():
-            raise InputError(f"there is no {path}")
-        report["inputs"][f"{name}{SUFFIX}"] = describe_file(path)
-        for number, (place, record) in enumerate(read_records(path)):
-            if limit and number >= limit:
-                break
-            if origins and not any(fnmatchcase(record["source"], one) for one in origins):
-                continue
-            row = _judged(record, words, place)
-            if row is not None:
-                key = tuple(words_of(row.query))
-                rows[key] = _merged(rows[key], row) if key in rows else row
-    return list(rows.values())
-
-
-def _judged(record: Mapping[str, Any], words: int, place: str) -> Judged | None:
-    """A row's query and passages; None where it has none."""
-    target = "labels"
-    if "passages" in record:
-        given = record["passages"]
-        name = next((one for one in ("score", "grade", "label") if given and one in given[0]), None)
-        if given and name is None:
-            raise InputError(f"{place}: passages have neither score, grade nor label")
-        pairs = [(one["text"], float(one[name])) for one in given]
-        target = "teacher_scores" if name == "score" else target
-    elif "candidates" in record:
-        pairs = [(text, 0.0) for text in record["candidates"]]
-    elif "document" in record:
-        pairs = [(record["document"], 1.0)]
-    elif "text" in record:
-        return Judged("", (_cut(record["text"], words),), (0.0,))
-    else:
-        both = (("positives", 1.0), ("negatives", 0.0))
-        pairs = [(one if isinstance(one, str) else one["text"], value) for name, value in both for one in record[name]]
-    best: dict[str, float] = {}
-    for text, value in pairs:
-        text = _cut(text, words)
-        if text:
-            best[text] = max(value, best.get(text, value))
-    query = " ".join(reread(record["query"]).split())
-    return Judged(query, tuple(best), tuple(best.values()), target) if query and best else None
-
-
-def _cut(text: str, words: int) -> str:
-    return " ".join(reread(text).split()[:words])
-
-
-def _merged(one: Judged, other: Judged) -> Judged:
-    best = dict(zip(other.texts, other.values, strict=True))
-    for text, value in zip(one.texts, one.values, strict=True):
-        best[text] = max(value, best.get(text, value))
-    return Judged(one.query, tuple(best), tuple(best.values()), one.target)
 
 
 # ---- development collections -----------------------------------------------------------------------
@@ -336,7 +279,7 @@ def _mined(
     options = build_options(MiningOptions, {"seed": plan.seed, **source.mining}, f"the list {source.name}, mining")
     everything = read_judged(data, source.files, source.words, limit, report)
     texts = [text for row in everything for text in row.texts]
-    texts += [text for name in source.pool for text in _passages(data, name, source.words, limit, report)]
+    texts += [text for name in source.pool for text in passages_of(data, name, source.words, limit, report)]
     pool = Pool(source.name, texts, output / ".indexes")
     labelled = [
         LabelledQuery(
@@ -352,16 +295,6 @@ def _mined(
         Judged(row.query, (*row.positives, *row.negatives), (1.0,) * len(row.positives) + (0.0,) * len(row.negatives))
         for row in filled
     ]
-
-
-def _passages(data: Path, name: str, words: int, limit: int, report: dict[str, Any]) -> Iterable[str]:
-    path = data / f"{name}{SUFFIX}"
-    report["inputs"][f"{name}{SUFFIX}"] = describe_file(path)
-    for number, (place, record) in enumerate(read_records(path)):
-        if limit and number >= limit:
-            break
-        row = _judged(record, words, place)
-        yield from () if row is None else row.texts
 
 
 def _passed(rows: Sequence[Judged], check: LeakageCheck, lost: Counter[str]) -> list[Judged]:

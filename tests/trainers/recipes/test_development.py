@@ -7,6 +7,7 @@ import importlib.util
 import json
 import random
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from modeling_tsarank.eval.collections import load_collection
 from modeling_tsarank.eval.run_files import read_run
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers import recipe_commands
+from modeling_tsarank.trainers.data.list_building import read_queries
 from modeling_tsarank.trainers.recipes.development import DevelopmentPlan, is_development_plan, prepare_development
 from modeling_tsarank.trainers.script_utils import RECIPES
 from modeling_tsarank.trainers.training_data import load_training_rows
@@ -59,6 +61,31 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
+def bi_encoder(tmp_path_factory: pytest.TempPathFactory, t5_tokenizer: Any) -> str:
+    """The folder of a bi-encoder with random weights."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("bi-encoder")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(t5_tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        pad_token_id=0,
+    )
+    BertModel(config).save_pretrained(folder / "bert")
+    t5_tokenizer.save_pretrained(folder / "bert")
+    modules = [Transformer(str(folder / "bert")), Pooling(16)]
+    SentenceTransformer(modules=modules, device="cpu").save(str(folder / "model"))
+    return str(folder / "model")
+
+
+@pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A prepared development set: 12 graded queries, 8 with answers of their own, and lists with planted leaks."""
     folder, writer = tmp_path_factory.mktemp("development"), Writer(5)
@@ -93,6 +120,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         {"query": query, "positives": [text], "negatives": []} for query, text in (writer.pair() for _ in range(9))
     ]
     write_gz(data / "marco" / "pairs.jsonl.gz", pairs)
+    with gzip.open(data / "marco" / "more.tsv.gz", "wt", encoding="utf-8") as file:
+        file.write(f"1\t{pairs[0]['query']}\n2\t{graded[2][0]}\n3\tshort\n")
     plan = folder / "development.yaml"
     plan.write_text(
         yaml.safe_dump(
@@ -105,6 +134,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
                 "lists": [
                     {"name": "scored", "files": ["marco/scored"]},
                     {"name": "pairs", "files": ["marco/pairs"], "mining": {"depth": 5, "count": 1}},
+                ],
+                "pools": [
+                    {"name": "web", "passages": ["marco/scored"], "queries": ["marco/scored", "marco/more.tsv.gz"]},
                 ],
             }
         )
@@ -127,7 +159,7 @@ def test_lists_hold_no_query_and_no_passage_of_development_or_test_collections(m
     texts = {row["query"] for row in rows} | {text for row in rows for text in row["documents"]}
     assert not texts & {*dev, *made.exam}
     assert made.report["lists"]["scored"]["lists"] == 4
-    found = made.report["leakage"]["lists"]["found"]
+    found = made.report["leakage"]["lists and pools"]["found"]
     assert {*found} >= {"exact_query:graded", "exact_document:graded", "exact_query:exam", "exact_document:exam"}
 
 
@@ -147,6 +179,26 @@ def test_lists_are_read_by_the_trainers_with_their_scores_or_labels(made: Simple
     assert scored[0]["teacher_scores"][0] == 9.5
     pairs = load_training_rows(made.out / "lists" / "pairs.jsonl", "distill")
     assert all(sorted(row["labels"]) == [0.0, 1.0] for row in pairs)
+
+
+def test_pools_hold_clean_passages_and_queries_with_the_file_they_come_from(made: SimpleNamespace) -> None:
+    corpus = {row["text"] for row in rows_of(made.out / "pools" / "web" / "corpus.jsonl")}
+    assert len(corpus) == 18 - 2
+    assert not corpus & {made.exam[1], made.graded[1][1]}
+    queries = read_queries([made.out / "pools" / "web" / "queries.jsonl"])
+    assert Counter(query.query_type for query in queries) == {"scored": 4, "more.tsv.gz": 1}
+    assert made.report["pools"]["web"]["queries kept out"] == 3
+
+
+def test_the_queries_that_a_corpus_answers_come_first(tmp_path: Path, bi_encoder: str) -> None:
+    passages = ["bread dough oven rye", "tea leaves in hot water", "a long river runs to the sea"]
+    write_lines(tmp_path / "corpus.jsonl", [{"_id": f"p{n}", "text": text} for n, text in enumerate(passages)])
+    queries = ["who wrote this", "what is it", *passages]
+    write_lines(tmp_path / "queries.jsonl", [{"_id": f"q{n}", "text": text} for n, text in enumerate(queries)])
+    covered = tmp_path / "covered.jsonl"
+    command = ["covered-queries", str(tmp_path), "--encoder", bi_encoder, "--count", "3", "--output", str(covered)]
+    assert recipe_commands.main([*command, "--index-cache", str(tmp_path / "cache")]) == 0
+    assert {query.text for query in read_queries([covered])} == set(passages)
 
 
 def test_a_source_named_development_cannot_be_trained_on() -> None:

@@ -19,8 +19,9 @@ Everything is published as one commit with a tag, private unless --public is sai
 sizes and the card, names what the real run would refuse, and uploads nothing. A broken upload goes on when the same
 command is given again: until the commit, which comes last, nothing of it is visible.
 
-Optimizer states, caches, logs and hidden files are left out, and so is what is named like a secret. A file whose text
-looks like a token or a key stops the publication.
+Optimizer states, caches, logs and hidden files are left out, and so is what is named like a secret. A file that holds
+what looks like a token or a key stops the publication, packed or not, and so does one that cannot be searched for them
+(encrypted, damaged, a PDF, an unknown kind); --not-secret lets it pass.
 
 The Hub's token is that of `hf auth login`, or HF_TOKEN; HF_ENDPOINT names another Hub.
 """
@@ -117,7 +118,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATH",
-        help="a file of the publication whose look-alikes of secrets are none; may be repeated",
+        help="a file of the publication that may hold look-alikes of secrets or cannot be searched; may be repeated",
     )
 
 

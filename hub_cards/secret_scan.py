@@ -158,13 +158,19 @@ def refuse_secrets(files: Sequence[PublishedFile], not_secret: Iterable[str] = (
 
 def find_secrets(file: PublishedFile) -> list[Finding]:
     """Look-alikes in one file, in its bytes and in what can be unpacked of it; a file that cannot be is a finding."""
-    stream: IO[bytes] = io.BytesIO(file.source) if isinstance(file.source, bytes) else file.source.open("rb")
-    with stream:
-        search = _Search(file)
+    search = _Search(file)
+    with contextlib.ExitStack() as stack:
+        try:
+            stream: IO[bytes] = io.BytesIO(file.source) if isinstance(file.source, bytes) else file.source.open("rb")
+            stack.enter_context(stream)
+        except OSError as error:
+            return [Finding(file.path, "", f"it cannot be read: {error.strerror or error}")]
         try:
             search.look_into(file.path, "", stream, Budget(file.size))
         except Unreadable as reason:
             search.findings.append(Finding(file.path, "", str(reason)))
+        except OSError as error:  # no room to unpack it, for one
+            search.findings.append(Finding(file.path, "", f"it cannot be unpacked: {error.strerror or error}"))
         stream.seek(0)
         head = read_head(stream)
         stream.seek(0)
@@ -232,6 +238,8 @@ class _Search:
                         self.look_through(part, where, part.getvalue()[:HEAD], _is_plain(part.getvalue(), ""), False)
                     else:
                         self.look_into(inner, where, part, budget, depth + 1)
+            except ImportError as error:
+                raise Unreadable(f"{place or 'it'} needs a missing package: {error}") from error
             except BROKEN as error:
                 kind = type(error).__name__
                 raise Unreadable(f"{place or 'it'} is damaged, encrypted or of an unknown kind ({kind})") from error

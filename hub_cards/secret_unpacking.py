@@ -41,7 +41,7 @@ class Unreadable(Exception):  # noqa: N818 - it is a finding, not an error
 
 BROKEN = (
     *(EOFError, OSError, ValueError, RuntimeError, NotImplementedError, OverflowError, struct.error, sqlite3.Error),
-    *(zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, ImportError, MemoryError),
+    *(zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, MemoryError),
 )
 """What readers raise for damaged, encrypted or unknown content; pyarrow's errors are among them."""
 
@@ -232,7 +232,7 @@ def _parquet(file: Any, budget: Budget) -> Iterator[Part]:
     table = pyarrow.parquet.ParquetFile(file)
     notes = [*_notes(table.schema_arrow), *(table.metadata.metadata or {}).values()]
     yield "metadata", Text(b"\n".join(notes))
-    for batch in table.iter_batches(batch_size=1024):
+    for batch in table.iter_batches(batch_size=256):
         yield from _columns(batch, budget)
 
 

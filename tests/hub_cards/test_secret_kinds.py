@@ -11,6 +11,7 @@ import pickle
 import random
 import sqlite3
 import struct
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -343,3 +344,15 @@ def test_what_unpacks_without_end_is_refused(pack: Callable[[bytes], bytes], mon
     with pytest.raises(InputError, match="unpacks to more than 200 times its size"):
         refuse_secrets([PublishedFile("bomb.gz", bomb)])
     assert find_secrets(PublishedFile("rows.gz", gzip.compress(FILLER.encode() * 50))) == []
+
+
+def test_what_cannot_be_opened_or_needs_a_missing_package_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (found,) = find_secrets(PublishedFile("gone.txt", tmp_path / "gone.txt"))
+    assert (found.place, found.what) == ("", "it cannot be read: No such file or directory")
+    content = codec("zstd", b"x")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (found,) = find_secrets(PublishedFile("rows.zst", content))
+    assert found.place == ""
+    assert "needs a missing package" in found.what

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import zipfile
@@ -13,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 
 from modeling_tsarank.file_hashes import hash_file
+from modeling_tsarank.files.reading import read_json, read_json_object
+from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers.saving import write_json
 
 
 logger = logging.getLogger(__name__)
@@ -62,9 +62,9 @@ def checkpoint_problem(folder: str | Path) -> str | None:
 
 def _damage(folder: Path) -> str | None:
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = read_json_object(folder / MANIFEST)["files"]
         expected = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is damaged"
     for name, (size, sha256) in expected.items():
         path = folder / name
@@ -81,7 +81,7 @@ def _unreadable(folder: Path) -> str | None:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
             _open(path)
-        except (zipfile.BadZipFile, SafetensorError, ValueError, RecursionError):
+        except (zipfile.BadZipFile, SafetensorError, ValueError):
             return f"{path.name} is damaged"
     return None
 
@@ -96,7 +96,7 @@ def _open(path: Path) -> None:
         with safe_open(path, "pt"):
             pass
     elif path.suffix == ".json":
-        json.loads(path.read_text(encoding="utf-8"))
+        read_json(path, allow_nan=True)
 
 
 def checkpoint_folders(output_dir: str | Path) -> list[Path]:
@@ -132,6 +132,16 @@ def newest_whole_checkpoint(output_dir: str | Path) -> Path:
     raise InputError(f"no checkpoint in {output_dir} is whole ({listed}); move them away to start anew")
 
 
+def check_no_checkpoints(output_dir: str | Path) -> None:
+    """Raises `InputError` where a new training would overwrite the checkpoints of another run."""
+    checkpoints = checkpoint_folders(output_dir)
+    if checkpoints:
+        raise InputError(
+            f"{output_dir} already holds {checkpoints[-1].name} of another run, which would be overwritten; resume "
+            "from it (resume_from_checkpoint) or name another output_dir"
+        )
+
+
 def check_checkpoint(folder: str | Path) -> None:
     """Raises `InputError` for a folder that is no whole checkpoint; says why."""
     problem = checkpoint_problem(folder)
@@ -141,4 +151,4 @@ def check_checkpoint(folder: str | Path) -> None:
 
 def read_state(folder: Path) -> dict[str, Any]:
     """The trainer's state of a whole checkpoint."""
-    return dict(json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8")))
+    return read_json_object(folder / TRAINER_STATE_NAME, allow_nan=True)

@@ -11,9 +11,7 @@ A checkpoint holds, beside what every Trainer writes (optimizer, scheduler, rand
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
-import json
 import logging
 import re
 import shutil
@@ -23,17 +21,18 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from modeling_tsarank.eval.processes import settle_gloo_at_exit
-from modeling_tsarank.ranking_errors import InputError, ResourceError, TSARankError
+from modeling_tsarank.files.reading import read_json_object
+from modeling_tsarank.files.writing import write_json
+from modeling_tsarank.ranking_errors import InputError, TSARankError
 from modeling_tsarank.trainers.checkpoint_files import (
     check_checkpoint,
-    checkpoint_folders,
+    check_no_checkpoints,
     newest_whole_checkpoint,
     write_manifest,
 )
@@ -42,7 +41,7 @@ from modeling_tsarank.trainers.ranking_config import RankingConfig
 from modeling_tsarank.trainers.ranking_module import RankingModule
 from modeling_tsarank.trainers.resuming import RUN_SETTINGS, check_resumed, run_settings
 from modeling_tsarank.trainers.run_lock import only_training_in
-from modeling_tsarank.trainers.saving import replace_folder, whole_files, write_json
+from modeling_tsarank.trainers.saving import replace_folder, whole_files, writing_errors
 from modeling_tsarank.trainers.trainable import save_ranker, trained_parameters
 from modeling_tsarank.trainers.training_record import DataSource, write_training_record
 
@@ -103,12 +102,8 @@ class CheckpointingTrainer(EvenBatchesTrainer):
         """The folder to resume from, compared with what is asked for; `None` for a start."""
         output_dir = str(self.args.output_dir)
         if not asked:
-            checkpoints = checkpoint_folders(output_dir)
-            if checkpoints and self.state.global_step == 0:
-                raise InputError(
-                    f"{output_dir} already holds {checkpoints[-1].name} of another run, which would be overwritten; "
-                    "resume from it (resume_from_checkpoint) or name another output_dir"
-                )
+            if self.state.global_step == 0:
+                check_no_checkpoints(output_dir)
             return None
         if asked is True or asked == "True":
             checkpoint = newest_whole_checkpoint(output_dir)
@@ -116,7 +111,7 @@ class CheckpointingTrainer(EvenBatchesTrainer):
             checkpoint = Path(asked)
             check_checkpoint(checkpoint)
         recorded = checkpoint / RUN_SETTINGS
-        before = json.loads(recorded.read_text(encoding="utf-8")) if recorded.is_file() else None
+        before = read_json_object(recorded) if recorded.is_file() else None
         total_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
         self.changed_on_resuming = check_resumed(self, checkpoint, before, int(total_steps or 0))
         return str(checkpoint).rstrip("/")
@@ -151,25 +146,20 @@ class CheckpointingTrainer(EvenBatchesTrainer):
             staging.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
         self._staging = staging
+        name = f"checkpoint-{self.state.global_step}"
         try:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            source = staging / f"checkpoint-{self.state.global_step}"
-            target = run_dir / source.name
-            if self.state.best_model_checkpoint == str(source):
-                self.state.best_model_checkpoint = str(target)
-            if self.args.should_save:
-                self.state.save_to_json(str(source / TRAINER_STATE_NAME))
-                write_json(source / RUN_SETTINGS, self._run_settings())
-                write_manifest(source)
-                replace_folder(source, target)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            if not _cannot_write(error):
-                raise
-            raise ResourceError(
-                f"checkpoint-{self.state.global_step} cannot be written to {run_dir}: {_reason(error, run_dir)}; make "
-                "room and resume from the last checkpoint"
-            ) from error
+            with writing_errors(name, run_dir):
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                source = staging / name
+                target = run_dir / source.name
+                if self.state.best_model_checkpoint == str(source):
+                    self.state.best_model_checkpoint = str(target)
+                if self.args.should_save:
+                    self.state.save_to_json(str(source / TRAINER_STATE_NAME))
+                    write_json(source / RUN_SETTINGS, self._run_settings())
+                    write_manifest(source)
+                    replace_folder(source, target)
         finally:
             self._staging = None
             if self.args.should_save:
@@ -300,21 +290,6 @@ class CheckpointingTrainer(EvenBatchesTrainer):
                     shapes = f"{tuple(weights[name].shape)}, not {tuple(parameter.shape)}"
                     raise InputError(f"{checkpoint}: {name} has the shape {shapes}; resume with the same settings")
                 parameter.copy_(weights[name])
-
-
-def _cannot_write(error: BaseException) -> bool:
-    """Whether an error of a library that writes files is the system's refusal to write."""
-    if isinstance(error, OSError):
-        return True
-    words = str(error).lower()
-    return isinstance(error, SafetensorError) or any(word in words for word in ("writ", "no space", "pytorchstream"))
-
-
-def _reason(error: BaseException, folder: Path) -> str:
-    with contextlib.suppress(OSError):
-        if getattr(error, "errno", None) != errno.ENOSPC and shutil.disk_usage(folder).free < 1 << 20:
-            return "no space left on device"
-    return str(getattr(error, "strerror", None) or str(error).splitlines()[0])
 
 
 def _backbone_state(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from modeling_tsarank.trainers.script_utils import (
-    check_settings,
     early_stopping,
     exit_script,
     load_reranking_sets,
@@ -31,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from modeling_tsarank.trainers.base_models import load_base_model
     from modeling_tsarank.trainers.cpt_config import CPTConfig
     from modeling_tsarank.trainers.cpt_trainer import CPTTrainer
+    from modeling_tsarank.trainers.early_checks import check_settings, output_folder
     from modeling_tsarank.trainers.script_arguments import BaseModelArguments, DataArguments, RerankingArguments
 
     types = (BaseModelArguments, DataArguments, CPTConfig, RerankingArguments)
@@ -38,24 +38,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         types, arguments, "tsarank train cpt", DESCRIPTION
     )
     check_settings(reranking_args, data_args, training_args)
-    rows, eval_rows = load_rows(data_args, training_args, "cpt")
-    reranking_sets = load_reranking_sets(reranking_args, training_args)
-    options = {**model_args.loading_options(), "trust_remote_code": training_args.trust_remote_code}
-    model, tokenizer = load_base_model(
-        model_args.model_name_or_path, **options, **(training_args.model_init_kwargs or {})
-    )
-    training_args.model_init_kwargs = None
-    trainer = CPTTrainer(
-        model,
-        training_args,
-        train_dataset=rows,
-        eval_dataset=eval_rows,
-        tokenizer=tokenizer,
-        reranking_sets=reranking_sets,
-        rerank_batch_tokens=reranking_args.rerank_batch_tokens,
-        callbacks=early_stopping(reranking_args),
-    )
-    train_and_save(trainer, data_args)
+    with output_folder(training_args):
+        rows, eval_rows = load_rows(data_args, training_args, "cpt")
+        reranking_sets = load_reranking_sets(reranking_args, training_args)
+        options = {**model_args.loading_options(), "trust_remote_code": training_args.trust_remote_code}
+        model, tokenizer = load_base_model(
+            model_args.model_name_or_path, **options, **(training_args.model_init_kwargs or {})
+        )
+        training_args.model_init_kwargs = None
+        trainer = CPTTrainer(
+            model,
+            training_args,
+            train_dataset=rows,
+            eval_dataset=eval_rows,
+            tokenizer=tokenizer,
+            reranking_sets=reranking_sets,
+            rerank_batch_tokens=reranking_args.rerank_batch_tokens,
+            callbacks=early_stopping(reranking_args),
+        )
+        train_and_save(trainer, data_args)
 
 
 if __name__ == "__main__":

@@ -146,6 +146,10 @@ class CPTConfig(SFTConfig):
             raise InputError("max_length must be a number of tokens, got none: the document is cut to keep it")
         self.ranking_options()
 
+    def evaluation_figures(self) -> list[str]:
+        """What an evaluation measures beside the loss."""
+        return ["mean_token_accuracy", *([] if self.device.type == "cpu" else ["entropy"])]
+
     def ranking_options(self) -> QueryLikelihoodOptions:
         """The prompt and the length limits, with room for EOS. Raises `InputError` for values that do not go."""
         return QueryLikelihoodOptions(

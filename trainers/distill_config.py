@@ -94,3 +94,7 @@ class RankingDistillConfig(RankingConfig):
             raise InputError("num_documents is 1; a ranking loss needs at least 2 documents of a query (0 takes all)")
         if self.loss_options is not None and not isinstance(self.loss_options, dict):
             raise InputError(f"loss_options must be a JSON object, got {self.loss_options!r}")
+
+    def evaluation_figures(self) -> list[str]:
+        """What an evaluation measures beside the loss."""
+        return ["pairwise_accuracy", "in_batch_ndcg"]

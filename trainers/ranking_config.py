@@ -184,6 +184,9 @@ class RankingConfig(TrainingArguments):
             # Without it the order of the rows follows torch's global seed at the time `train` is called, and whoever
             # reseeds in between would resume with other batches.
             self.data_seed = self.seed
+        self._check_choice("train_sampling_strategy", ("random", "sequential"))
+        if self.neftune_noise_alpha is not None:
+            raise InputError("neftune_noise_alpha is for language modelling; leave it out for a ranking training")
         if self.frozen_dtype is not None:
             self._check_choice("frozen_dtype", FROZEN_DTYPES)
 

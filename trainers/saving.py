@@ -10,9 +10,39 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from modeling_tsarank.files.reading import read_json_object
 from modeling_tsarank.files.writing import whole_file, write_json
+from modeling_tsarank.ranking_errors import ResourceError, TSARankError
+
+
+_FULL_BYTES = 1 << 20
+
+
+@contextlib.contextmanager
+def writing_errors(what: str, folder: str | Path) -> Iterator[None]:
+    """Turns the refusal to write into one line, whichever library meets it.
+
+    Raises:
+        ResourceError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, TSARankError):
+            raise
+        # torch and safetensors say of a full disk that a position is unexpected.
+        full = False
+        with contextlib.suppress(OSError):
+            full = shutil.disk_usage(folder).free < _FULL_BYTES
+        if isinstance(error, RuntimeError) and not full and "inline_container" not in str(error):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        reason = "no space left on device" if full else reason
+        raise ResourceError(
+            f"{what} cannot be written to {folder}: {reason}; make room and resume from the last checkpoint"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import logging
 import os
 import re
@@ -35,11 +34,7 @@ logger = logging.getLogger(__name__)
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 ACCELERATE_RECIPES = RECIPES / "accelerate"
-# Words for `resume_from_checkpoint` instead of a folder.
-LAST, AUTO = "last", "auto"
 _YAML_BOOLEAN = "tag:yaml.org,2002:bool"
-# Loggers that `report_to` may name, and the module each needs.
-_REPORTERS = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 # ---- recipes ---------------------------------------------------------------------------------------
@@ -110,8 +105,10 @@ def parse_arguments(types: Sequence[Any], arguments: Sequence[str] | None, progr
         )
     except TSARankError:
         raise
-    except (ValueError, TypeError) as error:
-        # `TrainingArguments` checks what goes together.
+    except ImportError as error:
+        raise ResourceError(str(error)) from error
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, NotImplementedError) as error:
+        # `TrainingArguments` checks what goes together, and reads the files that it is given.
         raise InputError(str(error)) from error
     if rest:
         raise InputError(_unknown(rest[0], parser, "option"))
@@ -229,34 +226,6 @@ def load_reranking_sets(args: RerankingArguments, training: TrainingArguments) -
         ]
 
 
-def check_settings(reranking: RerankingArguments, data: DataArguments, training: TrainingArguments) -> None:
-    """Raises for settings that can only fail later, hours into the training.
-
-    Raises:
-        InputError: early stopping without what it needs, or an evaluation of nothing.
-        ResourceError: a logger that `report_to` names is not installed.
-    """
-    if reranking.early_stopping_patience is not None and not (
-        training.load_best_model_at_end and training.metric_for_best_model and training.eval_strategy != "no"
-    ):
-        raise InputError(
-            "early_stopping_patience needs eval_strategy, load_best_model_at_end: true and metric_for_best_model "
-            "(such as ndcg@10)"
-        )
-    if training.eval_strategy != "no" and data.eval_data is None and not reranking.rerank_collection:
-        raise InputError(
-            f"eval_strategy is {training.eval_strategy}, but there is nothing to evaluate; name eval_data or "
-            "rerank_collection"
-        )
-    metric = (training.metric_for_best_model or "").removeprefix("eval_")
-    if "@" in metric and not reranking.rerank_collection:
-        raise InputError(f"metric_for_best_model is {metric}, which only rerank_collection gives; name one")
-    for name in training.report_to or []:
-        module = _REPORTERS.get(name)
-        if module is not None and importlib.util.find_spec(module) is None:
-            raise ResourceError(f"report_to {name} needs the package {module}: pip install {module}")
-
-
 def early_stopping(args: RerankingArguments) -> list[TrainerCallback]:
     """The callback that stops when nothing improves, if it was asked for."""
     from transformers import EarlyStoppingCallback
@@ -278,6 +247,8 @@ def train_and_save(trainer: Any, data: DataArguments | None = None) -> None:
     """
     from modeling_tsarank.eval.processes import settle_gloo
     from modeling_tsarank.trainers.checkpoint_files import checkpoint_folders
+    from modeling_tsarank.trainers.early_checks import AUTO, LAST
+    from modeling_tsarank.trainers.saving import writing_errors
     from modeling_tsarank.trainers.training_record import DataSource
 
     args = trainer.args
@@ -293,8 +264,9 @@ def train_and_save(trainer: Any, data: DataArguments | None = None) -> None:
     except TSARankError as error:
         error.of_this_process = not getattr(error, "said_by_the_first", False) or trainer.is_world_process_zero()  # type: ignore[attr-defined]
         raise
-    trainer.save_model(args.output_dir)
-    trainer.save_state()
+    with writing_errors("the trained model", args.output_dir):
+        trainer.save_model(args.output_dir)
+        trainer.save_state()
     if trainer.is_world_process_zero():
         logger.info("the model was saved to %s", args.output_dir)
     if args.push_to_hub:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from modeling_tsarank.trainers.script_utils import (
-    check_settings,
     early_stopping,
     exit_script,
     load_reranking_sets,
@@ -30,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parses, builds the trainer, trains, saves. Raises `TSARankError` for what the user can mend."""
     from modeling_tsarank.ranking_options import QueryLikelihoodOptions
     from modeling_tsarank.trainers.base_models import load_base_ranker
+    from modeling_tsarank.trainers.early_checks import check_settings, output_folder
     from modeling_tsarank.trainers.reranking_evaluation import RerankingEvaluation
     from modeling_tsarank.trainers.script_arguments import DataArguments, RankerArguments, RerankingArguments
     from modeling_tsarank.trainers.sft_config import RankingSFTConfig
@@ -43,27 +43,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         types, arguments, "tsarank train sft", DESCRIPTION
     )
     check_settings(reranking_args, data_args, training_args)
-    rows, eval_rows = load_rows(
-        data_args,
-        training_args,
-        "sft",
-        negatives=training_args.num_negatives,
-        allow_fewer=training_args.allow_fewer_negatives,
-    )
-    reranking_sets = load_reranking_sets(reranking_args, training_args)
-    model = load_base_ranker(
-        model_args.model_name_or_path, default_family=QueryLikelihoodOptions.family, **model_args.loading_options()
-    )
-    trainer = Trainer(
-        model,
-        training_args,
-        train_dataset=rows,
-        eval_dataset=eval_rows,
-        reranking_sets=reranking_sets,
-        rerank_batch_tokens=reranking_args.rerank_batch_tokens,
-        callbacks=early_stopping(reranking_args),
-    )
-    train_and_save(trainer, data_args)
+    with output_folder(training_args):
+        rows, eval_rows = load_rows(
+            data_args,
+            training_args,
+            "sft",
+            negatives=training_args.num_negatives,
+            allow_fewer=training_args.allow_fewer_negatives,
+        )
+        reranking_sets = load_reranking_sets(reranking_args, training_args)
+        model = load_base_ranker(
+            model_args.model_name_or_path, default_family=QueryLikelihoodOptions.family, **model_args.loading_options()
+        )
+        trainer = Trainer(
+            model,
+            training_args,
+            train_dataset=rows,
+            eval_dataset=eval_rows,
+            reranking_sets=reranking_sets,
+            rerank_batch_tokens=reranking_args.rerank_batch_tokens,
+            callbacks=early_stopping(reranking_args),
+        )
+        train_and_save(trainer, data_args)
 
 
 if __name__ == "__main__":

@@ -129,6 +129,11 @@ class RankingSFTConfig(RankingConfig):
         if self.ref_model is not None and not self.dp:
             raise InputError("ref_model was given but dp is off; leave ref_model out or switch dp on")
 
+    def evaluation_figures(self) -> list[str]:
+        """What an evaluation measures beside the loss."""
+        parts = {"ntp_loss": self.uses_ntp, "dp_loss": self.uses_dp, "teacher_loss": self.teacher_weight > 0}
+        return ["rank_loss", "ranking_accuracy", "in_batch_ndcg", *(name for name, used in parts.items() if used)]
+
     @property
     def uses_ntp(self) -> bool:
         """Whether next-token prediction has a weight above 0."""

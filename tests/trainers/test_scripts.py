@@ -26,6 +26,7 @@ from modeling_tsarank.trainers import cpt, distill, sft
 from modeling_tsarank.trainers.base_models import load_base_ranker
 from modeling_tsarank.trainers.cpt_config import CPTConfig
 from modeling_tsarank.trainers.distill_config import RankingDistillConfig
+from modeling_tsarank.trainers.early_checks import check_settings
 from modeling_tsarank.trainers.script_arguments import (
     BaseModelArguments,
     DataArguments,
@@ -35,7 +36,6 @@ from modeling_tsarank.trainers.script_arguments import (
 from modeling_tsarank.trainers.script_utils import (
     ACCELERATE_RECIPES,
     RECIPES,
-    check_settings,
     find_recipe,
     parse_arguments,
     recipe_names,

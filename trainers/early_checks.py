@@ -1,0 +1,188 @@
+"""What is checked before anything is loaded: settings that would fail at the first step, or hours into a training."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modeling_tsarank.ranking_errors import InputError, ResourceError
+from modeling_tsarank.trainers.checkpoint_files import check_no_checkpoints, checkpoint_folders
+from modeling_tsarank.trainers.run_lock import only_training_in
+
+
+if TYPE_CHECKING:
+    from modeling_tsarank.trainers.script_arguments import DataArguments, RerankingArguments
+
+
+logger = logging.getLogger(__name__)
+
+# Words for `resume_from_checkpoint` instead of a folder.
+LAST, AUTO = "last", "auto"
+# Loggers that `report_to` may name whose packages are called otherwise.
+_PACKAGES = {
+    "azure_ml": ("azureml",),
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "flyte": ("flytekit",),
+    "dagshub": ("dagshub", "mlflow"),
+}
+_MEASURED = ("loss", "runtime", "samples_per_second", "steps_per_second")
+_PROCESS_COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_NTASKS")
+
+
+def check_settings(reranking: RerankingArguments, data: DataArguments, training: Any) -> None:
+    """Raises for settings that can only fail later.
+
+    Raises:
+        InputError: a best checkpoint by a measure there is not, early stopping without what it needs, an evaluation of
+            nothing, an unknown logger, options that the optimizer or the schedule does not take.
+        ResourceError: a package is not installed, or the Hub, where the model is to go, cannot be used.
+    """
+    if training.eval_strategy != "no" and data.eval_data is None and not reranking.rerank_collection:
+        raise InputError(
+            f"eval_strategy is {training.eval_strategy.value}, but there is nothing to evaluate; name eval_data or "
+            "rerank_collection"
+        )
+    _check_best(reranking, data, training)
+    _check_loggers(training.report_to or [])
+    _check_optimizer(training)
+    if training.push_to_hub:
+        _check_hub(training)
+    warn_of_missing_processes(training.world_size)
+
+
+def _check_best(reranking: RerankingArguments, data: DataArguments, training: Any) -> None:
+    if reranking.early_stopping_patience is not None and not (
+        training.load_best_model_at_end and training.metric_for_best_model and training.eval_strategy != "no"
+    ):
+        raise InputError(
+            "early_stopping_patience needs eval_strategy, load_best_model_at_end: true and metric_for_best_model "
+            "(such as ndcg@10)"
+        )
+    if training.save_strategy == "best" and (training.eval_strategy == "no" or not training.metric_for_best_model):
+        raise InputError("save_strategy best needs eval_strategy and metric_for_best_model (such as ndcg@10)")
+    metric = (training.metric_for_best_model or "").removeprefix("eval_")
+    if not metric or training.eval_strategy == "no":
+        return
+    if "@" in metric and not reranking.rerank_collection:
+        raise InputError(f"metric_for_best_model is {metric}, which only rerank_collection gives; name one")
+    known = [] if data.eval_data is None else [*_MEASURED, *training.evaluation_figures()]
+    if reranking.rerank_collection:
+        from modeling_tsarank.eval.metrics import canonical_measure
+
+        measures = [canonical_measure(measure) for measure in reranking.rerank_measures]
+        known += measures
+        if len(reranking.rerank_collection) > 1 and metric.endswith(tuple(f"_{measure}" for measure in measures)):
+            return  # of one of several collections, whose names are known once they are read
+    if metric not in known:
+        near = difflib.get_close_matches(metric, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        raise InputError(f"metric_for_best_model is {metric}, which no evaluation gives; {hint}")
+
+
+def _check_loggers(names: list[str]) -> None:
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            near = difflib.get_close_matches(name, INTEGRATION_TO_CALLBACK, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are none, {', '.join(INTEGRATION_TO_CALLBACK)}"
+            raise InputError(f"report_to: unknown logger {name!r}; {hint}")
+        packages = _PACKAGES.get(name, (name,))
+        if name == "kubeflow":
+            if "KUBEFLOW_TRAINER_SERVER_URL" not in os.environ:
+                raise ResourceError("report_to kubeflow works within a Kubeflow TrainJob only")
+        elif not any(importlib.util.find_spec(package) for package in packages):
+            raise ResourceError(f"report_to {name} needs the package {packages[0]}: pip install {packages[0]}")
+
+
+def _check_optimizer(training: Any) -> None:
+    """Makes optimizer and schedule of one made-up weight."""
+    import torch
+    from transformers import Trainer, get_scheduler
+
+    name = training.optim.value
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer: Any = torch.optim.SGD([weight])
+    try:
+        made, options = Trainer.get_optimizer_cls_and_kwargs(training)
+        if made.__module__.startswith(("torch.optim", "transformers.")) and "params" not in options:
+            optimizer = made([weight], **options)
+    except ImportError as error:
+        raise ResourceError(f"optim {name}: {error}") from error
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        if "install" in str(error).lower() or "failed to import" in str(error).lower():
+            raise ResourceError(f"optim {name}: {error}") from error
+        if training.optim_target_modules is None or "target" in str(error):
+            given = f" with optim_args {training.optim_args!r}" if training.optim_args else ""
+            raise InputError(f"optim {name} cannot be made{given}: {error}") from error
+    try:
+        get_scheduler(
+            training.lr_scheduler_type,
+            optimizer=optimizer,
+            num_warmup_steps=training.get_warmup_steps(100),
+            num_training_steps=100,
+            scheduler_specific_kwargs=training.lr_scheduler_kwargs,
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        scheduler = getattr(training.lr_scheduler_type, "value", training.lr_scheduler_type)
+        given = f" with lr_scheduler_kwargs {training.lr_scheduler_kwargs!r}" if training.lr_scheduler_kwargs else ""
+        raise InputError(f"lr_scheduler_type {scheduler} cannot be made{given}: {error}") from error
+
+
+def _check_hub(training: Any) -> None:
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().whoami(token=training.hub_token)
+    except Exception as error:
+        # Of the network, of the Hub or of its client: all mean that nothing could be published in the end.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ResourceError(
+            f"push_to_hub is on, and the Hub cannot be used ({reason}); log in, or publish later"
+        ) from error
+
+
+def warn_of_missing_processes(count: int) -> None:
+    """Warns where the environment was made for more processes than there are: each would train on everything."""
+    for name in _PROCESS_COUNTS:
+        value = os.environ.get(name, "")
+        if value.isdecimal() and int(value) > count:
+            logger.warning(
+                "%s asks for %s processes, and %d came; start them with `tsarank train KIND --num-processes %s`",
+                *(name, value, count, value),
+            )
+            return
+    if count == 1 and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        logger.warning(
+            "the environment is made for several processes, and one came: on a CPU, `accelerate launch` starts one "
+            "whatever --num_processes says; use `tsarank train KIND --num-processes N`"
+        )
+
+
+@contextlib.contextmanager
+def output_folder(training: Any) -> Iterator[None]:
+    """Keeps other trainings out of `output_dir` while the body runs; looks first at what is there.
+
+    Raises:
+        InputError: another training is at work there, there is none of the checkpoints that are asked for, or there
+            are some and nothing was said about resuming.
+        ResourceError: the folder cannot be written.
+    """
+    folder, resume = str(training.output_dir), training.resume_from_checkpoint
+    with only_training_in(folder) if training.process_index == 0 else contextlib.nullcontext():
+        if not resume:
+            check_no_checkpoints(folder)
+        elif str(resume).lower() in (LAST, "true"):
+            if not checkpoint_folders(folder):
+                raise InputError(f"no checkpoint to resume from in {folder}")
+        elif str(resume).lower() != AUTO and not Path(resume).is_dir():
+            raise InputError(
+                f"{resume} is no whole checkpoint (there is no such folder); resume from another, or `auto`"
+            )
+        yield

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from modeling_tsarank.command_line import DEBUG_VARIABLE, run_command
 from modeling_tsarank.ranking_errors import InputError, ResourceError, TSARankError
 from modeling_tsarank.trainers.stopping import (
     LAUNCHER,
@@ -277,33 +278,35 @@ def train_and_save(trainer: Any, data: DataArguments | None = None) -> None:
 
 
 def run_script(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> int:
-    """Runs a script's `main`. Returns 0, 2 after an error the user can mend (one line), 130 or 143 if stopped."""
+    """Runs a script's `main` and returns its exit status, see `run_command`; 130 or 143 where a signal stopped it."""
     logging.basicConfig(stream=sys.stderr, format="tsarank: %(message)s", level=logging.WARNING)
     # Addressed to developers: names that transformers, TRL and PEFT will drop some day.
     warnings.simplefilter("ignore", FutureWarning)
     rank = int(os.environ.get("RANK", "0"))
     logging.getLogger("modeling_tsarank.trainers").setLevel(logging.INFO if rank == 0 else logging.ERROR)
     end_with_launcher()
-    try:
-        with stopping():
-            try:
-                main(arguments)
-                return 0
-            except TSARankError as error:
-                # One process speaks for the others of its machine, which have made the same mistake.
-                if getattr(error, "of_this_process", int(os.environ.get("LOCAL_RANK", "0")) == 0):
-                    where = f" (process {rank})" if rank else ""
-                    sys.stderr.write(f"tsarank: error{where}: {' '.join(str(error).split())}\n")
-                return 2
-            except Exception:
-                if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-                    # Where another process has ended, an exchange with it fails here; its launcher says so soon.
-                    time.sleep(3)
+
+    def run() -> int:
+        try:
+            main(arguments)
+        except StoppedError as stopped:
+            if LAUNCHER not in os.environ and rank == 0:
+                sys.stderr.write(f"{stopped_line(stopped.signal, sys.argv[1:] if arguments is None else arguments)}\n")
+            return exit_status(stopped.signal)
+        except TSARankError as error:
+            # One process speaks for the others of its machine, which have made the same mistake.
+            if getattr(error, "of_this_process", int(os.environ.get("LOCAL_RANK", "0")) == 0):
                 raise
-    except StoppedError as stopped:
-        if LAUNCHER not in os.environ and rank == 0:
-            sys.stderr.write(f"{stopped_line(stopped.signal, sys.argv[1:] if arguments is None else arguments)}\n")
-        return exit_status(stopped.signal)
+            return 2
+        except Exception:
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                # Where another process has ended, an exchange with it fails here; its launcher says so soon.
+                time.sleep(3)
+            raise
+        return 0
+
+    with stopping():
+        return run_command(run, where=f" (process {rank})" if rank else "", hint=f"{DEBUG_VARIABLE}=1")
 
 
 def exit_script(status: int) -> NoReturn:

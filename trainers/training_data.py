@@ -36,7 +36,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_errors import InputError, ResourceError
 from modeling_tsarank.ranking_text import clean_text
 from modeling_tsarank.trainers.training_checks import check_rows, drop_unusable_rows, row_problem
 from modeling_tsarank.trainers.training_layouts import (
@@ -164,6 +164,9 @@ def _convert_files(
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
+        if isinstance(error.__cause__, OSError):
+            reason = error.__cause__.strerror or error.__cause__
+            raise ResourceError(f"the cache of converted training data cannot be written: {reason}") from error
         raise
 
 

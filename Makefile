@@ -32,7 +32,7 @@ demo: $(VENV)/.demo
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/python tests/check_types.py
 
 # Two workers for two cores; one thread each, as tiny models run fastest that way. A file stays on one worker, so that
 # what its fixtures build is built once.

@@ -342,12 +342,13 @@ def _compare(args: argparse.Namespace, name: str, run_a: Path, run_b: Path, qrel
     from modeling_tsarank.eval.run_files import read_qrels, read_run
     from modeling_tsarank.eval.significance import compare_runs
 
-    judgments, runs = read_qrels(qrels), [read_run(path, args.run_format) for path in (run_a, run_b)]
-    for path, run in zip((run_a, run_b), runs, strict=True):
+    judgments = read_qrels(qrels)
+    first, second = read_run(run_a, args.run_format), read_run(run_b, args.run_format)
+    for path, run in ((run_a, first), (run_b, second)):
         missing = len(judgments.keys() - run.keys())
         if missing:
             logger.warning("%s lacks %d of the %d judged queries, which count 0", path, missing, len(judgments))
-    return compare_runs(*runs, judgments, args.measure, name, args.resamples, args.seed)
+    return compare_runs(first, second, judgments, args.measure, name, args.resamples, args.seed)
 
 
 def run_tune_fusion(args: argparse.Namespace) -> int:

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from modeling_tsarank.eval.extras import require
 from modeling_tsarank.ranking_errors import InputError
 
-
-if TYPE_CHECKING:
-    from modeling_tsarank.eval.ndcg import trec_measures
 
 DEFAULT_MEASURES = ("ndcg@10",)
 
@@ -83,7 +80,7 @@ def compute_metrics(
     return MetricResult(aggregate, per_query)
 
 
-def _trec_measures() -> trec_measures | Any:
+def _trec_measures() -> Any:
     """The computing module, imported late so that reading this one needs no extra."""
     require("pytrec_eval", extra="eval", purpose="Measuring a run")
     return require("modeling_tsarank.eval.ndcg.trec_measures")

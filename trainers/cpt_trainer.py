@@ -73,7 +73,7 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
         ```
     """
 
-    args: CPTConfig
+    args: CPTConfig  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -238,7 +238,7 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
     def _stop(self, what: str) -> None:
         """Writes the batch for inspection and raises `NonFiniteScoreError`, before any weight changes."""
         step = self.state.global_step + 1
-        path = Path(self.args.output_dir) / f"failed_batch-step{step}-process{self.args.process_index}.json"
+        path = Path(str(self.args.output_dir)) / f"failed_batch-step{step}-process{self.args.process_index}.json"
         ids = self._last_batch["input_ids"]
         texts = self._tokenizer.batch_decode(ids, skip_special_tokens=False)
         record = {"what": what, "step": step, "epoch": self.state.epoch, "texts": texts, "input_ids": ids.tolist()}
@@ -252,7 +252,7 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Writes what TRL writes into a checkpoint; else an ordinary causal language model, and the adapter."""
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(str(output_dir or self.args.output_dir))
         if self._staging is not None:
             super(CheckpointingTrainer, self)._save(output_dir, state_dict)
             # PEFT's card; cards are written when a model is published.

@@ -45,7 +45,8 @@ class RankingDistillConfig(RankingConfig):
     > - `lr_scheduler_type`: Defaults to `"constant"` instead of `"linear"`.
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*RankingConfig._VALID_DICT_FIELDS, "loss_options"]
+    # TrainingArguments annotates it like a field of the instance, though it is none.
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*RankingConfig._VALID_DICT_FIELDS, "loss_options"]  # type: ignore[misc]
 
     # Parameters whose default values are overridden
     trainable: str = field(

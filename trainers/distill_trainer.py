@@ -82,10 +82,15 @@ class RankingDistillTrainer(RankingTrainer):
         grid = torch.tensor([[0.0, 1.0]])
         targets = {"ranks": torch.tensor([[1, 2]]), "teacher_scores": grid, "labels": torch.tensor([[1.0, 0.0]])}
         try:
-            get_ranking_loss(self.args.loss)(grid, targets, grid >= 0, **(self.args.loss_options or {}))
+            get_ranking_loss(self.args.loss)(grid, targets, grid >= 0, **self._loss_options)
         except TypeError as error:
             options = self.args.loss_options
             raise InputError(f"the loss {self.args.loss} does not take the options {options}: {error}") from error
+
+    @property
+    def _loss_options(self) -> dict[str, Any]:
+        # JSON on the command line, which the config has parsed by now.
+        return self.args.loss_options if isinstance(self.args.loss_options, dict) else {}
 
     def make_groups(self, rows: Any, seed: int | None = None) -> SampledGroups:
         args = self.args
@@ -97,12 +102,13 @@ class RankingDistillTrainer(RankingTrainer):
         mask = group_mask(batch["group_sizes"])
         scores = to_grid(self.pair_scores(values, batch), mask) / self.args.score_temperature
         targets = {name: batch[name] for name in TARGETS if name in batch}
-        loss = get_ranking_loss(self.args.loss)(scores, targets, mask, **(self.args.loss_options or {}))
+        loss = get_ranking_loss(self.args.loss)(scores, targets, mask, **self._loss_options)
         with torch.no_grad():
+            labels = targets.get("labels")
             ranks = targets.get("ranks")
             if ranks is None:
-                ranks = scores_to_ranks(targets.get("teacher_scores", targets.get("labels")), mask)
-            labels = targets.get("labels")
+                given = "teacher_scores" if "teacher_scores" in targets else "labels"
+                ranks = scores_to_ranks(targets[given], mask)
             metrics = {
                 "pairwise_accuracy": pairwise_accuracy(scores, ranks, mask),
                 "in_batch_ndcg": in_batch_ndcg(

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -52,6 +52,7 @@ __all__ = [
     "LOSSES",
     "SCORE_FORMS",
     "RankingLoss",
+    "ScoreForm",
     "dear_loss",
     "differential_penalty",
     "get_ranking_loss",
@@ -74,7 +75,8 @@ __all__ = [
     "token_kl",
 ]
 
-SCORE_FORMS = ("geometric_mean", "mean_log_prob", "sum_log_prob", "product")
+ScoreForm = Literal["geometric_mean", "mean_log_prob", "sum_log_prob", "product"]
+SCORE_FORMS: tuple[ScoreForm, ...] = get_args(ScoreForm)
 
 # Targets that ranks can be read off, the first that is there.
 _RANK_SOURCES = ("ranks", "teacher_scores", "labels")
@@ -86,7 +88,7 @@ PENALTY_BLOCK = 2**24
 def ranking_score(
     token_log_prob_sum: Tensor,
     token_count: Tensor,
-    form: Literal["geometric_mean", "mean_log_prob", "sum_log_prob", "product"] = "geometric_mean",
+    form: ScoreForm = "geometric_mean",
 ) -> Tensor:
     """S of Eq. 3: a document's score in the ranking loss, from the log-probabilities of the query's tokens.
 

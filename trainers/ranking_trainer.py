@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -99,7 +100,7 @@ class RankingTrainer(CheckpointingTrainer):
         set_seed(args.seed)
         ranker = self.load_model(model) if isinstance(model, str | Path) else model
         self.check_model(ranker)
-        self.started_from = str(model) if isinstance(model, str | Path) else ranker.name_or_path
+        self.started_from = str(model if isinstance(model, str | Path) else ranker.name_or_path)
         encoder = self._training_encoder(ranker)
         if args.disable_dropout:
             disable_dropout(ranker.backbone)
@@ -213,8 +214,8 @@ class RankingTrainer(CheckpointingTrainer):
     ) -> Tensor:
         """Adds the batch's gradients, in chunks if it has more than `chunk_tokens`; returns its share of the loss."""
         model.train()
-        if callable(getattr(self.optimizer, "train", None)):
-            self.optimizer.train()
+        if callable(train_optimizer := getattr(self.optimizer, "train", None)):
+            train_optimizer()
         batch = self._prepare_inputs(inputs)
         chunks, size = self._plan(batch)
         scale = self._scale(batch, num_items_in_batch)
@@ -326,7 +327,7 @@ class RankingTrainer(CheckpointingTrainer):
     def _stop(self, what: str, batch: Batch, values: Values, metrics: Metrics) -> None:
         """Writes the batch for inspection and raises `NonFiniteScoreError`, before any weight changes."""
         step = self.state.global_step + 1
-        path = Path(self.args.output_dir) / f"failed_batch-step{step}-process{self.args.process_index}.json"
+        path = Path(str(self.args.output_dir)) / f"failed_batch-step{step}-process{self.args.process_index}.json"
         scores = self.pair_scores(values, batch).detach().float().split(batch["group_sizes"].tolist())
         groups = [{**row, "scores": part.tolist()} for row, part in zip(batch["rows"], scores, strict=True)]
         record = {
@@ -374,9 +375,15 @@ class RankingTrainer(CheckpointingTrainer):
             eval_dataset = self._prepare_eval(eval_dataset)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """As `transformers.Trainer.evaluation_loop`, with the loss terms and ranking figures among the metrics."""
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         averages = {f"{metric_key_prefix}_{name}": value for name, value in self._averages("eval").items()}
-        output.metrics.update(averages)
-        return output
+        return output._replace(metrics={**(output.metrics or {}), **averages})

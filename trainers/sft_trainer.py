@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.trainers.collators import Batch, SampledGroups, SFTGroups, group_mask, to_grid
 from modeling_tsarank.trainers.gradient_cache import Values
 from modeling_tsarank.trainers.losses import (
+    ScoreForm,
     in_batch_ndcg,
     listnet_loss,
     listwise_softmax_loss,
@@ -110,7 +111,7 @@ class RankingSFTTrainer(RankingTrainer):
         mask = group_mask(batch["group_sizes"])
         rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
         sums = log_probs.new_zeros(len(counts)).index_add(0, rows, log_probs)
-        scores = to_grid(ranking_score(sums, counts, self.args.score_form), mask)
+        scores = to_grid(ranking_score(sums, counts, cast(ScoreForm, self.args.score_form)), mask)
         rank = listwise_softmax_loss(scores, positive_index=0, mask=mask, temperature=self.args.temperature)
         metrics = {"rank_loss": rank}
         weight = self.args.teacher_weight
@@ -138,7 +139,8 @@ class RankingSFTTrainer(RankingTrainer):
         is_positive = torch.zeros(len(counts), dtype=torch.bool, device=counts.device)
         is_positive[positives] = True
         mask = group_mask(counts[positives])
-        return next_token_loss(to_grid(log_probs[is_positive[rows]], mask), mask, self.args.ntp_reduction)
+        reduction = cast(Literal["mean", "sum"], self.args.ntp_reduction)
+        return next_token_loss(to_grid(log_probs[is_positive[rows]], mask), mask, reduction)
 
 
 def _teacher_scores(rows: Any) -> list[Any]:

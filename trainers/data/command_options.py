@@ -132,7 +132,7 @@ def add_lengths(parser: argparse._ActionsContainer, who: str) -> None:
     )
 
 
-def given_lengths(args: argparse.Namespace) -> dict[str, int]:
+def given_lengths(args: argparse.Namespace) -> dict[str, Any]:
     """Those of `add_lengths` that were given, as options of `load_scorer`."""
     given = {"max_length": args.max_length, "max_query_length": args.max_query_length}
     return {name: value for name, value in given.items() if value is not None}

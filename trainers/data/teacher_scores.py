@@ -205,8 +205,9 @@ class CachedScorer:
 
     def _score(self, lists: Sequence[Texts]) -> list[list[float]]:
         requests = [self._request(query, documents) for query, documents in lists]
-        kept = [self._cache.get(request) for request in requests]
-        lacking = [place for place, scores in enumerate(kept) if scores is None]
+        cached = [self._cache.get(request) for request in requests]
+        lacking = [place for place, scores in enumerate(cached) if scores is None]
+        kept: list[list[float]] = [[] if scores is None else [float(score) for score in scores] for scores in cached]
         if lacking:
             if self._scorer is None:
                 self._scorer = load_scorer(self._given, **self._load_options)
@@ -223,7 +224,7 @@ class CachedScorer:
                 self._cache.put(requests[place], kept[place])
         for place in range(len(lists)):
             self.usage.add_answer(Completion("", 0, 0) if place in lacking else Completion("", cached=True))
-        return [[float(score) for score in scores] for scores in kept]
+        return kept
 
     def _request(self, query: str, documents: Sequence[str]) -> dict[str, Any]:
         digest = hashlib.sha256("\0".join(documents).encode("utf-8", "surrogatepass")).hexdigest()

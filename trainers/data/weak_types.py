@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from modeling_tsarank.trainers.data.weak_text import TextView
 
@@ -53,6 +54,6 @@ class Pair:
             return self
         return Pair(query, document, self.type, self.source, self.licence)
 
-    def row(self) -> dict[str, str]:
+    def row(self) -> dict[str, Any]:
         """The columns of the finished dataset."""
         return {name: getattr(self, name) for name in COLUMNS}

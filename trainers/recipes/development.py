@@ -195,12 +195,11 @@ def _write_collection(
     queries = {f"{source.name}-{number}": row for number, row in enumerate(chosen)}
     labelled = [LabelledQuery(name, row.query, row.texts) for name, row in queries.items()]
     found = pool.candidates(labelled, min(source.candidates or _RUN_DEPTH, len(pool.documents)))
-    run = {}
+    run: dict[str, Mapping[str, float]] = {}
     for name, row in queries.items():
         scores = found.get(name, {})
-        run[name] = (
-            scores if source.candidates else {one: scores.get(one, 0.0) for one in map(pool.ids.get, row.texts)}
-        )
+        judged = (pool.ids[text] for text in row.texts)
+        run[name] = scores if source.candidates else {one: scores.get(one, 0.0) for one in judged}
     _write_beir(output / "dev" / source.name, pool, queries, run, source.lowest)
     return {
         "rows": len(rows),

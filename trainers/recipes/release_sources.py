@@ -226,7 +226,8 @@ class Gate:
         found = []
         for start in tqdm(range(0, len(pairs), 4096), desc=f"checking against {self.name}", disable=None, leave=False):
             # Copies: a pair keeps the keys of its texts for as long as it lives.
-            for outcome in self._step.apply([Pair(**pair.row()) for pair in pairs[start : start + 4096]]):
+            copies = [Pair(**pair.row()) for pair in pairs[start : start + 4096]]
+            for outcome in self._step.apply(copies):
                 found.append(isinstance(outcome, Pair))
                 if isinstance(outcome, str):
                     self.counts[outcome] += 1

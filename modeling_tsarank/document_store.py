@@ -7,6 +7,7 @@ gone counts as absent. Entries of several models lie beside each other, told apa
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import mmap
 import os
@@ -26,8 +27,7 @@ from .document_catalog import (
     DamagedCatalogError,
     Entry,
     disk_error,
-    read_shard_entries,
-    shard_dtype,
+    read_shard,
     write_shard,
 )
 from .document_encoding import (
@@ -111,47 +111,47 @@ class FolderStore(StateStore):
     def _open(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{self.folder} is a file; a store of document states is a folder")
-        if self.read_only:
-            if not self.catalog.path.is_file():
-                raise InputError(f"{self.folder} is no store of document states: it holds no {self.catalog.path.name}")
-            return
         try:
+            if self.read_only:
+                if not self.catalog.path.is_file() and not any(self.folder.glob(f"*{SUFFIX}")):
+                    name = self.catalog.path.name
+                    raise InputError(f"{self.folder} is no store of document states: it holds no {name}")
+                self._safely(self.catalog.dtype)
+                return
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._exclusive():
                 fresh = not self.catalog.path.exists()
                 if fresh and any(not _is_ours(path) for path in self.folder.iterdir()):
                     raise InputError(f"{self.folder} holds other files; name an empty or new folder for the store")
-                self._mend()
+                for leftover in self.folder.glob(".*.partial"):  # of a process that was killed
+                    leftover.unlink(missing_ok=True)
+                self._safely(self._enter_files)
         except OSError as error:
             raise disk_error(error, self.folder) from error
 
-    def _mend(self) -> None:
-        """Removes what a killed process left unfinished and enters files that the index does not know."""
-        for leftover in self.folder.glob(".*.partial"):
-            leftover.unlink(missing_ok=True)
-        try:
-            known = {name for name, _ in self.catalog.shards()}
-        except DamagedCatalogError as error:
-            logger.warning("the index of %s is damaged (%s) and is made again from its files", self.folder, error)
-            self.catalog.close()
-            for path in self.folder.glob("index.sqlite*"):
-                path.unlink()
-            known = set()
+    def _enter_files(self) -> None:
+        """Brings the index up to date with the files: a killed process may have left some unlisted."""
+        self.catalog.dtype()
+        known = {name for name, _ in self.catalog.shards()}
         files = {path.name: path for path in self.folder.glob(f"*{SUFFIX}")}
         for name in known - set(files):
             self.catalog.forget_shard(name)
         for name in sorted(set(files) - known):
-            entries = read_shard_entries(files[name])
-            if entries:
-                self.catalog.add(name, files[name].stat().st_size, entries)
-                self.catalog.set_setting("dtype", shard_dtype(files[name]))
+            dtype, entries = read_shard(files[name])
+            if not entries:
+                continue
+            if self.catalog.set_setting("dtype", dtype) != dtype:
+                logger.warning("%s holds states in another format than the store and is left out", files[name])
+                continue
+            self.catalog.add(name, files[name].stat().st_size, entries)
 
     def _settle_dtype(self, wanted: str | None) -> str:
-        found = self._safely(lambda: self.catalog.setting("dtype"))
+        found = self._safely(self.catalog.dtype)
         if found is None:
             if self.read_only:
                 raise InputError(f"{self.folder} is no store of document states: its index names no format")
-            found = self._safely(lambda: self.catalog.set_setting("dtype", wanted or DEFAULT_DTYPE))
+            with self._exclusive():
+                found = self._safely(lambda: self.catalog.set_setting("dtype", wanted or DEFAULT_DTYPE))
         if wanted is not None and wanted != found:
             raise InputError(
                 f"the store {self.folder} keeps document states as {found}, not {wanted}; leave the format out, or "
@@ -163,26 +163,33 @@ class FolderStore(StateStore):
     def _exclusive(self) -> Iterator[None]:
         """One process at a time writes; readers need no lock, as no file is ever changed."""
         try:
-            with self._file_lock:
-                yield
+            self._file_lock.acquire()
         except Timeout:
             raise ResourceError(
                 f"another process has held the store {self.folder} for {_LOCK_SECONDS / 60:.0f} minutes; "
                 "wait for it or end it"
             ) from None
+        except OSError as error:
+            raise disk_error(error, self.folder) from error
+        try:
+            yield
+        finally:
+            self._file_lock.release()
 
     def _safely(self, action: Any) -> Any:
-        """`action()` on the index, which is made again from the files if it turns out damaged."""
+        """`action()` on the index, which is made again from the files if the action finds it damaged."""
         try:
             return action()
         except DamagedCatalogError as error:
-            if self.read_only:
-                raise ResourceError(
-                    f"the index of the store {self.folder} is damaged ({error}); open it once for writing to mend it"
-                ) from error
-            with self._exclusive():
-                self._mend()
+            logger.warning("the index of %s is damaged (%s) and is made again from its files", self.folder, error)
+        try:
+            with contextlib.nullcontext() if self.read_only else self._exclusive():
+                self.catalog.rebuild()
                 return action()
+        except DamagedCatalogError as error:
+            raise ResourceError(
+                f"the index of the store {self.folder} cannot be made again ({error}); look after the disk"
+            ) from error
 
     # ---- reading ---------------------------------------------------------------------------------
 
@@ -241,7 +248,8 @@ class FolderStore(StateStore):
         self._warned = True
         self._maps.pop(entry.shard, None)
         if not self.read_only:
-            self._safely(lambda: self.catalog.forget(entry))
+            with self._exclusive():
+                self._safely(lambda: self.catalog.forget(entry))
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         with self._lock:
@@ -270,16 +278,17 @@ class FolderStore(StateStore):
         """Reads every entry once: (whole, damaged). Damaged ones are struck out and will be computed again."""
         whole = damaged = 0
         for path in sorted(self.folder.glob(f"*{SUFFIX}")):
-            for listed in read_shard_entries(path):
-                entry = self._safely(lambda listed=listed: self.catalog.find(listed.key))
-                if entry is None or entry.shard != path.name:
-                    continue
-                try:
-                    decode_states(entry.key, self._bytes_of(entry))
-                    whole += 1
-                except (DamagedStatesError, OSError, ValueError) as error:
-                    self._give_up(entry, error)
-                    damaged += 1
+            for listed in read_shard(path)[1]:
+                with self._lock:
+                    entry = self._safely(lambda listed=listed: self.catalog.find(listed.key))
+                    if entry is None or entry.shard != path.name:
+                        continue
+                    try:
+                        decode_states(entry.key, self._bytes_of(entry))
+                        whole += 1
+                    except (DamagedStatesError, OSError, ValueError) as error:
+                        self._give_up(entry, error)
+                        damaged += 1
         return whole, damaged
 
     # ---- writing ---------------------------------------------------------------------------------

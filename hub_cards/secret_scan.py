@@ -233,7 +233,7 @@ class _Search:
                 return
             try:
                 for inner, part in reader[0](whole, budget):
-                    where = "/".join(filter(None, (place, inner)))
+                    where = "/".join(filter(None, (place, _shown(inner))))
                     if isinstance(part, Text):
                         self.look_through(part, where, part.getvalue()[:HEAD], _is_plain(part.getvalue(), ""), False)
                     else:
@@ -263,6 +263,12 @@ class _Search:
                 here = "header" if offset < header else f"line {line}" if text else f"byte {offset}"
                 shown = ", ".join(filter(None, (place, here))) if numbered else place
                 self.findings.append(Finding(self.path, shown, what))
+
+
+def _shown(name: str) -> str:
+    """A name in an archive as a message may show it: on one line, and no secret itself."""
+    text = " ".join(name.encode("utf-8", "replace").decode("utf-8").split())
+    return "…" if next(_look_alikes(text.encode(), _IN_BINARY), None) else text[:80]
 
 
 def _is_plain(head: bytes, name: str) -> bool:

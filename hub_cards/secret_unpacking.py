@@ -207,7 +207,7 @@ def _zip(file: Any, budget: Budget) -> Iterator[Part]:
     with zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
             if info.flag_bits & 0x1:
-                raise Unreadable(f"{info.filename} in it is encrypted")
+                raise Unreadable("a file in it is encrypted")
             if not info.is_dir():
                 with archive.open(info) as member:
                     yield info.filename, io.BufferedReader(Stream(b"", member, budget))

@@ -346,6 +346,16 @@ def test_what_unpacks_without_end_is_refused(pack: Callable[[bytes], bytes], mon
     assert find_secrets(PublishedFile("rows.gz", gzip.compress(FILLER.encode() * 50))) == []
 
 
+def test_a_message_never_shows_a_secret_that_is_a_name() -> None:
+    token = TOKENS["hugging face"]
+    for content in (f"and {TOKENS['aws']}".encode(), b"7z\xbc\xaf\x27\x1c" + NOISE):
+        for packed in (zipped({f"a\n{token}.txt": content}), archive("gz", {f"a\n{token}.txt": content})):
+            with pytest.raises(InputError) as caught:
+                refuse_secrets([PublishedFile("files.zip", packed)])
+            assert token not in str(caught.value)
+            assert "\n" not in str(caught.value)
+
+
 def test_what_cannot_be_opened_or_needs_a_missing_package_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

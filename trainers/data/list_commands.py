@@ -225,10 +225,12 @@ def run_lists(args: argparse.Namespace) -> int:
     from modeling_tsarank.trainers.data.list_ordering import order_lists, summarize
     from modeling_tsarank.trainers.data.list_splits import spread
     from modeling_tsarank.trainers.data.teacher_cache import RequestCache
+    from modeling_tsarank.trainers.data.teacher_facts import teacher_facts
     from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
     from modeling_tsarank.trainers.data.teacher_types import Usage
 
-    teachers = _facts(args)
+    given = args.teacher_scores or [args.teacher_local or args.teacher_model]
+    teachers = teacher_facts(given, args.teacher_trained_on, here=not args.teacher_url)
     queries = read_queries(args.queries)
     stages = [parse_stage(text, args.rerank_base, args.rerank_depth) for text in args.first_stages]
     documents = read_passages(args.corpus)
@@ -327,15 +329,6 @@ def _teacher(
     client = stack.enter_context(EndpointTeacher(settings, cache, usage))
     description = {**client.describe(), **options.describe()}
     return ListwiseTeacher(client, options), description, args.concurrency, client.stop
-
-
-def _facts(args: argparse.Namespace) -> list[dict[str, str | None]]:
-    from modeling_tsarank.trainers.data.teacher_facts import teacher_facts
-    from modeling_tsarank.trainers.data.teacher_scores import scorer_name, scorer_source
-
-    given = args.teacher_scores or [args.teacher_local or args.teacher_model]
-    sources = [None if args.teacher_url else scorer_source(one) for one in given]
-    return teacher_facts([scorer_name(one) for one in given], sources, args.teacher_trained_on)
 
 
 def _table(args: argparse.Namespace, tables: Any, stages: Sequence[FirstStage]) -> None:

@@ -86,12 +86,10 @@ def run_scores(args: argparse.Namespace) -> int:
     from modeling_tsarank.trainers.data.teacher_cache import RequestCache
     from modeling_tsarank.trainers.data.teacher_facts import teacher_facts
     from modeling_tsarank.trainers.data.teacher_mixture import teacher_scorer
-    from modeling_tsarank.trainers.data.teacher_scores import scorer_name, scorer_source
     from modeling_tsarank.trainers.training_checks import check_rows
     from modeling_tsarank.trainers.training_data import load_training_rows
 
-    sources = [scorer_source(name) for name in args.teacher]
-    teachers = teacher_facts([scorer_name(name) for name in args.teacher], sources, args.teacher_trained_on)
+    teachers = teacher_facts(args.teacher, args.teacher_trained_on)
     rows = load_training_rows(args.rows, "sft")
     check_rows(rows, "sft", allow_fewer=True, minimum_rows=1)
     counts: Counter[str] = Counter()

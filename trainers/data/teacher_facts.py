@@ -8,32 +8,33 @@ from pathlib import Path
 from modeling_tsarank.embedded_models import RECORD_FILE, embedded_ranker, releases
 from modeling_tsarank.files.reading import read_json
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.data.teacher_scores import scorer_name, scorer_source
 
 
 _CARD = "README.md"
 
 
 def teacher_facts(
-    names: Sequence[str], sources: Sequence[str | None], trained_on: Sequence[str] | None = None
+    given: Sequence[str], trained_on: Sequence[str] | None = None, here: bool = True
 ) -> list[dict[str, str | None]]:
     """`{"name", "trained_on"}` of each teacher; `trained_on` is None where nobody said and nothing is recorded.
 
     Args:
-        names: What the teachers are called.
-        sources: Where each was loaded from, a folder or a name; None for one behind an address.
+        given: Teachers as the user names them, see `load_scorer`.
         trained_on: What the user says, one text a teacher.
+        here: Whether they run on this machine, not behind an address.
 
     Raises:
         InputError: not one text for each teacher.
     """
-    if trained_on is not None and len(trained_on) != len(names):
+    if trained_on is not None and len(trained_on) != len(given):
         raise InputError(
-            f"--teacher-trained-on takes one text a teacher: {len(names)} teachers, {len(trained_on)} texts"
+            f"--teacher-trained-on takes one text a teacher: {len(given)} teachers, {len(trained_on)} texts"
         )
     known: Sequence[str | None] = trained_on or [
-        recorded_training_data(source) if source else None for source in sources
+        recorded_training_data(scorer_source(name)) if here else None for name in given
     ]
-    return [{"name": name, "trained_on": text or None} for name, text in zip(names, known, strict=True)]
+    return [{"name": scorer_name(name), "trained_on": text or None} for name, text in zip(given, known, strict=True)]
 
 
 def recorded_training_data(source: str) -> str | None:

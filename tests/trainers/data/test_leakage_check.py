@@ -259,12 +259,12 @@ def test_similar_queries_are_those_that_comparing_each_with_each_finds(threshold
 
 
 def test_a_teacher_is_recorded_with_what_it_was_trained_on(tmp_path):
-    assert teacher_facts(["a", "b"], [None, None], ["MS MARCO", ""]) == [
+    assert teacher_facts(["ce:a", "folder/b"], ["MS MARCO", ""]) == [
         {"name": "a", "trained_on": "MS MARCO"},
         {"name": "b", "trained_on": None},
     ]
     with pytest.raises(InputError, match="one text a teacher: 1 teachers, 2 texts"):
-        teacher_facts(["a"], [None], ["x", "y"])
+        teacher_facts(["a"], ["x", "y"])
     (tmp_path / "README.md").write_text("---\ndatasets:\n- ms_marco\n- s2orc\n---\n# A card\n")
     assert recorded_training_data(str(tmp_path)) == "ms_marco, s2orc"
     (tmp_path / "README.md").write_text("---\ndatasets: [\n---\n")

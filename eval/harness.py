@@ -17,7 +17,7 @@ from modeling_tsarank.eval.fusion import FusionSetting, append_tail, fuse_query
 from modeling_tsarank.eval.metrics import compute_metrics
 from modeling_tsarank.eval.options import EvaluationOptions, is_retrieved
 from modeling_tsarank.eval.processes import Processes
-from modeling_tsarank.eval.results import DatasetResult, Session, write_dataset_files
+from modeling_tsarank.eval.results import DatasetResult, Session, total, write_dataset_files
 from modeling_tsarank.eval.run_files import read_run, tag_of, write_run
 from modeling_tsarank.eval.scoring import ScorerSource, score_blocks
 from modeling_tsarank.eval.types import Collection, Qrels, Run
@@ -83,6 +83,9 @@ def evaluate_collection(
         def finish() -> DatasetResult:
             records = list(log.read().values())
             qrels = _judgments(collection, candidates.query_ids)
+            cut = total([record.cut_documents for record in records])
+            if cut:
+                logger.warning("%s: %d documents were cut to the model's length (max_length)", collection.name, cut)
             result = _measure(source, candidates, options, folder, records, qrels)
             session = Session(processes.count, time.perf_counter() - started)
             write_dataset_files(result, options, settings, records, qrels, session)

@@ -115,7 +115,6 @@ def _metrics(
     qrels: Qrels,
     session: Session,
 ) -> dict[str, Any]:
-    tokens = [record.tokens for record in records]
     seconds = sum(record.seconds for record in records)
     return {
         **settings,
@@ -125,7 +124,8 @@ def _metrics(
         "wall_seconds": round(session.seconds, 3),
         "scoring_seconds": round(seconds, 3),
         "pairs_per_second_and_process": round(result.pairs / seconds, 3) if seconds else None,
-        "tokens": None if None in tokens else sum(token for token in tokens if token is not None),
+        "tokens": total([record.tokens for record in records]),
+        "cut_documents": total([record.cut_documents for record in records]),
         "devices": sorted({record.device for record in records}),
         "dtypes": sorted({record.dtype for record in records}),
         "processes": session.processes,
@@ -139,6 +139,12 @@ def _metrics(
             "fused": None if result.fused is None else result.fused.aggregate,
         },
     }
+
+
+def total(counts: Sequence[int | None]) -> int | None:
+    """The sum of what all blocks tell; None where one does not."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
 
 
 def _describe_fusion(options: EvaluationOptions) -> dict[str, Any] | None:

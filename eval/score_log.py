@@ -40,6 +40,7 @@ class BlockRecord:
         tokens: Tokens that the model read, where it tells.
         device: Where it was scored.
         dtype: Number format that it was scored in.
+        cut_documents: Documents that were cut to the model's length, where it tells.
     """
 
     settings: str
@@ -49,6 +50,7 @@ class BlockRecord:
     tokens: int | None = None
     device: str = "unknown"
     dtype: str = "unknown"
+    cut_documents: int | None = None
 
 
 @dataclass

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from modeling_tsarank.eval.candidates import Candidates
 from modeling_tsarank.eval.score_log import BlockRecord, ScoreLog
 from modeling_tsarank.ranking_errors import ModelError, NonFiniteScoreError
+from modeling_tsarank.ranking_text import cuts_reported
 
 
 class Scorer(Protocol):
@@ -86,7 +87,8 @@ def score_blocks(
 def _score_block(source: ScorerSource, candidates: Candidates, block: int, digest: str, show: bool) -> BlockRecord:
     scorer = source.get()
     started = time.perf_counter()
-    values = predict(scorer, candidates.block_texts(block), source.batch_tokens, show)
+    with cuts_reported():  # for all blocks together, in the results
+        values = predict(scorer, candidates.block_texts(block), source.batch_tokens, show)
     seconds = time.perf_counter() - started
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
@@ -101,9 +103,10 @@ def _score_block(source: ScorerSource, candidates: Candidates, block: int, diges
         block,
         scores,
         seconds,
-        _read_tokens(scorer),
+        _last_count(scorer, "tokens"),
         _describe(scorer, "device"),
         _describe(scorer, "number_format", "dtype"),
+        _last_count(scorer, "cut_documents"),
     )
 
 
@@ -130,11 +133,11 @@ def predict(
     return values
 
 
-def _read_tokens(scorer: Scorer) -> int | None:
-    """Tokens of the last call, where the scorer keeps `last_stats` (a mapping or an object with `tokens`)."""
+def _last_count(scorer: Scorer, name: str) -> int | None:
+    """A count of the last call, such as `tokens`, where the scorer keeps `last_stats` (a mapping or an object)."""
     stats = getattr(scorer, "last_stats", None)
-    tokens = stats.get("tokens") if isinstance(stats, Mapping) else getattr(stats, "tokens", None)
-    return None if tokens is None else int(tokens)
+    count = stats.get(name) if isinstance(stats, Mapping) else getattr(stats, name, None)
+    return None if count is None else int(count)
 
 
 def _describe(scorer: Scorer, *attributes: str) -> str:

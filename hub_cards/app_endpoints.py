@@ -26,8 +26,8 @@ def make_endpoints(service: RankingService, error: type[Exception]) -> dict[str,
             model: One of /models; the first of them by default.
 
         Returns:
-            query, model, family, first_stage, tokens, seconds, remembered, and results: rank, id (place in
-            documents, from 1), score, first_stage_rank, moved, text.
+            query, model, family, first_stage, tokens, seconds, remembered, cut_documents and results: rank, id
+            (place in documents, from 1), score, first_stage_rank, moved, text.
         """
         return service.rank_texts(query, documents, model).to_dict()
 

@@ -30,12 +30,14 @@ TRUE_FALSE = "true/false logits, untrained"
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of documents in their order, higher is better; tokens read; seconds of work, waiting not included."""
+    """Scores of documents in their order, higher is better; tokens read; seconds of work, waiting not
+    included; how many documents were longer than the model reads."""
 
     scores: tuple[float, ...]
     tokens: int
     seconds: float
     remembered: bool = False
+    cut_documents: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,10 @@ class ModelShelf:
             started = time.perf_counter()
             scores = self._in_time(lambda stop: model.predict(pairs, show_progress=False, stop=stop))
             scored = Scored(
-                tuple(float(score) for score in scores), model.last_stats["tokens"], time.perf_counter() - started
+                tuple(float(score) for score in scores),
+                model.last_stats["tokens"],
+                time.perf_counter() - started,
+                cut_documents=model.last_stats["cut_documents"],
             )
             self._memory[key] = scored
             while len(self._memory) > _REMEMBERED:

@@ -51,6 +51,7 @@ class Ranking:
         tokens: Tokens read.
         seconds: Seconds of the model's work.
         remembered: Whether the scores come from an earlier, equal request.
+        cut_documents: Documents that were longer than the model reads.
     """
 
     query: str
@@ -61,6 +62,7 @@ class Ranking:
     tokens: int
     seconds: float
     remembered: bool
+    cut_documents: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The form the API returns."""
@@ -72,6 +74,7 @@ class Ranking:
             "tokens": self.tokens,
             "seconds": round(self.seconds, 4),
             "remembered": self.remembered,
+            "cut_documents": self.cut_documents,
             "results": [
                 {
                     "rank": row.place,
@@ -156,6 +159,7 @@ class RankingService:
             scored.tokens,
             scored.seconds,
             scored.remembered,
+            scored.cut_documents,
         )
 
     def search(self, query: str, depth: int = 10, model: str | None = None) -> Ranking:

@@ -87,8 +87,16 @@ def ranking_view(ranking: Ranking) -> str:
     facts = (
         f"<b>{_count(len(ranking.rows), 'document')}</b> \u00b7 {_count(ranking.tokens, 'token')} \u00b7 "
         f"{_seconds(ranking)} \u00b7 first stage: {escape(ranking.first_stage)} \u00b7 {escape(ranking.model)}"
+        f"{_cut(ranking)}"
     )
     return f'<div class="ts-facts">{facts}</div><ol class="ts-list">{"".join(items)}</ol>'
+
+
+def _cut(ranking: Ranking) -> str:
+    """How many documents the model could not read to their end, if any."""
+    if not ranking.cut_documents:
+        return ""
+    return f" \u00b7 {_count(ranking.cut_documents, 'document')} cut to the model's length"
 
 
 def _tint(share: float) -> str:
@@ -212,7 +220,7 @@ def compare_view(comparison: Comparison) -> str:
     top = "the same first document" if a.rows[0].before == b.rows[0].before else "another first document"
     facts = "".join(
         f'<div class="ts-facts"><span class="ts-mark">{mark}</span> <b>{escape(r.model)}</b> \u00b7 '
-        f"{_count(r.tokens, 'token')} \u00b7 {_seconds(r)}</div>"
+        f"{_count(r.tokens, 'token')} \u00b7 {_seconds(r)}{_cut(r)}</div>"
         for mark, r in (("A", a), ("B", b))
     )
     return (

@@ -27,12 +27,13 @@ from .document_store import open_store, use_store
 from .file_hashes import HashedFile, hash_parts
 from .ranking_errors import InputError, ResourceError
 from .ranking_options import settle_whole_numbers
-from .ranking_text import clean_query, document_text
+from .ranking_text import clean_query, cuts_reported, document_text
 
 
 logger = logging.getLogger(__name__)
 
 SHARD_PAIRS = 4096
+_CUT_KEY = "tsarank.cut_documents"
 _MANIFEST, _MODEL = "manifest.json", "model.json"
 
 
@@ -133,7 +134,8 @@ def score_pairs(
         engine: does shards and reports each that is done (`ray_scoring.RayEngine`); `None` works in this process.
         show: progress bar; `None` shows it on a terminal.
 
-    Returns `{"pairs", "shards", "unscored", "done_before"}`, the last one in pairs.
+    Returns `{"pairs", "shards", "unscored", "cut_documents", "done_before"}`, the last one in pairs. A document that
+    was cut to keep `max_length` counts once in each shard.
 
     Raises `InputError` for input that cannot be read or scored, and for an output folder that belongs to another job;
     `ResourceError` for a full disk or another process at work in the folder. What is finished stays, and the same call
@@ -156,6 +158,7 @@ def score_pairs(
             (engine or LocalEngine(model))(prepared, todo, done)
         _drop_other_shards(prepared)
         summary = {"pairs": prepared.total, "shards": len(prepared.shards), "unscored": _unscored(prepared)}
+        summary["cut_documents"] = _cut_documents(prepared)
         _write_json(output / "summary.json", summary)
         shutil.rmtree(output / "sorted", ignore_errors=True)
     return {**summary, "done_before": before}
@@ -323,7 +326,8 @@ def score_shard(prepared: PreparedJob, model: Any, shard: Shard, rows: PairRows,
                 raise
     scores: list[float | None] = [None] * len(rows.numbers)
     if pairs:
-        values = model.predict(pairs, batch_tokens=prepared.job.batch_tokens, show_progress=False)
+        with cuts_reported():
+            values = model.predict(pairs, batch_tokens=prepared.job.batch_tokens, show_progress=False)
         for i, score in zip(places, values.tolist(), strict=True):
             scores[i] = score
     table = pyarrow.table(
@@ -338,6 +342,8 @@ def score_shard(prepared: PreparedJob, model: Any, shard: Shard, rows: PairRows,
     try:
         with hashed_parquet(path, table.schema, digest) as writer:
             writer.write_table(table)
+            cut = getattr(model, "last_stats", {}).get("cut_documents", 0) if pairs else 0
+            writer.add_key_value_metadata({_CUT_KEY: str(cut)})
     except OSError as error:
         raise writing_error(error, path.parent) from error
 
@@ -348,6 +354,11 @@ def _unscored(prepared: PreparedJob) -> int:
         pyarrow.parquet.read_table(prepared.path(shard), columns=["score"]).column(0).null_count
         for shard in prepared.shards
     )
+
+
+def _cut_documents(prepared: PreparedJob) -> int:
+    read = arrow().parquet.read_metadata
+    return sum(int(read(prepared.path(shard)).metadata.get(_CUT_KEY.encode(), 0)) for shard in prepared.shards)
 
 
 class LocalEngine:

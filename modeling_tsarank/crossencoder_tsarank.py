@@ -19,7 +19,7 @@ from transformers import AutoModel
 
 from .ranking_engine import pad_right
 from .ranking_errors import InputError, ModelError
-from .ranking_text import clean_query, document_text
+from .ranking_options import whole_number
 
 
 # The scores are what `predict` gives: sentence-transformers would put a sigmoid on them by default.
@@ -93,14 +93,15 @@ class CrossEncoderRanker(torch.nn.Module):
 
     @max_seq_length.setter
     def max_seq_length(self, length: int) -> None:
-        query = min(self.ranker.options.max_query_length, max(int(length) // 2, 1))
+        length = whole_number(length, "max_length", 2)
+        query = min(self.ranker.options.max_query_length, length // 2)
         self.ranker.set_options(max_length=length, max_query_length=query)
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **_: Any) -> dict[str, Any]:
         """Pairs as they are: what a text becomes belongs to the model's prompt. Raises `InputError` for a prompt."""
         if prompt:
             raise InputError("a ranker has its own prompt, which its options name; leave out prompt and prompt_name")
-        return {"pairs": [tuple(pair) for pair in inputs]}
+        return {"pairs": list(inputs)}
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Adds `scores`, `(pairs, 1)` float32."""
@@ -113,7 +114,7 @@ class CrossEncoderRanker(torch.nn.Module):
 
     def _scores_to_train(self, pairs: Sequence[tuple[str, Any]]) -> torch.Tensor:
         ranker = self.ranker
-        encoded = ranker.encoder.pairs([(clean_query(query), document_text(document)) for query, document in pairs])
+        encoded = ranker.encoder.pairs(ranker.check_pairs(pairs))
         rows = [(*pair.prompt, *pair.query) for pair in encoded]
         ids, mask = pad_right(rows, ranker.pad_id, ranker.device)
         inputs = {"input_ids": ids, "attention_mask": mask}

@@ -154,6 +154,11 @@ def kept_ids(prompt: Prompt, options: RankingOptions) -> tuple[int, ...]:
     return ids if prompt.after else ids[:-1]
 
 
+def is_cut(prompt: Prompt, options: RankingOptions) -> bool:
+    """Whether a document is cut for every query, of which at least one token is read behind its prompt."""
+    return len(prompt) >= options.max_length
+
+
 def common_length(kept: Sequence[int], prompt: Sequence[int]) -> int:
     """How many of a prompt's first tokens the kept ids cover; at least the prompt's last token is left to be read."""
     limit = min(len(kept), len(prompt) - 1)

@@ -14,6 +14,7 @@ from typing import Any
 from .command_line import size
 from .rank_command import add_model_arguments, model_from_arguments
 from .ranking_errors import ResourceError
+from .ranking_text import cuts_reported
 
 
 logger = logging.getLogger(__name__)
@@ -52,12 +53,14 @@ class Cost:
         kept: those that the store has already.
         tokens: to be read for the others.
         bytes: that their states will take on disk.
+        cut: documents that are longer than the model reads, with any query.
     """
 
     documents: int
     kept: int
     tokens: int
     bytes: int
+    cut: int = 0
 
     def describe(self, dtype: str, free: int) -> str:
         """One line for the user."""
@@ -69,7 +72,7 @@ class Cost:
                 f"({readable(self.bytes / new)} a document, {readable(self.bytes / max(self.tokens, 1))} a token), "
                 f"{readable(free)} free"
             )
-        return line
+        return f"{line}; {self.cut:,} are cut to the model's length" if self.cut else line
 
 
 def readable(size: float) -> str:
@@ -129,7 +132,8 @@ def run(args: argparse.Namespace) -> int:
         free = shutil.disk_usage(store.folder).free
         sys.stderr.write(f"tsarank: {cost.describe(store.dtype, free)}\n")
         check_room(cost, free, args.max_disk, store.disk_bytes(), store.folder)
-        read = index_in_chunks(model, todo, store, args.batch_tokens)
+        with cuts_reported():  # for all chunks together: above
+            read = index_in_chunks(model, todo, store, args.batch_tokens)
         size = store.disk_bytes()
     sys.stdout.write(f"{read:,} documents read; {args.store} takes {readable(size)}\n")
     return 0
@@ -143,14 +147,17 @@ def estimate(model: Any, texts: Sequence[str], store: Any) -> tuple[Cost, list[t
     import torch
 
     from .document_encoding import Shape, encoded_bytes, shapes_of
-    from .document_states import kept_ids, model_identity, state_key
+    from .document_states import is_cut, kept_ids, model_identity, state_key
 
     model.check_keeps_states()
     identity = model_identity(model)
     todo: list[tuple[str, int]] = []
+    cut = 0
     for start in range(0, len(texts), _CHUNK):
         part = texts[start : start + _CHUNK]
-        ids = [kept_ids(prompt, model.options) for prompt in model.encoder.prompts(part)]
+        prompts = model.encoder.prompts(part)
+        cut += sum(is_cut(prompt, model.options) for prompt in prompts)
+        ids = [kept_ids(prompt, model.options) for prompt in prompts]
         keys = [state_key(identity, row, model._document_regime(row)) for row in ids]
         missing = set(store.missing(keys))
         # Where nothing is read before the query, there is nothing to keep.
@@ -161,7 +168,7 @@ def estimate(model: Any, texts: Sequence[str], store: Any) -> tuple[Cost, list[t
         encoded_bytes([Shape(s.layers, s.heads, tokens, s.key_dim, s.value_dim) for s in shapes], store.dtype)
         for _, tokens in todo
     )
-    return Cost(len(texts), len(texts) - len(todo), sum(tokens for _, tokens in todo), size), todo
+    return Cost(len(texts), len(texts) - len(todo), sum(tokens for _, tokens in todo), size, cut), todo
 
 
 def check_room(cost: Cost, free: int, max_disk: int | None, held: int, folder: Path) -> None:

@@ -25,7 +25,7 @@ from .ranking_checkpoints import known_checkpoint, load_backbone, load_complete,
 from .ranking_engine import check_batch_tokens, check_finite
 from .ranking_errors import InputError, ModelError
 from .ranking_options import CONFIG_KEY, RankingOptions, whole_number
-from .ranking_text import EncodedPair, clean_query, document_text
+from .ranking_text import EncodedPair, clean_query, document_list, document_text, warn_of_cuts
 
 
 logger = logging.getLogger(__name__)
@@ -335,15 +335,19 @@ class RankerModel(PreTrainedModel):
             float32 array `(pairs,)`; a single pair gives a 0-dimensional array. Higher is more relevant.
 
         Raises `InputError` for an empty query or a value of the wrong type, `NonFiniteScoreError` if the model returns
-        NaN or infinity, `ResourceError` when memory runs out. An empty document gets a score, and a warning is logged.
+        NaN or infinity, `ResourceError` when memory runs out. An empty document gets a score, and a warning is logged;
+        another one says how many documents were cut to keep `max_length`, as `last_stats["cut_documents"]` does.
         """
         single = isinstance(pairs, tuple) and len(pairs) == 2 and isinstance(pairs[0], str)
-        cleaned = self._clean_pairs([pairs] if single else pairs)
+        cleaned = self.check_pairs([pairs] if single else pairs)
         budget = check_batch_tokens(batch_tokens, self.device)
         call = snapshot(self)
-        call.last_stats = {"pairs": len(cleaned), "tokens": 0}
+        encoded = call.encoder.pairs(cleaned)
+        cut = len({document for (_, document), pair in zip(cleaned, encoded, strict=True) if pair.cut})
+        warn_of_cuts(cut, len({document for _, document in cleaned}), call.options.max_length)
+        call.last_stats = {"pairs": len(cleaned), "tokens": 0, "cut_documents": cut}
         with evaluating(self):
-            scores = call._score_pairs(call.encoder.pairs(cleaned), budget, show_progress, stop) if cleaned else []
+            scores = call._score_pairs(encoded, budget, show_progress, stop) if cleaned else []
         self._encoder, self.last_stats = call._encoder, call.last_stats
         check_finite(scores, lambda i: f"pair {i} (query {cleaned[i][0][:60]!r})")
         result = np.asarray(scores, dtype=np.float32)
@@ -373,9 +377,7 @@ class RankerModel(PreTrainedModel):
 
         Raises like `predict`, and `InputError` if there are no documents or `top_k` is not positive.
         """
-        if isinstance(documents, str | dict):
-            raise InputError("documents must be a list of texts, got a single one")
-        documents = list(documents)
+        documents = document_list(documents)
         if not documents:
             raise InputError("no documents to rank")
         if top_k is not None:
@@ -393,7 +395,8 @@ class RankerModel(PreTrainedModel):
                 row["text"] = documents[row["corpus_id"]]
         return ranked
 
-    def _clean_pairs(self, pairs: Sequence[Any]) -> list[tuple[str, str]]:
+    def check_pairs(self, pairs: Sequence[Any]) -> list[tuple[str, str]]:
+        """The texts of (query, document) pairs. Raises `InputError` as `predict` does."""
         cleaned, empty = [], 0
         queries: dict[str, str] = {}
         for i, pair in enumerate(pairs):

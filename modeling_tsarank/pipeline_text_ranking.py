@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 from transformers import Pipeline
 
 from .ranking_errors import InputError
+from .ranking_options import whole_number
+from .ranking_text import document_list
 
 
 class TextRankingPipeline(Pipeline):
     """Ranks documents for a query.
 
-    Call it with `{"query": …, "documents": […]}`, or a list of such for many queries. Returns for each query
-    `[{"corpus_id", "score", "text"}, …]`, best first. Options: `top_k`, `return_documents` (default true),
-    `batch_tokens`.
+    Call it with `{"query": …, "documents": […]}`, or a list, generator or dataset of such. Returns for each query
+    `[{"corpus_id", "score", "text"}, …]`, best first. Options: `top_k`, `return_documents` (default true) and
+    `batch_tokens`. `batch_size` and `num_workers` change nothing: the model batches a query's documents by
+    `batch_tokens`. Documents, and nothing else, are cut to the model's own `max_length`, with or without `truncation`.
     """
 
     model: Any
@@ -29,17 +33,34 @@ class TextRankingPipeline(Pipeline):
         if self.tokenizer is not None:
             self.model.tokenizer = self.tokenizer
 
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(inputs, tuple) or (isinstance(inputs, list) and not inputs):
+            return [self(one, *args, **kwargs) for one in inputs]  # the base class looks at the first of a list
+        if not isinstance(inputs, str | Mapping | list) and isinstance(inputs, Iterable | Sized):
+            inputs = (one for one in _each(inputs))  # a dataset of any library
+        return super().__call__(inputs, *args, **kwargs)
+
+    def get_iterator(self, inputs: Any, num_workers: int, batch_size: int, *parameters: Any) -> Iterator[Any]:
+        """One task after the other: a batch of several would have to pad what are no tensors."""
+        whole_number(batch_size, "batch_size")
+        whole_number(num_workers, "num_workers", 0)
+        return (self.run_single(one, *parameters) for one in _each(inputs))
+
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         known = ("top_k", "return_documents", "batch_tokens")
+        if kwargs.pop("max_length", None) is not None:
+            raise InputError("max_length belongs to the model: set it by pipeline.model.set_options(max_length=…)")
+        if kwargs.pop("truncation", None) in (False, "do_not_truncate"):
+            raise InputError("truncation cannot be turned off: the model cuts documents to its max_length")
         unknown = sorted(set(kwargs) - set(known))
         if unknown:
             raise InputError(f"unknown argument {', '.join(unknown)}; known: {', '.join(known)}")
         return {}, kwargs, {}
 
     def preprocess(self, input_: Any, **_: Any) -> dict[str, Any]:
-        if not isinstance(input_, dict) or not {"query", "documents"} <= set(input_):
+        if not isinstance(input_, Mapping) or not {"query", "documents"} <= set(input_):
             raise InputError('text-ranking takes {"query": …, "documents": […]} or a list of such')
-        return {"query": input_["query"], "documents": list(input_["documents"])}
+        return {"query": input_["query"], "documents": document_list(input_["documents"])}
 
     def _forward(self, input_tensors: dict[str, Any], **kwargs: Any) -> Any:
         kwargs.setdefault("return_documents", True)
@@ -47,3 +68,10 @@ class TextRankingPipeline(Pipeline):
 
     def postprocess(self, model_outputs: dict[str, Any], **_: Any) -> list[dict[str, Any]]:
         return model_outputs["ranking"]
+
+
+def _each(inputs: Any) -> Iterator[Any]:
+    """The rows of a list, generator or dataset; one with a length and without an end of its own is asked by number."""
+    if isinstance(inputs, Sized) and not hasattr(inputs, "__iter__"):
+        return (inputs[i] for i in range(len(inputs)))  # type: ignore[index]
+    return iter(inputs)

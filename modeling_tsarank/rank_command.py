@@ -149,6 +149,7 @@ def run(args: argparse.Namespace) -> int:
     ]
     if args.json:
         result = {"query": query, "model": embedded_ranker(args.model) or args.model, "results": rows}
+        result["cut_documents"] = model.last_stats["cut_documents"]
         sys.stdout.write(json.dumps(result, ensure_ascii=False, indent=2) + "\n")
     else:
         sys.stdout.write(_table(rows) + "\n")

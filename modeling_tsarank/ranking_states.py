@@ -15,11 +15,11 @@ from transformers import DynamicCache
 
 from .document_blocks import StateBlocks, Workspace
 from .document_encoding import Groups, fill_groups
-from .document_states import common_length, kept_ids, model_identity, state_key
+from .document_states import common_length, is_cut, kept_ids, model_identity, state_key
 from .ranking_calls import evaluating, snapshot
 from .ranking_engine import check_batch_tokens, plan_batches, run_batches
 from .ranking_errors import ModelError
-from .ranking_text import EncodedPair, document_text
+from .ranking_text import EncodedPair, document_list, document_text, warn_of_cuts
 from .shared_prefixes import partial_attention, suffix
 from .suffix_rows import SuffixRows, kept_weight
 
@@ -58,10 +58,12 @@ class KeptStates(SuffixRows):
         """
         call = snapshot(self)
         call.check_keeps_states()
-        texts = [document_text(document, f"document {i}") for i, document in enumerate(documents)]
+        texts = [document_text(document, f"document {i}") for i, document in enumerate(document_list(documents))]
         budget = check_batch_tokens(batch_tokens, self.device)
         identity = model_identity(call)
         prompts = call.encoder.prompts(list(dict.fromkeys(texts)))
+        cut = sum(is_cut(prompt, call.options) for prompt in prompts)
+        warn_of_cuts(cut, len(prompts), call.options.max_length)
         ids = [kept_ids(prompt, call.options) for prompt in prompts]
         wanted = {state_key(identity, kept, call._document_regime(kept)): kept for kept in ids if kept}
         missing = store.missing(wanted)
@@ -80,6 +82,8 @@ class KeptStates(SuffixRows):
         finally:
             store.flush()
         self.document_store = store
+        read = sum(len(wanted[key]) for key in missing)
+        self.last_stats = {"documents": len(missing), "tokens": read, "cut_documents": cut}
         return len(missing)
 
     def check_keeps_states(self: Any) -> None:

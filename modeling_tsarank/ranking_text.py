@@ -6,8 +6,10 @@ prompt is read off the tokenizer's character offsets, so an uncut prompt is exac
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +50,33 @@ class EncodedPair:
     query: tuple[int, ...] = ()
     # What stands in front of the query, before it was cut to length: the same for every query of a document.
     source: Prompt = Prompt((), (), ())
+    # Tokens of the document that were left out to keep `max_length`.
+    cut: int = 0
+
+
+# Set by what scores in many calls and reports one count for all of them.
+_CUTS_REPORTED: ContextVar[bool] = ContextVar("cuts_reported", default=False)
+
+
+@contextlib.contextmanager
+def cuts_reported() -> Iterator[None]:
+    """Within it no call warns of cut documents: the caller adds up `last_stats["cut_documents"]` and tells."""
+    token = _CUTS_REPORTED.set(True)
+    try:
+        yield
+    finally:
+        _CUTS_REPORTED.reset(token)
+
+
+def warn_of_cuts(cut: int, documents: int, max_length: int) -> None:
+    """One warning with the number of documents that were cut, if any were."""
+    if cut and not _CUTS_REPORTED.get():
+        logger.warning(
+            "%d of %d documents were cut: prompt, query and document have at most %d tokens together (max_length)",
+            cut,
+            documents,
+            max_length,
+        )
 
 
 def clean_text(text: Any, what: str) -> str:
@@ -85,6 +114,16 @@ def document_text(document: Any, what: str = "a document") -> str:
         raise InputError(f"{what} has no field 'text'; its fields are: {', '.join(map(str, given)) or 'none'}")
     title = next((given[name] for name in TITLE_FIELDS if name in given), "")
     return f"{clean_text(title, f'the title of {what}')} {clean_text(given[field], what)}".strip()
+
+
+def document_list(documents: Any) -> list[Any]:
+    """Documents as a list. Raises `InputError` for a single text, a mapping or a table, whose letters, keys or columns
+    would be ranked, and for what cannot be gone through."""
+    if isinstance(documents, str | bytes | Mapping) or hasattr(documents, "columns"):
+        raise InputError(f"documents must be a list of texts, got a single {type(documents).__name__}")
+    if not isinstance(documents, Iterable):
+        raise InputError(f"documents must be a list of texts, got {type(documents).__name__}")
+    return list(documents)
 
 
 def _split_around(ids: Sequence[int], offsets: Sequence[tuple[int, int]], start: int, end: int) -> Prompt:
@@ -192,7 +231,8 @@ class QueryLikelihoodEncoder(TextEncoder):
             ids, at = query_ids[queries[query]], documents[document]
             room = self.options.max_length - len(ids)
             fits = len(whole[at]) <= room
-            result.append(EncodedPair(whole[at] if fits else tuple(prompts[at].cut(room)), ids, prompts[at]))
+            prompt = whole[at] if fits else tuple(prompts[at].cut(room))
+            result.append(EncodedPair(prompt, ids, prompts[at], len(whole[at]) - len(prompt)))
         return result
 
     def _joined(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
@@ -210,7 +250,7 @@ class QueryLikelihoodEncoder(TextEncoder):
             prompt = _split_around(ids[:at], offsets[:at], start, start + len(document))
             prompt = Prompt((*self.leading, *prompt.before), prompt.document, prompt.after)
             cut = tuple(prompt.cut(self.options.max_length - len(query)))
-            result.append(EncodedPair(cut, tuple(query), prompt))
+            result.append(EncodedPair(cut, tuple(query), prompt, len(prompt) - len(cut)))
         return result
 
 
@@ -245,7 +285,8 @@ class TemplateEncoder(TextEncoder):
             prompt = _split_around(ids, offsets, *document_span)
             prompt = Prompt((*self.leading, *prompt.before), prompt.document, (*prompt.after, *self.trailing))
             source = self._source(ids, offsets, document_span, query_span)
-            result.append(EncodedPair(tuple(prompt.cut(self.options.max_length)), source=source))
+            cut = tuple(prompt.cut(self.options.max_length))
+            result.append(EncodedPair(cut, source=source, cut=len(prompt) - len(cut)))
         return result
 
     def prompts(self, documents: Sequence[str]) -> list[Prompt]:

@@ -126,6 +126,8 @@ def run(args: argparse.Namespace) -> int:
         text += f", {summary['done_before']:,} of them from before"
     if summary["unscored"]:
         text += f"; {summary['unscored']:,} could not be scored"
+    if summary["cut_documents"]:
+        text += f"; {summary['cut_documents']:,} documents were cut to the model's length"
     sys.stdout.write(text + "\n")
     return 0
 

@@ -172,3 +172,11 @@ def test_the_tokens_of_one_word_stand_together() -> None:
     html = why_view("q", (shown.rows[0], explanation(parts)))
     words = [re.findall(r'ts-word">([^<]*)<', group) for group in html.split('class="ts-group"')[1:]]
     assert words == [["wag", "gle"], ["bees", "?"], ["\u2423"]]
+
+
+def test_documents_that_were_cut_are_told() -> None:
+    cut, whole = ranking(["a", "b"], cut_documents=1), ranking(["a", "b"])
+    for view in (ranking_view(cut), compare_view(Comparison(cut, whole))):
+        assert view.count("1 document cut to the model's length") == 1
+    assert "cut" not in ranking_view(whole)
+    assert cut.to_dict()["cut_documents"] == 1

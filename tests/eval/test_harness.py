@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import runpy
@@ -150,6 +151,25 @@ def test_results_are_what_the_scorer_says(small_collection: Collection, tmp_path
     table = (tmp_path / "out" / "per_query.csv").read_text().splitlines()
     assert len(table) == 1 + len(small_collection.judged_queries())
     assert not list((tmp_path / "out").glob(".*.png")), "a temporary file was left"
+
+
+def test_cut_documents_are_counted_in_the_results_and_told_once(
+    small_collection: Collection, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Cutting(OverlapScorer):
+        def predict(self, pairs: list[tuple[str, str]]) -> np.ndarray:
+            scores = super().predict(pairs)
+            self.last_stats["cut_documents"] = 1
+            return scores
+
+    options = options_of(tmp_path, block_pairs=2)
+    with caplog.at_level(logging.WARNING):
+        evaluate_collection(source_of(Cutting()), small_collection, options, tmp_path / "out")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    blocks = len((tmp_path / "out" / "scores.00000.jsonl").read_text().splitlines())
+    assert metrics["cut_documents"] == blocks > 1
+    told = [record.getMessage() for record in caplog.records if "cut" in record.getMessage()]
+    assert told == [f"{small_collection.name}: {blocks} documents were cut to the model's length (max_length)"]
 
 
 def test_fusion_mixes_without_scoring_again(small_collection: Collection, tmp_path: Path) -> None:

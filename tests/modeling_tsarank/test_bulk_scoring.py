@@ -150,7 +150,13 @@ def test_scores_are_those_of_predict_in_either_order(model, tmp_path, by_documen
     )
     job = BulkJob(paths, str(tmp_path / "out"), keep=("id",), shard_pairs=64, by_document=by_document)
     summary = score_pairs(job, model)
-    assert summary == {"pairs": 300, "shards": 5 if by_document else 6, "unscored": 0, "done_before": 0}
+    assert summary == {
+        "pairs": 300,
+        "shards": 5 if by_document else 6,
+        "unscored": 0,
+        "cut_documents": 0,
+        "done_before": 0,
+    }
     np.testing.assert_allclose(in_input_order(tmp_path / "out"), model.predict(pairs), atol=1e-5)
     table = read_output(tmp_path / "out")
     assert table.column("id").to_pylist() == [f"p{n}" for n in table.column("row").to_pylist()]
@@ -519,7 +525,8 @@ def test_score_command(zoo, model, tmp_path, capsys) -> None:
     np.testing.assert_allclose(in_input_order(tmp_path / "out"), model.predict(pairs), atol=1e-5)
     assert main([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["done_before"] == 60
-    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == {"pairs": 60, "shards": 3, "unscored": 0}
+    expected = {"pairs": 60, "shards": 3, "unscored": 0, "cut_documents": 0}
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == expected
     assert main(["score", "--pairs", "nowhere.parquet", "--output", str(tmp_path / "o")]) == 2
     assert capsys.readouterr().err == (
         "tsarank: error: no file nowhere.parquet; expected .parquet or .jsonl files of pairs, or a folder of them\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import math
@@ -97,6 +98,8 @@ class BiEncoderScorer:
 class Bfloat16Scorer:
     """A model of sentence-transformers whose matrix products are in bfloat16 (autocast); its weights stay as they are.
 
+    The layer that gives the score stays in float32 (`exact_scores`).
+
     Args:
         scorer: The model.
         device: Where it is.
@@ -104,11 +107,29 @@ class Bfloat16Scorer:
 
     def __init__(self, scorer: Scorer, device: torch.device) -> None:
         self._scorer, self._device = scorer, device
+        if isinstance(scorer, torch.nn.Module):
+            exact_scores(scorer)
 
     def predict(self, pairs: list[tuple[str, str]]) -> np.ndarray:
         """The model's scores, shape `(pairs,)`, float32."""
         with torch.autocast(self._device.type, torch.bfloat16):
             return predict(self._scorer, pairs).astype(np.float32)
+
+
+def exact_scores(model: torch.nn.Module) -> None:
+    """Has layers with a single output computed in float32 under autocast.
+
+    bfloat16 keeps 8 bits: logits of 9.3 and 9.33 would be one score, and behind a sigmoid all above 6.
+    """
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear) and layer.out_features == 1:
+            layer.forward = functools.partial(_in_float32, layer)  # type: ignore[method-assign]
+
+
+def _in_float32(layer: torch.nn.Linear, values: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(values.device.type, enabled=False):
+        bias = None if layer.bias is None else layer.bias.float()
+        return torch.nn.functional.linear(values.float(), layer.weight.float(), bias)
 
 
 def load_scorer(name: str, device: str | None = None, dtype: str | None = None, **options: Any) -> Scorer:

@@ -19,6 +19,7 @@ from modeling_tsarank.files.reading import read_json, read_text
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.filters import build_options
+from modeling_tsarank.trainers.data.teacher_scores import exact_scores
 from modeling_tsarank.trainers.data.weak_recipe import load_yaml
 from modeling_tsarank.trainers.losses import kl_to_teacher, margin_mse_loss
 from modeling_tsarank.trainers.training_data import load_training_rows
@@ -104,6 +105,26 @@ def read_plan(path: Path, lists: Path, base: str | None = None) -> CrossEncoderP
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected options by name")
     return build_options(CrossEncoderPlan, content if base is None else {**content, "base": base}, str(path))
+
+
+def make_model(plan: CrossEncoderPlan) -> CrossEncoder:
+    """The encoder with a linear layer of random weights on the mean of its last states."""
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.base.modules import Dense, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    # The backward pass of PyTorch's fused attention takes a third of an update on a CPU, these products a tenth.
+    options = {"attn_implementation": "eager", "local_files_only": True}
+    encoder = Transformer(plan.base, max_seq_length=plan.max_length, model_kwargs=options)
+    if not plan.train_embeddings:
+        encoder.auto_model.get_input_embeddings().requires_grad_(False)
+    width = encoder.get_embedding_dimension()
+    head = Dense(width, 1, activation_function=None, module_output_name="scores")
+    modules = [encoder, Pooling(width, "mean"), head]
+    # Logits as scores: what is distilled and mixed are their differences, which a sigmoid would flatten.
+    model = CrossEncoder(modules=modules, activation_fn=nn.Identity(), device="cpu")
+    exact_scores(model)
+    return model
 
 
 class ListLoss(nn.Module):
@@ -193,7 +214,6 @@ def train_cross_encoder(plan: CrossEncoderPlan, output: Path) -> dict[str, Any]:
     Raises:
         InputError: a list has no target, or `output` was begun with another plan.
     """
-    from sentence_transformers import CrossEncoder
     from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
 
     settings = json.loads(json.dumps(asdict(plan)))
@@ -203,17 +223,7 @@ def train_cross_encoder(plan: CrossEncoderPlan, output: Path) -> dict[str, Any]:
         return dict(read_json(output / LOG))
     write_json(output / SETTINGS, settings)
     torch.manual_seed(plan.seed)
-    model = CrossEncoder(
-        plan.base,
-        num_labels=1,
-        max_length=plan.max_length,
-        device="cpu",
-        local_files_only=True,
-        # The backward pass of PyTorch's fused attention takes a third of an update on a CPU, these products a tenth.
-        model_kwargs={"attn_implementation": "eager"},
-    )
-    if not plan.train_embeddings:
-        model[0].auto_model.get_input_embeddings().requires_grad_(False)
+    model = make_model(plan)
     data, lists = _datasets(plan)
     bf16 = cpu_has_bfloat16() if plan.bf16 is None else plan.bf16
     arguments = CrossEncoderTrainingArguments(

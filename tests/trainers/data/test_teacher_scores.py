@@ -12,7 +12,7 @@ from modeling_tsarank.trainers.data.teacher_cache import RequestCache
 from modeling_tsarank.trainers.data.teacher_listwise import ListwiseOptions, ListwiseTeacher
 from modeling_tsarank.trainers.data.teacher_local import LocalTeacher, conversation_text
 from modeling_tsarank.trainers.data.teacher_prompt import listwise_messages
-from modeling_tsarank.trainers.data.teacher_scores import CachedScorer, ScoringTeacher, load_scorer
+from modeling_tsarank.trainers.data.teacher_scores import CachedScorer, ScoringTeacher, exact_scores, load_scorer
 from modeling_tsarank.trainers.data.teacher_types import RequestRefusedError
 
 
@@ -110,8 +110,24 @@ def test_a_cross_encoder_orders_too(cache, tmp_path, t5_tokenizer, bert_config):
         )
         assert half == pytest.approx(ordering.scores, abs=0.02)
         assert list(half) != ordering.scores
+        assert len(set(half.tolist())) == len(set(DOCUMENTS))
     with pytest.raises(ModelError, match="cannot be loaded as a CrossEncoder"):
         load_scorer(f"ce:{tmp_path / 'nothing'}")
+
+
+def test_the_layer_that_gives_the_score_is_exact_under_autocast():
+    import torch
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 1))
+    torch.nn.init.constant_(model[1].bias, 50.0)
+    inputs = torch.randn(40, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(inputs).flatten().tolist()
+        exact_scores(model)
+        exact = model(inputs).flatten().tolist()
+    assert len(set(rounded)) < 20
+    assert len(set(exact)) == 40
 
 
 def test_a_bi_encoder_scores_by_cosine_and_encodes_a_text_once(cache, tmp_path, make_bi_encoder, monkeypatch):

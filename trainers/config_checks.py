@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch._inductor
+from accelerate.utils import DynamoBackend
 
-from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_errors import InputError, ResourceError
 from modeling_tsarank.trainers.trainable import ALL_LINEAR, TRAINABLE_PARTS
 
 
@@ -106,6 +109,23 @@ def check_numbers(args: Any) -> None:
         raise InputError(f"max_steps must be {_AT_LEAST_1}, or -1 for num_train_epochs, got {steps!r}")
 
 
+def _check_together(args: Any) -> None:
+    """What goes wrong only when the first batch is drawn, or the model is compiled."""
+    if args.dataloader_num_workers == 0 and (
+        args.dataloader_persistent_workers or args.dataloader_multiprocessing_context
+    ):
+        name = "persistent_workers" if args.dataloader_persistent_workers else "multiprocessing_context"
+        raise InputError(f"dataloader_{name} needs dataloader_num_workers of at least 1, got 0")
+    if args.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:
+        raise ResourceError("use_liger_kernel needs the package liger-kernel: pip install liger-kernel")
+    backend, mode = args.torch_compile_backend, args.torch_compile_mode
+    backends = [one.value.lower() for one in DynamoBackend if one is not DynamoBackend.NO]
+    if backend is not None and backend.lower() not in backends:
+        raise InputError(f"unknown torch_compile_backend {backend!r}; expected one of {', '.join(backends)}")
+    if mode is not None and mode not in (modes := torch._inductor.list_mode_options()):
+        raise InputError(f"unknown torch_compile_mode {mode!r}; expected one of {', '.join(modes)}")
+
+
 def settle_configuration(args: Any) -> None:
     """What every configuration does before `TrainingArguments` looks at it.
 
@@ -113,9 +133,11 @@ def settle_configuration(args: Any) -> None:
     run of its own.
 
     Raises:
-        InputError: a number out of its bounds, or an unknown trainable part.
+        InputError: a number out of its bounds, an unknown part, backend or mode, or options that do not go together.
+        ResourceError: a package is not installed.
     """
     check_numbers(args)
+    _check_together(args)
     if args.trainable not in TRAINABLE_PARTS:
         raise InputError(f"unknown trainable {args.trainable!r}; expected one of {', '.join(TRAINABLE_PARTS)}")
     if isinstance(args.lora_target_modules, str):

@@ -185,6 +185,8 @@ class RankingConfig(TrainingArguments):
             # reseeds in between would resume with other batches.
             self.data_seed = self.seed
         self._check_choice("train_sampling_strategy", ("random", "sequential"))
+        if self.remove_unused_columns:
+            raise InputError("remove_unused_columns is on; ranking trainers read the columns they need, leave it out")
         if self.neftune_noise_alpha is not None:
             raise InputError("neftune_noise_alpha is for language modelling; leave it out for a ranking training")
         if self.frozen_dtype is not None:

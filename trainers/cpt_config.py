@@ -142,6 +142,14 @@ class CPTConfig(SFTConfig):
             # TRL says yes wherever fp16 is off; on most CPUs that would be several times slower than float32.
             self.bf16 = not self.fp16 and _bfloat16_in_hardware(self.use_cpu)
         super().__post_init__()
+        for name in ("model_init_kwargs", "dataset_kwargs"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, dict):
+                raise InputError(f"{name} must be a JSON object, got {value!r}")
+        if self.chat_template_path is not None or self.assistant_only_loss:
+            raise InputError("chat_template_path and assistant_only_loss are for conversations; leave them out")
+        if self.activation_offloading and self.device.type == "cpu":
+            raise InputError("activation_offloading takes activations from an accelerator to the CPU; leave it out")
         if self.max_length is None:
             raise InputError("max_length must be a number of tokens, got none: the document is cut to keep it")
         self.ranking_options()

@@ -16,7 +16,7 @@ from trl import SFTTrainer
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.modeling_ranker import RankerModel, accepts
 from modeling_tsarank.modeling_tsarank import TSARankModel
-from modeling_tsarank.ranking_errors import InputError, ModelError, NonFiniteScoreError, ResourceError
+from modeling_tsarank.ranking_errors import InputError, ModelError, NonFiniteScoreError, ResourceError, TSARankError
 from modeling_tsarank.ranking_options import CONFIG_KEY
 from modeling_tsarank.trainers.base_models import load_base_model
 from modeling_tsarank.trainers.checkpointing import ADAPTER_FOLDER, CheckpointingTrainer
@@ -116,15 +116,19 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
         with args.main_process_first(desc="tokenizing"):
             tokenized = pair_tokenizer.tokenize(rows, "train", args.dataset_num_proc)
             eval_tokenized = _each(eval_rows, lambda data: pair_tokenizer.tokenize(data, "eval"))
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=tokenized,
-            eval_dataset=eval_tokenized,
-            processing_class=tokenizer,
-            peft_config=peft_config,
-            **kwargs,
-        )
+        try:
+            super().__init__(
+                model=model,
+                args=args,
+                train_dataset=tokenized,
+                eval_dataset=eval_tokenized,
+                processing_class=tokenizer,
+                peft_config=peft_config,
+                **kwargs,
+            )
+        except ValueError as error:
+            # TRL's own checks of what goes together.
+            raise error if isinstance(error, TSARankError) else InputError(str(error)) from error
         if peft_config is not None:
             fuse_lora(self.backbone)
 

@@ -379,6 +379,21 @@ def test_bad_settings(changes: dict[str, Any], message: str) -> None:
         CPTConfig("unused", use_cpu=True, **changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eos_token": "zzz"}, "eos_token.*is not found in the vocabulary"),
+        ({"padding_free": True}, "padding_free"),
+        ({"router_aux_loss_coef": 3.0}, "router_aux_loss_coef"),
+    ],
+)
+def test_what_trl_refuses_is_an_error_of_ours(
+    changes: dict[str, Any], message: str, make_cpt: Callable[..., CPTTrainer]
+) -> None:
+    with pytest.raises(InputError, match=message):
+        make_cpt(**changes)
+
+
 def test_models_that_cannot_be_trained_so(
     make_cpt: Callable[..., CPTTrainer], make_ranker: Callable[..., Any], plain_folder: Path, tmp_path: Path
 ) -> None:

@@ -142,8 +142,9 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _save(figure: Any, path: Path) -> None:
+    kind = path.suffix.lower().removeprefix(".")
     with whole_file(path) as temporary:
-        figure.savefig(temporary)
+        figure.savefig(temporary, format=kind if kind in figure.canvas.get_supported_filetypes() else "png")
 
 
 def _short(name: str, length: int = 32) -> str:

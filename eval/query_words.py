@@ -128,7 +128,7 @@ def generate_queries(
     # By length, so that hardly anything is padded.
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     queries = [""] * len(prompts)
-    with tqdm(total=len(prompts), desc="generating queries", unit="query", disable=not show) as bar:
+    with tqdm(total=len(prompts), desc="generating queries", unit="query", disable=None if show else True) as bar:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             longest = max(len(prompts[index]) for index in batch)

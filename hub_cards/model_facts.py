@@ -10,6 +10,7 @@ from typing import Any
 
 from modeling_tsarank.embedded_models import RECORD_FILE, embedded_checkpoint, releases
 from modeling_tsarank.file_hashes import hash_folder
+from modeling_tsarank.files.reading import parse_json_object, read_json_object
 from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.ranking_options import CONFIG_KEY
 
@@ -136,13 +137,7 @@ def read_model(folder: Path, base: BaseModel | None = None) -> ModelFacts:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} holds no JSON object")
-    return value
+    return read_json_object(path, allow_nan=True)
 
 
 def _base_of(
@@ -201,7 +196,7 @@ def safetensors_header(path: Path) -> dict[str, Any]:
             length = int.from_bytes(stream.read(8), "little")
             if length > min(path.stat().st_size, 100_000_000):
                 raise ValueError("its header is longer than the file")
-            header: dict[str, Any] = json.loads(stream.read(length))
+            header: dict[str, Any] = parse_json_object(stream.read(length), str(path))
             return header
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} is no readable safetensors file ({error})") from error

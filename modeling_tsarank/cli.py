@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -75,6 +76,10 @@ def _set_up_logging(verbose: bool) -> None:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    if not sys.stderr.isatty():
+        # Read when these libraries are imported; their bars would fill a log with lines.
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if any("\0" in argument for argument in arguments):
         raise InputError("an argument contains a NUL character, which no text, file name or address may")
     args = build_parser().parse_args(arguments)

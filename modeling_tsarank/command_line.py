@@ -229,7 +229,7 @@ class _ShowTraces(argparse.Action):
     """Sets the environment variable, which the processes of a training see, too."""
 
     def __init__(self, option_strings: Sequence[str], dest: str) -> None:
-        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help="show the trace of an error")
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help="show the trace of an error")
 
     def __call__(self, *_: Any) -> None:
         os.environ[DEBUG_VARIABLE] = "1"

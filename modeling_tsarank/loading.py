@@ -16,7 +16,7 @@ from .int8_weights import use_int8_weights
 from .modeling_ranker import RankerModel
 from .modeling_tsarank import TSARankModel
 from .modeling_twolar import TwolarModel
-from .ranking_checkpoints import first_line, known_checkpoint, refuse_shell_of_a_folder
+from .ranking_checkpoints import known_checkpoint, load_errors, refuse_shell_of_a_folder
 from .ranking_errors import InputError, ModelError, ResourceError
 from .ranking_options import CONFIG_KEY
 
@@ -154,10 +154,8 @@ def load_ranker(
         cls = FAMILIES[family] if family else TSARankModel
         return cls.from_backbone(source, gguf_file=gguf_file, dtype=dtype, device=device, revision=revision, **options)
     refuse_shell_of_a_folder(name)
-    try:
+    with load_errors(name):
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load the model {name}: {first_line(error)}") from error
     cls = FAMILIES[family] if family else _family_of(name, config)
     ranker = cls.from_backbone(
         name if isinstance(source, str) else source,

@@ -9,15 +9,13 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 
-from .ranking_errors import ModelError
+from .ranking_errors import ModelError, TSARankError
 
 
 _MONOT5 = {
@@ -187,6 +185,21 @@ def _gguf_heads(path: Path) -> set[str]:
     return {name for name in _GGUF_HEADS if len(name).to_bytes(8, "little") + name.encode() in header}
 
 
+@contextlib.contextmanager
+def load_errors(name: str) -> Iterator[None]:
+    """Turns whatever transformers, tokenizers and safetensors raise for a damaged checkpoint into a `ModelError`.
+
+    They check few fields of the files they read: a wrong one ends in any exception there is.
+    """
+    try:
+        yield
+    except (TSARankError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        raise ModelError(f"cannot load the model {name}: {kind}{first_line(error)}") from error
+
+
 def load_backbone(
     name_or_path: str | os.PathLike,
     backbone_class: Callable[[Any], Any],
@@ -216,7 +229,7 @@ def load_backbone(
         shared["revision"] = revision
     if dtype is not None:
         kwargs["dtype"] = dtype
-    try:
+    with load_errors(name):
         config = AutoConfig.from_pretrained(name, **shared)
         # A folder saved by a ranking model is read as what it also is, a plain model.
         backbone, info = load_complete(backbone_class(config).from_pretrained, name, **shared, **kwargs)
@@ -225,19 +238,6 @@ def load_backbone(
             refuse_incomplete(name, backbone, {**info, "unexpected_keys": _gguf_heads(Path(str(file)))})
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(name, **shared)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-        ImportError,
-        EOFError,
-        SafetensorError,
-        UnpicklingError,
-    ) as error:
-        if isinstance(error, ModelError | torch.OutOfMemoryError):
-            raise
-        raise ModelError(f"cannot load the model {name}: {first_line(error)}") from error
     if gguf_file is not None:
         _forget_quantization(backbone)
     return backbone, tokenizer

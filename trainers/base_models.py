@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from modeling_tsarank.embedded_models import embedded_language_model, embedded_source
 from modeling_tsarank.loading import FAMILIES
 from modeling_tsarank.modeling_ranker import RankerModel
-from modeling_tsarank.ranking_checkpoints import first_line, known_checkpoint, load_backbone
+from modeling_tsarank.ranking_checkpoints import known_checkpoint, load_backbone, load_errors
 from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.ranking_options import CONFIG_KEY
 
@@ -109,9 +109,7 @@ def load_base_ranker(
 def _saved_family(source: str, revision: str | None, trust_remote_code: bool) -> str | None:
     if Path(source).suffix.lower() == ".gguf":
         return None
-    try:
+    with load_errors(source):
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load the model {source}: {first_line(error)}") from error
     saved = getattr(config, CONFIG_KEY, None) or known_checkpoint(source) or {}
     return saved.get("family")

@@ -68,7 +68,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     Loader.add_implicit_resolver(_YAML_BOOLEAN, re.compile("(?:true|false|True|False|TRUE|FALSE)$"), list("tTfF"))
     try:
         values = yaml.load(path.read_text(encoding="utf-8-sig"), Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise InputError(f"{path}: expected one option a line, such as `learning_rate: 3e-5`")

@@ -157,6 +157,9 @@ def build_options(cls: type[Any], options: Mapping[str, Any], where: str) -> Any
     missing = [n for n, one in known.items() if n not in options and _default(one) is MISSING]
     if missing:
         raise InputError(f"{where}: {missing[0]} is missing")
+    for name, value in options.items():
+        if known[name].type == "str" and not isinstance(value, str):
+            raise InputError(f"{where}: {name} must be of type str, got {value!r:.60}")
     values = {name: _checked(value, _default(known[name]), f"{where}: {name}") for name, value in options.items()}
     try:
         return cls(**values)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modeling_tsarank.eval.extras import require
+from modeling_tsarank.files.reading import parse_json
 from modeling_tsarank.ranking_errors import InputError
 
 
@@ -32,11 +33,8 @@ class Answer:
     body: bytes
 
     def json(self) -> Any:
-        """The body as JSON. Raises `ValueError` for anything else, also for JSON nested too deeply."""
-        try:
-            return json.loads(self.body)
-        except RecursionError:
-            raise ValueError("the JSON is nested too deeply") from None
+        """The body as JSON. Raises `InputError` for anything else, also for JSON nested too deeply."""
+        return parse_json(self.body, "the answer", allow_nan=True)
 
     @property
     def text(self) -> str:

@@ -164,6 +164,8 @@ def recipe_of(args: argparse.Namespace) -> Any:
     )
 
     content = read_recipe(args.config) if args.config else {}
+    if not isinstance(content.get("sources") or [], list):
+        raise InputError(f"{args.config}: sources must be a list")
     content["sources"] = [*(content.get("sources") or []), *map(source_from_option, args.source)]
     if not content["sources"]:
         raise InputError("nothing to read: give --config FILE or --source TYPE=PATH")
@@ -175,12 +177,15 @@ def recipe_of(args: argparse.Namespace) -> Any:
             *(DEFAULT_FILTERS if declared is None else declared),
             {"leakage": {"collections": args.leakage}},
         ]
-    sampling = dict(content.get("sampling") or {})
+    sampling = content.get("sampling") or {}
+    if not isinstance(sampling, dict) or not isinstance(sampling.get("caps") or {}, dict):
+        raise InputError(f"{args.config}: sampling and its caps must hold numbers by name")
+    sampling = dict(sampling)
     for name in ("rows", "temperature", "validation", "seed"):
         if getattr(args, name) is not None:
             sampling[name] = getattr(args, name)
     if args.cap:
-        sampling["caps"] = {**sampling.get("caps", {}), **dict(args.cap)}
+        sampling["caps"] = {**(sampling.get("caps") or {}), **dict(args.cap)}
     content["sampling"] = sampling
     if args.title:
         content["title"] = args.title

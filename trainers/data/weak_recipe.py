@@ -63,7 +63,7 @@ def load_yaml(text: str, where: str) -> Any:
     yaml = require("yaml", extra="data", purpose="Reading recipes")
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{where}: not YAML ({' '.join(str(error).split())})") from error
 
 

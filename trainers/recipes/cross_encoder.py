@@ -17,6 +17,7 @@ from modeling_tsarank.batch_invariance import cpu_has_bfloat16
 from modeling_tsarank.file_hashes import hash_file
 from modeling_tsarank.files.reading import read_json, read_text
 from modeling_tsarank.files.writing import write_json
+from modeling_tsarank.ranking_checkpoints import load_errors
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.filters import build_options
 from modeling_tsarank.trainers.data.teacher_scores import exact_scores
@@ -221,9 +222,10 @@ def train_cross_encoder(plan: CrossEncoderPlan, output: Path) -> dict[str, Any]:
         raise InputError(f"{output} was begun with another plan; choose another folder or remove it")
     if (output / LOG).is_file():
         return dict(read_json(output / LOG))
-    write_json(output / SETTINGS, settings)
     torch.manual_seed(plan.seed)
-    model = make_model(plan)
+    with load_errors(plan.base):
+        model = make_model(plan)
+    write_json(output / SETTINGS, settings)
     data, lists = _datasets(plan)
     bf16 = cpu_has_bfloat16() if plan.bf16 is None else plan.bf16
     arguments = CrossEncoderTrainingArguments(

@@ -6,8 +6,9 @@ is summed in one order, whatever the shape of the batch it stands in:
 
 - A library picks its kernel for a matrix product by the number of rows. `agreeing_rows` finds, by trying, numbers of
   rows whose kernels agree, and `invariant_product` multiplies in such numbers, with zeros behind the last row.
-- The attention kernel sums whole tiles of 32 positions in one way and what is left over in another.
-  `grouped_attention` pads to whole tiles, and a key stands at its own position, be it just computed or kept
+- The attention kernel sums whole tiles of 32 positions in one way and what is left over in another, and on some
+  processors the number of keys decides where a sum is split. `grouped_attention` pads to whole tiles and to numbers of
+  keys that agree (`agreeing_keys`), and a key has its own position, whether it was just computed or stored
   (`StateBlocks`).
 
 All other operations work on a row by itself.
@@ -25,8 +26,9 @@ from typing import Any
 import torch
 
 
-# Positions of a tile of the attention kernel.
+# Positions of a tile of the attention kernel, and the keys that it takes at a time.
 TILE = 32
+KEY_BLOCK = 512
 # Numbers of rows that are tried; the second for wide weights, as the output head's, which work on few rows. For the
 # embedded default all trials are as many multiplications as reading 500 tokens.
 _TRIED = (32, 64, 128, 256, 384, 512, 768, 1024, 1280, 1536, 1792, 2048)
@@ -56,6 +58,49 @@ def takes(tensor: torch.Tensor) -> bool:
 def whole_tiles(length: int) -> int:
     """The next multiple of `TILE`."""
     return -(-length // TILE) * TILE
+
+
+@functools.cache
+def agreeing_keys(width: int) -> tuple[int, ...]:
+    """Numbers of keys, ascending, whose weighted sums the attention kernel takes in the order of `KEY_BLOCK` keys.
+
+    Multiples of `TILE` up to `KEY_BLOCK`, found as `agreeing_rows` finds rows: keys come in pairs of equal weight and
+    opposite value, so that rounding alone is left.
+
+    Parameters:
+        width: of a head, a multiple of `TILE`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    # The kernel works on 32, 64 or 256 rows at a time, as there are fewer than 192 or 768.
+    query = torch.randn(1, 1, 768, width, generator=generator).bfloat16()
+    found = []
+    for count in range(TILE, KEY_BLOCK, TILE):
+        place = torch.randperm(count, generator=generator)
+        half = torch.randn(2, count // 2, width, generator=generator)
+        key, value = torch.zeros(2, KEY_BLOCK, width)
+        key[place], value[place] = half[0].repeat(2, 1), torch.cat([half[1], -half[1]])
+        key, value = key.bfloat16()[None, None], value.bfloat16()[None, None]
+        results = []
+        for rows, keys in ((TILE, KEY_BLOCK), (TILE, count), (192, count), (768, count)):
+            mask = (torch.arange(keys) < count).expand(1, 1, rows, -1)
+            output = torch.nn.functional.scaled_dot_product_attention(
+                query[:, :, :rows], key[:, :, :keys], value[:, :, :keys], attn_mask=mask
+            )
+            results.append(output[:, :, :TILE])
+        if all(torch.equal(result, results[0]) for result in results):
+            found.append(count)
+    return (*found, KEY_BLOCK)
+
+
+def whole_keys(length: int, width: int) -> int:
+    """The next number of keys whose sums do not depend on it; `width` is that of a head."""
+    blocks, rest = divmod(length, KEY_BLOCK)
+    return blocks * KEY_BLOCK + (next(count for count in agreeing_keys(width) if count >= rest) if rest else 0)
+
+
+def causal_agrees(length: int, width: int) -> bool:
+    """Whether the causal kernel, which leaves out hidden keys by tiles, sums as the masked one does."""
+    return all(count in agreeing_keys(width) for count in range(TILE, min(length, KEY_BLOCK) + 1, TILE))
 
 
 @functools.cache

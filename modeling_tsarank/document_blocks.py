@@ -7,6 +7,7 @@ one head of keys and values without repeating that, and bfloat16 attend in whole
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from .batch_invariance import make_linears_invariant, takes, whole_tiles
+from .batch_invariance import causal_agrees, make_linears_invariant, takes, whole_keys, whole_tiles
 from .document_encoding import Groups, Shape
 
 
@@ -64,15 +65,17 @@ def grouped_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     mask: torch.Tensor | None = None
-    rows = read
+    rows, wide = read, whole_tiles(max(size, width))
+    keys = whole_keys(key.shape[2], wide) if tiled else key.shape[2]
     if attention_mask is not None:
         rows = heads // groups * read
         query = query.reshape(batch, groups, rows, size)
-        mask = _grouped_mask(attention_mask, heads // groups, tiled)
+        mask = _grouped_mask(attention_mask, heads // groups, keys, tiled)
+    elif not causal_agrees(keys, wide):
+        mask = _causal_mask(whole_tiles(rows), keys)
     if tiled:
         scaling = size**-0.5 if scaling is None else scaling
-        wide = whole_tiles(max(size, width))
-        behind = (whole_tiles(key.shape[2]) if mask is None else mask.shape[3]) - key.shape[2]
+        behind = keys - key.shape[2]
         query = _padded(query, whole_tiles(rows) - rows, wide - size)
         key, value = _padded(key, behind, wide - size), _padded(value, behind, wide - width)
     output = torch.nn.functional.scaled_dot_product_attention(
@@ -92,13 +95,19 @@ def _padded(part: torch.Tensor, positions: int, dimensions: int) -> torch.Tensor
     return torch.nn.functional.pad(part, (0, dimensions, 0, positions)) if positions or dimensions else part
 
 
-def _grouped_mask(mask: torch.Tensor, share: int, tiled: bool) -> torch.Tensor:
-    """The mask for `share` heads as rows of one, if wanted with hidden positions up to whole tiles.
+@functools.lru_cache(maxsize=16)
+def _causal_mask(rows: int, keys: int) -> torch.Tensor:
+    hidden = torch.full((rows, keys), torch.finfo(torch.bfloat16).min, dtype=torch.bfloat16)
+    return hidden.triu_(1)[None, None]
 
-    All layers ask the same of one mask, so it is made once and lies with that.
+
+def _grouped_mask(mask: torch.Tensor, share: int, keys: int, tiled: bool) -> torch.Tensor:
+    """The mask for `share` heads as rows of one, if wanted with hidden positions up to whole tiles and `keys`.
+
+    All layers ask the same of one mask, so it is made once and kept with it.
     """
-    made: dict[tuple[int, bool], torch.Tensor] = mask.__dict__.setdefault("_grouped", {})
-    if (share, tiled) not in made:
+    made: dict[tuple[int, int, bool], torch.Tensor] = mask.__dict__.setdefault("_grouped", {})
+    if (share, keys, tiled) not in made:
         batch, _, read, seen = mask.shape
         grouped = mask[:, :, None].expand(-1, -1, share, -1, -1).reshape(batch, 1, share * read, seen)
         if tiled:
@@ -108,10 +117,10 @@ def _grouped_mask(mask: torch.Tensor, share: int, tiled: bool) -> torch.Tensor:
                     ~grouped, torch.finfo(torch.bfloat16).min
                 )
             hidden = torch.finfo(grouped.dtype).min
-            grouped = torch.nn.functional.pad(grouped, (0, whole_tiles(seen) - seen), value=hidden)
+            grouped = torch.nn.functional.pad(grouped, (0, keys - seen), value=hidden)
             grouped = torch.nn.functional.pad(grouped, (0, 0, 0, whole_tiles(share * read) - share * read))
-        made[share, tiled] = grouped
-    return made[share, tiled]
+        made[share, keys, tiled] = grouped
+    return made[share, keys, tiled]
 
 
 AttentionInterface.register(GROUPED, grouped_attention)

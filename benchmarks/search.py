@@ -29,11 +29,12 @@ from pathlib import Path
 from typing import Any
 
 from modeling_tsarank.eval.reports import markdown_table
+from modeling_tsarank.file_hashes import hash_file, hash_folder
 from modeling_tsarank.files.reading import read_json
 from modeling_tsarank.files.writing import write_json, write_text
 from modeling_tsarank.ranking_errors import InputError, ModelError, TSARankError
 from modeling_tsarank.trainers.recipes.release_data import DEV_RUN, DEV_SPLIT
-from modeling_tsarank.trainers.script_utils import read_recipe
+from modeling_tsarank.trainers.script_utils import find_recipe, read_recipe
 
 
 logger = logging.getLogger("search")
@@ -136,6 +137,9 @@ def train_and_measure(
     """
     options = {**grid["options"], **changes}
     asked = {"config": grid["config"], "options": options, "evaluate": grid["evaluate"]}
+    # Known by their content, not by their names: files are corrected and made again.
+    recipes = [str(find_recipe(one)) for one in grid["config"]]
+    asked["files"] = hashes_of([recipes, options, grid["evaluate"], [str(path) for path in measured.stages]])
     model = folder / "model"
     begun = folder / "run.json"
     if begun.is_file() and read_json(begun)["asked"] != asked:
@@ -160,6 +164,17 @@ def train_and_measure(
     if not settings.keep:
         remove_weights(model)
     return result
+
+
+def hashes_of(value: Any) -> dict[str, str]:
+    """SHA-256 of every file and folder that is named anywhere in a value."""
+    if isinstance(value, Mapping | list):
+        parts = value.values() if isinstance(value, Mapping) else value
+        return {path: sha256 for part in parts for path, sha256 in hashes_of(part).items()}
+    path = Path(value) if isinstance(value, str) and os.sep in value else None
+    if path is None or not path.exists():
+        return {}
+    return {value: hash_file(path) if path.is_file() else hash_folder(path, deep=True)}
 
 
 def remove_weights(model: Path) -> None:

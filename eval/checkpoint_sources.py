@@ -74,8 +74,15 @@ def scorer_source(model: str | None, args: argparse.Namespace, device: Any = Non
             use_store(ranker, store)
         return ranker
 
+    from modeling_tsarank.embedded_models import embedded_ranker
+    from modeling_tsarank.eval.index_cache import adapter_base, hub_commit, model_fingerprint
+
+    base = None if model is None else adapter_base(Path(model))
+    on_hub = model is not None and embedded_ranker(model) is None and not Path(model).exists()
     settings = {
         "checkpoint": _checkpoint(model),
+        "commit": hub_commit(str(model), args.revision) if on_hub else None,
+        "base": None if base is None else model_fingerprint(base),
         "revision": args.revision,
         "dtype": dtype,
         **given,

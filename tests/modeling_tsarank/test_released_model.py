@@ -15,7 +15,6 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from modeling_tsarank import load_ranker
-from modeling_tsarank.default_model import sha256_of
 from modeling_tsarank.document_files import read_documents
 from modeling_tsarank.document_memory import MemoryStore
 from modeling_tsarank.embedded_models import (
@@ -28,6 +27,7 @@ from modeling_tsarank.embedded_models import (
     load_without_room,
     releases,
 )
+from modeling_tsarank.file_hashes import hash_file
 from modeling_tsarank.ranking_errors import ResourceError
 
 
@@ -154,4 +154,4 @@ def test_the_second_process_of_a_distributed_run_makes_both_models(tmp_path, def
         # A cache of long standing has the code files of its day.
         names = [{path.name for path in one.iterdir() if path.suffix != ".py"} for one in (made, folder)]
         assert names[0] == names[1]
-        assert sha256_of(made / "model.safetensors") == sha256_of(folder / "model.safetensors")
+        assert hash_file(made / "model.safetensors") == hash_file(folder / "model.safetensors")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_tsarank import __version__
-from modeling_tsarank.file_hashes import hash_file
+from modeling_tsarank.file_hashes import hash_file, hash_folder
 from modeling_tsarank.files.reading import read_json
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_errors import InputError
@@ -44,7 +44,8 @@ def describe_file(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {"name": path.name}
     if path.is_dir():
-        return {"name": path.name, "files": sum(one.is_file() for one in path.rglob("*"))}
+        count = sum(one.is_file() for one in path.rglob("*"))
+        return {"name": path.name, "files": count, "sha256": hash_folder(path, deep=True)}
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": hash_file(path)}
 
 

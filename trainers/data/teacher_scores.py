@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ import torch
 from modeling_tsarank.eval.dense import load_cross_encoder, load_encoder, normalized
 from modeling_tsarank.eval.index_cache import model_fingerprint
 from modeling_tsarank.eval.scoring import Scorer, predict
+from modeling_tsarank.file_hashes import hash_parts
 from modeling_tsarank.loading import number_format, resolve_device
 from modeling_tsarank.ranking_errors import InputError, NonFiniteScoreError
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
@@ -248,8 +248,7 @@ class CachedScorer:
         return kept
 
     def _request(self, query: str, documents: Sequence[str]) -> dict[str, Any]:
-        digest = hashlib.sha256("\0".join(documents).encode("utf-8", "surrogatepass")).hexdigest()
-        return {"scorer": self._identity, "query": query, "documents": digest, "count": len(documents)}
+        return {"scorer": self._identity, "query": query, "documents": hash_parts(documents)}
 
 
 class ListScorer(Protocol):

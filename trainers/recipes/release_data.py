@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import random
 import re
 from collections import Counter, defaultdict
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from modeling_tsarank.eval.run_files import write_run
-from modeling_tsarank.file_hashes import hash_file
+from modeling_tsarank.file_hashes import hash_file, hash_folder, hash_parts
 from modeling_tsarank.files.reading import read_json
 from modeling_tsarank.files.writing import write_json, write_text
 from modeling_tsarank.ranking_errors import InputError
@@ -39,6 +41,8 @@ from modeling_tsarank.trainers.recipes.release_sources import (
 )
 from modeling_tsarank.trainers.training_sources import read_records
 
+
+logger = logging.getLogger(__name__)
 
 DATA_VARIABLE = "$TSARANK_DATA"
 SETTINGS = "settings.json"
@@ -204,8 +208,18 @@ def _weak_pairs(content: dict[str, Any], folder: Path, limit: int, report: dict[
     content = {name: value for name, value in content.items() if name != "sampling"}
     if limit:
         content["sources"] = [{**one, "limit": limit} for one in content["sources"]]
-    if not (folder / "provenance.json").is_file():
-        build_weak_pairs(build_recipe(content), folder)
+    # Everything that they are made from, and they themselves, by content: raw files are corrected, too.
+    made = folder.with_name(f"{folder.name}.json")
+    sources = {path: hash_folder(path, deep=True) if path.is_dir() else hash_file(path) for path in _paths_in(content)}
+    text = json.dumps(content, sort_keys=True, default=str)
+    for path in sorted(sources, key=lambda path: -len(str(path))):
+        text = text.replace(json.dumps(str(path))[1:-1], sources[path])
+    wanted = {"made_from": hash_parts([text])}
+    if not made.is_file() or read_json(made) != {**wanted, "made": _folder_hash(folder)}:
+        if folder.exists():
+            logger.warning("the weak pairs in %s are not those of these files, and are made again", folder)
+        build_weak_pairs(build_recipe(content), folder, overwrite=folder.exists())
+        write_json(made, {**wanted, "made": _folder_hash(folder)})
     facts = read_json(folder / "provenance.json")
     report["weak"] = {"read": sum(one["pairs"] for one in facts["inputs"]), "kept_by_type": facts["kept_by_type"]}
     report["inputs"] = {one["file"]["name"]: one["file"] for one in facts["inputs"]}
@@ -213,6 +227,19 @@ def _weak_pairs(content: dict[str, Any], folder: Path, limit: int, report: dict[
     for path in sorted((folder / "data").glob("*.parquet")):
         pairs += [Pair(**{name: record[name] for name in COLUMNS}) for _, record in read_records(path)]
     return pairs
+
+
+def _folder_hash(folder: Path) -> str | None:
+    return hash_folder(folder, deep=True) if folder.is_dir() else None
+
+
+def _paths_in(value: Any) -> set[Path]:
+    """All files and folders that are named anywhere in a recipe."""
+    if isinstance(value, Mapping):
+        return set().union(*map(_paths_in, value.values()))
+    if isinstance(value, list | tuple):
+        return set().union(*map(_paths_in, value))
+    return {Path(value)} if isinstance(value, str) and os.sep in value and Path(value).exists() else set()
 
 
 def _prepare_source(

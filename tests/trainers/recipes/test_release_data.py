@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -162,6 +163,29 @@ def test_the_same_plan_gives_the_same_bytes_and_keeps_the_weak_pairs(
     prepare(raw["plan"], raw["data"], release)
     assert weak.stat().st_mtime_ns == made
     assert files_of(release) == before
+
+
+def test_weak_pairs_are_made_again_when_a_raw_file_or_they_themselves_have_changed(
+    raw: dict[str, Any], release: Path, tmp_path: Path
+) -> None:
+    data, output = tmp_path / "data", tmp_path / "release"
+    shutil.copytree(raw["data"], data)
+    shutil.copytree(release, output)
+    plan = data / raw["plan"].name
+    made = output / "weak" / "provenance.json"
+    before = made.stat().st_ino
+    prepare(plan, data, output)
+    assert made.stat().st_ino == before, "the same files in another place"
+    raw_file = next((data / "weak_pairs").glob("*.gz"))
+    lines = gzip.decompress(raw_file.read_bytes()).splitlines(keepends=True)
+    raw_file.write_bytes(gzip.compress(b"".join(lines[1:])))
+    counts = prepare(plan, data, output)
+    assert counts["weak"]["read"] == 7 * 32 - 1
+    whole = files_of(output / "weak")
+    shard = next((output / "weak" / "data").glob("*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-50])
+    prepare(plan, data, output)
+    assert files_of(output / "weak") == whole
 
 
 def test_another_plan_does_not_go_on_in_the_same_folder(raw: dict[str, Any], release: Path) -> None:

@@ -356,17 +356,41 @@ def test_two_processes_train_and_rerank_as_one(files: Path, environment: dict[st
         torch.testing.assert_close(value, weights[name], rtol=1e-5, atol=1e-5)
 
 
-def test_killed_and_resumed_equals_uninterrupted(files: Path, environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("script", "data", "own"),
+    [
+        (sft, "sft.jsonl", "trainable: lora\nlora_dropout: 0.1\nnum_negatives: 3\nscore_form: mean_log_prob\n"),
+        (cpt, "pairs.jsonl", "trainable: full\nbf16: false\n"),
+    ],
+    ids=["sft", "cpt"],
+)
+def test_killed_and_resumed_equals_uninterrupted(
+    files: Path, environment: dict[str, str], tmp_path: Path, script: Any, data: str, own: str
+) -> None:
     config = tmp_path / "own.yaml"
-    config.write_text("trainable: lora\nlora_dropout: 0.1\nnum_negatives: 3\nscore_form: mean_log_prob\n")
+    config.write_text(own)
     options = [
         *("--config", str(config), "--model_name_or_path", str(files / "model"), *SMALL),
-        *("--train_data", str(files / "sft.jsonl"), "--per_device_train_batch_size", "4"),
-        *("--max_steps", "40", "--save_steps", "4", "--resume_from_checkpoint", "auto", *CONTEXT),
+        *("--train_data", str(files / data), "--per_device_train_batch_size", "4"),
+        *(
+            "--max_steps",
+            "40",
+            "--save_steps",
+            "4",
+            "--resume_from_checkpoint",
+            "auto",
+            *(CONTEXT if script is sft else []),
+        ),
     ]
-    sft.main([*options, "--output_dir", str(tmp_path / "whole")])
+    script.main([*options, "--output_dir", str(tmp_path / "whole")])
     killed = tmp_path / "killed"
-    command = [sys.executable, str(TRAINERS / "sft.py"), *options, "--output_dir", str(killed)]
+    command = [
+        sys.executable,
+        str(TRAINERS / f"{script.__name__.rpartition('.')[2]}.py"),
+        *options,
+        "--output_dir",
+        str(killed),
+    ]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (killed / "checkpoint-8").exists() and process.poll() is None and time.monotonic() < deadline:

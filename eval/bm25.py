@@ -12,7 +12,6 @@ Reference: Robertson and Zaragoza, The Probabilistic Relevance Framework: BM25 a
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -27,6 +26,8 @@ from modeling_tsarank.eval.extras import require
 from modeling_tsarank.eval.index_cache import cached_index, content_hash
 from modeling_tsarank.eval.selection import TopSelector
 from modeling_tsarank.eval.types import Run
+from modeling_tsarank.files.reading import read_json
+from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_errors import InputError
 
 
@@ -114,10 +115,10 @@ class BM25Index:
             retriever = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numpy")
             retriever.index(corpus, show_progress=False)
             retriever.save(folder, show_progress=False)
-            (folder / "ids.json").write_text(json.dumps(list(ids)), encoding="utf-8")
+            write_json(folder / "ids.json", list(ids))
 
         def load(folder: Path) -> BM25Index:
-            loaded_ids = json.loads((folder / "ids.json").read_text(encoding="utf-8"))
+            loaded_ids = read_json(folder / "ids.json")
             return cls(bm25s.BM25.load(folder, mmap=True), loaded_ids)
 
         return cached_index("bm25", made_from, build, load, cache_dir)

@@ -6,7 +6,6 @@ theirs. Every pair is compared; there is no approximation.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,8 @@ from modeling_tsarank.eval.extras import require
 from modeling_tsarank.eval.index_cache import cached_index, content_hash, model_fingerprint
 from modeling_tsarank.eval.selection import TopSelector
 from modeling_tsarank.eval.types import Run
+from modeling_tsarank.files.reading import read_json
+from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_errors import ModelError
 
 
@@ -86,10 +87,10 @@ class DenseIndex:
                     parts.append(normalized(encoder.encode_document(part, **_options(batch_size))))
                     bar.update(len(part))
             np.save(folder / "embeddings.npy", np.concatenate(parts))
-            (folder / "ids.json").write_text(json.dumps(list(ids)), encoding="utf-8")
+            write_json(folder / "ids.json", list(ids))
 
         def load(folder: Path) -> DenseIndex:
-            loaded_ids = json.loads((folder / "ids.json").read_text(encoding="utf-8"))
+            loaded_ids = read_json(folder / "ids.json")
             return cls(encoder, np.load(folder / "embeddings.npy", mmap_mode="r"), loaded_ids, batch_size)
 
         return cached_index("dense", made_from, build, load, cache_dir)

@@ -17,6 +17,8 @@ from filelock import FileLock
 
 from modeling_tsarank.file_hashes import hash_file, hash_folder
 from modeling_tsarank.files.caches import CACHE_VARIABLE, cache_root
+from modeling_tsarank.files.reading import read_json_object
+from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 
 
@@ -160,7 +162,7 @@ def _load_or_build(
 
 def _load_checked(folder: Path, described: Mapping[str, Any], load: Callable[[Path], T]) -> T:
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json_object(folder / _MANIFEST)
         if manifest["made_from"] != json.loads(json.dumps(described)):
             raise BrokenIndexError("it was made from something else")
         for name, (size, checksum) in manifest["files"].items():
@@ -179,7 +181,7 @@ def _write_manifest(folder: Path, described: Mapping[str, Any]) -> None:
                 os.fsync(file.fileno())
             files[path.relative_to(folder).as_posix()] = (path.stat().st_size, _checksum(path))
     manifest = {"made_from": described, "files": files}
-    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    write_json(folder / _MANIFEST, manifest)
 
 
 def _checksum(path: Path) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_tsarank.file_hashes import hash_parts
-from modeling_tsarank.files.reading import read_json
+from modeling_tsarank.files.reading import parse_json_object, read_json
 from modeling_tsarank.files.writing import write_errors, write_json
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 
@@ -216,8 +216,8 @@ def _parse_line(line: bytes) -> BlockRecord | None:
     """The record of a line, `None` where it is not whole or was edited."""
     if not line.endswith(b"\n"):
         return None
-    with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        values = json.loads(line)
+    with suppress(InputError, TypeError, KeyError):
+        values = parse_json_object(line, "")
         if values.pop("sha256") == _record_hash(values):
             return BlockRecord(**values)
     return None

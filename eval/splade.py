@@ -7,7 +7,6 @@ SPLADE v2: Sparse Lexical and Expansion Model for Information Retrieval, 2021, e
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,8 @@ from modeling_tsarank.eval.extras import require
 from modeling_tsarank.eval.index_cache import cached_index, content_hash, model_fingerprint
 from modeling_tsarank.eval.selection import TopSelector
 from modeling_tsarank.eval.types import Run
+from modeling_tsarank.files.reading import read_json
+from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_errors import ModelError
 from modeling_tsarank.ranking_options import whole_number
 
@@ -158,10 +159,10 @@ class SpladeIndex:
         def build(folder: Path) -> None:
             documents = encoder.encode(texts, "SPLADE index", show_progress)
             sparse.save_npz(folder / "documents.npz", documents, compressed=False)
-            (folder / "ids.json").write_text(json.dumps(list(ids)), encoding="utf-8")
+            write_json(folder / "ids.json", list(ids))
 
         def load(folder: Path) -> SpladeIndex:
-            loaded_ids = json.loads((folder / "ids.json").read_text(encoding="utf-8"))
+            loaded_ids = read_json(folder / "ids.json")
             return cls(encoder, sparse.load_npz(folder / "documents.npz"), loaded_ids)
 
         return cached_index("splade", made_from, build, load, cache_dir)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-import gzip
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from modeling_tsarank.files.fields import shown
+from modeling_tsarank.files.reading import read_json_object, read_json_rows, read_text
+from modeling_tsarank.files.tables import open_parquet, read_csv, read_parquet
 from modeling_tsarank.hub_cards.file_selection import Selection, select_files
 from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, UNKNOWN_LICENSE, Publication
 from modeling_tsarank.hub_cards.rendering import cell, line, render
@@ -105,7 +106,7 @@ def _own_card(folder: Path, selection: Selection) -> str | None:
     path = folder / CARD_NAME
     if CARD_NAME not in selection.paths:
         return None
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     if not text.startswith("---"):
         raise InputError(f"{path} has no metadata (a block between two lines of ---); complete it, or take it away")
     return text
@@ -136,7 +137,7 @@ def _made_card(
             }
         ],
     }
-    record = json.loads((folder / PROVENANCE).read_text(encoding="utf-8")) if (folder / PROVENANCE).is_file() else {}
+    record = read_json_object(folder / PROVENANCE, allow_nan=True) if (folder / PROVENANCE).is_file() else {}
     return render(
         "dataset_card.md",
         metadata=DatasetCardData(**{key: value for key, value in metadata.items() if value}).to_yaml(),
@@ -187,36 +188,23 @@ def _describe(folder: Path, splits: dict[str, list[str]]) -> tuple[dict[str, str
 
 
 def _parquet(path: Path) -> tuple[dict[str, str], int]:
-    import pyarrow.parquet
-
-    file = pyarrow.parquet.ParquetFile(path)
+    file = open_parquet(path)
     return {field.name: str(field.type) for field in file.schema_arrow}, file.metadata.num_rows
 
 
 def _lines(path: Path) -> tuple[dict[str, str], int]:
-    """Columns and rows of JSON Lines (types of the first row) or of CSV (all text)."""
-    lines = _read_lines(path)
-    first = next(lines, None)
-    if first is None:
-        raise InputError(f"{path} is empty")
-    if path.suffix in (".csv", ".tsv"):
-        import csv
-
-        separator = "\t" if path.suffix == ".tsv" else ","
-        with path.open(encoding="utf-8", newline="") as stream:
-            header, *rest = csv.reader(stream, delimiter=separator)
-        return dict.fromkeys(header, "string"), len(rest)
-    try:
-        row = json.loads(first)
-        types = {name: _type(value) for name, value in row.items()}
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{path} does not hold one JSON object a line") from error
-    return types, 1 + sum(1 for text in lines if text.strip())
-
-
-def _read_lines(path: Path) -> Iterator[str]:
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as stream:
-        yield from stream
+    """Columns and rows of JSON Lines (types of the first row) or of CSV (all text); every row is looked at."""
+    columns: dict[str, str] = {}
+    count = 0
+    rows = read_csv(path) if {".csv", ".tsv"} & set(path.suffixes) else read_json_rows(path, allow_nan=True)
+    for place, row in rows:
+        if not isinstance(row, dict):
+            raise InputError(f"{place}: a JSON object was expected, found {shown(row)}")
+        columns = columns or {name: _type(value) for name, value in row.items()}
+        count += 1
+    if not count:
+        raise InputError(f"{path} has no rows")
+    return columns, count
 
 
 def _type(value: Any) -> str:
@@ -231,17 +219,15 @@ _ORIGINS = ("query_type", "first_stage", "teacher", "source", "type")
 
 def _origins(folder: Path, splits: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
     """How many rows come from where, by the columns that say so."""
-    import pyarrow.parquet
-
     files = [folder / path for paths in splits.values() for path in paths if path.endswith(".parquet")]
     if not files:
         return
-    names = set(pyarrow.parquet.ParquetFile(files[0]).schema_arrow.names)
+    names = set(open_parquet(files[0]).schema_arrow.names)
     for column in _ORIGINS:
         if column in names:
             counts = Counter[str]()
             for file in files:
-                counts.update(map(str, pyarrow.parquet.read_table(file, columns=[column])[column].to_pylist()))
+                counts.update(str(row[column]) for _, row in read_parquet(file, [column]) if row[column] is not None)
             shown = [f"{cell(name)} {count:,}" for name, count in counts.most_common(8)]
             yield column.replace("_", " "), ", ".join(shown) + (" …" if len(counts) > 8 else "")
 

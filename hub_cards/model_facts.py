@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from modeling_tsarank.embedded_models import RECORD_FILE, embedded_checkpoint, releases
 from modeling_tsarank.file_hashes import hash_folder
-from modeling_tsarank.files.reading import parse_json_object, read_json_object
+from modeling_tsarank.files.reading import parse_json_object, read_json, read_json_object
 from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.ranking_options import CONFIG_KEY
 
@@ -117,9 +116,9 @@ def read_model(folder: Path, base: BaseModel | None = None) -> ModelFacts:
     if not path.is_file():
         hint = "; it holds only an adapter: publish that with --adapter-only" if (folder / "adapter").is_dir() else ""
         raise ModelError(f"{folder} is no model folder: it holds no config.json{hint}")
-    config = _read(path)
+    config = read_json_object(path, allow_nan=True)
     record_at = next((p for p in (folder / RECORD_NAME, folder.parent / RECORD_NAME) if p.is_file()), None)
-    record = None if record_at is None else _read(record_at)
+    record = None if record_at is None else read_json_object(record_at, allow_nan=True)
     if not adapter and record_at is not None and record_at.parent != folder:
         record = None  # the record beside a whole model's folder is another model's
     options = config.get(CONFIG_KEY) or (record or {}).get("ranking_options") or {}
@@ -134,10 +133,6 @@ def read_model(folder: Path, base: BaseModel | None = None) -> ModelFacts:
     )
     facts.parameters, facts.dtype = _weights(folder)
     return facts
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return read_json_object(path, allow_nan=True)
 
 
 def _base_of(
@@ -196,8 +191,7 @@ def safetensors_header(path: Path) -> dict[str, Any]:
             length = int.from_bytes(stream.read(8), "little")
             if length > min(path.stat().st_size, 100_000_000):
                 raise ValueError("its header is longer than the file")
-            header: dict[str, Any] = parse_json_object(stream.read(length), str(path))
-            return header
+            return parse_json_object(stream.read(length), str(path))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} is no readable safetensors file ({error})") from error
 
@@ -213,7 +207,7 @@ def release_evaluations(folder: Path) -> list[Evaluation]:
     for release in releases().values():
         path = release.folder / EVALUATIONS
         if release.cached_folder == folder and path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_json(path)
             return [Evaluation(one) for one in found if one["checkpoint"] == embedded_checkpoint(release.name)]
     return []
 
@@ -236,7 +230,7 @@ def read_evaluations(paths: Sequence[Path], folder: Path, other_checkpoint: bool
         if not files:
             raise InputError(f"{path} holds no metrics.json; give the folder that `tsarank evaluate --output` wrote")
         for file in files:
-            values = _read(file)
+            values = read_json_object(file, allow_nan=True)
             if "measures" not in values or "dataset" not in values:
                 raise InputError(f"{file} was not written by `tsarank evaluate`")
             own = own or _own_checkpoints(folder)

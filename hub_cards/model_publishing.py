@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import modeling_tsarank
+from modeling_tsarank.files.reading import read_json_object, read_text
 from modeling_tsarank.hub_cards.file_selection import Selection, select_files
 from modeling_tsarank.hub_cards.model_cards import render_model_card
 from modeling_tsarank.hub_cards.model_facts import (
@@ -206,7 +207,10 @@ def _weight_names(folder: Path) -> set[str]:
         return {"model.safetensors"}
     if not index.is_file():
         raise ModelError(f"{folder} holds neither model.safetensors nor {INDEX_NAME}")
-    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ModelError(f"{index} names no files of weights (weight_map)")
+    names = set(weight_map.values())
     missing = sorted(name for name in names if not (folder / name).is_file())
     if missing:
         raise ModelError(f"{folder} lacks {missing[0]}, which its index names")
@@ -232,7 +236,11 @@ def _with_imports(file: Path, found: dict[str, Path]) -> dict[str, Path]:
     if not file.is_file():
         raise ModelError(f"{file.parent} lacks the modeling file {file.name}; save the model again")
     found[file.name] = file
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    try:
+        code = ast.parse(read_text(file))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ModelError(f"{file} is no Python file ({error}); save the model again") from error
+    for node in ast.walk(code):
         if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
             beside = file.with_name(f"{node.module}.py")
             if beside.name not in found:

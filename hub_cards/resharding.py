@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.hub_cards.model_facts import safetensors_header
 from modeling_tsarank.ranking_errors import ResourceError
 
@@ -50,7 +50,7 @@ def reshard(files: Sequence[Path], folder: Path, limit: int) -> list[Path]:
             "weight_map": dict(sorted(weight_map.items())),
         }
         path = folder / INDEX_NAME
-        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_json(path, index)
         written.append(path)
     return written
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from pathlib import Path
 from typing import Any
 
+from modeling_tsarank.files.reading import read_json_object
+from modeling_tsarank.files.writing import write_text
 from modeling_tsarank.hub_cards.model_cards import render_model_card
 from modeling_tsarank.hub_cards.model_facts import RECORD_NAME, read_model
 from modeling_tsarank.hub_cards.model_publishing import ModelOptions, prepare_model
 from modeling_tsarank.hub_cards.publications import CARD_NAME
-from modeling_tsarank.trainers.saving import whole_files
+from modeling_tsarank.ranking_errors import InputError
 
 
 logger = logging.getLogger(__name__)
@@ -27,8 +28,7 @@ def write_card(trainer: Any) -> None:
     facts = read_model(folder)
     license_id = (facts.base.license if facts.base else None) or "unknown"
     card = render_model_card(facts, _repo_id(trainer), _tag(folder), license_id)
-    with whole_files(folder) as staging:
-        (staging / CARD_NAME).write_text(card, encoding="utf-8")
+    write_text(folder / CARD_NAME, card)
 
 
 def push(trainer: Any, message: str | None = None, token: str | None = None) -> str:
@@ -56,5 +56,7 @@ def _repo_id(trainer: Any) -> str:
 
 
 def _tag(folder: Path) -> str:
-    finished = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))["finished"]
+    finished = read_json_object(folder / RECORD_NAME, allow_nan=True).get("finished")
+    if not isinstance(finished, str):
+        raise InputError(f"{folder / RECORD_NAME} does not say when the training finished")
     return "run-" + re.sub(r"[^0-9T]", "", finished).replace("T", "-")

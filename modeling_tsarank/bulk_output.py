@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .bulk_pairs import arrow
+from .files.writing import replacement
 
 
 logger = logging.getLogger(__name__)
@@ -51,18 +52,11 @@ def hashed_parquet(path: Path, schema: Any, digest: str) -> Iterator[Any]:
     The footer holds `digest`, which identifies the job, and the SHA-256 of all bytes before the footer. Raises
     `OSError`.
     """
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            sink = _HashingFile(file)
-            with arrow().parquet.ParquetWriter(sink, schema) as writer:
-                yield writer
-                writer.add_key_value_metadata({_JOB_KEY: digest, _DATA_KEY: sink.sha256.hexdigest()})
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacement(path) as temporary, temporary.open("wb") as file:
+        sink = _HashingFile(file)
+        with arrow().parquet.ParquetWriter(sink, schema) as writer:
+            yield writer
+            writer.add_key_value_metadata({_JOB_KEY: digest, _DATA_KEY: sink.sha256.hexdigest()})
 
 
 def is_output_of(path: Path, digest: str, columns: Sequence[str] | None = None, rows: int | None = None) -> bool:

@@ -9,21 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .files.reading import parse_json_object
+from .files.tables import arrow, open_parquet, parquet_errors
 from .ranking_errors import InputError, ResourceError
 
 
 SUFFIXES = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _BATCH_ROWS = 4096
-
-
-def arrow() -> Any:
-    """pyarrow with its Parquet module. Raises `ResourceError` where it is not installed."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        raise ResourceError("scoring files of pairs needs pyarrow: run pip install 'tsarank[bulk]'") from error
-    return pyarrow
 
 
 @dataclass(frozen=True)
@@ -121,7 +113,7 @@ def plan_shards(files: PairFiles, shard_pairs: int) -> list[Shard]:
     start = 0
     for number, path in enumerate(files.paths):
         if SUFFIXES[Path(path).suffix] == "parquet":
-            rows = _open_parquet(path, files).metadata.num_rows
+            rows = open_parquet(path, files.columns).metadata.num_rows
             starts = [(first, 0) for first in range(0, rows, shard_pairs)]
         else:
             rows, starts = _scan_lines(path, shard_pairs)
@@ -149,22 +141,9 @@ def read_shards(files: PairFiles, shards: Sequence[Shard]) -> Iterator[tuple[Sha
 # ---- Parquet -----------------------------------------------------------------------------------------
 
 
-def _open_parquet(path: str, files: PairFiles) -> Any:
-    pyarrow = arrow()
-    try:
-        opened = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
-    names = opened.schema_arrow.names
-    for column in files.columns:
-        if column not in names:
-            raise InputError(f"{path} has no column {column!r}; its columns: {', '.join(names) or 'none'}")
-    return opened
-
-
 def _read_parquet(path: str, files: PairFiles, shards: Sequence[Shard]) -> Iterator[tuple[Shard, PairRows]]:
     pyarrow = arrow()
-    opened = _open_parquet(path, files)
+    opened = open_parquet(path, files.columns)
     ends: list[int] = []
     for group in range(opened.metadata.num_row_groups):
         ends.append(opened.metadata.row_group(group).num_rows + (ends[-1] if ends else 0))
@@ -176,7 +155,7 @@ def _read_parquet(path: str, files: PairFiles, shards: Sequence[Shard]) -> Itera
     waiting = list(shards)
     collected: list[Any] = []
     # Row groups between the needed ones are skipped, so each group says where its rows begin.
-    try:
+    with parquet_errors(path):
         for group in needed:
             at = ends[group - 1] if group else 0
             for batch in opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=files.columns):
@@ -193,8 +172,6 @@ def _read_parquet(path: str, files: PairFiles, shards: Sequence[Shard]) -> Itera
                     collected = []
                     yield shard, _rows_of_table(table, files, shard)
                 at += batch.num_rows
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
 
 
 def _rows_of_table(table: Any, files: PairFiles, shard: Shard) -> PairRows:
@@ -247,12 +224,7 @@ def _read_lines(path: str, files: PairFiles, shards: Sequence[Shard]) -> Iterato
 
 
 def _parse(line: bytes, place: str, files: PairFiles) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:
-        raise InputError(f"{place} (counted from 0): not JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise InputError(f"{place} (counted from 0): expected an object, got {type(row).__name__}")
+    row = parse_json_object(line, f"{place} (counted from 0)")
     for column in files.columns:
         if column not in row:
             raise InputError(f"{place} (counted from 0): no field {column!r}; fields: {', '.join(row) or 'none'}")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,9 @@ from .bulk_output import hashed_parquet, is_output_of
 from .bulk_pairs import PairFiles, PairRows, Shard, arrow, find_files, plan_shards, read_shards, writing_error
 from .document_store import open_store, use_store
 from .file_hashes import HashedFile, hash_parts
-from .ranking_errors import InputError, ResourceError
+from .files.reading import read_json
+from .files.writing import replacement
+from .ranking_errors import InputError, ResourceError, TSARankError
 from .ranking_options import settle_whole_numbers
 from .ranking_text import clean_query, cuts_reported, document_text
 
@@ -104,8 +105,8 @@ class PreparedJob:
     def unfinished(self) -> list[Shard]:
         """Shards whose output is not there whole, or was made by another job or model."""
         try:
-            model = json.loads((Path(self.job.output) / _MODEL).read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # nobody knows what the scores come from
+            model = read_json(Path(self.job.output) / _MODEL)
+        except TSARankError:  # nobody knows what the scores come from
             return list(self.shards)
         digest, columns = self.shard_digest(model), ["row", "score", *self.job.keep]
         return [s for s in self.shards if not is_output_of(self.path(s), digest, columns, s.rows)]
@@ -250,11 +251,9 @@ def _claim(output: Path, name: str, value: Any, difference: str) -> None:
     if not path.exists():
         _write_json(path, value)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}); delete it if the folder's results may be overwritten"
-        ) from error
+        found = read_json(path)
+    except TSARankError as error:
+        raise InputError(f"{error}; delete the file if the folder's results may be overwritten") from error
     if found != value:
         raise InputError(
             f"{output} holds scores {difference} ({name} differs); name another --output or empty this one"
@@ -293,14 +292,11 @@ def tokenizer_identity(tokenizer: Any) -> str:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        with replacement(path) as temporary:
+            temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise writing_error(error, path.parent) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # ---- one shard ---------------------------------------------------------------------------------------

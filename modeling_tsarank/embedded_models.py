@@ -35,6 +35,7 @@ from .default_model import (
 )
 from .file_hashes import hash_file
 from .files.caches import cache_root
+from .files.reading import read_json_object
 from .ranking_errors import ModelError, ResourceError
 
 
@@ -132,7 +133,7 @@ def releases() -> dict[str, Release]:
 
 def read_release(folder: Path) -> Release:
     """The release in a folder, as its `release.json` describes it; one that it was made on lies beside it."""
-    facts = json.loads((folder / RELEASE_FILE).read_text(encoding="utf-8"))
+    facts = read_json_object(folder / RELEASE_FILE)
     below = facts.get("on") or {}
     # Not an error yet: names are looked up for every model, whether it is a release or not.
     beside = folder.parent / below["release"] if below else None
@@ -224,7 +225,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[Any, Any
 
     if not (folder / ADAPTER_CONFIG).is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
         raise ModelError(f"{folder} holds no adapter ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS})")
-    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    config = read_json_object(folder / ADAPTER_CONFIG)
     unknown = [name for name in _UNSUPPORTED if config.get(name)]
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or unknown:
         raise ModelError(f"{folder} is no plain LoRA adapter ({', '.join(unknown) or config.get('peft_type')})")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from modeling_tsarank.embedded_models import (
     read_release,
 )
 from modeling_tsarank.file_hashes import hash_file
+from modeling_tsarank.files.reading import read_json_object
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.ranking_options import CONFIG_KEY
@@ -113,7 +113,7 @@ def record_example(release: str | Path, query: str, documents: str | Path) -> di
     scores = merged_ranker(read_release(Path(release))).predict([(query, one.text) for one in found])
     by_id = {one.id: round(float(score), 6) for one, score in zip(found, scores, strict=True)}
     path = Path(release) / RELEASE_FILE
-    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts = read_json_object(path)
     facts["example"] = {"query": query, "documents": Path(documents).name, "scores": by_id}
     write_json(path, facts)
     return by_id
@@ -137,7 +137,7 @@ def make_release(adapters: Sequence[str | Path], ranker: str | Path, output: str
     """
     ranker, output = Path(ranker), Path(output)
     config = ranker / "config.json"
-    ranking = json.loads(config.read_text(encoding="utf-8")).get(CONFIG_KEY) if config.is_file() else None
+    ranking = read_json_object(config).get(CONFIG_KEY) if config.is_file() else None
     if not ranking:
         raise InputError(f"{ranker} is no ranking folder: its config.json has no {CONFIG_KEY!r}")
     record = ranker / RECORD_NAME
@@ -156,6 +156,6 @@ def make_release(adapters: Sequence[str | Path], ranker: str | Path, output: str
     if below is not None:
         facts["on"] = {"release": on, "adapter_sha256": read_release(below.parent).adapter_sha256}
     facts |= {"adapter_sha256": hash_file(output / ADAPTER_WEIGHTS), "ranking": ranking}
-    write_json(output / RECORD_NAME, json.loads(record.read_text(encoding="utf-8")))
+    write_json(output / RECORD_NAME, read_json_object(record, allow_nan=True))
     write_json(output / RELEASE_FILE, facts)
     return size

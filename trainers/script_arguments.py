@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from modeling_tsarank.files.reading import parse_json
 from modeling_tsarank.ranking_errors import InputError
 
 
@@ -91,10 +91,7 @@ class RankerArguments(BaseModelArguments):
 
     def __post_init__(self) -> None:
         if isinstance(self.ranking_options, str):
-            try:
-                self.ranking_options = json.loads(self.ranking_options)
-            except ValueError as error:
-                raise InputError(f"ranking_options must be JSON, got {self.ranking_options!r} ({error})") from error
+            self.ranking_options = parse_json(self.ranking_options, "ranking_options")
         if self.ranking_options is not None and not isinstance(self.ranking_options, dict):
             raise InputError(f"ranking_options must be a JSON object, got {self.ranking_options!r}")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from modeling_tsarank.command_line import DEBUG_VARIABLE, run_command
+from modeling_tsarank.files.reading import parse_yaml, read_text
 from modeling_tsarank.ranking_errors import InputError, ResourceError, TSARankError
 from modeling_tsarank.trainers.stopping import (
     LAUNCHER,
@@ -66,10 +67,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     Loader.add_implicit_resolver(_YAML_BOOLEAN, re.compile("(?:true|false|True|False|TRUE|FALSE)$"), list("tTfF"))
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8-sig"), Loader)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    values = parse_yaml(read_text(path), str(path), Loader)
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise InputError(f"{path}: expected one option a line, such as `learning_rate: 3e-5`")
     return values

@@ -5,7 +5,6 @@ Nothing private goes in: of local files only their names, of the settings neithe
 
 from __future__ import annotations
 
-import json
 import platform
 from dataclasses import MISSING, dataclass, fields
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from transformers import TrainingArguments
 from modeling_tsarank.default_model import DEFAULT_NAME, GGUF_NAME, GGUF_SHA256
 from modeling_tsarank.embedded_models import RECORD_FILE, embedded_language_model, releases
 from modeling_tsarank.file_hashes import hash_file
+from modeling_tsarank.files.reading import read_json_object
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.trainers.data.provenance import FILE_NAME as PROVENANCE_NAME
 from modeling_tsarank.trainers.data.provenance import recorded_origin
@@ -159,13 +159,13 @@ def base_model_facts(name_or_path: str) -> dict[str, Any]:
         return {**DEFAULT_MODEL, "local": False, "training": None}
     for release in releases().values():
         if release.name == embedded or path == release.cached_folder:
-            record = json.loads((release.folder / RECORD_NAME).read_text(encoding="utf-8"))
-            return {"name": release.name, "license": DEFAULT_MODEL["license"], "local": False, "training": record}
+            training = read_json_object(release.folder / RECORD_NAME, allow_nan=True)
+            return {"name": release.name, "license": DEFAULT_MODEL["license"], "local": False, "training": training}
     if not name_or_path or not path.exists():
         return {"name": name_or_path or None, "license": None, "local": False, "training": None}
     record = path / RECORD_NAME if path.is_dir() else path.with_name(RECORD_NAME)
-    training = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
-    return {"name": path.resolve().name, "license": None, "local": True, "training": training}
+    own = read_json_object(record, allow_nan=True) if record.is_file() else None
+    return {"name": path.resolve().name, "license": None, "local": True, "training": own}
 
 
 def settings(args: TrainingArguments) -> dict[str, Any]:

@@ -259,6 +259,30 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, An
         yield place, parse_json_object(line, place)
 
 
+def parse_yaml(text: str, place: str, loader: Any = None) -> Any:
+    """One YAML document as plain values.
+
+    Args:
+        text: The document.
+        place: File for the error message, which adds the line.
+        loader: A subclass of `yaml.SafeLoader`, which is the default.
+
+    Raises:
+        InputError: It is not YAML, too deep, or has a value that Python cannot hold.
+        ResourceError: PyYAML is missing.
+    """
+    try:
+        import yaml
+    except ModuleNotFoundError as error:
+        raise ResourceError("YAML files need PyYAML: pip install 'tsarank[train]'") from error
+    try:
+        return yaml.load(text, loader or yaml.SafeLoader)
+    except RecursionError:
+        raise InputError(f"{place}: YAML nested too deep") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise InputError(f"{place}: not YAML ({' '.join(str(error).split()):.300})") from error
+
+
 def read_json_rows(path: str | os.PathLike[str], allow_nan: bool = False) -> Iterator[tuple[str, Any]]:
     """Yields (place, value) for the rows of a JSON array, of an object's list `data`, or of JSON Lines.
 

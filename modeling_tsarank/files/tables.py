@@ -85,15 +85,17 @@ def open_parquet(path: str | os.PathLike[str], columns: Sequence[str] = ()) -> A
     return opened
 
 
-def read_parquet(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (place, row) for every row; place is `FILE, row N`.
+def read_parquet(
+    path: str | os.PathLike[str], columns: Sequence[str] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (place, row) for every row, with these columns or all; place is `FILE, row N`.
 
     Raises:
         InputError: See `open_parquet` and `parquet_errors`.
     """
     number = 0
-    with open_parquet(path) as opened:
-        batches = opened.iter_batches(batch_size=256)
+    with open_parquet(path, columns or ()) as opened:
+        batches = opened.iter_batches(batch_size=256, columns=columns)
         while True:
             with parquet_errors(path):
                 batch = next(batches, None)

@@ -43,8 +43,29 @@ def write_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def replacement(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """`whole_file` for callers that say in their own words what the system refused: raises `OSError` as it comes."""
+    path = Path(path)
+    target, plain = _target_of(path)
+    if plain:
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder) / "content"
+            yield temporary
+            with temporary.open("rb") as source, _open_plainly(target) as sink:
+                shutil.copyfileobj(source, sink)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{secrets.token_hex(8)}.partial")
+    try:
+        yield temporary
+        _replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path with the suffix of `path`; its content becomes `path` when the block ends well.
+    """Yields a temporary path, whose content becomes that of `path` when the block ends well.
 
     A link stays: what it leads to is replaced, with its mode and owner kept. What stands under `/dev` or
     `/proc/self/fd`, a pipe or a socket is written to and never replaced. The folder is made if need be. An error or
@@ -54,23 +75,8 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         InputError: `path` is a folder, or leads to a file of the Hub's cache, which other programs share.
         ResourceError: see `write_errors`.
     """
-    path = Path(path)
-    with write_errors(path):
-        target, plain = _target_of(path)
-        if plain:
-            with tempfile.TemporaryDirectory() as folder:
-                temporary = Path(folder) / f"content{path.suffix}"
-                yield temporary
-                with temporary.open("rb") as source, _open_plainly(target) as sink:
-                    shutil.copyfileobj(source, sink)
-            return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{secrets.token_hex(8)}.partial{path.suffix}")
-        try:
-            yield temporary
-            _replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with write_errors(Path(path)), replacement(path) as temporary:
+        yield temporary
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from modeling_tsarank.files.reading import parse_json
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 
 
@@ -71,7 +72,7 @@ class RequestCache:
                     self.hits += 1
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from error
-        return None if row is None else json.loads(row[0])
+        return None if row is None else parse_json(row[0], str(self.path))
 
     def put(self, request: Any, answer: Any) -> None:
         """Keeps an answer; on disk when this returns. An answer that is there already is replaced."""

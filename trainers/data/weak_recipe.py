@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from modeling_tsarank.eval.extras import require
+from modeling_tsarank.files.reading import parse_yaml, read_text
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.filters import build_options
 from modeling_tsarank.trainers.data.readers import Source
@@ -58,27 +58,13 @@ class Recipe:
         return next((licence for pattern, licence in self.licences.items() if fnmatchcase(source, pattern)), None)
 
 
-def load_yaml(text: str, where: str) -> Any:
-    """YAML as plain values. Raises `InputError`, with the line, where it is none."""
-    yaml = require("yaml", extra="data", purpose="Reading recipes")
-    try:
-        return yaml.safe_load(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"{where}: not YAML ({' '.join(str(error).split())})") from error
-
-
 def read_recipe(path: Path) -> dict[str, Any]:
     """The content of a recipe's file.
 
     Raises:
         InputError: there is no such file, it is not YAML, or it has keys that no recipe has.
     """
-    try:
-        content = load_yaml(path.read_text(encoding="utf-8"), str(path))
-    except FileNotFoundError:
-        raise InputError(f"no recipe {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+    content = parse_yaml(read_text(path), str(path))
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected {', '.join(_KEYS)}")
     return content
@@ -133,4 +119,4 @@ def source_from_option(text: str) -> dict[str, Any]:
 
 def filter_from_option(text: str) -> Any:
     """A filter from `NAME` or `NAME: {OPTION: VALUE, …}` on the command line."""
-    return load_yaml(text, f"--filter {text!r}")
+    return parse_yaml(text, f"--filter {text!r}")

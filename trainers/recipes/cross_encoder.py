@@ -15,13 +15,12 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_tsarank.batch_invariance import cpu_has_bfloat16
 from modeling_tsarank.file_hashes import hash_file
-from modeling_tsarank.files.reading import read_json, read_text
+from modeling_tsarank.files.reading import parse_yaml, read_json, read_text
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_checkpoints import load_errors
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.filters import build_options
 from modeling_tsarank.trainers.data.teacher_scores import exact_scores
-from modeling_tsarank.trainers.data.weak_recipe import load_yaml
 from modeling_tsarank.trainers.losses import kl_to_teacher, margin_mse_loss
 from modeling_tsarank.trainers.training_data import load_training_rows
 
@@ -102,7 +101,7 @@ def read_plan(path: Path, lists: Path, base: str | None = None) -> CrossEncoderP
     Raises:
         InputError: the file cannot be read, an option is unknown, or a value is wrong.
     """
-    content = load_yaml(read_text(path).replace("$LISTS", str(lists)), str(path))
+    content = parse_yaml(read_text(path).replace("$LISTS", str(lists)), str(path))
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected options by name")
     return build_options(CrossEncoderPlan, content if base is None else {**content, "base": base}, str(path))

@@ -16,14 +16,13 @@ from typing import Any
 from modeling_tsarank.eval.run_files import write_run
 from modeling_tsarank.eval.types import Document
 from modeling_tsarank.file_hashes import hash_file
-from modeling_tsarank.files.reading import read_text
+from modeling_tsarank.files.reading import parse_yaml, read_text
 from modeling_tsarank.files.writing import write_json, write_jsonl, write_text
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.filters import build_options
 from modeling_tsarank.trainers.data.hard_negatives import MiningOptions
 from modeling_tsarank.trainers.data.leakage_check import LeakageCheck
 from modeling_tsarank.trainers.data.provenance import COUNTS, package_versions
-from modeling_tsarank.trainers.data.weak_recipe import load_yaml
 from modeling_tsarank.trainers.data.weak_text import words_of
 from modeling_tsarank.trainers.recipes.development_pools import PoolSource, write_pool
 from modeling_tsarank.trainers.recipes.development_reading import Judged, passages_of, queries_of, read_judged
@@ -161,7 +160,7 @@ def is_development_plan(path: Path) -> bool:
 
 
 def _content(path: Path, data: Path) -> dict[str, Any]:
-    content = load_yaml(read_text(path).replace(DATA_VARIABLE, str(data)), str(path))
+    content = parse_yaml(read_text(path).replace(DATA_VARIABLE, str(data)), str(path))
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected options by name")
     return content

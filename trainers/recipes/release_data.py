@@ -18,7 +18,7 @@ import numpy as np
 
 from modeling_tsarank.eval.run_files import write_run
 from modeling_tsarank.file_hashes import hash_file, hash_folder, hash_parts
-from modeling_tsarank.files.reading import read_json
+from modeling_tsarank.files.reading import parse_yaml, read_json, read_text
 from modeling_tsarank.files.writing import write_json, write_text
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.filters import build_options
@@ -26,7 +26,7 @@ from modeling_tsarank.trainers.data.list_building import SourceQuery
 from modeling_tsarank.trainers.data.provenance import COUNTS, describe_file, package_versions
 from modeling_tsarank.trainers.data.query_files import write_queries
 from modeling_tsarank.trainers.data.weak_pairs import build_weak_pairs
-from modeling_tsarank.trainers.data.weak_recipe import build_recipe, load_yaml
+from modeling_tsarank.trainers.data.weak_recipe import build_recipe
 from modeling_tsarank.trainers.data.weak_sampling import Sampling, choose
 from modeling_tsarank.trainers.data.weak_types import COLUMNS, Pair
 from modeling_tsarank.trainers.recipes.release_sources import (
@@ -121,11 +121,7 @@ def read_plan(path: Path, data: Path) -> tuple[Plan, dict[str, Any]]:
     """
 
     def content_of(file: Path) -> Any:
-        try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{file} cannot be read: {error}") from error
-        content = load_yaml(text.replace(DATA_VARIABLE, str(data)), str(file))
+        content = parse_yaml(read_text(file).replace(DATA_VARIABLE, str(data)), str(file))
         if not isinstance(content, dict):
             raise InputError(f"{file}: expected options by name")
         return content

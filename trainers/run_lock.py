@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from modeling_tsarank.ranking_errors import InputError, ResourceError
+from modeling_tsarank.files.reading import read_json
+from modeling_tsarank.ranking_errors import InputError, ResourceError, TSARankError
 
 
 LOCK_NAME = ".training.lock"
@@ -66,7 +66,7 @@ def only_training_in(output_dir: str | Path) -> Iterator[None]:
 def _owner(path: Path) -> str:
     """The process that wrote the lock file, in words."""
     try:
-        owner: Any = json.loads(path.read_text(encoding="utf-8"))
+        owner = read_json(path)
         return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (TSARankError, KeyError, TypeError):
         return "a process that has not said which it is"

@@ -1,0 +1,93 @@
+"""Files are read by the shared readers and written by the one writer; whoever does otherwise says here why."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parent.parent.parent
+FOLDERS = ("modeling_tsarank", "eval", "trainers", "hub_cards")
+
+READERS = {
+    *("json.load", "json.loads", "yaml.load", "yaml.safe_load", "csv.reader", "csv.DictReader"),
+    *("gzip.open", "gzip.GzipFile", "bz2.open", "lzma.open", "ParquetFile", "parquet.read_table", "read_schema"),
+}
+OWN_READING = {
+    "modeling_tsarank/bulk_output.py": "a damaged shard of our own is made again",
+    "modeling_tsarank/bulk_scoring.py": "a tokenizer's own JSON, and shards that were checked just before",
+    "modeling_tsarank/bulk_sorting.py": "runs written in the same call",
+    "modeling_tsarank/document_encoding.py": "travels with checkpoints; the bytes have a checksum",
+    "modeling_tsarank/user_text.py": "travels with checkpoints; a tokenizer's own JSON",
+    "trainers/data/http_requests.py": "an answer, not a file; its caller counts what is no JSON",
+    "trainers/data/weak_output.py": "lines written in the same call",
+    "trainers/recipes/release_data.py": "what was made into JSON on the line before",
+    "hub_cards/secret_unpacking.py": "unpacks layer by layer within a budget, and refuses what it cannot",
+}
+OWN_WRITING = {
+    "modeling_tsarank/bulk_output.py": "into the temporary file of the one writer",
+    "modeling_tsarank/bulk_scoring.py": "into the temporary file of the one writer",
+    "modeling_tsarank/document_catalog.py": "into the temporary file of the one writer",
+    "modeling_tsarank/crossencoder_tsarank.py": "travels with checkpoints; the folder is being saved",
+    "modeling_tsarank/default_model.py": "a whole folder takes its name; the file is in a temporary folder",
+    "eval/score_log.py": "a log that is appended to, and its lock",
+    "eval/index_cache.py": "a whole folder takes its name",
+    "trainers/saving.py": "a whole folder takes its name",
+    "trainers/run_lock.py": "a lock",
+    "trainers/data/weak_output.py": "files of a temporary folder",
+    "trainers/data/weak_pairs.py": "a whole folder takes its name",
+}
+
+
+def calls(path: Path) -> Iterator[tuple[ast.Call, str]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield node, ast.unparse(node.func)
+
+
+def reads(node: ast.Call, name: str) -> bool:
+    copies = bool(node.args) and ast.unparse(node.args[0]).startswith("json.dumps(")
+    return not copies and any(name == one or name.endswith(f".{one}") for one in READERS)
+
+
+def writes(node: ast.Call, name: str) -> bool:
+    if name in ("os.replace", "os.rename") or name.endswith((".write_text", ".write_bytes", ".rename")):
+        return True
+    if name.endswith(".replace") and len(node.args) == 1 and not node.keywords:  # a Path's; a string's has two
+        return True
+    if name != "open" and not name.endswith(".open"):
+        return False
+    modes = [*node.args[: 2 if name == "open" else 1], *(k.value for k in node.keywords if k.arg == "mode")]
+    return any(
+        isinstance(mode, ast.Constant) and set(str(mode.value)) & set("wax+") and len(str(mode.value)) < 4
+        for mode in modes
+    )
+
+
+@pytest.mark.parametrize(("does", "allowed"), [(reads, OWN_READING), (writes, OWN_WRITING)], ids=["read", "written"])
+def test_files_are_read_and_written_in_one_place(does, allowed):
+    found = set()
+    for path in sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
+        name = path.relative_to(ROOT).as_posix()
+        if not name.startswith("modeling_tsarank/files/"):
+            lines = [node.lineno for node, called in calls(path) if does(node, called)]
+            assert not lines or name in allowed, f"{name}, line {lines[0]}: use modeling_tsarank.files"
+            found |= {name} if lines else set()
+    assert found == set(allowed), "no longer needed in this list"
+
+
+def test_the_scan_finds_what_it_looks_for():
+    code = (
+        "json.load(f)\ngzip.open(p)\npq.ParquetFile(p)\nos.replace(a, b)\np.replace(q)\np.open('wb')\nopen(p, 'w')\n"
+    )
+    nodes = [node.value for node in ast.parse(code + "p.write_text(t)\n").body if isinstance(node, ast.Expr)]
+    found = [(reads(node, ast.unparse(node.func)), writes(node, ast.unparse(node.func))) for node in nodes]
+    assert found == [(True, False)] * 3 + [(False, True)] * 5
+    harmless = ["json.loads(json.dumps(x))", "s.replace('a', 'b')", "open(p)", "p.open('rb')", "f.write(t)"]
+    for text in harmless:
+        node = ast.parse(text, mode="eval").body
+        assert not reads(node, ast.unparse(node.func)), text
+        assert not writes(node, ast.unparse(node.func)), text

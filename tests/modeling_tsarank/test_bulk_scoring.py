@@ -450,8 +450,8 @@ def test_bad_pairs_are_named_or_skipped(model, tmp_path, by_document) -> None:
     [
         (b'{"query": "a", "document": "b"}\n{"query": ', "p.jsonl", r"p.jsonl, pair 1 \(counted from 0\): not JSON"),
         (b'{"query": "a", "text": "b"}\n', "p.jsonl", "no field 'document'; fields: query, text"),
-        (b"[1]\n", "p.jsonl", "expected an object, got list"),
-        (b"\xff\xfe\n", "p.jsonl", "not JSON"),
+        (b"[1]\n", "p.jsonl", "a JSON object was expected, found list"),
+        (b"\xff\xfe\n", "p.jsonl", "not UTF-8"),
         (b"\n \n", "p.jsonl", "no pairs in"),
         (b"PAR1 but not really", "p.parquet", "cannot be read as Parquet"),
         (b"x", "p.csv", "unknown kind of file '.csv'"),
@@ -490,7 +490,7 @@ def test_a_cut_parquet_file_is_an_error_and_the_shards_before_it_stay(model, tmp
     place = late.dictionary_page_offset or late.data_page_offset
     data[place : place + 40] = b"\xff" * 40
     path.write_bytes(data)
-    with pytest.raises(InputError, match=r"a\.parquet is damaged"):
+    with pytest.raises(InputError, match=r"a\.parquet cannot be read as Parquet"):
         score_pairs(BulkJob((str(path),), str(tmp_path / "out"), shard_pairs=500), model)
     assert len(output_bytes(tmp_path / "out")) == 4
 

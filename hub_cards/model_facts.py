@@ -118,7 +118,7 @@ def read_model(folder: Path, base: BaseModel | None = None) -> ModelFacts:
         raise ModelError(f"{folder} is no model folder: it holds no config.json{hint}")
     config = read_json_object(path, allow_nan=True)
     record_at = next((p for p in (folder / RECORD_NAME, folder.parent / RECORD_NAME) if p.is_file()), None)
-    record = None if record_at is None else read_json_object(record_at, allow_nan=True)
+    record = None if record_at is None else read_training_record(record_at)
     if not adapter and record_at is not None and record_at.parent != folder:
         record = None  # the record beside a whole model's folder is another model's
     options = config.get(CONFIG_KEY) or (record or {}).get("ranking_options") or {}
@@ -133,6 +133,52 @@ def read_model(folder: Path, base: BaseModel | None = None) -> ModelFacts:
     )
     facts.parameters, facts.dtype = _weights(folder)
     return facts
+
+
+_TEXT, _NUMBER = (str, type(None)), (int, float, type(None))
+_RECORD: dict[str, Any] = {
+    "kind": {"cpt", "sft", "distill"},
+    **{"settings": dict, "versions": dict, "evaluations": list, "steps": int, "finished": str},
+    **{"epochs": _NUMBER, "seconds": _NUMBER, "final_loss": _NUMBER, "resumed_from_step": _NUMBER},
+    "best_checkpoint_metric": _TEXT,
+    "data": {**dict.fromkeys(("name", "fingerprint", "config", "split"), _TEXT), "rows": _NUMBER},
+    "trained": {"part": {"lora", "top_blocks", "full"}, "parameters": int, "of": int},
+    "hardware": {"device": str, "processes": int},
+}
+"""The fields of a training record that a card is made of, and their types."""
+
+
+def read_training_record(path: Path) -> dict[str, Any]:
+    """What a training recorded, and the trainings before it.
+
+    Raises:
+        InputError: it is no JSON object, or one of its fields is missing or of another type; names the field.
+    """
+    record = read_json_object(path, allow_nan=True)
+    stage: Any = record
+    while stage is not None:
+        fault = _fault(stage, _RECORD)
+        start = stage.get("started_from") if fault is None else None
+        if fault is None and not isinstance(start, dict | None):
+            fault = "started_from"
+        if fault is not None:
+            raise InputError(f"{path} is no training record as tsarank writes it: see {fault!r}; remove or mend it")
+        stage = (start or {}).get("training")
+    return record
+
+
+def _fault(value: Any, shape: dict[str, Any]) -> str | None:
+    """The first field that is missing or of another type."""
+    if not isinstance(value, dict):
+        return "started_from.training"
+    for name, kind in shape.items():
+        found = value.get(name, ...)
+        if isinstance(kind, dict):
+            if (inner := _fault(found, kind)) is not None:
+                return f"{name}.{inner}" if isinstance(found, dict) else name
+        elif not (isinstance(found, str) and found in kind if isinstance(kind, set) else isinstance(found, kind)):
+            return name
+    return None
 
 
 def _base_of(

@@ -269,3 +269,32 @@ def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
     assert number(1234567) == "1,234,567"
     assert cell("a|b`c") == "``a\\|b`c``"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "alchemy"},
+        {"kind": ["sft"]},
+        {"data": None},
+        {"data": {}},
+        {"trained": {"part": "nothing", "parameters": 1, "of": 2}},
+        {"steps": "many"},
+        {"settings": []},
+        {"started_from": 3},
+        {"started_from": {"training": {}}},
+        {"started_from": {"training": "yes"}},
+        {"finished": None},
+        None,
+    ],
+)
+def test_a_training_record_of_another_shape_is_one_line_that_names_the_field(
+    trained: Any, tmp_path: Path, change
+) -> None:
+    folder = shutil.copytree(trained("tsarank"), tmp_path / "model")
+    path = folder / "training_run.json"
+    path.write_text(json.dumps({} if change is None else {**json.loads(path.read_text()), **change}))
+    with pytest.raises(InputError, match=r"training_run\.json is no training record as tsarank writes it") as caught:
+        read_model(folder)
+    assert "\n" not in str(caught.value)
+    assert change is None or f"'{next(iter(change))}" in str(caught.value) or "started_from" in change

@@ -207,6 +207,8 @@ def run_split(args: argparse.Namespace) -> int:
                 raise InputError(f"{place}: no field {', '.join(missing)}; name fields that the rows have")
             as_id(record[args.id], f"{place}: {args.id!r}")
             rows.append(record)
+    if not rows:
+        raise InputError(f"{args.rows} has no rows to split")
     train, validation = stratified_split(
         rows,
         lambda row: str(row[args.id]),

@@ -151,7 +151,7 @@ def test_query_files(tmp_path):
         SourceQuery("b", "ice", "given", None, None),
     ]
     for line, message in (
-        ('{"_id": "c"}', "line 1: a query needs '_id' and 'text'"),
+        ('{"_id": "c"}', "line 1: no 'text', 'contents'"),
         ('{"_id": "a", "text": "x"}', "line 1: the query id 'a' appeared before"),
         ('{"_id": "c", "text": "ice"}', "line 1: the query 'ice' appeared before"),
     ):

@@ -70,8 +70,8 @@ def model_fingerprint(name_or_path: str, commit: str | None = None) -> dict[str,
 def adapter_base(folder: Path) -> str | None:
     """The model that a folder's adapter belongs to, `None` for a folder that holds no adapter."""
     try:
-        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        base = read_json_object(folder / "adapter_config.json").get("base_model_name_or_path")
+    except InputError:
         return None
     return base if isinstance(base, str) and Path(base).resolve() != folder.resolve() else None
 

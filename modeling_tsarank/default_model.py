@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from .file_hashes import HashedFile, hash_file
 from .files.caches import cache_root
+from .files.reading import read_json_object
 from .files.writing import replacement
 from .ranking_errors import ModelError, ResourceError
 
@@ -152,10 +153,10 @@ def _is_complete(folder: Path) -> bool:
     if not (folder / _HASHES).is_file():  # made by an earlier version
         return True
     try:
-        kept = json.loads((folder / _HASHES).read_text(encoding="utf-8"))
+        kept = read_json_object(folder / _HASHES)
         files = [HashedFile(str(folder / name), sha256, tuple(stamp)) for name, (sha256, stamp) in kept.items()]
         changed = [file.path for file in files if file.has_changed()]
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError):
         changed = [str(folder / _HASHES)]
     if changed:
         logger.warning("the cached model %s is damaged (%s) and is made again", folder, Path(changed[0]).name)

@@ -22,7 +22,6 @@ OWN_READING = {
     "modeling_tsarank/bulk_sorting.py": "runs written in the same call",
     "modeling_tsarank/document_encoding.py": "travels with checkpoints; the bytes have a checksum",
     "modeling_tsarank/user_text.py": "travels with checkpoints; a tokenizer's own JSON",
-    "trainers/data/http_requests.py": "an answer, not a file; its caller counts what is no JSON",
     "trainers/data/weak_output.py": "lines written in the same call",
     "trainers/recipes/release_data.py": "what was made into JSON on the line before",
     "hub_cards/secret_unpacking.py": "unpacks layer by layer within a budget, and refuses what it cannot",

@@ -27,7 +27,7 @@ from modeling_tsarank.ranking_errors import InputError, TSARankError
 
 
 GOOD = b'{"_id": "1", "text": "a"}\n'
-PACKED = gzip.compress(GOOD * 500)
+PACKED = gzip.compress(GOOD * 500, mtime=0)  # the same bytes in every process that collects these tests
 DEEP = b"[" * 100_000
 # Content and what must be said of it, line 2 being the bad one where there are lines.
 DAMAGE = {

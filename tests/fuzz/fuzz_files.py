@@ -293,8 +293,8 @@ def _damaged(data: bytes, generator: random.Random) -> bytes:
             bytes(flipped),
             bytes(flipped),
             generator.randbytes(200),
-            gzip.compress(data),
-            gzip.compress(data)[:-9],
+            gzip.compress(data, mtime=0),
+            gzip.compress(data, mtime=0)[:-9],
             b"PAR1" + data + b"PAR1",
             b"\x1f\x8b" + data,
             b"x" * 300_000,
@@ -307,8 +307,8 @@ def odd_content(name: str, data: bytes, generator: random.Random) -> bytes:
     if name.endswith(".gz"):
         inside = gzip.decompress(data)
         if generator.random() < 0.5:
-            return gzip.compress(odd_content(name.removesuffix(".gz"), inside, generator))
-        packed = bytearray(gzip.compress(inside))
+            return gzip.compress(odd_content(name.removesuffix(".gz"), inside, generator), mtime=0)
+        packed = bytearray(gzip.compress(inside, mtime=0))
         packed[generator.randrange(len(packed))] ^= 255
         return generator.choice([bytes(packed), data[: len(data) // 2], data[:-1], data + b"x", inside, data + data])
     how = generator.random()

@@ -75,14 +75,14 @@ class CrossEncoderPlan:
     base: str
     lists: tuple[Any, ...] = ()
     max_length: int = 192
-    lists_per_step: int = 2
-    accumulation: int = 2
+    lists_per_step: int = 1
+    accumulation: int = 1
     learning_rate: float = 1e-4
     warmup: float = 0.06
     weight_decay: float = 0.01
     bf16: bool | None = None
     pairs: int = 16
-    save_steps: int = 50
+    save_steps: int = 100
     train_embeddings: bool = False
     seed: int = 0
     sources: list[Lists] = field(default_factory=list, init=False)

@@ -51,7 +51,14 @@ def load_ir_dataset(dataset_id: str, name: str, split: str = "test") -> Collecti
         queries = {str(query.query_id): query.default_text() for query in dataset.queries_iter()}
         qrels: Qrels = {}
         for judgment in dataset.qrels_iter():
-            qrels.setdefault(str(judgment.query_id), {})[str(judgment.doc_id)] = int(judgment.relevance)
+            grades = qrels.setdefault(str(judgment.query_id), {})
+            document_id, grade = str(judgment.doc_id), judgment.relevance
+            if grade != int(grade) or grades.get(document_id, grade) != grade:
+                raise InputError(
+                    f"ir_datasets' {dataset_id!r}: query {judgment.query_id!r}, document {document_id!r} has the "
+                    f"relevance {grade}; a whole number was expected, and one a document"
+                )
+            grades[document_id] = int(grade)
         documents = StoredDocuments(dataset)
     except (OSError, RuntimeError) as error:
         raise ResourceError(f"ir_datasets cannot provide {dataset_id!r}: {str(error).splitlines()[0]}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import math
@@ -19,6 +20,7 @@ from modeling_tsarank.files.fields import as_id, field_value, optional_id, recor
 from modeling_tsarank.files.reading import read_json_rows, read_lines
 from modeling_tsarank.files.writing import whole_text
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_options import whole_number
 
 
 logger = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ def read_run(path: str | os.PathLike[str], run_format: str | None = None) -> Run
       is neither for certain is refused unless `run_format` decides.
     - JSON Lines or a JSON array of rank_llm or Pyserini: `{"query": {"text", "qid"}, "candidates": [{"docid",
       "score", "doc"}]}`, or the older `{"query": text, "hits": [{"qid", "docid", "rank", "score", "content"}]}`.
-      Candidates without scores keep their order by the score 1/rank.
+      Candidates without scores get 1/rank in the order of their field `rank`, or else of the list.
 
     A line that repeats another is kept once, with a warning.
 
@@ -247,7 +249,9 @@ def _rank(text: str) -> int:
 
 def _score(text: Any, place: str, what: str = "score") -> float:
     try:
-        score = math.nan if isinstance(text, bool) or (isinstance(text, str) and "_" in text) else float(text)
+        # Python reads more than C does: 1_0, and digits of other scripts.
+        is_odd = isinstance(text, bool) or (isinstance(text, str) and ("_" in text or not text.isascii()))
+        score = math.nan if is_odd else float(text)
     except (TypeError, ValueError, OverflowError):
         score = math.nan
     if math.isnan(score):
@@ -268,14 +272,18 @@ def _candidate_rows(place: str, record: Any) -> Iterator[tuple[str, str, str, fl
     candidates = field_value(record, "candidates")
     if not isinstance(candidates, list) or not all(isinstance(candidate, dict) for candidate in candidates):
         raise InputError(f"{place}: expected a list of objects under 'candidates' (or 'hits')")
+    scored = sum(candidate.get("score") is not None for candidate in candidates)
+    if 0 < scored < len(candidates):
+        raise InputError(f"{place}: {len(candidates) - scored} of {len(candidates)} candidates have no score")
+    if not scored and all(candidate.get("rank") is not None for candidate in candidates):
+        candidates = sorted(candidates, key=lambda one: whole_number(one["rank"], f"{place}: a rank", 0))
     query = record.get("query")
     query_id = optional_id(query if isinstance(query, dict) else record, f"{place}: the query's id", "query_id")
     for rank, candidate in enumerate(candidates, start=1):
         where = f"{place}: candidate {rank}"
         own_id = query_id or record_id(candidate, where, "query_id_of_row")
         document_id = record_id(candidate, where)
-        score = candidate.get("score")
-        yield place, own_id, document_id, 1.0 / rank if score is None else _score(score, place)
+        yield place, own_id, document_id, _score(candidate["score"], where) if scored else 1.0 / rank
 
 
 def _qrel_rows(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str, int]]:
@@ -284,7 +292,7 @@ def _qrel_rows(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str
         if number == 0 and _columns(line)[0].lower() in _QRELS_HEADERS and len(_columns(line)) == 3:
             only_tabs = line.count("\t") == 2  # BEIR's, whose ids may hold spaces
             continue
-        columns = line.split("\t") if only_tabs else _columns(line)
+        columns = _tabbed(line, place) if only_tabs else _columns(line)
         if len(columns) != 3 and (only_tabs or len(columns) != 4):
             expected = "3 divided by tabs, as the header has" if only_tabs else "TREC's 4 or BEIR's 3"
             raise InputError(
@@ -294,6 +302,18 @@ def _qrel_rows(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str
         for name in (columns[0], columns[-2]):
             as_id(name, f"{place}: the id")
         yield place, columns[0], columns[-2], _grade(columns[-1], place)
+
+
+def _tabbed(line: str, place: str) -> list[str]:
+    """The columns of BEIR's TSV, which its own loader reads by the `csv` module, quotation marks included."""
+    try:
+        columns = next(csv.reader([line], delimiter="\t"))
+    except csv.Error as error:
+        raise InputError(f"{place}: {error}") from error
+    for name in columns[:2]:
+        if name != name.strip():
+            raise InputError(f"{place}: the id {shown(name)} begins or ends with white space, which no corpus has")
+    return columns
 
 
 _QRELS_HEADERS = {"query-id", "query_id", "qid", "query"}

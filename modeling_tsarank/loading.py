@@ -51,6 +51,11 @@ def resolve_device(device: Any = None) -> torch.device:
         raise InputError(f"there is no device {device!r} here: torch sees {torch.cuda.device_count()} CUDA devices")
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise InputError("there is no device 'mps' here")
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        try:
+            torch.zeros(1, device=chosen).item()  # the device meta holds no numbers
+        except (RuntimeError, AssertionError, ImportError) as error:
+            raise InputError(f"there is no device {str(device)!r} here to compute on") from error
     return chosen
 
 

@@ -50,8 +50,11 @@ class TextRankingPipeline(Pipeline):
         known = ("top_k", "return_documents", "batch_tokens")
         if kwargs.pop("max_length", None) is not None:
             raise InputError("max_length belongs to the model: set it by pipeline.model.set_options(max_length=…)")
-        if kwargs.pop("truncation", None) in (False, "do_not_truncate"):
-            raise InputError("truncation cannot be turned off: the model cuts documents to its max_length")
+        truncation = kwargs.pop("truncation", None)
+        if truncation not in (None, True, "longest_first", "only_first", "only_second"):
+            raise InputError(
+                f"truncation cannot be turned off or be {truncation!r}: the model cuts documents to its max_length"
+            )
         unknown = sorted(set(kwargs) - set(known))
         if unknown:
             raise InputError(f"unknown argument {', '.join(unknown)}; known: {', '.join(known)}")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from tqdm.auto import tqdm
 
-from .ranking_errors import NonFiniteScoreError, ResourceError
+from .ranking_errors import ModelError, NonFiniteScoreError, ResourceError
 from .ranking_options import whole_number
 
 
@@ -95,9 +95,15 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def memory_errors(batch_tokens: int, longest: int) -> Iterator[None]:
-    """Turns running out of memory into one line that says what to change."""
+    """Turns running out of memory, and tokens that the model does not know, into one line that says what to change."""
     try:
         yield
+    except IndexError as error:
+        if "index out of range in self" not in str(error):  # what torch says of an embedding
+            raise
+        raise ModelError(
+            "the tokenizer gives a token that the model has no embedding of; are both of one model?"
+        ) from error
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise

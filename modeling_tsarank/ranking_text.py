@@ -118,8 +118,8 @@ def document_text(document: Any, what: str = "a document") -> str:
 
 def document_list(documents: Any) -> list[Any]:
     """Documents as a list. Raises `InputError` for a single text, a mapping or a table, whose letters, keys or columns
-    would be ranked, and for what cannot be gone through."""
-    if isinstance(documents, str | bytes | Mapping) or hasattr(documents, "columns"):
+    would be ranked, for a set, which has no places, and for what cannot be gone through."""
+    if isinstance(documents, str | bytes | Mapping | set | frozenset) or hasattr(documents, "columns"):
         raise InputError(f"documents must be a list of texts, got a single {type(documents).__name__}")
     if not isinstance(documents, Iterable):
         raise InputError(f"documents must be a list of texts, got {type(documents).__name__}")
@@ -153,8 +153,13 @@ class TextEncoder:
                 f"{type(tokenizer).__name__} is no fast tokenizer (tokenizer.json); ranking needs character offsets"
             )
         self.tokenizer = tokenizer
-        self._user_text = UserText(tokenizer)
-        self.leading, self.trailing = self._special_tokens(options)
+        try:
+            self._user_text = UserText(tokenizer)
+            self.leading, self.trailing = self._special_tokens(options)
+        except ModelError:
+            raise
+        except Exception as error:  # nobody checks the fields of tokenizer_config.json before they are used
+            raise ModelError(f"the tokenizer cannot encode a text: {type(error).__name__}: {error}") from error
         self._warned_query_cut = False
 
     def _special_tokens(self, options: RankingOptions) -> tuple[list[int], list[int]]:

@@ -12,6 +12,7 @@ from transformers import AutoConfig
 from modeling_tsarank.modeling_ranker import RankerModel
 from modeling_tsarank.modeling_tsarank import TSARankModel
 from modeling_tsarank.modeling_twolar import TwolarModel
+from modeling_tsarank.ranking_checkpoints import load_errors
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import CONFIG_KEY, QueryLikelihoodOptions
 from modeling_tsarank.trainers.collators import Batch, DistillGroups, SampledGroups, group_mask, to_grid
@@ -69,7 +70,8 @@ class RankingDistillTrainer(RankingTrainer):
     args: RankingDistillConfig
 
     def load_model(self, name: str | Path) -> RankerModel:
-        saved = getattr(AutoConfig.from_pretrained(name), CONFIG_KEY, None) or {}
+        with load_errors(str(name)):
+            saved = getattr(AutoConfig.from_pretrained(name), CONFIG_KEY, None) or {}
         family = TSARankModel if saved.get("family") == QueryLikelihoodOptions.family else TwolarModel
         return family.from_backbone(name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from typing import Any
 
 import datasets
@@ -139,8 +140,11 @@ def _rows(given: Any, side: str, value_name: str) -> list[dict[str, Any]]:
     else:
         triples = [_triple(row, side, value_name) for row in given]
     for query_id, doc_id, value in triples:
-        if _is_missing(query_id) or _is_missing(doc_id) or value is None:
-            raise ValueError(f"{side}: a row lacks an id or its {value_name}: {(query_id, doc_id, value)!r}")
+        if not (_is_id(query_id) and _is_id(doc_id)) or value is None:
+            raise ValueError(
+                f"{side}: a row lacks an id or its {value_name}, or an id is neither text nor a whole number: "
+                f"{(query_id, doc_id, value)!r}"
+            )
     # Checked here: `evaluate` converts what it stores.
     check = checked_score if value_name == "score" else checked_grade
     return [
@@ -149,9 +153,13 @@ def _rows(given: Any, side: str, value_name: str) -> list[dict[str, Any]]:
     ]
 
 
-def _is_missing(identifier: Any) -> bool:
-    """Whether an id is empty or None, or NaN, which pandas has in place of None."""
-    return identifier is None or identifier == "" or identifier != identifier
+def _is_id(identifier: Any) -> bool:
+    """Whether this is a text or a whole number; pandas turns a column of both numbers and NaN into floats."""
+    return bool(identifier) if isinstance(identifier, str) else _is_whole(identifier)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _triple(row: Any, side: str, value_name: str) -> tuple[Any, Any, Any]:

@@ -160,7 +160,7 @@ def checked_score(value: Any, place: str) -> float:
     """A score as a Python float. Raises `ValueError` if it is not a number; `place` says whose it is."""
     try:
         score = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         score = math.nan
     if math.isnan(score):
         raise ValueError(f"{place}: the score {value!r} is not a number")

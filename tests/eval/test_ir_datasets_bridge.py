@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from modeling_tsarank.eval.collections import load_collection
@@ -59,3 +61,12 @@ def test_titles_are_kept_apart_where_a_dataset_has_them():
 
     assert _document(BeirTitleDoc("d", "body", "A title")) == Document("A title", "body")
     assert _document(GenericDoc("d", "body")) == Document("", "body")
+
+
+@pytest.mark.parametrize("grades", [[0.9], [1, 2]])
+def test_grades_that_are_not_whole_or_contradict_each_other_are_refused(registered, monkeypatch, grades):
+    whole = ir_datasets.load("tsarank-demo/test")
+    judgments = [SimpleNamespace(query_id="q1", doc_id="d1", relevance=grade) for grade in grades]
+    monkeypatch.setattr(whole, "qrels_iter", lambda: iter(judgments), raising=False)
+    with pytest.raises(InputError, match="document 'd1' has the relevance"):
+        load_collection("ir_datasets:tsarank-demo/test")

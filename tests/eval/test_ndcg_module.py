@@ -154,3 +154,16 @@ def test_the_module_works_without_this_package(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("{'ndcg@1': 0.0, 'ndcg@2': 0.6309297535714575}")
+
+
+@pytest.mark.parametrize("identifier", [1.0, True, b"1", pytest.param(None, id="NA")])
+def test_ids_that_are_neither_text_nor_whole_numbers_are_refused(metric, identifier):
+    if identifier is None:
+        identifier = pytest.importorskip("pandas").NA
+    with pytest.raises(ValueError, match="neither text nor a whole number"):
+        metric.compute(predictions=[(identifier, "d", 0.5)], references=[("1", "d", 1)], k=1)
+
+
+def test_a_score_that_no_float_holds_is_refused(metric):
+    with pytest.raises(ValueError, match="is not a number"):
+        metric.compute(predictions=[("1", "d", 10**400)], references=[("1", "d", 1)], k=1)

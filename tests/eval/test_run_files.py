@@ -318,3 +318,37 @@ def test_every_command_that_takes_run_files_takes_their_format(tmp_path, capsys,
     assert "line 1: " in (said := capsys.readouterr().err)
     assert "--run-format" in said
     assert main([*arguments, "--run-format", "scores"]) == 0
+
+
+def _written(folder, text):
+    path = folder / "file.txt"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_candidates_of_which_some_have_no_score_are_refused(tmp_path):
+    row = {"query": {"qid": "q"}, "candidates": [{"docid": "a", "score": -7.5}, {"docid": "b", "score": None}]}
+    with pytest.raises(InputError, match="line 1: 1 of 2 candidates have no score"):
+        read_run(_written(tmp_path, json.dumps(row) + "\n"))
+
+
+def test_candidates_without_scores_are_ordered_by_their_ranks(tmp_path):
+    hits = [{"docid": "a", "rank": 2}, {"docid": "b", "rank": 1}]
+    assert read_run(_written(tmp_path, json.dumps({"qid": "q", "hits": hits}))) == {"q": {"a": 0.5, "b": 1.0}}
+    with pytest.raises(InputError, match="a rank must be a whole number"):
+        read_run(_written(tmp_path, json.dumps({"qid": "q", "hits": [{"docid": "a", "rank": "x"}]})))
+
+
+def test_digits_of_other_scripts_are_no_scores_and_no_grades(tmp_path):
+    with pytest.raises(InputError, match="line 1: the score"):
+        read_run(_written(tmp_path, "q1 Q0 d1 1 \u0662.\u0665 t\n"))
+    with pytest.raises(InputError, match="line 1: the relevance"):
+        read_qrels(_written(tmp_path, "q1 0 d1 \uff11\n"))
+
+
+def test_beirs_qrels_are_read_as_its_own_loader_reads_them(tmp_path):
+    header = "query-id\tcorpus-id\tscore\n"
+    assert read_qrels(_written(tmp_path, header + '"q1"\t"a ""b"""\t1\n')) == {"q1": {'a "b"': 1}}
+    for row in ("q1\td1 \t1\n", "\u00a0q1\td1\t1\n", '"q1\td1\t1\n'):
+        with pytest.raises(InputError, match="line 2: "):
+            read_qrels(_written(tmp_path, header + row))

@@ -70,6 +70,7 @@ def test_the_pipeline_gives_what_one_by_one_gives(ranking: Any, options: dict[st
     [
         ({"max_length": 64}, "max_length belongs to the model"),
         ({"truncation": False}, "truncation cannot be turned off"),
+        ({"truncation": "sideways"}, "truncation cannot be turned off"),
         ({"batch_size": 0}, "batch_size must be a whole number"),
         ({"num_workers": -1}, "num_workers must be a whole number"),
         ({"top_k": True}, "top_k must be a whole number"),
@@ -82,7 +83,7 @@ def test_pipeline_options_without_a_meaning_are_refused(ranking: Any, options: d
         list(ranking(TASKS, **options))
 
 
-NO_LISTS = ["yeast", b"yeast", {"a": "yeast"}, None, 3]
+NO_LISTS = ["yeast", b"yeast", {"a": "yeast"}, {"yeast", "flour"}, None, 3]
 
 
 @pytest.mark.parametrize("documents", NO_LISTS, ids=repr)

@@ -133,6 +133,12 @@ def test_a_pickle_that_runs_code_is_refused(zoo, tmp_path) -> None:
     assert load_ranker(folder, device="cpu", dtype="float32").predict(pair) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("device", ["meta", "xla", "hpu", "vulkan"])
+def test_a_device_that_holds_no_numbers_is_refused(device) -> None:
+    with pytest.raises(InputError, match=f"there is no device '{device}' here"):
+        resolve_device(device)
+
+
 def test_devices_and_dtypes() -> None:
     cpu = torch.device("cpu")
     assert resolve_device("cpu") == cpu

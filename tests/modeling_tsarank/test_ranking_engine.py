@@ -18,7 +18,7 @@ from modeling_tsarank.ranking_engine import (
     plan_batches,
     run_batches,
 )
-from modeling_tsarank.ranking_errors import InputError, NonFiniteScoreError, ResourceError
+from modeling_tsarank.ranking_errors import InputError, ModelError, NonFiniteScoreError, ResourceError
 
 
 @given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 500))
@@ -77,6 +77,13 @@ def test_a_real_allocation_failure_is_recognised() -> None:
 
     with pytest.raises(ResourceError, match="out of memory"):
         run_batches([7], 100, run)
+
+
+def test_a_token_that_the_model_has_no_embedding_of_is_a_model_error() -> None:
+    with pytest.raises(ModelError, match="has no embedding of"):
+        run_batches([1], 10, lambda _: torch.nn.Embedding(4, 2)(torch.tensor([4])))
+    with pytest.raises(IndexError):
+        run_batches([1], 10, lambda _: [][1])
 
 
 def test_other_errors_pass_through() -> None:

@@ -162,3 +162,11 @@ def test_options_survive_a_round_trip_and_refuse_strangers() -> None:
         LogitOptions.from_dict("x")
     with pytest.raises(InputError, match="unknown strategy 'pairwise'"):
         options.override(strategy="pairwise")
+
+
+@pytest.mark.parametrize("length", ["long", {}, [1]])
+def test_a_tokenizer_that_fails_on_its_first_text_is_named(zoo, length) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(zoo.folders["llama"])
+    tokenizer.model_max_length = length
+    with pytest.raises(ModelError, match="the tokenizer cannot encode a text: TypeError"):
+        QueryLikelihoodEncoder(tokenizer, QueryLikelihoodOptions())

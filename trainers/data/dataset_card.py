@@ -76,7 +76,7 @@ def render_card(record: dict[str, Any], title: str | None = None) -> str:
         )
     try:
         parts = _weak_pairs_parts(record, title or record["title"])
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise InputError(f"the provenance record is not whole: {error!r}; make the dataset again") from error
     template = files("modeling_tsarank.trainers.data").joinpath("dataset_card.md").read_text(encoding="utf-8")
     return Template(template).substitute(parts)

@@ -30,7 +30,7 @@ def render_lists_card(record: dict[str, Any], title: str | None = None) -> str:
             "## What became of every list\n\n" + _outcomes(record),
             "## Limits\n\n" + _limits(record),
         ]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise InputError(f"the provenance record is not whole: {error!r}; make the dataset again") from error
     return "\n\n".join(parts) + "\n"
 

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from modeling_tsarank.eval.bm25 import EnglishAnalyzer
 from modeling_tsarank.eval.types import Document
-from modeling_tsarank.ranking_errors import InputError, ModelError
+from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import settle_whole_numbers
 from modeling_tsarank.trainers.data.query_files import QueryCollector, normalized
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
@@ -133,16 +133,14 @@ class QueryGenerator:
 
         from modeling_tsarank.embedded_models import embedded_language_model, embedded_source
         from modeling_tsarank.loading import load_ranker, resolve_device, resolve_dtype
-        from modeling_tsarank.ranking_checkpoints import first_line
+        from modeling_tsarank.ranking_checkpoints import load_errors
 
         device = resolve_device(self._device)
         dtype = resolve_dtype(self._dtype, device)
         embedded = embedded_language_model(self._source)
         source = self._source if embedded is None else os.fspath(embedded_source(embedded))
-        try:
+        with load_errors(self._source):
             config = AutoConfig.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"cannot load the query generator {self._source}: {first_line(error)}") from error
         if config.is_encoder_decoder:
             self._load_seq2seq(source, device, dtype)
             return

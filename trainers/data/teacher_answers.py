@@ -3,7 +3,8 @@
 An answer is read from its last run `[2] > [1] > [3]` that names at least half of the passages. In it, repeated and
 out-of-range numbers are dropped and missing passages appended in the first stage's order. Everything else in an answer
 is prose, whose numbers count for nothing: bare numbers, numbers joined by commas or written one a line without `>`,
-ranges (`[1-4]`), and what an ellipsis leaves out. So is the teacher's reasoning, `<think>…</think>`.
+ranges (`[1-4]`), what an ellipsis leaves out, and the rest of a run that something else has broken
+(`[2] = [1] > [3]`), for its first number is not the best. So is the teacher's reasoning, `<think>…</think>`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,16 @@ _NEXT = rf"(?:\s*(?:>|&gt;)\s*{_ITEM})"
 _RUN = re.compile(rf"{_ITEM}{_NEXT}+")
 _WHOLE = re.compile(rf"\s*{_ITEM}{_NEXT}*\s*\.?\s*")
 _NUMBER = re.compile(r"\d+")
+# What stands before a run that goes on where a broken one ended: `[2] = [1] > [3]`, `[id 2] > [1] > [3]`, `… > [3]`.
+_BEFORE = re.compile(
+    r"(?:[\[【][^\[\]【】\n]{0,40}\d[^\[\]【】\n]{0,40}[\]】]|\.\.)\s*(?:[>=<≥≤≻≈~,;/&|]|&gt;){1,4}\s*\Z"
+)
 # Tags that models put around their reasoning.
-_REASONING = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
+_REASONING = re.compile(
+    r"<\s*(/?)\s*(?:seed:)?(?:think|thinking|thought|reasoning|reflection|analysis|scratchpad)\b[^<>]{0,40}>"
+    r"|\[(?=/?THINK\])(/?)\w+\]|◁(?=/?think▷)(/?)\w+▷",
+    re.IGNORECASE,
+)
 # Markdown's emphasis and code, escapes, and characters without width, which change nothing in what a run says.
 _DECORATION = re.compile(r"[*_`~\\\u200b-\u200d\u2060\ufeff]+")
 
@@ -66,7 +75,8 @@ def read_answer(answer: str, count: int) -> ReadAnswer:
     asked for again.
     """
     text = _DECORATION.sub("", unicodedata.normalize("NFKC", without_reasoning(answer)))
-    runs = [text] if _WHOLE.fullmatch(text) else _RUN.findall(text)
+    found = [run for run in _RUN.finditer(text) if not _BEFORE.search(text[max(run.start() - 100, 0) : run.start()])]
+    runs = [text] if _WHOLE.fullmatch(text) else [run.group() for run in found]
     readings = [_read_run(run, count) for run in runs]
     usable = [reading for reading in readings if reading[0]]
     if usable:
@@ -95,7 +105,7 @@ def without_reasoning(answer: str) -> str:
     spoken: list[str] = []
     start, reasons = 0, False
     for tag in _REASONING.finditer(answer):
-        if not tag.group(1):
+        if not any(tag.groups()):
             if not reasons:
                 spoken.append(answer[start : tag.start()])
             reasons = True
@@ -110,7 +120,7 @@ def without_reasoning(answer: str) -> str:
 def begun_reasoning(prompt: str) -> str:
     """The opening tag that a prompt ends with, as some chat templates have it; else an empty text."""
     tag = next(reversed(list(_REASONING.finditer(prompt[-100:]))), None)
-    return tag.group() if tag and not tag.group(1) and not prompt[-100:][tag.end() :].strip() else ""
+    return tag.group() if tag and not any(tag.groups()) and not prompt[-100:][tag.end() :].strip() else ""
 
 
 def _read_run(run: str, count: int) -> tuple[list[int], bool, list[int]]:

@@ -122,7 +122,7 @@ def read_plan(path: Path, data: Path) -> tuple[Plan, dict[str, Any]]:
 
     def content_of(file: Path) -> Any:
         content = parse_yaml(read_text(file).replace(DATA_VARIABLE, str(data)), str(file))
-        if not isinstance(content, dict):
+        if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
             raise InputError(f"{file}: expected options by name")
         return content
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from modeling_tsarank.eval.types import Document
@@ -170,6 +172,11 @@ def test_wrong_options(options):
 def test_no_such_model(tmp_path, causal_folder):
     with pytest.raises(InputError, match="reads 256 tokens, passage and query may have 416: lower"):
         QueryGenerator(str(causal_folder)).generate(PASSAGES)
+    config = json.loads((causal_folder / "config.json").read_text())
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "config.json").write_text(json.dumps({**config, "pad_token_id": " "}))
+    with pytest.raises(ModelError, match="cannot load the model"):
+        QueryGenerator(str(tmp_path / "odd")).generate(PASSAGES)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match="cannot load the query generator"):
+    with pytest.raises(ModelError, match="cannot load the model"):
         QueryGenerator(str(tmp_path / "empty")).generate(PASSAGES)

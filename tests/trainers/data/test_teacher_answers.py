@@ -191,3 +191,43 @@ def test_stored_answers_keep_their_order():
     assert canonical_row(row, "distill")["permutation"] == [1, 0, 2, 3]
     long = {"query": "q", "documents": documents, "permutation": f"[2] > [1] > [3] > [4] > {'9' * 5000}"}
     assert canonical_row(long, "distill")["permutation"] == [1, 0, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "[2] = [1] > [3] > [4]",
+        "[id 2] > [1] > [3] > [4]",
+        "[Passage 2] > [Passage 1] > [3] > [4]",
+        "[2.] > [1] > [3] > [4]",
+        "[2] > … > [3] > [4]",
+        "[2, 1] > [3] > [4]",
+    ],
+)
+def test_the_rest_of_a_broken_run_is_no_ranking(answer):
+    assert not read_answer(answer, 4).usable
+
+
+def test_what_stands_before_the_break_of_a_run_is_kept():
+    assert read_answer("[2] > [4] >= [1] > [3]", 4).permutation == (1, 3, 0, 2)
+    assert read_answer("Ranking [4]: [2] > [4] > [1] > [3]", 4).permutation == (1, 3, 0, 2)
+
+
+@pytest.mark.parametrize(
+    "opened",
+    [
+        "<think\n>",
+        "< think>",
+        "<THINK >",
+        "<think id='1'>",
+        "<seed:think>",
+        "[THINK]",
+        "\u25c1think\u25b7",
+        "<analysis>",
+    ],
+)
+def test_unclosed_reasoning_is_no_answer_however_its_tag_is_written(opened):
+    assert not read_answer(f"{opened}[3] > [1] > [2] > [4]", 4).usable
+    closed = f"{opened}[3] > [1] > [2] > [4]{opened[0]}/{opened[1:]}"
+    assert not read_answer(closed, 4).usable
+    assert read_answer(closed + RUN, 4).permutation == (1, 3, 0, 2)

@@ -192,6 +192,21 @@ def test_card_refuses_what_it_does_not_know(tmp_path: Path) -> None:
         write_card(tmp_path)
     with pytest.raises(InputError, match="not whole"):
         render_card({"kind": "weak_pairs", "title": "t"})
+    with pytest.raises(InputError, match="not whole"):
+        render_card(
+            {
+                "kind": "weak_pairs",
+                "title": "t",
+                "rows": {"train": 1},
+                "sources": [],
+                "filters": [],
+                "types": {"title_body": "x"},
+            }
+        )
+    with pytest.raises(InputError, match="not whole"):
+        render_card(
+            {"kind": "distillation_lists", "title": "t", "splits": {"train": 1, "failed": "x"}, "queries": "x"}
+        )
     with pytest.raises(InputError, match="no card for datasets of the kind 'queries'"):
         render_card({"kind": "queries", "title": "t"})
     with pytest.raises(InputError, match="no kind of dataset"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.cpt_config import CPTConfig
 from modeling_tsarank.trainers.data.weak_types import PAIR_TYPES
 from modeling_tsarank.trainers.distill_config import RankingDistillConfig
@@ -91,3 +92,10 @@ def test_the_shipped_plan_names_only_training_data(tmp_path: Path) -> None:
     # The brackets of the Treebank, which the plan's cleaning undoes.
     wikiqa = next(source for source in plan.labelled if source.name == "wikiqa").cleaner()
     assert wikiqa._mend("-LRB- a , b -RRB- it 's $ 2", wikiqa._document) == "(a, b) it's $2"
+
+
+def test_a_plan_whose_options_have_no_names_is_refused(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("true: 1\n")
+    with pytest.raises(InputError, match="expected options by name"):
+        read_plan(plan, tmp_path)

@@ -256,8 +256,13 @@ def train_cross_encoder(plan: CrossEncoderPlan, output: Path) -> dict[str, Any]:
     last = get_last_checkpoint(str(output / CHECKPOINTS)) if (output / CHECKPOINTS).is_dir() else None
     trainer.train(resume_from_checkpoint=last)
     model.save_pretrained(str(output / "model"))
+    without_folders = [{**one, "file": Path(one["file"]).name} for one in settings["lists"]]
     report = {
-        "plan": {name: value for name, value in settings.items() if name != "sources"},
+        "plan": {
+            **{name: value for name, value in settings.items() if name != "sources"},
+            "base": Path(plan.base).name,
+            "lists": without_folders,
+        },
         "lists": {name: len(one) for name, one in data.items()},
         "files": {Path(one.file).name: hash_file(Path(one.file)) for one in lists.values()},
         "bf16": bf16,

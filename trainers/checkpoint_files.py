@@ -38,8 +38,8 @@ def write_manifest(folder: Path) -> None:
     write_json(folder / MANIFEST, {"version": 1, "files": entries})
 
 
-def checkpoint_problem(folder: str | Path) -> str | None:
-    """What keeps a checkpoint from being resumed from, or `None`.
+def checkpoint_problem(folder: str | Path, to_resume: bool = True) -> str | None:
+    """What keeps a checkpoint from being resumed from, or `None`; with `to_resume` off, from its weights being taken.
 
     One without a manifest, of an earlier version, is whole if its files are all there and can be opened.
     """
@@ -54,7 +54,7 @@ def checkpoint_problem(folder: str | Path) -> str | None:
         return f"it cannot be read: {error.strerror or error}"
     if problem is not None:
         return problem
-    for name, patterns in _NEEDED.items():
+    for name, patterns in list(_NEEDED.items())[: None if to_resume else 1]:
         if not any(next(folder.glob(pattern), None) for pattern in patterns):
             return f"{name} is missing, as save_only_model leaves it"
     return None
@@ -83,7 +83,7 @@ def _unreadable(folder: Path) -> str | None:
             _open(path)
         except (zipfile.BadZipFile, SafetensorError, ValueError):
             return f"{path.name} is damaged"
-    return None
+    return None if {"global_step", "max_steps"} <= set(read_state(folder)) else f"{TRAINER_STATE_NAME} is damaged"
 
 
 def _open(path: Path) -> None:
@@ -104,8 +104,8 @@ def checkpoint_folders(output_dir: str | Path) -> list[Path]:
     found = []
     for folder in Path(output_dir).glob("checkpoint-*"):
         number = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-        # Without the trainer's state it is the remains of a kill: an earlier version wrote that last.
-        if number and (folder / TRAINER_STATE_NAME).is_file():
+        # With neither it is the remains of a kill: an earlier version wrote the trainer's state last.
+        if number and any((folder / name).is_file() for name in (TRAINER_STATE_NAME, MANIFEST)):
             found.append((int(number[1]), folder))
     return [folder for _, folder in sorted(found)]
 

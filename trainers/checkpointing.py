@@ -23,6 +23,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import EarlyStoppingCallback
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -33,13 +34,15 @@ from modeling_tsarank.ranking_errors import InputError, TSARankError
 from modeling_tsarank.trainers.checkpoint_files import (
     check_checkpoint,
     check_no_checkpoints,
+    checkpoint_problem,
     newest_whole_checkpoint,
+    read_state,
     write_manifest,
 )
 from modeling_tsarank.trainers.even_batches import EvenBatchesTrainer
 from modeling_tsarank.trainers.ranking_config import RankingConfig
 from modeling_tsarank.trainers.ranking_module import RankingModule
-from modeling_tsarank.trainers.resuming import RUN_SETTINGS, check_resumed, run_settings
+from modeling_tsarank.trainers.resuming import RUN_SETTINGS, check_resumed, run_settings, weights_digest
 from modeling_tsarank.trainers.run_lock import only_training_in
 from modeling_tsarank.trainers.saving import replace_folder, whole_files, writing_errors
 from modeling_tsarank.trainers.trainable import save_ranker, trained_parameters
@@ -67,6 +70,9 @@ class CheckpointingTrainer(EvenBatchesTrainer):
     changed_on_resuming: dict[str, Any] | None = None
     # The rows as they were given, which a checkpoint must have been trained on to be resumed.
     training_rows: Any = None
+    # A checksum of the trained weights before the first update; LoRA's are drawn from the seed.
+    start_weights: str | None = None
+    _resumed_from: Path | None = None
     _recorded_settings: dict[str, Any] | None = None
     _staging: Path | None = None
 
@@ -92,7 +98,10 @@ class CheckpointingTrainer(EvenBatchesTrainer):
         settle_gloo_at_exit()
         main = self.is_world_process_zero()
         with only_training_in(str(self.args.output_dir)) if main else contextlib.nullcontext():
+            if self.start_weights is None and self.args.trainable != "lora":
+                self.start_weights = weights_digest(self, trained=True)
             checkpoint = self._decided_once(lambda: self._checkpoint_to_resume(resume_from_checkpoint))
+            self._resumed_from = None if checkpoint is None else Path(checkpoint)
             if checkpoint is not None:
                 found = re.search(r"checkpoint-(\d+)$", checkpoint)
                 self.resumed_from_step = int(found[1]) if found else None
@@ -115,6 +124,30 @@ class CheckpointingTrainer(EvenBatchesTrainer):
         total_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
         self.changed_on_resuming = check_resumed(self, checkpoint, before, int(total_steps or 0))
         return str(checkpoint).rstrip("/")
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        """As `transformers.Trainer`'s; finds the best checkpoint in a moved folder, and keeps the patience count."""
+        start = super()._init_training_state(*args, **kwargs)
+        if self._resumed_from is not None:
+            before = read_state(self._resumed_from)
+            best = before.get("best_model_checkpoint")
+            if best is not None:
+                self._go_on_from_best([self._resumed_from.with_name(Path(best).name), Path(best)])
+            stored = before.get("stateful_callbacks", {}).get(EarlyStoppingCallback.__name__)
+            for callback in self.callback_handler.callbacks:
+                if stored and isinstance(callback, EarlyStoppingCallback):
+                    one = stored[0] if isinstance(stored, list) else stored
+                    callback.early_stopping_patience_counter = one["attributes"]["early_stopping_patience_counter"]
+        return start
+
+    def _go_on_from_best(self, places: list[Path]) -> None:
+        """Takes the first checkpoint that is whole for the best so far; without any, a later one is the best."""
+        problems = [checkpoint_problem(place, to_resume=False) for place in places]
+        if None in problems:
+            self.state.best_model_checkpoint = str(places[problems.index(None)])
+            return
+        logger.warning("the best checkpoint so far, %s, is lost (%s); a later one is taken", places[0], problems[0])
+        self.state.best_model_checkpoint = self.state.best_metric = self.state.best_global_step = None
 
     def _decided_once(self, decide: Callable[[], Any]) -> Any:
         """What the first process decides, in every process; an error too."""

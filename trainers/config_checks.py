@@ -47,6 +47,8 @@ _AT_LEAST_0 = Bounds(0)
 _SHARE = Bounds(0, 1, whole=False, high_included=False)
 _SOME = Bounds(0, whole=False, low_included=False)
 _SOME_OR_NONE = Bounds(0, whole=False)
+# A rank beyond the width of any model adds nothing but memory.
+_RANK = Bounds(1, 2**16)
 # NumPy's generator takes seeds of 32 bits.
 _SEED = Bounds(0, 2**32 - 1)
 
@@ -78,7 +80,7 @@ BOUNDS = {
     "ddp_bucket_cap_mb": _AT_LEAST_1,
     "ddp_timeout": _AT_LEAST_1,
     "top_blocks": _AT_LEAST_1,
-    "lora_r": _AT_LEAST_1,
+    "lora_r": _RANK,
     "lora_alpha": _AT_LEAST_1,
     "lora_dropout": _SHARE,
     "lora_top_blocks": _AT_LEAST_1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from trl import SFTConfig
@@ -10,7 +11,7 @@ from trl import SFTConfig
 from modeling_tsarank.batch_invariance import cpu_has_bfloat16
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import PROMPT_STYLES, QueryLikelihoodOptions
-from modeling_tsarank.trainers.config_checks import settle_configuration
+from modeling_tsarank.trainers.config_checks import Bounds, settle_configuration
 from modeling_tsarank.trainers.trainable import TRAINABLE_PARTS
 
 
@@ -150,6 +151,10 @@ class CPTConfig(SFTConfig):
             raise InputError("chat_template_path and assistant_only_loss are for conversations; leave them out")
         if self.activation_offloading and self.device.type == "cpu":
             raise InputError("activation_offloading takes activations from an accelerator to the CPU; leave it out")
+        # Known once TRL has taken its "auto" and "none" for what they say.
+        multiple: Any = self.pad_to_multiple_of
+        if multiple is not None and not Bounds(1, 2**16).allows(multiple):
+            raise InputError(f"pad_to_multiple_of must be {Bounds(1, 2**16)}, got {multiple!r}")
         if self.max_length is None:
             raise InputError("max_length must be a number of tokens, got none: the document is cut to keep it")
         self.ranking_options()

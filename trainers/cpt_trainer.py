@@ -127,8 +127,8 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
                 **kwargs,
             )
         except ValueError as error:
-            # TRL's own checks of what goes together.
-            raise error if isinstance(error, TSARankError) else InputError(str(error)) from error
+            # TRL's own checks of what goes together; PEFT's print a whole module behind the first line.
+            raise error if isinstance(error, TSARankError) else InputError(str(error).splitlines()[0]) from error
         if peft_config is not None:
             fuse_lora(self.backbone)
 

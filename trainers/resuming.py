@@ -33,9 +33,13 @@ _FREE = {
     *("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs", "activation_offloading", "tf32"),
     *("batch_eval_metrics", "parallelism_config", "average_tokens_across_devices"),
 }
-_WORDS = {
+_DIGESTS = {
     "rows": "the training rows",
+    "evaluation": "the rows or collections that choose the best checkpoint",
     "frozen_weights": "the weights of the model it starts from",
+    "start_weights": "the weights of the model it starts from",
+}
+_WORDS = {
     "batch": "rows in an update (batch size x accumulation x processes)",
 }
 
@@ -47,7 +51,9 @@ def run_settings(trainer: Any) -> dict[str, Any]:
     found |= {
         "batch": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "rows": None if trainer.training_rows is None else rows_digest(trainer.training_rows),
-        "frozen_weights": frozen_weights_digest(trainer),
+        "evaluation": evaluation_digest(trainer),
+        "frozen_weights": weights_digest(trainer, trained=False),
+        "start_weights": trainer.start_weights,
         "trainable": args.trainable,
     }
     options = getattr(trainer.ranker, "options", None)
@@ -60,14 +66,30 @@ def rows_digest(rows: Any) -> str:
     return hash_parts(json.dumps(dict(row), sort_keys=True, default=str) for row in rows)
 
 
-def frozen_weights_digest(trainer: Any) -> str | None:
-    """A checksum of the weights that are not trained, and so are in no checkpoint; `None` where they are sharded."""
+def evaluation_digest(trainer: Any) -> str | None:
+    """A hash of all that is evaluated, in order; `None` where no evaluation decides on a checkpoint."""
+    if not trainer.args.metric_for_best_model or trainer.args.eval_strategy == "no":
+        return None
+    datasets = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"": trainer.eval_dataset}
+    parts = [
+        f"{name} {rows_digest(getattr(rows, 'rows', rows))}" for name, rows in datasets.items() if rows is not None
+    ]
+    for one in getattr(trainer, "reranking_sets", ()):
+        parts.append(json.dumps([one.name, one.queries, one.candidates, one.qrels, list(one.measures)], default=str))
+    return hash_parts(parts)
+
+
+def weights_digest(trainer: Any, trained: bool) -> str | None:
+    """A checksum of the trained or of the other weights; `None` where they are sharded.
+
+    A checkpoint holds the trained ones only, and these not as they were at the start.
+    """
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return None
     integers = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
     parts = []
     for name, parameter in trainer.accelerator.unwrap_model(trainer.model).named_parameters():
-        if not parameter.requires_grad:
+        if parameter.requires_grad == trained:
             bits = parameter.detach().contiguous().view(-1).view(integers[parameter.element_size()])
             parts.append(f"{name} {tuple(parameter.shape)} {int(bits.sum(dtype=torch.int64))}")
     return hash_parts(parts)
@@ -94,11 +116,11 @@ def check_resumed(trainer: Any, checkpoint: Path, recorded: dict[str, Any] | Non
         logger.warning("%s does not say what it was trained with; only its learning rate is compared", checkpoint.name)
         recorded = _learning_rate(checkpoint)
         asked = {name: asked[name] for name in recorded}
-    different = [
+    different = dict.fromkeys(
         _said(name, recorded.get(name), asked.get(name))
         for name in sorted({*recorded, *asked})
         if recorded.get(name) != asked.get(name) and not _unknown(name, recorded, asked)
-    ]
+    )
     if different:
         raise InputError(
             f"{checkpoint} was trained with other settings: {'; '.join(different)}. Resume with its own, or start a "
@@ -122,14 +144,13 @@ def check_resumed(trainer: Any, checkpoint: Path, recorded: dict[str, Any] | Non
 def _unknown(name: str, recorded: dict[str, Any], asked: dict[str, Any]) -> bool:
     """Whether one side cannot tell, or has had no use for it."""
     either = (recorded.get(name), asked.get(name))
-    return None in either and name in ("rows", "frozen_weights", "metric_for_best_model", "greater_is_better")
+    return None in either and name in (*_DIGESTS, "metric_for_best_model", "greater_is_better")
 
 
 def _said(name: str, before: Any, now: Any) -> str:
-    word = _WORDS.get(name, name)
-    if name in ("rows", "frozen_weights"):
-        return f"{word} are others"
-    return f"{word} was {json.dumps(before)}, now {json.dumps(now)}"
+    if name in _DIGESTS:
+        return f"{_DIGESTS[name]} are others"
+    return f"{_WORDS.get(name, name)} was {json.dumps(before)}, now {json.dumps(now)}"
 
 
 def _learning_rate(checkpoint: Path) -> dict[str, Any]:

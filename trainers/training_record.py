@@ -173,7 +173,7 @@ def settings(args: TrainingArguments) -> dict[str, Any]:
     common = {field.name: field for field in fields(TrainingArguments)}
     found = {}
     for name, value in args.to_dict().items():
-        if name in _NEVER or name.startswith(_NEVER_BEGINNING) or not _has_effect(name, args):
+        if name in _NEVER or not _has_effect(name, args):
             continue
         field = common.get(name)
         if name in _ALWAYS or field is None or value != _default(field):
@@ -182,6 +182,8 @@ def settings(args: TrainingArguments) -> dict[str, Any]:
 
 
 def _has_effect(name: str, args: Any) -> bool:
+    if name.startswith(_NEVER_BEGINNING):
+        return name == "dataloader_drop_last"  # the only one of them that decides on which rows is trained
     part = getattr(args, "trainable", None)
     return not (name.startswith("lora_") and part != "lora") and not (name == "top_blocks" and part != "top_blocks")
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import EarlyStoppingCallback
 
 from modeling_tsarank.modeling_tsarank import TSARankModel
 from modeling_tsarank.ranking_errors import InputError, ResourceError
@@ -257,11 +258,18 @@ def test_every_damaged_file_is_noticed_and_auto_takes_the_newest_whole_checkpoin
         damage(folder / "checkpoint-3" / name, how)
         problem = checkpoint_problem(folder / "checkpoint-3")
         assert problem is not None, name
-        if name != "trainer_state.json" or how != "missing":
+        if manifest or name != "trainer_state.json" or how != "missing":
             caplog.clear()
             assert newest_whole_checkpoint(folder) == folder / "checkpoint-2"
             assert f"checkpoint-3 is not whole ({problem})" in caplog.text
         shutil.rmtree(folder)
+
+
+def test_a_state_without_its_steps_is_damaged(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "checkpoint-3", tmp_path / "checkpoint-3")
+    as_before_manifests(tmp_path / "checkpoint-3")
+    (tmp_path / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    assert checkpoint_problem(tmp_path / "checkpoint-3") == "trainer_state.json is damaged"
 
 
 def damage(path: Path, how: str) -> None:
@@ -324,6 +332,7 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed(make_trainer: Any, traine
         ({"bf16": True}, "bf16 was false, now true"),
         ({"per_device_train_batch_size": 2}, "rows in an update .* was 4, now 2"),
         ({"lora_r": 4}, "lora_r was 16, now 4"),
+        ({"dataloader_drop_last": True}, "dataloader_drop_last was null, now true"),
         ({"max_length": 100}, "max_length was 120, now 100"),
         ({"rows": 12}, "the training rows are others"),
         ({"max_steps": 2}, "is at update 3 of 3 already, and 2 are asked for: nothing is left to train"),
@@ -345,6 +354,71 @@ def test_another_base_model_is_refused(make_ranker: Any, make_trainer: Any, trai
     other = make_trainer("sft", ranker=make_ranker(sharpen=False), **SHORT, output_dir=str(tmp_path / "run"))
     with pytest.raises(InputError, match="the weights of the model it starts from are others"):
         other.train(resume_from_checkpoint=str(trained / "checkpoint-3"))
+
+
+@pytest.mark.parametrize("change", ["weights", "dtype"])
+def test_another_base_model_is_refused_where_all_of_it_is_trained(
+    change: str, make_ranker: Any, make_trainer: Any, tmp_path: Path
+) -> None:
+    """All weights are in the checkpoint, and yet the record would name a model that it never started from."""
+    settings = {**SHORT, "trainable": "full", "num_negatives": None, "score_form": None, "temperature": None}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    make_trainer("distill", **settings).train()
+    changes = {"sharpen": False} if change == "weights" else {"dtype": torch.bfloat16}
+    other = make_trainer("distill", ranker=make_ranker("twolar", **changes), **settings)
+    with pytest.raises(InputError, match=r"settings: the weights of the model it starts from are others\. Resume"):
+        other.train(resume_from_checkpoint=True)
+    make_trainer("distill", **settings).train(resume_from_checkpoint=True)
+
+
+BEST: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
+
+
+def test_other_evaluation_rows_do_not_choose_among_the_checkpoints_of_a_resumed_training(
+    make_trainer: Any, sft_rows: list[Any]
+) -> None:
+    settings = {**SHORT, **BEST}
+    make_trainer("sft", **settings, eval_rows=sft_rows[:2]).train()
+    for others in (sft_rows[:3], {"a": sft_rows[:2]}):
+        changed = {"metric_for_best_model": "a_loss"} if isinstance(others, dict) else {}
+        with pytest.raises(InputError, match="the rows or collections that choose the best checkpoint are others"):
+            make_trainer("sft", **{**settings, **changed}, eval_rows=others).train(resume_from_checkpoint=True)
+    make_trainer("sft", **settings, eval_rows=sft_rows[:2]).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("fate", ["moved", "damaged"])
+def test_the_best_checkpoint_is_found_where_the_folder_was_moved_and_not_taken_where_it_is_damaged(
+    fate: str, make_trainer: Any, sft_rows: list[Any], tmp_path: Path
+) -> None:
+    """With a learning rate this high the first checkpoint stays the best."""
+    settings = {**SHORT, **BEST, "learning_rate": 0.5, "metric_for_best_model": "ntp_loss", "eval_rows": sft_rows[:4]}
+    first = make_trainer("sft", **settings, output_dir=str(tmp_path / "first"))
+    first.train()
+    assert first.state.best_global_step == 1
+    shutil.move(tmp_path / "first", tmp_path / "second")
+    shutil.rmtree(tmp_path / "second" / "checkpoint-3")
+    if fate == "damaged":
+        damage(tmp_path / "second" / "checkpoint-1" / TRAINED_WEIGHTS, "cut")
+    again = make_trainer("sft", **settings, output_dir=str(tmp_path / "second"))
+    again.train(resume_from_checkpoint=True)
+    best = tmp_path / "second" / f"checkpoint-{1 if fate == 'moved' else 3}"
+    assert again.state.best_model_checkpoint == str(best)
+    expected = load_file(best / TRAINED_WEIGHTS)
+    assert all(torch.equal(value, weights(again)[f"backbone.{name}"]) for name, value in expected.items())
+
+
+def test_a_resumed_training_stops_as_early_as_one_that_was_not_interrupted(
+    make_trainer: Any, sft_rows: list[Any], tmp_path: Path
+) -> None:
+    # Nothing moves, and so no evaluation is better than the first.
+    settings = {**SHORT, **BEST, "learning_rate": 0.0, "max_steps": 9, "eval_rows": sft_rows[:4]}
+    ends = []
+    for resume in (None, str(tmp_path / "run" / "checkpoint-3")):
+        trainer = make_trainer("sft", **settings)
+        trainer.add_callback(EarlyStoppingCallback(4))
+        trainer.train(resume_from_checkpoint=resume)
+        ends.append(trainer.state.global_step)
+    assert ends == [5, 5]
 
 
 def test_another_optimizer_is_refused_by_name_for_an_old_checkpoint_too(

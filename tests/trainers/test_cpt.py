@@ -372,6 +372,7 @@ def test_bad_rows_are_named(make_cpt: Callable[..., CPTTrainer]) -> None:
         ({"max_length": 20, "max_query_length": 20}, "must be smaller than max_length"),
         ({"document_template": "no place"}, "must contain {document}"),
         ({"prompt_style": "glued"}, "unknown prompt_style"),
+        ({"pad_to_multiple_of": 0}, "pad_to_multiple_of must be a whole number of at least 1"),
     ],
 )
 def test_bad_settings(changes: dict[str, Any], message: str) -> None:

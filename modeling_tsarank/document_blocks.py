@@ -127,14 +127,23 @@ AttentionInterface.register(GROUPED, grouped_attention)
 AttentionMaskInterface.register(GROUPED, sdpa_mask)
 
 
+def takes_grouped(backbone: Any) -> bool:
+    """Whether a backbone uses `sdpa` and looks attention up by its name.
+
+    One that does not, such as Falcon, asks whether the name is `sdpa` and would else take its masks for other ones.
+    """
+    named = backbone.config.get_text_config()._attn_implementation in ("sdpa", GROUPED)
+    return named and bool(getattr(backbone, "_supports_attention_backend", False))
+
+
 @contextmanager
 def grouped_heads(backbone: Any) -> Iterator[None]:
-    """Uses `grouped_attention` where the backbone uses `sdpa`.
+    """Uses `grouped_attention` where the backbone uses `sdpa`, if it can (`takes_grouped`).
 
     Both take the same masks and give the same results, so another thread may switch in the middle of a pass.
     """
     config = backbone.config.get_text_config()
-    if config._attn_implementation != "sdpa":
+    if config._attn_implementation != "sdpa" or not takes_grouped(backbone):
         yield
         return
     config._attn_implementation = GROUPED

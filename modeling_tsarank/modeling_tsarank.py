@@ -21,7 +21,7 @@ from .ranking_options import QueryLikelihoodOptions
 from .ranking_states import KeptStates
 from .ranking_text import EncodedPair, QueryLikelihoodEncoder, clean_query, document_text
 from .rope_regimes import readable_length
-from .shared_prefixes import longest_prompt, partial_attention
+from .shared_prefixes import longest_prompt, partial_attention, shares_prefixes
 
 
 # Documents that at most so many pairs share are read together, and their queries in rows of their own; with more
@@ -136,7 +136,7 @@ class TSARankModel(KeptStates, RankerModel):
         if self.document_store is not None:
             found = self._score_from_states(pairs, batch_tokens, show, stop)
             return [self._pool_one(values) for values in found]
-        packed, full = self._packs_queries(), not partial_attention(self.config.get_text_config())
+        packed, full = self._packs_queries(), not partial_attention(self.backbone)
         invariant = self._is_invariant()
         limit = len(pairs) if invariant else FEW_PAIRS
         groups: dict[Any, list[int]] = defaultdict(list)
@@ -144,7 +144,7 @@ class TSARankModel(KeptStates, RankerModel):
             # A long document is cut for each query's length: a packed row reads its longest cut for all of them.
             document = pair.source if packed and len(pair.source) else pair.prompt
             groups[document, self._pair_regime(pair)].append(i)
-        tasks = list(groups.values())
+        tasks = list(groups.values()) if shares_prefixes(self.backbone) else [[i] for i in range(len(pairs))]
         scores = [math.nan] * len(pairs)
 
         def keep(indexes: Sequence[int], token_log_probs: Sequence[torch.Tensor]) -> None:

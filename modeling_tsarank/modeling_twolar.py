@@ -21,7 +21,7 @@ from .ranking_options import LogitOptions
 from .ranking_states import KeptStates
 from .ranking_text import EncodedPair, TemplateEncoder, clean_query, document_text
 from .rope_regimes import readable_length
-from .shared_prefixes import PACKED_TOKENS, prefix_groups
+from .shared_prefixes import PACKED_TOKENS, prefix_groups, shares_prefixes
 
 
 class TwolarModel(KeptStates, RankerModel):
@@ -176,7 +176,8 @@ class TwolarModel(KeptStates, RankerModel):
         if self.document_store is not None:
             found = self._score_from_states(asked, batch_tokens, show, stop)
             return self.pool(torch.cat([logits.reshape(1, -1) for logits in found])).tolist()
-        groups = [] if self.config.is_encoder_decoder else self._prefix_groups(asked)
+        alone = self.config.is_encoder_decoder or not shares_prefixes(self.backbone)
+        groups = [] if alone else self._prefix_groups(asked)
         tasks = groups or [([i], ()) for i in range(len(pairs))]
         invariant = bool(groups) and self._is_invariant()
         scores = [math.nan] * len(pairs)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
 from .ranking_errors import ModelError
 
 
@@ -29,6 +31,11 @@ def refuse_encoder(backbone: Any) -> None:
     sees_ahead = (
         getattr(config, "is_causal", None) is False
         or getattr(config, "use_bidirectional_attention", None) is True
+        or (
+            config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+            and not getattr(config, "is_decoder", False)
+            and not getattr(config, "causal", False)  # XLM's word for it
+        )
         or (
             getattr(config, "is_decoder", None) is False  # GPT-NeoX says so too
             and any(getattr(module, "is_causal", None) is False for module in backbone.modules())

@@ -89,7 +89,7 @@ class KeptStates(SuffixRows):
     def check_keeps_states(self: Any) -> None:
         """Raises `ModelError` where a layer does not keep every position (sliding windows, recurrent layers)."""
         config = self.config.get_text_config()
-        found = partial_attention(config)
+        found = partial_attention(self.backbone)
         if found:
             raise ModelError(
                 f"the document states of this {config.model_type} cannot be kept: only full attention keeps every "

@@ -14,7 +14,7 @@ import torch
 from transformers import DynamicCache
 
 from .batch_invariance import takes
-from .document_blocks import GROUPED, make_invariant
+from .document_blocks import GROUPED, make_invariant, takes_grouped
 from .document_states import common_length
 from .last_block import last_block_at
 from .modeling_ranker import accepts
@@ -31,6 +31,8 @@ PACKED_TOKENS = 384
 SPARED_SHARE = 0.25
 # How configurations call the number of experts.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+# Layers whose cache holds keys and values, which any number of rows may go on from.
+_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 def suffix(pair: EncodedPair, seen: int) -> tuple[int, ...]:
@@ -43,11 +45,19 @@ def longest_prompt(pairs: Sequence[EncodedPair]) -> tuple[int, ...]:
     return max((pair.prompt for pair in pairs), key=len)
 
 
-def partial_attention(config: Any) -> str:
+def shares_prefixes(backbone: Any) -> bool:
+    """Whether several rows can be read behind the states of one prefix: recurrent layers have no keys to repeat."""
+    kinds = getattr(backbone.config.get_text_config(), "layer_types", None) or ()
+    return not getattr(backbone, "_is_stateful", False) and _ATTENTION.issuperset(kinds)
+
+
+def partial_attention(backbone: Any) -> str:
     """What keeps a model's layers from attending to every position: kinds of layers, a window; empty if nothing."""
+    config = backbone.config.get_text_config()
     kinds = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention"})
     window = getattr(config, "sliding_window", None)
-    return ", ".join([*kinds, *([f"a window of {window} tokens"] if window is not None else [])])
+    found = [*kinds, *([f"a window of {window} tokens"] if window is not None else [])]
+    return ", ".join(found) or ("" if shares_prefixes(backbone) else "a recurrent state")
 
 
 def prefix_groups(prompts: Sequence[tuple[int, ...]]) -> list[tuple[list[int], tuple[int, ...]]]:
@@ -188,7 +198,7 @@ class SharedPrefixes:
         return (
             takes(torch.empty(0, dtype=self.dtype, device=self.device))
             and self._packs_queries()
-            and self.backbone.config._attn_implementation != "eager"
+            and takes_grouped(self.backbone)
             and not any(getattr(config, name, None) for name in _EXPERTS)
         )
 
@@ -197,7 +207,8 @@ class SharedPrefixes:
         config = self.config.get_text_config()
         return (
             bool(getattr(config, "rope_parameters", None))
-            and not partial_attention(config)
+            and not getattr(config, "alibi", False)  # counts keys, whatever `position_ids` says
+            and not partial_attention(self.backbone)
             # Another thread may just be ranking from kept states, which takes the same masks.
             and self.backbone.config._attn_implementation in ("sdpa", "eager", GROUPED)
             and accepts(self.backbone.forward, "position_ids")

@@ -24,11 +24,19 @@ from transformers import (
     BertLMHeadModel,
     LlamaForSequenceClassification,
     LlamaModel,
+    MegatronBertConfig,
+    MegatronBertForMaskedLM,
     Qwen3ForSequenceClassification,
+    RemBertConfig,
+    RemBertForMaskedLM,
+    RoFormerConfig,
+    RoFormerForMaskedLM,
     T5EncoderModel,
     T5ForSequenceClassification,
+    XLMConfig,
     XLMRobertaConfig,
     XLMRobertaForSequenceClassification,
+    XLMWithLMHeadModel,
 )
 
 from modeling_tsarank import ModelError, TSARankModel, TwolarModel, load_ranker
@@ -234,12 +242,28 @@ def test_the_command_line_refuses_a_classifier_in_one_line(zoo, tmp_path, run_py
     assert "lm_head.weight" in done.stderr
 
 
-def test_an_encoder_is_no_language_model_even_with_its_head(zoo, tmp_path) -> None:
+ENCODERS = {
+    "bert": lambda: BertForMaskedLM(BertConfig(**_ENCODER)),
+    "megatron-bert": lambda: MegatronBertForMaskedLM(MegatronBertConfig(**_ENCODER)),
+    "rembert": lambda: RemBertForMaskedLM(
+        RemBertConfig(**_ENCODER, input_embedding_size=32, output_embedding_size=32)
+    ),
+    "roformer": lambda: RoFormerForMaskedLM(RoFormerConfig(**_ENCODER)),
+    "xlm": lambda: XLMWithLMHeadModel(XLMConfig(vocab_size=420, emb_dim=32, n_layers=1, n_heads=4)),
+}
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_an_encoder_is_no_language_model_even_with_its_head(kind, zoo, tmp_path) -> None:
     """All weights of a masked language model fit, but its tokens see those behind them."""
-    folder = saved(BertForMaskedLM(BertConfig(**_ENCODER)), zoo, tmp_path / "masked")
+    folder = saved(ENCODERS[kind](), zoo, tmp_path / "masked")
     for load in (lambda: load_ranker(folder, device="cpu"), lambda: TwolarModel.from_backbone(str(folder))):
-        with pytest.raises(ModelError, match="bert model is an encoder"):
+        with pytest.raises(ModelError, match=f"{kind} model is an encoder"):
             load()
+
+
+def test_an_encoder_made_a_decoder_ranks(zoo) -> None:
+    folder = zoo.folders["llama"]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     decoder = BertLMHeadModel(BertConfig(**_ENCODER, is_decoder=True))
     assert TSARankModel.from_backbone(decoder, tokenizer=tokenizer).predict(("bread", "yeast")) < 0

@@ -102,6 +102,10 @@ class PreparedJob:
         """Digest of everything that changes the output: this job, and what `model.json` says of the model."""
         return hash_parts([self.digest, json.dumps(model, sort_keys=True)])
 
+    def file_digest(self, digest: str, shard: Shard) -> str:
+        """What a shard's file holds of `shard_digest`: a copy of another shard's file is not taken for it."""
+        return hash_parts([digest, str(shard.index)])
+
     def unfinished(self) -> list[Shard]:
         """Shards whose output is not there whole, or was made by another job or model."""
         try:
@@ -109,7 +113,7 @@ class PreparedJob:
         except TSARankError:  # nobody knows what the scores come from
             return list(self.shards)
         digest, columns = self.shard_digest(model), ["row", "score", *self.job.keep]
-        return [s for s in self.shards if not is_output_of(self.path(s), digest, columns, s.rows)]
+        return [s for s in self.shards if not is_output_of(self.path(s), self.file_digest(digest, s), columns, s.rows)]
 
     def check_inputs(self) -> None:
         """Raises `InputError` if an input file is no longer what the job began with."""
@@ -288,7 +292,9 @@ def tokenizer_identity(tokenizer: Any) -> str:
         content = json.loads(backend.to_str())
         for name in ("truncation", "padding"):  # of the last call, whatever that was
             content.pop(name, None)
-    return hash_parts([type(tokenizer).__name__, json.dumps(content, sort_keys=True)])[:32]
+    # Their ids are put in front of texts and compared with; the tokenizer's own file does not name them.
+    named = json.dumps([tokenizer.bos_token, tokenizer.unk_token])
+    return hash_parts([type(tokenizer).__name__, json.dumps(content, sort_keys=True), named])[:32]
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -336,7 +342,7 @@ def score_shard(prepared: PreparedJob, model: Any, shard: Shard, rows: PairRows,
     prepared.check_inputs()
     path = prepared.path(shard)
     try:
-        with hashed_parquet(path, table.schema, digest) as writer:
+        with hashed_parquet(path, table.schema, prepared.file_digest(digest, shard)) as writer:
             writer.write_table(table)
             cut = getattr(model, "last_stats", {}).get("cut_documents", 0) if pairs else 0
             writer.add_key_value_metadata({_CUT_KEY: str(cut)})

@@ -339,11 +339,18 @@ def take_another_jobs(path: Path) -> None:
     shutil.copy(folder / path.name, path)
 
 
+def copy_of_the_first(path: Path) -> None:
+    """A file of this very job, and whole, but of other rows."""
+    shutil.copy(path.with_name("scores-000000.parquet"), path)
+
+
 def cut_off(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-@pytest.mark.parametrize("harm", [edit_scores, edit_bytes, take_another_jobs, cut_off, Path.unlink, os.truncate])
+@pytest.mark.parametrize(
+    "harm", [edit_scores, edit_bytes, take_another_jobs, copy_of_the_first, cut_off, Path.unlink, os.truncate]
+)
 def test_an_output_that_is_not_what_was_written_is_scored_again(model, tmp_path, harm) -> None:
     job = BulkJob((write_parquet(tmp_path / "a.parquet", make_pairs(40)),), str(tmp_path / "out"), shard_pairs=20)
     score_pairs(job, model)
@@ -378,6 +385,10 @@ def test_the_scores_of_another_model_are_never_taken_for_this_ones(model, zoo, t
     spoken.tokenizer.add_tokens(["bread dough"])
     with pytest.raises(InputError, match="scores of another model, number format, tokenizer"):
         score_pairs(job, spoken)
+    begun = TSARankModel.from_backbone(str(zoo.folders["llama"]), dtype=torch.float32)
+    begun.tokenizer.bos_token = "<pad>"  # as tokenizer_config.json says it, not tokenizer.json
+    with pytest.raises(InputError, match="scores of another model, number format, tokenizer"):
+        score_pairs(job, begun)
     (tmp_path / "out" / "model.json").unlink()
     (tmp_path / "out" / "scores-000000.parquet").unlink()
     assert score_pairs(job, other)["done_before"] == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import json
 import logging
 import os
 import re
@@ -77,8 +78,26 @@ def refuse_shell_of_a_folder(name_or_path: Any) -> None:
         return
     if path.is_file():
         raise ModelError(f"{path} is a file; a model is a folder with config.json, or a .gguf file")
-    if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
+    _refuse_adapter_alone(path)
+    if not (path / "config.json").is_file():
         raise ModelError(f"{path} is no model folder: it holds no config.json")
+
+
+def _refuse_adapter_alone(folder: Path) -> None:
+    """Raises `ModelError` for a folder that `PeftModel.save_pretrained` has written: an adapter, and no model."""
+    found = folder / "adapter_config.json"
+    weights = (path for kind in ("safetensors", "bin") for path in folder.glob(f"*model*.{kind}"))
+    if not found.is_file() or any(not path.name.startswith("adapter_") for path in weights):
+        return
+    try:
+        base = json.loads(found.read_bytes())["base_model_name_or_path"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        base = None
+    made_for = f"the adapter of {base!r:.200}" if isinstance(base, str) and base else "an adapter that names no base"
+    raise ModelError(
+        f"{folder} holds only {made_for}: merge it into that model (PeftModel.merge_and_unload), save the result, and "
+        "name its folder"
+    )
 
 
 def some_of(names: Collection[str]) -> str:

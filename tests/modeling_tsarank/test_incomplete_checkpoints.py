@@ -342,6 +342,26 @@ def test_an_adapter_does_not_hide_what_its_base_lacks(zoo, tmp_path, pairs) -> N
         TSARankModel.from_backbone(str(cut))
 
 
+@pytest.mark.parametrize("with_config", [False, True])
+def test_an_adapter_without_its_base_says_which_one_it_is_for(with_config, zoo, tmp_path) -> None:
+    peft = pytest.importorskip("peft")
+    folder = tmp_path / "adapter"
+    base = AutoModelForCausalLM.from_pretrained(zoo.folders["llama"])
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
+    peft.get_peft_model(base, config).save_pretrained(folder)
+    if with_config:
+        shutil.copy(zoo.folders["llama"] / "config.json", folder)
+    message = f"holds only the adapter of '{zoo.folders['llama']}': merge it"
+    for load in (load_ranker, TSARankModel.from_backbone, TSARankModel.from_pretrained, load_base_model):
+        with pytest.raises(ModelError, match=message) as caught:
+            load(str(folder))
+        assert "\n" not in str(caught.value)
+    for content in ("{}", "[]", "{", json.dumps({"base_model_name_or_path": None})):
+        (folder / "adapter_config.json").write_text(content)
+        with pytest.raises(ModelError, match="holds only an adapter that names no base"):
+            load_ranker(folder)
+
+
 @pytest.mark.parametrize("kind", ["whole", "a missing layer", "a classifier's head"])
 def test_a_gguf_file_is_looked_at_too(kind, zoo, tmp_path) -> None:
     gguf = pytest.importorskip("gguf")

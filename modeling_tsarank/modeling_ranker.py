@@ -25,7 +25,7 @@ from .ranking_checkpoints import known_checkpoint, load_backbone, load_complete,
 from .ranking_engine import check_batch_tokens, check_finite
 from .ranking_errors import InputError, ModelError
 from .ranking_options import CONFIG_KEY, RankingOptions, whole_number
-from .ranking_text import EncodedPair, clean_query, document_list, document_text, warn_of_cuts
+from .ranking_text import EncodedPair, clean_query, document_list, document_text, encode_counted
 
 
 logger = logging.getLogger(__name__)
@@ -336,16 +336,14 @@ class RankerModel(PreTrainedModel):
 
         Raises `InputError` for an empty query or a value of the wrong type, `NonFiniteScoreError` if the model returns
         NaN or infinity, `ResourceError` when memory runs out. An empty document gets a score, and a warning is logged;
-        another one says how many documents were cut to keep `max_length`, as `last_stats["cut_documents"]` does.
+        others say how many documents and queries were cut, as `cut_documents` and `cut_queries` of `last_stats` do.
         """
         single = isinstance(pairs, tuple) and len(pairs) == 2 and isinstance(pairs[0], str)
         cleaned = self.check_pairs([pairs] if single else pairs)
         budget = check_batch_tokens(batch_tokens, self.device)
         call = snapshot(self)
-        encoded = call.encoder.pairs(cleaned)
-        cut = len({document for (_, document), pair in zip(cleaned, encoded, strict=True) if pair.cut})
-        warn_of_cuts(cut, len({document for _, document in cleaned}), call.options.max_length)
-        call.last_stats = {"pairs": len(cleaned), "tokens": 0, "cut_documents": cut}
+        encoded, cut = encode_counted(call.encoder, cleaned)
+        call.last_stats = {"pairs": len(cleaned), "tokens": 0, **cut}
         with evaluating(self):
             scores = call._score_pairs(encoded, budget, show_progress, stop) if cleaned else []
         self._encoder, self.last_stats = call._encoder, call.last_stats

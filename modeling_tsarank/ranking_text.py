@@ -52,6 +52,8 @@ class EncodedPair:
     source: Prompt = Prompt((), (), ())
     # Tokens of the document that were left out to keep `max_length`.
     cut: int = 0
+    # Tokens of the query that were left out to keep `max_query_length`.
+    query_cut: int = 0
 
 
 # Set by what scores in many calls and reports one count for all of them.
@@ -77,6 +79,29 @@ def warn_of_cuts(cut: int, documents: int, max_length: int) -> None:
             documents,
             max_length,
         )
+
+
+# Set while `encode_counted` counts cut queries; the encoder warns of the first one elsewhere, as in training.
+_QUERIES_COUNTED: ContextVar[bool] = ContextVar("queries_counted", default=False)
+
+
+def encode_counted(encoder: Any, pairs: Sequence[tuple[str, str]]) -> tuple[list[EncodedPair], dict[str, int]]:
+    """`encoder.pairs`, and how many documents and queries were cut, each counted once; a warning tells of either."""
+    token = _QUERIES_COUNTED.set(not _CUTS_REPORTED.get())
+    try:
+        encoded = encoder.pairs(pairs)
+    finally:
+        _QUERIES_COUNTED.reset(token)
+    documents = {document: False for _, document in pairs}
+    queries = {query: False for query, _ in pairs}
+    for (query, document), pair in zip(pairs, encoded, strict=True):
+        documents[document] |= bool(pair.cut)
+        queries[query] |= bool(pair.query_cut)
+    cut, longest = sum(queries.values()), encoder.options.max_query_length
+    warn_of_cuts(sum(documents.values()), len(documents), encoder.options.max_length)
+    if cut and not _CUTS_REPORTED.get():
+        logger.warning("%d of %d queries were cut to %d tokens (max_query_length)", cut, len(queries), longest)
+    return encoded, {"cut_documents": sum(documents.values()), "cut_queries": cut}
 
 
 def clean_text(text: Any, what: str) -> str:
@@ -183,7 +208,7 @@ class TextEncoder:
     def _cut_query(self, ids: list[int], limit: int) -> list[int]:
         if len(ids) <= limit:
             return ids
-        if not self._warned_query_cut:
+        if not self._warned_query_cut and not _QUERIES_COUNTED.get():
             logger.warning("a query of %d tokens was cut to %d on the right (max_query_length)", len(ids), limit)
             self._warned_query_cut = True
         return ids[:limit]
@@ -219,9 +244,11 @@ class QueryLikelihoodEncoder(TextEncoder):
 
     def queries(self, queries: Sequence[str]) -> list[list[int]]:
         """Token ids of each query by itself (styles `separate_space` and `separate`), cut to `max_query_length`."""
+        return [self._cut_query(ids, self.options.max_query_length) for ids in self._whole_queries(queries)]
+
+    def _whole_queries(self, queries: Sequence[str]) -> list[list[int]]:
         texts = [self._query_start + query for query in queries]
-        encoded = self._user_text.encode(texts, [[(0, len(text))] for text in texts])
-        return [self._cut_query(ids, self.options.max_query_length) for ids, _ in encoded]
+        return [ids for ids, _ in self._user_text.encode(texts, [[(0, len(text))] for text in texts])]
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
         """(query, document) texts, already cleaned, as ids. Equal documents share one tokenization."""
@@ -229,7 +256,8 @@ class QueryLikelihoodEncoder(TextEncoder):
             return self._joined(pairs)
         documents = {document: i for i, document in enumerate(dict.fromkeys(d for _, d in pairs))}
         queries = {query: i for i, query in enumerate(dict.fromkeys(q for q, _ in pairs))}
-        prompts, query_ids = self.prompts(list(documents)), [tuple(ids) for ids in self.queries(list(queries))]
+        prompts, uncut = self.prompts(list(documents)), self._whole_queries(list(queries))
+        query_ids = [tuple(self._cut_query(ids, self.options.max_query_length)) for ids in uncut]
         whole = [tuple(prompt.cut(len(prompt))) for prompt in prompts]
         result = []
         for query, document in pairs:
@@ -237,7 +265,8 @@ class QueryLikelihoodEncoder(TextEncoder):
             room = self.options.max_length - len(ids)
             fits = len(whole[at]) <= room
             prompt = whole[at] if fits else tuple(prompts[at].cut(room))
-            result.append(EncodedPair(prompt, ids, prompts[at], len(whole[at]) - len(prompt)))
+            left = len(uncut[queries[query]]) - len(ids)
+            result.append(EncodedPair(prompt, ids, prompts[at], len(whole[at]) - len(prompt), left))
         return result
 
     def _joined(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
@@ -255,7 +284,8 @@ class QueryLikelihoodEncoder(TextEncoder):
             prompt = _split_around(ids[:at], offsets[:at], start, start + len(document))
             prompt = Prompt((*self.leading, *prompt.before), prompt.document, prompt.after)
             cut = tuple(prompt.cut(self.options.max_length - len(query)))
-            result.append(EncodedPair(cut, tuple(query), prompt, len(prompt) - len(cut)))
+            left = len(ids) - at - len(query)
+            result.append(EncodedPair(cut, tuple(query), prompt, len(prompt) - len(cut), left))
         return result
 
 
@@ -286,12 +316,14 @@ class TemplateEncoder(TextEncoder):
         result = []
         encoded = self._user_text.encode(texts, spans)
         for (ids, offsets), (document_span, query_span) in zip(encoded, spans, strict=True):
+            before = len(ids)
             ids, offsets = self._shorten_query(ids, offsets, query_span)
             prompt = _split_around(ids, offsets, *document_span)
             prompt = Prompt((*self.leading, *prompt.before), prompt.document, (*prompt.after, *self.trailing))
             source = self._source(ids, offsets, document_span, query_span)
             cut = tuple(prompt.cut(self.options.max_length))
-            result.append(EncodedPair(cut, source=source, cut=len(prompt) - len(cut)))
+            left = before - len(ids)
+            result.append(EncodedPair(cut, source=source, cut=len(prompt) - len(cut), query_cut=left))
         return result
 
     def prompts(self, documents: Sequence[str]) -> list[Prompt]:

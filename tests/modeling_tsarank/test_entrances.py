@@ -170,6 +170,26 @@ def test_cut_documents_are_counted_and_warned_of_once_a_call(zoo: Any, caplog: A
     assert not caplog.records
 
 
+@pytest.mark.parametrize("style", ["separate_space", "joined", "template"])
+def test_cut_queries_are_counted_and_warned_of_in_every_call(zoo: Any, caplog: Any, style: str) -> None:
+    if style == "template":
+        model = TwolarModel.from_backbone(str(zoo.folders["t5"]), max_query_length=8)
+    else:
+        model = TSARankModel.from_backbone(str(zoo.folders["llama"]), prompt_style=style, max_query_length=8)
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            model.predict([(LONG, "bread"), (LONG, "ships"), ("a", "bread"), (f"Also {LONG}", "bread")])
+        assert model.last_stats["cut_queries"] == 2
+        assert [record.getMessage() for record in caplog.records] == [
+            "2 of 3 queries were cut to 8 tokens (max_query_length)"
+        ]
+    caplog.clear()
+    model.rank("a", ["bread"])
+    assert model.last_stats["cut_queries"] == 0
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("name", ["t5", "llama"])
 def test_a_template_counts_cut_documents_too(zoo: Any, name: str) -> None:
     for template in ("Query: {query} Document: {document} Relevant:", "Document: {document} Query: {query} Relevant:"):

@@ -73,7 +73,7 @@ def prepare_dataset(
     data = [path for path in sorted(selection.paths) if any(fnmatch.fnmatchcase(path, name) for name in _DATA)]
     if not data:
         raise InputError(f"{folder} holds no data ({', '.join(_DATA)})")
-    card, refusals = _recorded_card(folder, title) or _own_card(folder, selection), []
+    card, refusals = _recorded_card(folder, title, license_id) or _own_card(folder, selection), []
     if card is None:
         if license_id is None:
             refusals.append("the license is not recorded; name it with --license, such as cc-by-4.0")
@@ -92,14 +92,14 @@ def _is_data(path: str) -> bool:
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in _DATA)
 
 
-def _recorded_card(folder: Path, title: str | None) -> str | None:
+def _recorded_card(folder: Path, title: str | None, license_id: str | None) -> str | None:
     from modeling_tsarank.trainers.data.dataset_card import render_card
     from modeling_tsarank.trainers.data.provenance import read_provenance
 
     if not (folder / PROVENANCE).is_file():
         return None
     record = read_provenance(folder)
-    return render_card(record, title) if record["kind"] in ("weak_pairs", "distillation_lists") else None
+    return render_card(record, title, license_id) if record["kind"] in ("weak_pairs", "distillation_lists") else None
 
 
 def _own_card(folder: Path, selection: Selection) -> str | None:

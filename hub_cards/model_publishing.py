@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import modeling_tsarank
+from modeling_tsarank.embedded_models import RELEASE_FILE
 from modeling_tsarank.files.reading import read_json_object, read_text
 from modeling_tsarank.hub_cards.file_selection import Selection, select_files
 from modeling_tsarank.hub_cards.model_cards import render_model_card
@@ -124,6 +125,12 @@ def prepare_model(folder: Path, repo_id: str, options: ModelOptions | None = Non
     """
     options = options or ModelOptions()
     source = _adapter_folder(folder) if options.adapter_only else folder
+    if options.adapter_only and (source / RELEASE_FILE).is_file():
+        below = read_json_object(source / RELEASE_FILE).get("on")
+        if below is not None:
+            raise ModelError(
+                f"{source} is an adapter on another release, not on a model of the Hub; publish it merged"
+            )
     facts = read_model(source, _given_base(options))
     if options.adapter_only != facts.adapter:
         raise ModelError(f"{folder} holds an adapter without its base; publish it with --adapter-only, or merge it")

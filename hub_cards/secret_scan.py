@@ -35,7 +35,7 @@ from modeling_tsarank.ranking_errors import InputError, ModelError
 # to be rare in ordinary text, and in weights, whose bytes are searched too.
 _PART = rb"[^\s:/@\"'{}<>\x00-\x20\x7f-\xff]"
 _PATTERNS: tuple[tuple[str, tuple[bytes, ...], bytes], ...] = (
-    ("a Hugging Face token", (b"hf_", b"api_org_"), rb"(?:hf|api_org)_[A-Za-z0-9]{30,}"),
+    ("a Hugging Face token", (b"hf_", b"api_org_"), rb"(?:hf|hf_oauth|api_org)_[A-Za-z0-9]{30,}"),
     (
         "a GitHub token",
         (b"gh", b"github_pat_"),
@@ -43,25 +43,34 @@ _PATTERNS: tuple[tuple[str, tuple[bytes, ...], bytes], ...] = (
     ),
     ("a GitLab token", (b"glpat-",), rb"glpat-[A-Za-z0-9_-]{20,}"),
     ("an OpenAI or Anthropic key", (b"sk-",), rb"\bsk-(?:ant-|proj-|svcacct-)?[A-Za-z0-9_-]{32,}"),
+    ("a Groq key", (b"gsk_",), rb"gsk_[A-Za-z0-9]{40,}"),
+    ("an NVIDIA key", (b"nvapi-",), rb"nvapi-[A-Za-z0-9_-]{50,}"),
     ("an AWS access key", (b"AKIA", b"ASIA"), rb"\b(?:AKIA|ASIA)[0-9A-Z]{16}(?![0-9A-Z])"),
+    (
+        "an AWS secret key",
+        (b"secret_access_key", b"SECRET_ACCESS_KEY", b"secretAccessKey"),
+        rb"(?i:secret_?access_?key)\W{1,5}[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+])",
+    ),
     ("a Google key", (b"AIza",), rb"\bAIza[0-9A-Za-z_-]{35}"),
     ("a Slack token", (b"xox",), rb"\bxox[abeprs]-[0-9A-Za-z-]{20,}"),
     ("a PyPI token", (b"pypi-",), rb"pypi-[A-Za-z0-9_-]{50,}"),
     ("a Weights & Biases key", (b"andb", b"ANDB"), rb"(?i:andb[_-]?api[_-]?key\W{1,5}[0-9a-f]{40}(?![0-9a-f]))"),
     ("a private key", (b"-----BEGIN ",), rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"),
-    ("a password in an address", (b"://",), rb"(?<=[a-z0-9+.-])://%b{1,64}:%b{3,128}@[\w.-]{3,}" % (_PART, _PART)),
+    ("a password in an address", (b"://",), rb"(?<=[a-z0-9+.-])://%b{0,64}:%b{3,128}@[\w.-]{3,}" % (_PART, _PART)),
 )
 PATTERNS = tuple((what, pattern.decode("latin-1")) for what, _, pattern in _PATTERNS)
 _IN_TEXT = tuple((what, signs, re.compile(pattern)) for what, signs, pattern in _PATTERNS)
 # In a binary file letters may stand around a text by chance: its length, a checksum, an instruction of a pickle.
-_RANDOM = rb"sk-(?=[\w-]{0,64}[0-9])(?=[\w-]{0,64}[A-Z])(?=[\w-]{0,64}[a-z])"
+_RANDOM = (
+    rb"sk-(?=[\w-]{0,64}[0-9])(?=[\w-]{0,64}[a-z])(?:(?=[\w-]{0,64}[A-Z])|(?=(?:[a-z]+-(?:v[0-9]+-)?)?[0-9a-f]{32}))"
+)
 _AROUND = re.compile(rb"^\\b|\(\?!\[0-9A-Z\]\)|\(\?!\[0-9a-f\]\)")
 _IN_BINARY = tuple(
     (what, signs, re.compile(_AROUND.sub(b"", pattern).replace(b"sk-", _RANDOM, 1)))
     for what, signs, pattern in _PATTERNS
 )
 # JSON and source code write line breaks and some ASCII characters so; a token may follow one without a space.
-_ESCAPE = re.compile(rb"\\(?:[nrtbf]|u00([0-7][0-9a-fA-F]))")
+_ESCAPE = re.compile(rb"\\(?:[nrtbf]|u00([0-7][0-9a-fA-F])|(/))")
 _PIECE = 1 << 20
 # Longer than anything the patterns match, in four bytes a character, so that nothing is missed where pieces meet.
 _OVERLAP = 4096
@@ -315,4 +324,4 @@ def _look_alikes(data: bytes, patterns: Any) -> Iterator[tuple[str, re.Match[byt
 
 
 def _unescaped(match: re.Match[bytes]) -> bytes:
-    return bytes([int(match.group(1), 16)]) if match.group(1) else b" "
+    return bytes([int(match.group(1), 16)]) if match.group(1) else match.group(2) or b" "

@@ -138,7 +138,7 @@ def reader_of(head: bytes, name: str) -> tuple[Callable[[Any, Budget], Iterator[
         return _tar, False
     if head[:1] == b"x" and head[:2] in (b"x\x01", b"x^", b"x\x9c", b"x\xda") and _is_zlib(head):
         return _zlib, False
-    if name.endswith(".lzma"):
+    if name.endswith(".lzma") or (head[:3] == b"\x5d\0\0" and _is_lzma(head)):
         return _xz, False
     if name.endswith(".br"):
         return _arrow_codec("brotli"), False
@@ -153,6 +153,15 @@ def _is_zlib(head: bytes) -> bool:
     return True
 
 
+def _is_lzma(head: bytes) -> bool:
+    """Whether this is LZMA without a container, as joblib writes it."""
+    try:
+        lzma.LZMADecompressor(lzma.FORMAT_ALONE).decompress(head, HEAD)
+    except lzma.LZMAError:
+        return False
+    return True
+
+
 # ---- compressed streams ----------------------------------------------------------------------------
 
 
@@ -161,7 +170,7 @@ def _gzip(stream: Any, budget: Budget) -> Iterator[Part]:
 
 
 def _bz2(stream: Any, budget: Budget) -> Iterator[Part]:
-    yield "", io.BufferedReader(Stream(b"", bz2.BZ2File(stream), budget))
+    yield "", io.BufferedReader(Stream(b"", _Bunzipped(stream), budget))
 
 
 def _xz(stream: Any, budget: Budget) -> Iterator[Part]:
@@ -172,8 +181,29 @@ def _zlib(stream: Any, budget: Budget) -> Iterator[Part]:
     yield "", io.BufferedReader(Stream(b"", _Inflated(stream), budget))
 
 
+class _Bunzipped:
+    """One bzip2 stream after the other; `bz2.BZ2File` drops what else follows them."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._inflate = stream, bz2.BZ2Decompressor()
+
+    def read(self, count: int) -> bytes:
+        while True:
+            if self._inflate.eof:
+                packed = self._inflate.unused_data or self._stream.read(HEAD)
+                if not packed:
+                    return b""
+                self._inflate = bz2.BZ2Decompressor()
+            else:
+                packed = self._stream.read(HEAD) if self._inflate.needs_input else b""
+                if not packed and self._inflate.needs_input:
+                    raise EOFError("the stream ends before its end")
+            if data := self._inflate.decompress(packed, count):
+                return data
+
+
 class _Inflated:
-    """A zlib stream, decompressed as it is read."""
+    """A zlib stream, decompressed as it is read; what follows its end must be empty."""
 
     def __init__(self, stream: Any) -> None:
         self._stream, self._inflate = stream, zlib.decompressobj()
@@ -185,6 +215,8 @@ class _Inflated:
                 raise EOFError("the stream ends before its end")
             if data := self._inflate.decompress(packed, count):
                 return data
+        if self._inflate.unused_data.strip(b"\0") or self._stream.read(1):
+            raise Unreadable("something follows the end of a compressed stream")
         return b""
 
 

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 import logging
+import math
 import os
 import random
 import time
@@ -32,7 +33,9 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 5
 # Seconds before the second attempt; each further wait is twice as long.
-FIRST_WAIT = float(os.environ.get("TSARANK_UPLOAD_WAIT", "1"))
+FIRST_WAIT = 1.0
+WAIT_VARIABLE = "TSARANK_UPLOAD_WAIT"
+"""Environment variable with another first wait."""
 # huggingface_hub changed its HTTP library from httpx to httpx2; a broken connection is an exception of that library.
 BROKEN_CONNECTIONS = tuple(
     importlib.import_module(name).TransportError for name in ("httpx", "httpx2") if importlib.util.find_spec(name)
@@ -117,6 +120,7 @@ def upload(
 class _Upload:
     def __init__(self, files: Sequence[PublishedFile], target: Target, stale: Callable[[str], bool]) -> None:
         self.files, self.target, self.stale = files, target, stale
+        self.first_wait = _first_wait()
         self.api = HfApi(token=target.token)
         self.repo: dict[str, Any] = {"repo_id": target.repo_id, "repo_type": target.repo_type}
         self.digests: dict[tuple[str, str], str] = {}
@@ -240,7 +244,7 @@ class _Upload:
                         f"the Hub at {self.api.endpoint} failed {ATTEMPTS} times ({_short(cause)}); nothing of "
                         f"{self.name} has changed, what was uploaded is kept: run the same command again"
                     ) from error
-                wait = FIRST_WAIT * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
+                wait = self.first_wait * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
                 logger.warning("%s; trying again in %.0f s (%d of %d)", _short(cause), wait, attempt, ATTEMPTS)
                 time.sleep(wait)
         raise AssertionError("the loop returns or raises")
@@ -254,6 +258,17 @@ class _Upload:
 
 
 _PREFIX = {"model": "", "dataset": "datasets/", "space": "spaces/"}
+
+
+def _first_wait() -> float:
+    text = os.environ.get(WAIT_VARIABLE) or str(FIRST_WAIT)
+    try:
+        wait = float(text)
+    except ValueError:
+        wait = math.nan
+    if not 0 <= wait <= 3600:
+        raise InputError(f"{WAIT_VARIABLE} must be a number of seconds from 0 to 3600, got {text!r:.60}")
+    return wait
 
 
 def _argument(file: PublishedFile) -> Any:

@@ -119,11 +119,12 @@ def offline() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def valid(offline: None, tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+def valid(offline: None, tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("fuzz") / "valid"
     folder.mkdir()
-    os.environ["TSARANK_CACHE"] = str(folder.parent / "cache")
-    return valid_files(folder, lambda: tiny_llama, cli.main)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TSARANK_CACHE", str(folder.parent / "cache"))
+        yield valid_files(folder, lambda: tiny_llama, cli.main)
 
 
 @pytest.fixture(scope="module")

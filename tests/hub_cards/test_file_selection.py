@@ -18,6 +18,9 @@ from modeling_tsarank.hub_cards.secret_scan import PATTERNS, find_secrets, refus
 SECRETS = {
     "a Hugging Face token": "hf_" + "aB3" * 12,
     "a GitHub token": "ghp_" + "aB3d" * 9,
+    "a Groq key": "gsk_" + "aB3d" * 13,
+    "an NVIDIA key": "nvapi-" + "aB3d" * 16,
+    "an AWS secret key": "aws_secret_access_key = " + "aB3/" * 10,
     "a GitLab token": "glpat-" + "aB3d" * 5,
     "an OpenAI or Anthropic key": "sk-" + "proj-" + "aB3d" * 10,
     "an AWS access key": "AKIA" + "ABCD" * 4,

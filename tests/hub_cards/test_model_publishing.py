@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modeling_tsarank import TSARankModel, TwolarModel, load_ranker
-from modeling_tsarank.hub_cards.model_publishing import _model_info
-from modeling_tsarank.ranking_errors import InputError, ResourceError
+from modeling_tsarank import TSARankModel, TwolarModel, hub_cards, load_ranker
+from modeling_tsarank.hub_cards.model_publishing import ModelOptions, _model_info, prepare_model
+from modeling_tsarank.hub_cards.uploading import Target, upload
+from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
 
 
 CARD_QUERY = "how long does a flea live"
@@ -284,3 +285,16 @@ def test_a_hub_that_cannot_be_reached_is_named_as_such(monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="says nothing about org/base"):
         _model_info("org/base", "--license", None)
+
+
+def test_an_adapter_that_stands_on_another_release_is_not_published_alone() -> None:
+    folder = Path(hub_cards.__file__).parent / "releases" / "twolar-smollm2-135m"
+    with pytest.raises(ModelError, match="an adapter on another release"):
+        prepare_model(folder, "alice/ranker", ModelOptions(adapter_only=True, license="mit", preview=True))
+
+
+@pytest.mark.parametrize("wait", ["soon", "nan", "-1", "inf"])
+def test_a_wait_between_uploads_that_is_no_number_is_refused(wait: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TSARANK_UPLOAD_WAIT", wait)
+    with pytest.raises(InputError, match="TSARANK_UPLOAD_WAIT must be a number of seconds"):
+        upload([], Target("alice/ranker", "model", "v1", token="t"))

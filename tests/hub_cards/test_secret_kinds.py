@@ -164,8 +164,11 @@ KINDS: dict[str, Maker] = {
     "escaped.json": lambda token: json.dumps({"text": f"first\n{token}\nlast"}).encode(),
     "escaped-twice.jsonl": lambda token: json.dumps({"text": json.dumps({"text": f"first\n{token}\n"})}).encode(),
     "escaped-html.json": lambda token: json.dumps({"text": f"token={token}"}).replace("=", "\\u003d").encode(),
+    "escaped-slashes.json": lambda token: json.dumps({"text": f"first {token}"}).replace("/", "\\/").encode(),
     "notebook.ipynb": notebook,
     # Compressed.
+    "lzma.joblib": lambda token: lzma.compress(text(token).encode(), lzma.FORMAT_ALONE),
+    "two.jsonl.bz2": lambda token: bz2.compress(FILLER.encode()) + bz2.compress(text(token).encode()),
     "rows.jsonl.gz": lambda token: gzip.compress(text(token).encode()),
     "large.jsonl.gz": lambda token: gzip.compress((FILLER * 20 + text(token)).encode()),
     "two-members.gz": lambda token: gzip.compress(FILLER.encode()) + gzip.compress(text(token).encode()),
@@ -316,6 +319,8 @@ UNREADABLE: dict[str, bytes] = {
     "cut.jsonl.gz": gzip.compress(FILLER.encode())[:-500],
     "damaged.jsonl.gz": b"\x1f\x8b\x08\0" + NOISE,
     "trailing.jsonl.gz": gzip.compress(b"x") + NOISE,
+    "trailing.jsonl.bz2": bz2.compress(b"x") + gzip.compress(b"y"),
+    "trailing.zz": zlib.compress(b"x") + zlib.compress(b"y"),
     "cut.jsonl.xz": lzma.compress(FILLER.encode())[:-50],
     "cut.jsonl.bz2": bz2.compress(FILLER.encode())[:-50],
     "cut.jsonl.zst": codec("zstd", FILLER.encode())[:-50],
@@ -366,3 +371,11 @@ def test_what_cannot_be_opened_or_needs_a_missing_package_is_refused(
     (found,) = find_secrets(PublishedFile("rows.zst", content))
     assert found.place == ""
     assert "needs a missing package" in found.what
+
+
+@pytest.mark.parametrize("key", ["sk-" + "0a1b2c3d" * 4, "sk-" + "or-v1-" + "0a1b2c3d" * 8])
+def test_a_key_of_hexadecimal_digits_is_found_in_a_pickle(key: str) -> None:
+    assert find_secrets(PublishedFile("state.pkl", pickle.dumps({"key": key})))
+    assert not find_secrets(
+        PublishedFile("state.pkl", pickle.dumps({"name": "task-of-some-model-trained-on-2024-data"}))
+    )

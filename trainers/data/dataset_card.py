@@ -61,14 +61,14 @@ def write_card(folder: Path, title: str | None = None) -> Path:
     return path
 
 
-def render_card(record: dict[str, Any], title: str | None = None) -> str:
-    """The card of a provenance record, YAML metadata included.
+def render_card(record: dict[str, Any], title: str | None = None, license_id: str | None = None) -> str:
+    """The card of a provenance record, YAML metadata included; lists take `license_id`, weak pairs record their own.
 
     Raises:
         InputError: a kind that has no card, or a record with a part missing.
     """
     if record["kind"] == "distillation_lists":
-        return render_lists_card(record, title)
+        return render_lists_card(record, title, license_id)
     if record["kind"] != "weak_pairs":
         raise InputError(
             f"there is no card for datasets of the kind {record['kind']!r}; there is one for weak_pairs and for "

@@ -12,7 +12,7 @@ from modeling_tsarank.trainers.data.provenance import leakage_text, teachers_tex
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
-def render_lists_card(record: dict[str, Any], title: str | None = None) -> str:
+def render_lists_card(record: dict[str, Any], title: str | None = None, license_id: str | None = None) -> str:
     """The card of a provenance record of the kind `distillation_lists`, YAML metadata included.
 
     Raises:
@@ -20,7 +20,7 @@ def render_lists_card(record: dict[str, Any], title: str | None = None) -> str:
     """
     try:
         parts = [
-            f"---\n{_metadata(record, title or record['title'])}\n---",
+            f"---\n{_metadata(record, title or record['title'], license_id)}\n---",
             f"# {_line(title or record['title'])}",
             _summary(record),
             "## Columns\n\n" + _COLUMNS,
@@ -47,7 +47,7 @@ _COLUMNS = """\
 Train on it with `tsarank train distill --train_data FOLDER/data`."""
 
 
-def _metadata(record: dict[str, Any], title: str) -> str:
+def _metadata(record: dict[str, Any], title: str, license_id: str | None) -> str:
     """The YAML block, by huggingface_hub's own classes."""
     from huggingface_hub import DatasetCardData
 
@@ -55,7 +55,7 @@ def _metadata(record: dict[str, Any], title: str) -> str:
     rows = sum(splits.values())
     card = DatasetCardData(
         pretty_name=_line(title),
-        license="unknown",
+        license=license_id or "unknown",
         task_categories=["text-ranking"],
         size_categories=[next((name for bound, name in _SIZES if rows < bound), "n>1M")],
         tags=["tsarank", "distillation", "reranking"],

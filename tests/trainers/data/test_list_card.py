@@ -51,6 +51,7 @@ def record(tmp_path, monkeypatch):
 
 
 def test_the_card_says_what_was_recorded(record):
+    assert DatasetCard(render_lists_card(record, license_id="cc-by-4.0")).data.license == "cc-by-4.0"
     card = DatasetCard(render_lists_card(record))
     data = card.data.to_dict()
     assert data["pretty_name"] == "Lists of bread"

@@ -100,6 +100,10 @@ def _status(command: Callable[[], int], where: str, interrupted: str, hint: str)
             names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
             _say(f"error{where}: {': '.join([*names, error.strerror])}")
             return 2
+        if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+            # Python's way to hold a name that is no UTF-8, which libraries below do not take.
+            _say(f"error{where}: a name or a text is not UTF-8: {error.object[:200]!a}; rename or convert it")
+            return 2
         if isinstance(error, MemoryError):
             _say(f"error{where}: memory ran out; give less at a time, such as a smaller --batch-tokens")
             return 2

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from modeling_tsarank import cli
-from modeling_tsarank.command_line import DEBUG_VARIABLE, Number, one_line, size
+from modeling_tsarank.command_line import DEBUG_VARIABLE, Number, one_line, run_command, size
 from modeling_tsarank.trainers.commands import launcher_parser
 
 
@@ -230,3 +230,12 @@ def test_sizes() -> None:
     for text in ("", "many", "-1GB", "0", "0.1", "nan", "inf", "1e999", "9" * 5000, "1ib", "٣GB"):
         with pytest.raises(argparse.ArgumentTypeError, match="expected a size"):
             size(text)
+
+
+def test_a_name_that_is_not_utf_8_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> int:
+        "caf\udce9".encode()
+        return 0
+
+    assert run_command(command) == 2
+    assert "not UTF-8: 'caf\\udce9'" in capsys.readouterr().err

@@ -62,6 +62,7 @@ COMMANDS = {
     "data split": ["@distill.jsonl --by kind --validation-share 0.3 --output %out"],
     "data card": ["@weak-set"],
     "recipe prepare": ["@raw/plan.yaml --data @raw --output %out"],
+    "recipe covered-queries": ["@beir --encoder @model --count 2 --output %covered.jsonl"],
     "recipe cross-encoder": ["@cross.yaml --lists @lists --base @model --output %out"],
     "recipe release": ["--adapters @adapter --ranker @model --output %release"],
     "train cpt": [

@@ -140,6 +140,15 @@ class CheckpointingTrainer(EvenBatchesTrainer):
                     callback.early_stopping_patience_counter = one["attributes"]["early_stopping_patience_counter"]
         return start
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As `transformers.Trainer`'s, which takes another update where a training is resumed at its very end."""
+        stops = [one for one in self.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
+        stopped = any(one.early_stopping_patience_counter >= one.early_stopping_patience for one in stops)
+        if stopped or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     def _go_on_from_best(self, places: list[Path]) -> None:
         """Takes the first checkpoint that is whole for the best so far; without any, a later one is the best."""
         problems = [checkpoint_problem(place, to_resume=False) for place in places]

@@ -413,12 +413,21 @@ def test_a_resumed_training_stops_as_early_as_one_that_was_not_interrupted(
     # Nothing moves, and so no evaluation is better than the first.
     settings = {**SHORT, **BEST, "learning_rate": 0.0, "max_steps": 9, "eval_rows": sft_rows[:4]}
     ends = []
-    for resume in (None, str(tmp_path / "run" / "checkpoint-3")):
+    for resume in (None, str(tmp_path / "run" / "checkpoint-3"), True):
         trainer = make_trainer("sft", **settings)
         trainer.add_callback(EarlyStoppingCallback(4))
         trainer.train(resume_from_checkpoint=resume)
         ends.append(trainer.state.global_step)
-    assert ends == [5, 5]
+    assert ends == [5, 5, 5]
+
+
+def test_a_finished_training_that_is_resumed_takes_no_further_update(make_trainer: Any, trained: Path) -> None:
+    """As after a kill while the model was saved; 3 updates end in the middle of an epoch."""
+    again = make_trainer("sft", **SHORT)
+    again.train(resume_from_checkpoint=str(trained / "checkpoint-3"))
+    assert again.state.global_step == 3
+    expected = load_file(trained / "checkpoint-3" / TRAINED_WEIGHTS)
+    assert all(torch.equal(value, weights(again)[f"backbone.{name}"]) for name, value in expected.items())
 
 
 def test_another_optimizer_is_refused_by_name_for_an_old_checkpoint_too(

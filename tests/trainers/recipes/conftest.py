@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib.util
-import json
-import random
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from raw_files import Writer, write_gz, write_lines
 
 from modeling_tsarank.trainers.data.weak_types import PAIR_TYPES
 from modeling_tsarank.trainers.recipes.release_data import prepare
@@ -19,34 +17,6 @@ from modeling_tsarank.trainers.script_utils import RECIPES
 
 
 SEARCH = RECIPES.parent.parent / "benchmarks" / "search.py"
-
-
-class Writer:
-    """Texts of invented words, so that no two are near each other."""
-
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
-        ends = ("ba", "ko", "ti", "lu", "ren", "sa", "mi", "dor", "ve", "pun")
-        self.words = [a + b + c for a in ends for b in ends for c in ends[:3]]
-
-    def pair(self) -> tuple[str, str]:
-        """A document of 24 words and a query of four of them."""
-        document = self.random.sample(self.words, 24)
-        return " ".join(document[:4]), " ".join(self.random.sample(document, 24))
-
-    def text(self) -> str:
-        return self.pair()[1]
-
-
-def write_gz(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture(scope="session")
@@ -145,3 +115,24 @@ def search_script(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory, t5_tokenizer: Any) -> Path:
+    """The folder of one block of BERT with random weights."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("encoder") / "bert"
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(t5_tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        pad_token_id=0,
+    )
+    BertModel(config).save_pretrained(folder)
+    t5_tokenizer.save_pretrained(folder)
+    return folder

@@ -24,28 +24,8 @@ from modeling_tsarank.trainers.recipes.cross_encoder import (
 from modeling_tsarank.trainers.script_utils import RECIPES
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory, t5_tokenizer: Any) -> Path:
-    """One block of BERT with random weights."""
-    from transformers import BertConfig, BertModel
-
-    folder = tmp_path_factory.mktemp("encoder") / "bert"
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(t5_tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        pad_token_id=0,
-    )
-    BertModel(config).save_pretrained(folder)
-    t5_tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def plan(encoder: Path, tmp_path: Path) -> CrossEncoderPlan:
+def plan(tiny_bert: Path, tmp_path: Path) -> CrossEncoderPlan:
     rows = [
         {
             "query": "bread",
@@ -60,13 +40,13 @@ def plan(encoder: Path, tmp_path: Path) -> CrossEncoderPlan:
         {"file": str(tmp_path / "scored.jsonl"), "documents": 3, "margin_weight": 0.1, "passes": 2},
         {"file": str(tmp_path / "labelled.jsonl"), "documents": 2, "scale": 5.0},
     )
-    return CrossEncoderPlan(str(encoder), lists, learning_rate=0.01, save_steps=3, bf16=False, max_length=32)
+    return CrossEncoderPlan(str(tiny_bert), lists, learning_rate=0.01, save_steps=3, bf16=False, max_length=32)
 
 
-def test_the_loss_of_uneven_lists_in_small_batches_is_kl_and_margins_of_each_list(encoder: Path) -> None:
+def test_the_loss_of_uneven_lists_in_small_batches_is_kl_and_margins_of_each_list(tiny_bert: Path) -> None:
     from sentence_transformers import CrossEncoder
 
-    model = CrossEncoder(str(encoder), num_labels=1, device="cpu")
+    model = CrossEncoder(str(tiny_bert), num_labels=1, device="cpu")
     model.eval()
     lists = [["a long text about bread and tea", "rye", "oat"], ["tea", "bread"]]
     targets = [torch.tensor([2.0, 0.0, -1.0]), torch.tensor([0.0, 3.0])]

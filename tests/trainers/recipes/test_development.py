@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
-import random
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from raw_files import Writer, write_gz, write_lines
 
 from modeling_tsarank.eval.collections import load_collection
 from modeling_tsarank.eval.run_files import read_run
@@ -28,61 +28,19 @@ from modeling_tsarank.trainers.training_data import load_training_rows
 DEVELOP = RECIPES.parent.parent / "benchmarks" / "develop.py"
 
 
-class Writer:
-    """Texts of invented words, so that no two are near each other."""
-
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
-        ends = ("ba", "ko", "ti", "lu", "ren", "sa", "mi", "dor", "ve", "pun")
-        self.words = [a + b + c for a in ends for b in ends for c in ends[:3]]
-
-    def pair(self) -> tuple[str, str]:
-        """A query of four words of a document of 24."""
-        document = self.random.sample(self.words, 24)
-        return " ".join(document[:4]), " ".join(self.random.sample(document, 24))
-
-    def text(self) -> str:
-        return self.pair()[1]
-
-
-def write_gz(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture(scope="module")
-def bi_encoder(tmp_path_factory: pytest.TempPathFactory, t5_tokenizer: Any) -> str:
+def bi_encoder(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> str:
     """The folder of a bi-encoder with random weights."""
-    import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Pooling, Transformer
-    from transformers import BertConfig, BertModel
 
     folder = tmp_path_factory.mktemp("bi-encoder")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(t5_tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        pad_token_id=0,
-    )
-    BertModel(config).save_pretrained(folder / "bert")
-    t5_tokenizer.save_pretrained(folder / "bert")
-    modules = [Transformer(str(folder / "bert")), Pooling(16)]
-    SentenceTransformer(modules=modules, device="cpu").save(str(folder / "model"))
-    return str(folder / "model")
+    SentenceTransformer(modules=[Transformer(str(tiny_bert)), Pooling(16)], device="cpu").save(str(folder))
+    return str(folder)
 
 
 @pytest.fixture(scope="module")

@@ -52,6 +52,12 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
+def heed_signals() -> None:
+    """A shell ignores them for what it starts in the background, and whoever is started inherits that."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize(
     ("how", "processes", "number", "when"),
@@ -82,16 +88,22 @@ def test_a_stopped_training_leaves_nobody_behind_and_says_one_line(
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", TOKEN: str(tmp_path)}
     environment["HF_DATASETS_CACHE"] = str(tmp_path / "datasets")
     command = [sys.executable, *start, *options]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
+    with subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heed_signals
+    ) as process:
         if when == "starting":
             wait_for(lambda: len(descendants(str(tmp_path))) > 1)
         else:
             wait_for(lambda: list(output.glob("checkpoint-*")))
         process.send_signal(number)
-        if number != signal.SIGKILL:
-            errors = process.stderr.read()
-        process.wait(60)
+        try:
+            # A killed launcher's processes may hold the pipe open a little longer.
+            errors = "" if number == signal.SIGKILL else process.communicate(timeout=90)[1]
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            for left in descendants(str(tmp_path)):
+                os.kill(left, signal.SIGKILL)
+            raise
     wait_for(lambda: not descendants(str(tmp_path)), 30)
     if number == signal.SIGKILL:
         return

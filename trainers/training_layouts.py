@@ -306,7 +306,7 @@ def _distill_from_sft(convert: Callable[[Record], dict[str, Any]]) -> Callable[[
 
 
 def _cpt(record: Record) -> dict[str, Any]:
-    field = "document" if "document" in record else "positive"
+    field = next((field for field in ("document", "positive") if field in record), "document")
     value = record.get(field)
     document = document_text(read_document(value, field)) if isinstance(value, Mapping) else read_text(record, field)
     return {"query": read_query(record)["query"], "document": document}

@@ -28,7 +28,7 @@ ALLOWED = {
         "functools",
     ),
     *("hashlib", "inspect", "io", "itertools", "json", "logging", "math", "os", "pathlib", "pickle", "re", "struct"),
-    *("sys", "threading", "typing", "warnings", "weakref", "zlib", "unicodedata"),
+    *("numbers", "sys", "threading", "typing", "warnings", "weakref", "zlib", "unicodedata"),
     *("numpy", "safetensors", "torch", "tqdm", "transformers"),
 }
 # The one way to the Hub: the user's own `push_to_hub=True`.

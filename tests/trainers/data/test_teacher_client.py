@@ -195,7 +195,7 @@ def test_a_lone_surrogate_in_a_passage_is_asked_about_all_the_same(cache):
 
 
 def test_counts_that_no_server_can_mean_are_not_counted(cache):
-    usage = {"prompt_tokens": 10**400, "completion_tokens": -1}
+    usage = {"prompt_tokens": 10**200, "completion_tokens": -1}
     with TeacherServer(scripted((200, {}, {**completion("[1]"), "usage": usage}))) as server:
         with client(server, cache, prompt_price=1.0) as teacher:
             assert teacher.complete(MESSAGES).prompt_tokens is None

@@ -105,7 +105,7 @@ def test_passages_are_cut_to_words_and_one_line():
     assert len(passage_text("w " * 1000).split()) == 300
     with pytest.raises(InputError, match="at least two"):
         listwise_messages("q", ["only one"])
-    with pytest.raises(InputError, match="at least one word"):
+    with pytest.raises(InputError, match="words must be a whole number of at least 1"):
         listwise_messages("q", ["a", "b"], max_words=0)
 
 

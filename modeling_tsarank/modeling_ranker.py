@@ -21,7 +21,13 @@ from .crossencoder_tsarank import code_reference, write_cross_encoder_files
 from .pipeline_text_ranking import TextRankingPipeline
 from .ranking_attention import attention_choice, check_attention, refuse_encoder, refuse_flex
 from .ranking_calls import evaluating, snapshot
-from .ranking_checkpoints import known_checkpoint, load_backbone, load_complete, refuse_shell_of_a_folder
+from .ranking_checkpoints import (
+    check_vocabulary,
+    known_checkpoint,
+    load_backbone,
+    load_complete,
+    refuse_shell_of_a_folder,
+)
 from .ranking_engine import check_batch_tokens, check_finite
 from .ranking_errors import InputError, ModelError
 from .ranking_options import CONFIG_KEY, RankingOptions, whole_number
@@ -139,6 +145,7 @@ class RankerModel(PreTrainedModel):
         )
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub)
+            check_vocabulary(model, tokenizer)
         model.tokenizer = tokenizer
         model.eval()
         return (model, info) if told else model
@@ -300,9 +307,9 @@ class RankerModel(PreTrainedModel):
     @property
     def pad_id(self) -> int:
         """Any valid id does where masked positions are filled: they are never read."""
-        tokenizer = self.tokenizer
+        tokenizer, count = self.tokenizer, len(self.get_input_embeddings().weight)
         for value in (getattr(tokenizer, "pad_token_id", None), tokenizer.eos_token_id):
-            if value is not None:
+            if value is not None and value < count:
                 return value
         return 0
 

@@ -257,9 +257,28 @@ def load_backbone(
             refuse_incomplete(name, backbone, {**info, "unexpected_keys": _gguf_heads(Path(str(file)))})
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(name, **shared)
+            check_vocabulary(backbone, tokenizer)
     if gguf_file is not None:
         _forget_quantization(backbone)
     return backbone, tokenizer
+
+
+def check_vocabulary(backbone: Any, tokenizer: Any) -> None:
+    """Raises `ModelError` if the tokenizer has tokens that the model has no embeddings of.
+
+    Added tokens count only where prompts use them: some checkpoints have more of them than embeddings.
+    """
+    embeddings = getattr(backbone.get_input_embeddings(), "weight", None)
+    if embeddings is None:
+        return
+    vocabulary = tokenizer.get_vocab()
+    added = set(getattr(tokenizer, "added_tokens_decoder", ())) - {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    beyond = [token for token, number in vocabulary.items() if number >= len(embeddings) and number not in added]
+    if beyond:
+        raise ModelError(
+            f"the tokenizer is another model's: {len(beyond):,} of its {len(vocabulary):,} tokens, such as "
+            f"{beyond[0]!r}, are beyond the model's {len(embeddings):,} embeddings"
+        )
 
 
 def _forget_quantization(backbone: Any) -> None:

@@ -410,3 +410,15 @@ def test_a_plain_encoder_is_no_cross_encoder(tmp_path, zoo) -> None:
     rewrite(folder, _without("layer.0.output"))
     with pytest.raises(ModelError, match=r"it lacks .*layer\.0\.output"):
         load_scorer(f"dense:{folder}", device="cpu")
+
+
+def test_a_tokenizer_of_another_model_is_refused_by_its_size(zoo: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(zoo.folders["llama"], folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(len(tokenizer) - 5)
+    model.save_pretrained(folder)
+    for load in (load_ranker, TSARankModel.from_backbone, load_base_model):
+        with pytest.raises(ModelError, match=r"the tokenizer is another model's: \d+ of its [\d,]+ tokens"):
+            load(str(folder))

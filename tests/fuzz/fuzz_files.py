@@ -85,10 +85,6 @@ def valid_files(folder: Path, tiny_model: Callable[[], Path], main: Callable[[li
             for rank, record in enumerate(generator.sample(records[query : query + 8], 8), 1):
                 rows.append(f"q{query} Q0 {record['_id']} {rank} {9 - rank}.5 {name}\n")
         (folder / name).write_text("".join(rows))
-    pool = folder / "pool"
-    pool.mkdir()
-    shutil.copy(folder / "beir" / "corpus.jsonl", pool)
-    shutil.copy(folder / "beir" / "queries.jsonl", pool)
     documents = [{"docid": str(i), "title": None, "text": text} for i, text in enumerate(texts)]
     lines("cpt.jsonl", [{"query": "bread oven", "document": text} for text in texts])
     lines(

@@ -158,6 +158,7 @@ def load_encoder(name: str, device: str | None = None) -> Any:
     package = require("sentence_transformers", extra="dense", purpose="A bi-encoder")
     try:
         encoder = package.SentenceTransformer(name, device=device)
+        encoder.tokenize(["a"])  # a tokenizer's wrong settings show with its first text
     except Exception as error:  # the libraries check few fields of the files they read
         reason = first_line(error)
         raise ModelError(f"{name!r} cannot be loaded as a sentence-transformers model: {reason}") from error
@@ -178,6 +179,7 @@ def load_cross_encoder(name: str, device: str | None = None, max_length: int | N
     package = require("sentence_transformers", extra="dense", purpose="A cross-encoder")
     try:
         encoder = package.CrossEncoder(name, device=device, max_length=max_length)
+        encoder.tokenizer(["a"], ["b"])  # a tokenizer's wrong settings show with its first text
     except Exception as error:  # the libraries check few fields of the files they read
         raise ModelError(f"{name!r} cannot be loaded as a CrossEncoder: {first_line(error)}") from error
     _refuse_random(name, newly_made_weights(encoder))

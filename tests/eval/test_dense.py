@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 
 from modeling_tsarank.eval import dense
 from modeling_tsarank.eval.collections import load_collection
-from modeling_tsarank.eval.dense import DenseIndex
+from modeling_tsarank.eval.dense import DenseIndex, load_encoder
 from modeling_tsarank.eval.first_stages import retrieve
 from modeling_tsarank.eval.metrics import compute_metrics
 from modeling_tsarank.eval.run_files import ranked
@@ -99,6 +101,16 @@ def test_wrong_models_and_corpora(tiny_encoder, tmp_path):
         DenseIndex.build(["a"], ["x"], tmp_path, model=tmp_path / "empty")
     with pytest.raises(InputError, match="at least one"):
         DenseIndex.build([], [], tmp_path, model=tiny_encoder)
+
+
+def test_an_encoder_whose_tokenizer_fails_is_refused_on_loading(tiny_encoder, tmp_path):
+    folder = tmp_path / "odd"
+    shutil.copytree(tiny_encoder, folder)
+    for name in ("tokenizer_config.json", "sentence_bert_config.json"):
+        settings = json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
+        (folder / name).write_text(json.dumps({**settings, "model_max_length": 1.5, "max_seq_length": 1.5}))
+    with pytest.raises(ModelError, match="cannot be loaded as a sentence-transformers model"):
+        load_encoder(str(folder), "cpu")
 
 
 def test_a_real_encoder_beats_bm25_on_adi(data_dir, tmp_path):

@@ -286,7 +286,8 @@ def run_script(main: Callable[[Sequence[str] | None], None], arguments: Sequence
 
     def run() -> int:
         try:
-            main(arguments)
+            with stopping():
+                main(arguments)
         except StoppedError as stopped:
             if LAUNCHER not in os.environ and rank == 0:
                 sys.stderr.write(f"{stopped_line(stopped.signal, sys.argv[1:] if arguments is None else arguments)}\n")
@@ -303,8 +304,7 @@ def run_script(main: Callable[[Sequence[str] | None], None], arguments: Sequence
             raise
         return 0
 
-    with stopping():
-        return run_command(run, where=f" (process {rank})" if rank else "", hint=f"{DEBUG_VARIABLE}=1")
+    return run_command(run, where=f" (process {rank})" if rank else "", hint=f"{DEBUG_VARIABLE}=1")
 
 
 def exit_script(status: int) -> NoReturn:

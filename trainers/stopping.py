@@ -57,10 +57,10 @@ def stopping(act: Callable[[int], object] = raise_stopped) -> Iterator[list[int]
         for one in SIGNALS:
             if signal.getsignal(one) is not signal.SIG_IGN:
                 before[one] = signal.signal(one, handle)
-    if hasattr(signal, "pthread_sigmask"):
-        # A launcher starts this process with the signals held back, so that none comes before it is awaited.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
+        if hasattr(signal, "pthread_sigmask"):
+            # A launcher starts this process with the signals held back; one that waits is handled here already.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         yield received
     finally:
         for one, handler in before.items():

@@ -108,7 +108,7 @@ def test_a_stopped_training_leaves_nobody_behind_and_says_one_line(
     if number == signal.SIGKILL:
         return
     assert process.returncode == 128 + number, errors
-    assert "Traceback" not in errors
+    assert "Traceback" not in errors, errors
     word = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}.get(number, "stopped by SIGHUP")
     lines = [line for line in errors.splitlines() if word in line]
     if when == "starting":

@@ -35,7 +35,7 @@ def test_the_embedded_default_is_served_without_a_network(
         assert "twolar-smollm2-135m" in page.locator("#ranking .ts-facts").inner_text()
         save(page, "app-ranking")
         page.locator("#ranking .ts-why").nth(1).click()
-        page.wait_for_selector("#why .ts-wide")
+        page.wait_for_selector("#why .ts-side")
         page.wait_for_selector("#why .pending", state="detached")
         save(page, "app-why")
         phone = visit(app.url, width=390, height=844, dark=True).page

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from modeling_tsarank import TSARankModel
-from modeling_tsarank.bulk_scoring import SHARD_PAIRS
+from modeling_tsarank.jobs.bulk_scoring import SHARD_PAIRS
 
 
 QUERIES_PER_DOCUMENT = 20

@@ -42,9 +42,9 @@ import torch
 from rank_speed import WORDS, make_documents, matmul_peak
 
 from modeling_tsarank import load_ranker
-from modeling_tsarank.document_memory import MemoryStore
-from modeling_tsarank.document_store import FolderStore
-from modeling_tsarank.loading import resolve_dtype
+from modeling_tsarank.cache.folder_store import FolderStore
+from modeling_tsarank.cache.memory_store import MemoryStore
+from modeling_tsarank.models.loading import resolve_dtype
 
 
 WAYS = (

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
-from modeling_tsarank.default_model import default_model_folder
 from modeling_tsarank.modeling_twolar import TwolarModel
+from modeling_tsarank.models.default_model import default_model_folder
 from modeling_tsarank.trainers.distill_config import RankingDistillConfig
 from modeling_tsarank.trainers.distill_trainer import RankingDistillTrainer
 from modeling_tsarank.trainers.training_data import load_training_rows

@@ -30,7 +30,7 @@ import torch
 import transformers
 
 from modeling_tsarank import load_ranker
-from modeling_tsarank.loading import resolve_dtype
+from modeling_tsarank.models.loading import resolve_dtype
 from modeling_tsarank.ranking_engine import default_batch_tokens, plan_batches
 
 

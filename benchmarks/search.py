@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_tsarank.eval.reports import markdown_table
-from modeling_tsarank.file_hashes import hash_file, hash_folder
+from modeling_tsarank.files.hashes import hash_file, hash_folder
 from modeling_tsarank.files.reading import read_json
 from modeling_tsarank.files.writing import write_json, write_text
 from modeling_tsarank.ranking_errors import InputError, ModelError, TSARankError

@@ -34,7 +34,7 @@ def resident() -> int:
 def step(args: argparse.Namespace) -> dict[str, Any]:
     """One training step in this process, with its memory, time and gradients."""
     from modeling_tsarank import TSARankModel
-    from modeling_tsarank.default_model import default_model_folder
+    from modeling_tsarank.models.default_model import default_model_folder
     from modeling_tsarank.trainers.sft_config import RankingSFTConfig
     from modeling_tsarank.trainers.sft_trainer import RankingSFTTrainer
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from modeling_tsarank.command_line import seed, whole
+from modeling_tsarank.cli.command_line import seed, whole
 from modeling_tsarank.eval.checkpoint_sources import add_model_options, display_name, scorer_source
 from modeling_tsarank.ranking_errors import InputError
 

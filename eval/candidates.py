@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from modeling_tsarank.eval.run_files import ranked
 from modeling_tsarank.eval.score_log import split_blocks
 from modeling_tsarank.eval.types import Collection, Run
-from modeling_tsarank.file_hashes import hash_parts
+from modeling_tsarank.files.hashes import hash_parts
 from modeling_tsarank.ranking_errors import InputError
 
 

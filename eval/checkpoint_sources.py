@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modeling_tsarank.command_line import whole
-from modeling_tsarank.rank_command import add_model_arguments
+from modeling_tsarank.cli.command_line import whole
+from modeling_tsarank.models.arguments import add_model_arguments
 
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def add_model_options(parser: argparse.ArgumentParser, several: bool = False) ->
 
 def display_name(model: str | None) -> str:
     """What tables call a model: the last part of its Hub id or path."""
-    from modeling_tsarank.embedded_models import embedded_ranker
+    from modeling_tsarank.models.embedded_models import embedded_ranker
 
     embedded = embedded_ranker(model)
     if model is None or embedded is not None:
@@ -50,9 +50,9 @@ def scorer_source(model: str | None, args: argparse.Namespace, device: Any = Non
     Raises:
         InputError: a number format, device or store that does not exist here.
     """
-    from modeling_tsarank.document_store import open_store, use_store
+    from modeling_tsarank.cache.folder_store import open_store, use_store
     from modeling_tsarank.eval.scoring import ScorerSource
-    from modeling_tsarank.loading import load_ranker, number_format, resolve_device
+    from modeling_tsarank.models.loading import load_ranker, number_format, resolve_device
 
     device = resolve_device(args.device or device)
     dtype = number_format(args.dtype, device)
@@ -74,8 +74,8 @@ def scorer_source(model: str | None, args: argparse.Namespace, device: Any = Non
             use_store(ranker, store)
         return ranker
 
-    from modeling_tsarank.embedded_models import embedded_ranker
     from modeling_tsarank.eval.index_cache import adapter_base, hub_commit, model_fingerprint
+    from modeling_tsarank.models.embedded_models import embedded_ranker
 
     base = None if model is None else adapter_base(Path(model))
     on_hub = model is not None and embedded_ranker(model) is None and not Path(model).exists()
@@ -95,8 +95,8 @@ def scorer_source(model: str | None, args: argparse.Namespace, device: Any = Non
 
 def _checkpoint(model: str | None) -> str:
     """What tells a checkpoint apart from another of the same name: the content of a folder or file, a Hub id."""
-    from modeling_tsarank.embedded_models import embedded_checkpoint, embedded_ranker
-    from modeling_tsarank.file_hashes import hash_file, hash_folder
+    from modeling_tsarank.files.hashes import hash_file, hash_folder
+    from modeling_tsarank.models.embedded_models import embedded_checkpoint, embedded_ranker
 
     embedded = embedded_ranker(model)
     if model is None or embedded is not None:

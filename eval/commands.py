@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modeling_tsarank.command_line import seed, whole
+from modeling_tsarank.cli.command_line import seed, whole
 from modeling_tsarank.eval.analysis_commands import add_run_format, register_analyze
 from modeling_tsarank.eval.checkpoint_sources import add_model_options, scorer_source
-from modeling_tsarank.rank_command import add_store_argument
+from modeling_tsarank.models.arguments import add_store_argument
 from modeling_tsarank.ranking_errors import InputError
 
 

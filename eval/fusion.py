@@ -19,7 +19,7 @@ import numpy as np
 from modeling_tsarank.eval.metrics import canonical_measure, compute_metrics
 from modeling_tsarank.eval.run_files import ranked
 from modeling_tsarank.eval.types import Qrels, Run
-from modeling_tsarank.file_hashes import hash_parts
+from modeling_tsarank.files.hashes import hash_parts
 from modeling_tsarank.files.reading import read_json
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_errors import InputError

@@ -21,7 +21,7 @@ from modeling_tsarank.eval.results import DatasetResult, Session, total, write_d
 from modeling_tsarank.eval.run_files import read_run, tag_of, write_run
 from modeling_tsarank.eval.scoring import ScorerSource, score_blocks
 from modeling_tsarank.eval.types import Collection, Qrels, Run
-from modeling_tsarank.file_hashes import hash_file
+from modeling_tsarank.files.hashes import hash_file
 from modeling_tsarank.files.writing import write_errors
 from modeling_tsarank.ranking_errors import InputError
 

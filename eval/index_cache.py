@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 from filelock import FileLock
 
-from modeling_tsarank.file_hashes import hash_file, hash_folder
 from modeling_tsarank.files.caches import CACHE_VARIABLE, cache_root
+from modeling_tsarank.files.hashes import hash_file, hash_folder
 from modeling_tsarank.files.reading import read_json_object
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_errors import InputError, ResourceError

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modeling_tsarank.file_hashes import hash_parts
+from modeling_tsarank.files.hashes import hash_parts
 from modeling_tsarank.files.reading import parse_json_object, read_json
 from modeling_tsarank.files.writing import write_errors, write_json
 from modeling_tsarank.ranking_errors import InputError, ResourceError

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from modeling_tsarank.command_line import one_line
+from modeling_tsarank.cli.command_line import one_line
 from modeling_tsarank.hub_cards.app_ranking import RankingService
 from modeling_tsarank.ranking_errors import TSARankError
 

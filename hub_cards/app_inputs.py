@@ -9,7 +9,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from modeling_tsarank.document_files import NamedDocument, parse_documents, read_documents
+from modeling_tsarank.cache.state_files import NamedDocument, parse_documents, read_documents
 from modeling_tsarank.eval.bm25 import BM25Index
 from modeling_tsarank.files.reading import text_lines
 from modeling_tsarank.hub_cards.app_limits import Limits

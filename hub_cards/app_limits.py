@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from modeling_tsarank.document_files import NamedDocument
+from modeling_tsarank.cache.state_files import NamedDocument
 from modeling_tsarank.ranking_errors import InputError
 
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from modeling_tsarank.default_model import DEFAULT_NAME
-from modeling_tsarank.embedded_models import embedded_ranker, releases
 from modeling_tsarank.hub_cards.app_limits import Limits
+from modeling_tsarank.models.default_model import DEFAULT_NAME
+from modeling_tsarank.models.embedded_models import embedded_ranker, releases
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
 from modeling_tsarank.ranking_options import CONFIG_KEY, LogitOptions
 from modeling_tsarank.ranking_text import clean_query
@@ -170,7 +170,7 @@ def _rule(options: Any) -> str:
 
 
 def _load(name: str | None) -> Any:
-    from modeling_tsarank.loading import load_ranker
+    from modeling_tsarank.models.loading import load_ranker
 
     return load_ranker(name)
 

@@ -8,7 +8,7 @@ from itertools import combinations
 from numbers import Real
 from typing import Any
 
-from modeling_tsarank.document_files import NamedDocument
+from modeling_tsarank.cache.state_files import NamedDocument
 from modeling_tsarank.hub_cards.app_inputs import BuiltInCollection, named_documents
 from modeling_tsarank.hub_cards.app_limits import Limits
 from modeling_tsarank.hub_cards.app_models import Explanation, ModelShelf

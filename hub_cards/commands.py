@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modeling_tsarank.command_line import size
+from modeling_tsarank.cli.command_line import size
 
 
 if TYPE_CHECKING:
@@ -207,8 +207,8 @@ def _common(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _model(args: argparse.Namespace) -> int:
-    from modeling_tsarank.embedded_models import embedded_ranker, embedded_source
     from modeling_tsarank.hub_cards.model_publishing import ModelOptions, prepare_model
+    from modeling_tsarank.models.embedded_models import embedded_ranker, embedded_source
 
     options = ModelOptions(
         **_common(args),

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modeling_tsarank.embedded_models import RECORD_FILE, embedded_checkpoint, releases
-from modeling_tsarank.file_hashes import hash_folder
+from modeling_tsarank.files.hashes import hash_folder
 from modeling_tsarank.files.reading import parse_json_object, read_json, read_json_object
+from modeling_tsarank.models.embedded_models import RECORD_FILE, embedded_checkpoint, releases
 from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.ranking_options import CONFIG_KEY
 

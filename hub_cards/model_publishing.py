@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import modeling_tsarank
-from modeling_tsarank.embedded_models import RELEASE_FILE
 from modeling_tsarank.files.reading import read_json_object, read_text
 from modeling_tsarank.hub_cards.file_selection import Selection, select_files
 from modeling_tsarank.hub_cards.model_cards import render_model_card
@@ -32,6 +31,7 @@ from modeling_tsarank.hub_cards.model_facts import (
 from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, UNKNOWN_LICENSE, Publication
 from modeling_tsarank.hub_cards.resharding import INDEX_NAME, reshard
 from modeling_tsarank.hub_cards.uploading import BROKEN_CONNECTIONS, Target
+from modeling_tsarank.models.embedded_models import RELEASE_FILE
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
 
 

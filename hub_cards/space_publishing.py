@@ -11,12 +11,12 @@ from typing import Any
 
 import modeling_tsarank
 from modeling_tsarank import __version__
-from modeling_tsarank.embedded_models import embedded_ranker, releases
 from modeling_tsarank.hub_cards.file_selection import Selection, select_files
 from modeling_tsarank.hub_cards.model_facts import PLAIN, read_model
 from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, Publication
 from modeling_tsarank.hub_cards.rendering import cell, line, render
 from modeling_tsarank.hub_cards.uploading import Target, check_repo_id
+from modeling_tsarank.models.embedded_models import embedded_ranker, releases
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "load_ranker": "loading",
+    "load_ranker": "models.loading",
     "RankerModel": "modeling_ranker",
     "RankingOutput": "modeling_ranker",
     "TSARankModel": "modeling_tsarank",
@@ -26,8 +26,8 @@ _EXPORTS = {
     "LogitOptions": "ranking_options",
     "QueryLikelihoodOptions": "ranking_options",
     "RankingCancelled": "ranking_engine",
-    "MemoryStore": "document_memory",
-    "FolderStore": "document_store",
+    "MemoryStore": "cache.memory_store",
+    "FolderStore": "cache.folder_store",
     "InputError": "ranking_errors",
     "ModelError": "ranking_errors",
     "NonFiniteScoreError": "ranking_errors",
@@ -38,13 +38,13 @@ _EXPORTS = {
 __all__ = ["__version__", *sorted(_EXPORTS)]
 
 if TYPE_CHECKING:
-    from .document_memory import MemoryStore as MemoryStore
-    from .document_store import FolderStore as FolderStore
-    from .loading import load_ranker as load_ranker
+    from .cache.folder_store import FolderStore as FolderStore
+    from .cache.memory_store import MemoryStore as MemoryStore
     from .modeling_ranker import RankerModel as RankerModel
     from .modeling_ranker import RankingOutput as RankingOutput
     from .modeling_tsarank import TSARankModel as TSARankModel
     from .modeling_twolar import TwolarModel as TwolarModel
+    from .models.loading import load_ranker as load_ranker
 
 
 def __getattr__(name: str) -> Any:

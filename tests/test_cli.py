@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from modeling_tsarank import cli
-from modeling_tsarank.command_line import DEBUG_VARIABLE, Number, one_line, run_command, size
+from modeling_tsarank.cli.command_line import DEBUG_VARIABLE, Number, one_line, run_command, size
 from modeling_tsarank.trainers.commands import launcher_parser
 
 
@@ -37,7 +37,7 @@ def test_an_interruption_is_status_130(monkeypatch: pytest.MonkeyPatch, capsys: 
     def interrupted(_: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("modeling_tsarank.rank_command.run", interrupted)
+    monkeypatch.setattr("modeling_tsarank.cli.rank.run", interrupted)
     assert cli.main(["rank", "--query", "q", "--documents", "x.txt"]) == 130
     assert capsys.readouterr().err == "tsarank: interrupted\n"
 
@@ -57,7 +57,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(_: object) -> int:
         raise ZeroDivisionError("a fault\nin two lines")
 
-    monkeypatch.setattr("modeling_tsarank.rank_command.run", fails)
+    monkeypatch.setattr("modeling_tsarank.cli.rank.run", fails)
     monkeypatch.delenv(DEBUG_VARIABLE, raising=False)
 
 
@@ -88,7 +88,7 @@ def test_debug_shows_the_trace(
 def test_what_the_operating_system_refuses_is_the_users_to_mend(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("modeling_tsarank.rank_command.run", lambda _: (tmp_path / "missing").read_text())
+    monkeypatch.setattr("modeling_tsarank.cli.rank.run", lambda _: (tmp_path / "missing").read_text())
     assert cli.main(RANK) == 2
     assert capsys.readouterr().err == f"tsarank: error: {tmp_path / 'missing'}: No such file or directory\n"
 

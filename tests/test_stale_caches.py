@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from modeling_tsarank import default_model
 from modeling_tsarank.eval.checkpoint_sources import add_model_options, scorer_source
 from modeling_tsarank.eval.harness import hash_file
 from modeling_tsarank.eval.index_cache import model_fingerprint
 from modeling_tsarank.eval.score_log import BlockRecord, ScoreLog
+from modeling_tsarank.models import default_model
 from modeling_tsarank.trainers.data.provenance import describe_file
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
 from modeling_tsarank.trainers.data.teacher_local import LocalTeacher

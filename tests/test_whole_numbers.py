@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_tsarank.bulk_scoring import BulkJob
-from modeling_tsarank.document_memory import MemoryStore
-from modeling_tsarank.document_store import FolderStore
+from modeling_tsarank.cache.folder_store import FolderStore
+from modeling_tsarank.cache.memory_store import MemoryStore
 from modeling_tsarank.eval.analyses import intersection_rates
 from modeling_tsarank.eval.fusion import FusionSetting, tune_fusion
 from modeling_tsarank.eval.options import EvaluationOptions
 from modeling_tsarank.eval.significance import compare_runs
+from modeling_tsarank.jobs.bulk_scoring import BulkJob
 from modeling_tsarank.ranking_engine import check_batch_tokens
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import LogitOptions, QueryLikelihoodOptions

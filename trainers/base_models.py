@@ -9,9 +9,9 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from modeling_tsarank.embedded_models import embedded_language_model, embedded_source
-from modeling_tsarank.loading import FAMILIES
 from modeling_tsarank.modeling_ranker import RankerModel
+from modeling_tsarank.models.embedded_models import embedded_language_model, embedded_source
+from modeling_tsarank.models.loading import FAMILIES
 from modeling_tsarank.ranking_checkpoints import known_checkpoint, load_backbone, load_errors
 from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.ranking_options import CONFIG_KEY

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 
-from modeling_tsarank.file_hashes import hash_file
+from modeling_tsarank.files.hashes import hash_file
 from modeling_tsarank.files.reading import read_json, read_json_object
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_errors import InputError

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from modeling_tsarank.command_line import DEBUG_VARIABLE, CommandParser, whole
+from modeling_tsarank.cli.command_line import DEBUG_VARIABLE, CommandParser, whole
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 from modeling_tsarank.trainers.script_utils import ACCELERATE_RECIPES, find_recipe, recipe_names
 from modeling_tsarank.trainers.stopping import (

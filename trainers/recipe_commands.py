@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modeling_tsarank.command_line import CommandParser, run_command, whole
+from modeling_tsarank.cli.command_line import CommandParser, run_command, whole
 from modeling_tsarank.ranking_errors import InputError
 
 

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modeling_tsarank.default_model import GGUF_NAME, GGUF_SHA256, PACKAGE, VERSION
-from modeling_tsarank.embedded_models import (
+from modeling_tsarank.files.hashes import hash_file
+from modeling_tsarank.files.reading import read_json_object
+from modeling_tsarank.files.writing import write_json
+from modeling_tsarank.models.default_model import GGUF_NAME, GGUF_SHA256, PACKAGE, VERSION
+from modeling_tsarank.models.embedded_models import (
     ADAPTER_CONFIG,
     ADAPTER_PREFIX,
     ADAPTER_WEIGHTS,
@@ -19,9 +22,6 @@ from modeling_tsarank.embedded_models import (
     read_adapter,
     read_release,
 )
-from modeling_tsarank.file_hashes import hash_file
-from modeling_tsarank.files.reading import read_json_object
-from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.ranking_options import CONFIG_KEY
 from modeling_tsarank.trainers.saving import whole_files
@@ -107,7 +107,7 @@ def record_example(release: str | Path, query: str, documents: str | Path) -> di
     Returns:
         The scores by the documents' ids. Whoever changes how a release is read or scored sees it by them.
     """
-    from modeling_tsarank.document_files import read_documents
+    from modeling_tsarank.cache.state_files import read_documents
 
     found = read_documents(str(documents), None)
     scores = merged_ranker(read_release(Path(release))).predict([(query, one.text) for one in found])

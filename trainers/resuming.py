@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from modeling_tsarank.file_hashes import hash_parts
+from modeling_tsarank.files.hashes import hash_parts
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.checkpoint_files import read_state
 from modeling_tsarank.trainers.training_record import settings

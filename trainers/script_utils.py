@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from modeling_tsarank.command_line import DEBUG_VARIABLE, run_command
+from modeling_tsarank.cli.command_line import DEBUG_VARIABLE, run_command
 from modeling_tsarank.files.reading import parse_yaml, read_text
 from modeling_tsarank.ranking_errors import InputError, ResourceError, TSARankError
 from modeling_tsarank.trainers.stopping import (

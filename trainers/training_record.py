@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from modeling_tsarank.default_model import DEFAULT_NAME, GGUF_NAME, GGUF_SHA256
-from modeling_tsarank.embedded_models import RECORD_FILE, embedded_language_model, releases
-from modeling_tsarank.file_hashes import hash_file
+from modeling_tsarank.files.hashes import hash_file
 from modeling_tsarank.files.reading import read_json_object
 from modeling_tsarank.files.writing import write_json
+from modeling_tsarank.models.default_model import DEFAULT_NAME, GGUF_NAME, GGUF_SHA256
+from modeling_tsarank.models.embedded_models import RECORD_FILE, embedded_language_model, releases
 from modeling_tsarank.trainers.data.provenance import FILE_NAME as PROVENANCE_NAME
 from modeling_tsarank.trainers.data.provenance import recorded_origin
 

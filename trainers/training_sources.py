@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from modeling_tsarank.file_hashes import hash_file
+from modeling_tsarank.files.hashes import hash_file
 from modeling_tsarank.files.reading import read_json_rows
 from modeling_tsarank.files.tables import read_parquet
 from modeling_tsarank.ranking_errors import InputError, ResourceError

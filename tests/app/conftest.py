@@ -20,7 +20,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from modeling_tsarank.document_files import read_documents
+from modeling_tsarank.cache.state_files import read_documents
 from modeling_tsarank.hub_cards.app_inputs import BuiltInCollection
 from modeling_tsarank.hub_cards.app_limits import Limits
 from modeling_tsarank.hub_cards.app_models import ModelShelf, make_shelf

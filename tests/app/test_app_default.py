@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from modeling_tsarank.embedded_models import DEFAULT_RELEASE, embedded_source
+from modeling_tsarank.models.embedded_models import DEFAULT_RELEASE, embedded_source
 
 
 def save(page: Any, name: str) -> None:

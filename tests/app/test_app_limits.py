@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from modeling_tsarank.document_files import NamedDocument
+from modeling_tsarank.cache.state_files import NamedDocument
 from modeling_tsarank.hub_cards.app_limits import Limits
 from modeling_tsarank.hub_cards.app_server import BodyLimit
 from modeling_tsarank.ranking_errors import InputError

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from modeling_tsarank import load_ranker
-from modeling_tsarank.document_files import NamedDocument
+from modeling_tsarank.cache.state_files import NamedDocument
 from modeling_tsarank.hub_cards.app_endpoints import make_endpoints
 from modeling_tsarank.hub_cards.app_limits import Limits
 from modeling_tsarank.hub_cards.app_models import ModelShelf, make_shelf

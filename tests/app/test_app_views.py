@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_tsarank.document_files import NamedDocument
+from modeling_tsarank.cache.state_files import NamedDocument
 from modeling_tsarank.hub_cards.app_models import Explanation
 from modeling_tsarank.hub_cards.app_ranking import Comparison, Ranked, Ranking, RankingService
 from modeling_tsarank.hub_cards.app_views import compare_view, escape, notice, ranking_view, why_view

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import yaml
 
-from modeling_tsarank.embedded_models import releases
 from modeling_tsarank.eval.metrics import compute_metrics
 from modeling_tsarank.eval.run_files import read_qrels, read_run
+from modeling_tsarank.models.embedded_models import releases
 from modeling_tsarank.ranking_errors import InputError
 
 

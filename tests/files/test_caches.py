@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from modeling_tsarank.embedded_models import releases
 from modeling_tsarank.eval.index_cache import cached_index
 from modeling_tsarank.files.caches import cache_root
+from modeling_tsarank.models.embedded_models import releases
 from modeling_tsarank.ranking_errors import ResourceError
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from modeling_tsarank.document_files import read_documents
+from modeling_tsarank.cache.state_files import read_documents
 from modeling_tsarank.eval.beir import LAZY_BYTES, read_corpus, read_queries
 from modeling_tsarank.files.fields import FIELDS
 from modeling_tsarank.ranking_errors import InputError

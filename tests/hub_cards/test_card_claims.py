@@ -12,11 +12,11 @@ import pytest
 from huggingface_hub import ModelCard
 
 from modeling_tsarank import InputError
-from modeling_tsarank.embedded_models import embedded_checkpoint, embedded_source, releases
 from modeling_tsarank.hub_cards.dataset_publishing import prepare_dataset
 from modeling_tsarank.hub_cards.model_facts import EVALUATIONS, release_evaluations
 from modeling_tsarank.hub_cards.model_publishing import ModelOptions, prepare_model
 from modeling_tsarank.hub_cards.space_publishing import prepare_metric, prepare_space
+from modeling_tsarank.models.embedded_models import embedded_checkpoint, embedded_source, releases
 
 
 ROOT = Path(__file__).parent.parent.parent

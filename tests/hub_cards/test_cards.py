@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from loopback_metadata import validate_card
 
 from modeling_tsarank import InputError, ModelError
-from modeling_tsarank.file_hashes import hash_folder
+from modeling_tsarank.files.hashes import hash_folder
 from modeling_tsarank.hub_cards import card_texts
 from modeling_tsarank.hub_cards.model_cards import render_model_card
 from modeling_tsarank.hub_cards.model_facts import BaseModel, read_evaluations, read_model

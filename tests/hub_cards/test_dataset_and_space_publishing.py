@@ -165,7 +165,7 @@ def test_the_space_has_everything_its_start_file_names(trained: Any, tmp_path: P
     paths = publication.selection.paths
     assert data["app_file"] in paths
     assert data["sdk"] == "gradio"
-    assert {"app.py", "requirements.txt", "modeling_tsarank/cli.py", "modeling_tsarank/eval/bm25.py"} <= paths
+    assert {"app.py", "requirements.txt", "modeling_tsarank/cli/__init__.py", "modeling_tsarank/eval/bm25.py"} <= paths
     assert {"modeling_tsarank/hub_cards/app_endpoints.py", "model/config.json", "model/model.safetensors"} <= paths
     assert not any(path.startswith("modeling_tsarank/tests") or "training_args" in path for path in paths)
     files = {file.path: file for file in publication.selection.files}

@@ -191,7 +191,7 @@ def pairs() -> list[tuple[str, str]]:
 @pytest.fixture(scope="session")
 def default_folder() -> Path:
     """The embedded default model, out of the registry's wheel."""
-    from modeling_tsarank.default_model import default_model_folder
+    from modeling_tsarank.models.default_model import default_model_folder
 
     return default_model_folder()
 

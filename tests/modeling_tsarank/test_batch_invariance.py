@@ -22,9 +22,9 @@ from modeling_tsarank.batch_invariance import (
     make_linears_invariant,
     whole_tiles,
 )
+from modeling_tsarank.cache.memory_store import MemoryStore
 from modeling_tsarank.document_blocks import GROUPED, StateBlocks, Workspace, grouped_attention
 from modeling_tsarank.document_encoding import Shape
-from modeling_tsarank.document_memory import MemoryStore
 from modeling_tsarank.ranking_engine import gathered_log_probs
 
 

@@ -14,6 +14,8 @@ import torch
 from transformers import DynamicCache
 
 from modeling_tsarank import TSARankModel
+from modeling_tsarank.cache.folder_store import FolderStore
+from modeling_tsarank.cache.memory_store import MemoryStore
 from modeling_tsarank.document_blocks import (
     GROUPED,
     StateBlocks,
@@ -23,8 +25,6 @@ from modeling_tsarank.document_blocks import (
     grouped_heads,
 )
 from modeling_tsarank.document_encoding import Groups, Layers, Shape, fill_groups, shapes_of, stack_layers
-from modeling_tsarank.document_memory import MemoryStore
-from modeling_tsarank.document_store import FolderStore
 
 
 def plain_attention(

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
-from modeling_tsarank.document_memory import MemoryStore
+from modeling_tsarank.cache.memory_store import MemoryStore
 from modeling_tsarank.modeling_tsarank import TSARankModel
 from modeling_tsarank.modeling_twolar import TwolarModel
 from modeling_tsarank.ranking_errors import InputError

@@ -14,12 +14,12 @@ import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from modeling_tsarank import InputError, ModelError, TSARankModel, TwolarModel, int8_linear, int8_weights, load_ranker
-from modeling_tsarank.document_memory import MemoryStore
+from modeling_tsarank.cache.memory_store import MemoryStore
 from modeling_tsarank.document_states import model_identity
 from modeling_tsarank.int8_attention import SAME_INPUT, JointAttention, can_be_joint
 from modeling_tsarank.int8_linear import Int8Linear, round_tokens
 from modeling_tsarank.int8_weights import GatedFeedForward, turn_hidden_states, use_int8_weights
-from modeling_tsarank.loading import resolve_dtype
+from modeling_tsarank.models.loading import resolve_dtype
 from modeling_tsarank.ranking_errors import NonFiniteScoreError
 
 

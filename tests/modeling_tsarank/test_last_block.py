@@ -14,7 +14,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
 from modeling_tsarank import TSARankModel, TwolarModel, last_block
-from modeling_tsarank.document_memory import MemoryStore
+from modeling_tsarank.cache.memory_store import MemoryStore
 from modeling_tsarank.int8_weights import use_int8_weights
 from modeling_tsarank.last_block import ARCHITECTURES, PARTS, last_block_at
 

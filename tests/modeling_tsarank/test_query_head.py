@@ -12,8 +12,8 @@ from peft import LoraConfig, inject_adapter_in_model
 
 from modeling_tsarank import TSARankModel, query_head
 from modeling_tsarank.batch_invariance import cpu_has_bfloat16
+from modeling_tsarank.cache.memory_store import MemoryStore
 from modeling_tsarank.document_blocks import Workspace
-from modeling_tsarank.document_memory import MemoryStore
 from modeling_tsarank.int8_weights import use_int8_weights
 from modeling_tsarank.query_head import log_probs_of
 

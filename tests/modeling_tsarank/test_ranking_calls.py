@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoModel, AutoTokenizer
 
 from modeling_tsarank import ModelError, TSARankModel, TwolarModel
-from modeling_tsarank.document_memory import MemoryStore
+from modeling_tsarank.cache.memory_store import MemoryStore
 from modeling_tsarank.trainers.base_models import load_base_model, load_base_ranker
 
 

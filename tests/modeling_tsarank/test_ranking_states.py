@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from modeling_tsarank import ModelError, TSARankModel, TwolarModel
+from modeling_tsarank.cache.memory_store import MemoryStore
 from modeling_tsarank.document_encoding import Shape
-from modeling_tsarank.document_memory import MemoryStore
 from modeling_tsarank.suffix_rows import ACCELERATOR_KEPT_BYTES, CPU_KEPT_BYTES, KEPT_WEIGHT, kept_weight
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Phi3Config, PhimoeConfig
 
 from modeling_tsarank import TSARankModel, TwolarModel
-from modeling_tsarank.document_memory import MemoryStore
+from modeling_tsarank.cache.memory_store import MemoryStore
 from modeling_tsarank.document_states import model_identity
 from modeling_tsarank.rope_regimes import rope_regime
 

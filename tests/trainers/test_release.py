@@ -12,9 +12,9 @@ import pytest
 import torch
 from peft import PeftModel
 
-from modeling_tsarank import embedded_models
-from modeling_tsarank.default_model import GGUF_SHA256
-from modeling_tsarank.embedded_models import (
+from modeling_tsarank.models import embedded_models
+from modeling_tsarank.models.default_model import GGUF_SHA256
+from modeling_tsarank.models.embedded_models import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     RELEASE_FILE,

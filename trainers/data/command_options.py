@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modeling_tsarank.command_line import real, whole
+from modeling_tsarank.cli.command_line import real, whole
 
 
 if TYPE_CHECKING:

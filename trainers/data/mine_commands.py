@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from modeling_tsarank.command_line import real, seed, whole
+from modeling_tsarank.cli.command_line import real, seed, whole
 from modeling_tsarank.trainers.data.command_options import (
     add_cache,
     add_command,

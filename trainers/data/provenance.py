@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_tsarank import __version__
-from modeling_tsarank.file_hashes import hash_file, hash_folder
+from modeling_tsarank.files.hashes import hash_file, hash_folder
 from modeling_tsarank.files.reading import read_json
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_errors import InputError

@@ -131,8 +131,8 @@ class QueryGenerator:
     def _load(self) -> None:
         from transformers import AutoConfig
 
-        from modeling_tsarank.embedded_models import embedded_language_model, embedded_source
-        from modeling_tsarank.loading import load_ranker, resolve_device, resolve_dtype
+        from modeling_tsarank.models.embedded_models import embedded_language_model, embedded_source
+        from modeling_tsarank.models.loading import load_ranker, resolve_device, resolve_dtype
         from modeling_tsarank.ranking_checkpoints import load_errors
 
         device = resolve_device(self._device)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from modeling_tsarank.embedded_models import RECORD_FILE, embedded_ranker, releases
 from modeling_tsarank.files.reading import read_json
+from modeling_tsarank.models.embedded_models import RECORD_FILE, embedded_ranker, releases
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.teacher_scores import scorer_name, scorer_source
 

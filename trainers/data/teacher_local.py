@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from modeling_tsarank.embedded_models import embedded_language_model, embedded_source, embedded_version
 from modeling_tsarank.eval.index_cache import model_fingerprint
+from modeling_tsarank.models.embedded_models import embedded_language_model, embedded_source, embedded_version
 from modeling_tsarank.ranking_errors import ModelError
 from modeling_tsarank.ranking_options import whole_number
 from modeling_tsarank.trainers.data.teacher_answers import begun_reasoning
@@ -49,7 +49,7 @@ class LocalTeacher:
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        from modeling_tsarank.loading import resolve_device, resolve_dtype
+        from modeling_tsarank.models.loading import resolve_device, resolve_dtype
 
         max_new_tokens = whole_number(max_new_tokens, "the longest answer in tokens")
         self._device = resolve_device(device)

@@ -14,8 +14,8 @@ import torch
 from modeling_tsarank.eval.dense import load_cross_encoder, load_encoder, normalized
 from modeling_tsarank.eval.index_cache import model_fingerprint
 from modeling_tsarank.eval.scoring import Scorer, predict
-from modeling_tsarank.file_hashes import hash_parts
-from modeling_tsarank.loading import number_format, resolve_device
+from modeling_tsarank.files.hashes import hash_parts
+from modeling_tsarank.models.loading import number_format, resolve_device
 from modeling_tsarank.ranking_errors import InputError, NonFiniteScoreError
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
 from modeling_tsarank.trainers.data.teacher_listwise import Ordering
@@ -38,7 +38,7 @@ Texts = tuple[str, Sequence[str]]
 
 def scorer_identity(name: str) -> dict[str, Any]:
     """What tells a scorer apart from another of the same name, as far as that can be known without loading it."""
-    from modeling_tsarank.embedded_models import embedded_checkpoint, embedded_ranker
+    from modeling_tsarank.models.embedded_models import embedded_checkpoint, embedded_ranker
 
     kind, path = _parted(name)
     embedded = embedded_ranker(path)
@@ -149,7 +149,7 @@ def load_scorer(name: str, device: str | None = None, dtype: str | None = None, 
     """
     kind, path = _parted(name)
     if not kind:
-        from modeling_tsarank.loading import load_ranker
+        from modeling_tsarank.models.loading import load_ranker
 
         return load_ranker(name, device=device, dtype=dtype, **options)
     scorer: Scorer

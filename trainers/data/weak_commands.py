@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from modeling_tsarank.command_line import quoted, real, seed, whole
+from modeling_tsarank.cli.command_line import quoted, real, seed, whole
 
 
 _DESCRIPTION = """\

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_tsarank.batch_invariance import cpu_has_bfloat16
-from modeling_tsarank.file_hashes import hash_file
+from modeling_tsarank.files.hashes import hash_file
 from modeling_tsarank.files.reading import parse_yaml, read_json, read_text
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_checkpoints import load_errors

@@ -15,7 +15,7 @@ from typing import Any
 
 from modeling_tsarank.eval.run_files import write_run
 from modeling_tsarank.eval.types import Document
-from modeling_tsarank.file_hashes import hash_file
+from modeling_tsarank.files.hashes import hash_file
 from modeling_tsarank.files.reading import parse_yaml, read_text
 from modeling_tsarank.files.writing import write_json, write_jsonl, write_text
 from modeling_tsarank.ranking_errors import InputError

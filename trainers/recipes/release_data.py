@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from modeling_tsarank.eval.run_files import write_run
-from modeling_tsarank.file_hashes import hash_file, hash_folder, hash_parts
+from modeling_tsarank.files.hashes import hash_file, hash_folder, hash_parts
 from modeling_tsarank.files.reading import parse_yaml, read_json, read_text
 from modeling_tsarank.files.writing import write_json, write_text
 from modeling_tsarank.ranking_errors import InputError

@@ -103,7 +103,7 @@ def test_a_reranker_puts_the_base_stages_documents_in_its_own_order(retriever):
     base = retriever.run(FirstStage("bm25", "bm25"), query, 8)["q"]
     reranked = retriever.run(FirstStage("both", f"rerank:{retriever.folder}", "bm25", 8), query, 5)["q"]
     assert set(reranked) < set(base)
-    from modeling_tsarank.loading import load_ranker
+    from modeling_tsarank.models.loading import load_ranker
 
     ranker = load_ranker(retriever.folder, dtype="float32", device="cpu")
     expected = ranker.predict([("bread ice", DOCUMENTS[name].full_text) for name in base])

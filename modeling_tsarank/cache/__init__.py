@@ -1,0 +1,1 @@
+"""Document states (KV caches) in memory and on disk."""

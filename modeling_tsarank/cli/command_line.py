@@ -1,0 +1,267 @@
+"""What all commands share: the parser, options that are numbers, errors of one line, exit statuses."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import math
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TextIO
+
+from ..ranking_errors import TSARankError
+
+
+DEBUG_VARIABLE = "TSARANK_DEBUG"
+"""Environment variable that, like --debug, shows the trace of an error."""
+
+# Characters of one word or quotation in an error, and of the whole line: enough for any path, not for a document.
+_LONGEST_WORD, _LONGEST_LINE = 160, 600
+_LONG_WORD = re.compile(rf"(?<!\w)'(?:[^'\\]|\\.){{{_LONGEST_WORD},}}'(?!\w)|\S{{{_LONGEST_WORD},}}")
+
+
+# ---- errors ----------------------------------------------------------------------------------------
+
+
+def one_line(message: str) -> str:
+    """A message for a terminal: one line, control characters escaped, echoed values shortened."""
+    line = _LONG_WORD.sub(lambda found: _shortened(found[0], _LONGEST_WORD), " ".join(message.split()))
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+    return _shortened(line, _LONGEST_LINE)
+
+
+def _shortened(text: str, longest: int) -> str:
+    """The beginning and the end: of a path, its name is the last part."""
+    return text if len(text) <= longest else f"{text[: 3 * longest // 4 - 1]}…{text[-(longest // 4) :]}"
+
+
+def quoted(value: str) -> str:
+    """What the user gave, in an error: quoted, at most 80 characters."""
+    return repr(_shortened(value, 80))
+
+
+def wants_trace() -> bool:
+    """Whether errors show their trace."""
+    return os.environ.get(DEBUG_VARIABLE, "").lower() not in ("", "0", "false", "no")
+
+
+def run_command(
+    command: Callable[[], int], *, where: str = "", interrupted: str = "interrupted", hint: str = "--debug"
+) -> int:
+    """Runs a command and says in one line what went wrong.
+
+    Args:
+        command: Returns the exit status.
+        where: Added to "error", such as " (process 1)".
+        interrupted: What is said after Ctrl-C.
+        hint: What shows the trace of an unforeseen error.
+
+    Returns:
+        The command's own status; 2 for what the user can mend; 1 for an error that nobody foresaw; 130 after Ctrl-C;
+        141 where the reader of the output has gone, as for any program that a broken pipe ends.
+    """
+    try:
+        with contextlib.suppress(OSError):
+            _open_standard_streams()
+        status = _status(command, where, interrupted, hint)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        _discard_output()
+        return 141
+    except OSError as error:
+        _discard_output()
+        _say(f"error{where}: standard output cannot be written ({error.strerror or error})")
+        return 2
+
+
+def _status(command: Callable[[], int], where: str, interrupted: str, hint: str) -> int:
+    try:
+        return command()
+    except SystemExit as stop:  # argparse: --help, --version, or an error it has said already
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
+    except KeyboardInterrupt:
+        _say(interrupted)
+        return 130
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if wants_trace():
+            traceback.print_exc()
+        if isinstance(error, TSARankError):
+            _say(f"error{where}: {error}")
+            return 2
+        if isinstance(error, OSError) and error.strerror:
+            # The operating system says what is wrong, and of what file.
+            names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+            _say(f"error{where}: {': '.join([*names, error.strerror])}")
+            return 2
+        if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+            # Python's way to hold a name that is no UTF-8, which libraries below do not take.
+            _say(f"error{where}: a name or a text is not UTF-8: {error.object[:200]!a}; rename or convert it")
+            return 2
+        if isinstance(error, MemoryError):
+            _say(f"error{where}: memory ran out; give less at a time, such as a smaller --batch-tokens")
+            return 2
+        _say(f"error{where}: unforeseen {type(error).__name__}: {error} (please report it; {hint} shows the trace)")
+        return 1
+
+
+def _say(message: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"tsarank: {one_line(message)}\n")
+
+
+def _open_standard_streams() -> None:
+    """Closed streams (`>&-`) lead nowhere, or the next opened file would get their number and be printed into."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                nowhere = os.open(os.devnull, os.O_RDWR)
+                if nowhere != number:
+                    os.dup2(nowhere, number)
+                    os.close(nowhere)
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+    # Half a character or a lone surrogate is no reason to stop.
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """Keeps the interpreter from writing at its end what cannot be written."""
+    output: TextIO = sys.stdout
+    if output is sys.__stdout__:
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, output.fileno())
+            os.close(nowhere)
+
+
+# ---- options ---------------------------------------------------------------------------------------
+
+
+class Number:
+    """The type of an option that is a number; what is out of range is refused on parsing, before any work.
+
+    Args:
+        kind: `int` or `float`.
+        least: The smallest value allowed.
+        most: The largest value allowed.
+        above: Instead of `least`: what the value must exceed.
+        below: Instead of `most`: what the value must stay under.
+    """
+
+    def __init__(
+        self,
+        kind: type[int] | type[float],
+        least: float | None = None,
+        most: float | None = None,
+        above: float | None = None,
+        below: float | None = None,
+    ) -> None:
+        self.kind, self.least, self.most, self.above, self.below = kind, least, most, above, below
+
+    def __call__(self, text: str) -> Any:
+        try:
+            value = self.kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {self}, got {quoted(text)}") from None
+        if not self.allows(value):
+            raise argparse.ArgumentTypeError(f"expected {self}, got {quoted(text)}")
+        return value
+
+    def allows(self, value: float) -> bool:
+        """Whether a number is in range; NaN and infinities never are."""
+        return (
+            (isinstance(value, int) or math.isfinite(value))
+            and (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        """For an error: "a whole number from 1 to 100"."""
+        low, high = self.least if self.above is None else self.above, self.most if self.below is None else self.below
+        bounds = "" if low is None else f" {'from' if self.above is None else 'above'} {low:,.12g}"
+        if high is not None:
+            bounds += f" {'to' if self.below is None else 'to below'} {high:,.12g}"
+        return f"a {'whole ' if self.kind is int else ''}number{bounds}"
+
+
+# Counts and tokens: what a 32-bit number holds, which is as far as the libraries below go.
+_MOST = 2**31 - 1
+
+
+def whole(least: int = 1, most: int = _MOST) -> Number:
+    """The type of an option that counts something."""
+    return Number(int, least, most)
+
+
+def seed() -> Number:
+    """The type of a seed: what every random generator takes."""
+    return Number(int, 0, 2**32 - 1)
+
+
+def real(
+    least: float | None = None, most: float | None = None, above: float | None = None, below: float | None = None
+) -> Number:
+    """The type of an option that measures something; never NaN or infinite."""
+    return Number(float, least, most, above, below)
+
+
+def size(text: str) -> int:
+    """The type of an option that is a number of bytes, such as 20GB, 500 MiB or 1000000."""
+    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)(i?)b?\s*", text.lower(), re.ASCII)
+    if found is None or (found[3] and not found[2]):
+        raise argparse.ArgumentTypeError(f"expected a size such as 20GB or 500MB, got {quoted(text)}")
+    value = int(float(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " "))
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a size of at least one byte, got {quoted(text)}")
+    return value
+
+
+class _ShowTraces(argparse.Action):
+    """Sets the environment variable, which the processes of a training see, too."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help="show the trace of an error")
+
+    def __call__(self, *_: Any) -> None:
+        os.environ[DEBUG_VARIABLE] = "1"
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose errors are one line; every command takes --debug."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.add_help:
+            self.add_argument("--debug", action=_ShowTraces)
+
+    def error(self, message: str) -> NoReturn:
+        """One line on standard error, status 2."""
+        line = one_line(f"{self.prog}: error: {message.removeprefix('argument ')}")
+        self.exit(2, f"{line}; see `{self.prog} --help`\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Each command refuses what it does not know itself: the error then names the command and a likely option."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.refuse_unknown(unknown)
+        return namespace, unknown
+
+    def refuse_unknown(self, unknown: Sequence[str]) -> None:
+        """Ends with an error for arguments that no option takes."""
+        first = unknown[0].partition("=")[0]
+        near = difflib.get_close_matches(first, self._option_string_actions, n=1) if first.startswith("-") else []
+        hint = f"; did you mean {near[0]}?" if near else ""
+        self.error(f"unknown {'option' if first.startswith('-') else 'argument'} {quoted(first)}{hint}")

@@ -1,0 +1,216 @@
+"""`tsarank index`: reads documents ahead of any query, so that ranking them pays only for the query."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..models.arguments import add_model_arguments, model_from_arguments
+from ..ranking_errors import ResourceError
+from ..ranking_text import cuts_reported
+from .command_line import size
+
+
+logger = logging.getLogger(__name__)
+
+_DESCRIPTION = """\
+Keep the states (keys and values) of documents in a store, so that ranking them later costs only the query's tokens.
+
+FILE holds the documents as for `tsarank rank`. FOLDER is made if need be; documents it already holds are not read
+again, so an interrupted command goes on where it stopped. What the store will take on disk is said before it starts.
+The model must read the document first: query likelihood, or a true/false ranker on a decoder-only model whose template
+has {document} before {query}.
+"""
+
+_EPILOG = """\
+formats:
+  int8 (default) keeps a state in one byte, with scales: about 11.9 KB a token for the embedded default model; float16
+  and bfloat16 take two bytes; float32 takes four. In the model's own dtype nothing is lost: scores are as without a
+  store, in float32 but for rounding, in bfloat16 on a CPU to the last bit. A store keeps one format; other models'
+  states may lie in the same folder and are never mixed up.
+
+examples:
+  tsarank index --documents corpus.jsonl --store corpus-states
+  tsarank index --documents corpus.jsonl --store corpus-states --store-dtype bfloat16 --max-disk 50GB
+"""
+
+# Documents whose tokens are tokenized and counted at a time.
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What indexing will take.
+
+    Attributes:
+        documents: different documents in the input.
+        kept: those that the store has already.
+        tokens: to be read for the others.
+        bytes: that their states will take on disk.
+        cut: documents that are longer than the model reads, with any query.
+    """
+
+    documents: int
+    kept: int
+    tokens: int
+    bytes: int
+    cut: int = 0
+
+    def describe(self, dtype: str, free: int) -> str:
+        """One line for the user."""
+        new = self.documents - self.kept
+        line = f"{self.documents:,} documents, {self.kept:,} of them in the store"
+        if new:
+            line += (
+                f"; {new:,} to read, {self.tokens:,} tokens: {readable(self.bytes)} on disk as {dtype} "
+                f"({readable(self.bytes / new)} a document, {readable(self.bytes / max(self.tokens, 1))} a token), "
+                f"{readable(free)} free"
+            )
+        return f"{line}; {self.cut:,} are cut to the model's length" if self.cut else line
+
+
+def readable(size: float) -> str:
+    """A number of bytes for people: 11.8 kB, 2.4 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def register(subparsers: Any) -> None:
+    """Adds `index` to the command line."""
+    parser = subparsers.add_parser(
+        "index",
+        help="keep documents' states, so that ranking them is many times faster",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--documents", required=True, metavar="FILE", help=".txt, .jsonl, or - for standard input")
+    parser.add_argument("--format", choices=("txt", "jsonl"), default=None, help="of FILE, if its name does not say")
+    parser.add_argument("--store", required=True, metavar="FOLDER", help="where the states are kept")
+    parser.add_argument(
+        "--store-dtype",
+        choices=("int8", "bfloat16", "float16", "float32"),
+        default=None,
+        help="format of the states (default: the store's, int8 for a new one)",
+    )
+    parser.add_argument(
+        "--max-disk",
+        type=size,
+        default=None,
+        metavar="SIZE",
+        help="bound of FOLDER, as 20GB: what was used least leaves first",
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="first read all that is kept, and read damaged documents again"
+    )
+    add_model_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Reads the documents, says what keeping their states costs, and keeps them."""
+    from ..cache.state_files import read_documents
+
+    texts = list(dict.fromkeys(document.text for document in read_documents(args.documents, args.format)))
+    from ..cache.folder_store import FolderStore
+
+    with FolderStore(args.store, args.store_dtype, max_disk_bytes=args.max_disk) as store:
+        if args.verify:
+            whole, damaged = store.verify()
+            sys.stderr.write(f"tsarank: {whole:,} documents in the store are whole, {damaged:,} are damaged\n")
+        model = model_from_arguments(args)
+        cost, todo = estimate(model, texts, store)
+        free = shutil.disk_usage(store.folder).free
+        sys.stderr.write(f"tsarank: {cost.describe(store.dtype, free)}\n")
+        check_room(cost, free, args.max_disk, store.disk_bytes(), store.folder)
+        with cuts_reported():  # for all chunks together: above
+            read = index_in_chunks(model, todo, store, args.batch_tokens)
+        size = store.disk_bytes()
+    sys.stdout.write(f"{read:,} documents read; {args.store} takes {readable(size)}\n")
+    return 0
+
+
+def estimate(model: Any, texts: Sequence[str], store: Any) -> tuple[Cost, list[tuple[str, int]]]:
+    """What indexing these documents will take, and those that the store lacks with their tokens.
+
+    Raises `ModelError` for a model whose document states cannot be kept.
+    """
+    import torch
+
+    from ..document_encoding import Shape, encoded_bytes, shapes_of
+    from ..document_states import is_cut, kept_ids, model_identity, state_key
+
+    model.check_keeps_states()
+    identity = model_identity(model)
+    todo: list[tuple[str, int]] = []
+    cut = 0
+    for start in range(0, len(texts), _CHUNK):
+        part = texts[start : start + _CHUNK]
+        prompts = model.encoder.prompts(part)
+        cut += sum(is_cut(prompt, model.options) for prompt in prompts)
+        ids = [kept_ids(prompt, model.options) for prompt in prompts]
+        keys = [state_key(identity, row, model._document_regime(row)) for row in ids]
+        missing = set(store.missing(keys))
+        # Where nothing is read before the query, there is nothing to keep.
+        todo += [(text, len(row)) for text, row, key in zip(part, ids, keys, strict=True) if row and key in missing]
+    with torch.inference_mode():
+        shapes = shapes_of(model._document_states([(0,)])[0])
+    size = sum(
+        encoded_bytes([Shape(s.layers, s.heads, tokens, s.key_dim, s.value_dim) for s in shapes], store.dtype)
+        for _, tokens in todo
+    )
+    return Cost(len(texts), len(texts) - len(todo), sum(tokens for _, tokens in todo), size, cut), todo
+
+
+def check_room(cost: Cost, free: int, max_disk: int | None, held: int, folder: Path) -> None:
+    """Raises `ResourceError` before the work starts if the disk has no room; warns if the bound has none."""
+    if max_disk is not None and held + cost.bytes > max_disk:
+        logger.warning(
+            "the states take %s, more than --max-disk %s leaves: the documents used least will leave the store",
+            readable(cost.bytes),
+            readable(max_disk),
+        )
+    wanted = cost.bytes if max_disk is None else min(cost.bytes, max(max_disk - held, 0))
+    if wanted > free:
+        raise ResourceError(
+            f"the document states would take {readable(wanted)}, but {folder} has only {readable(free)} free; "
+            "keep fewer documents, or name another --store or a smaller --store-dtype"
+        )
+
+
+def _chunks(todo: Sequence[tuple[str, int]], tokens: int) -> Iterator[list[str]]:
+    """Documents of together about `tokens` tokens: often enough for the progress bar, enough for full batches."""
+    chunk: list[str] = []
+    total = 0
+    for text, length in todo:
+        chunk.append(text)
+        total += length
+        if total >= tokens:
+            yield chunk
+            chunk, total = [], 0
+    if chunk:
+        yield chunk
+
+
+def index_in_chunks(model: Any, todo: Sequence[tuple[str, int]], store: Any, batch_tokens: int | None) -> int:
+    """Keeps the states of documents, some at a time, with a progress bar; returns how many were read."""
+    from tqdm.auto import tqdm
+
+    from ..ranking_engine import check_batch_tokens
+
+    budget = check_batch_tokens(batch_tokens, model.device)
+    read = 0
+    with tqdm(total=len(todo), desc="indexing", unit="document", disable=None) as bar:
+        for chunk in _chunks(todo, 4 * budget):
+            read += model.index(chunk, store, batch_tokens=budget, show_progress=False)
+            bar.update(len(chunk))
+    return read

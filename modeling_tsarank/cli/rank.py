@@ -1,0 +1,99 @@
+"""`tsarank rank`: documents of a file in order for one query."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+import sys
+from typing import Any
+
+from ..models.arguments import add_model_arguments, add_store_argument, model_from_arguments
+from .command_line import whole
+
+
+_DESCRIPTION = """\
+Put documents in order of relevance to a query, best first.
+
+FILE holds the documents: .txt, one a line; .jsonl, one object a line with "text" and optionally "title" and "_id";
+"-" reads standard input (JSON lines if the first line begins with a brace).
+"""
+
+_EPILOG = """\
+scores:
+  A true/false model (the default) gives the difference of two logits, a query-likelihood model the mean
+  log-probability of the query's tokens given the document, which is at most 0. Scores order the documents of one
+  query; neither is a probability of relevance.
+
+examples:
+  tsarank rank --query "how long does a flea live" --documents examples/fleas.jsonl
+  grep -h . notes/*.txt | tsarank rank --query "what did we decide" --documents - --top-k 5
+  tsarank rank --query "…" --documents docs.jsonl --model ./my-ranker --json | jq .results[0]
+"""
+
+
+def register(subparsers: Any) -> None:
+    """Adds `rank` to the command line."""
+    parser = subparsers.add_parser(
+        "rank",
+        help="put documents in order for a query",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--query", required=True, help="what is asked")
+    parser.add_argument("--documents", required=True, metavar="FILE", help=".txt, .jsonl, or - for standard input")
+    parser.add_argument("--format", choices=("txt", "jsonl"), default=None, help="of FILE, if its name does not say")
+    parser.add_argument("--top-k", type=whole(), default=None, metavar="N", help="show only the best N")
+    parser.add_argument("--json", action="store_true", help="JSON with full texts instead of a table")
+    add_store_argument(parser)
+    add_model_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    width = shutil.get_terminal_size((100, 24)).columns
+    id_width = min(max([2, *(len(row["id"]) for row in rows)]), 24)
+    text_width = max(width - id_width - 20, 20)
+    lines = [f"{'rank':>4}  {'id':<{id_width}}  {'score':>9}  text"]
+    for row in rows:
+        # Control characters in a document must not reach the terminal.
+        text = " ".join("".join(c if c.isprintable() else " " for c in row["text"]).split())
+        text = text if len(text) <= text_width else text[: text_width - 1] + "…"
+        identifier = row["id"] if len(row["id"]) <= id_width else row["id"][: id_width - 1] + "…"
+        lines.append(f"{row['rank']:>4}  {identifier:<{id_width}}  {row['score']:>9.4f}  {text}")
+    return "\n".join(lines)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Reads, ranks, writes. Whatever can be wrong with the input is found before the model is loaded."""
+    from ..cache.folder_store import use_store
+    from ..cache.state_files import read_documents
+    from ..models.embedded_models import embedded_ranker
+    from ..ranking_text import clean_query
+
+    query = clean_query(args.query)
+    documents = read_documents(args.documents, args.format)
+    model = model_from_arguments(args)
+    texts = [document.text for document in documents]
+    with contextlib.ExitStack() as stack:
+        if args.store is not None:
+            stack.enter_context(use_store(model, args.store))
+        ranked = model.rank(query, texts, args.top_k, batch_tokens=args.batch_tokens)
+    rows = [
+        {
+            "rank": place,
+            "id": documents[row["corpus_id"]].id,
+            "score": round(row["score"], 6),
+            "text": documents[row["corpus_id"]].text,
+        }
+        for place, row in enumerate(ranked, 1)
+    ]
+    if args.json:
+        result = {"query": query, "model": embedded_ranker(args.model) or args.model, "results": rows}
+        result["cut_documents"] = model.last_stats["cut_documents"]
+        sys.stdout.write(json.dumps(result, ensure_ascii=False, indent=2) + "\n")
+    else:
+        sys.stdout.write(_table(rows) + "\n")
+    return 0

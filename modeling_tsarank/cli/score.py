@@ -1,0 +1,140 @@
+"""`tsarank score`: scores for files of pairs of any size, resumable, on this machine or on a Ray cluster."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from ..models.arguments import add_model_arguments, add_store_argument
+from .command_line import real, whole
+
+
+_DESCRIPTION = """\
+Score any number of (query, document) pairs.
+
+PAIRS are .parquet or .jsonl files, or folders of them, with the columns "query" and "document" (a text, or an object
+of "text" and "title"). FOLDER receives scores-000000.parquet and so on, each with the columns "row" (the pair's
+number in the input, from 0) and "score". Run the same command again after an interruption: finished files stay, and
+the result is the same as without it. Memory does not grow with the number of pairs.
+"""
+
+_EPILOG = """\
+order:
+  Pairs are scored in the order given, and a document's states are shared by all its queries within one output file.
+  --by-document sorts the pairs first (on disk, in the output folder, about twice the input's size), so that each
+  document is read once for all its queries; the files then hold the pairs in that order, told apart by "row".
+
+Ray:
+  --engine ray runs the same job through Ray Data, with the same output. Input and output must be on a file system
+  that all machines see. Each of --actors processes holds the model; a lost one's file is made by another.
+
+examples:
+  tsarank score --pairs pairs.parquet --output scores
+  tsarank score --pairs pairs.parquet --output scores --store states
+  tsarank score --pairs mined/ --output scores --by-document --keep query_id --keep document_id --model ./my-ranker
+  tsarank score --pairs /shared/pairs --output /shared/scores --engine ray --ray-address auto --actors 8 --actor-gpus 1
+"""
+
+
+def register(subparsers: Any) -> None:
+    """Adds `score` to the command line."""
+    parser = subparsers.add_parser(
+        "score",
+        help="score files of (query, document) pairs, of any size",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--pairs", required=True, nargs="+", metavar="PAIRS", help=".parquet or .jsonl, or folders")
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="where the scores go")
+    parser.add_argument("--query-column", default="query", metavar="C", help="column of the query (default query)")
+    parser.add_argument(
+        "--document-column", default="document", metavar="C", help="column of the document (default document)"
+    )
+    parser.add_argument(
+        "--keep", action="append", default=[], metavar="C", help="column that the output repeats; may be given often"
+    )
+    parser.add_argument(
+        "--shard-pairs", type=whole(), default=None, metavar="N", help="pairs of one output file (default 4096)"
+    )
+    parser.add_argument("--by-document", action="store_true", help="sort by document first: each is read only once")
+    parser.add_argument(
+        "--skip-bad-pairs", action="store_true", help="no score (null) for pairs that cannot be scored, not an error"
+    )
+    add_store_argument(parser)
+    parser.add_argument("--json", action="store_true", help="JSON instead of a line of text at the end")
+    group = parser.add_argument_group("engine")
+    group.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="this process (default) or Ray Data"
+    )
+    group.add_argument("--ray-address", default=None, metavar="A", help="of a running cluster: auto, ray://host:10001")
+    group.add_argument(
+        "--actors", type=whole(most=65_536), default=1, metavar="N", help="processes that hold the model (default 1)"
+    )
+    group.add_argument(
+        "--actor-cpus", type=real(above=0, most=65_536), default=1, metavar="N", help="CPUs of each (default 1)"
+    )
+    group.add_argument(
+        "--actor-gpus", type=real(least=0, most=65_536), default=0, metavar="N", help="GPUs of each (default 0)"
+    )
+    add_model_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Scores what is not scored yet and says how much there is."""
+    from ..jobs.bulk_scoring import SHARD_PAIRS, BulkJob, LocalEngine, score_pairs
+
+    _quiet_transformers()
+    model: dict[str, Any] = {
+        "name_or_path": args.model,
+        "revision": args.revision,
+        "trust_remote_code": args.trust_remote_code,
+        "dtype": args.dtype,
+        "device": args.device,
+    }
+    if args.max_length is not None:
+        model["max_length"] = args.max_length
+    job = BulkJob(
+        tuple(args.pairs),
+        args.output,
+        args.query_column,
+        args.document_column,
+        tuple(args.keep),
+        SHARD_PAIRS if args.shard_pairs is None else args.shard_pairs,
+        args.by_document,
+        args.skip_bad_pairs,
+        args.batch_tokens,
+        model,
+        args.store,
+    )
+    engine: Any
+    if args.engine == "ray":
+        from ..jobs.ray_scoring import RayEngine
+
+        engine = RayEngine(args.ray_address, args.actors, args.actor_cpus, args.actor_gpus)
+    else:
+        engine = LocalEngine()
+    summary = score_pairs(job, engine=engine)
+    if args.json:
+        sys.stdout.write(json.dumps({"output": args.output, **summary}) + "\n")
+        return 0
+    text = f"{summary['pairs']:,} pairs in {summary['shards']:,} files in {args.output}"
+    if summary["done_before"]:
+        text += f", {summary['done_before']:,} of them from before"
+    if summary["unscored"]:
+        text += f"; {summary['unscored']:,} could not be scored"
+    if summary["cut_documents"]:
+        text += f"; {summary['cut_documents']:,} documents were cut to the model's length"
+    sys.stdout.write(text + "\n")
+    return 0
+
+
+def _quiet_transformers() -> None:
+    from transformers.utils import logging as transformers_logging
+
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()

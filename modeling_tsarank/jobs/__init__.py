@@ -1,0 +1,1 @@
+"""One resumable scoring job for any number of pairs."""

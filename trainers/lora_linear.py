@@ -4,7 +4,7 @@ PEFT computes `W x + s B (A x)` as five operations, and autograd keeps each of t
 over a tensor of the layer's full width in either direction, which on a CPU take as long as the products themselves.
 Here the small factor is scaled instead, the second product adds into the first one's result, and the frozen weight's
 copy in the dtype of autocast is made once instead of at every call. The adapter stays PEFT's own: the same parameters
-and the same files. `benchmarks/lora_layers.py` compares the two.
+and the same files. `benchmarks/README.md` compares the two.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What duplicates and test texts are remembered in: sorted arrays of 64-bit keys, and signatures on disk.
 
-Memory is bounded by what is stated here and measured in benchmarks/weak_filters.py: 12 bytes for each key, 20 keys for
+Memory is bounded by what is stated here and measured in benchmarks/weak_pairs.md: 12 bytes for each key, 20 keys for
 each remembered text. Signatures, 480 bytes or more for each text, lie in a temporary file.
 """
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import re
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,21 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(int(os.environ.get("TSARANK_TEST_THREADS", "1")))
+
+
+def _log_levels() -> dict[str | None, int]:
+    loggers = logging.root.manager.loggerDict.items()
+    return {None: logging.root.level} | {name: x.level for name, x in loggers if isinstance(x, logging.Logger)}
+
+
+@pytest.fixture(autouse=True)
+def _log_levels_as_before() -> Iterator[None]:
+    """A command run in this process sets the log levels of the process; the next test finds the former ones."""
+    before = _log_levels()
+    yield
+    for name, level in _log_levels().items():
+        if level != before.get(name, level):
+            logging.getLogger(name).setLevel(before[name])
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,16 @@ def test_messages_follow_an_exchanged_standard_error(monkeypatch: pytest.MonkeyP
     assert second.getvalue() == "tsarank: still heard\n"
 
 
+@pytest.mark.parametrize("options", [[], ["-v"]])
+def test_a_command_in_this_process_leaves_later_logging_to_its_caller(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*options, "rank", "--query", " ", "--documents", "x.txt"]) == 2
+    logging.root.setLevel(logging.INFO)
+    logging.getLogger("modeling_tsarank.anything").info("heard")
+    assert capsys.readouterr().err.endswith("tsarank: heard\n")
+
+
 def test_an_interruption_is_status_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(_: object) -> int:
         raise KeyboardInterrupt

@@ -69,7 +69,8 @@ def _set_up_logging(verbose: bool) -> None:
     handler = _StandardError()
     handler.setFormatter(_OneLine())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    logging.getLogger("modeling_tsarank").setLevel(logging.INFO if verbose else logging.WARNING)
+    # NOTSET follows the root logger, whose level a program that calls `main` may change afterwards.
+    logging.getLogger("modeling_tsarank").setLevel(logging.INFO if verbose else logging.NOTSET)
     # What other libraries warn about is for their developers, unless asked for.
     if not verbose:
         warnings.simplefilter("ignore")

@@ -112,9 +112,9 @@ def _short_hash(text: str) -> str:
 
 
 def releases_folder() -> Path | None:
-    """Where releases lie, in a checkout and in an installed package alike; `None` where the package has none."""
+    """Where releases are, in a checkout and in an installed package alike; `None` where the package has none."""
     try:
-        spec = importlib.util.find_spec(f"{__package__}.hub_cards")
+        spec = importlib.util.find_spec(f"{__package__.partition('.')[0]}.hub_cards")
     except (ImportError, ValueError):
         return None
     for place in (spec.submodule_search_locations or []) if spec is not None else []:

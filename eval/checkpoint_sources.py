@@ -1,4 +1,4 @@
-"""Rerankers by name for the commands of this room: loaded late, and identified well enough to resume safely."""
+"""Rerankers by name for the commands: loaded late, and identified well enough to resume safely."""
 
 from __future__ import annotations
 
@@ -28,15 +28,9 @@ def add_model_options(parser: argparse.ArgumentParser, several: bool = False) ->
 
 def display_name(model: str | None) -> str:
     """What tables call a model: the last part of its Hub id or path."""
-    from modeling_tsarank.models.embedded_models import embedded_ranker
+    from modeling_tsarank.models.resolver import resolve
 
-    embedded = embedded_ranker(model)
-    if model is None or embedded is not None:
-        return str(embedded)
-    path = Path(model)
-    if path.suffix.lower() == ".gguf":
-        return path.stem
-    return path.resolve().name if path.is_dir() else model.rstrip("/").rpartition("/")[2]
+    return resolve(model).label
 
 
 def scorer_source(model: str | None, args: argparse.Namespace, device: Any = None) -> ScorerSource:
@@ -75,10 +69,11 @@ def scorer_source(model: str | None, args: argparse.Namespace, device: Any = Non
         return ranker
 
     from modeling_tsarank.eval.index_cache import adapter_base, hub_commit, model_fingerprint
-    from modeling_tsarank.models.embedded_models import embedded_ranker
+    from modeling_tsarank.models.resolver import Kind, resolve
 
+    found = resolve(model)
     base = None if model is None else adapter_base(Path(model))
-    on_hub = model is not None and embedded_ranker(model) is None and not Path(model).exists()
+    on_hub = found.kind in (Kind.HUB, Kind.PUBLISHED)
     settings = {
         "checkpoint": _checkpoint(model),
         "commit": hub_commit(str(model), args.revision) if on_hub else None,
@@ -96,12 +91,13 @@ def scorer_source(model: str | None, args: argparse.Namespace, device: Any = Non
 def _checkpoint(model: str | None) -> str:
     """What tells a checkpoint apart from another of the same name: the content of a folder or file, a Hub id."""
     from modeling_tsarank.files.hashes import hash_file, hash_folder
-    from modeling_tsarank.models.embedded_models import embedded_checkpoint, embedded_ranker
+    from modeling_tsarank.models.embedded_models import embedded_checkpoint
+    from modeling_tsarank.models.resolver import resolve
 
-    embedded = embedded_ranker(model)
-    if model is None or embedded is not None:
-        return embedded_checkpoint(str(embedded))
-    path = Path(model)
+    source = resolve(model)
+    if source.packaged:
+        return embedded_checkpoint(source.name)
+    path = Path(source.name)
     if path.is_dir():
         return f"sha256:{hash_folder(path)[:16]}"
-    return f"sha256:{hash_file(path)[:16]}" if path.is_file() else model
+    return f"sha256:{hash_file(path)[:16]}" if path.is_file() else source.name

@@ -15,7 +15,8 @@ from typing import Any
 
 from modeling_tsarank.hub_cards.app_limits import Limits
 from modeling_tsarank.models.default_model import DEFAULT_NAME
-from modeling_tsarank.models.embedded_models import embedded_ranker, releases
+from modeling_tsarank.models.embedded_models import releases
+from modeling_tsarank.models.resolver import Kind, resolve
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
 from modeling_tsarank.ranking_options import CONFIG_KEY, LogitOptions
 from modeling_tsarank.ranking_text import clean_query
@@ -176,10 +177,9 @@ def _load(name: str | None) -> Any:
 
 
 def _label(name: str | None) -> str:
-    embedded = embedded_ranker(name)
-    if name is None or embedded is not None:
-        return str(embedded)
-    return name.rstrip("/").split("/")[-1] if name.startswith(("/", ".", "~")) else name
+    """Its name without folders; a Hub id whole."""
+    source = resolve(name)
+    return source.name if source.kind in (Kind.HUB, Kind.PUBLISHED) else source.label
 
 
 def make_shelf(model: str | None, others: Sequence[str] = (), limits: Limits | None = None) -> ModelShelf:

@@ -208,7 +208,7 @@ def _common(args: argparse.Namespace) -> dict[str, Any]:
 
 def _model(args: argparse.Namespace) -> int:
     from modeling_tsarank.hub_cards.model_publishing import ModelOptions, prepare_model
-    from modeling_tsarank.models.embedded_models import embedded_ranker, embedded_source
+    from modeling_tsarank.models.resolver import resolve
 
     options = ModelOptions(
         **_common(args),
@@ -225,8 +225,8 @@ def _model(args: argparse.Namespace) -> int:
         not_secret=args.not_secret,
         preview=args.dry_run,
     )
-    embedded = None if args.folder.exists() else embedded_ranker(str(args.folder))
-    folder = args.folder if embedded is None else embedded_source(embedded)
+    source = None if args.folder.exists() else resolve(str(args.folder))
+    folder = Path(source.location()) if source is not None and source.packaged else args.folder
     return _finish(prepare_model(folder, args.repo_id, options), args)
 
 

@@ -16,7 +16,8 @@ from modeling_tsarank.hub_cards.model_facts import PLAIN, read_model
 from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, Publication
 from modeling_tsarank.hub_cards.rendering import cell, line, render
 from modeling_tsarank.hub_cards.uploading import Target, check_repo_id
-from modeling_tsarank.models.embedded_models import embedded_ranker, releases
+from modeling_tsarank.models.embedded_models import releases
+from modeling_tsarank.models.resolver import resolve
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
 
 
@@ -146,7 +147,7 @@ def _model(model: str | None, bake: Path | None, selection: Selection) -> tuple[
     if model is not None:
         check_repo_id(model)
         return f'os.environ.setdefault("TSARANK_MODEL", "{model}")\n', f"The model is {cell(model)}.", [model]
-    name = embedded_ranker(None)
+    name = resolve(None).name
     if name in releases():
         text = f"The model is {name}, an adapter of this package; start-up merges it into SmolLM2-135M-Instruct."
         return "", text, []

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,14 +23,13 @@ from .ranking_attention import attention_choice, check_attention, refuse_encoder
 from .ranking_calls import evaluating, snapshot
 from .ranking_checkpoints import (
     check_vocabulary,
-    known_checkpoint,
     load_backbone,
     load_complete,
     refuse_shell_of_a_folder,
 )
 from .ranking_engine import check_batch_tokens, check_finite
 from .ranking_errors import InputError, ModelError
-from .ranking_options import CONFIG_KEY, RankingOptions, whole_number
+from .ranking_options import CONFIG_KEY, Explanation, Family, RankingOptions, whole_number
 from .ranking_text import EncodedPair, clean_query, document_list, document_text, encode_counted
 
 
@@ -66,7 +65,7 @@ def group_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(scores.view(labels.numel(), -1), labels)
 
 
-class RankerModel(PreTrainedModel):
+class RankerModel(Family, PreTrainedModel):
     """Base of the ranking models: an ordinary backbone under the prefix `backbone`, a tokenizer, ranking options.
 
     Its folder on disk is the backbone's own folder, with `auto_map`, the modeling files and the ranking options added,
@@ -81,7 +80,6 @@ class RankerModel(PreTrainedModel):
     _supports_attention_backend = True
     _auto_class = "AutoModel"
 
-    options_class: ClassVar[type[RankingOptions]]
     # What is computed in where that is not the dtype: "int8" with rounded weights, which cannot be saved.
     number_format: str | None = None
     options: RankingOptions
@@ -218,7 +216,7 @@ class RankerModel(PreTrainedModel):
         saved = getattr(config, CONFIG_KEY, None)
         if saved:
             return cls.options_class.from_dict(saved)
-        known = known_checkpoint(name_or_path) if isinstance(name_or_path, str) else None
+        known = cls.published_options(name_or_path) if isinstance(name_or_path, str) else None
         if known is not None:
             return cls.options_class.from_dict(known)
         defaults = cls.options_class()
@@ -399,6 +397,11 @@ class RankerModel(PreTrainedModel):
             for row in ranked:
                 row["text"] = documents[row["corpus_id"]]
         return ranked
+
+    def explanation(self, query: str, document: Any) -> Explanation:
+        """Why a document gets its score. Raises like `predict`."""
+        score = float(self.predict((query, document), show_progress=False))
+        return Explanation((), "logit", score, "this family does not take its scores apart")
 
     def check_pairs(self, pairs: Sequence[Any]) -> list[tuple[str, str]]:
         """The texts of (query, document) pairs. Raises `InputError` as `predict` does."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -17,7 +17,7 @@ from .query_head import log_probs_of
 from .ranking_calls import snapshot
 from .ranking_engine import align_left, gathered_log_probs, pad_right, plan_batches, run_batches
 from .ranking_errors import InputError, ModelError
-from .ranking_options import QueryLikelihoodOptions
+from .ranking_options import Explanation, QueryLikelihoodOptions
 from .ranking_states import KeptStates
 from .ranking_text import EncodedPair, QueryLikelihoodEncoder, clean_query, document_text
 from .rope_regimes import readable_length
@@ -41,7 +41,39 @@ class TSARankModel(KeptStates, RankerModel):
     """
 
     options_class = QueryLikelihoodOptions
+    title = "Query likelihood"
+    description = "A reranker that scores a document by how likely the query is after it (query likelihood)."
+    tag = "query-likelihood"
+    default_for = ("decoder-only",)
+    scores_query_tokens = True
+    limits = (
+        "Scores of different queries are comparable only roughly: a query of rare words has low scores throughout.",
+        "A long document that merely contains the query's words may score high; relevance is not truth.",
+    )
+    # The published training and evaluation code glues the query's ids to the prompt's, with no space between.
+    published: ClassVar[dict[str, dict[str, Any]]] = {"zyznull/RankingGPT-*": {"prompt_style": "separate"}}
+    citation = """\
+@inproceedings{zhang2024twostage,
+  title = {A Two-Stage Adaptation of Large Language Models for Text Ranking},
+  author = {Zhang, Longhui and Zhang, Yanzhao and Long, Dingkun and Xie, Pengjun and Zhang, Meishan and Zhang, Min},
+  booktitle = {Findings of the Association for Computational Linguistics: ACL 2024},
+  year = {2024},
+  url = {https://arxiv.org/abs/2311.16720}
+}"""
     options: QueryLikelihoodOptions
+
+    @classmethod
+    def scoring(cls, options: QueryLikelihoodOptions) -> str:
+        return (
+            f"The score of a document is the {options.aggregation} of the logarithmic probabilities that the model "
+            "gives to the query's tokens after it has read the document: "
+            f"score(q, d) = {options.aggregation} over j of log p(q_j | prompt(d), q_<j) (TSARankLLM, Eq. 1). Scores "
+            "are negative, higher is more relevant."
+        )
+
+    @classmethod
+    def document_first(cls, options: QueryLikelihoodOptions, decoder_only: bool) -> bool:
+        return True
 
     @classmethod
     def backbone_class(cls, config: Any) -> Any:
@@ -124,6 +156,12 @@ class TSARankModel(KeptStates, RankerModel):
         with torch.inference_mode():
             values = call._cold_batch([pair])[0]
         return list(zip(call.tokenizer.batch_decode([[i] for i in pair.query]), values.tolist(), strict=True))
+
+    def explanation(self, query: str, document: Any) -> Explanation:
+        parts = tuple(self.token_log_probs(query, document))
+        mean = self.options.aggregation == "mean"
+        score = math.fsum(value for _, value in parts) / (len(parts) if mean else 1)
+        return Explanation(parts, "log-probability", score, f"{self.options.aggregation} of the values")
 
     def _score_pairs(
         self,

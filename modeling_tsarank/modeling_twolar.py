@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -17,7 +17,7 @@ from .ranking_attention import check_attention
 from .ranking_calls import snapshot
 from .ranking_engine import align_left, pad_right, run_batches
 from .ranking_errors import ModelError
-from .ranking_options import LogitOptions
+from .ranking_options import Explanation, LogitOptions
 from .ranking_states import KeptStates
 from .ranking_text import EncodedPair, TemplateEncoder, clean_query, document_text
 from .rope_regimes import readable_length
@@ -34,8 +34,52 @@ class TwolarModel(KeptStates, RankerModel):
     """
 
     options_class = LogitOptions
+    title = "True/false logits"
+    description = "A reranker that reads query and document together and scores them by the logits of an answer."
+    tag = "true-false-reranker"
+    default_for = ("encoder-decoder",)
+    limits = ("Scores are not probabilities unless the strategy is `softmax`, and even then they are not calibrated.",)
+    published: ClassVar[dict[str, dict[str, Any]]] = {
+        # The published TWOLAR code ends its template with a space.
+        "Dundalia/TWOLAR-*": {"template": "Query: {query} Document: {document} Relevant: ", "strategy": "difference"},
+        "castorini/monot5-*": {"strategy": "softmax", "max_length": 512},
+        "Soyoung97/RankT5-*": {
+            "template": "Query: {query} Document: {document}",
+            "strategy": "single_token",
+            "score_text": "<extra_id_10>",
+            "max_length": 512,
+        },
+    }
+    citation = """\
+@inproceedings{baldelli2024twolar,
+  title = {{TWOLAR}: a {TWO}-step {LLM}-Augmented distillation method for passage Reranking},
+  author = {Baldelli, Davide and Jiang, Junfeng and Aizawa, Akiko and Torroni, Paolo},
+  booktitle = {Advances in Information Retrieval (ECIR)},
+  year = {2024},
+  url = {https://arxiv.org/abs/2403.17759}
+}"""
     unread = 0
     options: LogitOptions
+
+    @classmethod
+    def scoring(cls, options: LogitOptions) -> str:
+        how = {
+            "difference": f"the logit of “{options.true_text}” minus that of “{options.false_text}”, unbounded",
+            "softmax": f"the probability of “{options.true_text}” of the two answers, between 0 and 1",
+            "single_token": f"the logit of the otherwise unused token {options.score_text}, unbounded",
+        }
+        return (
+            "Query and document are read together, and the score is read off the logits of one position (TWOLAR, "
+            f"section 3.1). The strategy is `{options.strategy}`: {how[options.strategy]}. Higher is more relevant."
+        )
+
+    @classmethod
+    def unused_options(cls, options: LogitOptions) -> tuple[str, ...]:
+        return ("true_text", "false_text") if options.strategy == "single_token" else ("score_text",)
+
+    @classmethod
+    def document_first(cls, options: LogitOptions, decoder_only: bool) -> bool:
+        return decoder_only and options.template.index("{document}") < options.template.index("{query}")
 
     @classmethod
     def backbone_class(cls, config: Any) -> Any:
@@ -162,6 +206,20 @@ class TwolarModel(KeptStates, RankerModel):
             logits = call.answer_logits(torch.tensor([pair.prompt], device=self.device))[0]
         names = call.tokenizer.convert_ids_to_tokens(call.answer_ids())
         return dict(zip(names, logits.float().tolist(), strict=True))
+
+    def explanation(self, query: str, document: Any) -> Explanation:
+        parts = self.answer_scores(query, document)
+        score = float(self.pool(torch.tensor([list(parts.values())])))
+        rule = {
+            "difference": "the first logit less the second",
+            "softmax": "the first one's probability among the two",
+            "single_token": "the logit itself",
+        }[self.options.strategy]
+        return Explanation(tuple(parts.items()), "logit", score, rule)
+
+    def answer_tokens(self) -> dict[str, int]:
+        ids = self.answer_ids()
+        return dict(zip(self.tokenizer.convert_ids_to_tokens(ids), ids, strict=True))
 
     def _score_pairs(
         self,

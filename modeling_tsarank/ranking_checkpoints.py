@@ -1,9 +1,8 @@
-"""Loading plain models, and the table of published rerankers whose prompts and scores are known."""
+"""Loading plain models: complete ones, or a refusal of one line."""
 
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import json
 import logging
 import os
@@ -19,34 +18,6 @@ from transformers.utils import cached_file
 from .ranking_errors import ModelError, TSARankError
 
 
-_MONOT5 = {
-    "family": "true_false_logits",
-    "template": "Query: {query} Document: {document} Relevant:",
-    "strategy": "softmax",
-    "max_length": 512,
-}
-
-# Published checkpoints by name: the prompt and the score each was trained with. The first pattern that matches counts.
-KNOWN_CHECKPOINTS: dict[str, dict[str, Any]] = {
-    # The published training and evaluation code glues the query's ids to the prompt's, with no space between.
-    "zyznull/RankingGPT-*": {"family": "query_likelihood", "prompt_style": "separate"},
-    # The published TWOLAR code ends its template with a space.
-    "Dundalia/TWOLAR-*": {
-        "family": "true_false_logits",
-        "template": "Query: {query} Document: {document} Relevant: ",
-        "strategy": "difference",
-    },
-    "castorini/monot5-*": _MONOT5,
-    "Soyoung97/RankT5-*": {
-        "family": "true_false_logits",
-        "template": "Query: {query} Document: {document}",
-        "strategy": "single_token",
-        "score_text": "<extra_id_10>",
-        "max_length": 512,
-    },
-}
-
-
 # What older versions of transformers, fairseq and vLLM save beside the weights: nothing that was trained.
 _CONSTANTS = re.compile(r"(^|\.)(inv_freq|masked_bias|position_ids|version|[kv]_scale)$")
 _NAMES_SHOWN = 3
@@ -54,15 +25,6 @@ _NAMES_SHOWN = 3
 _GGUF_HEADS = ("cls.weight", "cls.output.weight", "cls.norm.weight", "dense_2.weight", "dense_3.weight")
 # All names are in a GGUF file's header, which holds the vocabulary too.
 _GGUF_HEADER_BYTES = 64 << 20
-
-
-def known_checkpoint(name: str) -> dict[str, Any] | None:
-    """The ranking options of a published checkpoint named like the table's patterns, letter case aside, or `None`."""
-    lowered = name.lower()
-    for pattern, options in KNOWN_CHECKPOINTS.items():
-        if fnmatch.fnmatchcase(lowered, pattern.lower()):
-            return dict(options)
-    return None
 
 
 def first_line(error: BaseException) -> str:
@@ -78,19 +40,21 @@ def refuse_shell_of_a_folder(name_or_path: Any) -> None:
         return
     if path.is_file():
         raise ModelError(f"{path} is a file; a model is a folder with config.json, or a .gguf file")
-    _refuse_adapter_alone(path)
+    if holds_adapter_alone(path):
+        _refuse_adapter(path)
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} is no model folder: it holds no config.json")
 
 
-def _refuse_adapter_alone(folder: Path) -> None:
-    """Raises `ModelError` for a folder that `PeftModel.save_pretrained` has written: an adapter, and no model."""
-    found = folder / "adapter_config.json"
+def holds_adapter_alone(folder: Path) -> bool:
+    """Whether a folder is one that `PeftModel.save_pretrained` has written: an adapter, and no model."""
     weights = (path for kind in ("safetensors", "bin") for path in folder.glob(f"*model*.{kind}"))
-    if not found.is_file() or any(not path.name.startswith("adapter_") for path in weights):
-        return
+    return (folder / "adapter_config.json").is_file() and all(path.name.startswith("adapter_") for path in weights)
+
+
+def _refuse_adapter(folder: Path) -> None:
     try:
-        base = json.loads(found.read_bytes())["base_model_name_or_path"]
+        base = json.loads((folder / "adapter_config.json").read_bytes())["base_model_name_or_path"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         base = None
     made_for = f"the adapter of {base!r:.200}" if isinstance(base, str) and base else "an adapter that names no base"

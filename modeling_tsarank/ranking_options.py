@@ -1,4 +1,5 @@
-"""The ranking choices of a checkpoint: small validated dataclasses, stored in config.json under the key `tsarank`.
+"""The ranking choices of a checkpoint, small validated dataclasses stored in config.json under the key `tsarank`, and
+what a family of models declares of itself.
 
 A ranking model owns no weights of its own, so everything that makes a plain language model a reranker (prompt, score,
 truncation, answer tokens) is a value here. See SEMANTICS in the documentation of each field for the papers' equations
@@ -8,6 +9,7 @@ and for where the published code differs.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
+from fnmatch import fnmatchcase
 from numbers import Integral
 from typing import Any, ClassVar, TypeVar
 
@@ -112,6 +114,78 @@ class RankingOptions:
         if unknown:
             raise InputError(f"unknown ranking option {', '.join(unknown)}; known: {', '.join(known)}")
         return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a document got its score.
+
+    Attributes:
+        parts: text and value, in order: tokens of the query, answers, or whatever the family takes a score apart into;
+            empty where it cannot.
+        unit: what the values are: "log-probability" (at most 0) or "logit".
+        score: the score itself, as in a ranking.
+        rule: how the score follows from the parts, in words.
+    """
+
+    parts: tuple[tuple[str, float], ...]
+    unit: str
+    score: float
+    rule: str
+
+
+class Family:
+    """What a family of ranking models declares of itself, for cards, the app and the trainers.
+
+    Attributes:
+        options_class: its options, which name the family and hold its default prompts.
+        title: its name in a few words.
+        description: one sentence that says what it is.
+        citation: BibTeX of its paper.
+        tag: its tag on the Hub.
+        limits: what a card says of its limits, in sentences.
+        published: published checkpoints by patterns of their names: the options each was trained with. The first
+            match counts.
+        default_for: the plain models that become this family where nobody names one, "decoder-only" or
+            "encoder-decoder".
+        scores_query_tokens: whether a score is made of the log-probabilities of the query's tokens: training then
+            takes `query_logits`, and otherwise the scores of `forward`.
+    """
+
+    options_class: ClassVar[type[RankingOptions]]
+    title: ClassVar[str] = ""
+    description: ClassVar[str] = ""
+    citation: ClassVar[str] = ""
+    tag: ClassVar[str] = "reranker"
+    limits: ClassVar[tuple[str, ...]] = ()
+    published: ClassVar[dict[str, dict[str, Any]]] = {}
+    default_for: ClassVar[tuple[str, ...]] = ()
+    scores_query_tokens: ClassVar[bool] = False
+
+    @classmethod
+    def published_options(cls, name: str) -> dict[str, Any] | None:
+        """The options of a published checkpoint named like a pattern of `published`, letter case aside, or `None`."""
+        found = (options for pattern, options in cls.published.items() if fnmatchcase(name.lower(), pattern.lower()))
+        return next(found, None)
+
+    @classmethod
+    def scoring(cls, options: Any) -> str:
+        """How the score comes about, in a few sentences; `options` of `options_class`."""
+        return cls.description
+
+    @classmethod
+    def unused_options(cls, options: Any) -> tuple[str, ...]:
+        """Names of the options that change nothing beside these others."""
+        return ()
+
+    @classmethod
+    def document_first(cls, options: Any, decoder_only: bool) -> bool:
+        """Whether the document is read before the query, so that several queries may share that work."""
+        return False
+
+    def answer_tokens(self) -> dict[str, int]:
+        """Ids of the tokens whose logits are read, by their texts; empty where a score is read off others."""
+        return {}
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class _Kind(NamedTuple):
 
 _COMMON = """\
   --config NAME|FILE          recipe or YAML file of options; several add up, the command line has the last word
-  --model_name_or_path M      Hub id, folder or GGUF file; `default` is the embedded SmolLM2-135M-Instruct
+  --model_name_or_path M      Hub id, folder or GGUF file; by default smollm2-135m-instruct, in the package
   --train_data D              file (.jsonl, .json, .parquet, .gz), folder or Hub dataset
   --output_dir DIR            checkpoints, and in the end the model
   --resume_from_checkpoint C  a checkpoint folder, `last`, or `auto` (the last one if there is any)

@@ -67,7 +67,7 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
         from modeling_tsarank.trainers.cpt_trainer import CPTTrainer
 
         args = CPTConfig("my-cpt-model", trainable="lora", learning_rate=2e-4)
-        trainer = CPTTrainer("default", args, train_dataset="pairs.jsonl")
+        trainer = CPTTrainer("smollm2-135m-instruct", args, train_dataset="pairs.jsonl")
         trainer.train()
         trainer.save_model()
         ```

@@ -18,8 +18,8 @@ class BaseModelArguments:
     Which model is trained.
 
     Parameters:
-        model_name_or_path (`str`, *optional*, defaults to `"default"`):
-            Hub id, folder or GGUF file; `default` is the embedded SmolLM2-135M-Instruct.
+        model_name_or_path (`str`, *optional*, defaults to `"smollm2-135m-instruct"`):
+            Hub id, folder or GGUF file; smollm2-135m-instruct is the language model in this package.
         model_revision (`str`, *optional*):
             Branch, tag or commit of a Hub model.
         dtype (`str`, *optional*, defaults to `"float32"`):
@@ -30,8 +30,8 @@ class BaseModelArguments:
     """
 
     model_name_or_path: str = field(
-        default="default",
-        metadata={"help": "Hub id, folder or GGUF file; 'default' is the embedded SmolLM2-135M-Instruct."},
+        default="smollm2-135m-instruct",
+        metadata={"help": "Hub id, folder or GGUF file; by default the language model in this package."},
     )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
     dtype: str = field(
@@ -67,8 +67,8 @@ class RankerArguments(BaseModelArguments):
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run the backbone's own code from the Hub.
         family (`str`, *optional*):
-            `query_likelihood` or `true_false_logits`. A ranking checkpoint says it itself; naming the other one starts
-            that from its weights.
+            Such as `query_likelihood`, `true_false_logits` or an installed one. A ranking checkpoint says it itself;
+            naming another one starts that from its weights.
         ranking_options (`dict` or `str`, *optional*):
             Choices of the ranking model to change, such as `{"prompt_style": "separate"}`.
     """
@@ -80,8 +80,7 @@ class RankerArguments(BaseModelArguments):
         default=None,
         metadata={
             "help": "What a plain model becomes: fine-tuning makes query_likelihood, distillation true_false_logits. "
-            "A ranking checkpoint says it itself; naming the other one starts that from its weights.",
-            "choices": ["query_likelihood", "true_false_logits"],
+            "A ranking checkpoint says it itself; naming another one starts that from its weights.",
         },
     )
     ranking_options: dict[str, Any] | str | None = field(

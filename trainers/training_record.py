@@ -18,8 +18,9 @@ from transformers import TrainingArguments
 from modeling_tsarank.files.hashes import hash_file
 from modeling_tsarank.files.reading import read_json_object
 from modeling_tsarank.files.writing import write_json
-from modeling_tsarank.models.default_model import DEFAULT_NAME, GGUF_NAME, GGUF_SHA256
-from modeling_tsarank.models.embedded_models import RECORD_FILE, embedded_language_model, releases
+from modeling_tsarank.models.default_model import GGUF_NAME
+from modeling_tsarank.models.embedded_models import RECORD_FILE, releases
+from modeling_tsarank.models.resolver import Kind, packaged_name, resolve
 from modeling_tsarank.trainers.data.provenance import FILE_NAME as PROVENANCE_NAME
 from modeling_tsarank.trainers.data.provenance import recorded_origin
 
@@ -153,14 +154,12 @@ def base_model_facts(name_or_path: str) -> dict[str, Any]:
     A local folder that a training wrote leads to that training's own base.
     """
     path = Path(name_or_path)
-    unpacked = f"{DEFAULT_NAME}-{GGUF_SHA256[:12]}"
-    embedded = embedded_language_model(name_or_path) if name_or_path else None
-    if embedded == DEFAULT_NAME or path.name in (unpacked, GGUF_NAME):
+    source = resolve(packaged_name(name_or_path)) if name_or_path else None
+    if path.name == GGUF_NAME or (source is not None and source.kind is Kind.EMBEDDED):
         return {**DEFAULT_MODEL, "local": False, "training": None}
-    for release in releases().values():
-        if release.name == embedded or path == release.cached_folder:
-            training = read_json_object(release.folder / RECORD_NAME, allow_nan=True)
-            return {"name": release.name, "license": DEFAULT_MODEL["license"], "local": False, "training": training}
+    if source is not None and source.kind is Kind.RELEASE:
+        training = read_json_object(releases()[source.name].folder / RECORD_NAME, allow_nan=True)
+        return {"name": source.name, "license": DEFAULT_MODEL["license"], "local": False, "training": training}
     if not name_or_path or not path.exists():
         return {"name": name_or_path or None, "license": None, "local": False, "training": None}
     record = path / RECORD_NAME if path.is_dir() else path.with_name(RECORD_NAME)

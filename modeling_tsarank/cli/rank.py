@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     """Reads, ranks, writes. Whatever can be wrong with the input is found before the model is loaded."""
     from ..cache.folder_store import use_store
     from ..cache.state_files import read_documents
-    from ..models.embedded_models import embedded_ranker
+    from ..models.resolver import resolve
     from ..ranking_text import clean_query
 
     query = clean_query(args.query)
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         for place, row in enumerate(ranked, 1)
     ]
     if args.json:
-        result = {"query": query, "model": embedded_ranker(args.model) or args.model, "results": rows}
+        result = {"query": query, "model": resolve(args.model).name, "results": rows}
         result["cut_documents"] = model.last_stats["cut_documents"]
         sys.stdout.write(json.dumps(result, ensure_ascii=False, indent=2) + "\n")
     else:

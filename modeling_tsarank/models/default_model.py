@@ -216,7 +216,8 @@ def save_in_any_process(model: Any) -> None:
     model.should_save_on_this_rank = lambda is_main_process: is_main_process
 
 
-def _unpacked_folder() -> Path:
+def unpacked_folder() -> Path:
+    """Where the default model is kept as an ordinary folder; it need not be there yet."""
     return cache_root() / "models" / f"{DEFAULT_NAME}-{GGUF_SHA256[:12]}"
 
 
@@ -225,7 +226,7 @@ def default_model_folder() -> Path:
 
     Raises `ResourceError` if the file cannot be had or the disk has no room.
     """
-    folder = _unpacked_folder()
+    folder = unpacked_folder()
     if _is_complete(folder):
         return folder
     # The file is looked for first, so that a cache that cannot be written says so in its words.
@@ -255,7 +256,7 @@ def read_default_model() -> tuple[Any, Any]:
     """
     from ..ranking_checkpoints import load_backbone
 
-    folder = _unpacked_folder()
+    folder = unpacked_folder()
     return load_backbone(folder, _causal) if _is_complete(folder) else read_gguf(default_gguf())
 
 

@@ -202,7 +202,7 @@ def merged_ranker(release: Release, family: str | None = None, options: dict[str
         ModelError: its files do not belong together.
         ResourceError: the base cannot be had.
     """
-    from .loading import FAMILIES
+    from .families import family_class
 
     release.check()
     logger.info("merging %s into its base (once, up to a minute)", release.name)
@@ -212,7 +212,7 @@ def merged_ranker(release: Release, family: str | None = None, options: dict[str
     own = release.ranking["family"]
     kept = release.ranking if family in (None, own) else {}
     chosen = {**{name: value for name, value in kept.items() if name != "family"}, **(options or {})}
-    return FAMILIES[family or own].from_backbone(backbone, tokenizer=tokenizer, **chosen)
+    return family_class(family or own).from_backbone(backbone, tokenizer=tokenizer, **chosen)
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:

@@ -11,19 +11,19 @@ import torch
 from transformers import AutoConfig
 
 from ..batch_invariance import cpu_has_bfloat16
+from ..files.reading import read_json_object
 from ..int8_weights import use_int8_weights
 from ..modeling_ranker import RankerModel
-from ..modeling_tsarank import TSARankModel
-from ..modeling_twolar import TwolarModel
-from ..ranking_checkpoints import known_checkpoint, load_errors, refuse_shell_of_a_folder
+from ..ranking_checkpoints import load_backbone, load_errors, refuse_shell_of_a_folder
 from ..ranking_errors import InputError, ModelError, ResourceError
 from ..ranking_options import CONFIG_KEY
-from .embedded_models import embedded_ranker, embedded_source, load_without_room
+from .embedded_models import RECORD_FILE, add_adapter, load_without_room
+from .families import families, family_class, plain_family, published_family
+from .resolver import OTHER_LIBRARIES, Kind, Source, resolve
 
 
 logger = logging.getLogger(__name__)
 
-FAMILIES: dict[str, type[RankerModel]] = {cls.options_class.family: cls for cls in (TSARankModel, TwolarModel)}
 DTYPES = {
     "auto": None,
     "float32": torch.float32,
@@ -93,16 +93,6 @@ def number_format(dtype: Any, device: torch.device) -> str:
     return str(resolve_dtype(dtype, device)).removeprefix("torch.")
 
 
-def _family_of(name: str, config: Any) -> type[RankerModel]:
-    saved = getattr(config, CONFIG_KEY, None) or known_checkpoint(name)
-    if saved:
-        family = saved.get("family")
-        if family not in FAMILIES:
-            raise ModelError(f"{name} is of an unknown family {family!r}; known: {', '.join(FAMILIES)}")
-        return FAMILIES[family]
-    return TwolarModel if getattr(config, "is_encoder_decoder", False) else TSARankModel
-
-
 def load_ranker(
     name_or_path: str | os.PathLike | None = None,
     *,
@@ -112,69 +102,164 @@ def load_ranker(
     gguf_file: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    model_kwargs: dict[str, Any] | None = None,
     **options: Any,
 ) -> RankerModel:
     """Loads a reranker, or makes one of a plain language model.
 
-    Parameters:
-        name_or_path: a ranking checkpoint (its saved choices hold), a published one by name, any other Hub id or
-            folder, a GGUF file; `None` or `default` for the released ranker, `zero-shot` for the language model that
-            it was made from.
+    Args:
+        name_or_path: A ranking checkpoint (its saved choices hold), a published one by name, any other Hub id or
+            folder, a GGUF file, a folder with a LoRA adapter; `None` or `default` for the released ranker, `zero-shot`
+            for the language model that it was made from. `resolver` says what a name stands for.
         device: `None` for the best there is.
-        dtype: torch dtype or its name; `None` or `auto` is bfloat16 where the device has it in hardware, else float32.
-            `int8`, on a CPU, computes in int8 with rounded weights: faster than float32, scores less exact
-            (`int8_weights`).
-        family: `query_likelihood` or `true_false_logits`, to overrule what the model's kind suggests.
-        options: ranking options to change.
+        dtype: Torch dtype or its name; `None` or `auto` is bfloat16 where the device has it in hardware, else float32.
+            `int8`, on a CPU, computes in int8 with rounded weights: faster than float32, scores less exact.
+        family: `query_likelihood`, `true_false_logits` or an installed family, to overrule what the model says or its
+            kind suggests; the weights of a ranker of another family are then taken as a plain model's.
+        gguf_file: The GGUF file inside a folder or Hub repository.
+        revision: Branch, tag or commit of a Hub model.
+        trust_remote_code: Whether to run the backbone's own code.
+        model_kwargs: Further arguments of transformers' `from_pretrained`, such as `attn_implementation`,
+            `quantization_config` or `device_map`. With the last two the model stays where they put it.
+        options: Ranking options to change.
 
-    Raises `InputError`, `ModelError` or `ResourceError`, each one line.
+    Raises:
+        InputError, ModelError, ResourceError: Each of one line.
     """
+    more = dict(model_kwargs or {})
+    _check_model_kwargs(more, device, dtype)
     if isinstance(dtype, str) and dtype == INT8:
         number_format(dtype, resolve_device(device or "cpu"))
-        exact = load_ranker(
-            name_or_path,
-            device="cpu",
-            dtype="float32",
-            family=family,
-            gguf_file=gguf_file,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            **options,
-        )
-        return use_int8_weights(exact)
+        device, as_int8, dtype = "cpu", True, "float32"
+    else:
+        as_int8 = False
+    placed = "device_map" in more or "quantization_config" in more
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
-    if family is not None and family not in FAMILIES:
-        raise InputError(f"unknown family {family!r}; expected one of {', '.join(FAMILIES)}")
-    embedded = embedded_ranker(name_or_path)
-    try:
-        source = name_or_path if embedded is None else embedded_source(embedded)
-    except ResourceError as error:
-        merged: RankerModel = load_without_room(str(embedded), error, family, options)
-        merged.to(device=device, dtype=dtype)  # type: ignore[call-arg]
-        return merged
-    assert source is not None
-    name = os.fspath(source)
-    if gguf_file is not None or Path(name).suffix.lower() == ".gguf":
-        cls = FAMILIES[family] if family else TSARankModel
-        return cls.from_backbone(source, gguf_file=gguf_file, dtype=dtype, device=device, revision=revision, **options)
-    refuse_shell_of_a_folder(name)
-    with load_errors(name):
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    cls = FAMILIES[family] if family else _family_of(name, config)
-    ranker = cls.from_backbone(
-        name if isinstance(source, str) else source,
-        dtype=dtype,
-        device=device,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        **options,
-    )
-    if embedded is None and not getattr(config, CONFIG_KEY, None) and known_checkpoint(name) is None:
+    if family is not None:
+        family_class(family)
+    source = resolve(name_or_path)
+    origin: dict[str, Any] = {
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+        "gguf_file": gguf_file,
+        "backbone_options": more,
+    }
+    if source.kind in OTHER_LIBRARIES:
+        raise ModelError(f"{source.name} is a {source.kind}, not a ranking model or language model to load here")
+    if source.kind is Kind.ADAPTER:
+        ranker = _with_adapter(source, family, options, trust_remote_code=trust_remote_code, model_kwargs=more)
+        ranker.to(dtype=dtype)  # type: ignore[call-arg]
+    else:
+        try:
+            ranker = make_ranker(source.location(), family, dtype=dtype, **origin, **options)
+        except ResourceError as error:
+            if more:
+                raise
+            ranker = load_without_room(source.name, error, family, options)
+            ranker.to(dtype=dtype)
+    if not placed:
+        ranker.to(device)
+    plain = source.kind in (Kind.HUB, Kind.FOLDER) and gguf_file is None
+    if plain and not getattr(ranker.backbone.config, CONFIG_KEY, None):
         logger.warning(
             "%s is a plain %s model, not a known reranker: it is scored by %s with the default prompt",
-            name,
-            config.model_type,
-            cls.__name__,
+            source.name,
+            ranker.config.model_type,
+            type(ranker).__name__,
         )
+    return use_int8_weights(ranker) if as_int8 else ranker
+
+
+def _check_model_kwargs(more: dict[str, Any], device: Any, dtype: Any) -> None:
+    own = sorted({"dtype", "torch_dtype", "revision", "trust_remote_code", "gguf_file"} & set(more))
+    if own:
+        raise InputError(f"model_kwargs holds {', '.join(own)}, which load_ranker takes as its own argument")
+    placing = [name for name in ("device_map", "quantization_config") if name in more]
+    if placing and (device is not None or dtype == INT8):
+        raise InputError(f"{placing[0]} in model_kwargs decides where the weights are; leave out device and int8")
+
+
+def make_ranker(
+    path: str,
+    family: str | None = None,
+    otherwise: str | None = None,
+    *,
+    dtype: Any = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    gguf_file: str | None = None,
+    backbone_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> RankerModel:
+    """A ranking model of what is found under a path or Hub id, on the CPU unless `backbone_options` say otherwise.
+
+    Args:
+        path: A folder, a GGUF file or a Hub id.
+        family: Its family; `None` is what the checkpoint says.
+        otherwise: The family of a plain model; `None` is what its kind suggests.
+        dtype: Of the weights; `None` keeps the checkpoint's.
+        revision, trust_remote_code, gguf_file, backbone_options, options: As in `RankerModel.from_backbone`.
+
+    Raises:
+        InputError: An unknown family or option.
+        ModelError: There is no such model, or the family cannot be made of it.
+    """
+    origin: dict[str, Any] = {
+        "dtype": dtype,
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+        "gguf_file": gguf_file,
+    }
+    more = dict(backbone_options or {})
+    saved = None
+    if gguf_file is not None or Path(path).suffix.lower() == ".gguf":
+        suggested = plain_family({})
+    else:
+        refuse_shell_of_a_folder(path)
+        with load_errors(path):
+            config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+        saved = (getattr(config, CONFIG_KEY, None) or {}).get("family")
+        if saved is not None and saved not in families():
+            raise ModelError(f"{path} is of an unknown family {saved!r}; known: {', '.join(families())}")
+        suggested = plain_family(config)
+    chosen = family or saved
+    if chosen is None and (published := published_family(path)) is not None:
+        cls = published
+    else:
+        cls = family_class(chosen or otherwise or suggested.options_class.family)
+    if saved in (None, cls.options_class.family):
+        return cls.from_backbone(path, **origin, backbone_options=more, **options)
+    logger.info("%s was saved as %s; its weights are taken for %s", path, saved, cls.options_class.family)
+    backbone, tokenizer = load_backbone(path, cls.backbone_class, **origin, **more)
+    delattr(backbone.config, CONFIG_KEY)
+    return cls.from_backbone(backbone, tokenizer=tokenizer, **options)
+
+
+def _with_adapter(source: Source, family: str | None, options: dict[str, Any], **loading: Any) -> RankerModel:
+    """A ranker of an adapter's base with the adapter added, in float32, as a training saves the merged model.
+
+    What a training recorded beside the adapter says how it ranks; without a record its base does.
+    """
+    folder = Path(source.name)
+    base, revision = source.adapter_base()
+    record = next((p for p in (folder / RECORD_FILE, folder.parent / RECORD_FILE) if p.is_file()), None)
+    recorded = {} if record is None else read_json_object(record, allow_nan=True).get("ranking_options") or {}
+    own = recorded.get("family")
+    kept = {} if family not in (None, own) else {name: value for name, value in recorded.items() if name != "family"}
+    try:
+        ranker = load_ranker(
+            base,
+            device="cpu",
+            dtype="float32",
+            family=family or own,
+            revision=revision,
+            **loading,
+            **{**kept, **options},
+        )
+    except ModelError as error:
+        raise ModelError(
+            f"{folder} holds only the adapter of {base!r:.200}, which cannot be loaded: {error}"
+        ) from error
+    add_adapter(ranker.backbone, folder)
     return ranker

@@ -352,10 +352,16 @@ def test_an_adapter_without_its_base_says_which_one_it_is_for(with_config, zoo, 
     if with_config:
         shutil.copy(zoo.folders["llama"] / "config.json", folder)
     message = f"holds only the adapter of '{zoo.folders['llama']}': merge it"
-    for load in (load_ranker, TSARankModel.from_backbone, TSARankModel.from_pretrained, load_base_model):
+    for load in (TSARankModel.from_backbone, TSARankModel.from_pretrained, load_base_model):
         with pytest.raises(ModelError, match=message) as caught:
             load(str(folder))
         assert "\n" not in str(caught.value)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = str(tmp_path / "gone")
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match=r"holds only the adapter of '.*gone', which cannot be loaded") as caught:
+        load_ranker(folder)
+    assert "\n" not in str(caught.value)
     for content in ("{}", "[]", "{", json.dumps({"base_model_name_or_path": None})):
         (folder / "adapter_config.json").write_text(content)
         with pytest.raises(ModelError, match="holds only an adapter that names no base"):

@@ -421,7 +421,7 @@ def test_bfloat16_only_where_it_is_in_hardware() -> None:
 
 @pytest.mark.slow
 def test_the_embedded_default_is_a_base_model(tmp_path: Path) -> None:
-    model, tokenizer = load_base_model("default", dtype=torch.float32)
+    model, tokenizer = load_base_model(None, dtype=torch.float32)
     args = CPTConfig(str(tmp_path), **{**SETTINGS, "max_steps": 1, "trainable": "lora"})
     trainer = CPTTrainer(model, args, ROWS, tokenizer=tokenizer)
     trainer.train()

@@ -315,7 +315,7 @@ def test_another_family_starts_from_the_weights_of_a_ranking_checkpoint(
             default_family="query_likelihood",
             ranking_options={"template": template},
         )
-    assert "was trained as query_likelihood" in caplog.text
+    assert "was saved as query_likelihood" in caplog.text
     assert start.options == LogitOptions(template=template)
     weights = ranker.backbone.state_dict()
     assert all(torch.equal(weight, weights[name]) for name, weight in start.backbone.state_dict().items())

@@ -16,9 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_tsarank import InputError, ModelError, TSARankModel, TwolarModel, load_ranker
 from modeling_tsarank.batch_invariance import cpu_has_bfloat16
+from modeling_tsarank.models.families import families, published_family
 from modeling_tsarank.models.loading import resolve_device, resolve_dtype
-from modeling_tsarank.ranking_checkpoints import KNOWN_CHECKPOINTS, known_checkpoint
-from modeling_tsarank.ranking_options import LogitOptions, QueryLikelihoodOptions
 
 
 def test_the_kind_of_model_chooses_the_family(zoo, caplog) -> None:
@@ -160,14 +159,71 @@ def test_devices_and_dtypes() -> None:
 
 
 def test_published_checkpoints_are_known_by_name() -> None:
-    assert known_checkpoint("zyznull/RankingGPT-bloom-560m")["prompt_style"] == "separate"
-    assert known_checkpoint("dundalia/twolar-XL")["template"].endswith(" ")
-    assert known_checkpoint("castorini/monot5-base-msmarco")["strategy"] == "softmax"
-    assert known_checkpoint("Soyoung97/RankT5-base")["strategy"] == "single_token"
-    assert known_checkpoint("meta-llama/Llama-3") is None
-    for options in KNOWN_CHECKPOINTS.values():  # each is a valid set of options
-        cls = QueryLikelihoodOptions if options["family"] == "query_likelihood" else LogitOptions
-        cls.from_dict(dict(options))
+    assert TSARankModel.published_options("zyznull/RankingGPT-bloom-560m")["prompt_style"] == "separate"
+    assert TwolarModel.published_options("dundalia/twolar-XL")["template"].endswith(" ")
+    assert TwolarModel.published_options("castorini/monot5-base-msmarco")["strategy"] == "softmax"
+    assert TwolarModel.published_options("Soyoung97/RankT5-base")["strategy"] == "single_token"
+    assert published_family("Soyoung97/RankT5-base") is TwolarModel
+    assert published_family("meta-llama/Llama-3") is None
+    for cls in families().values():
+        for options in cls.published.values():  # each is a valid set of options
+            cls.options_class.from_dict(dict(options))
+
+
+def test_another_family_takes_a_rankers_weights(zoo, tmp_path, pairs) -> None:
+    TSARankModel.from_backbone(str(zoo.folders["llama"]), aggregation="sum").save_pretrained(tmp_path / "saved")
+    found = load_ranker(tmp_path / "saved", device="cpu", dtype="float32", family="true_false_logits")
+    expected = TwolarModel.from_backbone(str(zoo.folders["llama"]))
+    assert found.options == expected.options
+    np.testing.assert_allclose(found.predict(pairs), expected.predict(pairs), atol=1e-6)
+    found.save_pretrained(tmp_path / "again")
+    assert isinstance(load_ranker(tmp_path / "again", device="cpu"), TwolarModel)
+
+
+def test_arguments_reach_from_pretrained(zoo, pairs) -> None:
+    plain = load_ranker(zoo.folders["llama"], device="cpu", dtype="float32")
+    chosen = load_ranker(
+        zoo.folders["llama"],
+        dtype="float32",
+        model_kwargs={"attn_implementation": "eager", "device_map": "cpu"},
+    )
+    assert plain.backbone.config._attn_implementation == "sdpa"
+    assert chosen.backbone.config._attn_implementation == "eager"
+    placed = load_ranker(zoo.folders["llama"], dtype="float32", model_kwargs={"device_map": "meta"})
+    assert placed.device.type == "meta"  # nothing moves what a device_map has placed
+    np.testing.assert_allclose(chosen.predict(pairs), plain.predict(pairs), atol=1e-5)
+    with pytest.raises(InputError, match="device_map in model_kwargs decides"):
+        load_ranker(zoo.folders["llama"], device="cpu", model_kwargs={"device_map": "auto"})
+    with pytest.raises(InputError, match="model_kwargs holds dtype"):
+        load_ranker(zoo.folders["llama"], model_kwargs={"dtype": "float32"})
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_an_adapter_loads_on_its_base(recorded, zoo, tmp_path, pairs) -> None:
+    """Its scores are those of PEFT's merged model; how it ranks is what its training recorded, else its base's way."""
+    peft = pytest.importorskip("peft")
+    folder = tmp_path / "run" / "adapter"
+    base = AutoModelForCausalLM.from_pretrained(zoo.folders["llama"])
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "down_proj"], r=4, lora_alpha=12)
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(base, config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    adapted.save_pretrained(folder)
+    options = {"family": "true_false_logits", "template": "{document} ? {query} :", "max_length": 300}
+    if recorded:
+        (folder.parent / "training_run.json").write_text(json.dumps({"ranking_options": options}))
+    found = load_ranker(folder, device="cpu", dtype="float32")
+    changed = {name: value for name, value in options.items() if name != "family"} if recorded else {}
+    cls = TwolarModel if recorded else TSARankModel
+    tokenizer = AutoTokenizer.from_pretrained(zoo.folders["llama"])
+    expected = cls.from_backbone(adapted.merge_and_unload(), tokenizer=tokenizer, **changed)
+    assert type(found) is cls
+    assert found.options == expected.options
+    np.testing.assert_allclose(found.predict(pairs), expected.predict(pairs), atol=1e-5)
+    plain = cls.from_backbone(str(zoo.folders["llama"]), **changed)
+    assert np.abs(found.predict(pairs) - plain.predict(pairs)).max() > 1e-2
 
 
 @pytest.mark.hub

@@ -1,0 +1,83 @@
+"""The known model families: those of this package, and those that installed packages declare.
+
+A family is one class: a `RankerModel` with its options, its score, and what cards, the app and trainers say of it. A
+package makes its own known by an entry point, a program by `register_family`:
+
+    [project.entry-points."tsarank.families"]
+    mine = "my_package:MyModel"
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from ..modeling_ranker import RankerModel
+from ..modeling_tsarank import TSARankModel
+from ..modeling_twolar import TwolarModel
+from ..ranking_errors import InputError
+
+
+logger = logging.getLogger(__name__)
+
+GROUP = "tsarank.families"
+FamilyT = TypeVar("FamilyT", bound=type[RankerModel])
+
+_known: dict[str, type[RankerModel]] = {}
+
+
+def register_family(cls: FamilyT) -> FamilyT:
+    """Makes a family known to commands, app and cards; returns the class, so that it can stand as a decorator.
+
+    Raises:
+        InputError: it is no ranking model class with a family name, or another class has that name.
+    """
+    name = cls.options_class.family if isinstance(cls, type) and issubclass(cls, RankerModel) else ""
+    if not name:
+        raise InputError(f"{cls!r:.80} is no family: expected a RankerModel whose options_class has a family name")
+    before = _known.setdefault(name, cls)
+    if (before.__module__, before.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise InputError(f"two families are called {name!r}: {before.__module__}.{before.__qualname__} and {cls!r}")
+    _known[name] = cls
+    return cls
+
+
+register_family(TSARankModel)
+register_family(TwolarModel)
+
+
+@functools.cache
+def _register_installed() -> None:
+    for entry in entry_points(group=GROUP):
+        try:
+            register_family(entry.load())
+        except Exception as error:  # another package's fault must not stop this one
+            logger.warning("the family %r of another package cannot be used: %s", entry.name, error)
+
+
+def families() -> dict[str, type[RankerModel]]:
+    """All known families by name."""
+    _register_installed()
+    return dict(_known)
+
+
+def family_class(name: str) -> type[RankerModel]:
+    """The family of that name. Raises `InputError` naming the known ones."""
+    known = families()
+    if name not in known:
+        raise InputError(f"unknown family {name!r}; expected one of {', '.join(known)}")
+    return known[name]
+
+
+def published_family(name: str) -> type[RankerModel] | None:
+    """The family whose published checkpoints include the Hub id `name`, if there is one."""
+    return next((cls for cls in families().values() if cls.published_options(name) is not None), None)
+
+
+def plain_family(config: Any) -> type[RankerModel]:
+    """What a plain language model becomes where nobody says. `config` is its configuration, as an object or a dict."""
+    own = config if isinstance(config, dict) else vars(config)
+    kind = "encoder-decoder" if own.get("is_encoder_decoder") else "decoder-only"
+    return next(cls for cls in families().values() if kind in cls.default_for)

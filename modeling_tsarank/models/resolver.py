@@ -1,0 +1,167 @@
+"""What a model's name stands for, decided in one place for whoever loads, trains, measures or publishes it.
+
+| name | what it is |
+|---|---|
+| none given, `default` | the released ranker |
+| a release, such as `twolar-smollm2-135m` | that ranker |
+| `zero-shot`, `smollm2-135m-instruct` | the language model in the package, a ranker without training |
+| a folder or .gguf file | a ranker, a plain language model, or an adapter on one |
+| `ce:M`, `dense:M`, `st:M` | a cross-encoder, a bi-encoder or either, of sentence-transformers |
+| an address beginning with http:// or https:// | a service that reranks |
+| anything else | a Hub id, of a published ranker or of any other model |
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from ..files.reading import read_json_object
+from ..ranking_checkpoints import holds_adapter_alone
+from ..ranking_errors import InputError, ModelError
+from ..ranking_options import CONFIG_KEY
+from .default_model import DEFAULT_NAME, unpacked_folder
+from .embedded_models import ADAPTER_CONFIG, BASE_NAMES, DEFAULT, DEFAULT_RELEASE, embedded_source, releases
+
+
+class Kind(StrEnum):
+    """What a name can stand for."""
+
+    RELEASE = "release of this package"
+    EMBEDDED = "language model of this package"
+    PUBLISHED = "published ranker"
+    HUB = "Hub model"
+    FOLDER = "folder"
+    ADAPTER = "adapter"
+    GGUF = "GGUF file"
+    CROSS_ENCODER = "cross-encoder of sentence-transformers"
+    BI_ENCODER = "bi-encoder of sentence-transformers"
+    SENTENCE_TRANSFORMERS = "model of sentence-transformers"
+    SERVICE = "reranking service"
+
+
+# In front of a name.
+PREFIXES = {"ce:": Kind.CROSS_ENCODER, "dense:": Kind.BI_ENCODER, "st:": Kind.SENTENCE_TRANSFORMERS}
+PACKAGED = (Kind.RELEASE, Kind.EMBEDDED)
+OTHER_LIBRARIES = (*PREFIXES.values(), Kind.SERVICE)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a name stands for.
+
+    Attributes:
+        kind: which of the kinds.
+        name: its full name: of a release, a Hub id, a path, or an address, without prefix.
+    """
+
+    kind: Kind
+    name: str
+
+    @property
+    def packaged(self) -> bool:
+        """Whether it comes with the package."""
+        return self.kind in PACKAGED
+
+    @property
+    def label(self) -> str:
+        """What tables call it: no folders."""
+        if self.packaged or self.kind is Kind.SERVICE:
+            return self.name
+        path = Path(self.name)
+        if self.kind is Kind.GGUF:
+            return path.stem
+        return path.resolve().name if path.is_dir() else self.name.rstrip("/").rpartition("/")[2]
+
+    def location(self) -> str:
+        """What is loaded: a Hub id, a file or a folder; one of the package's own models is unpacked on first use.
+
+        Raises:
+            ModelError: a release's files do not belong together.
+            ResourceError: the model cannot be had, or the disk has no room for it.
+        """
+        return os.fspath(embedded_source(self.name)) if self.packaged else self.name
+
+    def adapter_base(self) -> tuple[str, str | None]:
+        """Name and revision of the model that an adapter belongs to. Raises `ModelError` where it names none."""
+        try:
+            config = read_json_object(Path(self.name) / ADAPTER_CONFIG)
+        except InputError:
+            config = {}
+        base, revision = config.get("base_model_name_or_path"), config.get("revision")
+        if not isinstance(base, str) or not base:
+            raise ModelError(f"{self.name} holds only an adapter that names no base: merge it and name that folder")
+        return packaged_name(base), revision if isinstance(revision, str) else None
+
+
+def resolve(name: str | os.PathLike[str] | None) -> Source:
+    """What a name stands for; the Hub is not asked.
+
+    Args:
+        name: see the table above; `None` is `default`.
+
+    Raises:
+        InputError: the name is empty, or no model stands behind a prefix.
+    """
+    given = DEFAULT if name is None else os.fspath(name)
+    if given == DEFAULT:
+        given = DEFAULT_RELEASE if DEFAULT_RELEASE in releases() else DEFAULT_NAME
+    if given in BASE_NAMES:
+        return Source(Kind.EMBEDDED, DEFAULT_NAME)
+    if isinstance(name, str | None) and given in releases():
+        return Source(Kind.RELEASE, given)
+    if given.startswith(("http://", "https://")):
+        return Source(Kind.SERVICE, given)
+    prefix = next((one for one in PREFIXES if given.startswith(one)), "")
+    rest = given.removeprefix(prefix)
+    if not rest.strip():
+        raise InputError(f"a model's name is expected, got {given!r}")
+    if prefix:
+        return Source(PREFIXES[prefix], rest)
+    if Path(given).suffix.lower() == ".gguf":
+        return Source(Kind.GGUF, given)
+    if Path(given).exists():
+        return Source(_kind_of_folder(Path(given)), given)
+    from .families import published_family
+
+    return Source(Kind.HUB if published_family(given) is None else Kind.PUBLISHED, given)
+
+
+def packaged_name(path: str) -> str:
+    """The name of the package's model that a path of the cache, here or elsewhere, is for; other names unchanged."""
+    folder = Path(path).name
+    if folder == unpacked_folder().name:
+        return DEFAULT_NAME
+    return next((one.name for one in releases().values() if one.cached_folder.name == folder), path)
+
+
+def _kind_of_folder(folder: Path) -> Kind:
+    if holds_adapter_alone(folder):
+        return Kind.ADAPTER
+    if not any((folder / file).is_file() for file in ("modules.json", "config_sentence_transformers.json")):
+        return Kind.FOLDER
+    try:
+        ours = CONFIG_KEY in read_json_object(folder / "config.json", allow_nan=True)
+    except InputError:  # loading says what is wrong with it
+        return Kind.FOLDER
+    return Kind.FOLDER if ours else Kind.SENTENCE_TRANSFORMERS
+
+
+def resolve_language_model(name: str | os.PathLike[str] | None) -> Source:
+    """The same for what a plain language model is made of, to train or to generate with; `None` is the package's.
+
+    Raises:
+        InputError: the name is `default`, which is a ranker and not what a training begins with, or stands for no
+            language model.
+    """
+    if name is not None and os.fspath(name) == DEFAULT:
+        raise InputError(
+            f"{DEFAULT!r} is the released ranker: name {DEFAULT_NAME} for the language model that it was made from, "
+            f"or {resolve(None).name} to start from the ranker itself"
+        )
+    source = Source(Kind.EMBEDDED, DEFAULT_NAME) if name is None else resolve(name)
+    if source.kind in OTHER_LIBRARIES:
+        raise InputError(f"{source.name} is a {source.kind}; a language model is expected")
+    return source

@@ -18,7 +18,7 @@ from typing import Any
 
 from modeling_tsarank.cache.state_files import NamedDocument
 from modeling_tsarank.cli.command_line import CommandParser, run_command, whole
-from modeling_tsarank.eval.extras import require
+from modeling_tsarank.files.extras import require
 from modeling_tsarank.hub_cards.app_endpoints import make_endpoints
 from modeling_tsarank.hub_cards.app_inputs import BuiltInCollection, read_pasted, read_upload
 from modeling_tsarank.hub_cards.app_limits import Limits

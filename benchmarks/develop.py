@@ -41,8 +41,8 @@ from modeling_tsarank.eval.significance import compare_values, query_values
 from modeling_tsarank.eval.types import Qrels, Run
 from modeling_tsarank.files.hashes import hash_folder
 from modeling_tsarank.files.writing import write_json
+from modeling_tsarank.rankers.pointwise import load_scorer, scorer_identity
 from modeling_tsarank.ranking_errors import InputError, TSARankError
-from modeling_tsarank.trainers.data.teacher_scores import load_scorer, scorer_identity
 from modeling_tsarank.trainers.recipes.development import RUN, SPLIT
 
 

@@ -20,8 +20,8 @@ import numpy as np
 
 from modeling_tsarank.batch_invariance import cpu_has_bfloat16
 from modeling_tsarank.eval.reports import markdown_table
-from modeling_tsarank.eval.scoring import predict
-from modeling_tsarank.trainers.data.teacher_scores import load_scorer
+from modeling_tsarank.rankers.pointwise import load_scorer
+from modeling_tsarank.rankers.protocols import predict
 from modeling_tsarank.trainers.training_sources import read_records
 
 

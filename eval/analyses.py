@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from modeling_tsarank.eval.run_files import ranked
-from modeling_tsarank.eval.scoring import Scorer, predict
 from modeling_tsarank.eval.types import Collection, Run
+from modeling_tsarank.rankers.protocols import Scorer, predict
 from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.ranking_options import whole_number
 

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from modeling_tsarank.eval.extras import require
 from modeling_tsarank.eval.index_cache import cached_index, content_hash
 from modeling_tsarank.eval.selection import TopSelector
 from modeling_tsarank.eval.types import Run
+from modeling_tsarank.files.extras import require
 from modeling_tsarank.files.reading import read_json
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_errors import InputError

@@ -1,7 +1,8 @@
 """What is to be reranked: the first stage's run over the judged queries, cut into fixed blocks of pairs.
 
-Pairs are put together by document, not by query: a query-likelihood model reads a document once for all the queries
-that retrieved it, so a block holds whole documents with all their queries.
+For a scorer of pairs they are put together by document, not by query: a query-likelihood model reads a document once
+for all the queries that retrieved it, so a block holds whole documents with all their queries. For a ranker of lists a
+block holds whole queries with all their documents.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Candidates:
         query_ids: The evaluated queries, in order; one without candidates stays in it.
         first: The first stage's run over them.
         top_k: How many documents a query are reranked.
-        block_pairs: Pairs in a block, about; None chooses by the number of pairs.
+        block_pairs: Pairs in a block, about; None chooses by the number of pairs, for whole lists one query.
+        whole_lists: Whether a query's documents stay together.
     """
 
     collection: Collection
@@ -39,19 +41,22 @@ class Candidates:
     first: Run
     top_k: int
     block_pairs: int | None
+    whole_lists: bool = False
     ordered: dict[str, list[str]] = field(init=False)
     pairs: list[tuple[str, str]] = field(init=False)
     blocks: list[range] = field(init=False)
 
     def __post_init__(self) -> None:
         self.ordered = {query_id: ranked(self.first.get(query_id, {})) for query_id in self.query_ids}
-        by_document: dict[str, list[str]] = {}
+        groups: dict[str, list[tuple[str, str]]] = {}
         for query_id in self.query_ids:
             for document_id in self.head(query_id):
-                by_document.setdefault(document_id, []).append(query_id)
-        self.pairs = [(query_id, document_id) for document_id, ids in by_document.items() for query_id in ids]
+                groups.setdefault(query_id if self.whole_lists else document_id, []).append((query_id, document_id))
+        self.pairs = [pair for group in groups.values() for pair in group]
         size = self.block_pairs or min(MOST_PAIRS, max(FEWEST_PAIRS, len(self.pairs) // BLOCKS))
-        self.blocks = split_blocks([len(ids) for ids in by_document.values()], size)
+        if self.whole_lists and self.block_pairs is None:
+            size = 1  # a list may cost minutes
+        self.blocks = split_blocks([len(group) for group in groups.values()], size)
         documents = self.collection.documents
         for query_id in self.query_ids:
             unknown = next((document_id for document_id in self.head(query_id) if document_id not in documents), None)
@@ -70,7 +75,10 @@ class Candidates:
         return self.ordered[query_id][self.top_k :]
 
     def block_pairs_of(self, block: int) -> list[tuple[str, str]]:
-        """(query id, document id) of one block: documents in the order they were first met, each with its queries."""
+        """(query id, document id) of one block: documents in the order they were first met, each with its queries.
+
+        Of whole lists: queries in order, each with its documents in the first stage's order.
+        """
         return [self.pairs[position] for position in self.blocks[block]]
 
     def block_size(self, block: int) -> int:
@@ -84,6 +92,13 @@ class Candidates:
             (self.collection.queries[query_id], documents[document_id].full_text)
             for query_id, document_id in self.block_pairs_of(block)
         ]
+
+    def block_lists(self, block: int) -> list[tuple[str, list[str]]]:
+        """A block of whole lists as (query, documents) texts."""
+        lists: dict[str, list[str]] = {}
+        for query_id, document_id in self.block_pairs_of(block):
+            lists.setdefault(query_id, []).append(self.collection.documents[document_id].full_text)
+        return [(self.collection.queries[query_id], texts) for query_id, texts in lists.items()]
 
     @property
     def pair_count(self) -> int:

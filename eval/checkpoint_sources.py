@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from modeling_tsarank.cli.command_line import whole
+from modeling_tsarank.cli.command_line import real, whole
 from modeling_tsarank.models.arguments import add_model_arguments
+from modeling_tsarank.ranking_errors import InputError
 
 
 if TYPE_CHECKING:
     from modeling_tsarank.eval.scoring import ScorerSource
+    from modeling_tsarank.models.resolver import Source
 
 
 def add_model_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
@@ -24,6 +27,28 @@ def add_model_options(parser: argparse.ArgumentParser, several: bool = False) ->
         parser.add_argument(
             "--more-models", nargs="+", default=[], metavar="M", help="further models to show beside --model"
         )
+
+
+def add_api_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of a command that measures rankers behind an address as well."""
+    group = parser.add_argument_group("ranker behind an address (--model URL)")
+    group.add_argument("--api-model", default="", metavar="M", help="the model's name there")
+    group.add_argument(
+        "--api-key-variable",
+        default="TSARANK_API_KEY",
+        metavar="V",
+        help="environment variable with the key, if the service wants one (default: TSARANK_API_KEY)",
+    )
+    group.add_argument(
+        "--api-documents", type=whole(), metavar="N", help="documents in a request (default: all of a query)"
+    )
+    group.add_argument(
+        "--api-timeout",
+        type=real(least=0.001, most=1e6),
+        default=120.0,
+        metavar="S",
+        help="seconds a request may take as a whole (default: 120)",
+    )
 
 
 def display_name(model: str | None) -> str:
@@ -68,7 +93,7 @@ def scorer_source(model: str | None, args: argparse.Namespace, device: Any = Non
             use_store(ranker, store)
         return ranker
 
-    from modeling_tsarank.eval.index_cache import adapter_base, hub_commit, model_fingerprint
+    from modeling_tsarank.models.fingerprints import adapter_base, hub_commit, model_fingerprint
     from modeling_tsarank.models.resolver import Kind, resolve
 
     found = resolve(model)
@@ -86,6 +111,80 @@ def scorer_source(model: str | None, args: argparse.Namespace, device: Any = Non
         with open_store(store) as opened:
             settings["document_states"] = opened.dtype
     return ScorerSource(display_name(model), load, settings, args.batch_tokens)
+
+
+def evaluated_source(model: str | None, args: argparse.Namespace, device: Any = None) -> ScorerSource:
+    """Whatever `tsarank evaluate` can measure: a model of this project, of sentence-transformers, or a service.
+
+    Args:
+        model: As for `scorer_source`; `ce:`, `dense:` or `st:` and a sentence-transformers model; or the address of a
+            /rerank service.
+        args: Parsed options of `add_model_options` and `add_api_options`.
+        device: Where to load it if the user named no device.
+
+    Raises:
+        InputError: an option that has no effect on such a model, or a value that does not exist here.
+    """
+    from modeling_tsarank.models.resolver import OTHER_LIBRARIES, Kind, resolve
+
+    found = resolve(model)
+    if found.kind is Kind.SERVICE:
+        return _service_source(found.name, args)
+    if found.kind in OTHER_LIBRARIES:
+        return _sentence_transformers_source(found, args, device)
+    return scorer_source(model, args, device)
+
+
+def _refuse_options(args: argparse.Namespace, what: str, **unset: Any) -> None:
+    """Raises `InputError` for an option that is given and not used."""
+    for name, value in unset.items():
+        if getattr(args, name, value) != value:
+            raise InputError(f"--{name.replace('_', '-')} has no effect on {what}; leave it out")
+
+
+def _sentence_transformers_source(found: Source, args: argparse.Namespace, device: Any) -> ScorerSource:
+    from modeling_tsarank.eval.scoring import ScorerSource
+    from modeling_tsarank.models.fingerprints import hub_commit, model_fingerprint
+    from modeling_tsarank.models.loading import number_format, resolve_device
+    from modeling_tsarank.rankers.pointwise import load_scorer, prefix_of
+
+    _refuse_options(args, "a model of sentence-transformers", store=None, max_query_length=None, batch_tokens=None)
+    place = resolve_device(args.device or device)
+    dtype = "float32" if args.dtype == "auto" else number_format(args.dtype, place)
+    if dtype not in ("float32", "bfloat16"):
+        raise InputError(f"models of sentence-transformers rank in float32 (auto) or bfloat16, not in {args.dtype}")
+    name, prefix = found.name, prefix_of(found, args.revision)
+    lengths = {} if args.max_length is None else {"max_length": args.max_length}
+    commit = None if Path(name).exists() else hub_commit(name, args.revision)
+    settings = {
+        "checkpoint": f"{prefix}{model_fingerprint(name, commit)['model']}",
+        "commit": commit,
+        "revision": args.revision,
+        "dtype": dtype,
+        "max_length": args.max_length,
+    }
+
+    def load() -> Any:
+        return load_scorer(prefix + name, str(place), dtype, args.revision, args.trust_remote_code, **lengths)
+
+    return ScorerSource(found.label, load, settings)
+
+
+def _service_source(url: str, args: argparse.Namespace) -> ScorerSource:
+    from modeling_tsarank.eval.scoring import ScorerSource
+    from modeling_tsarank.rankers.endpoint import EndpointSettings
+    from modeling_tsarank.rankers.rerank_service import RerankService
+
+    unset = dict.fromkeys(("store", "max_query_length", "max_length", "batch_tokens", "revision", "device"))
+    _refuse_options(args, "a service", dtype="auto", trust_remote_code=False, **unset)
+    endpoint = EndpointSettings(url, args.api_model, args.api_key_variable, args.api_timeout)
+    settings = {"checkpoint": url, "api_model": args.api_model, "api_documents": args.api_documents}
+    return ScorerSource(
+        args.api_model or str(urlsplit(url).hostname),
+        lambda: RerankService(endpoint, args.api_documents),
+        settings,
+        whole_lists=True,
+    )
 
 
 def _checkpoint(model: str | None) -> str:

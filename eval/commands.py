@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from modeling_tsarank.cli.command_line import seed, whole
 from modeling_tsarank.eval.analysis_commands import add_run_format, register_analyze
-from modeling_tsarank.eval.checkpoint_sources import add_model_options, scorer_source
+from modeling_tsarank.eval.checkpoint_sources import add_api_options, add_model_options, evaluated_source
 from modeling_tsarank.models.arguments import add_store_argument
 from modeling_tsarank.ranking_errors import InputError
 
@@ -31,6 +31,11 @@ Rerank a first stage's candidates over test collections and measure the result.
 A killed or interrupted evaluation goes on where it stopped when the same command is given again. Scores are kept per
 block of pairs (--block-pairs); changing the measures or the fusion weight later does not score anything anew.
 
+--model may also name what others have made: ce:MODEL, a CrossEncoder of sentence-transformers; dense:MODEL, one of its
+bi-encoders; st:MODEL, whichever of the two it is (float32 unless --dtype says bfloat16); or the address of a /rerank
+service (Jina, Cohere, vLLM, text-embeddings-inference), which is asked about all documents of a query together. Such
+a ranker of lists has ties broken in the first stage's order, and a query a block.
+
 Files in OUTPUT:
   table.md, table.csv      all datasets, first stage beside reranked, and their average
   DATASET/run.trec         the final ranking; first_stage.trec is what was reranked
@@ -42,6 +47,8 @@ _EVALUATE_EXAMPLES = """\
 examples:
   tsarank evaluate --dataset beir/scifact --output results
   tsarank evaluate --model my-ranker --dataset BeIR/scifact BeIR/nfcorpus --first-stage rrf:bm25+dense --output results
+  tsarank evaluate --model ce:cross-encoder/ms-marco-MiniLM-L6-v2 --dataset beir/scifact --output minilm
+  tsarank evaluate --model https://api.jina.ai/v1/rerank --api-model M --dataset beir/scifact --output service
   tsarank evaluate --dataset beir/trec-dl-19 --first-stage bm25.top100 --limit-queries 10 --output quick
   tsarank evaluate --dataset beir/scifact --interpolate fusion.json --output results    (see tsarank tune-fusion)
   accelerate launch --num-processes 4 -m modeling_tsarank.cli evaluate --dataset beir/fiqa --output results
@@ -131,6 +138,7 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
     stage.add_argument("--cache-dir", type=Path, help="where indexes are cached (default: the user's cache)")
     add_model_options(parser)
     add_store_argument(parser)
+    add_api_options(parser)
     fusion = parser.add_argument_group("fusion with the first stage")
     fusion.add_argument(
         "--interpolate",
@@ -227,7 +235,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
         show_progress=not args.quiet,
     )
     processes = Processes()
-    source = scorer_source(args.model, args, processes.device)
+    source = evaluated_source(args.model, args, processes.device)
     datasets = _load_datasets(args, processes)
     rows = []
     try:

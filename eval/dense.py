@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from modeling_tsarank.eval.extras import require
-from modeling_tsarank.eval.index_cache import cached_index, content_hash, model_fingerprint
+from modeling_tsarank.eval.index_cache import cached_index, content_hash
 from modeling_tsarank.eval.selection import TopSelector
 from modeling_tsarank.eval.types import Run
+from modeling_tsarank.files.extras import require
 from modeling_tsarank.files.reading import read_json
 from modeling_tsarank.files.writing import write_json
-from modeling_tsarank.ranking_errors import ModelError
+from modeling_tsarank.models.fingerprints import model_fingerprint
+from modeling_tsarank.models.sentence_encoders import load_encoder, normalized
 
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -144,61 +145,6 @@ def _at_least_nth(values: np.ndarray, n: int) -> np.ndarray:
 
 def _options(batch_size: int) -> dict[str, Any]:
     return {"batch_size": batch_size, "show_progress_bar": False, "convert_to_numpy": True}
-
-
-def load_encoder(name: str, device: str | None = None) -> Any:
-    """A `SentenceTransformer`, ready to encode.
-
-    Raises:
-        ModelError: it cannot be loaded, or weights of it are missing.
-        ResourceError: sentence-transformers is not installed.
-    """
-    from modeling_tsarank.ranking_checkpoints import first_line, newly_made_weights
-
-    package = require("sentence_transformers", extra="dense", purpose="A bi-encoder")
-    try:
-        encoder = package.SentenceTransformer(name, device=device)
-        encoder.tokenize(["a"])  # a tokenizer's wrong settings show with its first text
-    except Exception as error:  # the libraries check few fields of the files they read
-        reason = first_line(error)
-        raise ModelError(f"{name!r} cannot be loaded as a sentence-transformers model: {reason}") from error
-    # Sentence-transformers pools by itself: many encoders are published without BERT's pooler.
-    _refuse_random(name, [weight for weight in newly_made_weights(encoder) if not weight.startswith("pooler.")])
-    return encoder.eval()
-
-
-def load_cross_encoder(name: str, device: str | None = None, max_length: int | None = None) -> Any:
-    """A `CrossEncoder` of sentence-transformers.
-
-    Raises:
-        ModelError: it cannot be loaded, or weights of it are missing: a plain encoder has no head that scores.
-        ResourceError: sentence-transformers is not installed.
-    """
-    from modeling_tsarank.ranking_checkpoints import first_line, newly_made_weights
-
-    package = require("sentence_transformers", extra="dense", purpose="A cross-encoder")
-    try:
-        encoder = package.CrossEncoder(name, device=device, max_length=max_length)
-        encoder.tokenizer(["a"], ["b"])  # a tokenizer's wrong settings show with its first text
-    except Exception as error:  # the libraries check few fields of the files they read
-        raise ModelError(f"{name!r} cannot be loaded as a CrossEncoder: {first_line(error)}") from error
-    _refuse_random(name, newly_made_weights(encoder))
-    return encoder
-
-
-def _refuse_random(name: str, weights: Sequence[str]) -> None:
-    from modeling_tsarank.ranking_checkpoints import some_of
-
-    if weights:
-        raise ModelError(f"{name!r} is incomplete, its results would be random: it lacks {some_of(weights)}")
-
-
-def normalized(vectors: np.ndarray) -> np.ndarray:
-    """Rows of length 1, float32. Raises `ModelError` for a row that is not finite."""
-    vectors = np.asarray(vectors, dtype=np.float32)
-    if not np.isfinite(vectors).all():
-        raise ModelError("the dense model gave an embedding that is not finite; try another dtype or device")
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def _commit(encoder: Any) -> str | None:

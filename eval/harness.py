@@ -67,9 +67,8 @@ def evaluate_collection(
             return _start(source, collection, options, folder)
 
         first, settings, done = processes.on_main(start)
-        candidates = Candidates(
-            collection, _evaluated_queries(collection, options), first, options.top_k, options.block_pairs
-        )
+        queries = _evaluated_queries(collection, options)
+        candidates = Candidates(collection, queries, first, options.top_k, options.block_pairs, source.whole_lists)
         log = score_log.ScoreLog(folder, settings, processes.index)
         left = [block for block in range(len(candidates.blocks)) if block not in done]
         own = left[processes.index :: processes.count]
@@ -86,6 +85,13 @@ def evaluate_collection(
             cut = total([record.cut_documents for record in records])
             if cut:
                 logger.warning("%s: %d documents were cut to the model's length (max_length)", collection.name, cut)
+            unusable = total([record.unusable for record in records])
+            if unusable:
+                logger.warning(
+                    "%s: %d answers of the model could not be used; their documents kept the order before",
+                    collection.name,
+                    unusable,
+                )
             result = _measure(source, candidates, options, folder, records, qrels)
             session = Session(processes.count, time.perf_counter() - started)
             write_dataset_files(result, options, settings, records, qrels, session)
@@ -121,7 +127,7 @@ def _start(
     settings = _settings(source, collection, options)
     score_log.check_settings(folder, settings)
     first = _first_stage(collection, options, query_ids, folder)
-    candidates = Candidates(collection, query_ids, first, options.top_k, options.block_pairs)
+    candidates = Candidates(collection, query_ids, first, options.top_k, options.block_pairs, source.whole_lists)
     settings["candidates_hash"] = candidates.digest()
     log = score_log.ScoreLog(folder, settings)
     log.prepare()
@@ -142,6 +148,7 @@ def _settings(source: ScorerSource, collection: Collection, options: EvaluationO
         "depth": options.depth or options.top_k,
         "limit_queries": options.limit_queries,
         "block_pairs": options.block_pairs,
+        **({"whole_lists": True} if source.whole_lists else {}),
     }
 
 

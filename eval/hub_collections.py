@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from modeling_tsarank.eval.extras import require
 from modeling_tsarank.eval.types import Collection, Document, Qrels
+from modeling_tsarank.files.extras import require
 from modeling_tsarank.files.fields import FIELDS, as_id, one_of, record_text, record_title
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 

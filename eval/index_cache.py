@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 from filelock import FileLock
 
 from modeling_tsarank.files.caches import CACHE_VARIABLE, cache_root
-from modeling_tsarank.files.hashes import hash_file, hash_folder
 from modeling_tsarank.files.reading import read_json_object
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_errors import InputError, ResourceError
@@ -50,45 +49,6 @@ def content_hash(ids: Sequence[str], texts: Sequence[str]) -> str:
             digest.update(len(data).to_bytes(8, "little"))
             digest.update(data)
     return digest.hexdigest()
-
-
-def model_fingerprint(name_or_path: str, commit: str | None = None) -> dict[str, Any]:
-    """What identifies a model in a key: the content of its folder or file, or a Hub id and its commit.
-
-    An adapter is identified together with the model that it belongs to.
-    """
-    path = Path(name_or_path)
-    if path.is_file():
-        return {"model": f"sha256:{hash_file(path)}"}
-    if not path.is_dir():
-        return {"model": name_or_path, "commit": commit or hub_commit(name_or_path)}
-    facts: dict[str, Any] = {"model": f"sha256:{hash_folder(path, deep=True)}"}
-    base = adapter_base(path)
-    return facts if base is None else {**facts, "base": model_fingerprint(base)}
-
-
-def adapter_base(folder: Path) -> str | None:
-    """The model that a folder's adapter belongs to, `None` for a folder that holds no adapter."""
-    try:
-        base = read_json_object(folder / "adapter_config.json").get("base_model_name_or_path")
-    except InputError:
-        return None
-    return base if isinstance(base, str) and Path(base).resolve() != folder.resolve() else None
-
-
-def hub_commit(name: str, revision: str | None = None) -> str | None:
-    """The commit that a Hub id would be loaded at, or `None` where that cannot be known.
-
-    A branch moves: a name alone says nothing about the weights.
-    """
-    from transformers.utils import cached_file
-
-    try:
-        found = cached_file(name, "config.json", revision=revision)
-    except (OSError, ValueError):
-        return None
-    parts = Path(found or "").parts
-    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
 
 
 def cached_index(

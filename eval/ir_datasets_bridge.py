@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from modeling_tsarank.eval.extras import require
 from modeling_tsarank.eval.types import Collection, Document, Qrels
+from modeling_tsarank.files.extras import require
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 
 

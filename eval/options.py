@@ -27,7 +27,8 @@ class EvaluationOptions:
         limit_queries: Evaluate only the first so many judged queries.
         fusion: How to mix in the first stage's scores; None ranks by the reranker alone.
         measures: Measures to compute, under any spelling that `canonical_measure` knows; the first one is plotted.
-        block_pairs: Pairs scored and logged together, about; whole documents. A killed evaluation loses at most the
+        block_pairs: Pairs scored and logged together, about; whole documents, or whole queries of a ranker of lists,
+            which has a query a block by default. A killed evaluation loses at most the
             block that it was scoring, and several processes share whole blocks. None is a thirty-second of the pairs,
             between 100 and 2,000: the same for any number of processes, so that another number can go on.
         cache_dir: Where first-stage indexes are cached; None is the usual place.

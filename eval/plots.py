@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from modeling_tsarank.eval.extras import require
+from modeling_tsarank.files.extras import require
 from modeling_tsarank.files.writing import whole_file
 
 

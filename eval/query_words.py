@@ -16,8 +16,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from modeling_tsarank.eval.extras import require
 from modeling_tsarank.eval.types import Collection
+from modeling_tsarank.files.extras import require
 from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.ranking_options import QueryLikelihoodOptions, whole_number
 

@@ -124,6 +124,8 @@ def _metrics(
         "wall_seconds": round(session.seconds, 3),
         "scoring_seconds": round(seconds, 3),
         "pairs_per_second_and_process": round(result.pairs / seconds, 3) if seconds else None,
+        "model_calls": total([record.calls for record in records]),
+        "unusable_answers": total([record.unusable for record in records]),
         "tokens": total([record.tokens for record in records]),
         "cut_documents": total([record.cut_documents for record in records]),
         "devices": sorted({record.device for record in records}),

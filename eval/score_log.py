@@ -37,10 +37,12 @@ class BlockRecord:
         block: Index of the block in the evaluation's fixed division into blocks.
         scores: One score for each pair of the block, in the block's order.
         seconds: Time that scoring took.
-        tokens: Tokens that the model read, where it tells.
+        tokens: Tokens that the model read and wrote, where it tells.
         device: Where it was scored.
         dtype: Number format that it was scored in.
         cut_documents: Documents that were cut to the model's length, where it tells.
+        calls: Calls of the model, where a ranker of lists tells.
+        unusable: Answers of the model that could not be used, where a ranker of lists tells.
     """
 
     settings: str
@@ -51,6 +53,8 @@ class BlockRecord:
     device: str = "unknown"
     dtype: str = "unknown"
     cut_documents: int | None = None
+    calls: int | None = None
+    unusable: int | None = None
 
 
 @dataclass

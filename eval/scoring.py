@@ -1,27 +1,20 @@
-"""Scoring blocks of (query, document) pairs with any model that has `predict`, and logging each block."""
+"""Scoring blocks of (query, document) pairs, or whole lists of a query, with any ranker, and logging each block."""
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from modeling_tsarank.eval.candidates import Candidates
 from modeling_tsarank.eval.score_log import BlockRecord, ScoreLog
-from modeling_tsarank.ranking_errors import ModelError, NonFiniteScoreError
+from modeling_tsarank.rankers.protocols import ListRanker, last_counts, predict, rank_scores
+from modeling_tsarank.ranking_errors import NonFiniteScoreError
 from modeling_tsarank.ranking_text import cuts_reported
-
-
-class Scorer(Protocol):
-    """A reranker: a `TSARankModel`, a `TwolarModel`, a sentence-transformers CrossEncoder, or the like."""
-
-    def predict(self, pairs: list[tuple[str, str]]) -> Any:
-        """Scores of (query, document) pairs, shape `(len(pairs),)`; higher is better."""
 
 
 @dataclass
@@ -34,15 +27,18 @@ class ScorerSource:
         settings: Everything that changes its scores (checkpoint, number format, length limits), as JSON values; a
             resumed evaluation with other settings is refused.
         batch_tokens: Token budget of a batch, for a scorer that takes one.
+        whole_lists: Whether it orders all documents of a query together (`ListRanker.rank`), and not pair by pair
+            (`Scorer.predict`).
     """
 
     name: str
-    load: Callable[[], Scorer]
+    load: Callable[[], Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
     batch_tokens: int | None = None
-    _scorer: Scorer | None = field(default=None, init=False, repr=False)
+    whole_lists: bool = False
+    _scorer: Any = field(default=None, init=False, repr=False)
 
-    def get(self) -> Scorer:
+    def get(self) -> Any:
         """The scorer, loaded by the first call."""
         if self._scorer is None:
             self._scorer = self.load()
@@ -88,7 +84,11 @@ def _score_block(source: ScorerSource, candidates: Candidates, block: int, diges
     scorer = source.get()
     started = time.perf_counter()
     with cuts_reported():  # for all blocks together, in the results
-        values = predict(scorer, candidates.block_texts(block), source.batch_tokens, show)
+        if source.whole_lists:
+            values, counts = _rank_lists(scorer, candidates.block_lists(block), source.batch_tokens)
+        else:
+            values = predict(scorer, candidates.block_texts(block), source.batch_tokens, show)
+            counts = last_counts(scorer)
     seconds = time.perf_counter() - started
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
@@ -98,49 +98,23 @@ def _score_block(source: ScorerSource, candidates: Candidates, block: int, diges
             "try --dtype float32, and look at the document's text"
         )
     scores = [float(score) for score in values]
-    return BlockRecord(
-        digest,
-        block,
-        scores,
-        seconds,
-        _last_count(scorer, "tokens"),
-        _describe(scorer, "device"),
-        _describe(scorer, "number_format", "dtype"),
-        _last_count(scorer, "cut_documents"),
-    )
+    device, dtype = _describe(scorer, "device"), _describe(scorer, "number_format", "dtype")
+    return BlockRecord(digest, block, scores, seconds, device=device, dtype=dtype, **counts)
 
 
-def predict(
-    scorer: Scorer, pairs: list[tuple[str, str]], batch_tokens: int | None = None, show: bool = False
-) -> np.ndarray:
-    """Calls `scorer.predict` with those of our options that it takes, and checks the shape of what it returns.
-
-    Returns:
-        Shape `(len(pairs),)`, as the scorer's own float type.
-
-    Raises:
-        ModelError: not one number for each pair.
-    """
-    parameters = inspect.signature(scorer.predict).parameters
-    options: dict[str, Any] = {"batch_tokens": batch_tokens, "show_progress": None if show else False}
-    options["show_progress_bar"] = False
-    values = np.asarray(scorer.predict(pairs, **{key: options[key] for key in options if key in parameters}))
-    if values.shape != (len(pairs),):
-        raise ModelError(
-            f"{type(scorer).__name__}.predict returned shape {values.shape} for {len(pairs)} pairs; "
-            f"expected ({len(pairs)},), one score a pair"
-        )
-    return values
+def _rank_lists(
+    ranker: ListRanker, lists: Sequence[tuple[str, list[str]]], batch_tokens: int | None
+) -> tuple[np.ndarray, dict[str, int]]:
+    """The scores of all documents of some lists, and what the ranker tells of all of them together."""
+    scores: list[float] = []
+    counts: list[dict[str, int]] = []
+    for query, documents in lists:
+        scores += rank_scores(ranker, query, documents, batch_tokens)
+        counts.append(last_counts(ranker))
+    return np.array(scores), {name: sum(one.get(name, 0) for one in counts) for name in set().union(*counts)}
 
 
-def _last_count(scorer: Scorer, name: str) -> int | None:
-    """A count of the last call, such as `tokens`, where the scorer keeps `last_stats` (a mapping or an object)."""
-    stats = getattr(scorer, "last_stats", None)
-    count = stats.get(name) if isinstance(stats, Mapping) else getattr(stats, name, None)
-    return None if count is None else int(count)
-
-
-def _describe(scorer: Scorer, *attributes: str) -> str:
+def _describe(scorer: Any, *attributes: str) -> str:
     """The first of these attributes that the scorer has."""
     found = (getattr(scorer, name, None) for name in attributes)
     return str(next((value for value in found if value is not None), "unknown")).removeprefix("torch.")

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from modeling_tsarank.eval.extras import require
 from modeling_tsarank.eval.metrics import canonical_measure, compute_metrics
 from modeling_tsarank.eval.types import Qrels, Run
+from modeling_tsarank.files.extras import require
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import whole_number
 

@@ -14,13 +14,14 @@ import pytest
 
 from modeling_tsarank.eval.checkpoint_sources import add_model_options, scorer_source
 from modeling_tsarank.eval.harness import hash_file
-from modeling_tsarank.eval.index_cache import model_fingerprint
 from modeling_tsarank.eval.score_log import BlockRecord, ScoreLog
 from modeling_tsarank.models import default_model
+from modeling_tsarank.models.fingerprints import model_fingerprint
+from modeling_tsarank.rankers.chat_local import LocalChat
+from modeling_tsarank.rankers.pointwise import scorer_identity
 from modeling_tsarank.trainers.data.provenance import describe_file
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
-from modeling_tsarank.trainers.data.teacher_local import LocalTeacher
-from modeling_tsarank.trainers.data.teacher_scores import CachedScorer, scorer_identity
+from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
 from modeling_tsarank.trainers.training_data import load_training_rows
 from modeling_tsarank.trainers.training_record import DataSource
 
@@ -60,7 +61,7 @@ def evaluated(folder: Path) -> Any:
 
 def local_teacher(folder: Path) -> Any:
     with RequestCache(folder.parent / "cache.sqlite") as cache:
-        return LocalTeacher(str(folder), cache, device="cpu", dtype="float32")._identity
+        return LocalChat(str(folder), cache, device="cpu", dtype="float32")._identity
 
 
 MODELS: dict[str, Callable[[Path], Any]] = {

@@ -42,9 +42,10 @@ def _cpt_arguments(**values: Any) -> Any:
 def _from_data(name: str, **fixed: Any) -> Callable[[str], Callable[[Any], Any]]:
     def of(field: str) -> Callable[[Any], Any]:
         def make(value: Any) -> Any:
-            from modeling_tsarank.trainers.data import query_generation, teacher_listwise, weak_sampling
+            from modeling_tsarank.rankers import listwise
+            from modeling_tsarank.trainers.data import query_generation, weak_sampling
 
-            modules = (query_generation, teacher_listwise, weak_sampling)
+            modules = (listwise, query_generation, weak_sampling)
             made = next(getattr(module, name) for module in modules if hasattr(module, name))
             return asdict(made(**fixed, **{field: value}))
 

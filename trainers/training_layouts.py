@@ -15,6 +15,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from modeling_tsarank.files.fields import FIELDS, as_id, field_name, without_nulls
+from modeling_tsarank.rankers.listwise_answers import complete_order
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_text import clean_text, document_text
 
@@ -122,22 +123,17 @@ def read_query(record: Record) -> dict[str, str | None]:
 def parse_permutation(answer: str, n_documents: int) -> tuple[list[int], bool]:
     """A stored answer such as "[2] > [1] > [3]" as 0-based indexes, best first.
 
-    The numbers of the text count from 1. Repeated and out-of-range ones are dropped and missing ones appended in the
-    first stage's order, as RankGPT's code does. Unlike there, an answer that names fewer than half of the documents is
-    a failure and gives an empty list, which the checks refuse. Every number of the text counts, so that stored rows
-    keep their order; `data.teacher_answers` says what counts in a new answer.
+    The numbers of the text count from 1 and are completed to an order as `complete_order` says; an answer that names
+    fewer than half of the documents gives an empty list, which the checks refuse. Every number of the text counts, so
+    that stored rows keep their order; `rankers.listwise_answers` says what counts in a new answer.
 
     Returns:
         The permutation, and whether the answer had to be repaired.
     """
     # More than nine digits are no document's number, and Python refuses to convert thousands of them.
     numbers = [int(digits) - 1 if len(digits) <= 9 else -1 for digits in re.findall(r"\d+", answer)]
-    named = list(dict.fromkeys(number for number in numbers if 0 <= number < n_documents))
-    if 2 * len(named) < n_documents:
-        return [], True
-    known = set(named)
-    permutation = named + [index for index in range(n_documents) if index not in known]
-    return permutation, permutation != numbers
+    permutation = complete_order(numbers, n_documents)
+    return permutation, not permutation or permutation != numbers
 
 
 def _first(record: Collection[str], names: tuple[str, ...]) -> str | None:

@@ -12,10 +12,11 @@ import pytest
 
 from modeling_tsarank.eval import dense
 from modeling_tsarank.eval.collections import load_collection
-from modeling_tsarank.eval.dense import DenseIndex, load_encoder
+from modeling_tsarank.eval.dense import DenseIndex
 from modeling_tsarank.eval.first_stages import retrieve
 from modeling_tsarank.eval.metrics import compute_metrics
 from modeling_tsarank.eval.run_files import ranked
+from modeling_tsarank.models.sentence_encoders import load_encoder
 from modeling_tsarank.ranking_errors import InputError, ModelError
 
 

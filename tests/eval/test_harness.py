@@ -73,15 +73,16 @@ def start(folder: Path, output: Path, scorer: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, str(SCRIPT), str(folder), str(output), scorer], env=ENVIRONMENT)
 
 
-def test_three_kills_end_with_the_same_bytes(small_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["slow", "lists"])
+def test_three_kills_end_with_the_same_bytes(small_folder: Path, tmp_path: Path, kind: str) -> None:
     seed = int.from_bytes(os.urandom(4), "little")
     generator = random.Random(seed)
-    evaluate_here(small_folder, tmp_path / "calm", "slow:0")
+    evaluate_here(small_folder, tmp_path / "calm", f"{kind}:0")
     output = tmp_path / "killed"
     log = output / "scores.00000.jsonl"
     kept: list[bytes] = []
     for kill in range(3):
-        process = start(small_folder, output, "slow:0.06")
+        process = start(small_folder, output, f"{kind}:0.06")
         if kill == 0:  # anywhere: importing, retrieving, scoring
             time.sleep(generator.uniform(0, 3.5))
         else:  # while scoring, at any point of a block
@@ -95,7 +96,7 @@ def test_three_kills_end_with_the_same_bytes(small_folder: Path, tmp_path: Path)
     assert len(kept) >= 2, f"seed {seed}: nothing was scored before the kills"
     with log.open("ab") as stream:  # what a kill in the middle of a write leaves
         stream.write(b'{"settings": "')
-    assert start(small_folder, output, "slow:0.001").wait() == 0, f"seed {seed}"
+    assert start(small_folder, output, f"{kind}:0.001").wait() == 0, f"seed {seed}"
     records = [json.loads(line) for line in log.read_bytes().splitlines()]
     assert sorted(record["block"] for record in records) == list(range(len(records))), f"seed {seed}"
     assert len(records) == len((tmp_path / "calm" / log.name).read_bytes().splitlines()) > len(kept) - 1

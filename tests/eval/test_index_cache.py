@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from modeling_tsarank.eval.index_cache import cached_index, content_hash, model_fingerprint
+from modeling_tsarank.eval.index_cache import cached_index, content_hash
+from modeling_tsarank.models.fingerprints import model_fingerprint
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 
 

@@ -40,9 +40,9 @@ from transformers import (
 )
 
 from modeling_tsarank import ModelError, TSARankModel, TwolarModel, load_ranker
+from modeling_tsarank.rankers.chat_local import LocalChat
 from modeling_tsarank.trainers.base_models import load_base_model, load_base_ranker
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
-from modeling_tsarank.trainers.data.teacher_local import LocalTeacher
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
@@ -166,7 +166,7 @@ ENCODER_DECODERS: dict[str, tuple[Callable[[Any, Path], Path], str]] = {
 
 def _teach(folder: Path, cache: Path) -> Any:
     with RequestCache(cache / "answers.sqlite") as answers:
-        return LocalTeacher(str(folder), answers, device="cpu").complete([{"role": "user", "content": "who?"}])
+        return LocalChat(str(folder), answers, device="cpu").complete([{"role": "user", "content": "who?"}])
 
 
 @pytest.mark.parametrize("case", DECODERS)
@@ -405,8 +405,8 @@ def test_a_plain_encoder_is_no_cross_encoder(tmp_path, zoo) -> None:
     pytest.importorskip("sentence_transformers")
     from transformers import BertModel
 
-    from modeling_tsarank.eval.dense import load_encoder
-    from modeling_tsarank.trainers.data.teacher_scores import load_scorer
+    from modeling_tsarank.models.sentence_encoders import load_encoder
+    from modeling_tsarank.rankers.pointwise import load_scorer
 
     config = BertConfig(**_ENCODER)
     folder = saved(BertModel(config, add_pooling_layer=False), zoo, tmp_path / "encoder")

@@ -14,15 +14,16 @@ import pytest
 import yaml
 
 from modeling_tsarank.eval.commands import register as register_evaluation
+from modeling_tsarank.rankers import listwise_prompt
+from modeling_tsarank.rankers.chat import ChatSettings
+from modeling_tsarank.rankers.listwise import ListwiseOptions
 from modeling_tsarank.ranking_options import LogitOptions, QueryLikelihoodOptions
 from modeling_tsarank.trainers import losses, losses_listwise, losses_pairwise, losses_targets
 from modeling_tsarank.trainers.cpt_config import CPTConfig
-from modeling_tsarank.trainers.data import list_building, list_splits, teacher_prompt
+from modeling_tsarank.trainers.data import list_building, list_splits
 from modeling_tsarank.trainers.data.hard_negatives import MiningOptions
 from modeling_tsarank.trainers.data.list_building import FirstStage
 from modeling_tsarank.trainers.data.mine_commands import register_mining
-from modeling_tsarank.trainers.data.teacher_listwise import ListwiseOptions
-from modeling_tsarank.trainers.data.teacher_types import EndpointSettings
 from modeling_tsarank.trainers.distill_config import RankingDistillConfig
 from modeling_tsarank.trainers.sft_config import RankingSFTConfig
 
@@ -97,7 +98,7 @@ FIELDS: list[tuple[type, str, Any]] = [
     (ListwiseOptions, "window", None),
     (ListwiseOptions, "max_words", 300),
     (ListwiseOptions, "prompt", "conversation"),
-    (EndpointSettings, "temperature", 0.0),
+    (ChatSettings, "temperature", 0.0),
 ]
 ARGUMENTS: list[tuple[Any, str, Any]] = [
     (losses.ranking_score, "form", "geometric_mean"),
@@ -130,8 +131,8 @@ ARGUMENTS: list[tuple[Any, str, Any]] = [
     (list_building.stage_agreement, "depth", 30),
     (list_building.parse_stage, "rerank_depth", 100),
     (list_splits.stratified_split, "share", Fraction(1, 20)),
-    (teacher_prompt.listwise_messages, "max_words", 300),
-    (teacher_prompt.listwise_messages, "prompt", "conversation"),
+    (listwise_prompt.listwise_messages, "max_words", 300),
+    (listwise_prompt.listwise_messages, "prompt", "conversation"),
 ]
 OPTIONS: list[tuple[str, str, Any]] = [
     ("lists", "list_size", 30),

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from modeling_tsarank.eval.dense import load_encoder
-from modeling_tsarank.eval.extras import require
+from modeling_tsarank.files.extras import require
+from modeling_tsarank.models.sentence_encoders import load_encoder
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.filters import Outcome, Step
 from modeling_tsarank.trainers.data.weak_types import Pair

@@ -10,7 +10,7 @@ from functools import lru_cache
 from numbers import Integral
 from typing import Any, ClassVar
 
-from modeling_tsarank.eval.extras import require
+from modeling_tsarank.files.extras import require
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.filters import Outcome, Step
 from modeling_tsarank.trainers.data.weak_text import words_of

@@ -18,10 +18,10 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from modeling_tsarank.eval.dense import load_cross_encoder, load_encoder
-from modeling_tsarank.eval.extras import require
 from modeling_tsarank.eval.run_files import ranked
 from modeling_tsarank.eval.types import Collection
+from modeling_tsarank.files.extras import require
+from modeling_tsarank.models.sentence_encoders import load_cross_encoder, load_encoder
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.list_building import FirstStage, Retriever
 from modeling_tsarank.trainers.data.teacher_scores import CachedScorer

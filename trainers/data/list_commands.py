@@ -27,10 +27,10 @@ from modeling_tsarank.trainers.data.command_options import (
 
 
 if TYPE_CHECKING:
+    from modeling_tsarank.rankers.endpoint import Usage
+    from modeling_tsarank.rankers.listwise import Ordering
     from modeling_tsarank.trainers.data.list_building import FirstStage, ListTask
     from modeling_tsarank.trainers.data.teacher_cache import RequestCache
-    from modeling_tsarank.trainers.data.teacher_listwise import Ordering
-    from modeling_tsarank.trainers.data.teacher_types import Usage
 
 logger = logging.getLogger(__name__)
 
@@ -213,6 +213,7 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
 
 def run_lists(args: argparse.Namespace) -> int:
     """Runs `tsarank data lists`."""
+    from modeling_tsarank.rankers.endpoint import Usage
     from modeling_tsarank.ranking_errors import InputError
     from modeling_tsarank.trainers.data.list_building import (
         Retriever,
@@ -227,7 +228,6 @@ def run_lists(args: argparse.Namespace) -> int:
     from modeling_tsarank.trainers.data.teacher_cache import RequestCache
     from modeling_tsarank.trainers.data.teacher_facts import teacher_facts
     from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
-    from modeling_tsarank.trainers.data.teacher_types import Usage
 
     given = args.teacher_scores or [args.teacher_local or args.teacher_model]
     teachers = teacher_facts(given, args.teacher_trained_on, here=not args.teacher_url)
@@ -291,13 +291,12 @@ def _teacher(
     args: argparse.Namespace, cache: RequestCache, usage: Usage, stack: ExitStack
 ) -> tuple[Any, Any, int, Any]:
     """The teacher, its description, how many lists it is asked about at a time, and what ends its waiting."""
+    from modeling_tsarank.rankers.chat import ChatEndpoint, ChatSettings
+    from modeling_tsarank.rankers.chat_local import LocalChat
+    from modeling_tsarank.rankers.listwise import ListwiseOptions, ListwiseRanker
     from modeling_tsarank.ranking_errors import InputError
-    from modeling_tsarank.trainers.data.teacher_client import EndpointTeacher
-    from modeling_tsarank.trainers.data.teacher_listwise import ListwiseOptions, ListwiseTeacher
-    from modeling_tsarank.trainers.data.teacher_local import LocalTeacher
     from modeling_tsarank.trainers.data.teacher_mixture import teacher_scorer
     from modeling_tsarank.trainers.data.teacher_scores import ScoringTeacher
-    from modeling_tsarank.trainers.data.teacher_types import EndpointSettings
 
     if args.teacher_scores is not None:
         place = args.batch_tokens, args.device, args.dtype
@@ -309,9 +308,9 @@ def _teacher(
         args.window, args.step, args.passage_words, args.attempts, args.prompt, args.refuse_given_order
     )
     if args.teacher_local is not None:
-        local = LocalTeacher(args.teacher_local, cache, usage, args.max_tokens or 256, args.device, args.dtype)
-        return ListwiseTeacher(local, options), {**local.describe(), **options.describe()}, 1, None
-    settings = EndpointSettings(
+        local = LocalChat(args.teacher_local, cache, usage, args.max_tokens or 256, args.device, args.dtype)
+        return ListwiseRanker(local, options), {**local.describe(), **options.describe()}, 1, None
+    settings = ChatSettings(
         url=args.teacher_url,
         model=args.teacher_model,
         key_variable=args.teacher_key_variable,
@@ -326,9 +325,9 @@ def _teacher(
         completion_price=args.completion_price,
         max_cost=args.max_cost,
     )
-    client = stack.enter_context(EndpointTeacher(settings, cache, usage))
+    client = stack.enter_context(ChatEndpoint(settings, cache, usage))
     description = {**client.describe(), **options.describe()}
-    return ListwiseTeacher(client, options), description, args.concurrency, client.stop
+    return ListwiseRanker(client, options), description, args.concurrency, client.stop
 
 
 def _table(args: argparse.Namespace, tables: Any, stages: Sequence[FirstStage]) -> None:

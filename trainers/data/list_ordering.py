@@ -12,10 +12,10 @@ from typing import Any, Protocol, runtime_checkable
 from tqdm.auto import tqdm
 
 from modeling_tsarank.eval.types import Document
+from modeling_tsarank.rankers.listwise import OUTCOMES, Ordering
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 from modeling_tsarank.ranking_options import whole_number
 from modeling_tsarank.trainers.data.list_building import ListTask
-from modeling_tsarank.trainers.data.teacher_listwise import OUTCOMES, Ordering
 
 
 logger = logging.getLogger(__name__)

@@ -8,14 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from modeling_tsarank.eval.extras import require
 from modeling_tsarank.eval.reports import markdown_table
 from modeling_tsarank.eval.run_files import write_run
 from modeling_tsarank.eval.types import Document, Run
+from modeling_tsarank.files.extras import require
 from modeling_tsarank.files.writing import whole_file, write_json, write_text
+from modeling_tsarank.rankers.listwise import Ordering
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.list_building import ListTask
-from modeling_tsarank.trainers.data.teacher_listwise import Ordering
 
 
 PACKAGES = ("bm25s", "httpx2", "pyarrow", "sentence-transformers", "torch", "transformers")

@@ -112,11 +112,12 @@ def _register_split(subparsers: Any) -> None:
 
 def run_mine(args: argparse.Namespace) -> int:
     """Runs `tsarank data mine`."""
+    from modeling_tsarank.rankers.pointwise import CROSS_ENCODER
     from modeling_tsarank.ranking_errors import InputError
     from modeling_tsarank.trainers.data.hard_negatives import MiningOptions, mine_dense_negatives, mine_negatives
     from modeling_tsarank.trainers.data.list_building import Retriever, parse_stage
     from modeling_tsarank.trainers.data.teacher_cache import RequestCache
-    from modeling_tsarank.trainers.data.teacher_scores import CROSS_ENCODER_PREFIX, CachedScorer
+    from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
 
     names = (
         "depth",
@@ -133,11 +134,11 @@ def run_mine(args: argparse.Namespace) -> int:
     if args.judge is not None and not options.has_margin:
         raise InputError("--judge scores for the margins: give --absolute-margin or --relative-margin with it")
     kind, _, model = args.first_stage.partition(":")
-    if kind == "st" and args.judge is not None and not args.judge.startswith(CROSS_ENCODER_PREFIX):
+    if kind == "st" and args.judge is not None and not args.judge.startswith(CROSS_ENCODER):
         raise InputError(f"st: takes a CrossEncoder as its judge, ce:MODEL, got {args.judge}")
     collection = load_judged(args)
     if kind == "st":
-        judge = None if args.judge is None else args.judge.removeprefix(CROSS_ENCODER_PREFIX)
+        judge = None if args.judge is None else args.judge.removeprefix(CROSS_ENCODER)
         rows, counts = mine_dense_negatives(collection, model, options, judge, device=args.device)
         return _finish_mining(args, rows, counts)
     with ExitStack() as stack:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 
 from tqdm.auto import tqdm
 
-from modeling_tsarank.eval.extras import require
 from modeling_tsarank.eval.types import Document
+from modeling_tsarank.files.extras import require
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import whole_number
 from modeling_tsarank.trainers.data.query_files import QueryCollector, normalized

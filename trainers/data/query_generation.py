@@ -104,10 +104,11 @@ class QueryGenerator:
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        from modeling_tsarank.trainers.data.teacher_scores import scorer_identity, scorer_name
+        from modeling_tsarank.eval.checkpoint_sources import display_name
+        from modeling_tsarank.rankers.pointwise import scorer_identity
 
         self.options = options or SamplingOptions()
-        self.name = scorer_name(name_or_path)
+        self.name = display_name(name_or_path)
         self._source, self._device, self._dtype = name_or_path, device, dtype
         self._cache = cache
         self._identity = {**scorer_identity(name_or_path), "dtype": str(dtype)}

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
-from modeling_tsarank.eval.extras import require
+from modeling_tsarank.files.extras import require
 from modeling_tsarank.files.reading import open_stream
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.readers import Source, usable

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from modeling_tsarank.eval.checkpoint_sources import display_name
 from modeling_tsarank.files.reading import read_json
 from modeling_tsarank.models.embedded_models import RECORD_FILE, embedded_ranker, releases
+from modeling_tsarank.models.resolver import resolve
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers.data.teacher_scores import scorer_name, scorer_source
 
 
 _CARD = "README.md"
@@ -32,9 +33,9 @@ def teacher_facts(
             f"--teacher-trained-on takes one text a teacher: {len(given)} teachers, {len(trained_on)} texts"
         )
     known: Sequence[str | None] = trained_on or [
-        recorded_training_data(scorer_source(name)) if here else None for name in given
+        recorded_training_data(resolve(name).name) if here else None for name in given
     ]
-    return [{"name": scorer_name(name), "trained_on": text or None} for name, text in zip(given, known, strict=True)]
+    return [{"name": display_name(name), "trained_on": text or None} for name, text in zip(given, known, strict=True)]
 
 
 def recorded_training_data(source: str) -> str | None:

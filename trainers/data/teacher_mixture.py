@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from modeling_tsarank.eval.fusion import normalize
+from modeling_tsarank.rankers.endpoint import Usage
+from modeling_tsarank.rankers.pointwise import scorer_identity
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
-from modeling_tsarank.trainers.data.teacher_scores import CachedScorer, Texts, scorer_identity
-from modeling_tsarank.trainers.data.teacher_types import Usage
+from modeling_tsarank.trainers.data.teacher_scores import CachedScorer, Texts
 
 
 class MixedScorer:

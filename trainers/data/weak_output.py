@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from modeling_tsarank.eval.extras import require
+from modeling_tsarank.files.extras import require
 from modeling_tsarank.trainers.data.weak_types import COLUMNS, Pair
 
 

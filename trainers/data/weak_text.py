@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from modeling_tsarank.eval.extras import require
+from modeling_tsarank.files.extras import require
 
 
 PERMUTATIONS = 120

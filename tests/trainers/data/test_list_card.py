@@ -7,15 +7,14 @@ import copy
 import pytest
 from huggingface_hub import DatasetCard
 
+from modeling_tsarank.rankers.chat import ChatEndpoint, ChatSettings
+from modeling_tsarank.rankers.listwise import Ordering
+from modeling_tsarank.rankers.listwise_answers import read_answer
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.list_building import ListTask, SourceQuery
 from modeling_tsarank.trainers.data.list_card import render_lists_card
 from modeling_tsarank.trainers.data.list_ordering import summarize
-from modeling_tsarank.trainers.data.teacher_answers import read_answer
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
-from modeling_tsarank.trainers.data.teacher_client import EndpointTeacher
-from modeling_tsarank.trainers.data.teacher_listwise import Ordering
-from modeling_tsarank.trainers.data.teacher_types import EndpointSettings
 
 
 KEY = "sk-card-secret-42"
@@ -24,8 +23,8 @@ KEY = "sk-card-secret-42"
 @pytest.fixture
 def record(tmp_path, monkeypatch):
     monkeypatch.setenv("CARD_KEY", KEY)
-    settings = EndpointSettings("https://host/v1", "big | model", key_variable="CARD_KEY")
-    with RequestCache(tmp_path / "c.sqlite") as cache, EndpointTeacher(settings, cache) as teacher:
+    settings = ChatSettings("https://host/v1", "big | model", key_variable="CARD_KEY")
+    with RequestCache(tmp_path / "c.sqlite") as cache, ChatEndpoint(settings, cache) as teacher:
         description, usage = teacher.describe(), teacher.usage.as_dict()
     tasks = [ListTask(SourceQuery(f"q{n}", "x", "cropped"), "bm25", ("a", "b")) for n in range(3)]
     readings = [read_answer(text, 2) for text in ("[2] > [1]", "[1]")]

@@ -12,16 +12,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from teacher_server import TeacherServer, right_answer
+from chat_server import ChatServer, right_answer
 
 from modeling_tsarank.eval.types import Document
+from modeling_tsarank.rankers.chat import ChatEndpoint, ChatSettings
+from modeling_tsarank.rankers.listwise import ListwiseRanker, Ordering
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 from modeling_tsarank.trainers.data.list_building import ListTask, SourceQuery
 from modeling_tsarank.trainers.data.list_ordering import order_lists, summarize
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
-from modeling_tsarank.trainers.data.teacher_client import EndpointTeacher
-from modeling_tsarank.trainers.data.teacher_listwise import ListwiseTeacher, Ordering
-from modeling_tsarank.trainers.data.teacher_types import EndpointSettings
 
 
 DOCUMENTS = {f"d{value}": Document("", f"passage of value {value} about bread") for value in range(40)}
@@ -75,9 +74,9 @@ EXPECTED = {
 
 def order(server, path, tasks, concurrency=4, **changes):
     options = {"timeout": 0.5, "first_wait": 0.01, "longest_wait": 2.0, "tries": 3, **changes}
-    settings = EndpointSettings(server.url, "tiny", **options)
-    with RequestCache(path) as cache, EndpointTeacher(settings, cache) as client:
-        results = order_lists(ListwiseTeacher(client), tasks, DOCUMENTS, concurrency, client.stop, show_progress=False)
+    settings = ChatSettings(server.url, "tiny", **options)
+    with RequestCache(path) as cache, ChatEndpoint(settings, cache) as client:
+        results = order_lists(ListwiseRanker(client), tasks, DOCUMENTS, concurrency, client.stop, show_progress=False)
     return results, client.usage
 
 
@@ -88,7 +87,7 @@ def true_order(one: ListTask) -> list[int]:
 
 def test_a_teacher_that_fails_in_every_way(tmp_path):
     tasks = [task(number, TROUBLES[number % len(TROUBLES)]) for number in range(4 * len(TROUBLES))]
-    with TeacherServer(faulty) as server:
+    with ChatServer(faulty) as server:
         results, usage = order(server, tmp_path / "cache.sqlite", tasks)
         assert server.most_at_once > 1
         asked = len(server.payloads)
@@ -132,7 +131,7 @@ def test_a_teacher_that_fails_in_every_way(tmp_path):
 
 def test_a_server_that_is_gone_ends_the_run(tmp_path):
     tasks = [task(number, "none" if number < 3 else "down") for number in range(60)]
-    with TeacherServer(faulty) as server:
+    with ChatServer(faulty) as server:
         with pytest.raises(
             ResourceError, match=r"8 lists in a row unanswered .*status 502.*what was answered is kept"
         ):
@@ -140,24 +139,24 @@ def test_a_server_that_is_gone_ends_the_run(tmp_path):
         assert len(server.payloads) < 60
     with RequestCache(tmp_path / "cache.sqlite") as cache:
         assert len(cache) == 3
-    gone = EndpointSettings("http://127.0.0.1:9/v1", "tiny", tries=2, first_wait=0.01)
+    gone = ChatSettings("http://127.0.0.1:9/v1", "tiny", tries=2, first_wait=0.01)
     with (
         RequestCache(tmp_path / "other.sqlite") as cache,
-        EndpointTeacher(gone, cache) as client,
+        ChatEndpoint(gone, cache) as client,
         pytest.raises(ResourceError, match=r"gave no answer in 2 tries \(ConnectError"),
     ):
-        order_lists(ListwiseTeacher(client), tasks, DOCUMENTS, 2, client.stop, show_progress=False)
+        order_lists(ListwiseRanker(client), tasks, DOCUMENTS, 2, client.stop, show_progress=False)
 
 
 def test_a_teacher_that_takes_nothing_ends_the_run(tmp_path):
-    with TeacherServer(faulty) as server:
+    with ChatServer(faulty) as server:
         with pytest.raises(ResourceError, match=r"takes no list at all .*this is too long"):
             order(server, tmp_path / "cache.sqlite", [task(number, "refused") for number in range(30)], concurrency=1)
         assert len(server.payloads) == 8
 
 
 def test_a_wrong_key_ends_the_run_at_the_first_request(tmp_path):
-    with TeacherServer(lambda *_: (401, {}, {})) as server:
+    with ChatServer(lambda *_: (401, {}, {})) as server:
         with pytest.raises(ResourceError, match="does not accept the key"):
             order(server, tmp_path / "cache.sqlite", [task(number, "none") for number in range(30)], concurrency=1)
         assert len(server.payloads) == 1
@@ -217,7 +216,7 @@ def test_a_killed_run_goes_on_and_a_third_asks_nothing(tmp_path, lists_inputs):
         time.sleep(0.05)
         return right_answer(payload)
 
-    with TeacherServer(slow) as server:
+    with ChatServer(slow) as server:
         teacher = ["--teacher-url", server.url, "--teacher-model", "tiny", "--concurrency", "2"]
         process = start([*lists_inputs, *teacher])
         deadline = time.monotonic() + 90
@@ -265,7 +264,7 @@ def test_a_killed_run_goes_on_and_a_third_asks_nothing(tmp_path, lists_inputs):
 
 
 def test_an_interrupt_leaves_no_half_written_set(tmp_path, lists_inputs):
-    with TeacherServer(lambda *_: (429, {"Retry-After": "110"}, {})) as server:
+    with ChatServer(lambda *_: (429, {"Retry-After": "110"}, {})) as server:
         process = start([*lists_inputs, "--teacher-url", server.url, "--teacher-model", "tiny"])
         deadline = time.monotonic() + 90
         while not server.payloads and process.poll() is None and time.monotonic() < deadline:

@@ -7,13 +7,14 @@ import re
 import pytest
 
 from modeling_tsarank.batch_invariance import cpu_has_bfloat16
+from modeling_tsarank.rankers.chat_local import LocalChat, conversation_text
+from modeling_tsarank.rankers.endpoint import RequestRefusedError
+from modeling_tsarank.rankers.listwise import ListwiseOptions, ListwiseRanker
+from modeling_tsarank.rankers.listwise_prompt import listwise_messages
+from modeling_tsarank.rankers.pointwise import exact_scores, load_scorer
 from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
-from modeling_tsarank.trainers.data.teacher_listwise import ListwiseOptions, ListwiseTeacher
-from modeling_tsarank.trainers.data.teacher_local import LocalTeacher, conversation_text
-from modeling_tsarank.trainers.data.teacher_prompt import listwise_messages
-from modeling_tsarank.trainers.data.teacher_scores import CachedScorer, ScoringTeacher, exact_scores, load_scorer
-from modeling_tsarank.trainers.data.teacher_types import RequestRefusedError
+from modeling_tsarank.trainers.data.teacher_scores import CachedScorer, ScoringTeacher
 
 
 DOCUMENTS = ["flour yeast dough", "ice valley", "dough crust knead", "ice valley", "ship crane"]
@@ -212,8 +213,8 @@ def test_scores_of_training_rows(tmp_path, ranker_folder, capsys):
 
 
 def test_a_local_model_is_asked_and_remembered(cache, ranker_folder):
-    teacher = LocalTeacher(str(ranker_folder), cache, max_new_tokens=5, device="cpu", dtype="float32")
-    short = ListwiseTeacher(teacher, ListwiseOptions(attempts=1))
+    teacher = LocalChat(str(ranker_folder), cache, max_new_tokens=5, device="cpu", dtype="float32")
+    short = ListwiseRanker(teacher, ListwiseOptions(attempts=1))
     with pytest.raises(RequestRefusedError, match="more than the 256 of ranker; use windows"):
         teacher.complete(listwise_messages("dough", DOCUMENTS))
     assert short.order("dough", DOCUMENTS).outcome == "refused"
@@ -221,19 +222,19 @@ def test_a_local_model_is_asked_and_remembered(cache, ranker_folder):
     answer = teacher.complete(messages)
     assert answer.completion_tokens <= 5
     assert answer.finish_reason in ("stop", "length")
-    other = LocalTeacher(str(ranker_folder), cache, max_new_tokens=5, device="cpu", dtype="float32")
+    other = LocalChat(str(ranker_folder), cache, max_new_tokens=5, device="cpu", dtype="float32")
     again = other.complete(messages)
     assert (again.text, again.cached) == (answer.text, True)
     assert other._model is None
     with pytest.raises(InputError, match="at least 1, got 0"):
-        LocalTeacher(str(ranker_folder), cache, max_new_tokens=0)
+        LocalChat(str(ranker_folder), cache, max_new_tokens=0)
 
 
 def test_a_local_model_writes_what_generate_writes(cache, ranker_folder):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    teacher = LocalTeacher(str(ranker_folder), cache, max_new_tokens=8, device="cpu", dtype="float32")
+    teacher = LocalChat(str(ranker_folder), cache, max_new_tokens=8, device="cpu", dtype="float32")
     answer = teacher.complete([{"role": "user", "content": "ice"}])
     tokenizer = AutoTokenizer.from_pretrained(ranker_folder)
     model = AutoModelForCausalLM.from_pretrained(ranker_folder)
@@ -247,12 +248,12 @@ def test_a_local_model_writes_what_generate_writes(cache, ranker_folder):
 def test_reasoning_that_the_prompt_opens_is_no_answer(cache, ranker_folder, tmp_path):
     import shutil
 
-    from modeling_tsarank.trainers.data.teacher_answers import without_reasoning
+    from modeling_tsarank.rankers.listwise_answers import without_reasoning
 
     folder = shutil.copytree(ranker_folder, tmp_path / "thinker")
     template = "{% for m in messages %}{{ m.content }} {% endfor %}<think>\n"
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    teacher = LocalTeacher(str(folder), cache, max_new_tokens=4, device="cpu", dtype="float32")
+    teacher = LocalChat(str(folder), cache, max_new_tokens=4, device="cpu", dtype="float32")
     answer = teacher.complete([{"role": "user", "content": "ice"}]).text
     assert answer.startswith("<think>")
     assert without_reasoning(answer) == ""
@@ -282,6 +283,6 @@ def test_chat_templates_with_and_without_a_system_message(causal_tokenizer):
 
 def test_no_such_local_model(cache, tmp_path):
     (tmp_path / "empty").mkdir()
-    teacher = LocalTeacher(str(tmp_path / "empty"), cache)
-    with pytest.raises(ModelError, match="cannot load the teacher empty"):
+    teacher = LocalChat(str(tmp_path / "empty"), cache)
+    with pytest.raises(ModelError, match="cannot load empty as a causal"):
         teacher.complete([{"role": "user", "content": "x"}])

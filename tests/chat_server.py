@@ -34,7 +34,7 @@ def completion(text: str) -> dict[str, Any]:
     }
 
 
-class TeacherServer:
+class ChatServer:
     """Answers with `behave(server, number, payload)`, which returns one of
 
     - a text: the assistant's answer;
@@ -45,7 +45,7 @@ class TeacherServer:
     `number` counts requests from 0. Every request's payload and headers are kept.
     """
 
-    def __init__(self, behave: Callable[[TeacherServer, int, dict[str, Any]], Any]) -> None:
+    def __init__(self, behave: Callable[[ChatServer, int, dict[str, Any]], Any]) -> None:
         self.behave = behave
         self.payloads: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -68,7 +68,7 @@ class TeacherServer:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
-    def __enter__(self) -> TeacherServer:
+    def __enter__(self) -> ChatServer:
         self._thread.start()
         return self
 

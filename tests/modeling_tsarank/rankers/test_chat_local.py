@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from modeling_tsarank.trainers.data.teacher_local import conversation_text, encoded_conversation
+from modeling_tsarank.rankers.chat_local import conversation_text, encoded_conversation
 
 
 CHATML = (

@@ -1,4 +1,4 @@
-"""What a teacher is asked: a listwise prompt, whose answer is a permutation such as `[2] > [1] > [3]`.
+"""What a chat model is asked: a listwise prompt, whose answer is a permutation such as `[2] > [1] > [3]`.
 
 References: Sun et al., Is ChatGPT Good at Search? Investigating Large Language Models as Re-Ranking Agents, EMNLP 2023
 (numbered passages, one message each); Pradeep et al., RankZephyr, 2023 (all passages in one message). The protocols
@@ -10,12 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.ranking_options import whole_number
+from ..ranking_errors import InputError
+from ..ranking_options import whole_number
+from .chat import Message
 
-
-Message = dict[str, str]
-"""One message of a conversation: `{"role", "content"}`."""
 
 PROMPTS = {"conversation": "rankgpt-listwise-2", "single": "single-message-listwise-1"}
 """The prompts, and the name of each one's wording: it changes when the wording does, and is recorded with every row.
@@ -25,7 +23,7 @@ that otherwise go on with the conversation.
 """
 
 EXAMPLES = {"conversation": (2, 1), "single": (3, 1, 2)}
-"""The example of an answer that each prompt gives; weak teachers copy it. Two passages are always shown as 2, 1."""
+"""The example of an answer that each prompt gives; weak models copy it. Two passages are always shown as 2, 1."""
 
 DEFAULT_PASSAGE_WORDS = 300
 
@@ -34,9 +32,9 @@ _LABEL = re.compile(r"\[(\s*\d+\s*)\]")
 
 
 def passage_text(document: str, max_words: int = DEFAULT_PASSAGE_WORDS) -> str:
-    """A passage as the teacher reads it: one line, at most `max_words` words.
+    """A passage as the model reads it: one line, at most `max_words` words.
 
-    Labels such as [3] inside a passage (references, as in encyclopedias) become (3), so that the teacher cannot take
+    Labels such as [3] inside a passage (references, as in encyclopedias) become (3), so that the model cannot take
     them for the labels of passages.
     """
     words = document.split()
@@ -57,7 +55,7 @@ def listwise_messages(
         documents: n texts, at least two, in the first stage's order.
         max_words: Words of a passage that are shown; the rest is cut off (TWOLAR: 300).
         attempt: 0 for the first question. Later ones add a reminder of the form, as the answer before was unusable
-            and a teacher at temperature 0 would give it again.
+            and a model at temperature 0 would give it again.
         prompt: One of `PROMPTS`.
 
     Returns:
@@ -68,7 +66,7 @@ def listwise_messages(
     """
     count = len(documents)
     if count < 2:
-        raise InputError(f"a teacher orders at least two passages, got {count}")
+        raise InputError(f"a model orders at least two passages, got {count}")
     max_words = whole_number(max_words, "a passage's limit of words")
     check_prompt(prompt)
     if prompt == "single":

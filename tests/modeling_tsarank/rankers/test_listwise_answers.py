@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_tsarank.trainers.data.teacher_answers import read_answer
+from modeling_tsarank.rankers.listwise_answers import read_answer
 from modeling_tsarank.trainers.training_data import canonical_row
 
 
@@ -164,7 +164,8 @@ def test_a_full_run_is_read_through_any_prose_around_it(data):
     after = data.draw(
         st.sampled_from(["", "<think>" + other + "</think>", f"[{order[0] + 1}] is the best of {count}."])
     )
-    answer = f"{before}{data.draw(PROSE)}\n{run}\n{data.draw(PROSE)} {after}"
+    # The colon: prose that is an operator, such as "|", would make the run the rest of a broken one.
+    answer = f"{before}{data.draw(PROSE)}:\n{run}\n{data.draw(PROSE)} {after}"
     read = read_answer(answer, count)
     assert (list(read.permutation), read.repaired) == (list(order), False)
 

@@ -1,4 +1,4 @@
-"""The client of an OpenAI-compatible teacher against a real server that misbehaves in every way it can."""
+"""The client of an OpenAI-compatible server against a real server that misbehaves in every way it can."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import time
 from pathlib import Path
 
 import pytest
-from teacher_server import TeacherServer, completion, right_answer
+from chat_server import ChatServer, completion, right_answer
 
+from modeling_tsarank.rankers.chat import ChatEndpoint, ChatSettings
+from modeling_tsarank.rankers.endpoint import (
+    KEY_VARIABLES,
+    RequestRefusedError,
+    UnreachableError,
+    Usage,
+    retry_after_seconds,
+)
+from modeling_tsarank.rankers.listwise_prompt import listwise_messages
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
-from modeling_tsarank.trainers.data.teacher_client import EndpointTeacher, retry_after_seconds
-from modeling_tsarank.trainers.data.teacher_prompt import listwise_messages
-from modeling_tsarank.trainers.data.teacher_types import (
-    DEFAULT_KEY_VARIABLE,
-    EndpointSettings,
-    RequestRefusedError,
-    TeacherUnreachableError,
-    Usage,
-)
 
 
 KEY = "sk-very-secret-0123456789"
@@ -39,9 +39,9 @@ def cache(tmp_path):
         yield opened
 
 
-def client(server: TeacherServer, cache: RequestCache, **changes) -> EndpointTeacher:
+def client(server: ChatServer, cache: RequestCache, **changes) -> ChatEndpoint:
     options = {"timeout": 0.5, "first_wait": 0.02, "longest_wait": 5.0, "tries": 4, "key_variable": VARIABLE}
-    return EndpointTeacher(EndpointSettings(server.url, "tiny", **{**options, **changes}), cache)
+    return ChatEndpoint(ChatSettings(server.url, "tiny", **{**options, **changes}), cache)
 
 
 def scripted(*replies):
@@ -51,7 +51,7 @@ def scripted(*replies):
 
 def test_a_request_is_what_an_openai_server_expects(cache, monkeypatch):
     monkeypatch.setenv(VARIABLE, KEY)
-    with TeacherServer(scripted()) as server, client(server, cache, max_tokens=50) as teacher:
+    with ChatServer(scripted()) as server, client(server, cache, max_tokens=50) as teacher:
         answer = teacher.complete(MESSAGES)
     assert answer.text == "[2] > [3] > [1]"
     assert (answer.prompt_tokens, answer.completion_tokens, answer.finish_reason) == (100, 10, "stop")
@@ -63,9 +63,10 @@ def test_a_request_is_what_an_openai_server_expects(cache, monkeypatch):
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
 
 
-def test_without_a_key_no_authorization_is_sent(cache, monkeypatch):
-    monkeypatch.delenv(DEFAULT_KEY_VARIABLE, raising=False)
-    with TeacherServer(scripted()) as server, client(server, cache, key_variable=DEFAULT_KEY_VARIABLE) as teacher:
+@pytest.mark.parametrize("variable", KEY_VARIABLES)
+def test_without_a_key_no_authorization_is_sent(cache, monkeypatch, variable):
+    monkeypatch.delenv(variable, raising=False)
+    with ChatServer(scripted()) as server, client(server, cache, key_variable=variable) as teacher:
         teacher.complete(MESSAGES)
     assert "Authorization" not in server.headers[0]
 
@@ -90,7 +91,7 @@ def test_without_a_key_no_authorization_is_sent(cache, monkeypatch):
     ids=lambda fault: str(fault)[:50],
 )
 def test_what_may_pass_is_tried_again(cache, fault):
-    with TeacherServer(scripted(fault, fault)) as server, client(server, cache) as teacher:
+    with ChatServer(scripted(fault, fault)) as server, client(server, cache) as teacher:
         assert teacher.complete(MESSAGES).text == "[2] > [3] > [1]"
     assert len(server.payloads) == 3
     assert teacher.usage.as_dict() == {
@@ -108,9 +109,9 @@ def test_what_may_pass_is_tried_again(cache, fault):
 
 def test_after_all_tries_the_error_says_what_happened_and_nothing_is_kept(cache):
     with (
-        TeacherServer(lambda *_: (500, {}, {})) as server,
+        ChatServer(lambda *_: (500, {}, {})) as server,
         client(server, cache) as teacher,
-        pytest.raises(TeacherUnreachableError, match=r"no answer in 4 tries \(status 500\)"),
+        pytest.raises(UnreachableError, match=r"no answer in 4 tries \(status 500\)"),
     ):
         teacher.complete(MESSAGES)
     assert len(server.payloads) == 4
@@ -119,7 +120,7 @@ def test_after_all_tries_the_error_says_what_happened_and_nothing_is_kept(cache)
 
 def test_waits_grow_and_retry_after_is_honoured(cache):
     busy = (429, {"Retry-After": "0.6"}, {})
-    with TeacherServer(scripted((500, {}, {}), (500, {}, {}), busy)) as server:
+    with ChatServer(scripted((500, {}, {}), (500, {}, {}), busy)) as server:
         with client(server, cache, first_wait=0.1) as teacher:
             teacher.complete(MESSAGES)
         first, second, third = (b - a for a, b in zip(server.times, server.times[1:], strict=False))
@@ -130,12 +131,12 @@ def test_waits_grow_and_retry_after_is_honoured(cache):
 
 def test_a_wait_beyond_the_longest_stops_the_run(cache):
     with (
-        TeacherServer(lambda *_: (429, {"Retry-After": "3600"}, {})) as server,
+        ChatServer(lambda *_: (429, {"Retry-After": "3600"}, {})) as server,
         client(server, cache) as teacher,
         pytest.raises(ResourceError, match="asked again in 3600 s, longer than the longest wait of 5 s") as caught,
     ):
         teacher.complete(MESSAGES)
-    assert not isinstance(caught.value, TeacherUnreachableError)
+    assert not isinstance(caught.value, UnreachableError)
     assert len(server.payloads) == 1
 
 
@@ -161,7 +162,7 @@ def test_retry_after_in_both_forms():
 def test_a_server_that_names_no_date_of_this_world_is_asked_again_or_not_at_all(cache, date):
     seconds = retry_after_seconds(date)
     assert seconds is None or seconds > 1e9
-    with TeacherServer(scripted((503, {"Retry-After": date}, {}))) as server, client(server, cache) as teacher:
+    with ChatServer(scripted((503, {"Retry-After": date}, {}))) as server, client(server, cache) as teacher:
         if seconds is None:
             assert teacher.complete(MESSAGES).text == "[2] > [3] > [1]"
         else:
@@ -172,31 +173,31 @@ def test_a_server_that_names_no_date_of_this_world_is_asked_again_or_not_at_all(
 @pytest.mark.parametrize("drip", ["DRIP", "DRIPPING HEAD"])
 def test_an_answer_that_drips_in_ends_with_the_deadline_of_the_whole_request(cache, drip):
     with (
-        TeacherServer(scripted(drip)) as server,
+        ChatServer(scripted(drip)) as server,
         client(server, cache, tries=1) as teacher,
-        pytest.raises(TeacherUnreachableError, match=r"no whole answer in 0\.5 s"),
+        pytest.raises(UnreachableError, match=r"no whole answer in 0\.5 s"),
     ):
         teacher.complete(MESSAGES)
     assert len(server.payloads) == 1
 
 
 def test_an_answer_without_end_is_cut_off(cache, monkeypatch):
-    monkeypatch.setattr("modeling_tsarank.trainers.data.http_requests.LONGEST_BODY", 1000)
-    with TeacherServer(scripted((200, {}, b" " * 100_000))) as server, client(server, cache, tries=1) as teacher:
-        with pytest.raises(TeacherUnreachableError, match="longer than 1,000 bytes"):
+    monkeypatch.setattr("modeling_tsarank.rankers.http_client.LONGEST_BODY", 1000)
+    with ChatServer(scripted((200, {}, b" " * 100_000))) as server, client(server, cache, tries=1) as teacher:
+        with pytest.raises(UnreachableError, match="longer than 1,000 bytes"):
             teacher.complete(MESSAGES)
         assert teacher.complete(MESSAGES).text == "[2] > [3] > [1]"
 
 
 def test_a_lone_surrogate_in_a_passage_is_asked_about_all_the_same(cache):
-    with TeacherServer(scripted()) as server, client(server, cache) as teacher:
+    with ChatServer(scripted()) as server, client(server, cache) as teacher:
         answer = teacher.complete(listwise_messages("a \udcff query", ["value 1", "value 3", "value 2"]))
     assert answer.text == "[2] > [3] > [1]"
 
 
 def test_counts_that_no_server_can_mean_are_not_counted(cache):
     usage = {"prompt_tokens": 10**200, "completion_tokens": -1}
-    with TeacherServer(scripted((200, {}, {**completion("[1]"), "usage": usage}))) as server:
+    with ChatServer(scripted((200, {}, {**completion("[1]"), "usage": usage}))) as server:
         with client(server, cache, prompt_price=1.0) as teacher:
             assert teacher.complete(MESSAGES).prompt_tokens is None
         assert teacher.usage.as_dict()["uncounted"] == 1
@@ -215,19 +216,19 @@ def test_counts_that_no_server_can_mean_are_not_counted(cache):
 def test_what_no_list_can_escape_stops_at_once(cache, status, message):
     reply = (status, {"Location": "http://127.0.0.1:9/other"}, {"error": {"message": "no"}})
     with (
-        TeacherServer(lambda *_: reply) as server,
+        ChatServer(lambda *_: reply) as server,
         client(server, cache) as teacher,
         pytest.raises(ResourceError, match=message) as caught,
     ):
         teacher.complete(MESSAGES)
-    assert not isinstance(caught.value, (RequestRefusedError, TeacherUnreachableError))
+    assert not isinstance(caught.value, (RequestRefusedError, UnreachableError))
     assert len(server.payloads) == 1
 
 
 def test_a_request_that_is_refused_is_not_repeated(cache):
     reply = (400, {}, {"error": {"message": "maximum context length is 4096 tokens"}})
     with (
-        TeacherServer(lambda *_: reply) as server,
+        ChatServer(lambda *_: reply) as server,
         client(server, cache) as teacher,
         pytest.raises(RequestRefusedError, match="status 400: maximum context length is 4096 tokens"),
     ):
@@ -237,7 +238,7 @@ def test_a_request_that_is_refused_is_not_repeated(cache):
 
 def test_nothing_is_asked_twice(tmp_path):
     path = tmp_path / "cache.sqlite"
-    with TeacherServer(scripted()) as server:
+    with ChatServer(scripted()) as server:
         for cached in (False, True):
             with RequestCache(path) as cache, client(server, cache) as teacher:
                 answer = teacher.complete(MESSAGES)
@@ -255,7 +256,7 @@ def test_nothing_is_asked_twice(tmp_path):
 
 def test_cost_is_counted_and_limited(cache):
     prices = {"prompt_price": 2.0, "completion_price": 50.0, "max_cost": 0.001}
-    with TeacherServer(scripted()) as server, client(server, cache, **prices) as teacher:
+    with ChatServer(scripted()) as server, client(server, cache, **prices) as teacher:
         teacher.complete(MESSAGES)
         assert teacher.usage.cost == pytest.approx((100 * 2 + 10 * 50) / 1e6)
         teacher.complete(MESSAGES, attempt=1)
@@ -268,13 +269,13 @@ def test_cost_is_counted_and_limited(cache):
 def test_answers_without_a_count_are_counted_as_such(cache):
     without = completion("[1] > [2] > [3]")
     del without["usage"]
-    with TeacherServer(lambda *_: (200, {}, without)) as server, client(server, cache) as teacher:
+    with ChatServer(lambda *_: (200, {}, without)) as server, client(server, cache) as teacher:
         teacher.complete(MESSAGES)
     assert (teacher.usage.uncounted, teacher.usage.prompt_tokens) == (1, 0)
 
 
 def test_the_rate_limit_spaces_requests(cache):
-    with TeacherServer(scripted()) as server, client(server, cache, requests_per_minute=300) as teacher:
+    with ChatServer(scripted()) as server, client(server, cache, requests_per_minute=300) as teacher:
         for attempt in range(4):
             teacher.complete(MESSAGES, attempt)
     gaps = [b - a for a, b in zip(server.times, server.times[1:], strict=False)]
@@ -298,7 +299,7 @@ def test_the_key_reaches_no_log_no_cache_no_message_and_no_card(tmp_path, monkey
         return replies[number]
 
     said = []
-    with TeacherServer(behave) as server, RequestCache(path) as cache, client(server, cache) as teacher:
+    with ChatServer(behave) as server, RequestCache(path) as cache, client(server, cache) as teacher:
         answer = teacher.complete(MESSAGES)
         assert answer.text == "[1] > [2] > [3] [key]"
         for attempt, error in ((1, RequestRefusedError), (2, ResourceError)):
@@ -322,7 +323,7 @@ def test_the_key_reaches_no_log_no_cache_no_message_and_no_card(tmp_path, monkey
 )
 def test_an_address_that_no_request_can_be_sent_to_is_refused_before_anything_is_asked(cache, host):
     with pytest.raises(InputError, match="address") as caught:
-        EndpointTeacher(EndpointSettings(f"http://{host}/v1", "m", tries=1), cache)
+        ChatEndpoint(ChatSettings(f"http://{host}/v1", "m", tries=1), cache)
     assert len(str(caught.value)) < 200
 
 
@@ -339,7 +340,7 @@ def test_an_address_that_no_request_can_be_sent_to_is_refused_before_anything_is
 )
 def test_addresses_that_are_none_or_carry_a_secret(url):
     with pytest.raises(InputError) as caught:
-        EndpointSettings(url, "m")
+        ChatSettings(url, "m")
     assert KEY not in str(caught.value)
 
 
@@ -363,31 +364,31 @@ def test_addresses_that_are_none_or_carry_a_secret(url):
 )
 def test_wrong_settings(changes):
     with pytest.raises(InputError):
-        EndpointSettings(**{"url": "https://host/v1", "model": "m", **changes})
+        ChatSettings(**{"url": "https://host/v1", "model": "m", **changes})
 
 
 def test_a_key_that_no_header_can_carry(cache, monkeypatch):
     monkeypatch.setenv(VARIABLE, f"{KEY} \n{KEY}")
     with pytest.raises(InputError, match=VARIABLE) as caught:
-        EndpointTeacher(EndpointSettings("https://host/v1", "m", key_variable=VARIABLE), cache)
+        ChatEndpoint(ChatSettings("https://host/v1", "m", key_variable=VARIABLE), cache)
     assert KEY not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [KEY, "a9f8e7d6c5b4"])
 def test_a_key_given_in_the_place_of_its_variable_is_refused_and_not_repeated(cache, name):
     with pytest.raises(InputError, match=r"never give the key|not the key") as caught:
-        EndpointTeacher(EndpointSettings("https://host/v1", "m", key_variable=name), cache)
+        ChatEndpoint(ChatSettings("https://host/v1", "m", key_variable=name), cache)
     assert name not in str(caught.value)
 
 
 def test_stopping_ends_a_long_wait(cache):
     import threading
 
-    with TeacherServer(lambda *_: (503, {}, {})) as server:
+    with ChatServer(lambda *_: (503, {}, {})) as server:
         with client(server, cache, first_wait=60, longest_wait=100) as teacher:
             threading.Timer(0.2, teacher.stop).start()
             started = time.monotonic()
-            with pytest.raises(TeacherUnreachableError, match="stopped"):
+            with pytest.raises(UnreachableError, match="stopped"):
                 teacher.complete(MESSAGES)
         assert time.monotonic() - started < 5
         assert len(server.payloads) == 1
@@ -398,7 +399,7 @@ def test_usage_is_safe_for_threads():
 
     usage = Usage()
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: usage.add_request(again=True), range(2000)))
+        list(pool.map(lambda _: usage.add(requests=1, retries=1), range(2000)))
     assert (usage.requests, usage.retries) == (2000, 2000)
 
 

@@ -1,4 +1,4 @@
-"""Putting a list in order by asking a teacher: in one prompt, or with sliding windows from the back to the front.
+"""Putting a list in order by asking a chat model: in one prompt, or with sliding windows from the back to the front.
 
 Reference: Sun et al., Is ChatGPT Good at Search?, EMNLP 2023, section 3.2.
 """
@@ -10,27 +10,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.ranking_options import settle_whole_numbers
-from modeling_tsarank.trainers.data.teacher_answers import ReadAnswer, read_answer
-from modeling_tsarank.trainers.data.teacher_prompt import (
-    DEFAULT_PASSAGE_WORDS,
-    EXAMPLES,
-    PROMPTS,
-    check_prompt,
-    listwise_messages,
-)
-from modeling_tsarank.trainers.data.teacher_types import ChatTeacher, RequestRefusedError, TeacherUnreachableError
+from ..ranking_errors import InputError
+from ..ranking_options import settle_whole_numbers
+from .chat import ChatModel
+from .endpoint import RequestRefusedError, UnreachableError
+from .listwise_answers import ReadAnswer, read_answer
+from .listwise_prompt import DEFAULT_PASSAGE_WORDS, EXAMPLES, PROMPTS, check_prompt, listwise_messages
 
 
 OUTCOMES = ("clean", "repaired", "failed", "refused", "unanswered")
 """What can become of a list: ordered by a faultless answer, by a repaired one, left without a usable answer after all
-attempts, not taken by the teacher, or not answered at all (which a later run asks again)."""
+attempts, not taken by the model, or not answered at all (which a later run asks again)."""
 
 
 LEAST_TO_COUNT = 4
 """Of so many passages on, an answer in the given order is taken for counting where that is to be refused: of fewer,
-a teacher that reads them agrees with the first stage too often."""
+a model that reads them agrees with the first stage too often."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +37,10 @@ class ListwiseOptions:
         step: How far the window moves towards the front (RankGPT: half a window).
         max_words: Words of a passage that are shown.
         attempts: How often one prompt is asked before its answers count as a failure.
-        prompt: One of `teacher_prompt.PROMPTS`.
+        prompt: One of `listwise_prompt.PROMPTS`.
         refuse_given_order: Whether an answer that keeps the given order of at least `LEAST_TO_COUNT` passages is
             unusable, also behind a copy of the prompt's example: it teaches nothing but the first stage's order, and a
-            weak teacher gives it by counting.
+            weak model gives it by counting.
 
     Raises:
         InputError: a value out of range.
@@ -87,7 +82,7 @@ class ListwiseOptions:
 
 @dataclass
 class Ordering:
-    """What a teacher made of one list.
+    """What a model made of one list.
 
     Attributes:
         outcome: One of `OUTCOMES`.
@@ -95,7 +90,9 @@ class Ordering:
         answers: Every raw answer in the order of asking, the unusable ones included.
         reason: Why there is no permutation.
         reading: How the answers were read, the used ones.
-        scores: One score a document, of a teacher that gives scores.
+        scores: One score a document, of a model that gives scores.
+        tokens: Tokens read and written, where the model tells.
+        unusable: Windows without a usable answer.
     """
 
     outcome: str
@@ -104,6 +101,8 @@ class Ordering:
     reason: str | None = None
     reading: list[ReadAnswer] = field(default_factory=list)
     scores: list[float] | None = None
+    tokens: int = 0
+    unusable: int = 0
 
     @property
     def raw_answer(self) -> str:
@@ -127,64 +126,90 @@ def window_bounds(count: int, window: int | None, step: int | None = None) -> li
     return [*bounds, (0, window)]
 
 
-class ListwiseTeacher:
-    """Orders lists with a chat teacher.
+class ListwiseRanker:
+    """Orders lists with a chat model (RankGPT).
 
     Args:
-        teacher: Who is asked.
+        model: Who is asked.
         options: How.
     """
 
-    def __init__(self, teacher: ChatTeacher, options: ListwiseOptions | None = None) -> None:
-        self._teacher = teacher
+    def __init__(self, model: ChatModel, options: ListwiseOptions | None = None) -> None:
+        self._model = model
         self.options = options or ListwiseOptions()
-        self.name = teacher.name
+        self.name = model.name
+        self.last_stats: dict[str, int] = {}
 
-    def order(self, query: str, documents: Sequence[str]) -> Ordering:
-        """The order of n documents, given in the first stage's order.
+    def rank(self, query: str, documents: Sequence[str]) -> list[dict[str, Any]]:
+        """The documents, given in the first stage's order, best first; an unusable answer leaves a window as it was.
 
-        With windows, a single unusable answer makes the whole list a failure: half of it would be in the teacher's
-        order and half in the first stage's.
+        Returns:
+            `{"corpus_id", "score"}` of each document; the score is n for the first and 1 for the last.
 
         Raises:
-            TSARankError: the teacher cannot be asked anything at all; see `ChatTeacher.complete`.
+            TSARankError: the model cannot be asked; see `ChatModel.complete`.
+        """
+        ordering = self.order(query, documents, fall_back=True)
+        self.last_stats = {"calls": len(ordering.answers), "tokens": ordering.tokens, "unusable": ordering.unusable}
+        if ordering.outcome == "unanswered":
+            raise UnreachableError(str(ordering.reason))
+        order = ordering.permutation or range(len(documents))
+        return [{"corpus_id": index, "score": float(len(documents) - place)} for place, index in enumerate(order)]
+
+    def order(self, query: str, documents: Sequence[str], fall_back: bool = False) -> Ordering:
+        """The order of n documents, given in the first stage's order.
+
+        Args:
+            query: The query.
+            documents: The texts.
+            fall_back: Whether a window without a usable answer stays as it was. Otherwise it makes the whole list a
+                failure: half of it would be in the model's order and half in the first stage's.
+
+        Raises:
+            TSARankError: the model cannot be asked anything at all; see `ChatModel.complete`.
         """
         result = Ordering("clean")
         order = list(range(len(documents)))
-        try:
-            for start, end in window_bounds(len(documents), self.options.window, self.options.step):
-                shown = order[start:end]
+        windows = window_bounds(len(documents), self.options.window, self.options.step) if len(order) > 1 else []
+        for start, end in windows:
+            shown = order[start:end]
+            try:
                 reading = self._ask(query, [documents[index] for index in shown], result)
-                if not self.options.accepts(reading):
-                    fault = (
-                        "keeps the given order or the example"
-                        if reading.usable
-                        else f"names {reading.named} of {end - start} in the form [2] > [1]"
-                    )
-                    result.outcome = "failed"
-                    result.reason = (
-                        f"{self.options.attempts} answers about passages {start + 1} to {end}; the last {fault}"
-                    )
-                    return result
-                result.reading.append(reading)
-                order[start:end] = [shown[place] for place in reading.permutation]
-        except RequestRefusedError as error:
-            result.outcome, result.reason = "refused", str(error)
-            return result
-        except TeacherUnreachableError as error:
-            result.outcome, result.reason = "unanswered", str(error)
-            return result
+            except RequestRefusedError as error:
+                result.outcome, result.reason = "refused", str(error)
+            except UnreachableError as error:
+                result.outcome, result.reason = "unanswered", str(error)
+                return result
+            else:
+                if self.options.accepts(reading):
+                    result.reading.append(reading)
+                    order[start:end] = [shown[place] for place in reading.permutation]
+                    continue
+                fault = (
+                    "keeps the given order or the example"
+                    if reading.usable
+                    else f"names {reading.named} of {end - start} in the form [2] > [1]"
+                )
+                result.outcome = "failed"
+                result.reason = (
+                    f"{self.options.attempts} answers about passages {start + 1} to {end}; the last {fault}"
+                )
+            result.unusable += 1
+            if not fall_back:
+                return result
         result.permutation = order
-        result.outcome = "repaired" if any(reading.repaired for reading in result.reading) else "clean"
+        if not result.unusable:
+            result.outcome = "repaired" if any(reading.repaired for reading in result.reading) else "clean"
         return result
 
     def _ask(self, query: str, documents: Sequence[str], result: Ordering) -> ReadAnswer:
         """The first usable reading, else the last attempt's."""
         for attempt in range(self.options.attempts):
             messages = listwise_messages(query, documents, self.options.max_words, attempt, self.options.prompt)
-            answer = self._teacher.complete(messages, attempt).text
-            result.answers.append(answer)
-            reading = read_answer(answer, len(documents))
+            answer = self._model.complete(messages, attempt)
+            result.answers.append(answer.text)
+            result.tokens += (answer.prompt_tokens or 0) + (answer.completion_tokens or 0)
+            reading = read_answer(answer.text, len(documents))
             if self.options.accepts(reading):
                 break
         return reading

@@ -11,9 +11,9 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any
 
-from modeling_tsarank.eval.extras import require
-from modeling_tsarank.files.reading import parse_json
-from modeling_tsarank.ranking_errors import InputError
+from ..files.extras import require
+from ..files.reading import parse_json
+from ..ranking_errors import InputError
 
 
 LONGEST_BODY = 16 * 2**20
@@ -37,22 +37,15 @@ class Answer:
         return parse_json(self.body, "the answer", allow_nan=True)
 
     @property
-    def text(self) -> str:
-        """The body as UTF-8, what is none replaced."""
+    def error_text(self) -> str:
+        """What the server says is wrong: the body's `error`, `message` or `detail`, else the body."""
+        with contextlib.suppress(InputError):
+            body = self.json()
+            for name in ("error", "message", "detail"):
+                if isinstance(body, dict) and body.get(name):
+                    said = body[name]
+                    return str(said.get("message", said) if isinstance(said, dict) else said)
         return self.body.decode("utf-8", "replace")
-
-
-def check_url(url: str) -> None:
-    """Raises `InputError` for an address that no request can be sent to, without repeating it."""
-    http = _library()
-    try:
-        http.URL(url).host.encode("idna")
-    except (http.InvalidURL, UnicodeError):
-        raise InputError("the address is no URL; expected one like https://host/v1") from None
-
-
-def _library() -> Any:
-    return require("httpx2", extra="data", purpose="A teacher at an address")
 
 
 class HttpClient:
@@ -62,30 +55,36 @@ class HttpClient:
     for ever; here the deadline holds for the request as a whole.
 
     Args:
+        url: Where to post.
         seconds: The deadline of a request.
         headers: Sent with each.
 
     Raises:
+        InputError: no request can be sent to the address, which is not repeated.
         ResourceError: the package httpx2 is missing.
     """
 
-    def __init__(self, seconds: float, headers: Mapping[str, str]) -> None:
-        self._http = _library()
-        self._seconds = seconds
+    def __init__(self, url: str, seconds: float, headers: Mapping[str, str]) -> None:
+        self._http = http = require("httpx2", extra="data", purpose="A model behind an address")
+        try:
+            http.URL(url).host.encode("idna")
+        except (http.InvalidURL, UnicodeError):
+            raise InputError("the address is no URL; expected one like https://host/v1") from None
+        self._url, self._seconds = url, seconds
         # Redirects are not followed: a key in the headers belongs to the address that the user gave.
-        self._client = self._http.AsyncClient(
-            timeout=None, headers=headers, follow_redirects=False, limits=self._http.Limits(max_connections=None)
+        self._client = http.AsyncClient(
+            timeout=None, headers=headers, follow_redirects=False, limits=http.Limits(max_connections=None)
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
-    def post(self, url: str, payload: Any) -> Answer:
+    def post(self, payload: Any) -> Answer:
         """The answer to a POST of JSON. Raises `RequestFailedError` where no whole one came in time."""
         # ASCII: a lone surrogate in a text has no UTF-8.
         content = json.dumps(payload, allow_nan=False).encode("ascii")
         try:
-            return asyncio.run_coroutine_threadsafe(self._post(url, content), self._loop).result()
+            return asyncio.run_coroutine_threadsafe(self._post(content), self._loop).result()
         except TimeoutError:
             raise RequestFailedError(f"no whole answer in {self._seconds:g} s") from None
         except CancelledError:
@@ -95,12 +94,12 @@ class HttpClient:
         except self._http.RequestError as error:
             raise RequestFailedError(f"{type(error).__name__}: {error}") from None
 
-    async def _post(self, url: str, content: bytes) -> Answer:
+    async def _post(self, content: bytes) -> Answer:
         headers = {"Content-Type": "application/json"}
         body = bytearray()
         async with (
             asyncio.timeout(self._seconds),
-            self._client.stream("POST", url, content=content, headers=headers) as response,
+            self._client.stream("POST", self._url, content=content, headers=headers) as response,
         ):
             async for part in response.aiter_bytes():
                 body += part

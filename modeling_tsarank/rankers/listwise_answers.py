@@ -1,19 +1,18 @@
-"""From a teacher's answer to an order: the reading rules in one place, and what had to be repaired, counted.
+"""From a model's answer to an order: the reading rules in one place, and what had to be repaired, counted.
 
 An answer is read from its last run `[2] > [1] > [3]` that names at least half of the passages. In it, repeated and
 out-of-range numbers are dropped and missing passages appended in the first stage's order. Everything else in an answer
 is prose, whose numbers count for nothing: bare numbers, numbers joined by commas or written one a line without `>`,
 ranges (`[1-4]`), what an ellipsis leaves out, and the rest of a run that something else has broken
-(`[2] = [1] > [3]`), for its first number is not the best. So is the teacher's reasoning, `<think>…</think>`.
+(`[2] = [1] > [3]`), for its first number is not the best. So is the model's reasoning, `<think>…</think>`.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-from modeling_tsarank.trainers.training_layouts import parse_permutation
 
 
 _ITEM = r"[\[【]\s*\d+\s*[\]】]"
@@ -64,7 +63,7 @@ class ReadAnswer:
 
     @property
     def unchanged(self) -> bool:
-        """Whether the answer keeps the given order, which a teacher that only counts does."""
+        """Whether the answer keeps the given order, which a model that only counts does."""
         return self.usable and self.permutation == tuple(range(len(self.permutation)))
 
 
@@ -77,24 +76,35 @@ def read_answer(answer: str, count: int) -> ReadAnswer:
     text = _DECORATION.sub("", unicodedata.normalize("NFKC", without_reasoning(answer)))
     found = [run for run in _RUN.finditer(text) if not _BEFORE.search(text[max(run.start() - 100, 0) : run.start()])]
     runs = [text] if _WHOLE.fullmatch(text) else [run.group() for run in found]
-    readings = [_read_run(run, count) for run in runs]
-    usable = [reading for reading in readings if reading[0]]
-    if usable:
-        permutation, repaired, numbers = usable[-1]
-    else:
-        permutation, repaired = [], False
-        numbers = max((numbers for _, _, numbers in readings), key=lambda one: _named(one, count), default=[])
+    # From 0. More than nine digits are no passage's number, and Python refuses to convert thousands of them.
+    read = [[int(one) - 1 if len(one) <= 9 else -1 for one in _NUMBER.findall(run)] for run in runs]
+    usable = [numbers for numbers in read if complete_order(numbers, count)]
+    numbers = usable[-1] if usable else max(read, key=lambda one: _named(one, count), default=[])
+    permutation = complete_order(numbers, count)
     named = _named(numbers, count)
-    inside = sum(1 <= number <= count for number in numbers)
+    inside = sum(0 <= number < count for number in numbers)
     return ReadAnswer(
         permutation=tuple(permutation),
-        repaired=repaired,
+        repaired=bool(permutation) and permutation != numbers,
         in_form=_WHOLE.fullmatch(answer) is not None,
         named=named,
         repeated=inside - named,
         out_of_range=len(numbers) - inside,
         missing=count - named,
     )
+
+
+def complete_order(numbers: Sequence[int], count: int) -> list[int]:
+    """An order of `count` passages out of numbers from 0, best first, as RankGPT's code does.
+
+    Repeated and out-of-range numbers are dropped and missing passages appended in the given order. Unlike there, fewer
+    than half of the passages are a failure and give an empty list.
+    """
+    named = list(dict.fromkeys(number for number in numbers if 0 <= number < count))
+    if 2 * len(named) < count:
+        return []
+    known = set(named)
+    return named + [place for place in range(count) if place not in known]
 
 
 def without_reasoning(answer: str) -> str:
@@ -123,13 +133,5 @@ def begun_reasoning(prompt: str) -> str:
     return tag.group() if tag and not any(tag.groups()) and not prompt[-100:][tag.end() :].strip() else ""
 
 
-def _read_run(run: str, count: int) -> tuple[list[int], bool, list[int]]:
-    """Permutation (empty for fewer than half), whether it was repaired, and all numbers of a run."""
-    # Digits beyond a passage's number are no number of a passage; Python also refuses to convert thousands of them.
-    numbers = [int(digits) if len(digits) <= 9 else 0 for digits in _NUMBER.findall(run)]
-    permutation, repaired = parse_permutation(run, count)
-    return permutation, repaired, numbers
-
-
-def _named(numbers: list[int], count: int) -> int:
-    return len({number for number in numbers if 1 <= number <= count})
+def _named(numbers: Sequence[int], count: int) -> int:
+    return len({number for number in numbers if 0 <= number < count})

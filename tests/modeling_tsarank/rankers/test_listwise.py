@@ -6,14 +6,15 @@ import itertools
 import json
 
 import pytest
+from chat_server import passages_of
 from hypothesis import given
 from hypothesis import strategies as st
-from teacher_server import passages_of
 
+from modeling_tsarank.rankers.chat import Completion
+from modeling_tsarank.rankers.endpoint import RequestRefusedError, UnreachableError
+from modeling_tsarank.rankers.listwise import ListwiseOptions, ListwiseRanker, window_bounds
+from modeling_tsarank.rankers.listwise_prompt import listwise_messages, passage_text
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers.data.teacher_listwise import ListwiseOptions, ListwiseTeacher, window_bounds
-from modeling_tsarank.trainers.data.teacher_prompt import listwise_messages, passage_text
-from modeling_tsarank.trainers.data.teacher_types import Completion, RequestRefusedError, TeacherUnreachableError
 
 
 class Scripted:
@@ -68,7 +69,7 @@ def test_the_prompt_in_one_message_holds_all_passages_and_asks_for_the_same_form
 
 def test_a_teacher_is_asked_in_the_chosen_form():
     teacher = Scripted(lambda *_: "[2] > [1]")
-    ordering = ListwiseTeacher(teacher, ListwiseOptions(prompt="single")).order("q", ["a", "b"])
+    ordering = ListwiseRanker(teacher, ListwiseOptions(prompt="single")).order("q", ["a", "b"])
     assert ordering.permutation == [1, 0]
     assert [len(messages) for messages, _ in teacher.asked] == [1]
     assert ListwiseOptions(prompt="single").describe()["prompt"].startswith("single")
@@ -80,9 +81,9 @@ def test_counting_is_no_answer_where_it_is_refused(count, outcome):
         return " > ".join(f"[{number}]" for number in range(1, count + 1))
 
     texts = ["text"] * count
-    assert ListwiseTeacher(Scripted(counts)).order("q", texts).outcome == "clean"
+    assert ListwiseRanker(Scripted(counts)).order("q", texts).outcome == "clean"
     teacher = Scripted(counts)
-    ordering = ListwiseTeacher(teacher, ListwiseOptions(refuse_given_order=True)).order("q", texts)
+    ordering = ListwiseRanker(teacher, ListwiseOptions(refuse_given_order=True)).order("q", texts)
     assert ordering.outcome == outcome
     if outcome == "failed":
         assert len(ordering.answers) == 2
@@ -91,12 +92,12 @@ def test_counting_is_no_answer_where_it_is_refused(count, outcome):
         for prompt, copied in (("conversation", "[2] > [1] > [3] > [4]"), ("single", "[3] > [1] > [2]")):
             copies = ListwiseOptions(prompt=prompt, refuse_given_order=True)
             assert copied[:9] in listwise_messages("q", texts, prompt=prompt)[-1]["content"]
-            assert ListwiseTeacher(Scripted(lambda *_, c=copied: c), copies).order("q", texts).outcome == "failed"
+            assert ListwiseRanker(Scripted(lambda *_, c=copied: c), copies).order("q", texts).outcome == "failed"
 
     def thinks_again(messages, attempt, _):
         return "[2] > [1] > [4] > [3]" if attempt else counts()
 
-    ordering = ListwiseTeacher(Scripted(thinks_again), ListwiseOptions(refuse_given_order=True)).order("q", ["a"] * 4)
+    ordering = ListwiseRanker(Scripted(thinks_again), ListwiseOptions(refuse_given_order=True)).order("q", ["a"] * 4)
     assert (ordering.outcome, ordering.permutation) == ("clean", [1, 0, 3, 2])
 
 
@@ -131,7 +132,7 @@ def test_windows_overlap_and_cover_everything(count, window, data):
 
 def test_a_list_in_one_prompt():
     teacher = Scripted(by_value)
-    ordering = ListwiseTeacher(teacher).order("q", ["is 3", "is 9", "is 5"])
+    ordering = ListwiseRanker(teacher).order("q", ["is 3", "is 9", "is 5"])
     assert ordering.outcome == "clean"
     assert ordering.permutation == [1, 2, 0]
     assert ordering.raw_answer == "[2] > [3] > [1]"
@@ -141,7 +142,7 @@ def test_a_list_in_one_prompt():
 def test_the_best_passage_rises_through_all_windows():
     values = [5, 3, 8, 1, 9, 2, 7, 4, 6, 10]
     teacher = Scripted(by_value)
-    ordering = ListwiseTeacher(teacher, ListwiseOptions(window=4, step=2)).order("q", [f"is {v}" for v in values])
+    ordering = ListwiseRanker(teacher, ListwiseOptions(window=4, step=2)).order("q", [f"is {v}" for v in values])
     ordered = [values[place] for place in ordering.permutation]
     assert sorted(ordered) == sorted(values)
     assert ordered[:2] == [10, 9], "a step of two carries the best two to the front"
@@ -151,13 +152,13 @@ def test_the_best_passage_rises_through_all_windows():
 
 
 def test_repairs_are_marked():
-    ordering = ListwiseTeacher(Scripted(lambda *_: "[3] > [3] > [1]")).order("q", ["a", "b", "c"])
+    ordering = ListwiseRanker(Scripted(lambda *_: "[3] > [3] > [1]")).order("q", ["a", "b", "c"])
     assert (ordering.outcome, ordering.permutation) == ("repaired", [2, 0, 1])
 
 
 def test_an_unusable_answer_is_asked_for_again():
     teacher = Scripted(lambda messages, attempt, _: by_value(messages) if attempt == 1 else "I would rather not.")
-    ordering = ListwiseTeacher(teacher, ListwiseOptions(attempts=3)).order("q", ["is 1", "is 2"])
+    ordering = ListwiseRanker(teacher, ListwiseOptions(attempts=3)).order("q", ["is 1", "is 2"])
     assert (ordering.outcome, ordering.permutation) == ("clean", [1, 0])
     assert [attempt for _, attempt in teacher.asked] == [0, 1]
     assert ordering.answers == ["I would rather not.", "[2] > [1]"]
@@ -166,7 +167,7 @@ def test_an_unusable_answer_is_asked_for_again():
 def test_one_unusable_window_fails_the_whole_list():
     teacher = Scripted(lambda messages, attempt, number: "no" if number >= 2 else by_value(messages))
     options = ListwiseOptions(window=4, step=2, attempts=2)
-    ordering = ListwiseTeacher(teacher, options).order("q", [f"is {value}" for value in range(10)])
+    ordering = ListwiseRanker(teacher, options).order("q", [f"is {value}" for value in range(10)])
     assert ordering.outcome == "failed"
     assert ordering.permutation is None
     assert "passages 3 to 6; the last names 0 of 4" in ordering.reason
@@ -175,13 +176,13 @@ def test_one_unusable_window_fails_the_whole_list():
 
 @pytest.mark.parametrize(
     ("error", "outcome"),
-    [(RequestRefusedError("too long"), "refused"), (TeacherUnreachableError("gone"), "unanswered")],
+    [(RequestRefusedError("too long"), "refused"), (UnreachableError("gone"), "unanswered")],
 )
 def test_lists_that_are_not_answered(error, outcome):
     def answer(*_):
         raise error
 
-    ordering = ListwiseTeacher(Scripted(answer)).order("q", ["a", "b"])
+    ordering = ListwiseRanker(Scripted(answer)).order("q", ["a", "b"])
     assert (ordering.outcome, ordering.permutation, ordering.reason) == (outcome, None, str(error))
 
 

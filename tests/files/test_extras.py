@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from modeling_tsarank.eval.extras import require
+from modeling_tsarank.files.extras import require
 from modeling_tsarank.ranking_errors import ResourceError
 
 

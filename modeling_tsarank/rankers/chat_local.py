@@ -1,4 +1,4 @@
-"""A causal language model on this machine as a teacher: any folder or Hub id, through its chat template."""
+"""A causal language model on this machine as a chat model: any folder or Hub id, through its chat template."""
 
 from __future__ import annotations
 
@@ -7,24 +7,22 @@ import os
 import re
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
-from modeling_tsarank.eval.index_cache import model_fingerprint
-from modeling_tsarank.models.embedded_models import embedded_language_model, embedded_source, embedded_version
-from modeling_tsarank.ranking_errors import ModelError
-from modeling_tsarank.ranking_options import whole_number
-from modeling_tsarank.trainers.data.teacher_answers import begun_reasoning
-from modeling_tsarank.trainers.data.teacher_cache import RequestCache
-from modeling_tsarank.trainers.data.teacher_prompt import Message
-from modeling_tsarank.trainers.data.teacher_types import Completion, RequestRefusedError, Usage
-from modeling_tsarank.user_text import UserText
+from ..models.embedded_models import embedded_language_model, embedded_source, embedded_version
+from ..models.fingerprints import model_fingerprint
+from ..ranking_errors import ModelError
+from ..ranking_options import whole_number
+from ..user_text import UserText
+from .chat import AnswerCache, ChatModel, Completion, Message
+from .endpoint import RequestRefusedError, Usage
+from .listwise_answers import begun_reasoning
 
 
 logger = logging.getLogger(__name__)
 
 
-class LocalTeacher:
+class LocalChat(ChatModel):
     """Answers with a causal language model, greedily (temperature 0).
 
     Args:
@@ -43,62 +41,54 @@ class LocalTeacher:
     def __init__(
         self,
         name_or_path: str,
-        cache: RequestCache,
+        cache: AnswerCache | None = None,
         usage: Usage | None = None,
         max_new_tokens: int = 256,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        from modeling_tsarank.models.loading import resolve_device, resolve_dtype
+        from ..models.loading import resolve_device, resolve_dtype
 
-        max_new_tokens = whole_number(max_new_tokens, "the longest answer in tokens")
+        embedded = embedded_language_model(name_or_path)
+        super().__init__(embedded or name_or_path.rstrip("/").rpartition("/")[2], usage, cache)
+        self._max_new_tokens = whole_number(max_new_tokens, "the longest answer in tokens")
         self._device = resolve_device(device)
         self._dtype = resolve_dtype(dtype, self._device)
-        embedded = embedded_language_model(name_or_path)
         self._source = name_or_path if embedded is None else os.fspath(embedded_source(embedded))
-        self.name = embedded or name_or_path.rstrip("/").rpartition("/")[2]
         self._identity = {embedded: embedded_version(embedded)} if embedded else model_fingerprint(self._source)
-        self.usage = usage or Usage()
-        self._cache, self._max_new_tokens = cache, max_new_tokens
         self._lock = threading.Lock()
         self._model: Any = None
         self._tokenizer: Any = None
 
     def describe(self) -> dict[str, Any]:
-        """For a card."""
+        """See `ChatModel.describe`."""
         dtype = str(self._dtype).removeprefix("torch.")
         return {"kind": "local", "model": self.name, "max_new_tokens": self._max_new_tokens, "dtype": dtype}
 
-    def complete(self, messages: Sequence[Message], attempt: int = 0) -> Completion:
-        """See `ChatTeacher.complete`. A conversation beyond the model's context is refused."""
-        request = {
+    def request(self, messages: Sequence[Message]) -> dict[str, Any]:
+        """See `ChatModel.request`."""
+        return {
             "local": self._identity,
             "dtype": str(self._dtype),
             "messages": list(messages),
             "max_new_tokens": self._max_new_tokens,
-            "attempt": attempt,
         }
-        kept = self._cache.get(request)
-        if kept is None:
-            self.usage.add_request(again=False)
-            with self._lock:  # one model: threads take turns
-                completion = self._generate(messages)
-            answer = asdict(completion)
-            del answer["cached"]
-            self._cache.put(request, answer)
-        else:
-            completion = Completion(**kept, cached=True)
-        self.usage.add_answer(completion)
+
+    def answer(self, messages: Sequence[Message]) -> Completion:
+        """See `ChatModel.answer`. A conversation beyond the model's context is refused."""
+        self.usage.add(requests=1)
+        with self._lock:  # one model: threads take turns
+            completion = self._generate(messages)
+        self.usage.add_answer(completion.prompt_tokens, completion.completion_tokens)
         return completion
 
     def _load(self) -> None:
-        from modeling_tsarank.ranking_checkpoints import load_backbone
-        from modeling_tsarank.trainers.base_models import causal_class
+        from ..ranking_checkpoints import load_backbone
 
         try:
-            model, self._tokenizer = load_backbone(self._source, causal_class, dtype=self._dtype)
+            model, self._tokenizer = load_backbone(self._source, _causal_class, dtype=self._dtype)
         except ModelError as error:
-            raise ModelError(f"cannot load the teacher {self.name} as a causal language model: {error}") from error
+            raise ModelError(f"cannot load {self.name} as a causal language model: {error}") from error
         self._model = model.to(self._device).eval()
 
     def _generate(self, messages: Sequence[Message]) -> Completion:
@@ -112,7 +102,7 @@ class LocalTeacher:
             raise RequestRefusedError(
                 f"the conversation has {len(ids)} tokens, with an answer of {self._max_new_tokens} more than the "
                 f"{limit} of {self.name}; use windows (--window), fewer words a passage (--passage-words) or another "
-                f"teacher"
+                f"model"
             )
         end = self._tokenizer.eos_token_id
         pad = self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else end
@@ -129,6 +119,14 @@ class LocalTeacher:
         # Without the tag that the prompt ends with, reasoning that is cut off would look like an answer.
         text = begun_reasoning(prompt) + self._tokenizer.decode(written, skip_special_tokens=True)
         return Completion(text, len(ids), len(written), "length" if cut else "stop")
+
+
+def _causal_class(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"a decoder-only model is needed, but {config.model_type} is an encoder-decoder")
+    return AutoModelForCausalLM
 
 
 def encoded_conversation(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, list[int]]:

@@ -1,0 +1,101 @@
+"""Models of sentence-transformers: bi-encoders and cross-encoders, complete or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files.extras import require
+from ..files.reading import read_json_object
+from ..ranking_errors import ModelError
+
+
+def sentence_transformers_kind(name: str, revision: str | None = None) -> str:
+    """`CrossEncoder` or `SentenceTransformer`, by what the model's own files say.
+
+    Raises:
+        ModelError: it is another kind of model, or has no configuration.
+    """
+    told = _settings(name, "config_sentence_transformers.json", revision).get("model_type")
+    config = _settings(name, "config.json", revision)
+    if told is None and _file(name, "modules.json", revision) is None:
+        architectures = config.get("architectures") or [""]
+        told = "CrossEncoder" if str(architectures[0]).endswith("ForSequenceClassification") else None
+    if told not in (None, "CrossEncoder", "SentenceTransformer"):
+        raise ModelError(f"{name!r} is a {told:.60}, which scores no pairs; expected a CrossEncoder or a bi-encoder")
+    return told or "SentenceTransformer"
+
+
+def _settings(name: str, file: str, revision: str | None) -> dict[str, Any]:
+    path = _file(name, file, revision)
+    return {} if path is None else read_json_object(path)
+
+
+def _file(name: str, file: str, revision: str | None) -> Path | None:
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+    except (OSError, ValueError) as error:
+        from ..ranking_checkpoints import first_line
+
+        raise ModelError(f"{name!r} cannot be loaded as a sentence-transformers model: {first_line(error)}") from error
+    return None if found is None else Path(found)
+
+
+def load_encoder(name: str, device: str | None = None, **kwargs: Any) -> Any:
+    """A `SentenceTransformer`, ready to encode; further keyword arguments are its own.
+
+    Raises:
+        ModelError: it cannot be loaded, or weights of it are missing.
+        ResourceError: sentence-transformers is not installed.
+    """
+    from ..ranking_checkpoints import first_line, newly_made_weights
+
+    package = require("sentence_transformers", extra="dense", purpose="A bi-encoder")
+    try:
+        encoder = package.SentenceTransformer(name, device=device, **kwargs)
+        encoder.tokenize(["a"])  # a tokenizer's wrong settings show with its first text
+    except Exception as error:  # the libraries check few fields of the files they read
+        reason = first_line(error)
+        raise ModelError(f"{name!r} cannot be loaded as a sentence-transformers model: {reason}") from error
+    # Sentence-transformers pools by itself: many encoders are published without BERT's pooler.
+    _refuse_random(name, [weight for weight in newly_made_weights(encoder) if not weight.startswith("pooler.")])
+    return encoder.eval()
+
+
+def load_cross_encoder(name: str, device: str | None = None, max_length: int | None = None, **kwargs: Any) -> Any:
+    """A `CrossEncoder` of sentence-transformers; further keyword arguments are its own.
+
+    Raises:
+        ModelError: it cannot be loaded, or weights of it are missing: a plain encoder has no head that scores.
+        ResourceError: sentence-transformers is not installed.
+    """
+    from ..ranking_checkpoints import first_line, newly_made_weights
+
+    package = require("sentence_transformers", extra="dense", purpose="A cross-encoder")
+    try:
+        encoder = package.CrossEncoder(name, device=device, max_length=max_length, **kwargs)
+        encoder.tokenizer(["a"], ["b"])  # a tokenizer's wrong settings show with its first text
+    except Exception as error:  # the libraries check few fields of the files they read
+        raise ModelError(f"{name!r} cannot be loaded as a CrossEncoder: {first_line(error)}") from error
+    _refuse_random(name, newly_made_weights(encoder))
+    return encoder
+
+
+def _refuse_random(name: str, weights: Sequence[str]) -> None:
+    from ..ranking_checkpoints import some_of
+
+    if weights:
+        raise ModelError(f"{name!r} is incomplete, its results would be random: it lacks {some_of(weights)}")
+
+
+def normalized(vectors: np.ndarray) -> np.ndarray:
+    """Rows of length 1, float32. Raises `ModelError` for a row that is not finite."""
+    vectors = np.asarray(vectors, dtype=np.float32)
+    if not np.isfinite(vectors).all():
+        raise ModelError("the dense model gave an embedding that is not finite; try another dtype or device")
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,110 @@
+"""What a ranker is: a scorer of pairs (`predict`), or one that orders a whole list (`rank`)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..ranking_errors import ModelError, NonFiniteScoreError
+
+
+COUNTS = ("calls", "tokens", "unusable", "cut_documents")
+"""What a ranker may tell of its last call in `last_stats`: model calls, tokens read and written, answers of the model
+that could not be used, documents that were cut to its length."""
+
+
+class Scorer(Protocol):
+    """Scores pairs: a `TSARankModel`, a `TwolarModel`, a sentence-transformers CrossEncoder, or the like."""
+
+    def predict(self, pairs: list[tuple[str, str]]) -> Any:
+        """Scores of (query, document) pairs, shape `(len(pairs),)`; higher is better."""
+
+
+class ListRanker(Protocol):
+    """Orders the documents of one query together."""
+
+    def rank(self, query: str, documents: list[str]) -> Sequence[Mapping[str, Any]]:
+        """The documents, given in the first stage's order, best first.
+
+        Returns:
+            One `{"corpus_id": index of the document, "score": number}` a document, as sentence-transformers' `rank`
+            gives them; without scores the order of the rows counts.
+        """
+
+
+def predict(
+    scorer: Scorer, pairs: list[tuple[str, str]], batch_tokens: int | None = None, show: bool = False
+) -> np.ndarray:
+    """Calls `scorer.predict` with those of our options that it takes, and checks the shape of what it returns.
+
+    Returns:
+        Shape `(len(pairs),)`, as the scorer's own float type.
+
+    Raises:
+        ModelError: not one number for each pair.
+    """
+    options: dict[str, Any] = {"batch_tokens": batch_tokens, "show_progress": None if show else False}
+    options["show_progress_bar"] = False
+    values = np.asarray(scorer.predict(pairs, **_taken(scorer.predict, options)))
+    if values.shape != (len(pairs),):
+        raise ModelError(
+            f"{type(scorer).__name__}.predict returned shape {values.shape} for {len(pairs)} pairs; "
+            f"expected ({len(pairs)},), one score a pair"
+        )
+    return values
+
+
+def rank_scores(ranker: ListRanker, query: str, documents: list[str], batch_tokens: int | None = None) -> list[float]:
+    """Calls `ranker.rank` and turns its rows into one score a document.
+
+    Documents of equal score are told apart: the one that was given first gets the score, each further one the next
+    smaller float32.
+
+    Args:
+        ranker: The ranker.
+        query: The query.
+        documents: n texts, in the first stage's order.
+        batch_tokens: Token budget of a batch, for a ranker that takes one.
+
+    Returns:
+        n scores in the order of `documents`, no two equal.
+
+    Raises:
+        ModelError: the rows are not the n documents, each once.
+        NonFiniteScoreError: a score is NaN or infinite.
+    """
+    rows = list(ranker.rank(query, documents, **_taken(ranker.rank, {"batch_tokens": batch_tokens})))
+    given = {int(row.get("corpus_id", -1)): row.get("score", len(rows) - place) for place, row in enumerate(rows)}
+    if len(rows) != len(documents) or set(given) != set(range(len(documents))):
+        raise ModelError(
+            f"{type(ranker).__name__}.rank returned {len(rows)} rows for {len(documents)} documents; expected one "
+            "with its corpus_id for each"
+        )
+    scores, last = [0.0] * len(rows), np.float32(np.inf)
+    for place in sorted(given, key=lambda one: (-given[one], one)):
+        with np.errstate(over="ignore"):
+            value = np.float32(given[place])
+        if not np.isfinite(value):
+            raise NonFiniteScoreError(
+                f"{type(ranker).__name__} scored document {place + 1} of the query {query[:60]!r} as {value}"
+            )
+        last = value if value < last else np.nextafter(last, np.float32(-np.inf))
+        scores[place] = float(last)
+    return scores
+
+
+def last_counts(ranker: Scorer | ListRanker) -> dict[str, int]:
+    """The counts that a ranker keeps of its last call, see `COUNTS`; `last_stats` is a mapping or an object."""
+    stats = getattr(ranker, "last_stats", None)
+    told = stats.get if isinstance(stats, Mapping) else partial(getattr, stats)
+    found = ((name, told(name, None)) for name in COUNTS)
+    return {name: int(value) for name, value in found if value is not None}
+
+
+def _taken(function: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters
+    return {name: value for name, value in options.items() if name in parameters}

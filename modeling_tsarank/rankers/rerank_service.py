@@ -1,0 +1,81 @@
+"""A ranker behind an address: any service with a /rerank endpoint, such as Jina's, Cohere's, vLLM's or TEI's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .endpoint import Endpoint, EndpointSettings, RequestRefusedError, token_count
+
+
+# Jina, Cohere, vLLM, llama.cpp; and text-embeddings-inference.
+_FIELDS = ("documents", "texts")
+_MISSING = (400, 422)
+"""The statuses that say that a field is missing."""
+
+
+class RerankService:
+    """Asks a /rerank endpoint about whole lists.
+
+    The first request tells which of the two forms the service takes: `{"model", "query", "documents"}` with an answer
+    `{"results": [{"index", "relevance_score"}]}`, or `{"query", "texts"}` with an answer `[{"index", "score"}]`.
+
+    Args:
+        settings: Where and how; the URL is the whole address, or one to which `/rerank` is appended.
+        documents: Documents in one request; None for a query's whole list. The scores of one request must be
+            comparable to those of the next where a list is split.
+
+    Raises:
+        InputError, ResourceError: see `Endpoint`.
+    """
+
+    def __init__(self, settings: EndpointSettings, documents: int | None = None) -> None:
+        path = "" if settings.url.rstrip("/").endswith("rerank") else "/rerank"
+        self._endpoint = Endpoint(settings, path)
+        self.name = self._endpoint.name
+        self._documents = documents
+        self._field: str | None = None
+        self.last_stats: dict[str, int] = {}
+
+    def rank(self, query: str, documents: Sequence[str]) -> list[dict[str, Any]]:
+        """The documents, best first, by the service's scores.
+
+        Raises:
+            RequestRefusedError, UnreachableError, ResourceError: see `Endpoint.ask`.
+        """
+        rows: list[dict[str, Any]] = []
+        self.last_stats = {"calls": 0}
+        size = self._documents or max(len(documents), 1)
+        for start in range(0, len(documents), size):
+            scores = self._ask(query, list(documents[start : start + size]))
+            rows += [{"corpus_id": start + place, "score": score} for place, score in enumerate(scores)]
+        return sorted(rows, key=lambda row: (-row["score"], row["corpus_id"]))
+
+    def _ask(self, query: str, texts: list[str]) -> list[float]:
+        refused: RequestRefusedError | None = None
+        for field in _FIELDS if self._field is None else [self._field]:
+            own = {"truncate": True} if field == "texts" else {"model": self._endpoint.settings.model}
+            payload = {"query": query, field: texts, **{name: value for name, value in own.items() if value}}
+            self.last_stats["calls"] += 1
+            try:
+                scores, tokens = self._endpoint.ask(payload, lambda body: _read(body, len(texts)))
+            except RequestRefusedError as error:
+                if self._field is not None or error.status not in _MISSING:
+                    raise
+                refused = refused or error
+                continue
+            self._field = field
+            if tokens is not None:
+                self.last_stats["tokens"] = self.last_stats.get("tokens", 0) + tokens
+            return scores
+        assert refused is not None
+        raise refused
+
+
+def _read(body: Any, count: int) -> tuple[list[float], int | None]:
+    """The scores in the documents' order, and the tokens where the service tells."""
+    rows, usage = (body, None) if isinstance(body, list) else (body["results"], body.get("usage"))
+    scores = {row["index"]: float(row["relevance_score" if "relevance_score" in row else "score"]) for row in rows}
+    if len(rows) != count or set(scores) != set(range(count)):
+        raise ValueError(f"{len(rows)} results for {count} documents")
+    return [scores[place] for place in range(count)], token_count((usage or {}).get("total_tokens"))

@@ -1,4 +1,4 @@
-"""What the trainers call when a training is to be published: `push_to_hub=True` ends in the same card and commit."""
+"""The publisher of trainings (`trainers.publishing`): `push_to_hub=True` ends in the same card and commit."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ A checkpoint holds, beside what every Trainer writes (optimizer, scheduler, rand
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import re
 import shutil
@@ -40,6 +39,7 @@ from modeling_tsarank.trainers.checkpoint_files import (
     write_manifest,
 )
 from modeling_tsarank.trainers.even_batches import EvenBatchesTrainer
+from modeling_tsarank.trainers.publishing import Publisher, installed_publisher
 from modeling_tsarank.trainers.ranking_config import RankingConfig
 from modeling_tsarank.trainers.ranking_module import RankingModule
 from modeling_tsarank.trainers.resuming import RUN_SETTINGS, check_resumed, run_settings, weights_digest
@@ -55,14 +55,14 @@ TRAINED_WEIGHTS = "trained_weights.safetensors"
 ADAPTER_FOLDER = "adapter"
 UNFINISHED = ".unfinished-checkpoint"
 BACKBONE_PREFIX = "ranker.backbone."
-# The publishing room stands above this one, so it is found by name when a training is to be published.
-PUBLISHING_MODULE = "modeling_tsarank.hub_cards.trainer_publishing"
 
 
 class CheckpointingTrainer(EvenBatchesTrainer):
     """The part of a ranking trainer that writes and reads files."""
 
     args: RankingConfig
+    # Writes the card and publishes; None for the one that is installed.
+    publisher: Publisher | None = None
     # What `training_run.json` says of the start: the base model, where the rows came from, the step resumed from.
     started_from: str = ""
     data_source: DataSource | None = None
@@ -283,7 +283,7 @@ class CheckpointingTrainer(EvenBatchesTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes the card that publishing writes, out of what this training recorded, into `output_dir`."""
         if self.is_world_process_zero():
-            importlib.import_module(PUBLISHING_MODULE).write_card(self)
+            (self.publisher or installed_publisher()).write_card(self)
 
     def push_to_hub(self, commit_message: str | None = None, *args: Any, **kwargs: Any) -> Any:
         """Saves and publishes the model as `tsarank publish model` does: one commit, no training state.
@@ -297,7 +297,7 @@ class CheckpointingTrainer(EvenBatchesTrainer):
             return None
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
-        return importlib.import_module(PUBLISHING_MODULE).push(self, commit_message, token)
+        return (self.publisher or installed_publisher()).push(self, commit_message, token)
 
     # ---- reading ---------------------------------------------------------------------------------
 

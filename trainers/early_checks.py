@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 from modeling_tsarank.trainers.checkpoint_files import check_no_checkpoints, checkpoint_folders
+from modeling_tsarank.trainers.publishing import installed_publisher
 from modeling_tsarank.trainers.run_lock import only_training_in
 
 
@@ -52,6 +53,7 @@ def check_settings(reranking: RerankingArguments, data: DataArguments, training:
     _check_loggers(training.report_to or [])
     _check_optimizer(training)
     if training.push_to_hub:
+        installed_publisher()
         _check_hub(training)
     warn_of_missing_processes(training.world_size)
 

@@ -212,6 +212,32 @@ def as_before_manifests(checkpoint: Path) -> None:
     (checkpoint / RUN_SETTINGS).unlink()
 
 
+def test_what_publishes_is_given_or_the_one_that_is_installed(make_trainer: Any, monkeypatch: Any) -> None:
+    from modeling_tsarank.hub_cards import trainer_publishing
+    from modeling_tsarank.trainers import publishing
+
+    assert publishing.installed_publisher() is trainer_publishing
+    asked: list[Any] = []
+
+    class Recorder:
+        def write_card(self, trainer: Any) -> None:
+            asked.append(("card", trainer))
+
+        def push(self, trainer: Any, message: str | None = None, token: str | None = None) -> str:
+            asked.append((message, token, Path(trainer.args.output_dir, "training_run.json").is_file()))
+            return "https://hub/commit/1"
+
+    trainer = make_trainer("sft", trainable="lora", **{**SETTINGS, "max_steps": 1})
+    trainer.publisher, trainer.hub_model_id = Recorder(), "org/trained"
+    trainer.train()
+    trainer.create_model_card()
+    assert trainer.push_to_hub("first", token="t") == "https://hub/commit/1"
+    assert asked == [("card", trainer), ("first", "t", True)]
+    monkeypatch.setattr(publishing, "GROUP", "tsarank.nobody")
+    with pytest.raises(ResourceError, match="nothing installed publishes models"):
+        publishing.installed_publisher()
+
+
 def test_no_card_is_written(make_trainer: Any) -> None:
     trainer = make_trainer("sft", trainable="lora", **{**SETTINGS, "max_steps": 2})
     trainer.train()

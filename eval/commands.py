@@ -1,4 +1,4 @@
-"""The commands of the measuring room: evaluate, compare, tune-fusion and analyze."""
+"""The commands that measure: evaluate, compare and tune-fusion."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modeling_tsarank.cli.command_line import seed, whole
-from modeling_tsarank.eval.analysis_commands import add_run_format, register_analyze
 from modeling_tsarank.eval.checkpoint_sources import add_api_options, add_model_options, evaluated_source
 from modeling_tsarank.models.arguments import add_store_argument
 from modeling_tsarank.ranking_errors import InputError
@@ -82,11 +81,19 @@ examples:
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
-    """Adds this room's commands to the command line."""
+    """Adds these commands to the command line."""
     _register_evaluate(subparsers)
     _register_compare(subparsers)
     _register_tune_fusion(subparsers)
-    register_analyze(subparsers)
+
+
+def add_run_format(parser: Any) -> None:
+    """Adds the option that decides what three columns of a run file are."""
+    parser.add_argument(
+        "--run-format",
+        choices=("ranks", "scores"),
+        help="what the third column of a run file with three columns is (default: found out, or refused)",
+    )
 
 
 def _add_parser(

@@ -11,12 +11,13 @@ from typing import Any
 from modeling_tsarank.files.fields import shown
 from modeling_tsarank.files.reading import read_json_object, read_json_rows, read_text
 from modeling_tsarank.files.tables import open_parquet, read_csv, read_parquet
+from modeling_tsarank.files.templates import cell, line, render
 from modeling_tsarank.hub_cards.file_selection import Selection, select_files
 from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, UNKNOWN_LICENSE, Publication
-from modeling_tsarank.hub_cards.rendering import cell, line, render
 from modeling_tsarank.hub_cards.uploading import Target
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers.data.provenance import leakage_text, recorded_origin, teachers_text
+from modeling_tsarank.trainers.data.cards import CARD_KINDS, render_card, size_category
+from modeling_tsarank.trainers.data.provenance import leakage_text, read_provenance, recorded_origin, teachers_text
 
 
 PROVENANCE = "provenance.json"
@@ -30,7 +31,6 @@ _SPLITS = {
     "dev": "validation",
 }
 _SPLITS |= {"test": "test", "testing": "test"}
-_SIZES = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M")]
 # What rows can be trained on, by the columns they have; the first that fits.
 _KINDS = (
     ("sft", {"query", "positives", "negatives"}, "Queries with relevant and irrelevant documents."),
@@ -93,13 +93,10 @@ def _is_data(path: str) -> bool:
 
 
 def _recorded_card(folder: Path, title: str | None, license_id: str | None) -> str | None:
-    from modeling_tsarank.trainers.data.dataset_card import render_card
-    from modeling_tsarank.trainers.data.provenance import read_provenance
-
     if not (folder / PROVENANCE).is_file():
         return None
     record = read_provenance(folder)
-    return render_card(record, title, license_id) if record["kind"] in ("weak_pairs", "distillation_lists") else None
+    return render_card(record, title, license_id) if record["kind"] in CARD_KINDS else None
 
 
 def _own_card(folder: Path, selection: Selection) -> str | None:
@@ -128,7 +125,7 @@ def _made_card(
         "license": license_id,
         "language": list(languages) or None,
         "task_categories": ["text-ranking"],
-        "size_categories": [next((name for bound, name in _SIZES if total < bound), "n>10M")],
+        "size_categories": [size_category(total)],
         "tags": ["tsarank", "reranking"],
         "configs": [
             {
@@ -139,6 +136,7 @@ def _made_card(
     }
     record = read_json_object(folder / PROVENANCE, allow_nan=True) if (folder / PROVENANCE).is_file() else {}
     return render(
+        __package__,
         "dataset_card.md",
         metadata=DatasetCardData(**{key: value for key, value in metadata.items() if value}).to_yaml(),
         title=title,

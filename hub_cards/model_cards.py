@@ -8,9 +8,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from modeling_tsarank import __version__
+from modeling_tsarank.files.templates import cell, duration, line, number, render
 from modeling_tsarank.hub_cards import card_texts
 from modeling_tsarank.hub_cards.model_facts import PLAIN, QUERY_LIKELIHOOD, BaseModel, Evaluation, ModelFacts
-from modeling_tsarank.hub_cards.rendering import cell, duration, line, number, render
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.provenance import leakage_text, teachers_text
 
@@ -53,6 +53,7 @@ def render_model_card(
     name = repo_id.rpartition("/")[2]
     license_text = license_name or license_id
     return render(
+        __package__,
         "model_card.md",
         metadata=f"---\n{_metadata(facts, name, license_id, license_name, languages).to_yaml()}\n---",
         name=name,

@@ -11,10 +11,10 @@ from typing import Any
 
 import modeling_tsarank
 from modeling_tsarank import __version__
+from modeling_tsarank.files.templates import cell, line, render
 from modeling_tsarank.hub_cards.file_selection import Selection, select_files
 from modeling_tsarank.hub_cards.model_facts import PLAIN, read_model
 from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, Publication
-from modeling_tsarank.hub_cards.rendering import cell, line, render
 from modeling_tsarank.hub_cards.uploading import Target, check_repo_id
 from modeling_tsarank.models.embedded_models import releases
 from modeling_tsarank.models.resolver import resolve
@@ -66,8 +66,8 @@ def prepare_metric(
     title = "nDCG of rankings"
     facts = {"title": title, "repo_id": repo_id, "tag": tag, "module": module, "tsarank_version": __version__}
     header = _front_matter(title, "static", tags=["evaluate", "metric", "text-ranking", "tsarank"])
-    selection.add(CARD_NAME, render("metric_card.md", metadata=header, **facts).encode("utf-8"))
-    selection.add("index.html", render("metric_page.html", **facts).encode("utf-8"))
+    selection.add(CARD_NAME, render(__package__, "metric_card.md", metadata=header, **facts).encode("utf-8"))
+    selection.add("index.html", render(__package__, "metric_page.html", **facts).encode("utf-8"))
     target = Target(repo_id, "space", tag, private, message or f"Publish the metric {tag}", space_sdk="static")
     return Publication(selection, target)
 
@@ -119,7 +119,9 @@ def prepare_space(
         tags=["text-ranking", "reranking", "tsarank"],
         short_description="Rank documents for a query, and see why",
     )
-    card = render("space_card.md", metadata=header, title=title, model_text=model_text, tsarank_version=__version__)
+    card = render(
+        __package__, "space_card.md", metadata=header, title=title, model_text=model_text, tsarank_version=__version__
+    )
     selection.add(CARD_NAME, card.encode("utf-8"))
     kept = selection.paths
     target = Target(repo_id, "space", tag, private, message or f"Publish the Space {tag}", space_sdk="gradio")

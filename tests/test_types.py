@@ -14,7 +14,7 @@ MISTAKES = """
 from modeling_tsarank.eval.fusion import normalise  # it is called normalize
 from modeling_tsarank.eval.fusion import normalize
 from modeling_tsarank.trainers.losses import no_such_loss
-from modeling_tsarank.hub_cards.rendering import line
+from modeling_tsarank.files.templates import line
 
 normalize(1, 2, 3)
 line(text=5, unknown=1)

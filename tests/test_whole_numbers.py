@@ -13,7 +13,6 @@ import torch
 
 from modeling_tsarank.cache.folder_store import FolderStore
 from modeling_tsarank.cache.memory_store import MemoryStore
-from modeling_tsarank.eval.analyses import intersection_rates
 from modeling_tsarank.eval.fusion import FusionSetting, tune_fusion
 from modeling_tsarank.eval.options import EvaluationOptions
 from modeling_tsarank.eval.significance import compare_runs
@@ -43,9 +42,9 @@ def _from_data(name: str, **fixed: Any) -> Callable[[str], Callable[[Any], Any]]
     def of(field: str) -> Callable[[Any], Any]:
         def make(value: Any) -> Any:
             from modeling_tsarank.rankers import listwise
-            from modeling_tsarank.trainers.data import query_generation, weak_sampling
+            from modeling_tsarank.trainers.data import query_generation, weak_recipe
 
-            modules = (listwise, query_generation, weak_sampling)
+            modules = (listwise, query_generation, weak_recipe)
             made = next(getattr(module, name) for module in modules if hasattr(module, name))
             return asdict(made(**fixed, **{field: value}))
 
@@ -76,7 +75,6 @@ PLACES: dict[str, Callable[[Any], Any]] = {
     "evaluation depth": lambda n: asdict(EvaluationOptions(top_k=1, depth=n)),
     "evaluation limit_queries": lambda n: asdict(EvaluationOptions(limit_queries=n)),
     "evaluation block_pairs": lambda n: asdict(EvaluationOptions(block_pairs=n)),
-    "intersection depth": lambda n: intersection_rates([RUN, RUN], n),
     "tune_fusion steps": lambda n: tune_fusion(RUN, RUN, QRELS, steps=n).weights,
     "compare_runs resamples": lambda n: asdict(compare_runs(RUN, RUN, QRELS, resamples=n)),
     "training top_blocks": lambda n: _training_arguments(top_blocks=n).to_dict(),

@@ -28,7 +28,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from modeling_tsarank.eval.processes import settle_gloo_at_exit
 from modeling_tsarank.files.reading import read_json_object
-from modeling_tsarank.files.writing import write_json
+from modeling_tsarank.files.writing import replace_folder, write_json
 from modeling_tsarank.ranking_errors import InputError, TSARankError
 from modeling_tsarank.trainers.checkpoint_files import (
     check_checkpoint,
@@ -44,7 +44,7 @@ from modeling_tsarank.trainers.ranking_config import RankingConfig
 from modeling_tsarank.trainers.ranking_module import RankingModule
 from modeling_tsarank.trainers.resuming import RUN_SETTINGS, check_resumed, run_settings, weights_digest
 from modeling_tsarank.trainers.run_lock import only_training_in
-from modeling_tsarank.trainers.saving import replace_folder, whole_files, writing_errors
+from modeling_tsarank.trainers.saving import whole_files, writing_errors
 from modeling_tsarank.trainers.trainable import save_ranker, trained_parameters
 from modeling_tsarank.trainers.training_record import DataSource, write_training_record
 

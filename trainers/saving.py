@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -62,17 +61,6 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
                 shutil.move(source, temporary)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def replace_folder(source: Path, target: Path) -> None:
-    """Puts the folder `source` in the place of `target`, which may exist, so that one of the two is always whole."""
-    if not target.exists():
-        os.replace(source, target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=".replaced-", dir=target.parent)) / target.name
-    os.replace(target, old)
-    os.replace(source, target)
-    shutil.rmtree(old.parent, ignore_errors=True)
 
 
 def set_config_dtype(folder: Path, dtype: torch.dtype) -> None:

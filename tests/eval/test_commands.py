@@ -6,7 +6,6 @@ import csv
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -198,70 +197,6 @@ def test_compare_prints_what_the_tests_say(shell: Shell, tmp_path: Path) -> None
     assert f"{2 * expected.randomization_p:.4f}" in out, "Holm doubles the smaller of two equal p-values"
 
 
-def test_intersection_of_runs(shell: Shell, tmp_path: Path) -> None:
-    write_run(tmp_path / "one.trec", {"q": {"a": 3.0, "b": 2.0}}, tag="one")
-    write_run(tmp_path / "two.trec", {"q": {"b": 3.0, "c": 2.0}}, tag="two")
-    files = [tmp_path / "one.trec", tmp_path / "two.trec"]
-    status, out, err = shell("analyze", "intersection", *files, "--depth", "2", "--output", tmp_path / "out")
-    assert status == 0, err
-    assert out.splitlines()[2].split() == ["one", "-", "50.0"]
-    assert read_json(tmp_path / "out" / "intersection.json")["percent"] == [[None, 50.0], [50.0, None]]
-    assert (tmp_path / "out" / "intersection.png").read_bytes().startswith(b"\x89PNG")
-    lower = ["--lower", files[0], files[0]]
-    status, out, _ = shell("analyze", "intersection", *files, "--depth", "2", *lower, "--output", tmp_path / "out")
-    assert read_json(tmp_path / "out" / "intersection.json")["percent"] == [[None, 50.0], [100.0, None]]
-
-
-def test_intersection_of_retrieved_stages(shell: Shell, small_folder: Path, tmp_path: Path) -> None:
-    write_run(tmp_path / "half.trec", {"q0": {"d0": 1.0}}, tag="half")
-    stages = ["--first-stages", "bm25", tmp_path / "half.trec", "--names", "lexical", "given"]
-    status, out, err = shell(
-        "analyze", "intersection", "--dataset", small_folder, *stages, "--output", tmp_path / "out"
-    )
-    assert status == 0, err
-    assert out.splitlines()[0].split() == ["%", "shared", "lexical", "given"]
-
-
-def test_perplexity_and_generated_queries(shell: Shell, tiny_llama: Path, small_folder: Path, tmp_path: Path) -> None:
-    model = ["--model", tiny_llama, "--device", "cpu", "--max-length", "200", "--max-query-length", "40"]
-    data = ["--dataset", small_folder, "--output", tmp_path / "out"]
-    status, out, err = shell("analyze", "perplexity", *model, *data, "--pairs", "10")
-    assert status == 0, err
-    report = read_json(tmp_path / "out" / "perplexity.json")
-    positive, negative, gap = report["perplexity"]["tiny-llama"]["geometric"]
-    assert report["pairs"] == 10
-    assert gap == pytest.approx(negative - positive)
-    assert 20 < positive < 500, "a random model is about as unsure as its vocabulary of 80 words is large"
-    assert f"{positive:.2f}" in out
-    status, out, err = shell(
-        "analyze", "generated-queries", *model, *data, "--documents", "5", "--max-new-tokens", "6", "--batch-size", "2"
-    )
-    assert status == 0, err
-    words = read_json(tmp_path / "out" / "generated_queries.json")
-    assert len(words["queries"]["tiny-llama"]) == len(words["queries"]["Ground truth"]) == 5
-    # "how does … matter for a …": six of seven words are stop words or the topic's.
-    assert words["shares"]["Ground truth"]["stop words"] == pytest.approx(100 * 4 / 7)
-    for name in ("perplexity.png", "generated_queries.png", "generated_queries.md", "perplexity.csv"):
-        assert (tmp_path / "out" / name).stat().st_size > 50
-
-
-def test_models_of_one_name_are_told_apart_by_their_folders(
-    shell: Shell, tiny_llama: Path, small_folder: Path, tmp_path: Path
-) -> None:
-    for run in ("both", "without-dp"):
-        shutil.copytree(tiny_llama, tmp_path / run / "model")
-    data = ["--dataset", small_folder, "--output", tmp_path / "out", "--pairs", "3"]
-    limits = ["--device", "cpu", "--max-length", "200", "--max-query-length", "40"]
-    more = ["--more-models", tmp_path / "both" / "model", tmp_path / "without-dp" / "model"]
-    status, _, err = shell("analyze", "perplexity", "--model", tiny_llama, *more, *data, *limits)
-    assert status == 0, err
-    names = list(read_json(tmp_path / "out" / "perplexity.json")["perplexity"])
-    assert names == ["tiny-llama", "both/model", "without-dp/model"]
-    status, _, err = shell("analyze", "perplexity", "--model", tiny_llama, "--more-models", tiny_llama, *data, *limits)
-    assert status == 2
-    assert "given 2 times" in err
-
-
 def bad(text: str) -> Callable[[Path], None]:
     return lambda path: path.write_text(text, encoding="utf-8") and None
 
@@ -324,9 +259,6 @@ def test_bad_input_is_one_line_and_status_2(
         (["compare", "a.trec", "--qrels", "q"], "give two runs and --qrels"),
         (["compare", "a.trec", "b.trec", "--qrels", "missing"], "no such file: missing"),
         (["tune-fusion", "a", "b", "--qrels", "missing", "--output", "o"], "no such file: missing"),
-        (["analyze", "intersection", "--output", "o"], "give either run files"),
-        (["analyze", "intersection", "--first-stages", "bm25", "--output", "o"], "needs --dataset"),
-        (["analyze", "perplexity", "--dataset", "nowhere", "--output", "o"], "no collection 'nowhere'"),
     ],
 )
 def test_bad_input_of_the_other_commands(
@@ -350,7 +282,7 @@ def test_an_output_that_cannot_be_written_is_told(
     assert "Not a directory" in err
 
 
-@pytest.mark.parametrize("command", [["evaluate"], ["compare"], ["tune-fusion"], ["analyze", "perplexity"]])
+@pytest.mark.parametrize("command", [["evaluate"], ["compare"], ["tune-fusion"]])
 def test_help_is_quick_and_has_examples(shell: Shell, command: list[str]) -> None:
     status, out, _ = shell(*command, "--help")
     assert status == 0

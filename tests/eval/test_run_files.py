@@ -304,7 +304,6 @@ def test_the_run_format_decides(tmp_path):
     [
         ["compare", "RUN", "RUN", "--qrels", "QRELS"],
         ["tune-fusion", "RUN", "RUN", "--qrels", "QRELS", "--output", "OUT"],
-        ["analyze", "intersection", "RUN", "RUN", "--names", "a", "b", "--output", "OUT"],
     ],
 )
 def test_every_command_that_takes_run_files_takes_their_format(tmp_path, capsys, command):

@@ -27,9 +27,8 @@ COMMANDS = {
     "compare RUN": ["compare", "BAD.jsonl", "RUN", "--qrels", "QRELS"],
     "compare --qrels": ["compare", "RUN", "RUN", "--qrels", "BAD.jsonl"],
     "tune-fusion": ["tune-fusion", "RUN", "BAD.jsonl", "--qrels", "QRELS", "--output", "OUT"],
-    "analyze intersection": ["analyze", "intersection", "RUN", "BAD.jsonl", "--output", "OUT"],
-    "data split": ["data", "split", "BAD.jsonl", "--id", "_id", "--by", "text", "--output", "OUT"],
-    "data split, Parquet": ["data", "split", "BAD.parquet", "--id", "_id", "--by", "text", "--output", "OUT"],
+    "data scores": ["data", "scores", "BAD.jsonl", "--teacher", "missing", "--output", "OUT"],
+    "data scores, Parquet": ["data", "scores", "BAD.parquet", "--teacher", "missing", "--output", "OUT"],
     "publish dataset": ["publish", "dataset", "FOLDER", "a/b", "--license", "mit", "--dry-run"],
 }
 

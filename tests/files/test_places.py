@@ -24,7 +24,6 @@ OWN_READING = {
     "modeling_tsarank/ranking_checkpoints.py": "travels with checkpoints; the name for an error message",
     "modeling_tsarank/user_text.py": "travels with checkpoints; a tokenizer's own JSON",
     "eval/run_files.py": "one line of a file that the shared reader has opened",
-    "trainers/data/weak_output.py": "lines written in the same call",
     "trainers/recipes/release_data.py": "what was made into JSON on the line before",
     "hub_cards/secret_unpacking.py": "unpacks layer by layer within a budget, and refuses what it cannot",
 }
@@ -36,10 +35,7 @@ OWN_WRITING = {
     "modeling_tsarank/models/default_model.py": "a whole folder takes its name; the file is in a temporary folder",
     "eval/score_log.py": "a log that is appended to, and its lock",
     "eval/index_cache.py": "a whole folder takes its name",
-    "trainers/saving.py": "a whole folder takes its name",
     "trainers/run_lock.py": "a lock",
-    "trainers/data/weak_output.py": "files of a temporary folder",
-    "trainers/data/weak_pairs.py": "a whole folder takes its name",
 }
 
 

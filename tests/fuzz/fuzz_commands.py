@@ -36,12 +36,8 @@ COMMANDS = {
         "--pair one @a.trec @b.trec @beir/qrels/test.tsv --json --measure map --resamples 50",
     ],
     "tune-fusion": ["@a.trec @b.trec --qrels @beir/qrels/test.tsv --steps 3 --output %fusion.json"],
-    "analyze perplexity": [f"--dataset @beir --pairs 4 --output %out {_MODEL}"],
-    "analyze generated-queries": [f"--dataset @beir --documents 2 --max-new-tokens 3 --output %out {_MODEL}"],
-    "analyze intersection": ["@a.trec @b.trec --depth 5 --output %out"],
     "data weak-pairs": [
         "--config @weak.yaml --output %out",
-        "--source title_body=table.jsonl --filter clean --output %out",
     ],
     "data queries cropped": ["--corpus @passages.jsonl --count 3 --min-words 1 --output %queries.jsonl"],
     "data queries generated": [
@@ -50,7 +46,7 @@ COMMANDS = {
     ],
     "data lists": [
         "--corpus @passages.jsonl --queries @cropped.jsonl --list-size 3 --teacher-url SERVER --teacher-model m "
-        "--tries 2 --first-wait 0.001 --longest-wait 0.01 --timeout 0.3 --output %out",
+        "--tries 1 --timeout 0.3 --output %out",
         "--corpus @passages.jsonl --queries @cropped.jsonl --list-size 3 --teacher-scores @model --output %out "
         f"{_PLACE}",
     ],
@@ -59,8 +55,6 @@ COMMANDS = {
         "--dataset @beir --split test --depth 6 --count 2 --output %mined.jsonl",
         "--corpus @passages.jsonl --queries @cropped.jsonl --depth 6 --count 2 --output %mined.jsonl",
     ],
-    "data split": ["@distill.jsonl --by kind --validation-share 0.3 --output %out"],
-    "data card": ["@weak-set"],
     "recipe prepare": ["@raw/plan.yaml --data @raw --output %out"],
     "recipe covered-queries": ["@beir --encoder @model --count 2 --output %covered.jsonl"],
     "recipe cross-encoder": ["@cross.yaml --lists @lists --base @model --output %out"],
@@ -124,7 +118,6 @@ ODD_WORDS = [
     "rrf:",
     "splade:nowhere",
     "rerank:",
-    "st:nowhere",
     "ce:",
     "dense:nowhere",
     "ir_datasets:x",
@@ -140,9 +133,6 @@ ODD_WORDS = [
     "map@x",
     "ndcg@" + "9" * 400,
     "P@1e9",
-    "title_body=",
-    "length: [",
-    "clean: {}",
     "float8",
     "int8",
     "cuda:99",

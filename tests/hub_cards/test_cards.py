@@ -15,11 +15,11 @@ from loopback_metadata import validate_card
 
 from modeling_tsarank import InputError, ModelError
 from modeling_tsarank.files.hashes import hash_folder
+from modeling_tsarank.files.templates import cell, duration, line, number, render
 from modeling_tsarank.hub_cards import card_texts
 from modeling_tsarank.hub_cards.model_cards import render_model_card
 from modeling_tsarank.hub_cards.model_facts import BaseModel, read_evaluations, read_model
 from modeling_tsarank.hub_cards.model_publishing import ModelOptions, prepare_model
-from modeling_tsarank.hub_cards.rendering import cell, duration, line, number, render
 from modeling_tsarank.ranking_options import LogitOptions
 
 
@@ -259,9 +259,11 @@ def test_names_that_would_break_a_card_do_not(trained: Any) -> None:
 
 def test_an_empty_fact_is_an_error() -> None:
     with pytest.raises(InputError, match="empty"):
-        render("space_card.md", metadata="x", title="x", model_text="", tsarank_version="1")
+        render(
+            "modeling_tsarank.hub_cards", "space_card.md", metadata="x", title="x", model_text="", tsarank_version="1"
+        )
     with pytest.raises(InputError, match="model_text"):
-        render("space_card.md", metadata="x", title="x", tsarank_version="1")
+        render("modeling_tsarank.hub_cards", "space_card.md", metadata="x", title="x", tsarank_version="1")
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.28, "0.3 s"), (75, "1 min 15 s"), (7322, "2 h 2 min")])

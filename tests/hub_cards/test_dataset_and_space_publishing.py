@@ -97,7 +97,7 @@ def test_the_card_of_pairs(pairs: Path) -> None:
 
 def test_the_card_of_recorded_weak_pairs(tmp_path: Path) -> None:
     """The record that `tsarank data weak-pairs` keeps has a card of its own."""
-    from modeling_tsarank.trainers.data.dataset_card import render_card
+    from modeling_tsarank.trainers.data.cards import render_card
     from modeling_tsarank.trainers.data.provenance import read_provenance
 
     folder = tmp_path / "weak"

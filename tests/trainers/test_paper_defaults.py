@@ -20,10 +20,10 @@ from modeling_tsarank.rankers.listwise import ListwiseOptions
 from modeling_tsarank.ranking_options import LogitOptions, QueryLikelihoodOptions
 from modeling_tsarank.trainers import losses, losses_listwise, losses_pairwise, losses_targets
 from modeling_tsarank.trainers.cpt_config import CPTConfig
-from modeling_tsarank.trainers.data import list_building, list_splits
+from modeling_tsarank.trainers.data import list_building, list_writing
+from modeling_tsarank.trainers.data.commands import register_commands
 from modeling_tsarank.trainers.data.hard_negatives import MiningOptions
 from modeling_tsarank.trainers.data.list_building import FirstStage
-from modeling_tsarank.trainers.data.mine_commands import register_mining
 from modeling_tsarank.trainers.distill_config import RankingDistillConfig
 from modeling_tsarank.trainers.sft_config import RankingSFTConfig
 
@@ -128,26 +128,23 @@ ARGUMENTS: list[tuple[Any, str, Any]] = [
     (losses_targets.in_batch_ndcg, "k", 10),
     # TWOLAR, section 3.2.
     (list_building.collect_lists, "list_size", 30),
-    (list_building.stage_agreement, "depth", 30),
     (list_building.parse_stage, "rerank_depth", 100),
-    (list_splits.stratified_split, "share", Fraction(1, 20)),
+    (list_writing.stratified_split, "share", Fraction(1, 20)),
     (listwise_prompt.listwise_messages, "max_words", 300),
     (listwise_prompt.listwise_messages, "prompt", "conversation"),
+    (list_building.parse_stage, "base", "bm25"),
 ]
 OPTIONS: list[tuple[str, str, Any]] = [
     ("lists", "list_size", 30),
     ("lists", "rerank_depth", 100),
-    ("lists", "rerank_base", "bm25"),
     ("lists", "validation_share", 0.05),
     ("lists", "passage_words", 300),
     ("lists", "window", None),
     ("lists", "prompt", "conversation"),
-    ("lists", "temperature", 0.0),
     ("mine", "depth", 1000),
     ("mine", "count", 48),
     ("mine", "sampling", "random"),
     ("mine", "rerank_depth", 100),
-    ("split", "validation_share", 0.05),
     ("evaluate", "top_k", 100),
 ]
 RECIPES: dict[str, dict[str, Any]] = {
@@ -221,7 +218,7 @@ def test_a_function_has_the_papers_default(function: Any, name: str, value: Any)
 @pytest.mark.parametrize(("command", "name", "value"), OPTIONS)
 def test_a_command_has_the_papers_default(command: str, name: str, value: Any) -> None:
     commands = argparse.ArgumentParser().add_subparsers()
-    register_mining(commands)
+    register_commands(commands)
     register_evaluation(commands)
     assert same(commands.choices[command].get_default(name), value)
 

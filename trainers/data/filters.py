@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from fnmatch import fnmatchcase
+from itertools import compress, islice
 from numbers import Integral, Real
 from typing import Any, ClassVar, TypeAlias
 
@@ -55,7 +55,7 @@ def step_classes() -> dict[str, type[Step]]:
     """Every filter by its name."""
     from modeling_tsarank.trainers.data.filters_duplicates import NearDuplicates, Repeats
     from modeling_tsarank.trainers.data.filters_leakage import Leakage
-    from modeling_tsarank.trainers.data.filters_relatedness import LexicalRelatedness, ModelRelatedness
+    from modeling_tsarank.trainers.data.filters_relatedness import LexicalRelatedness
     from modeling_tsarank.trainers.data.filters_text import Boilerplate, Clean, Exclude, Language, Length
 
     classes: tuple[type[Step], ...] = (
@@ -68,32 +68,59 @@ def step_classes() -> dict[str, type[Step]]:
         Repeats,
         NearDuplicates,
         Leakage,
-        ModelRelatedness,
     )
     return {one.name: one for one in classes}
 
 
 @dataclass
 class DeclaredStep:
-    """A filter with its options and the pairs it is meant for.
+    """A filter with the pairs it is meant for, and what it did: pairs in = out + dropped.
 
     Attributes:
         step: The filter.
         options: Options as declared.
         types: Types of pairs it looks at; all where empty.
         sources: Patterns (`reuters*`) of the sources it looks at; all where empty.
+        pairs_in, pairs_out: How many came and stayed.
+        mended: How many of those were changed.
+        dropped, dropped_by_type: How many were dropped for each reason, and of each type.
     """
 
     step: Step
     options: dict[str, Any] = field(default_factory=dict)
     types: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
+    pairs_in: int = 0
+    pairs_out: int = 0
+    mended: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    dropped_by_type: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def name(self) -> str:
+        """Name of the filter."""
+        return self.step.name
 
     def concerns(self, pair: Pair) -> bool:
         """Whether the filter looks at this pair at all."""
         if self.types and pair.type not in self.types:
             return False
         return not self.sources or any(fnmatchcase(pair.source, pattern) for pattern in self.sources)
+
+    def record(self) -> dict[str, Any]:
+        """The counts for the provenance."""
+        scope = {name: list(value) for name in ("types", "sources") if (value := getattr(self, name))}
+        return {
+            "filter": self.name,
+            "options": self.step.public_options(self.options),
+            **scope,
+            "in": self.pairs_in,
+            "out": self.pairs_out,
+            "mended": self.mended,
+            "dropped": dict(sorted(self.dropped.items())),
+            "dropped_by_type": dict(sorted(self.dropped_by_type.items())),
+            **self.step.facts(),
+        }
 
 
 def declare_steps(declared: Sequence[Any]) -> list[DeclaredStep]:
@@ -195,42 +222,6 @@ def _checked(value: Any, default: Any, where: str) -> Any:
     return value
 
 
-@dataclass
-class StepCount:
-    """What a step did: pairs in, out, mended and dropped by reason and by type. Pairs in = out + dropped."""
-
-    name: str
-    options: dict[str, Any]
-    types: tuple[str, ...] = ()
-    sources: tuple[str, ...] = ()
-    pairs_in: int = 0
-    pairs_out: int = 0
-    mended: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    dropped_by_type: Counter[str] = field(default_factory=Counter)
-    seconds: float = 0.0
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    def record(self) -> dict[str, Any]:
-        """The count for the provenance; times are left out, so that two runs give the same record."""
-        scope = {name: list(value) for name in ("types", "sources") if (value := getattr(self, name))}
-        return {
-            "filter": self.name,
-            "options": self.options,
-            **scope,
-            "in": self.pairs_in,
-            "out": self.pairs_out,
-            "mended": self.mended,
-            "dropped": dict(sorted(self.dropped.items())),
-            "dropped_by_type": dict(sorted(self.dropped_by_type.items())),
-            **self.facts,
-        }
-
-
-def _new_count(one: DeclaredStep) -> StepCount:
-    return StepCount(one.step.name, one.step.public_options(one.options), one.types, one.sources)
-
-
 class Pipeline:
     """Pairs through steps in order, batch by batch.
 
@@ -242,52 +233,37 @@ class Pipeline:
 
     def __init__(self, steps: Sequence[DeclaredStep], examples: int = 0, seed: int = 0) -> None:
         self.steps = list(steps)
-        self.counts = [_new_count(one) for one in self.steps]
         self.dropped_examples: dict[tuple[int, str], list[Pair]] = {}
         self._examples = examples
         self._random = random.Random(seed)
 
     def run(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
         """Yields the pairs that every step keeps; holds `BATCH` pairs and what the steps themselves remember."""
-        batch: list[Pair] = []
-        for pair in pairs:
-            batch.append(pair)
-            if len(batch) == BATCH:
-                yield from self.run_batch(batch)
-                batch = []
-        yield from self.run_batch(batch)
+        left = iter(pairs)
+        while batch := list(islice(left, BATCH)):
+            for number, declared in enumerate(self.steps):
+                batch = self._run_step(number, declared, batch)
+            yield from batch
 
-    def run_batch(self, pairs: list[Pair]) -> list[Pair]:
-        """The kept pairs of one batch."""
-        for number, (declared, count) in enumerate(zip(self.steps, self.counts, strict=True)):
-            if not pairs:
-                break
-            started = time.perf_counter()
-            pairs = self._run_step(number, declared, count, pairs)
-            count.seconds += time.perf_counter() - started
-        return pairs
-
-    def _run_step(self, number: int, declared: DeclaredStep, count: StepCount, pairs: list[Pair]) -> list[Pair]:
+    def _run_step(self, number: int, declared: DeclaredStep, pairs: list[Pair]) -> list[Pair]:
         concerned = [declared.concerns(pair) for pair in pairs]
-        outcomes = iter(declared.step.apply([pair for pair, is_in in zip(pairs, concerned, strict=True) if is_in]))
+        outcomes = iter(declared.step.apply(list(compress(pairs, concerned))))
         kept = []
         for pair, is_in in zip(pairs, concerned, strict=True):
             outcome = next(outcomes) if is_in else pair
             if isinstance(outcome, str):
-                count.dropped[outcome] += 1
-                count.dropped_by_type[pair.type] += 1
-                self._keep_example(number, outcome, count.dropped[outcome], pair)
+                declared.dropped[outcome] += 1
+                declared.dropped_by_type[pair.type] += 1
+                self._keep_example(number, outcome, declared.dropped[outcome], pair)
             else:
-                count.mended += outcome is not pair
+                declared.mended += outcome is not pair
                 kept.append(outcome)
-        count.pairs_in += len(pairs)
-        count.pairs_out += len(kept)
+        declared.pairs_in += len(pairs)
+        declared.pairs_out += len(kept)
         return kept
 
     def _keep_example(self, number: int, reason: str, seen: int, pair: Pair) -> None:
         """Reservoir sampling (Vitter's algorithm R)."""
-        if not self._examples:
-            return
         examples = self.dropped_examples.setdefault((number, reason), [])
         if len(examples) < self._examples:
             examples.append(pair)
@@ -295,7 +271,6 @@ class Pipeline:
             examples[place] = pair
 
     def close(self) -> None:
-        """Takes the steps' facts into the counts and lets go of what they hold."""
-        for declared, count in zip(self.steps, self.counts, strict=True):
-            count.facts = declared.step.facts()
+        """Lets go of the files and models that steps hold."""
+        for declared in self.steps:
             declared.step.close()

@@ -1,18 +1,15 @@
 """Hard negatives for fine-tuning: high ranks of a first stage that, as far as scores tell, are no positives.
 
-The window, the margins and the sampling are sentence-transformers' `mine_hard_negatives` (dense retrieval, where that
-function does the work) and mean the same here for every other first stage. Reference for the margins: Moreira et al.,
+The window, the margins and the sampling mean what they mean in sentence-transformers' `mine_hard_negatives`, here for
+every first stage and with ids instead of texts. Reference for the margins: Moreira et al.,
 NV-Retriever, 2024 (TopK-PercPos is a relative margin of 0.05). TSARankLLM draws its 48 negatives from the top 1,000.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import random
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,15 +17,11 @@ from tqdm.auto import tqdm
 
 from modeling_tsarank.eval.run_files import ranked
 from modeling_tsarank.eval.types import Collection
-from modeling_tsarank.files.extras import require
-from modeling_tsarank.models.sentence_encoders import load_cross_encoder, load_encoder
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.list_building import FirstStage, Retriever
 from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
 from modeling_tsarank.trainers.training_checks import plain_text
 
-
-logger = logging.getLogger(__name__)
 
 SAMPLINGS = ("random", "top")
 MARGINS = ("lowest", "highest")
@@ -208,8 +201,8 @@ def mine_negatives(
     return rows, counts
 
 
-Candidate = tuple[str, int | None, float]
-"""Document id, rank in the window's list (from 1, positives taken out; None where unknown), score."""
+Candidate = tuple[str, int, float]
+"""Document id, rank in the window's list (from 1, positives taken out), score."""
 
 
 def _candidates(
@@ -299,102 +292,3 @@ def _row(
         "margin": margin if options.has_margin else "none",
         "sampling": f"{options.sampling}, seed {options.seed}",
     }
-
-
-def mine_dense_negatives(
-    collection: Collection,
-    model: str,
-    options: MiningOptions,
-    cross_encoder: str | None = None,
-    batch_size: int = 32,
-    device: str | None = None,
-) -> tuple[list[dict[str, Any]], MiningCounts]:
-    """The same by sentence-transformers' own `mine_hard_negatives`, with a bi-encoder as the first stage.
-
-    That function knows texts only: documents of one text are one document, and queries of one text are one query (the
-    first id stands for them). The corpus is encoded in memory.
-
-    Args:
-        collection: Queries, judgments and corpus.
-        model: Folder or Hub id of a sentence-transformers model.
-        options: Which candidates are taken.
-        cross_encoder: A CrossEncoder that scores for the margins.
-        batch_size: Texts encoded at once.
-        device: Torch device.
-
-    Raises:
-        InputError: no query has a positive, or margins of the highest one, which that function does not know.
-        ModelError: a model cannot be loaded.
-        ResourceError: sentence-transformers or datasets is missing.
-    """
-    if options.has_margin and options.margin_of != "lowest":
-        raise InputError("mine_hard_negatives takes margins of the lowest positive only; use dense: for the highest")
-    package = require("sentence_transformers", extra="dense", purpose="Dense hard negatives")
-    datasets = require("datasets", extra="train", purpose="Dense hard negatives")
-    positives = positives_of(collection)
-    id_of_text: dict[str, str] = {}
-    for name, document in collection.documents.items():
-        id_of_text.setdefault(document.full_text, name)
-    query_of_text: dict[str, str] = {}
-    for query_id in positives:
-        query_of_text.setdefault(collection.queries[query_id], query_id)
-    pairs = [
-        {"anchor": collection.queries[query_id], "positive": collection.documents[name].full_text}
-        for query_id, names in positives.items()
-        for name in names
-    ]
-    encoder = load_encoder(model, device)
-    judge = None if cross_encoder is None else load_cross_encoder(cross_encoder, device)
-    with _seeded(options.seed), contextlib.redirect_stdout(io.StringIO()) as said:
-        mined = package.util.mine_hard_negatives(
-            datasets.Dataset.from_list(pairs),
-            encoder,
-            corpus=list(id_of_text),
-            cross_encoder=judge,
-            range_min=options.rank_min,
-            range_max=options.depth if options.rank_max is None else options.rank_max,
-            absolute_margin=options.absolute_margin,
-            relative_margin=options.relative_margin,
-            num_negatives=options.count,
-            sampling_strategy=options.sampling,
-            output_format="triplet",
-            output_scores=True,
-            batch_size=batch_size,
-        )
-    logger.info("mine_hard_negatives: %s", " ".join(said.getvalue().split()))
-    found: dict[str, dict[str, float]] = defaultdict(dict)
-    for row in mined:
-        found[query_of_text[row["anchor"]]][id_of_text[row["negative"]]] = float(row["scores"][1])
-    counts = MiningCounts(queries=len(positives))
-    stage = FirstStage("dense (mine_hard_negatives)", f"dense:{model}")
-    rows = []
-    for query_id, names in positives.items():
-        if query_of_text[collection.queries[query_id]] != query_id:
-            counts.lost["another query of the same text"] += 1
-            continue
-        own = {query_id} if collection.self_match else set()
-        relevant = {*names, *own}
-        chosen = [
-            (name, None, score)
-            for name, score in sorted(found[query_id].items(), key=lambda item: (-item[1], item[0]))
-            if name not in relevant
-        ]
-        if len(chosen) < options.minimum:
-            counts.lost["too few negatives"] += 1
-            continue
-        rows.append(_row(collection, query_id, names, chosen, stage, options))
-        counts.rows += 1
-        counts.negatives += len(chosen)
-        counts.short += len(chosen) < options.count
-    return rows, counts
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """The global generator of `random`, which `mine_hard_negatives` draws from, seeded and afterwards as it was."""
-    state = random.getstate()
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(state)

@@ -16,13 +16,13 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from modeling_tsarank.eval.analyses import intersection_rates
 from modeling_tsarank.eval.first_stages import CollectionTexts, FirstStageIndex, build_index
 from modeling_tsarank.eval.run_files import ranked
 from modeling_tsarank.eval.types import Collection, Document, Run
 from modeling_tsarank.files.fields import field_text, optional_id, record_id, record_text
 from modeling_tsarank.files.reading import read_jsonl
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_options import whole_number
 from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
 
 
@@ -267,42 +267,18 @@ def collect_lists(
     return full, [task for task in tasks if len(task.document_ids) < minimum]
 
 
-def stage_agreement(
-    retriever: Retriever,
-    queries: Sequence[SourceQuery],
-    stages: Sequence[FirstStage],
-    depth: int = LIST_SIZE,
-    per_type: int | None = None,
-    seed: int = 0,
-) -> dict[str, tuple[int, list[list[float]], dict[str, Run]]]:
-    """TWOLAR's Table 1: for each type of queries, how much the stages' lists agree (Eq. 3).
-
-    Args:
-        retriever: Runs the stages.
-        queries: All queries.
-        stages: At least two.
-        depth: Documents of a list.
-        per_type: Queries of each type at most. Those that are dealt to the last stage, which is a random sample of
-            them, come first: if that stage is costly, the table then adds nothing to its cost.
-        seed: Of the dealing.
-
-    Returns:
-        Query type to number of queries, rates of shape `(stages, stages)`, and the runs by stage.
+def spread(tasks: Sequence[ListTask], limit: int) -> list[ListTask]:
+    """At most `limit` lists, one of each query type and first stage in turn, in the given order.
 
     Raises:
-        InputError: fewer than two stages.
+        InputError: a limit below 1.
     """
-    assigned = deal_out(queries, stages, seed)
-    by_type: dict[str, list[SourceQuery]] = defaultdict(list)
-    for query in queries:
-        by_type[query.query_type].append(query)
-    tables = {}
-    for query_type in sorted(by_type):
-        order = sorted(
-            by_type[query_type],
-            key=lambda query: (assigned[query.query_id] != stages[-1], place_of(seed, "table", query.query_id)),
-        )
-        texts = {query.query_id: query.text for query in order[:per_type]}
-        runs = {stage.name: retriever.run(stage, texts, depth) for stage in stages}
-        tables[query_type] = (len(texts), intersection_rates(list(runs.values()), depth), runs)
-    return tables
+    limit = whole_number(limit, "the limit")
+    rounds: dict[tuple[str, str], int] = defaultdict(int)
+    turns = []
+    for place, task in enumerate(tasks):
+        key = task.query.query_type, task.first_stage
+        turns.append((rounds[key], place))
+        rounds[key] += 1
+    kept = sorted(place for _, place in sorted(turns)[:limit])
+    return [tasks[place] for place in kept]

@@ -29,7 +29,7 @@ from modeling_tsarank.trainers.data.command_options import (
 if TYPE_CHECKING:
     from modeling_tsarank.rankers.endpoint import Usage
     from modeling_tsarank.rankers.listwise import Ordering
-    from modeling_tsarank.trainers.data.list_building import FirstStage, ListTask
+    from modeling_tsarank.trainers.data.list_building import ListTask
     from modeling_tsarank.trainers.data.teacher_cache import RequestCache
 
 logger = logging.getLogger(__name__)
@@ -50,8 +50,8 @@ teachers (one of them):
                                       scores give the order; of several the mean of their z-scores in each list,
                                       weighted by --teacher-weights
 
-first stages: SPEC or NAME=SPEC, where SPEC is bm25, dense:MODEL, splade:MODEL, or rerank:MODEL (a reranker over the
-first --rerank-depth documents of --rerank-base).
+first stages: SPEC or NAME=SPEC, where SPEC is bm25, dense:MODEL, splade:MODEL, or rerank:MODEL (a reranker over BM25's
+first --rerank-depth documents).
 
 --prompt conversation (RankGPT's, a message a passage) suits large chat models; --prompt single (all passages in one
 message, as for RankZephyr) small ones. A teacher too weak for the task answers by counting, [1] > [2] > [3]: its lists
@@ -66,7 +66,7 @@ With --leakage, queries that a test collection has as well, exactly or nearly, g
 out of the lists; the counts go into provenance.json and the card. Without it the card says that nothing was checked.
 
 Every answer is cached: a killed or repeated run asks nothing twice. The output folder gets data/ (parquet, train and
-validation; give it to `tsarank train distill`), failed.ndjson, provenance.json and table1.md with the runs behind it.
+validation; give it to `tsarank train distill`), failed.ndjson and provenance.json.
 """
 _EXAMPLES = """\
   export TSARANK_TEACHER_KEY=…
@@ -88,7 +88,6 @@ def register_lists(subparsers: Any) -> None:
     add_corpus(parser)
     parser.add_argument("--queries", nargs="+", required=True, metavar="FILE", help="files of `tsarank data queries`")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--title", default=None, help="of the data set, for its card")
     parser.add_argument(
         "--limit", type=whole(), default=None, metavar="N", help="order only N lists, spread over all kinds"
     )
@@ -115,20 +114,9 @@ def _add_stages(parser: argparse.ArgumentParser) -> None:
         "--list-size", type=whole(least=2), default=30, metavar="N", help="documents of a list (default: 30)"
     )
     group.add_argument(
-        "--min-list", type=whole(least=2), default=2, metavar="N", help="shorter lists are left out (default: 2)"
-    )
-    group.add_argument("--rerank-base", default="bm25", metavar="S", help="stage under rerank: (default: bm25)")
-    group.add_argument(
         "--rerank-depth", type=whole(), default=100, metavar="N", help="reranked documents (default: 100)"
     )
     group.add_argument("--index-cache", type=Path, default=None, metavar="DIR", help="where indexes are kept")
-    group.add_argument(
-        "--table-queries",
-        type=whole(least=0),
-        default=None,
-        metavar="N",
-        help="queries of each type for Table 1, all stages over each of them; 0: no table (default: all)",
-    )
 
 
 def _add_teachers(parser: argparse.ArgumentParser) -> None:
@@ -159,10 +147,8 @@ def _add_teachers(parser: argparse.ArgumentParser) -> None:
         "prompt's example, the rest as given) are no use",
     )
     group.add_argument("--passage-words", type=whole(), default=300, metavar="N", help="words shown (default: 300)")
-    group.add_argument("--attempts", type=whole(most=1_000), default=2, metavar="N", help="per prompt (default: 2)")
     group.add_argument("--max-tokens", type=whole(), default=None, metavar="N", help="longest answer")
     add_lengths(group, "a reranker")
-    group.add_argument("--batch-tokens", type=whole(), default=None, metavar="N", help="tokens in a reranker's batch")
 
 
 def _add_endpoint(parser: argparse.ArgumentParser) -> None:
@@ -171,7 +157,6 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--teacher-key-variable", default="TSARANK_TEACHER_KEY", metavar="V", help="default: TSARANK_TEACHER_KEY"
     )
-    group.add_argument("--temperature", type=real(least=0, most=1_000), default=0.0, help="default: 0")
     group.add_argument(
         "--concurrency", type=whole(most=1_000), default=4, metavar="N", help="lists at a time (default: 4)"
     )
@@ -186,20 +171,6 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
         help="seconds a request may take as a whole (default: 120)",
     )
     group.add_argument("--tries", type=whole(), default=6, metavar="N", help="per request (default: 6)")
-    group.add_argument(
-        "--first-wait",
-        type=_SECONDS,
-        default=1.0,
-        metavar="S",
-        help="before the second try (default: 1)",
-    )
-    group.add_argument(
-        "--longest-wait",
-        type=_SECONDS,
-        default=120.0,
-        metavar="S",
-        help="between tries (default: 120)",
-    )
     group.add_argument("--prompt-price", type=_PRICE, default=0.0, metavar="P", help="of a million tokens read")
     group.add_argument(
         "--completion-price",
@@ -221,10 +192,9 @@ def run_lists(args: argparse.Namespace) -> int:
         describe_stage,
         parse_stage,
         read_queries,
-        stage_agreement,
+        spread,
     )
     from modeling_tsarank.trainers.data.list_ordering import order_lists, summarize
-    from modeling_tsarank.trainers.data.list_splits import spread
     from modeling_tsarank.trainers.data.teacher_cache import RequestCache
     from modeling_tsarank.trainers.data.teacher_facts import teacher_facts
     from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
@@ -232,7 +202,7 @@ def run_lists(args: argparse.Namespace) -> int:
     given = args.teacher_scores or [args.teacher_local or args.teacher_model]
     teachers = teacher_facts(given, args.teacher_trained_on, here=not args.teacher_url)
     queries = read_queries(args.queries)
-    stages = [parse_stage(text, args.rerank_base, args.rerank_depth) for text in args.first_stages]
+    stages = [parse_stage(text, rerank_depth=args.rerank_depth) for text in args.first_stages]
     documents = read_passages(args.corpus)
     lengths = given_lengths(args)
     with ExitStack() as stack:
@@ -249,29 +219,23 @@ def run_lists(args: argparse.Namespace) -> int:
         teacher, description, concurrency, stop = _teacher(args, cache, usage, stack)
 
         def make_scorer(name: str) -> CachedScorer:
-            return CachedScorer(name, cache, None, args.batch_tokens, args.device, args.dtype, **lengths)
+            return CachedScorer(name, cache, None, None, args.device, args.dtype, **lengths)
 
         options = {} if args.device is None else {kind: {"device": args.device} for kind in ("dense", "splade")}
         retriever = Retriever(documents, args.index_cache, make_scorer, options)
-        tasks, short = collect_lists(retriever, queries, stages, args.list_size, args.min_list, args.seed)
+        tasks, short = collect_lists(retriever, queries, stages, args.list_size, seed=args.seed)
         leakage = None
         if check is not None:
             found = sum(len(task.document_ids) for task in tasks)
             tasks = check.clean_lists(tasks, documents)
             removed = found - sum(len(task.document_ids) for task in tasks)
-            short += [task for task in tasks if len(task.document_ids) < args.min_list]
-            tasks = [task for task in tasks if len(task.document_ids) >= args.min_list]
+            short += [task for task in tasks if len(task.document_ids) < 2]
+            tasks = [task for task in tasks if len(task.document_ids) >= 2]
             counts = {"queries_left_out": asked - len(queries), "documents_left_out": removed}
             leakage = {**check.record(), **counts}
-        if args.table_queries != 0 and len(stages) > 1:
-            _table(
-                args,
-                stage_agreement(retriever, queries, stages, args.list_size, args.table_queries, args.seed),
-                stages,
-            )
         left_out = len(tasks)
         if args.limit is not None:
-            tasks = spread(tasks, lambda task: (task.query.query_type, task.first_stage), args.limit)
+            tasks = spread(tasks, args.limit)
         left_out -= len(tasks)
         orderings = order_lists(teacher, tasks, documents, concurrency, stop)
     summary = summarize(tasks, orderings, len(short)) | {"not_asked_by_limit": left_out}
@@ -299,13 +263,17 @@ def _teacher(
     from modeling_tsarank.trainers.data.teacher_scores import ScoringTeacher
 
     if args.teacher_scores is not None:
-        place = args.batch_tokens, args.device, args.dtype
+        place = None, args.device, args.dtype
         scorer = teacher_scorer(args.teacher_scores, args.teacher_weights, cache, usage, *place, **given_lengths(args))
         return ScoringTeacher(scorer), scorer.describe(), 1, None
     if args.teacher_weights is not None:
         raise InputError("--teacher-weights is for several teachers that score (--teacher-scores)")
     options = ListwiseOptions(
-        args.window, args.step, args.passage_words, args.attempts, args.prompt, args.refuse_given_order
+        window=args.window,
+        step=args.step,
+        max_words=args.passage_words,
+        prompt=args.prompt,
+        refuse_given_order=args.refuse_given_order,
     )
     if args.teacher_local is not None:
         local = LocalChat(args.teacher_local, cache, usage, args.max_tokens or 256, args.device, args.dtype)
@@ -314,12 +282,9 @@ def _teacher(
         url=args.teacher_url,
         model=args.teacher_model,
         key_variable=args.teacher_key_variable,
-        temperature=args.temperature,
         max_tokens=args.max_tokens,
         timeout=args.timeout,
         tries=args.tries,
-        first_wait=args.first_wait,
-        longest_wait=args.longest_wait,
         requests_per_minute=args.requests_per_minute,
         prompt_price=args.prompt_price,
         completion_price=args.completion_price,
@@ -328,14 +293,6 @@ def _teacher(
     client = stack.enter_context(ChatEndpoint(settings, cache, usage))
     description = {**client.describe(), **options.describe()}
     return ListwiseRanker(client, options), description, args.concurrency, client.stop
-
-
-def _table(args: argparse.Namespace, tables: Any, stages: Sequence[FirstStage]) -> None:
-    from modeling_tsarank.eval.reports import text_table
-    from modeling_tsarank.trainers.data.list_writing import write_agreement
-
-    header, rows = write_agreement(args.output / "table1", [stage.name for stage in stages], tables)
-    sys.stdout.write(text_table(header, rows) + "\n")
 
 
 def _write(
@@ -347,14 +304,14 @@ def _write(
     report: dict[str, Any],
 ) -> int:
     """Splits, writes and prints."""
+    from modeling_tsarank.files.writing import write_jsonl
     from modeling_tsarank.ranking_errors import ModelError
-    from modeling_tsarank.trainers.data.list_splits import stratified_split
     from modeling_tsarank.trainers.data.list_writing import (
         FAILED_FILE,
         PACKAGES,
         distillation_row,
         failed_row,
-        write_ndjson,
+        stratified_split,
         write_splits,
     )
     from modeling_tsarank.trainers.data.provenance import describe_file, write_provenance
@@ -362,7 +319,7 @@ def _write(
     prompt = report["teacher"].get("prompt")
     pairs = list(zip(tasks, orderings, strict=True))
     failed = [failed_row(task, ordering, teacher) for task, ordering in pairs if ordering.permutation is None]
-    write_ndjson(args.output / FAILED_FILE, failed)
+    write_jsonl(args.output / FAILED_FILE, failed)
     rows = [
         distillation_row(task, ordering, documents, teacher, prompt)
         for task, ordering in pairs
@@ -377,7 +334,7 @@ def _write(
     )
     write_splits(args.output / "data", train, validation)
     report |= {
-        "title": args.title or f"Distillation lists of {Path(args.corpus).name}",
+        "title": f"Distillation lists of {Path(args.corpus).name}",
         "seed": args.seed,
         "corpus": {**describe_file(Path(args.corpus)), "documents": len(documents)},
         "query_files": [describe_file(Path(path)) for path in args.queries],

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from modeling_tsarank.eval.reports import markdown_table
-from modeling_tsarank.eval.run_files import write_run
-from modeling_tsarank.eval.types import Document, Run
-from modeling_tsarank.files.extras import require
-from modeling_tsarank.files.writing import whole_file, write_json, write_text
+from modeling_tsarank.eval.types import Document
+from modeling_tsarank.files.tables import arrow
+from modeling_tsarank.files.writing import whole_file
 from modeling_tsarank.rankers.listwise import Ordering
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers.data.list_building import ListTask
+from modeling_tsarank.trainers.data.list_building import ListTask, place_of
 
 
 PACKAGES = ("bm25s", "httpx2", "pyarrow", "sentence-transformers", "torch", "transformers")
 """Packages whose versions are recorded with a set."""
+
+Item = TypeVar("Item")
 
 FAILED_FILE = "failed.ndjson"
 """Lists without an order; the suffix is one that no reader of training data takes for rows."""
@@ -82,8 +83,7 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         ResourceError: pyarrow is missing or the file cannot be written.
     """
-    pa = require("pyarrow", extra="data", purpose="Writing a data set")
-    parquet = require("pyarrow.parquet", extra="data", purpose="Writing a data set")
+    pa = arrow("data")
     text = pa.string()
     document = pa.struct([("docid", text), ("title", text), ("text", text)])
     known = {
@@ -94,12 +94,7 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     schema = pa.schema([(name, known.get(name, text)) for name in columns])
     with whole_file(path) as temporary:
-        parquet.write_table(pa.Table.from_pylist(list(rows), schema=schema), temporary)
-
-
-def write_ndjson(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes one JSON object a line, whole or not at all."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        pa.parquet.write_table(pa.Table.from_pylist(list(rows), schema=schema), temporary)
 
 
 def write_splits(folder: Path, train: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]) -> None:
@@ -112,50 +107,51 @@ def write_splits(folder: Path, train: Sequence[Mapping[str, Any]], validation: S
             path.unlink(missing_ok=True)
 
 
-def agreement_table(
-    names: Sequence[str], tables: Mapping[str, tuple[int, list[list[float]], Any]]
-) -> tuple[list[str], list[list[str]]]:
-    """TWOLAR's Table 1 in per cent: header and rows.
+VALIDATION_SHARE = Fraction(1, 20)
+"""TWOLAR: 1,000 of 20,000."""
 
-    With exactly two types of queries, the first stands in the upper triangle and the second in the lower, as in the
-    paper; otherwise there is a block for each type.
+
+def stratified_split(
+    items: Sequence[Item],
+    identity: Callable[[Item], str],
+    stratum: Callable[[Item], Hashable],
+    share: float | Fraction = VALIDATION_SHARE,
+    seed: int = 0,
+) -> tuple[list[Item], list[Item]]:
+    """Training and validation items, each in the given order.
+
+    The validation set has `round(share * n)` items. Every stratum gives its share, rounded down, and the remaining
+    places go to the strata with the largest remainders. Which items of a stratum it gives depends on their identities
+    and the seed alone, not on the order of the items.
+
+    Args:
+        items: n items.
+        identity: A text that no two items share.
+        stratum: What an item is stratified by.
+        share: Of the validation set, from 0 to below 1.
+        seed: Of the choice.
+
+    Raises:
+        InputError: a share out of range, or two items of one identity.
     """
-    kinds = list(tables)
-    if len(kinds) == 2:
-        upper, lower = (tables[kind][1] for kind in kinds)
-        header = [f"{kinds[1]} \\ {kinds[0]} (%)", *names]
-        return header, _triangle(names, upper, lower)
-    header = ["% shared", *names]
-    rows: list[list[str]] = []
-    for kind in kinds:
-        block = _triangle(names, tables[kind][1], tables[kind][1])
-        rows += [[f"{kind}: {line[0]}", *line[1:]] for line in block]
-    return header, rows
-
-
-def _triangle(names: Sequence[str], upper: list[list[float]], lower: list[list[float]]) -> list[list[str]]:
-    return [
-        [
-            name,
-            *(
-                "-" if row == column else f"{100 * (upper if row < column else lower)[row][column]:.1f}"
-                for column in range(len(names))
-            ),
-        ]
-        for row, name in enumerate(names)
-    ]
-
-
-def write_agreement(
-    folder: Path, names: Sequence[str], tables: Mapping[str, tuple[int, list[list[float]], dict[str, Run]]]
-) -> tuple[list[str], list[list[str]]]:
-    """Writes Table 1 (Markdown and JSON) and the runs behind it; returns its header and rows."""
-    header, rows = agreement_table(names, tables)
-    write_text(folder / "table1.md", markdown_table(header, rows))
-    values = {kind: {"queries": count, "rates": rates} for kind, (count, rates, _) in tables.items()}
-    write_json(folder / "table1.json", {"stages": list(names), "by_query_type": values})
-    for kind, (_, _, runs) in tables.items():
-        for name, run in runs.items():
-            safe = "".join(letter if letter.isalnum() or letter in "-_+." else "_" for letter in f"{kind}.{name}")
-            write_run(folder / f"{safe}.trec", run, "".join(name.split()) or "run")
-    return header, rows
+    if not 0 <= share < 1:
+        raise InputError(f"the validation set's share must be from 0 to below 1, got {float(share)}")
+    names = [identity(item) for item in items]
+    if len(set(names)) < len(names):
+        raise InputError(f"{len(names) - len(set(names))} of {len(names)} rows repeat an id; a split needs unique ids")
+    strata: dict[Hashable, list[str]] = defaultdict(list)
+    for item, name in zip(items, names, strict=True):
+        strata[stratum(item)].append(name)
+    # A decimal such as 0.05 is meant exactly, not as the binary number next to it.
+    exact = share if isinstance(share, Fraction) else Fraction(str(share))
+    wanted = {key: exact * len(members) for key, members in strata.items()}
+    quota = {key: int(amount) for key, amount in wanted.items()}
+    left = int(exact * len(items) + Fraction(1, 2)) - sum(quota.values())
+    by_remainder = sorted(strata, key=lambda key: (quota[key] - wanted[key], place_of(seed, "stratum", repr(key))))
+    for key in by_remainder[:left]:
+        quota[key] += 1
+    chosen: set[str] = set()
+    for key, members in strata.items():
+        chosen.update(sorted(members, key=lambda name: place_of(seed, "validation", name))[: quota[key]])
+    pairs = list(zip(items, names, strict=True))
+    return [item for item, name in pairs if name not in chosen], [item for item, name in pairs if name in chosen]

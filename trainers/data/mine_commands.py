@@ -1,4 +1,4 @@
-"""The mining half of `tsarank data`: queries, distillation lists, hard negatives, splits."""
+"""`tsarank data mine`: hard negatives for fine-tuning."""
 
 from __future__ import annotations
 
@@ -17,9 +17,6 @@ from modeling_tsarank.trainers.data.command_options import (
     load_judged,
     open_check,
 )
-from modeling_tsarank.trainers.data.list_commands import register_lists
-from modeling_tsarank.trainers.data.query_commands import register_queries
-from modeling_tsarank.trainers.data.score_commands import register_scores
 
 
 _MINE = """\
@@ -28,9 +25,8 @@ first stage's ranks. Positives and their copies are never negatives. False negat
 goes if it scores above the lowest (--margin-of) positive's score less a margin, by the first stage or, with --judge,
 by a reranker.
 
-First stages: bm25, splade:MODEL, dense:MODEL, rerank:MODEL (over --rerank-depth documents of bm25), and st:MODEL,
-where sentence-transformers' own mine_hard_negatives does the whole work with a bi-encoder (--judge ce:M is then its
-CrossEncoder). Every negative keeps its rank and score, every row its source, first stage, window and margins.
+First stages: bm25, splade:MODEL, dense:MODEL, rerank:MODEL (over --rerank-depth documents of bm25). Every negative
+keeps its rank and score, every row its source, first stage, window and margins.
 
 With --leakage, queries, positives and negatives that a test collection has as well, exactly or nearly, are left out.
 
@@ -38,31 +34,16 @@ Queries that `tsarank data queries` made need no qrels: each is labelled with th
 """
 _MINE_EXAMPLES = """\
   tsarank data mine --dataset beir/msmarco --split train --first-stage bm25 --count 48 --output sft.jsonl
-  tsarank data mine --dataset folder --first-stage st:sentence-transformers/all-MiniLM-L6-v2 --depth 100 \\
+  tsarank data mine --dataset folder --first-stage dense:sentence-transformers/all-MiniLM-L6-v2 --depth 100 \\
       --count 8 --sampling top --relative-margin 0.05 --output sft.jsonl
   tsarank data mine --corpus corpus.jsonl --queries queries.jsonl --qrels qrels.tsv --first-stage bm25 \\
       --judge default --absolute-margin 0 --depth 50 --count 8 --output sft.jsonl
   tsarank data mine --corpus folder --queries generated.jsonl --depth 60 --count 20 --output sft.jsonl
 """
-_SPLIT = """\
-Split a file of rows into training and validation, stratified by fields of the rows. The choice depends on the rows'
-ids and the seed alone, not on their order. The output folder gets train.jsonl and validation.jsonl.
-"""
-_SPLIT_EXAMPLES = """\
-  tsarank data split rows.jsonl --by query_type first_stage --output split
-"""
 
 
-def register_mining(subparsers: argparse._SubParsersAction) -> None:
-    """Adds `queries`, `lists`, `scores`, `mine` and `split` to `tsarank data`."""
-    register_queries(subparsers)
-    register_lists(subparsers)
-    register_scores(subparsers)
-    _register_mine(subparsers)
-    _register_split(subparsers)
-
-
-def _register_mine(subparsers: Any) -> None:
+def register_mine(subparsers: Any) -> None:
+    """Adds `mine`."""
     parser = add_command(subparsers, "mine", "hard negatives for fine-tuning", _MINE, _MINE_EXAMPLES, run_mine)
     parser.add_argument("--dataset", metavar="D", help="folder in BEIR's layout, Hub id, ir_datasets:NAME")
     parser.add_argument("--split", default="train", help="judged split of --dataset (default: train)")
@@ -92,29 +73,10 @@ def _register_mine(subparsers: Any) -> None:
     add_model_place(parser)
 
 
-def _register_split(subparsers: Any) -> None:
-    parser = add_command(
-        subparsers, "split", "training and validation, stratified", _SPLIT, _SPLIT_EXAMPLES, run_split
-    )
-    parser.add_argument("rows", metavar="FILE", help="rows: .jsonl, .json or .parquet (.gz too)")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--by", nargs="+", default=[], metavar="FIELD", help="fields to stratify by")
-    parser.add_argument("--id", default="query_id", metavar="FIELD", help="field with the id (default: query_id)")
-    parser.add_argument(
-        "--validation-share",
-        type=real(least=0, below=1),
-        default=0.05,
-        metavar="X",
-        help="default: 0.05, that is 19:1",
-    )
-    parser.add_argument("--seed", type=seed(), default=0, help="of the choice (default: 0)")
-
-
 def run_mine(args: argparse.Namespace) -> int:
     """Runs `tsarank data mine`."""
-    from modeling_tsarank.rankers.pointwise import CROSS_ENCODER
     from modeling_tsarank.ranking_errors import InputError
-    from modeling_tsarank.trainers.data.hard_negatives import MiningOptions, mine_dense_negatives, mine_negatives
+    from modeling_tsarank.trainers.data.hard_negatives import MiningOptions, mine_negatives
     from modeling_tsarank.trainers.data.list_building import Retriever, parse_stage
     from modeling_tsarank.trainers.data.teacher_cache import RequestCache
     from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
@@ -133,14 +95,7 @@ def run_mine(args: argparse.Namespace) -> int:
     options = MiningOptions(**{name: getattr(args, name) for name in names}, seed=args.seed)
     if args.judge is not None and not options.has_margin:
         raise InputError("--judge scores for the margins: give --absolute-margin or --relative-margin with it")
-    kind, _, model = args.first_stage.partition(":")
-    if kind == "st" and args.judge is not None and not args.judge.startswith(CROSS_ENCODER):
-        raise InputError(f"st: takes a CrossEncoder as its judge, ce:MODEL, got {args.judge}")
     collection = load_judged(args)
-    if kind == "st":
-        judge = None if args.judge is None else args.judge.removeprefix(CROSS_ENCODER)
-        rows, counts = mine_dense_negatives(collection, model, options, judge, device=args.device)
-        return _finish_mining(args, rows, counts)
     with ExitStack() as stack:
         caches: list[RequestCache] = []
 
@@ -160,8 +115,8 @@ def run_mine(args: argparse.Namespace) -> int:
 
 def _finish_mining(args: argparse.Namespace, rows: list[dict[str, Any]], counts: Any) -> int:
     from modeling_tsarank.eval.reports import text_table
+    from modeling_tsarank.files.writing import write_jsonl
     from modeling_tsarank.ranking_errors import InputError
-    from modeling_tsarank.trainers.data.list_writing import write_ndjson
     from modeling_tsarank.trainers.data.provenance import write_report
 
     leakage = None
@@ -178,7 +133,7 @@ def _finish_mining(args: argparse.Namespace, rows: list[dict[str, Any]], counts:
         raise InputError(
             f"none of {counts.queries} queries got its negatives ({why}); widen the window or the margins"
         )
-    write_ndjson(args.output, rows)
+    write_jsonl(args.output, rows)
     settings = {name: value for name, value in vars(args).items() if isinstance(value, str | int | float | None)}
     write_report(args.output, {**report, "settings": settings})
     table = [["queries", counts.queries], ["rows", counts.rows]]
@@ -186,41 +141,4 @@ def _finish_mining(args: argparse.Namespace, rows: list[dict[str, Any]], counts:
     table += [["negatives", counts.negatives], ["rows with fewer than asked", counts.short]]
     table += [[f"candidates dropped: {reason}", count] for reason, count in counts.candidates.items()]
     sys.stdout.write(text_table(["Mining", "Number"], [[str(name), str(value)] for name, value in table]))
-    return 0
-
-
-def run_split(args: argparse.Namespace) -> int:
-    """Runs `tsarank data split`."""
-    from modeling_tsarank.eval.reports import text_table
-    from modeling_tsarank.files.fields import as_id, without_nulls
-    from modeling_tsarank.ranking_errors import InputError
-    from modeling_tsarank.trainers.data.list_splits import stratified_split
-    from modeling_tsarank.trainers.data.list_writing import write_ndjson
-    from modeling_tsarank.trainers.data.provenance import recorded_origin, write_report
-    from modeling_tsarank.trainers.training_sources import read_records, split_files
-
-    rows = []
-    for file in split_files(Path(args.rows), "train"):
-        for place, record in read_records(file):
-            given = without_nulls(record) if isinstance(record, dict) else {}
-            missing = [name for name in (args.id, *args.by) if name not in given]
-            if missing:
-                raise InputError(f"{place}: no field {', '.join(missing)}; name fields that the rows have")
-            as_id(record[args.id], f"{place}: {args.id!r}")
-            rows.append(record)
-    if not rows:
-        raise InputError(f"{args.rows} has no rows to split")
-    train, validation = stratified_split(
-        rows,
-        lambda row: str(row[args.id]),
-        lambda row: tuple(str(row[name]) for name in args.by),
-        args.validation_share,
-        args.seed,
-    )
-    origin = recorded_origin(Path(args.rows))
-    for name, part in (("train", train), ("validation", validation)):
-        write_ndjson(args.output / f"{name}.jsonl", part)
-        write_report(args.output / f"{name}.jsonl", {"rows": len(part), **origin})
-    table = [["rows", len(rows)], ["train", len(train)], ["validation", len(validation)]]
-    sys.stdout.write(text_table(["Split", "Rows"], [[str(name), str(count)] for name, count in table]))
     return 0

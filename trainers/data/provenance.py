@@ -176,9 +176,12 @@ def leakage_text(leakage: dict[str, Any] | None) -> str:
     """Against what training data were checked, and how much was left out, for a card."""
     if leakage is None:
         return "not recorded: nothing says that texts of test collections were kept out"
-    names = ", ".join(
-        f"{name} ({size['queries']:,} queries, {size['documents']:,} documents)"
-        for name, size in leakage["checked_against"].items()
-    )
     found = sum((leakage.get("found") or {}).values())
+    names = collections_text(leakage["checked_against"])
     return f"exact and near copies of texts of {names} left out: {found:,} found"
+
+
+def collections_text(checked: dict[str, Any]) -> str:
+    """Test collections with their sizes, for a card."""
+    sizes = ((name, size["queries"], size["documents"]) for name, size in checked.items())
+    return ", ".join(f"{name} ({queries:,} queries, {documents:,} documents)" for name, queries, documents in sizes)

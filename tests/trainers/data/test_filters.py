@@ -17,7 +17,6 @@ from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data import filters
 from modeling_tsarank.trainers.data.filters import Pipeline, declare_steps
 from modeling_tsarank.trainers.data.filters_index import KeyTable, RowFile, SignatureIndex
-from modeling_tsarank.trainers.data.filters_relatedness import ModelRelatedness
 from modeling_tsarank.trainers.data.weak_text import TextView, minhash, similarity
 from modeling_tsarank.trainers.data.weak_types import Pair
 
@@ -39,13 +38,13 @@ def run(declared: list[Any], pairs: list[Pair]) -> tuple[list[Pair], list[Counte
     kept = list(pipeline.run(pairs))
     pipeline.close()
     left = len(pairs)
-    for count in pipeline.counts:
+    for count in pipeline.steps:
         assert count.pairs_in == left
         assert count.pairs_in == count.pairs_out + sum(count.dropped.values())
         assert sum(count.dropped.values()) == sum(count.dropped_by_type.values())
         left = count.pairs_out
     assert len(kept) == left
-    return kept, [count.dropped for count in pipeline.counts]
+    return kept, [count.dropped for count in pipeline.steps]
 
 
 def reasons(declared: Any, *texts: tuple[str, str]) -> list[str | None]:
@@ -298,9 +297,9 @@ def test_leakage_exact_near_and_inside(collection: Path) -> None:
 def test_leakage_takes_a_folder_of_collections_and_records_no_path(collection: Path) -> None:
     declared = declare_steps([{"leakage": {"collections": [str(collection.parent)], "run_words": 0}}])
     pipeline = Pipeline(declared)
-    assert pipeline.counts[0].options == {"collections": ["harbour"], "run_words": 0}
+    assert pipeline.steps[0].record()["options"] == {"collections": ["harbour"], "run_words": 0}
     pipeline.close()
-    assert pipeline.counts[0].record()["checked_against"] == {"harbour": {"queries": 2, "documents": 2}}
+    assert pipeline.steps[0].record()["checked_against"] == {"harbour": {"queries": 2, "documents": 2}}
     with pytest.raises(InputError, match=r"has no corpus\.jsonl, and neither has a folder in it"):
         declare_steps([{"leakage": {"collections": [str(collection / "..")[:-3] + "/../.."]}}])
 
@@ -322,29 +321,6 @@ class _Overlap:
 
     def predict(self, pairs: list[tuple[str, str]], **_: Any) -> np.ndarray:
         return np.array([len(set(q.split()) & set(d.split())) for q, d in pairs], dtype=np.float32)
-
-
-def test_model_relatedness_with_a_real_tiny_ranker(make_ranker: Any, tmp_path: Path) -> None:
-    make_ranker("tsarank").save_pretrained(tmp_path / "ranker")
-    pairs = [pair("bread yeast", "oven dough flour salt"), pair("ship tide", "quay anchor")]
-    kept, dropped = run([{"model": {"model": str(tmp_path / "ranker"), "min_score": -1e9}}], pairs)
-    assert kept == pairs
-    kept, dropped = run([{"model": {"model": str(tmp_path / "ranker"), "min_score": 1e9}}], pairs)
-    assert (kept, dropped[0]) == ([], {"low_score": 2})
-
-
-def test_model_relatedness_must_beat_other_documents_of_the_type() -> None:
-    step = ModelRelatedness(beat=3)
-    step._scorer = lambda texts: _Overlap().predict(texts)
-    pairs = [
-        pair("ship tide", "the tide and the ship"),
-        pair("bread oven", "bread in the oven"),
-        pair("bread yeast", "nothing"),
-    ]
-    outcomes = step.apply([*pairs, pair("bread yeast", "x", "summary_content")])
-    assert outcomes[:2] == pairs[:2]
-    assert outcomes[2] == "outranked"
-    assert isinstance(outcomes[3], Pair)
 
 
 def test_scopes_limit_a_step_to_types_and_sources() -> None:
@@ -382,7 +358,6 @@ def test_examples_of_dropped_pairs_are_kept_evenly() -> None:
         ([{"clean": {"replace_query": [["a", r"\2"]]}}], "cannot replace"),
         ([{"language": {"languages": []}}], "languages must be codes"),
         ([{"leakage": {}}], "must name at least one"),
-        ([{"model": {}}], "give min_score, beat"),
         ([{"repeats": {"per_query": 0}}], "at least 1"),
         ([{"length": {"types": ["poem"]}}], "no 'poem'; there are title_body"),
         ([{"length": {}, "clean": {}}], "expected a name, or one name with its options"),

@@ -11,7 +11,7 @@ import pytest
 from modeling_tsarank.eval.run_files import ranked
 from modeling_tsarank.eval.types import Collection, Document
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers.data.hard_negatives import MiningOptions, mine_dense_negatives, mine_negatives
+from modeling_tsarank.trainers.data.hard_negatives import MiningOptions, mine_negatives
 from modeling_tsarank.trainers.data.list_building import FirstStage, Retriever
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
 from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
@@ -145,36 +145,6 @@ def test_the_trainer_takes_the_rows(mine, tmp_path):
     assert loaded[0]["source"] == "kitchen"
     assert loaded[0]["first_stage"] == "bm25"
     assert loaded[0]["window"] == "1-50 of 50"
-
-
-def test_dense_mining_is_sentence_transformers_own(tmp_path, make_bi_encoder, make_ranker):
-    from sentence_transformers import SentenceTransformer
-
-    folder = make_bi_encoder(tmp_path)
-    collection = make_collection()
-    options = MiningOptions(depth=40, count=6, sampling="top", rank_min=2)
-    state = random.getstate()
-    rows, counts = mine_dense_negatives(collection, str(folder), options, device="cpu")
-    assert random.getstate() == state
-    encoder = SentenceTransformer(str(folder), device="cpu")
-    distinct = list(dict.fromkeys(document.full_text for document in collection.documents.values()))
-    vectors = encoder.encode(distinct, normalize_embeddings=True)
-    assert {row["query_id"] for row in rows} == {"q0", "q1", "q2", "lost"}
-    for row in rows:
-        similarity = vectors @ encoder.encode([row["query"]], normalize_embeddings=True)[0]
-        own = {one["text"] for one in row["positives"]}
-        best = [
-            float(s) for s, text in sorted(zip(similarity, distinct, strict=True), reverse=True) if text not in own
-        ]
-        assert [one["score"] for one in row["negatives"]] == pytest.approx(best[2:8], abs=1e-4)
-        assert not own & {one["text"] for one in row["negatives"]}
-    assert counts.negatives == 24
-    assert counts.queries == counts.rows + sum(counts.lost.values())
-    random_rows = [
-        mine_dense_negatives(collection, str(folder), MiningOptions(depth=30, count=6, seed=seed), device="cpu")[0]
-        for seed in (1, 1, 2)
-    ]
-    assert random_rows[0] == random_rows[1] != random_rows[2]
 
 
 def test_nothing_to_mine(mine):

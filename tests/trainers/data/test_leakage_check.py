@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.data.cards import render_card
+from modeling_tsarank.trainers.data.commands import register_commands
 from modeling_tsarank.trainers.data.filters_leakage import SimilarQueries
-from modeling_tsarank.trainers.data.list_card import render_lists_card
-from modeling_tsarank.trainers.data.mine_commands import register_mining
 from modeling_tsarank.trainers.data.provenance import recorded_origin, write_report
 from modeling_tsarank.trainers.data.teacher_facts import recorded_training_data, teacher_facts
 from modeling_tsarank.trainers.training_record import DataSource
@@ -88,7 +88,7 @@ def bi_encoder(make_bi_encoder: Any, tmp_path: Path) -> str:
 
 def run(*arguments: object) -> int:
     parser = argparse.ArgumentParser()
-    register_mining(parser.add_subparsers(required=True))
+    register_commands(parser.add_subparsers(required=True))
     args = parser.parse_args([str(argument) for argument in arguments])
     return args.run(args)
 
@@ -109,7 +109,7 @@ def test_lists_have_no_query_and_no_passage_of_a_test_collection(tests, corpus, 
     unchecked = json.loads((out / "provenance.json").read_text())
     assert unchecked["leakage"] is None
     assert unchecked["splits"]["train"] == len(CLEAN_QUERIES) + len(LEAKED_QUERIES)
-    assert "**not** checked" in render_lists_card(unchecked)
+    assert "**not** checked" in render_card(unchecked)
     capsys.readouterr()
 
     assert run(*arguments, "--leakage", tests, "--teacher-trained-on", "MS MARCO") == 0
@@ -130,7 +130,7 @@ def test_lists_have_no_query_and_no_passage_of_a_test_collection(tests, corpus, 
     assert sum(leakage["found"].values()) >= len(LEAKED_QUERIES) + 2
     assert {reason.partition("_")[0] for reason in leakage["found"]} >= {"exact", "near", "similar", "run"}
     assert record["teachers"] == [{"name": "bi-encoder", "trained_on": "MS MARCO"}]
-    card = render_lists_card(record)
+    card = render_card(record)
     for part in (
         "fleas (3 queries, 2 documents)",
         f"{len(LEAKED_QUERIES)} queries got no list",
@@ -189,12 +189,10 @@ def test_scored_rows_have_no_text_of_a_test_collection(tests, rows, bi_encoder, 
     assert origin["leakage"]["checked_against"] == {"fleas": {"queries": 3, "documents": 2}}
     assert origin["teachers"] == [{"name": "bi-encoder", "trained_on": None}]
 
-    # What was checked once stays recorded when the rows are scored again or split, and goes when they are changed.
+    # What was checked once stays recorded when the rows are scored again, and goes when they are changed.
     again = tmp_path / "again.jsonl"
     assert run("scores", out, "--teacher", bi_encoder, "--device", "cpu", "--output", again) == 0
     assert recorded_origin(again)["leakage"] == origin["leakage"]
-    assert run("split", again, "--id", "query", "--output", tmp_path / "split") == 0
-    assert recorded_origin(tmp_path / "split" / "train.jsonl") == recorded_origin(again)
     again.write_text(again.read_text() + "\n")
     assert recorded_origin(again) == {"teachers": None, "leakage": None}
     with pytest.raises(InputError, match="leave none of"):

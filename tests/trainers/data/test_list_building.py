@@ -1,4 +1,4 @@
-"""Queries dealt out to first stages, their lists, and the table of agreement."""
+"""Queries dealt out to first stages, their lists, and a limit of them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from modeling_tsarank.eval.types import Document
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.list_building import (
     FirstStage,
+    ListTask,
     Retriever,
     SourceQuery,
     collect_lists,
     deal_out,
     parse_stage,
     read_queries,
-    stage_agreement,
+    spread,
 )
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
 from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
@@ -119,25 +120,18 @@ def test_sizes_that_make_no_sense(retriever):
             collect_lists(retriever, made_queries(2, 0), STAGES[:1], size, minimum)
 
 
-def test_the_table_of_agreement_is_over_the_queries_of_the_last_stage_first(retriever):
-    stages = [
-        FirstStage("bm25", "bm25"),
-        FirstStage("again", "bm25"),
-        FirstStage("both", f"rerank:{retriever.folder}"),
+def test_a_limit_is_spread_over_query_types_and_stages():
+    tasks = [
+        ListTask(SourceQuery(f"{kind}-{number}", "x", kind), "bm25", ("a", "b"))
+        for kind, count in {"a": 5, "b": 1, "c": 5}.items()
+        for number in range(count)
     ]
-    queries = made_queries(9, 6)
-    assigned = deal_out(queries, stages)
-    tables = stage_agreement(retriever, queries, stages, depth=3, per_type=2)
-    assert list(tables) == ["cropped", "generated"]
-    for count, rates, runs in tables.values():
-        assert count == 2
-        assert list(runs) == ["bm25", "again", "both"]
-        assert all(assigned[query_id].name == "both" for query_id in runs["bm25"])
-        assert rates[0][1] == rates[0][0]
-        shared = sum(len(set(runs["bm25"][query_id]) & set(runs["both"][query_id])) for query_id in runs["bm25"])
-        assert rates[0][2] == rates[2][0] == pytest.approx(shared / 3 / 2)
-    everything = stage_agreement(retriever, queries, stages[:2], depth=3)
-    assert [count for count, _, _ in everything.values()] == [9, 6]
+    kept = spread(tasks, 5)
+    assert Counter(task.query.query_type for task in kept) == {"a": 2, "b": 1, "c": 2}
+    assert kept == [task for task in tasks if task in kept]
+    assert spread(tasks, 99) == tasks
+    with pytest.raises(InputError, match="at least 1"):
+        spread(tasks, 0)
 
 
 def test_query_files(tmp_path):

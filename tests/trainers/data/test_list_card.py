@@ -11,8 +11,8 @@ from modeling_tsarank.rankers.chat import ChatEndpoint, ChatSettings
 from modeling_tsarank.rankers.listwise import Ordering
 from modeling_tsarank.rankers.listwise_answers import read_answer
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.data.cards import render_card
 from modeling_tsarank.trainers.data.list_building import ListTask, SourceQuery
-from modeling_tsarank.trainers.data.list_card import render_lists_card
 from modeling_tsarank.trainers.data.list_ordering import summarize
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
 
@@ -34,6 +34,7 @@ def record(tmp_path, monkeypatch):
         Ordering("failed", None, ["no"], "names none"),
     ]
     return {
+        "kind": "distillation_lists",
         "title": "Lists of\nbread",
         "list_size": 2,
         "teacher": description,
@@ -50,8 +51,8 @@ def record(tmp_path, monkeypatch):
 
 
 def test_the_card_says_what_was_recorded(record):
-    assert DatasetCard(render_lists_card(record, license_id="cc-by-4.0")).data.license == "cc-by-4.0"
-    card = DatasetCard(render_lists_card(record))
+    assert DatasetCard(render_card(record, license_id="cc-by-4.0")).data.license == "cc-by-4.0"
+    card = DatasetCard(render_card(record))
     data = card.data.to_dict()
     assert data["pretty_name"] == "Lists of bread"
     assert data["configs"][0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
@@ -75,4 +76,4 @@ def test_a_record_with_a_part_missing(record):
         broken = copy.deepcopy(record)
         del broken[name]
         with pytest.raises(InputError, match="not whole"):
-            render_lists_card(broken)
+            render_card(broken)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers.data.list_splits import spread, stratified_split
+from modeling_tsarank.trainers.data.list_writing import stratified_split
 
 
 def rows(sizes: dict[str, int]) -> list[tuple[str, str]]:
@@ -66,13 +66,3 @@ def test_wrong_splits():
     with pytest.raises(InputError, match="1 of 2 rows repeat an id"):
         split([("same", "a"), ("same", "b")])
     assert split(rows({"a": 3}), share=0) == (rows({"a": 3}), [])
-
-
-def test_a_limit_is_spread_over_the_strata():
-    items = rows({"a": 5, "b": 1, "c": 5})
-    kept = spread(items, lambda item: item[1], 5)
-    assert Counter(stratum for _, stratum in kept) == {"a": 2, "b": 1, "c": 2}
-    assert kept == [item for item in items if item in kept]
-    assert spread(items, lambda item: item[1], 99) == items
-    with pytest.raises(InputError, match="at least 1"):
-        spread(items, lambda item: item[1], 0)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from modeling_tsarank.ranking_errors import InputError, ModelError
-from modeling_tsarank.trainers.data.mine_commands import register_mining
+from modeling_tsarank.trainers.data.commands import register_commands
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def corpus(tmp_path: Path) -> Path:
 
 def run(*arguments: object) -> int:
     parser = argparse.ArgumentParser()
-    register_mining(parser.add_subparsers(required=True))
+    register_commands(parser.add_subparsers(required=True))
     args = parser.parse_args([str(argument) for argument in arguments])
     return args.run(args)
 
@@ -45,11 +45,11 @@ def run(*arguments: object) -> int:
 def test_help_is_quick_and_says_something():
     code = (
         "import argparse, sys\n"
-        "from modeling_tsarank.trainers.data.mine_commands import register_mining\n"
+        "from modeling_tsarank.trainers.data.commands import register_commands\n"
         "parser = argparse.ArgumentParser()\n"
         "commands = parser.add_subparsers()\n"
-        "register_mining(commands)\n"
-        "for name in ('queries', 'lists', 'scores', 'mine', 'split'):\n"
+        "register_commands(commands)\n"
+        "for name in ('queries', 'lists', 'scores', 'mine'):\n"
         "    assert len(commands.choices[name].format_help()) > 600, name\n"
         "    assert 'examples:' in commands.choices[name].format_help(), name\n"
         "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'pyarrow', 'httpx2'} & set(sys.modules)\n"
@@ -82,9 +82,7 @@ def test_from_passages_to_lists(corpus, tmp_path, capsys, make_ranker):
     arguments += ["--list-size", 6, "--teacher-scores", ranker, "--dtype", "float32", "--device", "cpu"]
     arguments += ["--index-cache", tmp_path / "indexes", "--validation-share", 0.1]
     assert run(*arguments) == 0
-    printed = capsys.readouterr().out
-    assert "generated \\ cropped (%)" in printed
-    assert re.search(r"rows: train +36", printed)
+    assert re.search(r"rows: train +36", capsys.readouterr().out)
 
     report = json.loads((out / "provenance.json").read_text())
     assert report["queries"] == 40
@@ -133,7 +131,7 @@ def test_a_limit_is_spread_and_counted(corpus, tmp_path, make_ranker):
     run("queries", "cropped", "--corpus", corpus, "--count", 12, "--output", cropped)
     arguments = ["lists", "--corpus", corpus, "--queries", cropped, "--output", tmp_path / "lists", "--list-size", 4]
     arguments += ["--first-stages", "bm25", "two=bm25", "--teacher-scores", ranker, "--dtype", "float32"]
-    assert run(*arguments, "--limit", 6, "--table-queries", 0, "--index-cache", tmp_path / "indexes") == 0
+    assert run(*arguments, "--limit", 6, "--index-cache", tmp_path / "indexes") == 0
     report = json.loads((tmp_path / "lists" / "provenance.json").read_text())
     assert report["queries"] == 12
     assert report["not_asked_by_limit"] == 6
@@ -141,20 +139,14 @@ def test_a_limit_is_spread_and_counted(corpus, tmp_path, make_ranker):
         "cropped x bm25": 3,
         "cropped x two": 3,
     }
-    assert not (tmp_path / "lists" / "table1").exists()
 
 
-def test_mining_and_splitting(corpus, tmp_path, capsys):
+def test_mining(corpus, tmp_path, capsys):
     path = tmp_path / "sft.jsonl"
     arguments = ["mine", "--dataset", corpus, "--output", path, "--depth", 20, "--count", 5]
     assert run(*arguments, "--index-cache", tmp_path / "indexes") == 0
     assert re.search(r"rows +6", capsys.readouterr().out)
     assert json.loads((tmp_path / "sft.report.txt").read_text())["negatives"] == 30
-    assert run("split", path, "--output", tmp_path / "split", "--by", "first_stage", "--validation-share", 0.34) == 0
-    sizes = {
-        name: len((tmp_path / "split" / f"{name}.jsonl").read_text().splitlines()) for name in ("train", "validation")
-    }
-    assert sizes == {"train": 4, "validation": 2}
     files = ["--corpus", corpus / "corpus.jsonl", "--queries", corpus / "queries.jsonl"]
     other = tmp_path / "other.jsonl"
     arguments = ["mine", *files, "--qrels", corpus / "qrels" / "train.tsv", "--output", other, "--depth", 20]
@@ -184,7 +176,6 @@ def test_made_queries_are_labelled_with_their_passages(corpus, tmp_path):
     [
         (("mine", "--output", "x", "--corpus", "c"), "give either --dataset, or --corpus and --queries"),
         (("mine", "--output", "x", "--judge", "m"), "give --absolute-margin or --relative-margin"),
-        (("mine", "--output", "x", "--first-stage", "st:m", "--judge", "m", "--absolute-margin", 0), "ce:MODEL"),
         (("mine", "--output", "x", "--depth", 10), "48 negatives do not fit in the 10 ranks"),
         (("queries", "cropped", "--corpus", "nowhere", "--count", 1, "--output", "x"), "no such file"),
     ],
@@ -202,7 +193,4 @@ def test_errors_about_inputs(corpus, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="has no corpus"):
         run("queries", "cropped", "--corpus", tmp_path / "empty", "--count", 3, "--output", tmp_path / "x.jsonl")
-    (tmp_path / "rows.jsonl").write_text('{"query_id": "a"}\n')
-    with pytest.raises(InputError, match="line 1: no field kind"):
-        run("split", tmp_path / "rows.jsonl", "--by", "kind", "--output", tmp_path / "split")
     assert not (tmp_path / "x.jsonl").exists()

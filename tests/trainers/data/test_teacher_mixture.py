@@ -9,7 +9,7 @@ import pytest
 
 from modeling_tsarank.cli import main
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers.data.list_card import render_lists_card
+from modeling_tsarank.trainers.data.cards import render_card
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
 from modeling_tsarank.trainers.data.teacher_mixture import MixedScorer, teacher_scorer
 from modeling_tsarank.trainers.data.teacher_scores import CachedScorer, ScoringTeacher
@@ -122,7 +122,7 @@ def test_lists_and_rows_of_two_teachers(tmp_path, teachers, cache, capsys):
     record = json.loads((tmp_path / "lists" / "provenance.json").read_text())
     assert record["teacher"]["weights"] == "0.6667, 0.3333"
     assert (record["usage"]["requests"], record["usage"]["answers"]) == (2, 2), "lists, however many teachers"
-    assert "| weights | 0.6667, 0.3333 |" in render_lists_card(record)
+    assert "| weights | 0.6667, 0.3333 |" in render_card(record)
 
     training = [{"query": "dough", "pos": [DOCUMENTS[0]], "neg": DOCUMENTS[1:]}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in training))

@@ -165,7 +165,7 @@ def test_scores_of_training_rows(tmp_path, ranker_folder, capsys):
     import argparse
     import json
 
-    from modeling_tsarank.trainers.data.mine_commands import register_mining
+    from modeling_tsarank.trainers.data.commands import register_commands
     from modeling_tsarank.trainers.training_data import load_training_rows
 
     rows = [
@@ -174,7 +174,7 @@ def test_scores_of_training_rows(tmp_path, ranker_folder, capsys):
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     parser = argparse.ArgumentParser()
-    register_mining(parser.add_subparsers(required=True))
+    register_commands(parser.add_subparsers(required=True))
     arguments = ["scores", str(tmp_path / "rows.jsonl"), "--teacher", str(ranker_folder), "--dtype", "float32"]
     args = parser.parse_args([*arguments, "--device", "cpu", "--output", str(tmp_path / "scored.jsonl")])
     assert args.run(args) == 0

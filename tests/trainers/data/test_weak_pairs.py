@@ -18,11 +18,10 @@ from hypothesis import strategies as st
 
 from modeling_tsarank import cli
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers.data.dataset_card import render_card, write_card
+from modeling_tsarank.trainers.data.cards import render_card, write_card
 from modeling_tsarank.trainers.data.provenance import read_provenance, write_provenance
 from modeling_tsarank.trainers.data.weak_pairs import build_weak_pairs
-from modeling_tsarank.trainers.data.weak_recipe import build_recipe, read_recipe
-from modeling_tsarank.trainers.data.weak_sampling import Sampling, choose
+from modeling_tsarank.trainers.data.weak_recipe import Sampling, build_recipe, choose, read_recipe
 from modeling_tsarank.trainers.training_data import load_training_rows
 
 
@@ -162,8 +161,8 @@ def test_card_states_what_was_recorded(recipe: dict[str, Any], tmp_path: Path) -
     assert "| `title_body` | logbook | cc-by-4.0 |" in card.text
     assert "document_too_short 3" in card.text
     assert not [line for line in card.text.splitlines() if "$" in line or "None" in line or line.endswith("# ")]
-    write_card(tmp_path / "set", title="Another: title")
-    assert DatasetCard.load(tmp_path / "set" / "README.md").data.pretty_name == "Another: title"
+    other = DatasetCard(render_card(read_provenance(tmp_path / "set"), title="Another: title"))
+    assert other.data.pretty_name == "Another: title"
 
 
 def test_card_names_languages_collections_and_unknown_licences(recipe: dict[str, Any], tmp_path: Path) -> None:
@@ -298,10 +297,11 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_command_makes_a_set_and_its_card(
     recipe: dict[str, Any], tmp_path: Path, command: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    recipe["sampling"] |= {"rows": 30, "caps": {"title_body": 11}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     folder, dropped = tmp_path / "set", tmp_path / "dropped.jsonl"
     arguments = ["data", "weak-pairs", "--config", str(tmp_path / "recipe.yaml"), "--output", str(folder)]
-    assert command([*arguments, "--rows", "30", "--cap", "title_body=11", "--dropped-examples", str(dropped)]) == 0
+    assert command([*arguments, "--dropped-examples", str(dropped)]) == 0
     printed = capsys.readouterr().out
     assert "read" in printed
     assert "document_too_short 3" in printed
@@ -311,36 +311,14 @@ def test_the_command_makes_a_set_and_its_card(
     assert record["sampling"]["temperature"] == 4
     examples = [json.loads(line) for line in dropped.read_text().splitlines()]
     assert Counter(one["reason"] for one in examples) == {"document_too_short": 3, "same_pair": 3}
-    assert command(["data", "card", str(folder), "--title", "Other"]) == 0
-    assert (folder / "README.md").read_text().count("# Other") == 1
     assert command(arguments) == 2
     assert "is there already" in capsys.readouterr().err
 
 
-def test_the_command_without_a_recipe(
-    recipe: dict[str, Any], tmp_path: Path, command: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tables = [f"--source={one['type']}={one['path']}" for one in recipe["sources"]]
-    filters = ["--filter", "clean", "--filter", "length: {document_words: [3, 50]}"]
-    assert command(["data", "weak-pairs", *tables, *filters, "--output", str(tmp_path / "set")]) == 0
-    assert [step["filter"] for step in read_provenance(tmp_path / "set")["filters"]] == ["clean", "length"]
-    for wrong, message in (
-        (["--source", "poem=x"], "--source must be TYPE=PATH"),
-        ([*tables, "--cap", "all"], "--cap: expected TYPE=N"),
-        ([*tables, "--filter", "length: ["], "not YAML"),
-        ([], "nothing to read"),
-    ):
-        capsys.readouterr()
-        assert command(["data", "weak-pairs", *wrong, "--output", str(tmp_path / "other")]) == 2
-        assert message in capsys.readouterr().err
-
-
-def test_the_help_lists_readers_and_filters(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_lists_types_and_filters(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(["data", "weak-pairs", "--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(
-        name in shown for name in ("stackexchange", "dbpedia", "near_duplicates", "per_document 3", "TYPE=PATH")
-    )
+    assert all(name in shown for name in ("summary_content", "near_duplicates", "per_document 3", "fields: {query"))
 
 
 @pytest.mark.slow

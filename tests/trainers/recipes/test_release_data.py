@@ -277,7 +277,7 @@ def test_a_teacher_orders_the_lists_of_the_distillation(
     make_ranker("tsarank").save_pretrained(tmp_path / "teacher")
     words = ["data", "lists", "--corpus", str(release / "distill"), "--output", str(tmp_path / "lists")]
     words += ["--queries", str(release / "distill" / "queries.jsonl"), "--index-cache", str(tmp_path / "cache")]
-    words += ["--teacher-scores", str(tmp_path / "teacher"), "--list-size", "4", "--table-queries", "0"]
+    words += ["--teacher-scores", str(tmp_path / "teacher"), "--list-size", "4"]
     assert cli.main([*words, "--dtype", "float32", "--device", "cpu"]) == 0
     rows = load_training_rows(tmp_path / "lists" / "data", "distill", cache_dir=tmp_path / "datasets")
     assert len(rows) >= 2

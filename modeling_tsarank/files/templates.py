@@ -1,4 +1,4 @@
-"""Filling in the templates of this room. A fact that is missing is an error, never an empty place on a card."""
+"""Cards from Jinja templates. A fact that is missing is an error, never an empty place on a card."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 from modeling_tsarank.ranking_errors import InputError
 
 
-def render(template: str, **facts: Any) -> str:
+def render(package: str, template: str, **facts: Any) -> str:
     """The text of a template with facts put in.
 
     Args:
-        template: name of a template file of this room, such as `model_card.md`.
+        package: the package that holds the template.
+        template: name of its file, such as `model_card.md`.
         facts: what the template names. A value that is used and is absent, `None` or empty is refused.
 
     Raises:
@@ -30,13 +31,13 @@ def render(template: str, **facts: Any) -> str:
         # The result is Markdown, where `cell` and `line` escape what others wrote.
         autoescape=False,
     )
-    environment.filters |= {"cell": cell, "line": line, "number": number, "duration": duration}
-    source = resources.files(__package__).joinpath(template).read_text(encoding="utf-8")
+    environment.filters |= {"cell": cell, "line": line, "text": text, "number": number, "duration": duration}
+    source = resources.files(package).joinpath(template).read_text(encoding="utf-8")
     try:
-        text = environment.from_string(source).render(facts)
+        filled = environment.from_string(source).render(facts)
     except jinja2.UndefinedError as error:
         raise InputError(f"the card {template} lacks a fact: {error.message}") from error
-    return re.sub(r"\n{3,}", "\n\n", text)
+    return re.sub(r"\n{3,}", "\n\n", filled)
 
 
 def _filled(value: Any) -> Any:
@@ -48,6 +49,11 @@ def _filled(value: Any) -> Any:
 def line(text: Any) -> str:
     """A text on one line, with what Markdown and HTML would take as their own made harmless."""
     return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(str(text).split()))
+
+
+def text(value: Any) -> str:
+    """A text on one line that may stand in a table's cell and starts no tag."""
+    return " ".join(str(value).split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def cell(value: Any) -> str:

@@ -1,7 +1,7 @@
 """nDCG@10 of any model on the development collections: every collection, the mean, the worst, and paired intervals.
 
     python benchmarks/develop.py DEVELOPMENT --scores FOLDER --models NAME=MODEL... [--mix NAME=a:0.5,b:0.5 ...]
-        [--tune NAME=a,b,c ...] [--against NAME] [--collections C...] [--queries N] [--output FILE.json]
+        [--tune NAME=a,b,c ...] [--against NAME] [--collections C...] [--queries N] [--depth N] [--output FILE.json]
 
 DEVELOPMENT is what `tsarank recipe prepare smollm2_135m/development` wrote. MODEL is a reranker of this package (name
 or folder), `ce:FOLDER` a cross-encoder and `dense:FOLDER` a bi-encoder of sentence-transformers, `e5:FOLDER` the
@@ -35,7 +35,7 @@ from modeling_tsarank.eval.fusion import normalize
 from modeling_tsarank.eval.harness import evaluate_collection
 from modeling_tsarank.eval.options import EvaluationOptions
 from modeling_tsarank.eval.reports import markdown_table
-from modeling_tsarank.eval.run_files import read_run
+from modeling_tsarank.eval.run_files import ranked, read_run
 from modeling_tsarank.eval.scoring import ScorerSource
 from modeling_tsarank.eval.significance import compare_values, query_values
 from modeling_tsarank.eval.types import Qrels, Run
@@ -49,7 +49,7 @@ from modeling_tsarank.trainers.recipes.development import RUN, SPLIT
 MEASURE = "ndcg@10"
 BM25 = "bm25"
 E5 = "e5:"
-DEPTH = 100
+QUERY_LENGTH = 64  # tokens of a query for this package's rerankers
 
 
 class E5Scorer:
@@ -81,10 +81,12 @@ def source_of(name: str, model: str, max_length: int) -> ScorerSource:
     kind, colon, folder = model.partition(":")
     identity = {"weights": hash_folder(Path(folder), deep=True), "kind": kind} if colon else scorer_identity(model)
 
-    def load() -> Any:
-        return load_scorer(model, device="cpu", dtype=dtype, max_length=max_length)
+    options = {"max_length": max_length} if colon else {"max_length": max_length, "max_query_length": QUERY_LENGTH}
 
-    return ScorerSource(name, load, {**identity, "dtype": dtype, "max_length": max_length})
+    def load() -> Any:
+        return load_scorer(model, device="cpu", dtype=dtype, **options)
+
+    return ScorerSource(name, load, {**identity, "dtype": dtype, **options})
 
 
 def mixture(runs: Mapping[str, Run], weights: Mapping[str, float]) -> Run:
@@ -102,6 +104,11 @@ def mixture(runs: Mapping[str, Run], weights: Mapping[str, float]) -> Run:
         parts = [weight * normalize([runs[one][query][d] for d in names], "zscore") for one, weight in weights.items()]
         mixed[query] = dict(zip(names, np.sum(parts, axis=0).tolist(), strict=True))
     return mixed
+
+
+def first(scores: Mapping[str, float], depth: int) -> dict[str, float]:
+    """The best so many candidates of a query."""
+    return {name: scores[name] for name in ranked(scores, depth)}
 
 
 def grid(members: int, steps: int = 10) -> list[tuple[float, ...]]:
@@ -168,6 +175,7 @@ def main() -> None:
     parser.add_argument("--against", default=BM25, metavar="NAME", help="what all are compared with")
     parser.add_argument("--collections", nargs="+", metavar="C")
     parser.add_argument("--queries", type=int, metavar="N", help="the first N queries of every collection")
+    parser.add_argument("--depth", type=int, default=100, metavar="N", help="candidates of a query, BM25's best")
     parser.add_argument("--max-length", type=int, default=256, metavar="N", help="tokens of a pair")
     parser.add_argument("--output", type=Path, metavar="FILE.json")
     args = parser.parse_args()
@@ -199,12 +207,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         qrels = {query: collection.qrels[query] for query in queries}
         counts[name] = len(queries)
         given = read_run(args.development / "dev" / name / "runs" / f"{RUN}.trec")
-        runs: dict[str, Run] = {BM25: {query: given[query] for query in queries}}
+        runs: dict[str, Run] = {BM25: {query: first(given[query], args.depth) for query in queries}}
         part = name if args.queries is None else f"{name}-{args.queries}"
+        part = part if args.depth == 100 else f"{part}-top{args.depth}"
         options = EvaluationOptions(
             split=SPLIT,
             first_stage=RUN,
-            top_k=DEPTH,
+            top_k=args.depth,
             limit_queries=args.queries,
             measures=(MEASURE,),
             show_progress=False,
@@ -226,6 +235,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "measure": MEASURE,
         "queries": counts,
+        "depth": args.depth,
         "models": {**{name: _described(model) for name, model in models.items()}, **mixes},
         "against": args.against,
         "weights chosen on the other collections": held_out,

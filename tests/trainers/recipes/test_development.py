@@ -203,6 +203,7 @@ def arguments(made: SimpleNamespace, scores: Path, **options: Any) -> SimpleName
         "against": "bm25",
         "collections": None,
         "queries": None,
+        "depth": 100,
         "max_length": 64,
     }
     return SimpleNamespace(development=made.out, scores=scores, **{**defaults, **options})

@@ -26,15 +26,17 @@ order:
   --by-document sorts the pairs first (on disk, in the output folder, about twice the input's size), so that each
   document is read once for all its queries; the files then hold the pairs in that order, told apart by "row".
 
-Ray:
-  --engine ray runs the same job through Ray Data, with the same output. Input and output must be on a file system
-  that all machines see. Each of --actors processes holds the model; a lost one's file is made by another.
+several processes or machines:
+  Started by accelerate launch or torchrun, all processes share the work; --engine ray does it on a Ray cluster, where
+  each of --actors processes holds the model and a lost one is replaced. The output is the same, and only the process
+  that reads PAIRS and writes FOLDER needs to see them.
 
 examples:
   tsarank score --pairs pairs.parquet --output scores
   tsarank score --pairs pairs.parquet --output scores --store states
   tsarank score --pairs mined/ --output scores --by-document --keep query_id --keep document_id --model ./my-ranker
-  tsarank score --pairs /shared/pairs --output /shared/scores --engine ray --ray-address auto --actors 8 --actor-gpus 1
+  accelerate launch --num-processes 4 -m modeling_tsarank.cli score --pairs pairs.parquet --output scores
+  tsarank score --pairs pairs --output scores --engine ray --ray-address auto --actors 8 --actor-gpus 1
 """
 
 
@@ -67,7 +69,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--json", action="store_true", help="JSON instead of a line of text at the end")
     group = parser.add_argument_group("engine")
     group.add_argument(
-        "--engine", choices=("local", "ray"), default="local", help="this process (default) or Ray Data"
+        "--engine", choices=("local", "ray"), default="local", help="the processes started here (default) or Ray"
     )
     group.add_argument("--ray-address", default=None, metavar="A", help="of a running cluster: auto, ray://host:10001")
     group.add_argument(
@@ -85,7 +87,8 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Scores what is not scored yet and says how much there is."""
-    from ..jobs.bulk_scoring import SHARD_PAIRS, BulkJob, LocalEngine, score_pairs
+    from ..jobs.bulk_scoring import BLOCK_PAIRS, BulkJob, PairWorker, score_pairs
+    from ..jobs.pools import leads
 
     _quiet_transformers()
     model: dict[str, Any] = {
@@ -103,21 +106,22 @@ def run(args: argparse.Namespace) -> int:
         args.query_column,
         args.document_column,
         tuple(args.keep),
-        SHARD_PAIRS if args.shard_pairs is None else args.shard_pairs,
+        BLOCK_PAIRS if args.shard_pairs is None else args.shard_pairs,
         args.by_document,
         args.skip_bad_pairs,
         args.batch_tokens,
         model,
         args.store,
     )
-    engine: Any
     if args.engine == "ray":
-        from ..jobs.ray_scoring import RayEngine
+        from ..jobs.ray_pool import RayPool
 
-        engine = RayEngine(args.ray_address, args.actors, args.actor_cpus, args.actor_gpus)
+        with RayPool(PairWorker(job), args.ray_address, args.actors, args.actor_cpus, args.actor_gpus) as pool:
+            summary = score_pairs(job, pool=pool)
     else:
-        engine = LocalEngine()
-    summary = score_pairs(job, engine=engine)
+        summary = score_pairs(job)
+    if not leads():
+        return 0
     if args.json:
         sys.stdout.write(json.dumps({"output": args.output, **summary}) + "\n")
         return 0

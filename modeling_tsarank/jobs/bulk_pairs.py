@@ -1,58 +1,40 @@
-"""Pairs in files of any size: Parquet or JSON lines, divided into shards that can be read one by one."""
+"""Pairs in files of any size, Parquet or JSON lines, read in blocks of a fixed number."""
 
 from __future__ import annotations
 
-import errno
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files.reading import parse_json_object
+from ..files.reading import parse_json_object, read_lines
 from ..files.tables import arrow, open_parquet, parquet_errors
-from ..ranking_errors import InputError, ResourceError
+from ..ranking_errors import InputError
 
 
 SUFFIXES = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _BATCH_ROWS = 4096
 
 
-@dataclass(frozen=True)
-class Shard:
-    """A run of pairs inside one file: the unit of output, of resuming and of retrying.
-
-    Attributes:
-        index: its number, which names its output file.
-        start: the number of its first pair, counted from 0 over all files.
-        file: the index of its file.
-        first: its first pair inside the file, counted from 0.
-        rows: how many pairs it has.
-        offset: JSON lines only, the byte where its first line begins.
-    """
-
-    index: int
-    start: int
-    file: int
-    first: int
-    rows: int
-    offset: int = 0
-
-
 @dataclass
-class PairRows:
-    """The pairs of one shard.
+class Block:
+    """Pairs that are scored together and whose scores make one file.
 
     Attributes:
+        index: from 0, over all files; it names the file of scores.
+        rows: how many pairs it has.
         numbers: of each pair, counted from 0 over all files.
         queries, documents: what the columns hold, unchecked.
         kept: columns that the output repeats, as Arrow arrays by name.
     """
 
-    numbers: list[int]
-    queries: list[Any]
-    documents: list[Any]
-    kept: dict[str, Any]
+    index: int
+    rows: int
+    numbers: Sequence[int] = ()
+    queries: Sequence[Any] = ()
+    documents: Sequence[Any] = ()
+    kept: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,20 +45,17 @@ class PairFiles:
         paths: Parquet or JSON lines files, in order.
         query, document: the columns of the two texts; a document may be a string or an object of `text` and `title`.
         keep: further columns that the output repeats.
-        number: the column that holds the pairs' numbers, for files that are no longer in input order.
     """
 
     paths: tuple[str, ...]
     query: str = "query"
     document: str = "document"
     keep: tuple[str, ...] = ()
-    number: str | None = None
 
     @property
     def columns(self) -> list[str]:
         """All columns that are read."""
-        numbers = [] if self.number is None else [self.number]
-        return list(dict.fromkeys([self.query, self.document, *self.keep, *numbers]))
+        return list(dict.fromkeys([self.query, self.document, *self.keep]))
 
 
 def find_files(sources: Sequence[str]) -> tuple[str, ...]:
@@ -103,161 +82,109 @@ def find_files(sources: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def plan_shards(files: PairFiles, shard_pairs: int) -> list[Shard]:
-    """All shards of at most `shard_pairs` pairs; none spans two files.
-
-    A Parquet file says how many rows it has; JSON lines are counted, blank ones aside. Raises `InputError` for a file
-    that cannot be read, lacks a column, or for files without any pair.
-    """
-    shards: list[Shard] = []
-    start = 0
-    for number, path in enumerate(files.paths):
-        if SUFFIXES[Path(path).suffix] == "parquet":
-            rows = open_parquet(path, files.columns).metadata.num_rows
-            starts = [(first, 0) for first in range(0, rows, shard_pairs)]
-        else:
-            rows, starts = _scan_lines(path, shard_pairs)
-        for first, offset in starts:
-            size = min(shard_pairs, rows - first)
-            shards.append(Shard(len(shards), start + first, number, first, size, offset))
-        start += rows
-    if not shards:
-        raise InputError(f"no pairs in {', '.join(files.paths)}")
-    return shards
+def _is_parquet(path: str) -> bool:
+    return SUFFIXES[Path(path).suffix] == "parquet"
 
 
-def read_shards(files: PairFiles, shards: Sequence[Shard]) -> Iterator[tuple[Shard, PairRows]]:
-    """The pairs of these shards, which must be in order. Only one shard is in memory at a time."""
-    for number, path in enumerate(files.paths):
-        wanted = [shard for shard in shards if shard.file == number]
-        if not wanted:
-            continue
-        if SUFFIXES[Path(path).suffix] == "parquet":
-            yield from _read_parquet(path, files, wanted)
-        else:
-            yield from _read_lines(path, files, wanted)
-
-
-# ---- Parquet -----------------------------------------------------------------------------------------
-
-
-def _read_parquet(path: str, files: PairFiles, shards: Sequence[Shard]) -> Iterator[tuple[Shard, PairRows]]:
-    pyarrow = arrow()
-    opened = open_parquet(path, files.columns)
-    ends: list[int] = []
-    for group in range(opened.metadata.num_row_groups):
-        ends.append(opened.metadata.row_group(group).num_rows + (ends[-1] if ends else 0))
-    needed = [
-        group
-        for group, end in enumerate(ends)
-        if any(s.first < end and s.first + s.rows > (ends[group - 1] if group else 0) for s in shards)
+def count_pairs(files: PairFiles) -> list[int]:
+    """How many pairs each file has. Raises `InputError` for one that cannot be read, and if there are none at all."""
+    counts = [
+        open_parquet(path, files.columns).metadata.num_rows if _is_parquet(path) else sum(1 for _ in read_lines(path))
+        for path in files.paths
     ]
-    waiting = list(shards)
-    collected: list[Any] = []
-    # Row groups between the needed ones are skipped, so each group says where its rows begin.
-    with parquet_errors(path):
-        for group in needed:
-            at = ends[group - 1] if group else 0
-            for batch in opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=files.columns):
-                while waiting:
-                    shard = waiting[0]
-                    low = max(shard.first - at, 0)
-                    high = min(shard.first + shard.rows - at, batch.num_rows)
-                    if low < high:
-                        collected.append(batch.slice(low, high - low))
-                    if shard.first + shard.rows > at + batch.num_rows:
-                        break
-                    waiting.pop(0)
-                    table = pyarrow.Table.from_batches(collected)
-                    collected = []
-                    yield shard, _rows_of_table(table, files, shard)
-                at += batch.num_rows
+    if not sum(counts):
+        raise InputError(f"no pairs in {', '.join(files.paths)}")
+    return counts
 
 
-def _rows_of_table(table: Any, files: PairFiles, shard: Shard) -> PairRows:
-    numbers = list(range(shard.start, shard.start + shard.rows))
-    if files.number is not None:
-        numbers = table.column(files.number).to_pylist()
-    return PairRows(
-        numbers,
-        table.column(files.query).to_pylist(),
-        table.column(files.document).to_pylist(),
-        {name: table.column(name).combine_chunks() for name in files.keep},
+def read_blocks(files: PairFiles, size: int, wanted: Callable[[int], bool] = lambda _: True) -> Iterator[Block]:
+    """All blocks of at most `size` pairs; none spans two files. Of those not `wanted`, only index and rows are told.
+
+    Raises `InputError` for a file that cannot be read, that lacks a column, or that holds what is no JSON object.
+    """
+    index, start = 0, 0
+    for path in files.paths:
+        parts = _parquet_parts(path, files, size) if _is_parquet(path) else _line_parts(path, size)
+        for part in parts:
+            rows = len(part)
+            if not wanted(index):
+                yield Block(index, rows)
+            elif isinstance(part, list):
+                yield _block_of_lines(index, start, part, files)
+            else:
+                yield block_of_table(index, range(start, start + rows), part, files)
+            index, start = index + 1, start + rows
+
+
+def cut(tables: Iterable[Any], size: int) -> Iterator[Any]:
+    """The same rows, Arrow tables or batches, in tables of exactly `size` rows but for the last."""
+    waiting: list[Any] = []
+    rows = 0
+    for table in tables:
+        while table.num_rows:
+            part = table.slice(0, size - rows)
+            table = table.slice(part.num_rows)
+            waiting.append(part)
+            rows += part.num_rows
+            if rows == size:
+                yield _joined(waiting)
+                waiting, rows = [], 0
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    pyarrow = arrow()
+    return pyarrow.concat_tables(
+        part if isinstance(part, pyarrow.Table) else pyarrow.Table.from_batches([part]) for part in parts
     )
 
 
-# ---- JSON lines --------------------------------------------------------------------------------------
-
-
-def _scan_lines(path: str, shard_pairs: int) -> tuple[int, list[tuple[int, int]]]:
-    """How many lines are not blank, and for every `shard_pairs`-th of them its place: (line, byte)."""
-    rows, offset = 0, 0
-    starts: list[tuple[int, int]] = []
-    try:
-        with open(path, "rb") as file:
-            for line in file:
-                if not line.isspace():
-                    if rows % shard_pairs == 0:
-                        starts.append((rows, offset))
-                    rows += 1
-                offset += len(line)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    return rows, starts
-
-
-def _read_lines(path: str, files: PairFiles, shards: Sequence[Shard]) -> Iterator[tuple[Shard, PairRows]]:
-    try:
-        with open(path, "rb") as file:
-            for shard in shards:
-                file.seek(shard.offset)
-                objects: list[dict[str, Any]] = []
-                while len(objects) < shard.rows:
-                    line = file.readline()
-                    if not line:
-                        raise InputError(f"{path} has become shorter while it was read")
-                    if not line.isspace():
-                        objects.append(_parse(line, f"{path}, pair {shard.first + len(objects)}", files))
-                yield shard, _rows_of_objects(objects, files, shard)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _parse(line: bytes, place: str, files: PairFiles) -> dict[str, Any]:
-    row = parse_json_object(line, f"{place} (counted from 0)")
-    for column in files.columns:
-        if column not in row:
-            raise InputError(f"{place} (counted from 0): no field {column!r}; fields: {', '.join(row) or 'none'}")
-    return row
-
-
-def _rows_of_objects(objects: Sequence[dict[str, Any]], files: PairFiles, shard: Shard) -> PairRows:
-    # One type for all shards, whatever a shard's values happen to be.
-    kept = {
-        name: arrow().array(
-            [None if row[name] is None else _as_text(row[name]) for row in objects],
-            arrow().string(),
+def _parquet_parts(path: str, files: PairFiles, size: int) -> Iterator[Any]:
+    with open_parquet(path, files.columns) as opened, parquet_errors(path):
+        # Group by group: what stands before a damaged one can still be read.
+        batches = (
+            batch
+            for group in range(opened.num_row_groups)
+            for batch in opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=files.columns)
         )
-        for name in files.keep
-    }
-    return PairRows(
-        list(range(shard.start, shard.start + shard.rows)),
-        [row[files.query] for row in objects],
-        [row[files.document] for row in objects],
-        kept,
-    )
+        yield from cut(batches, size)
 
 
-def _as_text(value: Any) -> str:
+def block_of_table(index: int, numbers: Sequence[int], table: Any, files: PairFiles) -> Block:
+    """A block of an Arrow table that has the columns of `files`."""
+    kept = {name: table.column(name).combine_chunks() for name in files.keep}
+    queries, documents = (table.column(name).to_pylist() for name in (files.query, files.document))
+    return Block(index, len(numbers), numbers, queries, documents, kept)
+
+
+def _line_parts(path: str, size: int) -> Iterator[list[tuple[str, str]]]:
+    part: list[tuple[str, str]] = []
+    for line in read_lines(path):
+        part.append(line)
+        if len(part) == size:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def _block_of_lines(index: int, start: int, lines: Sequence[tuple[str, str]], files: PairFiles) -> Block:
+    objects = []
+    for place, line in lines:
+        row = parse_json_object(line, place)
+        for column in files.columns:
+            if column not in row:
+                raise InputError(f"{place}: no field {column!r}; fields: {', '.join(row) or 'none'}")
+        objects.append(row)
+    string = arrow().string()  # one type for all blocks, whatever a block's values happen to be
+    kept = {name: arrow().array([_as_text(row[name]) for row in objects], string) for name in files.keep}
+    queries, documents = ([row[name] for row in objects] for name in (files.query, files.document))
+    return Block(index, len(objects), range(start, start + len(objects)), queries, documents, kept)
+
+
+def _as_text(value: Any) -> str | None:
+    if value is None:
+        return None
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text.encode("utf-8", "replace").decode()
-
-
-def writing_error(error: OSError, folder: Path) -> ResourceError:
-    """One line about a folder of results that cannot be written, and what to do."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(
-            f"the disk is full: {folder} has no room for more results; free some space and run the command again, "
-            "which goes on after the last finished file"
-        )
-    return ResourceError(f"cannot write into {folder}: {error.strerror or error}; name another --output")

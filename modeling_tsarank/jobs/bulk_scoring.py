@@ -1,9 +1,9 @@
-"""Scoring pairs of any number: shard by shard in bounded memory, resumable with the same result.
+"""Scoring pairs of any number: block by block in bounded memory, resumable with the same result.
 
 The output folder holds `scores-000000.parquet`, … (columns `row`, the pair's number in the input, `score`, and the
-columns that were asked for), `manifest.json` and `model.json`, which say what they were made from, and at the end
-`summary.json`. Each Parquet file holds a digest of its job, which covers every byte of the input, the settings and the
-model, and a hash of its own data: a file of another job, or one that was edited, is never taken for a finished one.
+columns that were asked for), `settings.json`, which says what they were made from, `log.jsonl`, which has the SHA-256
+of each finished file, and at the end `summary.json`. The settings cover every byte of the input and of the model: a
+file of another job, or one that was edited, is never taken for a finished one.
 """
 
 from __future__ import annotations
@@ -11,43 +11,42 @@ from __future__ import annotations
 import json
 import logging
 import re
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from ..cache.folder_store import open_store, use_store
-from ..files.hashes import HashedFile, hash_parts
-from ..files.reading import read_json
-from ..files.writing import replacement
-from ..ranking_errors import InputError, ResourceError, TSARankError
+from ..files.hashes import HashedFile, hash_file, hash_parts
+from ..files.result_log import ResultLog, check_settings, claim_folder, exclusive
+from ..files.writing import whole_file, write_json
+from ..ranking_errors import InputError
 from ..ranking_options import settle_whole_numbers
 from ..ranking_text import clean_query, cuts_reported, document_text
-from .bulk_output import hashed_parquet, is_output_of
-from .bulk_pairs import PairFiles, PairRows, Shard, arrow, find_files, plan_shards, read_shards, writing_error
+from .bulk_pairs import Block, PairFiles, arrow, count_pairs, find_files, read_blocks
+from .pools import Pool, lead
 
 
 logger = logging.getLogger(__name__)
 
-SHARD_PAIRS = 4096
-_CUT_KEY = "tsarank.cut_documents"
-_MANIFEST, _MODEL = "manifest.json", "model.json"
+BLOCK_PAIRS = 4096
+_OLD_FILE = "manifest.json"
 
 
 @dataclass(frozen=True)
 class BulkJob:
-    """What is to be scored and how; plain values, so that it can be sent to other machines.
+    """What is to be scored and how.
 
     Attributes:
         pairs: Parquet or JSON lines files, or folders of them.
         output: folder of the results.
         query, document: columns of the texts.
         keep: columns that the output repeats.
-        shard_pairs: pairs of one output file.
+        shard_pairs: pairs of one output file, which are scored together.
         by_document: sort the pairs by document first, so that every document is read once for all its queries.
         skip_bad_pairs: pairs without a query or with texts of a wrong type get no score (null) instead of an error.
         batch_tokens: token budget of a batch.
@@ -60,7 +59,7 @@ class BulkJob:
     query: str = "query"
     document: str = "document"
     keep: tuple[str, ...] = ()
-    shard_pairs: int = SHARD_PAIRS
+    shard_pairs: int = BLOCK_PAIRS
     by_document: bool = False
     skip_bad_pairs: bool = False
     batch_tokens: int | None = None
@@ -71,165 +70,56 @@ class BulkJob:
         settle_whole_numbers(self, "shard_pairs", "batch_tokens")
 
 
-@dataclass(frozen=True)
-class PreparedJob:
-    """A job whose input has been looked at.
-
-    Attributes:
-        job: the job.
-        files: what the shards are read from: the input, or the input sorted by document.
-        shards: all shards.
-        digest: of the input and of everything but the model that changes the output.
-        inputs: the files that are read for the scores; they must stay as they are until the job is done.
-    """
-
-    job: BulkJob
-    files: PairFiles
-    shards: list[Shard]
-    digest: str
-    inputs: tuple[HashedFile, ...]
-
-    @property
-    def total(self) -> int:
-        """Number of pairs."""
-        return sum(shard.rows for shard in self.shards)
-
-    def path(self, shard: Shard) -> Path:
-        """The output file of a shard."""
-        return Path(self.job.output) / f"scores-{shard.index:06d}.parquet"
-
-    def shard_digest(self, model: Any) -> str:
-        """Digest of everything that changes the output: this job, and what `model.json` says of the model."""
-        return hash_parts([self.digest, json.dumps(model, sort_keys=True)])
-
-    def file_digest(self, digest: str, shard: Shard) -> str:
-        """What a shard's file holds of `shard_digest`: a copy of another shard's file is not taken for it."""
-        return hash_parts([digest, str(shard.index)])
-
-    def unfinished(self) -> list[Shard]:
-        """Shards whose output is not there whole, or was made by another job or model."""
-        try:
-            model = read_json(Path(self.job.output) / _MODEL)
-        except TSARankError:  # nobody knows what the scores come from
-            return list(self.shards)
-        digest, columns = self.shard_digest(model), ["row", "score", *self.job.keep]
-        return [s for s in self.shards if not is_output_of(self.path(s), self.file_digest(digest, s), columns, s.rows)]
-
-    def check_inputs(self) -> None:
-        """Raises `InputError` if an input file is no longer what the job began with."""
-        for file in self.inputs:
-            with _reading(file.path):
-                if file.has_changed():
-                    raise InputError(
-                        f"{file.path} was changed while it was scored; put it back as it was and run the command "
-                        "again, or score what it holds now into another --output"
-                    )
-
-
-def score_pairs(
-    job: BulkJob,
-    model: Any = None,
-    engine: Callable[[PreparedJob, list[Shard], Callable[[Shard], None]], None] | None = None,
-    show: bool | None = None,
-) -> dict[str, int]:
+def score_pairs(job: BulkJob, model: Any = None, pool: Pool | None = None, show: bool | None = None) -> dict[str, int]:
     """Scores all pairs of a job that are not scored yet.
 
-    Parameters:
-        model: a ranking model; `None` loads what `job.model` says.
-        engine: does shards and reports each that is done (`ray_scoring.RayEngine`); `None` works in this process.
-        show: progress bar; `None` shows it on a terminal.
+    Started by `accelerate launch` or torchrun, all processes call this and share the work.
 
-    Returns `{"pairs", "shards", "unscored", "cut_documents", "done_before"}`, the last one in pairs. A document that
-    was cut to keep `max_length` counts once in each shard.
+    Args:
+        job: What is to be scored.
+        model: A ranking model; None loads what `job.model` says.
+        pool: Does the work with a `PairWorker`; None works in this process and those started beside it.
+        show: Progress bar; None shows it on a terminal.
 
-    Raises `InputError` for input that cannot be read or scored, and for an output folder that belongs to another job;
-    `ResourceError` for a full disk or another process at work in the folder. What is finished stays, and the same call
-    goes on from there.
+    Returns:
+        `{"pairs", "shards", "unscored", "cut_documents", "done_before"}`, the last one in pairs. A document that was
+        cut to keep `max_length` counts once in each shard.
+
+    Raises:
+        InputError: input that cannot be read or scored, or an output folder that belongs to another job or process.
+        ResourceError: the output cannot be written. What is finished stays, and the same call goes on from there.
     """
+    if pool is None:
+        return lead(partial(_score, job, show=show), PairWorker(job, model))
+    return _score(job, pool, show)
+
+
+def _score(job: BulkJob, pool: Pool, show: bool | None) -> dict[str, int]:
     output = Path(job.output)
-    with _own_folder(output):
-        prepared = prepare(job, show)
-        todo = prepared.unfinished()
-        before = prepared.total - sum(shard.rows for shard in todo)
-        hidden = None if show is None else not show
-        with tqdm(
-            total=prepared.total, initial=before, desc="scoring", unit="pair", smoothing=0, disable=hidden
-        ) as bar:
-
-            def done(shard: Shard) -> None:
-                bar.update(shard.rows)
-
-            # Called even where nothing is left to do: it checks that the scores are this model's.
-            (engine or LocalEngine(model))(prepared, todo, done)
-        _drop_other_shards(prepared)
-        summary = {"pairs": prepared.total, "shards": len(prepared.shards), "unscored": _unscored(prepared)}
-        summary["cut_documents"] = _cut_documents(prepared)
-        _write_json(output / "summary.json", summary)
-        shutil.rmtree(output / "sorted", ignore_errors=True)
-    return {**summary, "done_before": before}
-
-
-# ---- before the first score --------------------------------------------------------------------------
-
-
-@contextmanager
-def _own_folder(output: Path) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    if output.exists() and not output.is_dir():
-        raise InputError(f"{output} is a file; --output must be a folder")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(output / ".lock", timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise ResourceError(
-            f"another process is scoring into {output}; wait for it or name another --output"
-        ) from None
-    except OSError as error:
-        raise writing_error(error, output) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def prepare(job: BulkJob, show: bool | None = None) -> PreparedJob:
-    """Looks at the input, plans the shards, sorts the pairs if asked, and claims the output folder for the job.
-
-    Raises `InputError` if the folder holds the results of another job or the input is unfit.
-    """
-    paths = find_files(job.pairs)
+    files = PairFiles(find_files(job.pairs), job.query, job.document, job.keep)
     taken = {"row", "score"} & set(job.keep)
     if taken:
         raise InputError(f"the column {sorted(taken)[0]!r} cannot be kept: the output has one of its own by that name")
-    files = PairFiles(paths, job.query, job.document, job.keep)
-    inputs = []
-    for path in paths:
-        with _reading(path):
-            inputs.append(HashedFile.of(path))
-    shards = plan_shards(files, job.shard_pairs)
-    settings = {
-        "pairs": [{"name": Path(file.path).name, "sha256": file.sha256} for file in inputs],
-        "columns": [job.query, job.document, *job.keep],
-        "shard_pairs": job.shard_pairs,
-        "by_document": job.by_document,
-        "skip_bad_pairs": job.skip_bad_pairs,
-        "total": sum(shard.rows for shard in shards),
-    }
-    if job.store is not None:  # rounded states change scores a little
-        with open_store(job.store) as store:
-            settings["document_states"] = store.dtype
-    digest = hash_parts([json.dumps(settings, sort_keys=True)])
-    _claim(Path(job.output), _MANIFEST, settings, "made from other pairs or settings")
-    prepared = PreparedJob(job, files, shards, digest, tuple(inputs))
-    if job.by_document:
-        from .bulk_sorting import sort_by_document
+    with exclusive(output):
+        if (output / _OLD_FILE).exists():
+            raise InputError(
+                f"{output} holds scores of an earlier version of tsarank ({_OLD_FILE}); name another --output or "
+                "empty this one"
+            )
+        counts, inputs = count_pairs(files), [_hashed(path) for path in files.paths]
+        settings = _settings(job, inputs)
+        check_settings(output, settings, complete=False)
+        ((_, told),) = pool.map([(None, None)])
+        settings |= {f"model_{name}": value for name, value in told.items()}
+        claim_folder(output, settings)
+        work = _Shards(job, output, files, sum(counts), inputs, ResultLog(output / "log.jsonl", settings))
+        before = work.score(pool, told, show)
+        return {**work.finish(), "done_before": before}
 
-        check = prepared.check_inputs
-        files = sort_by_document(files, shards, Path(job.output) / "sorted", job.shard_pairs, digest, show, check)
-        return PreparedJob(job, files, plan_shards(files, job.shard_pairs), digest, ())
-    return prepared
+
+def _hashed(path: str) -> HashedFile:
+    with _reading(path):
+        return HashedFile.of(path)
 
 
 @contextmanager
@@ -240,47 +130,165 @@ def _reading(path: str) -> Iterator[None]:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _drop_other_shards(prepared: PreparedJob) -> None:
-    """Removes what an earlier job left beyond this one's last shard: readers take all files of the folder."""
-    own = {prepared.path(shard).name for shard in prepared.shards}
-    for path in Path(prepared.job.output).glob("scores-*.parquet"):
-        if path.name not in own and re.fullmatch(r"scores-\d{6,}\.parquet", path.name):
-            logger.warning("%s belongs to another job and is removed", path)
-            path.unlink(missing_ok=True)
+def _settings(job: BulkJob, inputs: list[HashedFile]) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "pairs": [{"name": Path(file.path).name, "sha256": file.sha256} for file in inputs],
+        "columns": [job.query, job.document, *job.keep],
+        "shard_pairs": job.shard_pairs,
+        "by_document": job.by_document,
+        "skip_bad_pairs": job.skip_bad_pairs,
+        "document_states": None,
+    }
+    if job.store is not None:  # rounded states change scores a little
+        with open_store(job.store) as store:
+            settings["document_states"] = store.dtype
+    return settings
 
 
-def _claim(output: Path, name: str, value: Any, difference: str) -> None:
-    """Writes a JSON file that says what the folder's results are, or checks the one that is there."""
-    path = output / name
-    if not path.exists():
-        _write_json(path, value)
-    try:
-        found = read_json(path)
-    except TSARankError as error:
-        raise InputError(f"{error}; delete the file if the folder's results may be overwritten") from error
-    if found != value:
-        raise InputError(
-            f"{output} holds scores {difference} ({name} differs); name another --output or empty this one"
-        )
+@dataclass
+class _Shards:
+    """The output files of a job."""
+
+    job: BulkJob
+    output: Path
+    files: PairFiles
+    total: int
+    inputs: list[HashedFile]
+    log: ResultLog
+
+    def path(self, index: int) -> Path:
+        return self.output / f"scores-{index:06d}.parquet"
+
+    def score(self, pool: Pool, told: Any, show: bool | None) -> int:
+        """Makes the files that are not there as the log says; returns how many pairs were in those that are."""
+        done = {int(name) for name in self.log if self._is_whole(int(name))}
+        before = sum(self.log[str(index)]["rows"] for index in done)
+        hidden = None if show is None else not show
+        with tqdm(total=self.total, initial=before, desc="scoring", unit="pair", smoothing=0, disable=hidden) as bar:
+            for (block, places), (scores, cut, model) in pool.map(self._tasks(lambda index: index not in done)):
+                if model != told:
+                    raise InputError(
+                        f"the processes have loaded different models: {model} and {told}; give all the same files"
+                    )
+                self._write(block, places, scores, cut)
+                bar.update(block.rows)
+        return before
+
+    def _is_whole(self, index: int) -> bool:
+        path = self.path(index)
+        if path.is_file() and hash_file(path) == self.log[str(index)]["sha256"]:
+            return True
+        logger.warning("%s is missing, damaged or was edited, and is made again", path)
+        return False
+
+    def _tasks(self, wanted: Callable[[int], bool]) -> Iterator[tuple[Any, list[tuple[str, str]]]]:
+        size = self.job.shard_pairs
+        if self.job.by_document:
+            from .bulk_sorting import sorted_blocks
+
+            given = read_blocks(self.files, size)
+            blocks = sorted_blocks(given, self.files, self.total, size, self.output / "sorted", wanted)
+        else:
+            blocks = read_blocks(self.files, size, wanted)
+        for block in blocks:
+            if wanted(block.index):
+                places, pairs = self._clean(block)
+                yield (block, places), pairs
+
+    def _clean(self, block: Block) -> tuple[list[int], list[tuple[str, str]]]:
+        """The pairs that can be scored, and their places in the block."""
+        places, pairs = [], []
+        for i, (query, document) in enumerate(zip(block.queries, block.documents, strict=True)):
+            place = f"pair {block.numbers[i]} (counted from 0)"
+            try:
+                query = clean_query(query, f"the query of {place}")
+                pairs.append((query, document_text(document, f"the document of {place}")))
+                places.append(i)
+            except InputError:
+                if not self.job.skip_bad_pairs:
+                    raise
+        return places, pairs
+
+    def _write(self, block: Block, places: list[int], values: list[float], cut: int) -> None:
+        pyarrow = arrow()
+        scores: list[float | None] = [None] * block.rows
+        for i, value in zip(places, values, strict=True):
+            scores[i] = value
+        columns = {"row": pyarrow.array(block.numbers, pyarrow.int64())}
+        columns["score"] = pyarrow.array(scores, pyarrow.float32())
+        for file in self.inputs:
+            with _reading(file.path):
+                if file.has_changed():
+                    raise InputError(
+                        f"{file.path} was changed while it was scored; put it back as it was and run the command "
+                        "again, or score what it holds now into another --output"
+                    )
+        path = self.path(block.index)
+        with whole_file(path) as temporary, temporary.open("wb") as sink:
+            pyarrow.parquet.write_table(pyarrow.table({**columns, **(block.kept or {})}), sink)
+        unscored = block.rows - len(places)
+        done = {"rows": block.rows, "unscored": unscored, "cut_documents": cut, "sha256": hash_file(path)}
+        self.log.add({str(block.index): done})
+
+    def finish(self) -> dict[str, int]:
+        """Sums up, and removes files beyond this job's last: readers take all files of the folder."""
+        records = [self.log[name] for name in self.log]
+        for path in self.output.glob("scores-*.parquet"):
+            if re.fullmatch(r"scores-\d{6,}\.parquet", path.name) and str(int(path.stem[7:])) not in self.log:
+                logger.warning("%s belongs to another job and is removed", path)
+                path.unlink(missing_ok=True)
+        sums = {name: sum(record[name] for record in records) for name in ("unscored", "cut_documents")}
+        summary = {"pairs": self.total, "shards": len(records), **sums}
+        write_json(self.output / "summary.json", summary)
+        return summary
 
 
-def claim_for_model(prepared: PreparedJob, model: Any) -> str:
-    """Notes which model the scores come from, and returns the digest of the job's shards.
+class PairWorker:
+    """Scores lists of (query, document) texts with a model that is loaded by the first call.
 
-    Raises `InputError` if the scores that are there come from another one.
+    Args:
+        job: Says which model, and its batches.
+        model: A model that is loaded already.
     """
+
+    def __init__(self, job: BulkJob, model: Any = None) -> None:
+        self._load, self._batch_tokens, self._model = partial(_load, job.model, job.store), job.batch_tokens, model
+        self._told: Any = None
+
+    def __call__(self, pairs: list[tuple[str, str]] | None) -> Any:
+        """(scores, cut documents, `describe_model`); for None instead of pairs the last alone."""
+        if self._model is None:
+            self._model = self._load()
+        if self._told is None:
+            self._told = describe_model(self._model)
+        if pairs is None:
+            return self._told
+        if not pairs:
+            return [], 0, self._told
+        with cuts_reported():
+            scores = self._model.predict(pairs, batch_tokens=self._batch_tokens, show_progress=False)
+        return scores.tolist(), getattr(self._model, "last_stats", {}).get("cut_documents", 0), self._told
+
+
+def _load(arguments: dict[str, Any], store: str | None) -> Any:
+    from ..models.loading import load_ranker
+
+    model = load_ranker(**arguments)
+    if store is not None:
+        use_store(model, store)
+    return model
+
+
+def describe_model(model: Any) -> dict[str, Any]:
+    """What tells a loaded model apart from all that score otherwise, as JSON values."""
     from ..document_states import model_identity
 
-    value = {
-        "identity": model_identity(model),
+    return {
         "class": type(model).__name__,
-        "options": model.options.to_dict(),
+        "weights": model_identity(model),
+        "options": json.loads(json.dumps(model.options.to_dict())),
         "tokenizer": tokenizer_identity(model.tokenizer),
     }
-    value = json.loads(json.dumps(value))
-    difference = "of another model, number format, tokenizer or ranking options"
-    _claim(Path(prepared.job.output), _MODEL, value, difference)
-    return prepared.shard_digest(value)
 
 
 def tokenizer_identity(tokenizer: Any) -> str:
@@ -295,94 +303,3 @@ def tokenizer_identity(tokenizer: Any) -> str:
     # Their ids are put in front of texts and compared with; the tokenizer's own file does not name them.
     named = json.dumps([tokenizer.bos_token, tokenizer.unk_token])
     return hash_parts([type(tokenizer).__name__, json.dumps(content, sort_keys=True), named])[:32]
-
-
-def _write_json(path: Path, value: Any) -> None:
-    try:
-        with replacement(path) as temporary:
-            temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise writing_error(error, path.parent) from error
-
-
-# ---- one shard ---------------------------------------------------------------------------------------
-
-
-def score_shard(prepared: PreparedJob, model: Any, shard: Shard, rows: PairRows, digest: str) -> None:
-    """Scores one shard and writes its file with the `digest` of `claim_for_model`, whole or not at all.
-
-    Raises `InputError` naming the pair for texts that cannot be scored, unless the job skips such, and for input that
-    was changed meanwhile.
-    """
-    pyarrow = arrow()
-    pairs, places = [], []
-    for i, (query, document) in enumerate(zip(rows.queries, rows.documents, strict=True)):
-        place = f"pair {rows.numbers[i]} (counted from 0)"
-        try:
-            pairs.append(
-                (clean_query(query, f"the query of {place}"), document_text(document, f"the document of {place}"))
-            )
-            places.append(i)
-        except InputError:
-            if not prepared.job.skip_bad_pairs:
-                raise
-    scores: list[float | None] = [None] * len(rows.numbers)
-    if pairs:
-        with cuts_reported():
-            values = model.predict(pairs, batch_tokens=prepared.job.batch_tokens, show_progress=False)
-        for i, score in zip(places, values.tolist(), strict=True):
-            scores[i] = score
-    table = pyarrow.table(
-        {
-            "row": pyarrow.array(rows.numbers, pyarrow.int64()),
-            "score": pyarrow.array(scores, pyarrow.float32()),
-            **rows.kept,
-        }
-    )
-    prepared.check_inputs()
-    path = prepared.path(shard)
-    try:
-        with hashed_parquet(path, table.schema, prepared.file_digest(digest, shard)) as writer:
-            writer.write_table(table)
-            cut = getattr(model, "last_stats", {}).get("cut_documents", 0) if pairs else 0
-            writer.add_key_value_metadata({_CUT_KEY: str(cut)})
-    except OSError as error:
-        raise writing_error(error, path.parent) from error
-
-
-def _unscored(prepared: PreparedJob) -> int:
-    pyarrow = arrow()
-    return sum(
-        pyarrow.parquet.read_table(prepared.path(shard), columns=["score"]).column(0).null_count
-        for shard in prepared.shards
-    )
-
-
-def _cut_documents(prepared: PreparedJob) -> int:
-    read = arrow().parquet.read_metadata
-    return sum(int(read(prepared.path(shard)).metadata.get(_CUT_KEY.encode(), 0)) for shard in prepared.shards)
-
-
-class LocalEngine:
-    """Does shards one after the other in this process."""
-
-    def __init__(self, model: Any = None) -> None:
-        self.model = model
-
-    def __call__(self, prepared: PreparedJob, todo: Sequence[Shard], done: Callable[[Shard], None]) -> None:
-        if self.model is None:
-            self.model = load_model(prepared.job)
-        digest = claim_for_model(prepared, self.model)
-        for shard, rows in read_shards(prepared.files, todo):
-            score_shard(prepared, self.model, shard, rows, digest)
-            done(shard)
-
-
-def load_model(job: BulkJob) -> Any:
-    """The model that a job names, with its store."""
-    from ..models.loading import load_ranker
-
-    model = load_ranker(**job.model)
-    if job.store is not None:
-        use_store(model, job.store)
-    return model

@@ -1,33 +1,95 @@
-"""An external sort by document: pairs of any number in bounded memory, so that all queries of a document meet."""
+"""Pairs of any number in the order of their documents, in bounded memory, so that all queries of a document meet."""
 
 from __future__ import annotations
 
 import hashlib
-import heapq
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
+from ..files.writing import write_errors
 from ..ranking_errors import InputError
 from ..ranking_text import clean_text, document_text
-from .bulk_output import hashed_parquet, is_output_of
-from .bulk_pairs import PairFiles, PairRows, Shard, arrow, read_shards, writing_error
+from .bulk_pairs import Block, PairFiles, arrow, block_of_table, cut
 
 
-_RUN_ROWS = 50_000
-# More runs than this would need too many open files at the merge.
-_MOST_RUNS = 256
-_MERGE_ROWS = 128
+_BUCKET_ROWS = 50_000
+# More would need too many open files.
+_MOST_BUCKETS = 256
 NUMBER = "row"
-HASH = "document_hash"
+_HASH = "document hash"
 
 
 def document_hash(document: str | None) -> int:
     """A 63-bit digest of a document's text, equal for equal ones: only the order by it matters."""
     return int.from_bytes(hashlib.blake2b((document or "").encode(), digest_size=8).digest()) >> 1
+
+
+def sorted_blocks(
+    blocks: Iterable[Block],
+    files: PairFiles,
+    total: int,
+    size: int,
+    folder: Path,
+    wanted: Callable[[int], bool] = lambda _: True,
+) -> Iterator[Block]:
+    """Blocks of `size` pairs with equal documents side by side, otherwise in the order given.
+
+    The pairs are first dealt into files of the folder by the leading bits of their documents' digests, then each file
+    is sorted in memory, where equal documents are held once. What the folder holds is removed, before and after.
+
+    Raises:
+        InputError: the files of pairs have different types of columns.
+        ResourceError: the folder cannot be written: it takes about the input's size.
+    """
+    pyarrow = arrow()
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with write_errors(folder):
+            folder.mkdir(parents=True)
+            paths = _deal(blocks, files, min(-(-total // _BUCKET_ROWS), _MOST_BUCKETS), folder)
+        for index, table in enumerate(cut((_sorted_table(path, files) for path in paths), size)):
+            if wanted(index):
+                numbers, table = table.column(NUMBER).to_pylist(), _recoded(table, files, arrow().string())
+                yield block_of_table(index, numbers, table, files)
+            else:
+                yield Block(index, len(table))
+    except pyarrow.ArrowException as error:
+        raise InputError(f"the files of pairs cannot be sorted together: {str(error).splitlines()[0]}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _deal(blocks: Iterable[Block], files: PairFiles, count: int, folder: Path) -> list[Path]:
+    ipc = arrow().ipc
+    writers: dict[int, Any] = {}
+    with ExitStack() as stack:
+        for block in blocks:
+            table = _table(block, files)
+            bucket_of = [value * count >> 63 for value in table.column(_HASH).to_pylist()].__getitem__
+            for bucket, rows in groupby(sorted(range(len(table)), key=bucket_of), bucket_of):
+                if bucket not in writers:
+                    file = stack.enter_context((folder / f"{bucket:03d}.arrow").open("wb"))
+                    writers[bucket] = stack.enter_context(ipc.new_stream(file, table.schema))
+                writers[bucket].write_table(table.take(list(rows)))
+    return sorted(folder.iterdir())
+
+
+def _table(block: Block, files: PairFiles) -> Any:
+    pyarrow = arrow()
+    documents = [_text(value, document_text) for value in block.documents]
+    return pyarrow.table(
+        {
+            _HASH: pyarrow.array(map(document_hash, documents), pyarrow.int64()),
+            NUMBER: pyarrow.array(block.numbers, pyarrow.int64()),
+            files.query: pyarrow.array([_text(value, clean_text) for value in block.queries], pyarrow.string()),
+            files.document: pyarrow.array(documents, pyarrow.string()),
+            **(block.kept or {}),
+        }
+    )
 
 
 def _text(value: Any, clean: Callable[[Any, str], str]) -> str | None:
@@ -38,113 +100,19 @@ def _text(value: Any, clean: Callable[[Any, str], str]) -> str | None:
         return None
 
 
-def sort_by_document(
-    files: PairFiles,
-    shards: Sequence[Shard],
-    folder: Path,
-    row_group: int,
-    digest: str,
-    show: bool | None = None,
-    check: Callable[[], None] = lambda: None,
-) -> PairFiles:
-    """Writes the pairs into `folder/sorted.parquet`, equal documents side by side, otherwise in input order.
-
-    A file that is there already is taken if it is whole and was made under the same `digest`, which must identify the
-    input by its content; `check` is called before it gets its name, and raises if the input has changed meanwhile.
-    Takes the input's size on disk twice for a while. Raises `ResourceError` when the disk is full.
-    """
-    target = folder / "sorted.parquet"
-    sorted_files = PairFiles((str(target),), files.query, files.document, files.keep, NUMBER)
-    if is_output_of(target, digest):
-        return sorted_files
-    runs = folder / "runs"
+def _sorted_table(path: Path, files: PairFiles) -> Any:
     pyarrow = arrow()
-    try:
-        shutil.rmtree(runs, ignore_errors=True)
-        runs.mkdir(parents=True)
-        paths = _write_runs(files, shards, runs, show)
-        _merge(paths, target, row_group, sum(shard.rows for shard in shards), digest, show, check)
-    except OSError as error:
-        raise writing_error(error, folder) from error
-    except pyarrow.ArrowException as error:
-        raise InputError(f"the files of pairs cannot be sorted together: {str(error).splitlines()[0]}") from error
-    finally:
-        shutil.rmtree(runs, ignore_errors=True)
-    return sorted_files
+    once = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
+    with path.open("rb") as file, pyarrow.ipc.open_stream(file) as reader:
+        parts = [_recoded(pyarrow.Table.from_batches([batch]), files, once) for batch in reader]
+    table = pyarrow.concat_tables(parts).unify_dictionaries()
+    return table.sort_by([(_HASH, "ascending"), (NUMBER, "ascending")])
 
 
-def _write_runs(files: PairFiles, shards: Sequence[Shard], folder: Path, show: bool | None) -> list[Path]:
-    total = sum(shard.rows for shard in shards)
-    limit = max(_RUN_ROWS, -(-total // _MOST_RUNS))
-    paths: list[Path] = []
-    tables: list[Any] = []
-
-    def write() -> None:
-        pyarrow = arrow()
-        table = pyarrow.concat_tables(tables).sort_by([(HASH, "ascending"), (NUMBER, "ascending")])
-        paths.append(folder / f"run-{len(paths):05d}.parquet")
-        pyarrow.parquet.write_table(table, paths[-1], row_group_size=8 * _MERGE_ROWS)
-        tables.clear()
-
-    hidden = None if show is None else not show
-    with tqdm(total=total, desc="sorting by document", unit="pair", disable=hidden) as bar:
-        for shard, rows in read_shards(files, shards):
-            tables.append(_table(rows, files))
-            if sum(table.num_rows for table in tables) >= limit:
-                write()
-            bar.update(shard.rows)
-    if tables:
-        write()
-    return paths
-
-
-def _table(rows: PairRows, files: PairFiles) -> Any:
-    pyarrow = arrow()
-    documents = [_text(value, document_text) for value in rows.documents]
-    return pyarrow.table(
-        {
-            HASH: pyarrow.array(map(document_hash, documents), pyarrow.int64()),
-            NUMBER: pyarrow.array(rows.numbers, pyarrow.int64()),
-            files.query: pyarrow.array([_text(value, clean_text) for value in rows.queries], pyarrow.string()),
-            files.document: pyarrow.array(documents, pyarrow.string()),
-            **rows.kept,
-        }
-    )
-
-
-def _rows_of_run(path: Path) -> Iterator[tuple[int, int, Any]]:
-    with arrow().parquet.ParquetFile(path) as run:
-        for batch in run.iter_batches(_MERGE_ROWS):
-            hashes, numbers = batch.column(0).to_pylist(), batch.column(1).to_pylist()
-            for i, (first, second) in enumerate(zip(hashes, numbers, strict=True)):
-                yield first, second, batch.slice(i, 1)
-
-
-def _merge(
-    paths: Sequence[Path],
-    target: Path,
-    row_group: int,
-    total: int,
-    digest: str,
-    show: bool | None,
-    check: Callable[[], None],
-) -> None:
-    pyarrow = arrow()
-    schema = pyarrow.parquet.read_schema(paths[0])
-    rows = heapq.merge(*map(_rows_of_run, paths), key=lambda row: row[:2])
-    hidden = None if show is None else not show
-    with (
-        hashed_parquet(target, schema, digest) as writer,
-        tqdm(total=total, desc="merging", unit="pair", disable=hidden) as bar,
-    ):
-        waiting: list[Any] = []
-        for _, _, row in rows:
-            waiting.append(row)
-            if len(waiting) == row_group:
-                writer.write_table(pyarrow.Table.from_batches(waiting).combine_chunks())
-                bar.update(len(waiting))
-                waiting = []
-        if waiting:
-            writer.write_table(pyarrow.Table.from_batches(waiting).combine_chunks())
-            bar.update(len(waiting))
-        check()
+def _recoded(table: Any, files: PairFiles, kind: Any) -> Any:
+    """The table with the documents as another kind of strings, where they are strings."""
+    place = table.schema.get_field_index(files.document)
+    column = table.column(place)
+    if arrow().types.is_nested(column.type):
+        return table
+    return table.set_column(place, files.document, column.cast(kind))

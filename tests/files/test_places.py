@@ -17,9 +17,7 @@ READERS = {
     *("gzip.open", "gzip.GzipFile", "bz2.open", "lzma.open", "ParquetFile", "parquet.read_table", "read_schema"),
 }
 OWN_READING = {
-    "modeling_tsarank/jobs/bulk_output.py": "a damaged shard of our own is made again",
-    "modeling_tsarank/jobs/bulk_scoring.py": "a tokenizer's own JSON, and shards that were checked just before",
-    "modeling_tsarank/jobs/bulk_sorting.py": "runs written in the same call",
+    "modeling_tsarank/jobs/bulk_scoring.py": "a tokenizer's own JSON",
     "modeling_tsarank/document_encoding.py": "travels with checkpoints; the bytes have a checksum",
     "modeling_tsarank/ranking_checkpoints.py": "travels with checkpoints; the name for an error message",
     "modeling_tsarank/user_text.py": "travels with checkpoints; a tokenizer's own JSON",
@@ -28,8 +26,8 @@ OWN_READING = {
     "hub_cards/secret_unpacking.py": "unpacks layer by layer within a budget, and refuses what it cannot",
 }
 OWN_WRITING = {
-    "modeling_tsarank/jobs/bulk_output.py": "into the temporary file of the one writer",
     "modeling_tsarank/jobs/bulk_scoring.py": "into the temporary file of the one writer",
+    "modeling_tsarank/jobs/bulk_sorting.py": "files of a folder that goes again with the call",
     "modeling_tsarank/cache/catalog.py": "into the temporary file of the one writer",
     "modeling_tsarank/crossencoder_tsarank.py": "travels with checkpoints; the folder is being saved",
     "modeling_tsarank/models/default_model.py": "a whole folder takes its name; the file is in a temporary folder",

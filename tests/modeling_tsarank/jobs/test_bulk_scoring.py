@@ -23,9 +23,11 @@ from hypothesis import strategies as st
 
 from modeling_tsarank import TSARankModel, TwolarModel
 from modeling_tsarank.cli import main
-from modeling_tsarank.jobs.bulk_pairs import PairFiles, find_files, plan_shards, read_shards
-from modeling_tsarank.jobs.bulk_scoring import BulkJob, LocalEngine, score_pairs
-from modeling_tsarank.jobs.bulk_sorting import sort_by_document
+from modeling_tsarank.files.result_log import ResultLog
+from modeling_tsarank.jobs.bulk_pairs import PairFiles, count_pairs, find_files, read_blocks
+from modeling_tsarank.jobs.bulk_scoring import BulkJob, PairWorker, score_pairs
+from modeling_tsarank.jobs.bulk_sorting import sorted_blocks
+from modeling_tsarank.jobs.pools import LocalPool
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
 
 
@@ -102,40 +104,47 @@ def test_shards_cover_every_pair_once_in_order(tmp_path_factory, sizes, shard, r
             paths.append(write_jsonl(folder / f"{number}.jsonl", part, start))
         start += size
     files = PairFiles(tuple(paths), keep=("id",))
-    shards = plan_shards(files, shard)
-    assert [s.index for s in shards] == list(range(len(shards)))
-    assert max(s.rows for s in shards) <= shard
-    assert [(s.start, s.start + s.rows) for s in shards] == [
-        (s.start, end) for s, end in zip(shards, [*[s.start for s in shards[1:]], len(pairs)], strict=True)
-    ]
-    wanted = shards[::every]
-    found = list(read_shards(files, wanted))
-    assert [s for s, _ in found] == wanted
-    for s, rows in found:
-        assert rows.numbers == list(range(s.start, s.start + s.rows))
-        assert rows.queries == [query for query, _ in pairs[s.start : s.start + s.rows]]
-        texts = [d if isinstance(d, str) else f"{d['title']} {d['text']}".strip() for d in rows.documents]
-        assert texts == [document for _, document in pairs[s.start : s.start + s.rows]]
-        assert rows.kept["id"].to_pylist() == [f"p{n}" for n in rows.numbers]
+    assert count_pairs(files) == sizes
+    blocks = list(read_blocks(files, shard, lambda index: index % every == 0))
+    assert [block.index for block in blocks] == list(range(len(blocks)))
+    expected = [min(shard, size - first) for size in sizes for first in range(0, size, shard)]
+    assert [block.rows for block in blocks] == expected
+    starts = [sum(expected[:index]) for index in range(len(blocks))]
+    for block, first in zip(blocks, starts, strict=True):
+        if block.index % every:
+            assert not block.queries
+            continue
+        assert list(block.numbers) == list(range(first, first + block.rows))
+        assert block.queries == [query for query, _ in pairs[first : first + block.rows]]
+        texts = [d if isinstance(d, str) else f"{d['title']} {d['text']}".strip() for d in block.documents]
+        assert texts == [document for _, document in pairs[first : first + block.rows]]
+        assert block.kept["id"].to_pylist() == [f"p{n}" for n in block.numbers]
 
 
-def test_sorting_in_many_runs_brings_equal_documents_together(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("modeling_tsarank.jobs.bulk_sorting._RUN_ROWS", 64)
+@pytest.mark.parametrize("skipped", [None, 3])
+def test_sorting_in_many_files_brings_equal_documents_together(tmp_path, monkeypatch, skipped) -> None:
+    monkeypatch.setattr("modeling_tsarank.jobs.bulk_sorting._BUCKET_ROWS", 64)
     pairs = make_pairs(1000, documents=90)
-    files = PairFiles((write_parquet(tmp_path / "p.parquet", pairs),), keep=("id",))
-    ordered = sort_by_document(files, plan_shards(files, 37), tmp_path / "sorted", 100, "x")
-    rows = [rows for _, rows in read_shards(ordered, plan_shards(ordered, 100))]
-    numbers = [n for part in rows for n in part.numbers]
-    documents = [d for part in rows for d in part.documents]
-    assert sorted(numbers) == list(range(1000))
-    assert [pairs[n] for n in numbers] == list(zip([q for part in rows for q in part.queries], documents, strict=True))
+    files = PairFiles((write_parquet(tmp_path / "p.parquet", pairs),), keep=("id", "document"))
+    given = read_blocks(files, 37)
+    blocks = list(sorted_blocks(given, files, 1000, 100, tmp_path / "sorted", lambda index: index != skipped))
+    assert [(block.index, block.rows) for block in blocks] == [(index, 100) for index in range(10)]
+    assert [block.index for block in blocks if not block.queries] == ([] if skipped is None else [skipped])
+    numbers = [n for block in blocks for n in block.numbers]
+    documents = [d for block in blocks for d in block.documents]
+    assert len(set(numbers)) == len(numbers) == (1000 if skipped is None else 900)
+    assert [pairs[n] for n in numbers] == list(zip([q for b in blocks for q in b.queries], documents, strict=True))
     changes = sum(a != b for a, b in itertools.pairwise(documents)) + 1
-    assert changes == len(set(documents))
-    assert [i for part in rows for i in part.kept["id"].to_pylist()] == [f"p{n}" for n in numbers]
+    if skipped is None:
+        assert changes == len(set(documents)) == 90
+    kept = [block.kept for block in blocks if block.kept]
+    assert [i for part in kept for i in part["id"].to_pylist()] == [f"p{n}" for n in numbers]
+    assert [d for part in kept for d in part["document"].to_pylist()] == documents
+    assert {part["document"].type for part in kept} == {pa.string()}
     for document in set(documents):
         own = [n for n, d in zip(numbers, documents, strict=True) if d == document]
         assert own == sorted(own)
-    assert not (tmp_path / "sorted" / "runs").exists()
+    assert not (tmp_path / "sorted").exists()
 
 
 # ---- scores --------------------------------------------------------------------------------------------
@@ -203,6 +212,22 @@ def output_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("scores-*.parquet"))}
 
 
+class Stopping(LocalPool):
+    """Is interrupted after some blocks; the first task asks for the model only."""
+
+    def __init__(self, worker, blocks) -> None:
+        super().__init__(worker)
+        self.blocks = blocks
+
+    def map(self, tasks):
+        for key, result in super().map(tasks):
+            if key is not None:
+                if not self.blocks:
+                    raise KeyboardInterrupt
+                self.blocks -= 1
+            yield key, result
+
+
 @pytest.mark.parametrize("by_document", [False, True])
 def test_a_resumed_job_gives_the_very_same_files(model, tmp_path, by_document) -> None:
     pairs = make_pairs(300)
@@ -212,13 +237,8 @@ def test_a_resumed_job_gives_the_very_same_files(model, tmp_path, by_document) -
     score_pairs(whole, model)
     job = replace(whole, output=str(tmp_path / "parts"))
 
-    class Stopping(LocalEngine):
-        def __call__(self, prepared, todo, done):
-            super().__call__(prepared, todo[:4], done)
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        score_pairs(job, engine=Stopping(model))
+        score_pairs(job, pool=Stopping(PairWorker(job, model), 4))
     assert len(output_bytes(tmp_path / "parts")) == 4
     damaged = tmp_path / "parts" / "scores-000002.parquet"
     damaged.write_bytes(damaged.read_bytes()[:-20])
@@ -253,13 +273,13 @@ def test_a_folder_of_another_job_is_refused(model, zoo, tmp_path) -> None:
     job = BulkJob((write_parquet(tmp_path / "a.parquet", pairs),), str(tmp_path / "out"), shard_pairs=20)
     score_pairs(job, model)
     other = replace(job, pairs=(write_parquet(tmp_path / "b.parquet", make_pairs(40, seed=1)),))
-    with pytest.raises(InputError, match="made from other pairs or settings"):
+    with pytest.raises(InputError, match="results of other input or settings"):
         score_pairs(other, model)
-    with pytest.raises(InputError, match="made from other pairs or settings"):
+    with pytest.raises(InputError, match="results of other input or settings"):
         score_pairs(replace(job, shard_pairs=10), model)
     (tmp_path / "out" / "scores-000001.parquet").unlink()
     changed = TSARankModel.from_backbone(str(zoo.folders["llama"]), dtype=torch.float32, aggregation="sum")
-    with pytest.raises(InputError, match="of another model, number format, tokenizer or ranking options"):
+    with pytest.raises(InputError, match=r"model_options was .* and is now"):
         score_pairs(job, changed)
     assert score_pairs(job, model)["done_before"] == 20
 
@@ -267,13 +287,20 @@ def test_a_folder_of_another_job_is_refused(model, zoo, tmp_path) -> None:
 def test_two_processes_do_not_work_in_one_folder(model, tmp_path) -> None:
     job = BulkJob((write_parquet(tmp_path / "a.parquet", make_pairs(40)),), str(tmp_path / "out"), shard_pairs=20)
 
-    class Second(LocalEngine):
-        def __call__(self, prepared, todo, done):
-            with pytest.raises(ResourceError, match="another process is scoring into"):
-                score_pairs(job, model)
-            super().__call__(prepared, todo, done)
+    def second(pairs):
+        with pytest.raises(InputError, match="another process is writing to"):
+            score_pairs(job, model)
+        return PairWorker(job, model)(pairs)
 
-    assert score_pairs(job, engine=Second(model))["pairs"] == 40
+    assert score_pairs(job, pool=LocalPool(second))["pairs"] == 40
+
+
+def test_a_folder_of_an_earlier_version_is_refused(model, tmp_path) -> None:
+    job = BulkJob((write_parquet(tmp_path / "a.parquet", make_pairs(40)),), str(tmp_path / "out"), shard_pairs=20)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text("{}")
+    with pytest.raises(InputError, match=r"scores of an earlier version of tsarank \(manifest\.json\); name another"):
+        score_pairs(job, model)
 
 
 # ---- never a mixture -----------------------------------------------------------------------------------
@@ -305,7 +332,7 @@ def test_an_input_edited_anywhere_in_place_is_another_input(model, tmp_path, pla
     edit_in_place(path, int(place * path.stat().st_size), path.stat().st_size)
     for missing in ("none", "scores-000001.parquet"):
         (tmp_path / "out" / missing).unlink(missing_ok=True)
-        with pytest.raises(InputError, match="made from other pairs or settings"):
+        with pytest.raises(InputError, match="results of other input or settings"):
             score_pairs(job, Constant(model))
 
 
@@ -362,12 +389,12 @@ def test_an_output_that_is_not_what_was_written_is_scored_again(model, tmp_path,
     assert score_pairs(job, model)["done_before"] == 40
 
 
-def test_without_its_manifest_no_old_score_is_taken_for_the_new_input(model, tmp_path) -> None:
+def test_without_its_settings_no_old_score_is_taken_for_the_new_input(model, tmp_path) -> None:
     source = tmp_path / "a.parquet"
     job = BulkJob((write_parquet(source, make_pairs(60)),), str(tmp_path / "out"), shard_pairs=20)
     score_pairs(job, model)
     write_parquet(source, make_pairs(40, seed=1))
-    (tmp_path / "out" / "manifest.json").unlink()
+    (tmp_path / "out" / "settings.json").unlink()
     assert score_pairs(job, model)["done_before"] == 0
     assert len(output_bytes(tmp_path / "out")) == 2, "the third file belonged to the old input"
     fresh = replace(job, output=str(tmp_path / "fresh"))
@@ -379,18 +406,17 @@ def test_the_scores_of_another_model_are_never_taken_for_this_ones(model, zoo, t
     job = BulkJob((write_parquet(tmp_path / "a.parquet", make_pairs(40)),), str(tmp_path / "out"), shard_pairs=20)
     score_pairs(job, model)
     other = TSARankModel.from_backbone(str(zoo.folders["qwen3"]), dtype=torch.float32)
-    with pytest.raises(InputError, match="scores of another model"):  # though nothing is left to score
+    with pytest.raises(InputError, match=r"model_weights was"):  # though nothing is left to score
         score_pairs(job, other)
     spoken = TSARankModel.from_backbone(str(zoo.folders["llama"]), dtype=torch.float32)
     spoken.tokenizer.add_tokens(["bread dough"])
-    with pytest.raises(InputError, match="scores of another model, number format, tokenizer"):
+    with pytest.raises(InputError, match="model_tokenizer was"):
         score_pairs(job, spoken)
     begun = TSARankModel.from_backbone(str(zoo.folders["llama"]), dtype=torch.float32)
     begun.tokenizer.bos_token = "<pad>"  # as tokenizer_config.json says it, not tokenizer.json
-    with pytest.raises(InputError, match="scores of another model, number format, tokenizer"):
+    with pytest.raises(InputError, match="model_tokenizer was"):
         score_pairs(job, begun)
-    (tmp_path / "out" / "model.json").unlink()
-    (tmp_path / "out" / "scores-000000.parquet").unlink()
+    (tmp_path / "out" / "settings.json").unlink()
     assert score_pairs(job, other)["done_before"] == 0
     np.testing.assert_allclose(in_input_order(tmp_path / "out"), other.predict(make_pairs(40)), atol=1e-5)
 
@@ -400,36 +426,17 @@ def test_an_input_changed_while_it_is_scored_is_an_error(model, tmp_path, by_doc
     source = tmp_path / "a.parquet"
     job = BulkJob((write_parquet(source, make_pairs(60)),), str(tmp_path / "out"), shard_pairs=20)
 
-    class Changing(LocalEngine):
-        def __call__(self, prepared, todo, done):
-            super().__call__(prepared, todo[:1], done)
-            write_parquet(source, make_pairs(60, seed=1))
-            super().__call__(prepared, todo[1:], done)
+    class Changing(LocalPool):
+        def map(self, tasks):
+            for key, result in super().map(tasks):
+                yield key, result
+                if key is not None:
+                    write_parquet(source, make_pairs(60, seed=1))
 
     job = replace(job, by_document=by_document)
-    if by_document:  # a copy is scored, which was made before
-        score_pairs(job, engine=Changing(model))
-        assert len(output_bytes(tmp_path / "out")) == 3
-        return
     with pytest.raises(InputError, match="was changed while it was scored"):
-        score_pairs(job, engine=Changing(model))
+        score_pairs(job, pool=Changing(PairWorker(job, model)))
     assert len(output_bytes(tmp_path / "out")) == 1
-
-
-def test_a_sorted_copy_that_was_damaged_or_is_of_another_input_is_made_again(tmp_path) -> None:
-    files = PairFiles((write_parquet(tmp_path / "p.parquet", make_pairs(300)),), keep=("id",))
-    shards = plan_shards(files, 100)
-    folder, target = tmp_path / "sorted", tmp_path / "sorted" / "sorted.parquet"
-    sort_by_document(files, shards, folder, 100, "one")
-    whole = target.read_bytes()
-    before = target.stat().st_ino
-    sort_by_document(files, shards, folder, 100, "one")
-    assert target.stat().st_ino == before, "taken as it is"
-    edit_bytes(target)
-    sort_by_document(files, shards, folder, 100, "one")
-    assert target.read_bytes() == whole
-    sort_by_document(files, shards, folder, 100, "another")
-    assert target.read_bytes() != whole
 
 
 # ---- bad input -----------------------------------------------------------------------------------------
@@ -459,10 +466,10 @@ def test_bad_pairs_are_named_or_skipped(model, tmp_path, by_document) -> None:
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
-        (b'{"query": "a", "document": "b"}\n{"query": ', "p.jsonl", r"p.jsonl, pair 1 \(counted from 0\): not JSON"),
+        (b'{"query": "a", "document": "b"}\n{"query": ', "p.jsonl", r"p.jsonl, line 2: not JSON"),
         (b'{"query": "a", "text": "b"}\n', "p.jsonl", "no field 'document'; fields: query, text"),
         (b"[1]\n", "p.jsonl", "a JSON object was expected, found list"),
-        (b"\xff\xfe\n", "p.jsonl", "not UTF-8"),
+        (b"\xff\n", "p.jsonl", "line 1: not UTF-8"),
         (b"\n \n", "p.jsonl", "no pairs in"),
         (b"PAR1 but not really", "p.parquet", "cannot be read as Parquet"),
         (b"x", "p.csv", "unknown kind of file '.csv'"),
@@ -514,13 +521,24 @@ def test_a_full_disk_is_one_clear_error_and_the_job_goes_on_later(model, tmp_pat
     room = 24_000 if not by_document else 9_000
     filler = small_disk / "filler"
     filler.write_bytes(b"x" * (shutil.disk_usage(small_disk).free - room))
-    with pytest.raises(ResourceError, match="the disk is full: "):
+    with pytest.raises(ResourceError, match="No space left on device"):
         score_pairs(job, model)
     assert list((small_disk / "out").rglob("*.partial")) == []
     filler.unlink()
     summary = score_pairs(job, model)
     assert summary["done_before"] < 400
     np.testing.assert_allclose(in_input_order(small_disk / "out"), model.predict(pairs), atol=1e-5)
+
+
+def test_a_log_on_a_full_disk_is_one_line_and_the_log_goes_on_later(small_disk) -> None:
+    log = ResultLog(small_disk / "log.jsonl")
+    log.add({"a": 1})
+    with pytest.raises(ResourceError, match="free some space"):
+        log.add({"b": "x" * (1 << 26)})
+    assert "b" not in log
+    log.add({"c": 3})
+    again = ResultLog(log.path)
+    assert {unit: again[unit] for unit in again} == {"a": 1, "c": 3}
 
 
 # ---- the command and Ray -------------------------------------------------------------------------------
@@ -548,39 +566,43 @@ def test_score_command(zoo, model, tmp_path, capsys) -> None:
 @pytest.mark.slow
 def test_ray_gives_the_same_files_and_the_same_errors(zoo, model, tmp_path, request) -> None:
     ray = pytest.importorskip("ray")
-    from modeling_tsarank.jobs.ray_scoring import RayEngine
+    from modeling_tsarank.jobs.ray_pool import RayPool
 
     pairs = make_pairs(300)
     source = write_parquet(tmp_path / "a.parquet", pairs, 70)
     loading = {"name_or_path": str(zoo.folders["llama"]), "device": "cpu", "dtype": "float32"}
     job = BulkJob((source,), str(tmp_path / "local"), keep=("id",), shard_pairs=40, model=loading)
     score_pairs(job, model)
-    other = replace(job, output=str(tmp_path / "ray"))
-    engine = RayEngine(actors=1)
     ray.init(num_cpus=2, object_store_memory=128 << 20, include_dashboard=False, log_to_driver=False)
     request.addfinalizer(ray.shutdown)
-    assert score_pairs(other, engine=engine)["pairs"] == 300
-    np.testing.assert_allclose(in_input_order(tmp_path / "ray"), in_input_order(tmp_path / "local"), atol=1e-6)
-    assert output_bytes(tmp_path / "ray").keys() == output_bytes(tmp_path / "local").keys()
+
+    def on_ray(job):
+        with RayPool(PairWorker(job), actors=2) as pool:
+            return score_pairs(job, pool=pool)
+
+    other = replace(job, output=str(tmp_path / "ray"))
+    assert on_ray(other)["pairs"] == 300
+    assert output_bytes(tmp_path / "ray") == output_bytes(tmp_path / "local")
     (tmp_path / "ray" / "scores-000003.parquet").unlink()
-    assert score_pairs(other, engine=engine)["done_before"] == 260
+    assert on_ray(other)["done_before"] == 260
+    assert output_bytes(tmp_path / "ray") == output_bytes(tmp_path / "local")
     by_document = replace(job, output=str(tmp_path / "sorted"), by_document=True)
-    score_pairs(by_document, engine=engine)
+    on_ray(by_document)
     np.testing.assert_allclose(in_input_order(tmp_path / "sorted"), in_input_order(tmp_path / "local"), atol=1e-5)
     bad = replace(job, pairs=(write_parquet(tmp_path / "b.parquet", [*pairs[:50], ("", "x")]),))
     with pytest.raises(InputError, match=r"the query of pair 50 \(counted from 0\) is empty"):
-        score_pairs(replace(bad, output=str(tmp_path / "bad")), engine=engine)
+        on_ray(replace(bad, output=str(tmp_path / "bad")))
     assert output_bytes(tmp_path / "bad").keys() <= {"scores-000000.parquet"}
     missing = replace(job, output=str(tmp_path / "missing"), model={"name_or_path": str(tmp_path)})
     with pytest.raises(ModelError, match=r"holds no config\.json"):
-        score_pairs(missing, engine=engine)
+        on_ray(missing)
 
 
 def test_without_ray_the_extra_is_named(tmp_path) -> None:
-    from modeling_tsarank.jobs.ray_scoring import RayEngine
+    from modeling_tsarank.jobs.ray_pool import RayPool
 
     job = BulkJob((write_parquet(tmp_path / "a.parquet", make_pairs(10)),), str(tmp_path / "out"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "ray", None)
         with pytest.raises(ResourceError, match=r"pip install 'tsarank\[ray\]'"):
-            score_pairs(job, engine=RayEngine())
+            RayPool(PairWorker(job)).__enter__()

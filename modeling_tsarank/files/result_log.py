@@ -1,0 +1,195 @@
+"""The log of finished work that every resumable command writes: nothing in it is worked out or paid for twice."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from modeling_tsarank.files.hashes import hash_parts
+from modeling_tsarank.files.reading import parse_json_object, read_json
+from modeling_tsarank.files.writing import write_errors, write_json
+from modeling_tsarank.ranking_errors import InputError, ResourceError
+
+
+logger = logging.getLogger(__name__)
+
+SETTINGS_FILE = "settings.json"
+
+
+class ResultLog:
+    """JSON lines, appended to and never rewritten: `{"settings": ..., "results": {unit: value, ...}, "sha256": ...}`.
+
+    The units of a line were finished together and count together: a line that is not whole, was edited, or belongs to
+    other settings is passed over, so that a kill at any byte loses the last line at most. A later line of a unit
+    replaces an earlier one. Several threads may use one log, and several processes one file; a process sees what was
+    there when it opened the log and what it adds.
+
+    Args:
+        path: The file; it is made by the first `add`.
+        settings: Everything that changes the results, values that JSON can hold.
+
+    Raises:
+        ResourceError: the file cannot be read.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any] | None = None) -> None:
+        self.path = path
+        self._digest = hash_parts([json.dumps(settings or {}, sort_keys=True)])[:16]
+        self._places: dict[str, int] = {}
+        self._last: tuple[int, dict[str, Any]] = (-1, {})
+        self._lock = threading.Lock()
+        with suppress(FileNotFoundError), _errors(path), path.open("rb") as file:
+            place = 0
+            for number, line in enumerate(file, start=1):
+                results = self._results(line)
+                if results is None:
+                    logger.warning("%s, line %d is no whole record of this work, which is done again", path, number)
+                else:
+                    self._places.update(dict.fromkeys(results, place))
+                place += len(line)
+
+    def __contains__(self, unit: str) -> bool:
+        return unit in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._places))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, unit: str) -> Any:
+        """What was logged of a unit; raises `KeyError` if nothing was."""
+        with self._lock:
+            place = self._places[unit]
+            if self._last[0] != place:
+                with _errors(self.path), self.path.open("rb") as file:
+                    file.seek(place)
+                    self._last = place, self._results(file.readline()) or {}
+            return self._last[1][unit]
+
+    def add(self, results: Mapping[str, Any]) -> None:
+        """Logs units that were finished together, and returns once they are on the disk.
+
+        Raises:
+            ResourceError: the file cannot be written.
+            ValueError: a value is no JSON, such as NaN.
+        """
+        record = {"settings": self._digest, "results": dict(results)}
+        line = json.dumps({**record, "sha256": _hash(record)}, allow_nan=False).encode() + b"\n"
+        with self._lock, _errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab+", buffering=0) as file:
+                place = end = file.seek(0, os.SEEK_END)
+                if end:
+                    file.seek(end - 1)
+                    if file.read(1) != b"\n":  # a line that a kill has cut stays alone
+                        line = b"\n" + line
+                        place += 1
+                try:
+                    left = memoryview(line)
+                    while left:
+                        left = left[file.write(left) :]
+                    os.fsync(file.fileno())
+                except OSError:
+                    file.truncate(end)  # the last room of a full disk is for others
+                    raise
+            self._places.update(dict.fromkeys(results, place))
+
+    def _results(self, line: bytes) -> dict[str, Any] | None:
+        """The units of a line, `None` where it is not whole, was edited, or belongs to other settings."""
+        with suppress(InputError, KeyError):
+            record = parse_json_object(line, "")
+            digest = record.pop("sha256")
+            if digest == _hash(record) and record["settings"] == self._digest:
+                results: dict[str, Any] = record["results"]
+                return results
+        return None
+
+
+def _hash(record: Mapping[str, Any]) -> str:
+    return hash_parts([json.dumps(record, sort_keys=True)])[:16]
+
+
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ResourceError(
+            f"cannot use {path}: {error.strerror or error}; free some space or make it writable, and run the same "
+            "command again: what is finished is kept"
+        ) from error
+
+
+def check_settings(folder: Path, settings: Mapping[str, Any], complete: bool = True) -> None:
+    """Compares `settings` with those that the folder's results were made with; a folder without passes.
+
+    Args:
+        folder: Where results go.
+        settings: Of this command.
+        complete: False to compare only the keys of `settings`, before the costly ones are known.
+
+    Raises:
+        InputError: at least one differs; the message names each with its old and its new value.
+    """
+    path = folder / SETTINGS_FILE
+    if not path.exists():
+        return
+    recorded = read_json(path)
+    if not isinstance(recorded, dict):
+        raise InputError(f"{path} does not hold the settings of this command; choose another --output")
+    current = json.loads(json.dumps(dict(settings)))
+    keys = sorted(current.keys() | recorded.keys()) if complete else list(current)
+    changed = [
+        f"{key} was {recorded.get(key)!r} and is now {current.get(key)!r}"
+        for key in keys
+        if recorded.get(key) != current.get(key)
+    ]
+    if changed:
+        raise InputError(
+            f"{folder} holds results of other input or settings ({'; '.join(changed)}): choose another --output, or "
+            "empty this one"
+        )
+
+
+def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Records the settings of a folder's results, or checks those that are there: see `check_settings`."""
+    check_settings(folder, settings)
+    write_json(folder / SETTINGS_FILE, dict(settings))
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Makes the folder and keeps other processes out of it; that ends with the process, however it ends.
+
+    Raises:
+        InputError: it is a file, or another process is at work in it.
+        ResourceError: the folder cannot be made or written.
+    """
+    from filelock import FileLock, Timeout
+
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; --output must be a folder")
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise InputError(
+                f"another process is writing to {folder}; wait for it, or choose another --output"
+            ) from None
+        except NotImplementedError:
+            logger.debug("%s is on a file system without locks", folder)
+    try:
+        yield
+    finally:
+        lock.release()

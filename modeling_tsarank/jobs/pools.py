@@ -1,0 +1,222 @@
+"""Where a job's work is done: in this process, or in all processes that accelerate or torchrun have started.
+
+A pool takes tasks, pairs of a key and a payload, and gives back keys and results as they are finished, in any order.
+One process leads: it alone reads inputs and writes results. The others only work on payloads, so that nothing but
+rank 0 needs to see the files. Payloads and results travel through the store with which `torch.distributed` brings the
+processes together; no process group is made.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from itertools import count
+from typing import Any, Protocol, TypeVar
+
+
+Result = TypeVar("Result")
+Worker = Callable[[Any], Any]
+# One value of the store holds 8 MiB at most.
+_PIECE = 4 << 20
+_CHECK_SECONDS = 0.02
+# A first stage may take hours in the leading process while the others wait.
+_PATIENCE = timedelta(days=7)
+
+
+class Pool(Protocol):
+    """Does tasks."""
+
+    def map(self, tasks: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+        """Yields (key, result) for each (key, payload), in any order; few payloads are in memory at a time.
+
+        Raises:
+            TSARankError: what the worker raised.
+        """
+
+
+class LocalPool:
+    """Does one task after the other in this process."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def map(self, tasks: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+        """See `Pool`."""
+        for key, payload in tasks:
+            yield key, self._worker(payload)
+
+
+def lead(work: Callable[[Pool], Result], worker: Worker) -> Result:
+    """Calls `work` with a pool, in one process; the others that were started beside it do the pool's tasks meanwhile.
+
+    Every process calls this, and each gets the result.
+
+    Args:
+        work: Reads, hands tasks to the pool, and writes.
+        worker: Does a task: from payload to result, both of them picklable. Called in every process.
+
+    Raises:
+        TSARankError: what `work` raised, in every process.
+    """
+    size, rank = _place()
+    if size == 1:
+        return work(LocalPool(worker))
+    _use_own_device()
+    mailbox = _Mailbox(_rendezvous(), f"tsarank/{next(_leads)}")
+    result: Result
+    if rank:
+        result = _opened(_serve(mailbox, rank, worker))
+        return result
+    pool = _RanksPool(mailbox, size, worker)
+    outcome = _outcome(work, pool)
+    pool.end(outcome)
+    result = _opened(outcome)
+    return result
+
+
+def leads() -> bool:
+    """Whether this process is the one that reads and writes, or the only one."""
+    return _place()[1] == 0
+
+
+def _place() -> tuple[int, int]:
+    """The number of processes and the number of this one, as torchrun sets them."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    return size, int(os.environ.get("RANK", "0")) if size > 1 else 0
+
+
+_leads = count()
+_store: Any = None
+
+
+def _rendezvous() -> Any:
+    global _store
+    if _store is None:
+        from torch.distributed.rendezvous import rendezvous
+
+        _store, _, _ = next(rendezvous("env://", timeout=_PATIENCE))
+    return _store
+
+
+def _use_own_device() -> None:
+    """Lets `cuda` mean the accelerator of this process, as `LOCAL_RANK` numbers them."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def _outcome(work: Callable[[Any], Any], argument: Any) -> tuple[Any, BaseException | None]:
+    """The result and the error, one of them `None`."""
+    try:
+        return work(argument), None
+    except BaseException as error:  # whatever it is, nobody must wait for a result that never comes
+        return None, error if _is_picklable(error) else RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _is_picklable(error: BaseException) -> bool:
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:
+        return False
+
+
+def _opened(outcome: tuple[Any, BaseException | None]) -> Any:
+    result, error = outcome
+    if error is not None:
+        raise error
+    return result
+
+
+class _Mailbox:
+    """Values of any size by name, for all processes."""
+
+    def __init__(self, store: Any, prefix: str) -> None:
+        self._store, self._prefix = store, prefix
+
+    def put(self, name: str, value: Any) -> None:
+        data, name = pickle.dumps(value), f"{self._prefix}/{name}"
+        starts = range(0, len(data), _PIECE)
+        for number, start in enumerate(starts):
+            self._store.set(f"{name}.{number}", data[start : start + _PIECE])
+        self._store.set(name, str(len(starts)))
+
+    def has(self, name: str) -> bool:
+        return bool(self._store.check([f"{self._prefix}/{name}"]))
+
+    def take(self, name: str) -> Any:
+        """Waits for a value and removes it."""
+        name = f"{self._prefix}/{name}"
+        self._store.wait([name], _PATIENCE)
+        pieces = [f"{name}.{number}" for number in range(int(self._store.get(name)))]
+        data = b"".join(self._store.get(piece) for piece in pieces)
+        for piece in (name, *pieces):
+            self._store.delete_key(piece)
+        return pickle.loads(data)
+
+
+def _serve(mailbox: _Mailbox, rank: int, worker: Worker) -> Any:
+    """Does the tasks of one process that does not lead, until there are no more; returns the outcome of it all."""
+    for number in count():
+        payload, outcome = mailbox.take(f"task/{rank}/{number}")
+        if outcome is not None:
+            return outcome
+        if not mailbox.has("end"):
+            done = _outcome(worker, payload)
+            if isinstance(done[1], KeyboardInterrupt | SystemExit):
+                raise done[1]
+            mailbox.put(f"result/{rank}/{number}", done)
+    raise AssertionError
+
+
+class _RanksPool:
+    """The pool of rank 0, which does tasks of its own while the other processes have theirs."""
+
+    def __init__(self, mailbox: _Mailbox, size: int, worker: Worker) -> None:
+        self._mailbox, self._worker = mailbox, worker
+        self._sent = dict.fromkeys(range(1, size), 0)
+
+    def map(self, tasks: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+        """See `Pool`."""
+        tasks = iter(tasks)
+        waiting: dict[int, deque[tuple[str, Any]]] = {rank: deque() for rank in self._sent}
+
+        def send(most: int) -> None:
+            for rank, own in waiting.items():
+                if len(own) < most and (task := next(tasks, None)) is not None:
+                    own.append((self._send(rank, (task[1], None)), task[0]))
+
+        while True:
+            for own in waiting.values():
+                while own and self._mailbox.has(own[0][0]):
+                    name, key = own.popleft()
+                    yield key, _opened(self._mailbox.take(name))
+            # One task for each process, this one too; then the others' next.
+            send(1)
+            task = next(tasks, None)
+            send(2)
+            if task is not None:
+                yield task[0], self._worker(task[1])
+            elif any(waiting.values()):
+                time.sleep(_CHECK_SECONDS)
+            else:
+                return
+
+    def _send(self, rank: int, message: tuple[Any, Any]) -> str:
+        """Sends a task, or the outcome of all; returns the name under which its result will come."""
+        number = self._sent[rank]
+        self._mailbox.put(f"task/{rank}/{number}", message)
+        self._sent[rank] += 1
+        return f"result/{rank}/{number}"
+
+    def end(self, outcome: tuple[Any, BaseException | None]) -> None:
+        """Hands the outcome to the other processes; tasks that are not begun are left out."""
+        self._mailbox.put("end", True)
+        names = [self._send(rank, (None, outcome)).replace("result", "task") for rank in self._sent]
+        # The store may end with this process.
+        while not isinstance(outcome[1], KeyboardInterrupt) and any(map(self._mailbox.has, names)):
+            time.sleep(_CHECK_SECONDS)

@@ -27,25 +27,18 @@ from modeling_tsarank.hub_cards.app_ranking import BM25, GIVEN, Ranking, Ranking
 from modeling_tsarank.hub_cards.app_server import BodyLimit
 from modeling_tsarank.hub_cards.app_style import ASK_WHY, CSS, PAGE_CSS, SHOW_RESULTS, theme
 from modeling_tsarank.hub_cards.app_views import compare_view, escape, notice, ranking_view, why_view
+from modeling_tsarank.models.families import families
 from modeling_tsarank.ranking_errors import TSARankError
 
 
 EXAMPLES = Path(__file__).parent / "examples"
 COLLECTION, PASTE, UPLOAD = "Built-in", "Paste", "Upload"
 CANDIDATES = 10
-FAMILIES = {
-    "query_likelihood": "query likelihood: a document is good if the model, having read it, expects the query",
-    "true_false_logits": "two logits: the model reads query and document and answers true or false",
-}
 ABOUT = """
-**Query likelihood.** The model reads `Document: … Query:` and the score is the mean log-probability of the query's
-tokens after it: at most 0, comparable between queries.
-
-**True/false logits.** The model reads query and document together; the score is the logit of *true* less that of
-*false*.
+{families}
 
 Higher is better. Only differences mean anything: neither is a probability of relevance. A model called *untrained*
-has never been taught to answer true or false; it is here for comparison.
+has not been trained as a reranker; it is here for comparison.
 
 **Limits of one request:** {documents:,} documents, {total_bytes:,} bytes in all and {document_bytes:,} each,
 {tokens:,} tokens, {query_characters:,} characters of query, {seconds} seconds. At most {waiting} requests wait; one
@@ -64,6 +57,12 @@ client.predict("why does dough rise", 10, api_name="/search")  # BM25
 
 Also `/explain`, `/compare` and `/models`; the link below the page has them all.
 """
+
+
+def _families_text() -> str:
+    """How the families score, with their own prompts."""
+    texts = [f"**{cls.title}.** {cls.scoring(cls.options_class())}" for cls in families().values()]
+    return "\n\n".join(texts).replace("<", "&lt;")
 
 
 def _caption(row: Any) -> str:
@@ -117,7 +116,7 @@ class Page:
             return notice("Choose a document.", "hint")
         try:
             rows = [ranking.rows[i] for i in chosen]
-            sides = [(row, self.service.explain(ranking.query, row.text, ranking.model)) for row in rows]
+            sides = [(row, self.service.explain(ranking.query, row.text, ranking.model).explanation) for row in rows]
         except TSARankError as error:
             return notice(error)
         return why_view(ranking.query, *sides)
@@ -147,8 +146,8 @@ def build(service: RankingService) -> Any:
     with gr.Blocks(title="tsarank", analytics_enabled=False, delete_cache=(600, 1800)) as demo:
         ranking = gr.State(None, time_to_live=1800)
         gr.HTML(
-            '<div class="ts-head"><h1>tsarank</h1><p>Reranking with language models, by '
-            f"{escape(FAMILIES[service.shelf.family()])}.</p></div>",
+            '<div class="ts-head"><h1>tsarank</h1><p>Reranking with language models. '
+            f"{escape(service.shelf.family().description)}</p></div>",
             elem_classes="ts-html",
         )
         with gr.Row(equal_height=True):
@@ -213,7 +212,7 @@ def build(service: RankingService) -> Any:
                 with gr.Tab("Compare", id="compare"):
                     compared, compare_inputs = _compare_tab(gr, names)
                 with gr.Tab("About", id="about"):
-                    gr.Markdown(ABOUT.format(**vars(limits)))
+                    gr.Markdown(ABOUT.format(**vars(limits), families=_families_text()))
 
         # Before the page's own handlers: Gradio gives each name once, and rank is a handler's as well.
         for name, function in make_endpoints(service, gr.Error).items():

@@ -53,17 +53,18 @@ def make_endpoints(service: RankingService, error: type[Exception]) -> dict[str,
             model: One of /models; the first of them by default.
 
         Returns:
-            kind (query_likelihood: parts are the query's tokens with their log-probabilities; true_false_logits: the
-            answer tokens with their logits), parts [{text, value}], score, rule, tokens, seconds.
+            kind (the family: parts of query_likelihood are the query's tokens with their log-probabilities, those of
+            true_false_logits the answers with their logits), parts [{text, value}], score, rule, tokens, seconds.
         """
-        explanation = service.explain(query, document, model)
+        explained = service.explain(query, document, model)
+        explanation = explained.explanation
         return {
-            "kind": explanation.kind,
+            "kind": explained.family,
             "parts": [{"text": text, "value": round(value, 6)} for text, value in explanation.parts],
             "score": round(explanation.score, 6),
             "rule": explanation.rule,
-            "tokens": explanation.tokens,
-            "seconds": round(explanation.seconds, 4),
+            "tokens": explained.tokens,
+            "seconds": round(explained.seconds, 4),
         }
 
     def compare(query: str, documents: list[str], model_a: str, model_b: str) -> dict:

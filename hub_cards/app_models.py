@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import threading
 import time
 from collections import OrderedDict
@@ -16,9 +15,10 @@ from typing import Any
 from modeling_tsarank.hub_cards.app_limits import Limits
 from modeling_tsarank.models.default_model import DEFAULT_NAME
 from modeling_tsarank.models.embedded_models import releases
+from modeling_tsarank.models.families import families
 from modeling_tsarank.models.resolver import Kind, resolve
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
-from modeling_tsarank.ranking_options import CONFIG_KEY, LogitOptions
+from modeling_tsarank.ranking_options import CONFIG_KEY, Explanation, Family
 from modeling_tsarank.ranking_text import clean_query
 
 
@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 # Rankings remembered, so that the example every visitor sees first is computed once. A key is a hash, a value scores.
 _REMEMBERED = 128
-TRUE_FALSE = "true/false logits, untrained"
 
 
 @dataclass(frozen=True)
@@ -42,23 +41,11 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Explanation:
-    """Why a document got its score.
+class Explained:
+    """Why a document got its score: the family's explanation, tokens read, and seconds of work."""
 
-    Attributes:
-        kind: `query_likelihood`, where `parts` are the query's tokens and log p(token | document, tokens before it);
-            `true_false_logits`, where `parts` are the answer tokens and their logits.
-        parts: Text and value, in order.
-        score: The score itself, as in the ranking.
-        rule: How the score follows from the parts, in words.
-        tokens: Tokens read.
-        seconds: Seconds of work.
-    """
-
-    kind: str
-    parts: tuple[tuple[str, float], ...]
-    score: float
-    rule: str
+    family: str
+    explanation: Explanation
     tokens: int
     seconds: float
 
@@ -85,9 +72,9 @@ class ModelShelf:
                 self._models[name] = self._loaders[name]()
         return name, self._models[name]
 
-    def family(self, name: str | None = None) -> str:
-        """`query_likelihood` or `true_false_logits`."""
-        return self.get(name)[1].options.family
+    def family(self, name: str | None = None) -> type[Family]:
+        """The family of a model, the first one's by default."""
+        return type(self.get(name)[1])
 
     def score(self, query: str, documents: Sequence[str], name: str | None = None) -> Scored:
         """Scores of `documents` for `query`.
@@ -117,7 +104,7 @@ class ModelShelf:
                 self._memory.popitem(last=False)
             return scored
 
-    def explain(self, query: str, document: str, name: str | None = None) -> Explanation:
+    def explain(self, query: str, document: str, name: str | None = None) -> Explained:
         """The parts of one document's score. Raises like `score`."""
         name, model = self.get(name)
         query = clean_query(query)
@@ -125,13 +112,9 @@ class ModelShelf:
         with self._lock:
             tokens = self._check_tokens(model, [(query, document)])
             started = time.perf_counter()
-            if model.options.family == LogitOptions.family:
-                parts = tuple(model.answer_scores(query, document).items())
-            else:
-                parts = tuple(model.token_log_probs(query, document))
+            explanation = model.explanation(query, document)
             seconds = time.perf_counter() - started
-        score = _score_of([value for _, value in parts], model.options)
-        return Explanation(model.options.family, parts, score, _rule(model.options), tokens, seconds)
+        return Explained(model.options.family, explanation, tokens, seconds)
 
     def _check_tokens(self, model: Any, pairs: Sequence[tuple[str, str]]) -> int:
         encoded = model.encoder.pairs(pairs)
@@ -151,25 +134,6 @@ class ModelShelf:
             ) from None
 
 
-def _score_of(values: Sequence[float], options: Any) -> float:
-    """The score that follows from an explanation's values; a test holds it to what `predict` says."""
-    if options.family != LogitOptions.family:
-        return math.fsum(values) / (len(values) if options.aggregation == "mean" else 1)
-    if options.strategy == "difference":
-        return values[0] - values[1]
-    return values[0] if options.strategy == "single_token" else 0.5 * (1 + math.tanh((values[0] - values[1]) / 2))
-
-
-def _rule(options: Any) -> str:
-    if options.family != LogitOptions.family:
-        return "mean of the values" if options.aggregation == "mean" else "sum of the values"
-    return {
-        "difference": "the first logit less the second",
-        "softmax": "the first one's probability among the two",
-        "single_token": "the logit itself",
-    }[options.strategy]
-
-
 def _load(name: str | None) -> Any:
     from modeling_tsarank.models.loading import load_ranker
 
@@ -182,18 +146,31 @@ def _label(name: str | None) -> str:
     return source.name if source.kind in (Kind.HUB, Kind.PUBLISHED) else source.label
 
 
+def _other_families(ranker: Any, label: str) -> dict[str, Callable[[], Any]]:
+    """Rankers of all other families on the weights of a plain model, by name."""
+    found: dict[str, Callable[[], Any]] = {}
+    for cls in families().values():
+        if cls is type(ranker):
+            continue
+        try:
+            other = cls.from_backbone(ranker.backbone, tokenizer=ranker.tokenizer)
+            _ = other.encoder
+        except ModelError as error:  # such as a vocabulary without a whole "true" and "false"
+            logger.info("%s is not offered as %s: %s", label, cls.title, error)
+        else:
+            found[f"{label} ({cls.title.lower()}, untrained)"] = lambda other=other: other  # type: ignore[misc]
+    return found
+
+
 def make_shelf(model: str | None, others: Sequence[str] = (), limits: Limits | None = None) -> ModelShelf:
     """A shelf with `model` (None: the embedded default) first, and what it is compared with.
 
-    Where no others are named there is still something to compare: a plain decoder-only model is also offered as a
-    true/false ranker on the same weights, which costs no memory; any other model is compared with the embedded
-    default.
+    Where no others are named there is still something to compare: a plain model is also offered as a ranker of the
+    other families that can be made of it, on the same weights, which costs no memory; any other model is compared
+    with the embedded default.
 
     Raises `InputError` if two models would have the same name.
     """
-    from modeling_tsarank.modeling_tsarank import TSARankModel
-    from modeling_tsarank.modeling_twolar import TwolarModel
-
     main_label = _label(model)
     loaders: dict[str, Callable[[], Any]] = {main_label: lambda: _load(model)}
     for other in others:
@@ -205,14 +182,8 @@ def make_shelf(model: str | None, others: Sequence[str] = (), limits: Limits | N
     if others:
         return shelf
     first = shelf.get()[1]
-    if isinstance(first, TSARankModel) and not getattr(first.backbone.config, CONFIG_KEY, None):
-        try:
-            second = TwolarModel.from_backbone(first.backbone, tokenizer=first.tokenizer)
-            second.answer_ids()
-        except ModelError as error:  # a vocabulary without a whole "true" and "false"
-            logger.info("%s is not offered with true/false logits: %s", main_label, error)
-            return shelf
-        loaders[f"{main_label} ({TRUE_FALSE})"] = lambda: second
+    if not getattr(first.backbone.config, CONFIG_KEY, None):
+        loaders |= _other_families(first, main_label)
     else:
         # The embedded ranker is compared with the model it was trained from, any other model with the embedded one.
         release = releases().get(main_label)

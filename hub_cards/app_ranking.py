@@ -11,7 +11,7 @@ from typing import Any
 from modeling_tsarank.cache.state_files import NamedDocument
 from modeling_tsarank.hub_cards.app_inputs import BuiltInCollection, named_documents
 from modeling_tsarank.hub_cards.app_limits import Limits
-from modeling_tsarank.hub_cards.app_models import Explanation, ModelShelf
+from modeling_tsarank.hub_cards.app_models import Explained, ModelShelf
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_text import clean_query, clean_text
 
@@ -45,7 +45,7 @@ class Ranking:
     Attributes:
         query: As the model read it.
         model: Its name on the shelf.
-        family: `query_likelihood` or `true_false_logits`.
+        family: Its family, such as `query_likelihood`.
         first_stage: Whose order the documents came in.
         rows: Best first.
         tokens: Tokens read.
@@ -172,7 +172,7 @@ class RankingService:
         query = self.check_query(query)
         return self.rank(query, named_documents(documents, self.limits), model)
 
-    def explain(self, query: str, document: Any, model: str | None = None) -> Explanation:
+    def explain(self, query: str, document: Any, model: str | None = None) -> Explained:
         """Why `document` gets its score."""
         query = self.check_query(query)
         text = clean_text(document, "the document")

@@ -7,9 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from modeling_tsarank.hub_cards.app_models import Explanation
 from modeling_tsarank.hub_cards.app_ranking import Comparison, Ranked, Ranking
-from modeling_tsarank.ranking_options import LogitOptions
+from modeling_tsarank.ranking_options import Explanation
 
 
 # Gradio fills `${…}` and `{{…}}` in a component's HTML on the page; as entities they are never seen as such.
@@ -17,6 +16,7 @@ _TEMPLATE_CHARACTERS = {"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;"
 # Log-probabilities from here to 0 are shown as likely, those below as unlikely, full colour at the far end.
 _NEUTRAL, _UNLIKELY = -3.0, -9.0
 _WIDEST_DIFFERENCE = 4.0
+LOG_PROBABILITY = "log-probability"
 
 
 def escape(text: Any) -> str:
@@ -131,6 +131,8 @@ def _chips(parts: Sequence[tuple[str, float]], share: Callable[[float], float], 
 
 
 def _logits(explanation: Explanation) -> str:
+    if not explanation.parts:
+        return ""
     largest = max(abs(value) for _, value in explanation.parts) or 1.0
     rows = []
     for text, value in explanation.parts:
@@ -147,8 +149,8 @@ def _logits(explanation: Explanation) -> str:
 
 
 def _side(mark: str, row: Ranked, explanation: Explanation) -> str:
-    logits = explanation.kind == LogitOptions.family
-    parts = _logits(explanation) if logits else _chips(explanation.parts, _likelihood_share)
+    likely = explanation.unit == LOG_PROBABILITY
+    parts = _chips(explanation.parts, _likelihood_share) if likely else _logits(explanation)
     return (
         f'<section class="ts-side"><h4><span class="ts-mark">{mark}</span> place {row.place}, was {row.before} '
         f'<span class="ts-figure">{_number(explanation.score, 3)}</span></h4>'
@@ -177,9 +179,11 @@ def _difference(a: Explanation, b: Explanation) -> str:
     )
 
 
-def _legend(kind: str, rule: str) -> str:
-    if kind == LogitOptions.family:
-        return f'<p class="ts-legend">Logits of the answer tokens. Score: {escape(rule)}.</p>'
+def _legend(explanation: Explanation) -> str:
+    rule = explanation.rule
+    if explanation.unit != LOG_PROBABILITY:
+        parts = "Logits of the answer tokens. " if explanation.parts else ""
+        return f'<p class="ts-legend">{parts}Score: {escape(rule)}.</p>'
     return (
         '<p class="ts-legend">The query\'s tokens, each with its log-probability after the document: '
         '<span class="ts-scale"></span> \u22129 or less to 0. '
@@ -192,10 +196,10 @@ def why_view(query: str, a: tuple[Ranked, Explanation], b: tuple[Ranked, Explana
     sides = [_side("A", *a)]
     if b is not None:
         sides.append(_side("B", *b))
-        if a[1].kind != LogitOptions.family and len(a[1].parts) == len(b[1].parts):
+        if a[1].unit == LOG_PROBABILITY and len(a[1].parts) == len(b[1].parts):
             sides.append(_difference(a[1], b[1]))
     heading = f'<p class="ts-query" dir="auto">\u201c{escape(query)}\u201d</p>'
-    return f'{heading}{_legend(a[1].kind, a[1].rule)}<div class="ts-sides">{"".join(sides)}</div>'
+    return f'{heading}{_legend(a[1])}<div class="ts-sides">{"".join(sides)}</div>'
 
 
 def compare_view(comparison: Comparison) -> str:

@@ -1,37 +1,17 @@
-"""What the cards say of the model families: how they score, what they cannot do, whom to cite, how to use them."""
+"""What the cards say of a model: how it scores, what it cannot do, how to use it."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from modeling_tsarank.hub_cards.model_facts import PLAIN, QUERY_LIKELIHOOD, TRUE_FALSE
+from modeling_tsarank.hub_cards.model_facts import ModelFacts
+from modeling_tsarank.modeling_ranker import RankerModel
 
 
 QUERY = "how long does a flea live"
 DOCUMENTS = ("An adult flea lives for two to three months.", "The flea market opens every Sunday at eight.")
 
-SCORING = {
-    QUERY_LIKELIHOOD: (
-        "The score of a document is the {aggregation} of the logarithmic probabilities that the model gives to the "
-        "query's tokens after it has read the document: score(q, d) = {aggregation} over j of log p(q_j | prompt(d), "
-        "q_<j) (TSARankLLM, Eq. 1). Scores are negative, higher is more relevant. The document is read before the "
-        "query, so several queries may share the work of reading it."
-    ),
-    TRUE_FALSE: (
-        "Query and document are read together, and the score is read off the logits of one position (TWOLAR, section "
-        "3.1). The strategy is `{strategy}`: {strategy_text}. Higher is more relevant."
-    ),
-    PLAIN: (
-        "As a ranker, the model scores a document by the mean of the logarithmic probabilities of the query's tokens "
-        "after the prompt `Document: … Query:` (TSARankLLM, Eq. 1)."
-    ),
-}
-STRATEGIES = {
-    "difference": "the logit of the answer “{true_text}” minus that of “{false_text}”, unbounded",
-    "softmax": "the probability of “{true_text}” of the two answers, between 0 and 1",
-    "single_token": "the logit of the otherwise unused token {score_text}, unbounded",
-}
-
+PLAIN_LIMIT = "The model continues text and was not trained to follow instructions or to refuse harmful ones."
 STAGES = {
     "cpt": (
         "Continual pre-training",
@@ -48,65 +28,30 @@ STAGES = {
     ),
 }
 
-_LIMITS = {
-    QUERY_LIKELIHOOD: [
-        "Scores of different queries are comparable only roughly: a query of rare words has low scores throughout.",
-        "A long document that merely contains the query's words may score high; relevance is not truth.",
-    ],
-    TRUE_FALSE: [
-        "Scores are not probabilities unless the strategy is `softmax`, and even then they are not calibrated.",
-    ],
-    PLAIN: ["The model continues text and was not trained to follow instructions or to refuse harmful ones."],
-}
 
-TSARANK_CITATION = """\
-@inproceedings{zhang2024twostage,
-  title = {A Two-Stage Adaptation of Large Language Models for Text Ranking},
-  author = {Zhang, Longhui and Zhang, Yanzhao and Long, Dingkun and Xie, Pengjun and Zhang, Meishan and Zhang, Min},
-  booktitle = {Findings of the Association for Computational Linguistics: ACL 2024},
-  year = {2024},
-  url = {https://arxiv.org/abs/2311.16720}
-}"""
-TWOLAR_CITATION = """\
-@inproceedings{baldelli2024twolar,
-  title = {{TWOLAR}: a {TWO}-step {LLM}-Augmented distillation method for passage Reranking},
-  author = {Baldelli, Davide and Jiang, Junfeng and Aizawa, Akiko and Torroni, Paolo},
-  booktitle = {Advances in Information Retrieval (ECIR)},
-  year = {2024},
-  url = {https://arxiv.org/abs/2403.17759}
-}"""
-
-
-def citations(kind: str) -> list[str]:
-    """BibTeX of the paper whose method the model uses."""
-    return [TWOLAR_CITATION if kind == TRUE_FALSE else TSARANK_CITATION]
-
-
-def scoring(kind: str, options: dict[str, Any], decoder_only: bool) -> str:
+def scoring(facts: ModelFacts) -> str:
     """How the score comes about, in words."""
-    strategy = STRATEGIES.get(str(options.get("strategy")), "").format(**options) if kind == TRUE_FALSE else ""
-    text = SCORING[kind].format(**{**options, "strategy_text": strategy}) if kind != PLAIN else SCORING[kind]
-    if kind == TRUE_FALSE and _reads_documents_once(options, decoder_only):
-        text += " The document is read before the query, so a decoder-only model can share that work between queries."
-    return text
+    text = facts.ranks_as.scoring(facts.ranking)
+    if _reads_documents_once(facts):
+        text += " The document is read before the query, so several queries may share that work."
+    return text if facts.family is not None else f"As a ranker: {text[0].lower()}{text[1:]}"
 
 
-def _reads_documents_once(options: dict[str, Any], decoder_only: bool) -> bool:
-    template = str(options.get("template", ""))
-    return decoder_only and 0 <= template.find("{document}") < template.find("{query}")
+def _reads_documents_once(facts: ModelFacts) -> bool:
+    return facts.ranks_as.document_first(facts.ranking, not facts.encoder_decoder)
 
 
-def limits(kind: str, options: dict[str, Any], decoder_only: bool) -> list[str]:
+def limits(facts: ModelFacts) -> list[str]:
     """What the model cannot do."""
     found = []
-    if options:
+    if facts.options:
         found.append(
-            f"Query and document together have at most {options['max_length']} tokens, the query "
-            f"{options['max_query_length']}. Of a longer document only the beginning is read."
+            f"Query and document together have at most {facts.ranking.max_length} tokens, the query "
+            f"{facts.ranking.max_query_length}. Of a longer document only the beginning is read."
         )
-    if kind == TRUE_FALSE and not _reads_documents_once(options, decoder_only):
+    if not _reads_documents_once(facts):
         found.append("Every pair is read as a whole: the cost grows with the number of queries times documents.")
-    found += _LIMITS[kind]
+    found += facts.family.limits if facts.family is not None else [PLAIN_LIMIT]
     found.append("What the base model knows, and its biases, are in the scores; languages it knows badly rank badly.")
     return found
 
@@ -114,32 +59,22 @@ def limits(kind: str, options: dict[str, Any], decoder_only: bool) -> list[str]:
 # ---- snippets --------------------------------------------------------------------------------------
 
 
-def snippets(
-    repo_id: str,
-    revision: str,
-    kind: str,
-    adapter: bool,
-    base: tuple[str, str] | None,
-    auto: str,
-    options: dict[str, Any],
-) -> list[str]:
+def snippets(repo_id: str, revision: str, facts: ModelFacts, base: tuple[str, str] | None, auto: str) -> list[str]:
     """Four programs that use the published model. Each runs as it stands; every Hub id has a revision.
 
     Args:
         repo_id, revision: the publication and its tag.
-        kind: the model's family.
-        adapter: whether it is an adapter of `base`, given as Hub id and commit.
+        facts: what is known of the model.
+        base: the base of an adapter, as Hub id and commit.
         auto: the auto class that reads the plain model.
-        options: the ranking options, for an adapter.
     """
     texts = "\n".join([f'query = "{QUERY}"', "documents = [", *(f'    "{text}",' for text in DOCUMENTS), "]"])
     pinned = f'"{repo_id}", revision="{revision}"'
-    family = "TwolarModel" if kind == TRUE_FALSE else "TSARankModel"
-    if kind == PLAIN:
-        return _plain_snippets(pinned, texts, family)
-    if adapter:
+    if facts.family is None:
+        return _plain_snippets(pinned, texts, facts.ranks_as)
+    if facts.adapter:
         assert base is not None
-        return _adapter_snippets(pinned, texts, family, base, auto, options)
+        return _adapter_snippets(pinned, texts, facts.family, base, auto, facts.options)
     return [
         f"from transformers import AutoModel\n\n"
         f"model = AutoModel.from_pretrained({pinned}, trust_remote_code=True)\n{texts}\n"
@@ -156,8 +91,15 @@ def snippets(
     ]
 
 
-def _plain_snippets(pinned: str, texts: str, family: str) -> list[str]:
-    ranker = f"model = {family}.from_backbone({pinned})"
+def _import(family: type[RankerModel]) -> str:
+    """The line that imports a family: from the top of this package, or from the module that defines it."""
+    package = family.__module__.partition(".")[0]
+    own = package == __name__.partition(".")[0]
+    return f"from {package if own else family.__module__} import {family.__name__}"
+
+
+def _plain_snippets(pinned: str, texts: str, family: type[RankerModel]) -> list[str]:
+    ranker = f"model = {family.__name__}.from_backbone({pinned})"
     return [
         f"from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f"model = AutoModelForCausalLM.from_pretrained({pinned})\n"
@@ -165,20 +107,19 @@ def _plain_snippets(pinned: str, texts: str, family: str) -> list[str]:
         f'inputs = tokenizer("Document: {DOCUMENTS[0]} Query:", return_tensors="pt")\n'
         f"output = model.generate(**inputs, max_new_tokens=16)\n"
         f'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
-        f"from modeling_tsarank import {family}\n\n{ranker}\n{texts}\n"
-        f"print(model.rank(query, documents, return_documents=True))",
-        f"from modeling_tsarank import {family}\nfrom transformers import pipeline\n\n{ranker}\n"
+        f"{_import(family)}\n\n{ranker}\n{texts}\nprint(model.rank(query, documents, return_documents=True))",
+        f"{_import(family)}\nfrom transformers import pipeline\n\n{ranker}\n"
         f'model.save_pretrained("ranker")\n{texts}\n'
         f'ranker = pipeline("text-ranking", model="ranker", trust_remote_code=True)\n'
         f'print(ranker({{"query": query, "documents": documents}}))',
-        f"from modeling_tsarank import {family}\nfrom sentence_transformers import CrossEncoder\n\n{ranker}\n"
+        f"{_import(family)}\nfrom sentence_transformers import CrossEncoder\n\n{ranker}\n"
         f'model.save_pretrained("ranker")\n{texts}\n'
         f'print(CrossEncoder("ranker", trust_remote_code=True).rank(query, documents))',
     ]
 
 
 def _adapter_snippets(
-    pinned: str, texts: str, family: str, base: tuple[str, str], auto: str, options: dict[str, Any]
+    pinned: str, texts: str, family: type[RankerModel], base: tuple[str, str], auto: str, options: dict[str, Any]
 ) -> list[str]:
     changed = {key: value for key, value in options.items() if key != "family" and value is not None}
     arguments = "".join(f"    {key}={value!r},\n" for key, value in changed.items())
@@ -189,9 +130,9 @@ def _adapter_snippets(
     ranker = (
         f"{load}.merge_and_unload()\n"
         f'tokenizer = AutoTokenizer.from_pretrained("{base[0]}", revision="{base[1]}")\n'
-        f"model = {family}.from_backbone(\n    backbone,\n    tokenizer=tokenizer,\n{arguments})"
+        f"model = {family.__name__}.from_backbone(\n    backbone,\n    tokenizer=tokenizer,\n{arguments})"
     )
-    imports = f"from modeling_tsarank import {family}\nfrom peft import PeftModel\n"
+    imports = f"{_import(family)}\nfrom peft import PeftModel\n"
     return [
         f"{imports}from transformers import {auto}, AutoTokenizer\n\n{ranker}\n{texts}\n"
         f"print(model.rank(query, documents, return_documents=True))",

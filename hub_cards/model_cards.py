@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from modeling_tsarank import __version__
 from modeling_tsarank.files.templates import cell, duration, line, number, render
 from modeling_tsarank.hub_cards import card_texts
-from modeling_tsarank.hub_cards.model_facts import PLAIN, QUERY_LIKELIHOOD, BaseModel, Evaluation, ModelFacts
+from modeling_tsarank.hub_cards.model_facts import BaseModel, Evaluation, ModelFacts
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.provenance import leakage_text, teachers_text
 
@@ -20,7 +20,6 @@ _BEIR = {
     *("arguana", "climate-fever", "cqadupstack", "dbpedia-entity", "fever", "fiqa", "hotpotqa", "msmarco", "nfcorpus"),
     *("nq", "quora", "robust04", "scidocs", "scifact", "signal1m", "trec-covid", "trec-news", "webis-touche2020"),
 }
-_FAMILY_TAGS = {QUERY_LIKELIHOOD: "query-likelihood", PLAIN: "continual-pretraining"}
 _SHOWN_MEASURES = 3
 
 
@@ -49,7 +48,7 @@ def render_model_card(
         raise InputError("an adapter needs its base model on the Hub, pinned: --base-model ID --base-revision COMMIT")
     base = (facts.base.name, str(facts.base.revision)) if facts.adapter and facts.base else None
     auto = _auto_class(facts)
-    decoder_only = auto == "AutoModelForCausalLM"
+    unused = facts.ranks_as.unused_options(facts.ranking)
     name = repo_id.rpartition("/")[2]
     license_text = license_name or license_id
     return render(
@@ -64,18 +63,18 @@ def render_model_card(
         base_text=_base_text(facts.base),
         license=line(license_text),
         license_text=_license_text(license_text, facts.base),
-        kind=facts.kind,
+        plain=facts.family is None,
         adapter=facts.adapter,
         plain_class=auto,
-        snippets=card_texts.snippets(repo_id, tag, facts.kind, facts.adapter, base, auto, facts.options),
-        scoring=card_texts.scoring(facts.kind, facts.options, decoder_only),
-        options=[(key, _shown(value)) for key, value in facts.options.items() if _is_used(key, facts.options)],
+        snippets=card_texts.snippets(repo_id, tag, facts, base, auto),
+        scoring=card_texts.scoring(facts),
+        options=[(key, _shown(value)) for key, value in facts.options.items() if key not in unused],
         stages=[_stage(record) for record in facts.stages],
         measures=_measures(facts.evaluations),
         evaluations=[_evaluation_row(evaluation, _measures(facts.evaluations)) for evaluation in facts.evaluations],
         evaluation_notes=[*_evaluation_notes(facts.evaluations), *_teacher_notes(facts)],
-        limits=card_texts.limits(facts.kind, facts.options, decoder_only),
-        citations=card_texts.citations(facts.kind),
+        limits=card_texts.limits(facts),
+        citation=facts.ranks_as.citation,
         tsarank_version=__version__,
     )
 
@@ -86,15 +85,15 @@ def render_model_card(
 def _metadata(
     facts: ModelFacts, name: str, license_id: str, license_name: str | None, languages: Sequence[str]
 ) -> ModelCardData:
-    tags = ["reranking", "tsarank", _FAMILY_TAGS.get(facts.kind, "true-false-reranker")]
-    if facts.kind != PLAIN:
+    tags = ["reranking", "tsarank", "continual-pretraining" if facts.family is None else facts.family.tag]
+    if facts.family is not None:
         tags = ["text-ranking", *tags, *([] if facts.adapter else ["sentence-transformers", "cross-encoder"])]
     data: dict[str, Any] = {
         "license": license_id,
         "license_name": license_name,
         "language": list(languages) or None,
         "library_name": "peft" if facts.adapter else "transformers",
-        "pipeline_tag": "text-generation" if facts.kind == PLAIN else "text-ranking",
+        "pipeline_tag": "text-generation" if facts.family is None else "text-ranking",
         "tags": tags,
         "datasets": _datasets(facts) or None,
         "metrics": ["ndcg"] if facts.evaluations else None,
@@ -145,22 +144,20 @@ def _eval_results(evaluation: Evaluation) -> list[EvalResult]:
 
 
 def _summary(facts: ModelFacts) -> str:
-    what = {
-        QUERY_LIKELIHOOD: "A reranker that scores a document by how likely the query is after it (query likelihood)",
-        PLAIN: "A causal language model, pre-trained further on pairs of documents and queries, to be made a reranker",
-    }.get(facts.kind, "A reranker that reads query and document together and scores them by the logits of an answer")
+    what = "A causal language model, pre-trained further on pairs of documents and queries, to be made a reranker"
+    if facts.family is not None:
+        what = facts.family.description.rstrip(".")
     steps = [card_texts.STAGES[record["kind"]][0].lower() for record in facts.stages]
     made = f", made by {' and '.join(steps)}" if steps else ""
     return f"{what}{made}."
 
 
 def _auto_class(facts: ModelFacts) -> str:
-    encoder_decoder = facts.config.get("is_encoder_decoder") or facts.config.get("task_type") == "SEQ_2_SEQ_LM"
-    return "AutoModelForSeq2SeqLM" if encoder_decoder else "AutoModelForCausalLM"
+    return "AutoModelForSeq2SeqLM" if facts.encoder_decoder else "AutoModelForCausalLM"
 
 
 def _backbone(facts: ModelFacts) -> str:
-    kind = "encoder-decoder" if _auto_class(facts) == "AutoModelForSeq2SeqLM" else "decoder-only"
+    kind = "encoder-decoder" if facts.encoder_decoder else "decoder-only"
     if facts.adapter:
         return f"{kind}, with a LoRA adapter of rank {facts.config['r']}"
     return f"{cell(facts.config['model_type'])}, {kind}"
@@ -180,11 +177,6 @@ def _license_text(license_text: str, base: BaseModel | None) -> str:
     if base is not None and base.license and base.license != license_text:
         text += f" The base model is under {line(base.license)}, whose terms go on to hold for what is made of it."
     return f"{text} The modeling files are part of tsarank and under the Apache License 2.0."
-
-
-def _is_used(key: str, options: dict[str, Any]) -> bool:
-    unused = {"single_token": ("true_text", "false_text")}.get(str(options.get("strategy")), ("score_text",))
-    return key not in unused
 
 
 def _shown(value: Any) -> str:

@@ -9,15 +9,16 @@ from typing import Any
 
 from modeling_tsarank.files.hashes import hash_folder
 from modeling_tsarank.files.reading import parse_json_object, read_json, read_json_object
+from modeling_tsarank.modeling_ranker import RankerModel
 from modeling_tsarank.models.embedded_models import RECORD_FILE, embedded_checkpoint, releases
+from modeling_tsarank.models.families import family_class, plain_family
 from modeling_tsarank.ranking_errors import InputError, ModelError
-from modeling_tsarank.ranking_options import CONFIG_KEY
+from modeling_tsarank.ranking_options import CONFIG_KEY, RankingOptions
 
 
 RECORD_NAME = RECORD_FILE
 EVALUATIONS = "evaluations.json"
 """Of a release: a list of what `tsarank evaluate` wrote into `metrics.json` on each test collection."""
-QUERY_LIKELIHOOD, TRUE_FALSE, PLAIN = "query_likelihood", "true_false_logits", "plain"
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class ModelFacts:
     Attributes:
         folder: the folder that is published.
         config: its config.json; of an adapter, its adapter_config.json.
-        kind: `QUERY_LIKELIHOOD`, `TRUE_FALSE`, or `PLAIN` for a language model without ranking options.
+        family: its family, or `None` for a language model without ranking options.
         options: the ranking options.
         adapter: whether the folder holds only an adapter.
         base: the base model, or `None` where nothing is known of one.
@@ -78,7 +79,7 @@ class ModelFacts:
 
     folder: Path
     config: dict[str, Any]
-    kind: str
+    family: type[RankerModel] | None
     options: dict[str, Any]
     adapter: bool
     base: BaseModel | None
@@ -86,6 +87,21 @@ class ModelFacts:
     evaluations: list[Evaluation] = field(default_factory=list)
     parameters: int = 0
     dtype: str = ""
+
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether the backbone is one, as configuration or adapter say."""
+        return bool(self.config.get("is_encoder_decoder")) or self.config.get("task_type") == "SEQ_2_SEQ_LM"
+
+    @property
+    def ranks_as(self) -> type[RankerModel]:
+        """Its family, of a plain model the one that it becomes where nobody names another."""
+        return self.family or plain_family({"is_encoder_decoder": self.encoder_decoder})
+
+    @property
+    def ranking(self) -> RankingOptions:
+        """Its ranking options, of a plain model the defaults. Raises `ModelError` for one that is not known."""
+        return self.ranks_as.options_class.from_dict(self.options)
 
     @property
     def stages(self) -> list[dict[str, Any]]:
@@ -125,7 +141,7 @@ def read_model(folder: Path, base: BaseModel | None = None) -> ModelFacts:
     facts = ModelFacts(
         folder,
         config,
-        options.get("family", PLAIN),
+        _family(folder, options),
         options,
         adapter,
         _base_of(config, record, base, adapter),
@@ -133,6 +149,13 @@ def read_model(folder: Path, base: BaseModel | None = None) -> ModelFacts:
     )
     facts.parameters, facts.dtype = _weights(folder)
     return facts
+
+
+def _family(folder: Path, options: dict[str, Any]) -> type[RankerModel] | None:
+    try:
+        return family_class(options["family"]) if "family" in options else None
+    except InputError as error:
+        raise ModelError(f"{folder}: {error}; is the package that defines it installed?") from error
 
 
 _TEXT, _NUMBER = (str, type(None)), (int, float, type(None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import inspect
 import json
 import re
 import shutil
@@ -14,14 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import modeling_tsarank
 from modeling_tsarank.files.reading import read_json_object, read_text
 from modeling_tsarank.hub_cards.file_selection import Selection, select_files
 from modeling_tsarank.hub_cards.model_cards import render_model_card
 from modeling_tsarank.hub_cards.model_facts import (
-    PLAIN,
     RECORD_NAME,
-    TRUE_FALSE,
     BaseModel,
     ModelFacts,
     read_evaluations,
@@ -187,7 +185,7 @@ def select_model_files(facts: ModelFacts, options: ModelOptions | None = None) -
     selection = select_files(folder, wanted, options.include)
     for name, file in code.items():
         selection.add(name, file)
-    if facts.kind != PLAIN and "modules.json" not in selection.paths:
+    if facts.family is not None and "modules.json" not in selection.paths:
         from modeling_tsarank.crossencoder_tsarank import write_cross_encoder_files
 
         staging = _staging_folder(selection)
@@ -226,16 +224,18 @@ def _weight_names(folder: Path) -> set[str]:
 
 def _code(facts: ModelFacts) -> dict[str, Path]:
     """The modeling files by name: the folder's own, or the installed ones where its own predate `modules.json`."""
-    if facts.kind == PLAIN:
+    if facts.family is None:
         return {}
     reference = (facts.config.get("auto_map") or {}).get("AutoModel")
     if not isinstance(reference, str):
         raise ModelError(f"{facts.folder} has ranking options but no auto_map; save it with save_pretrained")
     own = facts.folder / f"{reference.partition('.')[0]}.py"
     if not (facts.folder / "modules.json").is_file() or not own.is_file():
-        name = "modeling_twolar.py" if facts.kind == TRUE_FALSE else "modeling_tsarank.py"
-        own = Path(str(modeling_tsarank.__file__)).with_name(name)
-    return _with_imports(own, {})
+        own = Path(inspect.getfile(facts.family))
+    found = _with_imports(own, {})
+    for name in ("pipeline_text_ranking.py", "crossencoder_tsarank.py"):  # a family elsewhere does not import them
+        _with_imports(own.with_name(name), found)
+    return found
 
 
 def _with_imports(file: Path, found: dict[str, Path]) -> dict[str, Path]:

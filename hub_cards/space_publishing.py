@@ -13,7 +13,7 @@ import modeling_tsarank
 from modeling_tsarank import __version__
 from modeling_tsarank.files.templates import cell, line, render
 from modeling_tsarank.hub_cards.file_selection import Selection, select_files
-from modeling_tsarank.hub_cards.model_facts import PLAIN, read_model
+from modeling_tsarank.hub_cards.model_facts import read_model
 from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, Publication
 from modeling_tsarank.hub_cards.uploading import Target, check_repo_id
 from modeling_tsarank.models.embedded_models import releases
@@ -139,7 +139,7 @@ def _model(model: str | None, bake: Path | None, selection: Selection) -> tuple[
         from modeling_tsarank.hub_cards.model_publishing import select_model_files
 
         facts = read_model(bake)
-        if facts.kind == PLAIN or facts.adapter:
+        if facts.family is None or facts.adapter:
             raise ModelError(f"{bake} holds no whole ranker; save one with save_pretrained")
         for file in select_model_files(facts).files:
             selection.add(f"{MODEL_FOLDER}/{file.path}", file.source)

@@ -182,8 +182,8 @@ def use_int8_weights(ranker: Any) -> Any:
                 _round_attention(block.self_attn, epsilon)
             block.mlp = GatedFeedForward(block.mlp, block.post_attention_layernorm.variance_epsilon)
             block.input_layernorm = block.post_attention_layernorm = torch.nn.Identity()
-        # A true/false ranker reads single rows of its output head, which stays as it is.
-        if ranker.options.family == "query_likelihood":
+        # Other families read single rows of the output head, which stays as it is.
+        if ranker.scores_query_tokens:
             backbone.lm_head = Int8Linear(backbone.lm_head.weight, backbone.lm_head.bias)
     ranker.eval()
     ranker.number_format = "int8"

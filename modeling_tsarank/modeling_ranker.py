@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput
 
-from .crossencoder_tsarank import code_reference, write_cross_encoder_files
+from .crossencoder_tsarank import CrossEncoderRanker, code_reference, write_cross_encoder_files
 from .pipeline_text_ranking import TextRankingPipeline
 from .ranking_attention import attention_choice, check_attention, refuse_encoder, refuse_flex
 from .ranking_calls import evaluating, snapshot
@@ -248,7 +248,8 @@ class RankerModel(Family, PreTrainedModel):
         config.custom_pipelines = {"text-ranking": {"impl": pipeline, "pt": ["AutoModel"], "type": "text"}}
         self.backbone.save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
-            custom_object_save(self, save_directory)
+            for part in (self, TextRankingPipeline, CrossEncoderRanker):
+                custom_object_save(part, save_directory)
             write_cross_encoder_files(save_directory)
             if self._tokenizer is not None:
                 self._tokenizer.save_pretrained(save_directory)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from modeling_tsarank.modeling_ranker import RankerModel
-from modeling_tsarank.modeling_tsarank import TSARankModel
 from modeling_tsarank.trainers.gradient_cache import Values
 from modeling_tsarank.trainers.losses import token_kl
 from modeling_tsarank.trainers.losses_targets import full_precision
@@ -54,7 +53,7 @@ class RankingModule(nn.Module):
     @property
     def counts_tokens(self) -> bool:
         """Whether the values of a pair are one per query token (query likelihood) rather than one score."""
-        return isinstance(self.ranker, TSARankModel)
+        return type(self.ranker).scores_query_tokens
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, query_mask: Tensor, with_reference: bool = False
@@ -66,9 +65,9 @@ class RankingModule(nn.Module):
             with_reference: also compare with the reference.
 
         Returns:
-            `TSARankModel`: `token_log_probs` and, with the reference, `divergences` (KL(p_ref || p) over the full
-            vocabulary), both `(query tokens,)`, pair by pair. Only query positions go through the output head.
-            `TwolarModel`: `scores` `(pairs,)`.
+            Of a family that scores the query's tokens `token_log_probs` and, with the reference, `divergences`
+            (KL(p_ref || p) over the full vocabulary), both `(query tokens,)`, pair by pair; only query positions go
+            through the output head. Of any other `scores` `(pairs,)`.
         """
         lengths = attention_mask.sum(1)
         overhead = PASS_TOKENS.get(input_ids.device.type, PASS_TOKENS_ELSEWHERE)
@@ -77,7 +76,7 @@ class RankingModule(nn.Module):
         ids = [input_ids[rows, :longest] for rows, longest in parts]
         if not self.counts_tokens:
             masks = [attention_mask[rows, :longest] for rows, longest in parts]
-            scores = [self.ranker.pool(self.ranker.answer_logits(*one)) for one in zip(ids, masks, strict=True)]
+            scores = [self.ranker(*one).scores for one in zip(ids, masks, strict=True)]
             return {"scores": in_order(torch.cat(scores), torch.cat([rows for rows, _ in parts]))}
         queries = [query_mask[rows, :longest] for rows, longest in parts]
         owners = torch.cat([rows.repeat_interleave(q.sum(1)) for (rows, _), q in zip(parts, queries, strict=True)])

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeling_tsarank.cache.state_files import NamedDocument
-from modeling_tsarank.hub_cards.app_models import Explanation
 from modeling_tsarank.hub_cards.app_ranking import Comparison, Ranked, Ranking, RankingService
 from modeling_tsarank.hub_cards.app_views import compare_view, escape, notice, ranking_view, why_view
+from modeling_tsarank.ranking_options import Explanation
 
 
 HOSTILE = [
@@ -55,8 +55,8 @@ def ranking(texts: list[str], scores: list[float] | None = None, **changes) -> R
     return Ranking(**{**values, "rows": rows, "seconds": 0.5, "remembered": False, **changes})
 
 
-def explanation(parts: list[tuple[str, float]], kind: str = "query_likelihood") -> Explanation:
-    return Explanation(kind, tuple(parts), -1.5, "mean of the values", 10, 0.1)
+def explanation(parts: list[tuple[str, float]], unit: str = "log-probability") -> Explanation:
+    return Explanation(tuple(parts), unit, -1.5, "mean of the values")
 
 
 @given(st.text())
@@ -147,7 +147,7 @@ def test_colours_follow_the_values() -> None:
 
 def test_logits_are_shown_by_name() -> None:
     shown = ranking(["a"])
-    parts = explanation([("\u0120true", 3.0), ("\u2581false", -1.5)], "true_false_logits")
+    parts = explanation([("\u0120true", 3.0), ("\u2581false", -1.5)], "logit")
     html = why_view("q", (shown.rows[0], parts))
     text = read(html).text
     for part in ("true", "3.000", "false", "\u22121.500", "Logits of the answer tokens"):

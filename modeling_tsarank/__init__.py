@@ -11,43 +11,67 @@ Names are loaded on first use: `import modeling_tsarank` alone does not import t
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+from ._moved import MovedModules
 
 
 __version__ = "0.1.0"
 
+sys.meta_path.append(MovedModules())
+
 _EXPORTS = {
     "load_ranker": "models.loading",
-    "RankerModel": "modeling_ranker",
-    "RankingOutput": "modeling_ranker",
     "TSARankModel": "modeling_tsarank",
     "TwolarModel": "modeling_twolar",
-    "TextRankingPipeline": "pipeline_text_ranking",
-    "LogitOptions": "ranking_options",
+    "RankerModel": "modeling_ranker",
+    "RankingOutput": "modeling_ranker",
     "QueryLikelihoodOptions": "ranking_options",
-    "RankingCancelled": "ranking_engine",
+    "LogitOptions": "ranking_options",
+    "register_family": "models.families",
     "MemoryStore": "cache.memory_store",
     "FolderStore": "cache.folder_store",
+    "TextRankingPipeline": "pipeline_text_ranking",
+    "RankingCancelled": "ranking_engine",
+    "TSARankError": "ranking_errors",
     "InputError": "ranking_errors",
     "ModelError": "ranking_errors",
     "NonFiniteScoreError": "ranking_errors",
     "ResourceError": "ranking_errors",
-    "TSARankError": "ranking_errors",
 }
 
-__all__ = ["__version__", *sorted(_EXPORTS)]
+# Not in `__all__`: they need the packages of the extra `train`.
+_TRAINERS = {
+    "CPTConfig": "trainers.cpt_config",
+    "CPTTrainer": "trainers.cpt_trainer",
+    "RankingDistillConfig": "trainers.distill_config",
+    "RankingDistillTrainer": "trainers.distill_trainer",
+    "RankingSFTConfig": "trainers.sft_config",
+    "RankingSFTTrainer": "trainers.sft_trainer",
+}
+
+__all__ = ["__version__", *_EXPORTS]
 
 if TYPE_CHECKING:
     from .cache.folder_store import FolderStore as FolderStore
     from .cache.memory_store import MemoryStore as MemoryStore
     from .modeling_ranker import RankerModel as RankerModel
-    from .modeling_ranker import RankingOutput as RankingOutput
     from .modeling_tsarank import TSARankModel as TSARankModel
     from .modeling_twolar import TwolarModel as TwolarModel
+    from .models.families import register_family as register_family
     from .models.loading import load_ranker as load_ranker
+    from .ranking_errors import InputError as InputError
+    from .ranking_errors import ModelError as ModelError
 
 
 def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    place = _EXPORTS.get(name) or _TRAINERS.get(name)
+    if place is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{place}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    """The public names; what they need is imported when one of them is used."""
+    return [*__all__, *_TRAINERS]

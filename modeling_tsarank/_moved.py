@@ -1,0 +1,51 @@
+"""Modules that have moved: importing one by its old name gives the module that it is now, with a warning.
+
+The old names go with the next release.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+import warnings
+from collections.abc import Sequence
+from types import ModuleType
+
+
+PACKAGE = __name__.partition(".")[0]
+MOVED = {
+    "bulk_output": "jobs.bulk_output",
+    "bulk_pairs": "jobs.bulk_pairs",
+    "bulk_scoring": "jobs.bulk_scoring",
+    "bulk_sorting": "jobs.bulk_sorting",
+    "command_line": "cli.command_line",
+    "default_model": "models.default_model",
+    "document_catalog": "cache.catalog",
+    "document_files": "cache.state_files",
+    "document_memory": "cache.memory_store",
+    "document_store": "cache.folder_store",
+    "embedded_models": "models.embedded_models",
+    "file_hashes": "files.hashes",
+    "index_command": "cli.index",
+    "loading": "models.loading",
+    "rank_command": "cli.rank",
+    "ray_scoring": "jobs.ray_scoring",
+    "score_command": "cli.score",
+}
+
+
+class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds old names; last on `sys.meta_path`, so that it is asked of nothing that is there."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        package, _, name = fullname.partition(".")
+        return importlib.machinery.ModuleSpec(fullname, self) if package == PACKAGE and name in MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        new = f"{PACKAGE}.{MOVED[module.__name__.partition('.')[2]]}"
+        warnings.warn(f"{module.__name__} is now {new}", DeprecationWarning, stacklevel=2)
+        sys.modules[module.__name__] = importlib.import_module(new)

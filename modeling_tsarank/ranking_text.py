@@ -177,7 +177,7 @@ class TextEncoder:
             raise ModelError(
                 f"{type(tokenizer).__name__} is no fast tokenizer (tokenizer.json); ranking needs character offsets"
             )
-        self.tokenizer = tokenizer
+        self.tokenizer, self.context = tokenizer, context
         try:
             self._user_text = UserText(tokenizer)
             self.leading, self.trailing = self._special_tokens(options)

@@ -9,11 +9,18 @@ from typing import Any
 from ..cli.command_line import whole
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options every command that loads a model shares; `model_from_arguments` reads them."""
+def add_model_arguments(parser: argparse.ArgumentParser, positional: bool = False) -> None:
+    """The options every command that loads a model shares; `model_from_arguments` reads them.
+
+    Args:
+        parser: of the command.
+        positional: whether the model is named without `--model`.
+    """
     group = parser.add_argument_group("model")
+    name: dict[str, Any] = {"nargs": "?"} if positional else {}
     group.add_argument(
-        "--model",
+        "model" if positional else "--model",
+        **name,
         default=None,
         metavar="M",
         help="Hub id, folder or .gguf file (default: twolar-smollm2-135m). tsarank-smollm2-135m and zero-shot, the "

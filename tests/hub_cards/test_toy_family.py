@@ -101,6 +101,7 @@ def test_a_family_of_another_package_does_all_that_ours_do(
 
     monkeypatch.setenv("TSARANK_CACHE", str(tmp_path / "cache"))
     plain = make_ranker("twolar")
+    plain.backbone.config.max_position_embeddings = 1024  # a default ranker of every family fits
     plain.backbone.save_pretrained(tmp_path / "plain")
     plain.tokenizer.save_pretrained(tmp_path / "plain")
     pairs = [(QUERY, "yeast makes gas"), (QUERY, "ships need pilots")]
@@ -173,7 +174,7 @@ def test_a_family_of_another_package_does_all_that_ours_do(
         assert specification.loader is not None
         app = importlib.util.module_from_spec(specification)
         specification.loader.exec_module(app)
-        page = json.dumps(app.build(service).get_config_file())
+        page = str(app.build(service).get_config_file())
         assert "A reranker that plays with the logits of an answer." in page
         assert "**Toy logits.** The score is twice" in page
 

@@ -1,0 +1,98 @@
+"""`tsarank describe`: what a model's name stands for, and how that model scores."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from ..models.arguments import add_model_arguments, model_from_arguments
+
+
+_DESCRIPTION = """\
+Load a model and say what it is: what its name stands for, its family, prompt, answer tokens and limits, what it is
+computed in, and whether its document states can be kept.
+"""
+
+_EPILOG = """\
+examples:
+  tsarank describe
+  tsarank describe castorini/monot5-base-msmarco
+  tsarank describe ./my-ranker --max-length 1024 --json
+"""
+
+
+def register(subparsers: Any) -> None:
+    """Adds `describe` to the command line."""
+    parser = subparsers.add_parser(
+        "describe",
+        help="say what a model is and how it scores",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_arguments(parser, positional=True)
+    parser.add_argument("--json", action="store_true", help="JSON instead of lines")
+    parser.set_defaults(run=run)
+
+
+def describe(ranker: Any, name: str | None) -> dict[str, Any]:
+    """What is known of a loaded ranking model, as JSON values in the order in which it is shown.
+
+    Args:
+        ranker: The model.
+        name: What the user called it.
+    """
+    from ..models.resolver import resolve
+    from ..ranking_errors import ModelError
+
+    source = resolve(name)
+    options = ranker.options.to_dict()
+    try:
+        ranker.check_keeps_states()
+        kept = "can be kept"
+    except ModelError as error:
+        kept = str(error)
+    config = ranker.backbone.config
+    size = sum(parameter.numel() for parameter in ranker.backbone.parameters())
+    unused = {"family", *ranker.unused_options(ranker.options)}
+    return {
+        "name": source.name,
+        "kind": str(source.kind),
+        "family": options["family"],
+        "title": ranker.title,
+        "class": f"{type(ranker).__module__}.{type(ranker).__qualname__}",
+        "score": ranker.scoring(ranker.options),
+        "backbone": f"{config.model_type}, {'encoder-decoder' if config.is_encoder_decoder else 'decoder-only'}",
+        "parameters": size,
+        "attention": config._attn_implementation,
+        "computed_in": ranker.number_format or str(ranker.dtype).removeprefix("torch."),
+        "device": str(ranker.device),
+        "options": {name: value for name, value in options.items() if name not in unused},
+        "answer_tokens": ranker.answer_tokens(),
+        "context": ranker.encoder.context,
+        "document_states": kept,
+    }
+
+
+def run(args: argparse.Namespace) -> int:
+    """Loads the model and writes what is known of it."""
+    facts = describe(model_from_arguments(args), args.model)
+    if args.json:
+        sys.stdout.write(json.dumps(facts, ensure_ascii=False, indent=2) + "\n")
+        return 0
+    rows: list[tuple[str, Any]] = []
+    for name, value in facts.items():
+        label = name.replace("_", " ")
+        if name == "answer_tokens":
+            rows += [(label, ", ".join(f"{text!r} ({number})" for text, number in value.items()) or "none")]
+        elif name == "options":
+            rows += [(option, shown) for option, shown in value.items()]
+        else:
+            rows += [(label, f"{value:,}" if isinstance(value, int) else value)]
+    width = max(len(label) for label, _ in rows)
+    for label, value in rows:
+        text = repr(value) if isinstance(value, str) and "{" in value else value
+        sys.stdout.write(f"{label:<{width}}  {text}\n")
+    return 0

@@ -1,0 +1,45 @@
+"""`tsarank describe` says of a model what it does when it scores."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from modeling_tsarank import TSARankModel, TwolarModel
+from modeling_tsarank.cli import main
+
+
+def test_what_is_said_is_what_is_done(zoo, tmp_path, capsys) -> None:
+    template = "{document} Query: {query} Relevant:"
+    ranker = TwolarModel.from_backbone(str(zoo.folders["llama"]), template=template, max_length=300)
+    ranker.save_pretrained(tmp_path / "ranker")
+    asked = ["describe", str(tmp_path / "ranker"), "--device", "cpu", "--dtype", "float32", "--max-length", "310"]
+    assert main([*asked, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["kind"], facts["family"], facts["computed_in"]) == ("folder", "true_false_logits", "float32")
+    ids = ranker.answer_ids()
+    assert facts["answer_tokens"] == dict(zip(ranker.tokenizer.convert_ids_to_tokens(ids), ids, strict=True))
+    assert facts["options"]["max_length"] == 310
+    assert facts["options"]["template"] == template
+    assert "score_text" not in facts["options"]  # nothing is read off it
+    assert facts["context"] == 512
+    assert facts["parameters"] == sum(parameter.numel() for parameter in ranker.backbone.parameters())
+    assert facts["document_states"] == "can be kept"
+    assert main(asked) == 0
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert shown["family"] == "true_false_logits"
+    assert shown["template"] == repr(template)
+    assert shown["max_length"] == "310"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "cls", "reason"),
+    [("t5", TwolarModel, "encoder-decoder"), ("gemma2", TSARankModel, "sliding"), ("llama", TwolarModel, "template")],
+)
+def test_states_that_cannot_be_kept_are_said_with_the_reason(architecture, cls, reason, zoo, tmp_path, capsys) -> None:
+    cls.from_backbone(str(zoo.folders[architecture]), max_length=200, max_query_length=60).save_pretrained(tmp_path)
+    assert main(["describe", str(tmp_path), "--device", "cpu", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert reason in facts["document_states"]
+    assert (facts["answer_tokens"] == {}) is (cls is TSARankModel)

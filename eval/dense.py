@@ -1,4 +1,4 @@
-"""Dense retrieval with any sentence-transformers model: normalized cosine, exact search in chunks.
+"""Dense retrieval with any sentence-transformers model: normalized cosine, exact search.
 
 Queries and documents are encoded by the model's own `encode_query` and `encode_document`, so models with prompts get
 theirs. Every pair is compared; there is no approximation.
@@ -27,8 +27,8 @@ from modeling_tsarank.models.sentence_encoders import load_encoder, normalized
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 _ENCODE_DOCUMENTS = 4096
-_SEARCH_DOCUMENTS = 65536
-_SEARCH_QUERIES = 256
+_SEARCH_VALUES = 1 << 26
+"""Cosines in memory at once; queries are searched together as far as they allow."""
 
 
 class DenseIndex:
@@ -72,7 +72,7 @@ class DenseIndex:
         name = os.fspath(model)
         encoder = load_encoder(name, device)
         made_from = {
-            **model_fingerprint(name, _commit(encoder)),
+            **model_fingerprint(name, hub_commit_of(encoder)),
             "sentence_transformers": package.__version__,
             "max_tokens": encoder.max_seq_length,
             "similarity": "cosine",
@@ -109,45 +109,23 @@ class DenseIndex:
         """
         hidden = None if show_progress is None else not show_progress
         query_ids = list(queries)
+        size = max(1, _SEARCH_VALUES // len(self._embeddings))
         run: Run = {}
         with tqdm(total=len(query_ids), desc="dense", unit="query", disable=hidden) as bar:
-            for start in range(0, len(query_ids), _SEARCH_QUERIES):
-                part = query_ids[start : start + _SEARCH_QUERIES]
+            for start in range(0, len(query_ids), size):
+                part = query_ids[start : start + size]
                 vectors = self._encoder.encode_query([queries[query] for query in part], **_options(self._batch_size))
-                run.update(zip(part, self._best(normalized(vectors), depth), strict=True))
+                cosines = normalized(vectors) @ np.asarray(self._embeddings).T
+                run.update(zip(part, (self._selector.select(row, depth) for row in cosines), strict=True))
                 bar.update(len(part))
         return run
-
-    def _best(self, vectors: np.ndarray, depth: int) -> list[dict[str, float]]:
-        """The best documents for every row of `vectors`, over chunks of the corpus."""
-        count = len(self._embeddings)
-        scores: list[list[np.ndarray]] = [[] for _ in vectors]
-        positions: list[list[np.ndarray]] = [[] for _ in vectors]
-        for start in range(0, count, _SEARCH_DOCUMENTS):
-            chunk = np.asarray(self._embeddings[start : start + _SEARCH_DOCUMENTS])
-            for row, similarities in enumerate(vectors @ chunk.T):
-                # Ties at the edge of a chunk are kept whole; the selector breaks them once, over all chunks.
-                kept = _at_least_nth(similarities, depth)
-                scores[row].append(similarities[kept])
-                positions[row].append(kept + start)
-        return [
-            self._selector.select(np.concatenate(row_scores), depth, np.concatenate(row_positions))
-            for row_scores, row_positions in zip(scores, positions, strict=True)
-        ]
-
-
-def _at_least_nth(values: np.ndarray, n: int) -> np.ndarray:
-    """Indexes of the values that are at least the n-th largest."""
-    if n >= len(values):
-        return np.arange(len(values))
-    return np.flatnonzero(values >= np.partition(values, len(values) - n)[len(values) - n])
 
 
 def _options(batch_size: int) -> dict[str, Any]:
     return {"batch_size": batch_size, "show_progress_bar": False, "convert_to_numpy": True}
 
 
-def _commit(encoder: Any) -> str | None:
+def hub_commit_of(encoder: Any) -> str | None:
     """Commit of a model that came from the Hub."""
     backbone = getattr(encoder[0], "auto_model", None)
     return getattr(getattr(backbone, "config", None), "_commit_hash", None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +54,30 @@ def load_encoder(name: str, device: str | None = None, **kwargs: Any) -> Any:
         ModelError: it cannot be loaded, or weights of it are missing.
         ResourceError: sentence-transformers is not installed.
     """
-    from ..ranking_checkpoints import first_line, newly_made_weights
-
     package = require("sentence_transformers", extra="dense", purpose="A bi-encoder")
-    try:
+    with _loading(name, "a sentence-transformers model"):
         encoder = package.SentenceTransformer(name, device=device, **kwargs)
-        encoder.tokenize(["a"])  # a tokenizer's wrong settings show with its first text
-    except Exception as error:  # the libraries check few fields of the files they read
-        reason = first_line(error)
-        raise ModelError(f"{name!r} cannot be loaded as a sentence-transformers model: {reason}") from error
+        encoder.tokenize(["a"])
     # Sentence-transformers pools by itself: many encoders are published without BERT's pooler.
-    _refuse_random(name, [weight for weight in newly_made_weights(encoder) if not weight.startswith("pooler.")])
+    _refuse_random(name, encoder, "pooler.")
+    return encoder.eval()
+
+
+def load_sparse_encoder(name: str, device: str | None = None, max_tokens: int = 256) -> Any:
+    """A `SparseEncoder` that is a SPLADE model: a masked language model in safetensors.
+
+    Raises:
+        ModelError: it cannot be loaded, or weights of it are missing.
+        ResourceError: sentence-transformers is not installed.
+    """
+    package = require("sentence_transformers", extra="dense", purpose="The SPLADE first stage")
+    with _loading(name, "a masked language model"):
+        encoder = package.SparseEncoder(name, device=device, model_kwargs={"use_safetensors": True})
+        encoder.tokenize(["a"])
+    if not any(type(module).__name__ == "SpladePooling" for module in encoder):
+        raise ModelError(f"{name!r} is no SPLADE model: it lacks the head of a masked language model")
+    _refuse_random(name, encoder)
+    encoder.max_seq_length = min(max_tokens, encoder.max_seq_length or max_tokens)
     return encoder.eval()
 
 
@@ -74,21 +88,32 @@ def load_cross_encoder(name: str, device: str | None = None, max_length: int | N
         ModelError: it cannot be loaded, or weights of it are missing: a plain encoder has no head that scores.
         ResourceError: sentence-transformers is not installed.
     """
-    from ..ranking_checkpoints import first_line, newly_made_weights
-
     package = require("sentence_transformers", extra="dense", purpose="A cross-encoder")
-    try:
+    with _loading(name, "a CrossEncoder"):
         encoder = package.CrossEncoder(name, device=device, max_length=max_length, **kwargs)
-        encoder.tokenizer(["a"], ["b"])  # a tokenizer's wrong settings show with its first text
-    except Exception as error:  # the libraries check few fields of the files they read
-        raise ModelError(f"{name!r} cannot be loaded as a CrossEncoder: {first_line(error)}") from error
-    _refuse_random(name, newly_made_weights(encoder))
+        encoder.tokenizer(["a"], ["b"])
+    _refuse_random(name, encoder)
     return encoder
 
 
-def _refuse_random(name: str, weights: Sequence[str]) -> None:
-    from ..ranking_checkpoints import some_of
+@contextmanager
+def _loading(name: str, what: str) -> Iterator[None]:
+    """One line for whatever goes wrong: the libraries check few fields of the files they read.
 
+    A tokenizer's wrong settings show with its first text, which belongs into the block.
+    """
+    from ..ranking_checkpoints import first_line
+
+    try:
+        yield
+    except Exception as error:
+        raise ModelError(f"{name!r} cannot be loaded as {what}: {first_line(error)}") from error
+
+
+def _refuse_random(name: str, encoder: Any, *dispensable: str) -> None:
+    from ..ranking_checkpoints import newly_made_weights, some_of
+
+    weights = [weight for weight in newly_made_weights(encoder) if not weight.startswith(dispensable)]
     if weights:
         raise ModelError(f"{name!r} is incomplete, its results would be random: it lacks {some_of(weights)}")
 

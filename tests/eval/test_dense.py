@@ -72,9 +72,8 @@ def test_equals_a_full_sort_of_cosines(tiny_encoder, tmp_path):
 def test_chunks_of_any_size_give_the_same_run(tiny_encoder, tmp_path, monkeypatch):
     index = build(tiny_encoder, tmp_path)
     whole = index.search(QUERIES, depth=7)
-    for documents, queries in ((1, 1), (4, 2), (22, 3)):
-        monkeypatch.setattr(dense, "_SEARCH_DOCUMENTS", documents)
-        monkeypatch.setattr(dense, "_SEARCH_QUERIES", queries)
+    for values in (1, 2 * len(TEXTS)):
+        monkeypatch.setattr(dense, "_SEARCH_VALUES", values)
         chunked = index.search(QUERIES, depth=7)
         for query_id in QUERIES:
             assert chunked[query_id] == pytest.approx(whole[query_id], abs=1e-6)

@@ -13,11 +13,13 @@ from modeling_tsarank.eval.collections import load_collection
 from modeling_tsarank.eval.first_stages import retrieve
 from modeling_tsarank.eval.metrics import compute_metrics
 from modeling_tsarank.eval.run_files import ranked
-from modeling_tsarank.eval.splade import SpladeEncoder, SpladeIndex
+from modeling_tsarank.eval.splade import SpladeIndex, encoded
+from modeling_tsarank.models.sentence_encoders import load_sparse_encoder
 from modeling_tsarank.ranking_errors import InputError, ModelError
 
 
 pytest.importorskip("scipy")
+pytest.importorskip("sentence_transformers")
 
 WORDS = ["bread", "ice", "glacier", "bake", "water", "violin", "string", "bow", "ship", "tide"]
 TEXTS = {f"d{number}": " ".join(WORDS[number % 7 :: (number % 3) + 1]) for number in range(17)} | {"empty": ""}
@@ -68,9 +70,9 @@ def build(tiny_splade: Path, cache: Path, **options) -> SpladeIndex:
 
 
 def test_weights_follow_the_formula_in_batches_with_padding(tiny_splade):
-    encoded = SpladeEncoder(tiny_splade, batch_size=5, device="cpu").encode(list(TEXTS.values())).toarray()
+    found = encoded(load_sparse_encoder(str(tiny_splade), "cpu").encode_document, list(TEXTS.values()), 5).toarray()
     expected = np.stack([weights_by_formula(tiny_splade, text) for text in TEXTS.values()])
-    np.testing.assert_allclose(encoded, expected, atol=1e-5)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
     assert 0.1 < (expected > 0).mean() < 0.9
 
 
@@ -88,9 +90,9 @@ def test_scores_are_dot_products_and_zero_is_no_result(tiny_splade, tmp_path):
 
 
 def test_long_texts_are_cut_at_the_shorter_of_both_limits(tiny_splade):
-    assert SpladeEncoder(tiny_splade, max_tokens=256, device="cpu").max_tokens == 32
-    encoder = SpladeEncoder(tiny_splade, max_tokens=8, device="cpu")
-    long, cut = encoder.encode(["ice " * 100, "ice " * 6]).toarray()
+    assert load_sparse_encoder(str(tiny_splade), "cpu", 256).max_seq_length == 32
+    encoder = load_sparse_encoder(str(tiny_splade), "cpu", 8)
+    long, cut = encoded(encoder.encode_document, ["ice " * 100, "ice " * 6]).toarray()
     np.testing.assert_allclose(long, cut, atol=1e-6)
 
 
@@ -114,15 +116,15 @@ def test_wrong_models_and_parameters(tiny_splade, tmp_path):
 
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="cannot be loaded as a masked language model"):
-        SpladeEncoder(tmp_path / "empty")
+        build(tmp_path / "empty", tmp_path)
     with pytest.raises(InputError, match="max_tokens must be a whole number of at least 3"):
-        SpladeEncoder(tiny_splade, max_tokens=2)
+        build(tiny_splade, tmp_path, max_tokens=2)
     torch.manual_seed(0)
     headless = BertModel(BertConfig.from_pretrained(tiny_splade), add_pooling_layer=False)
     headless.save_pretrained(tmp_path / "headless")
     (tmp_path / "headless" / "tokenizer.json").write_bytes((tiny_splade / "tokenizer.json").read_bytes())
-    with pytest.raises(ModelError, match="lacks the weights cls"):
-        SpladeEncoder(tmp_path / "headless")
+    with pytest.raises(ModelError, match="lacks the head of a masked language model"):
+        build(tmp_path / "headless", tmp_path)
 
 
 def test_a_real_splade_on_adi(data_dir, tmp_path):

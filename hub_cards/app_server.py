@@ -16,10 +16,6 @@ Send = Callable[[Message], Awaitable[None]]
 _DROPPED_BYTES = 64 * 2**20
 
 
-class _TooLargeError(Exception):
-    pass
-
-
 class BodyLimit:
     """ASGI middleware: a request body of more than `limit` bytes is answered with 413, and its bytes are dropped."""
 
@@ -35,36 +31,30 @@ class BodyLimit:
         if declared.isdigit() and int(declared) > self.limit:
             await self._refuse(receive, send)
             return
-        received = 0
-        started = False
-
-        async def counted() -> Message:
-            nonlocal received
+        body = bytearray()
+        more = True
+        while more:
             message = await receive()
-            if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                if received > self.limit:
-                    raise _TooLargeError
-            return message
+            if message["type"] != "http.request":  # the client has gone
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self.limit:
+                await self._refuse(receive, send, more)
+                return
+        read: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
-        async def watched(message: Message) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
-            await send(message)
+        async def replayed() -> Message:
+            return read.pop() if read else await receive()
 
-        try:
-            await self.app(scope, counted, watched)
-        except _TooLargeError:
-            if not started:
-                await self._refuse(receive, send)
+        await self.app(scope, replayed, send)
 
-    async def _refuse(self, receive: Receive, send: Send) -> None:
+    async def _refuse(self, receive: Receive, send: Send, more: bool = True) -> None:
         dropped = 0
-        while dropped < _DROPPED_BYTES:
+        while more and dropped < _DROPPED_BYTES:
             message = await receive()
             dropped += len(message.get("body", b""))
-            if message["type"] != "http.request" or not message.get("more_body", False):
-                break
+            more = message["type"] == "http.request" and message.get("more_body", False)
         detail = f"a request may have at most {self.limit:,} bytes; give fewer or shorter documents"
         body = json.dumps({"detail": detail}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]

@@ -55,7 +55,11 @@ _LOCK_SECONDS = 600.0
 
 
 def _is_ours(path: Path) -> bool:
-    return path.suffix in (SUFFIX, ".partial") or path.name == ".lock" or path.name.startswith("index.sqlite")
+    return (
+        path.suffix in (SUFFIX, ".partial")
+        or path.name == ".lock"
+        or path.name.startswith(("index.sqlite", "documents.sqlite"))
+    )
 
 
 class FolderStore(StateStore):

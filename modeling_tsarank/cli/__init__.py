@@ -21,6 +21,7 @@ COMMAND_MODULES = (
     "modeling_tsarank.cli.index",
     "modeling_tsarank.cli.score",
     "modeling_tsarank.cli.describe",
+    "modeling_tsarank.cli.serve",
     "modeling_tsarank.eval.commands",
     "modeling_tsarank.trainers.data.commands",
     "modeling_tsarank.trainers.recipe_commands",

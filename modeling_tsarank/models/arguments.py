@@ -9,18 +9,19 @@ from typing import Any
 from ..cli.command_line import whole
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, positional: bool = False) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, positional: bool = False, several: bool = False) -> None:
     """The options every command that loads a model shares; `model_from_arguments` reads them.
 
     Args:
         parser: of the command.
         positional: whether the model is named without `--model`.
+        several: whether `--model` may be given more than once.
     """
     group = parser.add_argument_group("model")
-    name: dict[str, Any] = {"nargs": "?"} if positional else {}
+    kind: dict[str, Any] = {"nargs": "?"} if positional else {"action": "append" if several else "store"}
     group.add_argument(
         "model" if positional else "--model",
-        **name,
+        **kind,
         default=None,
         metavar="M",
         help="Hub id, folder or .gguf file (default: twolar-smollm2-135m). tsarank-smollm2-135m and zero-shot, the "

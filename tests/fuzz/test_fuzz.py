@@ -277,6 +277,11 @@ def run_cases(
 def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
+    async def ends_at_once(_: Any, sockets: Any = None) -> None:
+        """Everything of a service but the waiting for requests."""
+
+    monkeypatch.setattr("uvicorn.Server.main_loop", ends_at_once)
+
 
 def test_every_command_has_a_valid_line_to_start_from(parsers: dict[str, Any]) -> None:
     assert set(parsers) == set(COMMANDS)

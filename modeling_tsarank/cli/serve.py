@@ -1,0 +1,94 @@
+"""`tsarank serve`: rerankers over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from ..models.arguments import add_model_arguments, add_store_argument, model_from_arguments
+from .command_line import real, size, whole
+
+
+_DESCRIPTION = """\
+Serve rerankers over HTTP, in the shapes that clients of Jina, Cohere, TEI and vLLM send:
+POST /v1/rerank (Jina, vLLM), /v2/rerank (Cohere), /rerank (TEI's with "texts", Jina's with "documents").
+Further: /v1/documents (encode documents ahead), /v1/models, /health, /metrics (Prometheus), /docs (OpenAPI).
+
+Requests that arrive together are scored together. With --store, document states are cached on disk, and a document
+that was seen before costs the query's tokens only.
+"""
+
+_EPILOG = """\
+scores:
+  relevance_score is the model's score as `tsarank rank` gives it: it orders the documents of one query and is no
+  probability. TEI's shape gives its sigmoid unless raw_scores is true.
+
+examples:
+  tsarank serve
+  tsarank serve --model ./my-ranker --model tsarank-smollm2-135m --port 8080
+  TSARANK_API_KEY=secret tsarank serve --host 0.0.0.0 --store states
+  curl localhost:8000/v1/rerank -H 'Content-Type: application/json' \\
+    -d '{"query": "how long does a flea live", "documents": ["Fleas jump.", "A flea lives for months."]}'
+"""
+
+
+def register(subparsers: Any) -> None:
+    """Adds `serve` to the command line."""
+    parser = subparsers.add_parser(
+        "serve",
+        help="serve rerankers over HTTP",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    parser.add_argument("--port", type=whole(0), default=8000, metavar="N", help="default 8000; 0: any free one")
+    limits = parser.add_argument_group("limits")
+    limits.add_argument("--max-documents", type=whole(), default=1000, metavar="N", help="of one request (1000)")
+    limits.add_argument("--max-body", type=size, default=16 << 20, metavar="SIZE", help="of one request (16MiB)")
+    limits.add_argument("--max-queue", type=whole(), default=4096, metavar="N", help="pairs that may wait (4096)")
+    limits.add_argument("--timeout", type=real(above=0), default=60.0, metavar="S", help="of one request (60)")
+    add_store_argument(parser)
+    add_model_arguments(parser, several=True)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Loads the models, then serves until it is interrupted or terminated; requests under way are finished."""
+    from modeling_tsarank.eval.extras import require
+
+    for module in ("fastapi", "uvicorn", "prometheus_client"):
+        require(module, "serve", "tsarank serve")
+    import uvicorn
+
+    from ..cache.folder_store import FolderStore
+    from ..serving.application import Limits, create_app
+
+    logging.getLogger("modeling_tsarank.serving").setLevel(logging.INFO)
+    limits = Limits(args.max_documents, args.max_body, args.max_queue, args.timeout, args.batch_tokens)
+    models: dict[str, Any] = {}
+    with contextlib.ExitStack() as stack:
+        store = None if args.store is None else stack.enter_context(FolderStore(args.store))
+        for name in args.model or [None]:
+            model = model_from_arguments(argparse.Namespace(**{**vars(args), "model": name}))
+            if store is not None:
+                model.check_keeps_states()
+                model.document_store = store
+            models[served_name(name)] = model
+        uploads = None if args.store is None else Path(args.store) / "documents.sqlite"
+        app = create_app(models, limits, api_key=os.environ.get("TSARANK_API_KEY") or None, uploads=uploads)
+        config = uvicorn.Config(app, args.host, args.port, log_level="warning", timeout_graceful_shutdown=30)
+        server = uvicorn.Server(config)
+        server.run()
+    return 0 if server.started else 2
+
+
+def served_name(name: str | None) -> str:
+    """What requests call a model: an embedded one's full name, the last part of a folder or Hub id otherwise."""
+    from ..models.embedded_models import embedded_ranker
+
+    return embedded_ranker(name) or Path(str(name)).name

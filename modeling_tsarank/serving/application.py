@@ -1,0 +1,334 @@
+"""The service as an ASGI application: three rerank APIs, uploads, models, health and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from modeling_tsarank.hub_cards.app_server import BodyLimit
+
+from .. import __version__
+from ..ranking_errors import InputError, ModelError, ResourceError, TSARankError
+from .batching import ClosedError, OverloadedError
+from .documents import UploadedTexts
+from .metrics import Metrics
+from .served_model import Scored, ServedModel
+from .shapes import (
+    CohereRequest,
+    CohereResponse,
+    CohereResult,
+    Document,
+    JinaOrTeiRequest,
+    JinaRequest,
+    JinaResponse,
+    JinaResult,
+    TeiRequest,
+    TeiResult,
+    Upload,
+    UploadResponse,
+    Usage,
+)
+
+
+logger = logging.getLogger("modeling_tsarank.serving")
+_DISCONNECT_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one service takes on.
+
+    Attributes:
+        documents: of one request; more are refused with 422.
+        body_bytes: of one request; more are refused with 413.
+        queue_pairs: pairs that may wait for each model; more are refused with 429 and `Retry-After`.
+        seconds: that a request may take; then it is answered with 503 and `Retry-After`.
+        batch_tokens: of one forward pass, as in `predict`.
+    """
+
+    documents: int = 1000
+    body_bytes: int = 16 << 20
+    queue_pairs: int = 4096
+    seconds: float = 60.0
+    batch_tokens: int | None = None
+
+
+class Service:
+    """Models by name, uploaded documents, limits."""
+
+    def __init__(self, models: Mapping[str, Any], limits: Limits, api_key: str | None, uploads: Path | None) -> None:
+        self.limits, self.api_key = limits, api_key
+        self.metrics = Metrics()
+        self.uploads = UploadedTexts(uploads)
+        self.models = {
+            name: ServedModel(
+                name,
+                model,
+                batch_tokens=limits.batch_tokens,
+                queue_pairs=limits.queue_pairs,
+                observe=lambda requests, pairs: self.metrics.batched.observe(requests),
+            )
+            for name, model in models.items()
+        }
+
+    def model(self, name: str | None) -> ServedModel:
+        """The model of that name, the first one for `None`. Raises 404."""
+        if name is None:
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            raise HTTPException(404, f"there is no model {name[:100]!r}; this service has {', '.join(self.models)}")
+        return self.models[name]
+
+    def texts(self, documents: Sequence[Document]) -> list[dict[str, str]]:
+        """Title and text of each document. Raises 422 for an id that was not uploaded, or neither text nor id."""
+        found = []
+        for place, document in enumerate(documents):
+            if document.text is not None:
+                found.append({"title": document.title, "text": document.text})
+                continue
+            known = None if document.id is None else self.uploads.get(document.id)
+            if known is None:
+                what = (
+                    "has neither text nor id" if document.id is None else f"has the unknown id {document.id[:100]!r}"
+                )
+                raise HTTPException(422, f"document {place} {what}")
+            found.append(known)
+        return found
+
+    async def score(
+        self, http: Request, model: ServedModel, query: str, documents: Sequence[Any], truncate: bool = True
+    ) -> Scored:
+        """Scores within the limits. A client that goes away takes its pairs out of the queue."""
+        if len(documents) > self.limits.documents:
+            raise HTTPException(422, f"{len(documents)} documents; a request may have {self.limits.documents}")
+        task = asyncio.ensure_future(model.score(query, documents, truncate=truncate))
+        ends = time.monotonic() + self.limits.seconds
+        try:
+            while not task.done():
+                left = ends - time.monotonic()
+                if left <= 0:
+                    raise _retry(503, "the service did not answer in time; give fewer documents or try again", 1)
+                await asyncio.wait([task], timeout=min(left, _DISCONNECT_SECONDS))
+                if not task.done() and await http.is_disconnected():
+                    raise HTTPException(499, "the client has gone")
+            scored = task.result()
+        except OverloadedError as error:
+            raise _retry(429, "too many documents are waiting; try again later", error.seconds) from error
+        except ClosedError as error:
+            raise _retry(503, "the service is shutting down", 1) from error
+        finally:
+            task.cancel()
+        if scored is None:
+            raise HTTPException(413, "a document is longer than the model reads; set truncate to true or shorten it")
+        http.state.facts = {"model": model.name, "documents": len(documents), "tokens": scored.tokens}
+        self.metrics.documents.labels(model.name).inc(len(documents))
+        self.metrics.tokens.labels(model.name).inc(scored.tokens)
+        self.metrics.cut.inc(scored.cut_documents)
+        return scored
+
+
+def _retry(status: int, detail: str, seconds: float) -> HTTPException:
+    return HTTPException(status, detail, headers={"Retry-After": str(max(1, round(seconds)))})
+
+
+def _best_first(scores: np.ndarray, top: int | None = None) -> list[int]:
+    """Indexes; equal scores keep the given order."""
+    return [int(i) for i in np.argsort(-scores, kind="stable")[:top]]
+
+
+def _sigmoid(score: float) -> float:
+    return float(1 / (1 + np.exp(-np.float64(score))))
+
+
+def create_app(
+    models: Mapping[str, Any],
+    limits: Limits | None = None,
+    *,
+    api_key: str | None = None,
+    uploads: Path | None = None,
+) -> FastAPI:
+    """The application that `tsarank serve` runs.
+
+    Args:
+        models: Rankers (`load_ranker`) by the names that requests use; the first is the default. A model with a
+            `document_store` takes document states from it.
+        api_key: What `Authorization: Bearer` must carry; `None` lets everybody in.
+        uploads: An SQLite file for uploaded documents; `None` keeps them in memory.
+    """
+    service = Service(models, limits or Limits(), api_key, uploads)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        for served in service.models.values():
+            await asyncio.to_thread(served.warm_up)
+        yield
+        for served in service.models.values():
+            await asyncio.to_thread(served.batcher.close)
+        service.uploads.close()
+
+    app = FastAPI(title="tsarank", version=__version__, description="Rerankers as a service.", lifespan=lifespan)
+    app.state.service = service
+    app.add_middleware(BodyLimit, limit=service.limits.body_bytes)
+    _answer_errors(app)
+    _watch(app, service)
+    _add_operations(app, service)
+    _add_rerank(app, service)
+    return app
+
+
+def _answer_errors(app: FastAPI) -> None:
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        # Without the values: they may be texts, or numbers that JSON does not have.
+        detail = [{"loc": part["loc"], "msg": part["msg"], "type": part["type"]} for part in error.errors()[:20]]
+        return JSONResponse({"detail": json.loads(json.dumps(detail, default=str).encode("utf-8", "replace"))}, 422)
+
+    @app.exception_handler(TSARankError)
+    async def refused(_: Request, error: TSARankError) -> JSONResponse:
+        status = (
+            422 if isinstance(error, InputError | ModelError) else 503 if isinstance(error, ResourceError) else 500
+        )
+        detail = str(error)[:500].encode("utf-8", "replace").decode()
+        return JSONResponse({"detail": detail}, status, {"Retry-After": "1"} if status == 503 else None)
+
+    @app.exception_handler(RecursionError)
+    async def too_deep(_: Request, error: RecursionError) -> JSONResponse:
+        return JSONResponse({"detail": "the JSON is nested too deeply"}, 422)
+
+
+def _watch(app: FastAPI, service: Service) -> None:
+    """A line of JSON for every request, without its texts, and the metrics."""
+
+    @app.middleware("http")
+    async def watch(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
+        start = time.perf_counter()
+        identifier = uuid.uuid4().hex
+        request.state.id = identifier
+        response = await call(request)
+        seconds = time.perf_counter() - start
+        route = request.scope.get("route")
+        path = getattr(route, "path", "other")
+        service.metrics.requests.labels(path, response.status_code).inc()
+        service.metrics.seconds.labels(path).observe(seconds)
+        response.headers["X-Request-Id"] = identifier
+        if path not in ("/health", "/metrics"):
+            facts = {"id": identifier, "method": request.method, "path": path, "status": response.status_code}
+            facts |= {"seconds": round(seconds, 4), **getattr(request.state, "facts", {})}
+            logger.info("%s", json.dumps(facts))
+        return response
+
+
+def _guard(service: Service) -> Any:
+    async def check(
+        given: HTTPAuthorizationCredentials | None = Depends(HTTPBearer(auto_error=False)),  # noqa: B008
+    ) -> None:
+        key = "" if given is None else given.credentials
+        if service.api_key is not None and not hmac.compare_digest(key.encode(), service.api_key.encode()):
+            raise HTTPException(401, "a valid API key is needed", headers={"WWW-Authenticate": "Bearer"})
+
+    return Depends(check)
+
+
+def _add_operations(app: FastAPI, service: Service) -> None:
+    guard = _guard(service)
+
+    @app.get("/health", tags=["operations"])
+    async def health() -> dict[str, str]:
+        """Answers once the models are loaded and warm."""
+        return {"status": "ok"}
+
+    @app.get("/metrics", tags=["operations"], response_class=Response)
+    async def metrics() -> Response:
+        """Prometheus' text format."""
+        for served in service.models.values():
+            service.metrics.waiting.labels(served.name).set(served.batcher.waiting)
+        return Response(service.metrics.page(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/models", tags=["operations"], dependencies=[guard])
+    async def list_models() -> dict[str, Any]:
+        """The names that requests may use, as OpenAI's API lists them."""
+        rows = [{"id": name, "object": "model", "owned_by": "tsarank"} for name in service.models]
+        return {"object": "list", "data": rows}
+
+    @app.post("/v1/documents", tags=["documents"], dependencies=[guard])
+    async def upload(body: Upload) -> UploadResponse:
+        """Keeps documents under their ids, and caches their states where the service has a store: requests then name
+        ids in place of texts, and ranking costs the query's tokens only."""
+        if len(body.documents) > service.limits.documents:
+            raise HTTPException(422, f"{len(body.documents)} documents; a request may have {service.limits.documents}")
+        model = service.model(body.model)
+        rows = [(document.id, document.title, document.text) for document in body.documents]
+        texts = [{"title": title, "text": text} for _, title, text in rows]
+        try:
+            encoded = await model.index(texts)
+        except ClosedError as error:
+            raise _retry(503, "the service is shutting down", 1) from error
+        await asyncio.to_thread(service.uploads.put, rows)
+        return UploadResponse(documents=len(rows), encoded=encoded)
+
+
+def _add_rerank(app: FastAPI, service: Service) -> None:
+    guard = _guard(service)
+
+    async def jina(body: JinaRequest, request: Request) -> JinaResponse:
+        model = service.model(body.model)
+        if body.instruction:
+            raise HTTPException(422, f"the prompt of {model.name} has no place for an instruction")
+        texts = service.texts(body.documents)
+        scored = await service.score(request, model, body.query, texts)
+        results = []
+        for i in _best_first(scored.scores, body.top_n):
+            document = {name: text for name, text in texts[i].items() if text or name == "text"}
+            shown = document if body.return_documents else None
+            results.append(JinaResult(index=i, relevance_score=float(scored.scores[i]), document=shown))
+        usage = Usage(total_tokens=scored.tokens)
+        return JinaResponse(id=request.state.id, model=model.name, usage=usage, results=results)
+
+    async def tei(body: TeiRequest, request: Request) -> list[TeiResult]:
+        scored = await service.score(request, service.model(None), body.query, body.texts, body.truncate)
+        results = []
+        for i in _best_first(scored.scores):
+            score = float(scored.scores[i])
+            text = body.texts[i] if body.return_text else None
+            results.append(TeiResult(index=i, score=score if body.raw_scores else _sigmoid(score), text=text))
+        return results
+
+    @app.post("/v1/rerank", tags=["rerank"], dependencies=[guard], response_model_exclude_none=True)
+    async def rerank_v1(body: JinaRequest, request: Request) -> JinaResponse:
+        """Jina's API, which vLLM and infinity speak too."""
+        return await jina(body, request)
+
+    @app.post("/rerank", tags=["rerank"], dependencies=[guard], response_model_exclude_none=True)
+    async def rerank(body: JinaOrTeiRequest, request: Request) -> JinaResponse | list[TeiResult]:
+        """Jina's API where the request has `documents`, TEI's where it has `texts`."""
+        return await (tei(body, request) if isinstance(body, TeiRequest) else jina(body, request))
+
+    @app.post("/v2/rerank", tags=["rerank"], dependencies=[guard])
+    async def rerank_v2(body: CohereRequest, request: Request) -> CohereResponse:
+        """Cohere's API."""
+        model, texts = service.model(body.model), service.texts(body.documents)
+        if body.max_tokens_per_doc is not None:
+            longest = body.max_tokens_per_doc
+            texts = [{**text, "text": model.shorten(text["text"], longest)} for text in texts]
+        scored = await service.score(request, model, body.query, texts)
+        results = [
+            CohereResult(index=i, relevance_score=float(scored.scores[i]))
+            for i in _best_first(scored.scores, body.top_n)
+        ]
+        meta = {"api_version": {"version": "2"}, "billed_units": {"search_units": 1}}
+        return CohereResponse(id=request.state.id, results=results, meta=meta)

@@ -1,0 +1,226 @@
+"""Continuous batching: pairs of several requests are scored in one call of the model.
+
+One thread owns the model. While it scores, requests queue; its next call takes pairs of all of them, up to a budget of
+tokens, so a long request delays a short one by one call at most. The engine then sorts and packs what it is given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from ..ranking_text import cuts_reported
+
+
+T = TypeVar("T")
+Pair = tuple[str, str]
+
+
+class PairScorer(Protocol):
+    """What the service needs of a ranker."""
+
+    def predict(self, pairs: Sequence[Pair], *, batch_tokens: int | None, show_progress: bool | None) -> Any:
+        """Scores `(pairs,)`."""
+
+
+class OverloadedError(Exception):
+    """The queue is full; `seconds` says when to try again."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("too many pairs are waiting")
+        self.seconds = seconds
+
+
+class ClosedError(Exception):
+    """The service is shutting down."""
+
+
+class _Request:
+    """Pairs that wait, and the scores of those that are done."""
+
+    def __init__(self, pairs: Sequence[Pair], lengths: Sequence[int]) -> None:
+        self.pairs, self.lengths = list(pairs), list(lengths)
+        self.scores = np.full(len(pairs), np.nan, dtype=np.float32)
+        self.taken = 0
+        self.done = 0
+        self.future: Future[np.ndarray] = Future()
+
+    def take(self, budget: int) -> range:
+        """The next pairs whose tokens fit into the budget; at least one."""
+        start = self.taken
+        while self.taken < len(self.pairs) and (self.taken == start or self.lengths[self.taken] <= budget):
+            budget -= self.lengths[self.taken]
+            self.taken += 1
+        return range(start, self.taken)
+
+    def fill(self, part: range, scores: np.ndarray) -> None:
+        self.scores[part.start : part.stop] = scores
+        self.done += len(part)
+        if self.done == len(self.pairs):
+            with contextlib.suppress(InvalidStateError):  # the client has gone
+                self.future.set_result(self.scores)
+
+    def fail(self, error: BaseException) -> None:
+        with contextlib.suppress(InvalidStateError):
+            self.future.set_exception(error)
+
+
+class Batcher:
+    """Scores the pairs of concurrent requests together.
+
+    Args:
+        model: Used by this object's thread alone.
+        batch_tokens: Token budget of one forward pass, as in `predict`.
+        call_tokens: Tokens of one call of `predict`, several batches.
+        queue_pairs: Pairs that may wait; a request beyond raises `OverloadedError`.
+        observe: Called with the requests and pairs of every call, for metrics.
+    """
+
+    def __init__(
+        self,
+        model: PairScorer,
+        *,
+        batch_tokens: int | None = None,
+        call_tokens: int = 8192,
+        queue_pairs: int = 4096,
+        observe: Callable[[int, int], None] = lambda requests, pairs: None,
+    ) -> None:
+        self.model = model
+        self._batch_tokens, self._call_tokens, self._queue_pairs = batch_tokens, call_tokens, queue_pairs
+        self._observe = observe
+        self._requests: deque[_Request] = deque()
+        self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._seconds_per_pair = 0.05
+        self._thread = threading.Thread(target=self._work, name="scoring", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Pairs that no call has taken yet."""
+        with self._changed:
+            return self._waiting()
+
+    def _waiting(self) -> int:
+        return sum(len(request.pairs) - request.taken for request in self._requests)
+
+    async def score(self, pairs: Sequence[Pair], lengths: Sequence[int]) -> np.ndarray:
+        """Scores `(pairs,)` float32. Cancelling the call drops the pairs that no batch has taken yet.
+
+        Args:
+            lengths: Tokens of each pair.
+
+        Raises:
+            OverloadedError: Too many pairs are waiting.
+            ClosedError: The service is shutting down.
+            TSARankError: What `predict` raises for these pairs.
+        """
+        request = _Request(pairs, lengths)
+        with self._changed:
+            self._check_open()
+            waiting = self._waiting()
+            if waiting and waiting + len(pairs) > self._queue_pairs:
+                raise OverloadedError(max(1.0, waiting * self._seconds_per_pair))
+            self._requests.append(request)
+            self._changed.notify()
+        return await asyncio.wrap_future(request.future)
+
+    async def run(self, job: Callable[[], T]) -> T:
+        """Runs `job` in the model's thread, between two calls. Raises what it raises, or `ClosedError`."""
+        future: Future[T] = Future()
+        with self._changed:
+            self._check_open()
+            self._jobs.append((future, job))
+            self._changed.notify()
+        return await asyncio.wrap_future(future)
+
+    def close(self, seconds: float = 30.0) -> None:
+        """Takes no more requests and waits for those that are there."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(seconds)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the service is shutting down")
+
+    def _work(self) -> None:
+        with cuts_reported():  # a response says how many documents were cut, not the log
+            self._serve()
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._requests or self._jobs or self._closed):
+                    self._changed.wait()
+                if not (self._requests or self._jobs):
+                    return
+                job = self._jobs.popleft() if self._jobs else None
+                parts = self._next_parts()
+            if job is not None:
+                self._run_job(*job)
+            if parts:
+                self._score(parts)
+
+    def _next_parts(self) -> list[tuple[_Request, range]]:
+        """Pairs of every waiting request, first come first served, each at most its share of the budget."""
+        waiting = [request for request in self._requests if not request.future.cancelled()]
+        share = max(self._call_tokens // max(len(waiting), 1), 1)
+        left, parts = self._call_tokens, []
+        for request in waiting:
+            if left <= 0:
+                break
+            part = request.take(min(share, left))
+            left -= sum(request.lengths[i] for i in part)
+            parts.append((request, part))
+        self._requests = deque(request for request in waiting if request.taken < len(request.pairs))
+        return parts
+
+    @staticmethod
+    def _run_job(future: Future[Any], job: Callable[[], Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(job())
+        except BaseException as error:
+            future.set_exception(error)
+
+    def _score(self, parts: Sequence[tuple[_Request, range]]) -> None:
+        pairs = [request.pairs[i] for request, part in parts for i in part]
+        start = time.perf_counter()
+        try:
+            scores = self._predict(pairs)
+        except Exception as error:
+            if len(parts) == 1:
+                parts[0][0].fail(error)
+                self._drop(parts[0][0])
+                return
+            # One request's fault must not fail the others.
+            for alone in parts:
+                self._score([alone])
+            return
+        seconds = (time.perf_counter() - start) / len(pairs)
+        self._seconds_per_pair += 0.2 * (seconds - self._seconds_per_pair)
+        self._observe(len(parts), len(pairs))
+        place = 0
+        for request, part in parts:
+            request.fill(part, scores[place : place + len(part)])
+            place += len(part)
+
+    def _predict(self, pairs: Sequence[Pair]) -> np.ndarray:
+        scores = self.model.predict(pairs, batch_tokens=self._batch_tokens, show_progress=False)
+        return np.asarray(scores, dtype=np.float32)
+
+    def _drop(self, request: _Request) -> None:
+        with self._changed:
+            self._requests = deque(other for other in self._requests if other is not request)

@@ -1,0 +1,50 @@
+"""Uploaded documents: texts by id, in memory or in an SQLite file that outlives the service."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..ranking_errors import ResourceError
+
+
+class UploadedTexts:
+    """Titles and texts by document id, safe for several threads.
+
+    Args:
+        path: An SQLite file; `None` keeps them in memory.
+
+    Raises:
+        ResourceError: The file cannot be used.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._lock = threading.Lock()
+        try:
+            self._database = sqlite3.connect(":memory:" if path is None else path, check_same_thread=False)
+            with self._database:
+                self._database.execute("create table if not exists documents (id text primary key, title, text)")
+        except sqlite3.Error as error:
+            raise ResourceError(f"{path} cannot be used for uploaded documents: {error}") from error
+
+    def put(self, documents: Iterable[tuple[str, str, str]]) -> None:
+        """Adds or replaces (id, title, text). Raises `ResourceError`, for one if the disk is full."""
+        with self._lock:
+            try:
+                with self._database:
+                    self._database.executemany("insert or replace into documents values (?, ?, ?)", documents)
+            except sqlite3.Error as error:
+                raise ResourceError(f"uploaded documents cannot be written: {error}") from error
+
+    def get(self, identifier: str) -> dict[str, str] | None:
+        """`{"title", "text"}`, or `None`."""
+        with self._lock:
+            row = self._database.execute("select title, text from documents where id = ?", (identifier,)).fetchone()
+        return None if row is None else {"title": row[0], "text": row[1]}
+
+    def close(self) -> None:
+        """Closes the file."""
+        with self._lock:
+            self._database.close()

@@ -1,0 +1,72 @@
+"""A model as the service uses it: validated texts in, scores out, in the batches of `batching`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..ranking_text import cuts_reported, encode_counted
+from .batching import Batcher
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores `(documents,)` in the given order, tokens of all prompts, how many documents were cut."""
+
+    scores: np.ndarray
+    tokens: int
+    cut_documents: int
+
+
+class ServedModel:
+    """One model behind a name."""
+
+    def __init__(
+        self,
+        name: str,
+        model: Any,
+        *,
+        batch_tokens: int | None,
+        queue_pairs: int,
+        observe: Callable[[int, int], None],
+    ) -> None:
+        self.name, self.model = name, model
+        self.batcher = Batcher(model, batch_tokens=batch_tokens, queue_pairs=queue_pairs, observe=observe)
+
+    def warm_up(self) -> None:
+        """The first call costs more than later ones."""
+        self.model.predict([("warm", "up"), ("warm", "up and running")], show_progress=False)
+
+    async def score(self, query: str, documents: Sequence[Any], *, truncate: bool = True) -> Scored | None:
+        """Scores of one query's documents, `None` if one would have to be cut and may not be.
+
+        Raises what `Batcher.score` raises, and `InputError` for texts that no model takes.
+        """
+        pairs = self.model.check_pairs([(query, document) for document in documents])
+        lengths, cut = await asyncio.to_thread(self._lengths, pairs)
+        if cut and not truncate:
+            return None
+        return Scored(await self.batcher.score(pairs, lengths), sum(lengths), cut)
+
+    def _lengths(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[int], int]:
+        with cuts_reported():  # the response says it, not the log
+            encoded, cut = encode_counted(self.model.encoder, pairs)
+        return [len(pair.prompt) + len(pair.query) for pair in encoded], cut["cut_documents"]
+
+    def shorten(self, text: str, tokens: int) -> str:
+        """The beginning of a text that has so many tokens."""
+        offsets = self.model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ends = offsets["offset_mapping"]
+        return text if len(ends) <= tokens else text[: ends[tokens - 1][1]]
+
+    async def index(self, documents: Sequence[Any]) -> int:
+        """Caches the documents' states; how many were computed. Without a store nothing is cached."""
+        store = self.model.document_store
+        if store is None:
+            return 0
+        encoded: int = await self.batcher.run(lambda: self.model.index(documents, store, show_progress=False))
+        return encoded

@@ -1,0 +1,148 @@
+"""Requests and responses of the three APIs that clients of rerankers speak: Jina's, Cohere's and TEI's."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, StrictBool, Tag
+
+
+def _well_formed(text: Any) -> Any:
+    """JSON may escape half a surrogate pair, as text that was cut inside an emoji does; no UTF-8 can hold it."""
+    return text.encode("utf-8", "replace").decode("utf-8") if isinstance(text, str) else text
+
+
+def _as_document(value: Any) -> Any:
+    return {"text": value} if isinstance(value, str) else value
+
+
+Text = Annotated[str, BeforeValidator(_well_formed)]
+
+
+class Document(BaseModel):
+    """A text, or the id of a document that was uploaded before."""
+
+    text: Text | None = None
+    title: Text = ""
+    id: Text | None = None
+
+
+AnyDocument = Annotated[Document, BeforeValidator(_as_document)]
+
+
+class _Request(BaseModel):
+    query: Text = Field(min_length=1, description="What is asked.")
+
+
+class JinaRequest(_Request):
+    """`/v1/rerank` and, with `documents`, `/rerank` (Jina, vLLM, infinity)."""
+
+    model: str | None = Field(None, description="One of /v1/models; the first if absent.")
+    documents: list[AnyDocument] = Field(min_length=1, description="Strings, or objects with text, title or id.")
+    top_n: int | None = Field(None, ge=1, description="Return only the best ones.")
+    return_documents: StrictBool = False
+    instruction: Text | None = Field(None, description="Only for models whose prompt has a place for it.")
+
+
+class CohereRequest(_Request):
+    """`/v2/rerank` (Cohere)."""
+
+    model: str | None = Field(None, description="One of /v1/models; the first if absent.")
+    documents: list[AnyDocument] = Field(min_length=1)
+    top_n: int | None = Field(None, ge=1)
+    max_tokens_per_doc: int | None = Field(None, ge=1, description="Longer documents are cut to so many tokens.")
+
+
+class TeiRequest(_Request):
+    """`/rerank` with `texts` (Text Embeddings Inference)."""
+
+    texts: list[Text] = Field(min_length=1)
+    raw_scores: StrictBool = Field(False, description="The model's scores; otherwise their sigmoid.")
+    return_text: StrictBool = False
+    truncate: StrictBool = Field(True, description="If false, a pair that is too long is refused with 413.")
+
+
+def _api_of(value: Any) -> str | None:
+    if isinstance(value, JinaRequest | TeiRequest):
+        return "texts" if isinstance(value, TeiRequest) else "documents"
+    given = {"documents", "texts"} & set(value) if isinstance(value, dict) else set()
+    return given.pop() if len(given) == 1 else None
+
+
+JinaOrTeiRequest = Annotated[
+    Annotated[JinaRequest, Tag("documents")] | Annotated[TeiRequest, Tag("texts")],
+    Discriminator(
+        _api_of,
+        custom_error_type="documents_or_texts",
+        custom_error_message="give either documents (Jina's API) or texts (TEI's)",
+    ),
+]
+
+
+class Upload(BaseModel):
+    """`/v1/documents`: documents to encode ahead of any query."""
+
+    model: str | None = None
+    documents: list[UploadedDocument] = Field(min_length=1)
+
+
+class UploadedDocument(BaseModel):
+    """A document that requests can then name by its id."""
+
+    id: Text = Field(min_length=1)
+    text: Text
+    title: Text = ""
+
+
+class JinaResult(BaseModel):
+    """One document; higher is more relevant. Scores order the documents of one query only."""
+
+    index: int
+    relevance_score: float
+    document: dict[str, str] | None = None
+
+
+class Usage(BaseModel):
+    """Tokens of all prompts of a request."""
+
+    total_tokens: int
+
+
+class JinaResponse(BaseModel):
+    """Best first."""
+
+    model_config = ConfigDict(protected_namespaces=())
+    id: str
+    model: str
+    usage: Usage
+    results: list[JinaResult]
+
+
+class CohereResult(BaseModel):
+    """One document."""
+
+    index: int
+    relevance_score: float
+
+
+class CohereResponse(BaseModel):
+    """Best first."""
+
+    id: str
+    results: list[CohereResult]
+    meta: dict[str, Any]
+
+
+class TeiResult(BaseModel):
+    """One text."""
+
+    index: int
+    score: float
+    text: str | None = None
+
+
+class UploadResponse(BaseModel):
+    """What an upload did."""
+
+    documents: int
+    encoded: int = Field(description="Documents whose states were computed; others were cached, or cannot be.")

@@ -1,0 +1,244 @@
+"""The service's APIs, in process: same results as `rank`, limits, bad input, uploads."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from modeling_tsarank import MemoryStore, TSARankModel, load_ranker
+from modeling_tsarank.serving.application import Limits, create_app
+
+
+QUERY = "why does bread rise"
+DOCUMENTS = ["Bees dance.", "Bread dough rises because yeast turns sugar into gas.", "A pilot guides a ship.", "Bees"]
+
+
+@pytest.fixture(scope="module")
+def ranker(zoo: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("served")
+    TSARankModel.from_backbone(str(zoo.folders["llama"])).save_pretrained(folder)
+    return load_ranker(folder, dtype="float32")
+
+
+@pytest.fixture
+def client(ranker: Any) -> Iterator[TestClient]:
+    limits = Limits(documents=8, body_bytes=20_000, queue_pairs=6)
+    with TestClient(create_app({"tiny": ranker}, limits)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def expected(ranker: Any) -> list[tuple[int, float]]:
+    return [(row["corpus_id"], pytest.approx(row["score"], abs=1e-5)) for row in ranker.rank(QUERY, DOCUMENTS)]
+
+
+def test_jina_gives_what_rank_gives(client: TestClient, expected: Any) -> None:
+    for path in ("/v1/rerank", "/rerank"):
+        answer = client.post(path, json={"model": "tiny", "query": QUERY, "documents": DOCUMENTS, "top_n": 3})
+        assert answer.status_code == 200, answer.text
+        body = answer.json()
+        assert [(row["index"], row["relevance_score"]) for row in body["results"]] == expected[:3]
+        assert body["model"] == "tiny"
+        assert body["usage"]["total_tokens"] > 0
+        assert "document" not in body["results"][0]
+
+
+def test_jina_returns_documents_and_takes_objects(client: TestClient, expected: Any) -> None:
+    documents = [{"text": text} for text in DOCUMENTS]
+    body = client.post("/v1/rerank", json={"query": QUERY, "documents": documents, "return_documents": True}).json()
+    assert [row["index"] for row in body["results"]] == [index for index, _ in expected]
+    assert [row["document"] for row in body["results"]] == [{"text": DOCUMENTS[index]} for index, _ in expected]
+
+
+def test_cohere_gives_what_rank_gives(client: TestClient, ranker: Any, expected: Any) -> None:
+    body = client.post("/v2/rerank", json={"model": "tiny", "query": QUERY, "documents": DOCUMENTS}).json()
+    assert [(row["index"], row["relevance_score"]) for row in body["results"]] == expected
+    short = client.post(
+        "/v2/rerank", json={"model": "tiny", "query": QUERY, "documents": DOCUMENTS[1:2], "max_tokens_per_doc": 2}
+    ).json()
+    first_two = ranker.tokenizer.decode(ranker.tokenizer(DOCUMENTS[1])["input_ids"][1:3])
+    assert short["results"][0]["relevance_score"] == pytest.approx(float(ranker.predict((QUERY, first_two))), abs=1e-5)
+
+
+def test_tei_gives_what_rank_gives(client: TestClient, expected: Any) -> None:
+    raw = client.post("/rerank", json={"query": QUERY, "texts": DOCUMENTS, "raw_scores": True}).json()
+    assert [(row["index"], row["score"]) for row in raw] == expected
+    body = client.post("/rerank", json={"query": QUERY, "texts": DOCUMENTS, "return_text": True}).json()
+    assert [row["text"] for row in body] == [DOCUMENTS[index] for index, _ in expected]
+    for row, one in zip(body, raw, strict=True):
+        assert row["score"] == pytest.approx(1 / (1 + np.exp(-one["score"])))
+    assert (
+        client.post("/rerank", json={"query": QUERY, "texts": ["bees " * 2000], "truncate": False}).status_code == 413
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/rerank", {"query": QUERY, "texts": ["a"], "documents": ["a"]}, 422),
+        ("/rerank", {"query": QUERY}, 422),
+        ("/v1/rerank", {"query": "", "documents": ["a"]}, 422),
+        ("/v1/rerank", {"query": "  ", "documents": ["a"]}, 422),
+        ("/v1/rerank", {"query": QUERY, "documents": []}, 422),
+        ("/v1/rerank", {"query": QUERY, "documents": "yeast"}, 422),
+        ("/v1/rerank", {"query": QUERY, "documents": [1]}, 422),
+        ("/v1/rerank", {"query": QUERY, "documents": [{"id": "unknown"}]}, 422),
+        ("/v1/rerank", {"query": QUERY, "documents": [{}]}, 422),
+        ("/v1/rerank", {"query": QUERY, "documents": ["a"] * 9}, 422),
+        ("/v1/rerank", {"query": QUERY, "documents": ["a"], "top_n": 0}, 422),
+        ("/v1/rerank", {"query": QUERY, "documents": ["a"], "instruction": "be kind"}, 422),
+        ("/v1/rerank", {"query": QUERY, "documents": ["a"], "model": "other"}, 404),
+        ("/v1/documents", {"documents": [{"id": "", "text": "a"}]}, 422),
+        ("/v1/rerank", {"query": QUERY, "documents": ["a" * 30_000]}, 413),
+    ],
+)
+def test_bad_requests_are_refused(client: TestClient, path: str, body: Any, status: int) -> None:
+    answer = client.post(path, json=body)
+    assert answer.status_code == status, answer.text
+    assert answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"", b"[]", b"null", b"\xff\xfe", b'{"query": "q", "documents": ["a"], "top_n": NaN}', b"[" * 9_000],
+)
+def test_malformed_bodies_are_refused(client: TestClient, content: bytes) -> None:
+    for path in ("/v1/rerank", "/v2/rerank", "/rerank", "/v1/documents"):
+        answer = client.post(path, content=content, headers={"Content-Type": "application/json"})
+        assert answer.status_code in (400, 422), (path, answer.status_code, answer.text)
+        assert "Traceback" not in answer.text
+
+
+def test_half_a_surrogate_is_replaced(client: TestClient) -> None:
+    content = b'{"query": "q \\ud800", "documents": ["a \\udfff"], "return_documents": true}'
+    answer = client.post("/v1/rerank", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 200
+    assert answer.json()["results"][0]["document"]["text"] == "a ?"
+
+
+def test_a_body_sent_in_pieces_is_bounded(client: TestClient) -> None:
+    answer = client.post("/v1/rerank", content=(b"x" * 5_000 for _ in range(8)))
+    assert answer.status_code == 413
+
+
+def test_the_api_key(ranker: Any) -> None:
+    with TestClient(create_app({"tiny": ranker}, api_key="sesame")) as client:
+        body = {"query": QUERY, "documents": DOCUMENTS}
+        assert client.post("/v1/rerank", json=body).status_code == 401
+        assert client.post("/v1/rerank", json=body, headers={"Authorization": "Bearer wrong"}).status_code == 401
+        assert client.get("/v1/models").status_code == 401
+        right = {"Authorization": "Bearer sesame"}
+        assert client.post("/v1/rerank", json=body, headers=right).status_code == 200
+        assert client.get("/health").status_code == 200
+
+
+def test_operations(client: TestClient) -> None:
+    client.post("/v1/rerank", json={"query": QUERY, "documents": DOCUMENTS})
+    assert client.get("/v1/models").json()["data"][0]["id"] == "tiny"
+    page = client.get("/metrics").text
+    assert 'tsarank_documents_total{model="tiny"} 4.0' in page
+    assert 'tsarank_requests_total{path="/v1/rerank",status="200"} 1.0' in page
+    assert "/v1/rerank" in client.get("/openapi.json").json()["paths"]
+
+
+def test_uploaded_documents_are_ranked_by_id_from_cached_states(ranker: Any, expected: Any, tmp_path: Any) -> None:
+    ranker.document_store = MemoryStore(dtype="float32")
+    try:
+        uploads = tmp_path / "documents.sqlite"
+        with TestClient(create_app({"tiny": ranker}, uploads=uploads)) as client:
+            rows = [{"id": f"d{i}", "text": text} for i, text in enumerate(DOCUMENTS)]
+            assert client.post("/v1/documents", json={"documents": rows}).json() == {"documents": 4, "encoded": 4}
+            assert client.post("/v1/documents", json={"documents": rows}).json() == {"documents": 4, "encoded": 0}
+        with TestClient(create_app({"tiny": ranker}, uploads=uploads)) as client:
+            documents = [{"id": f"d{i}"} for i in range(4)]
+            body = client.post("/v1/rerank", json={"query": QUERY, "documents": documents}).json()
+        assert [(row["index"], row["relevance_score"]) for row in body["results"]] == expected
+    finally:
+        ranker.document_store = None
+
+
+def test_requests_of_several_clients_share_forward_passes(ranker: Any) -> None:
+    forwards, started, release = [], threading.Event(), threading.Event()
+    plain = ranker.backbone.forward
+
+    @functools.wraps(plain)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        forwards.append(1)
+        started.set()
+        release.wait(30)
+        return plain(*args, **kwargs)
+
+    queries = [f"who guides ship {i}" for i in range(12)]
+    with TestClient(create_app({"tiny": ranker})) as client:
+        answers: dict[str, Any] = {}
+
+        def ask(query: str) -> None:
+            answers[query] = client.post("/v1/rerank", json={"query": query, "documents": DOCUMENTS[:2]}).json()
+
+        alone = {query: ranker.rank(query, DOCUMENTS[:2]) for query in queries}
+        ranker.backbone.forward = counted
+        try:
+            first = threading.Thread(target=ask, args=(queries[0],))
+            first.start()
+            assert started.wait(30)
+            threads = [threading.Thread(target=ask, args=(query,)) for query in queries[1:]]
+            for thread in threads:
+                thread.start()
+            batcher = client.app.state.service.models["tiny"].batcher
+            while batcher.waiting < 2 * len(threads):
+                time.sleep(0.01)
+            before = len(forwards)
+            release.set()
+            for thread in [first, *threads]:
+                thread.join(60)
+        finally:
+            release.set()
+            del ranker.backbone.forward
+    assert len(forwards) - before <= len(threads) // 2, "eleven requests cost a forward pass each"
+    for query, rows in alone.items():
+        found = [(row["index"], row["relevance_score"]) for row in answers[query]["results"]]
+        assert found == [(row["corpus_id"], pytest.approx(row["score"], abs=1e-5)) for row in rows]
+
+
+def test_an_overloaded_service_says_when_to_come_again(ranker: Any) -> None:
+    release = threading.Event()
+    plain = ranker.predict
+
+    class Slow:
+        encoder, tokenizer, document_store = ranker.encoder, ranker.tokenizer, None
+        check_pairs = staticmethod(ranker.check_pairs)
+        waits = False
+
+        def predict(self, pairs: Any, **kwargs: Any) -> Any:
+            if self.waits:
+                release.wait(30)
+            return plain(pairs, **kwargs)
+
+    slow = Slow()
+    with TestClient(create_app({"tiny": slow}, Limits(queue_pairs=6, seconds=1.0))) as client:
+        slow.waits = True
+        answers = []
+        body = {"query": QUERY, "documents": DOCUMENTS}
+        threads = [threading.Thread(target=lambda: answers.append(client.post("/v1/rerank", json=body)))]
+        threads += [threading.Thread(target=lambda: answers.append(client.post("/v1/rerank", json=body)))]
+        for thread in threads:
+            thread.start()
+        batcher = client.app.state.service.models["tiny"].batcher
+        while batcher.waiting < len(DOCUMENTS):
+            time.sleep(0.01)
+        refused = client.post("/v1/rerank", json=body)
+        assert refused.status_code == 429
+        assert int(refused.headers["Retry-After"]) >= 1
+        for thread in threads:
+            thread.join(30)
+        assert [answer.status_code for answer in answers] == [503, 503], "the time limit"
+        release.set()
+        slow.waits = False
+        assert client.post("/v1/rerank", json=body).status_code == 200, "it recovers"

@@ -59,7 +59,7 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Loads the models, then serves until it is interrupted or terminated; requests under way are finished."""
-    from modeling_tsarank.eval.extras import require
+    from ..files.extras import require
 
     for module in ("fastapi", "uvicorn", "prometheus_client"):
         require(module, "serve", "tsarank serve")

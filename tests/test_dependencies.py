@@ -21,7 +21,8 @@ LAYERS = [
     ["eval"],
     ["trainers"],
     ["hub_cards"],
-    ["cli", "serving"],
+    ["serving"],
+    ["cli"],
 ]
 TOP_LEVEL = ("eval", "trainers", "hub_cards")
 # Helpers for the commands of every package; it imports only flat modules and files.

@@ -22,7 +22,7 @@ __version__ = "0.1.0"
 sys.meta_path.append(MovedModules())
 
 _EXPORTS = {
-    "load_ranker": "models.loading",
+    "load_ranker": "rankers.loading",
     "TSARankModel": "modeling_tsarank",
     "TwolarModel": "modeling_twolar",
     "RankerModel": "modeling_ranker",
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from .modeling_tsarank import TSARankModel as TSARankModel
     from .modeling_twolar import TwolarModel as TwolarModel
     from .models.families import register_family as register_family
-    from .models.loading import load_ranker as load_ranker
+    from .rankers.loading import load_ranker as load_ranker
     from .ranking_errors import InputError as InputError
     from .ranking_errors import ModelError as ModelError
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..models.embedded_models import embedded_language_model, embedded_source, embedded_version
-from ..models.fingerprints import model_fingerprint
+from ..models.fingerprints import hub_commit, model_fingerprint
 from ..ranking_errors import ModelError
 from ..ranking_options import whole_number
 from ..user_text import UserText
@@ -32,6 +32,8 @@ class LocalChat(ChatModel):
         max_new_tokens: Longest answer.
         device: Torch device; the best there is by default.
         dtype: Number format; see `load_ranker`.
+        revision: Branch, tag or commit of a Hub model.
+        trust_remote_code: Whether to run the model's own code.
 
     Raises:
         ModelError: no such causal language model.
@@ -46,6 +48,8 @@ class LocalChat(ChatModel):
         max_new_tokens: int = 256,
         device: Any = None,
         dtype: Any = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         from ..models.loading import resolve_device, resolve_dtype
 
@@ -55,7 +59,11 @@ class LocalChat(ChatModel):
         self._device = resolve_device(device)
         self._dtype = resolve_dtype(dtype, self._device)
         self._source = name_or_path if embedded is None else os.fspath(embedded_source(embedded))
-        self._identity = {embedded: embedded_version(embedded)} if embedded else model_fingerprint(self._source)
+        commit = hub_commit(self._source, revision) if revision else None
+        self._identity = (
+            {embedded: embedded_version(embedded)} if embedded else model_fingerprint(self._source, commit)
+        )
+        self._hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         self._lock = threading.Lock()
         self._model: Any = None
         self._tokenizer: Any = None
@@ -86,7 +94,7 @@ class LocalChat(ChatModel):
         from ..ranking_checkpoints import load_backbone
 
         try:
-            model, self._tokenizer = load_backbone(self._source, _causal_class, dtype=self._dtype)
+            model, self._tokenizer = load_backbone(self._source, _causal_class, dtype=self._dtype, **self._hub)
         except ModelError as error:
             raise ModelError(f"cannot load {self.name} as a causal language model: {error}") from error
         self._model = model.to(self._device).eval()
@@ -129,8 +137,14 @@ def _causal_class(config: Any) -> Any:
     return AutoModelForCausalLM
 
 
-def encoded_conversation(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, list[int]]:
-    """`conversation_text` and its token ids, in which the messages' own text is never a control token."""
+def encoded_conversation(tokenizer: Any, messages: Sequence[Message], answer: str = "") -> tuple[str, list[int]]:
+    """`conversation_text` and its token ids, in which the messages' own text is never a control token.
+
+    Args:
+        tokenizer: The model's.
+        messages: The conversation.
+        answer: How the model's answer begins; a space is put between it and a prompt that ends without white space.
+    """
     user_text = UserText(tokenizer)
     contents = "".join(message["content"] for message in messages)
     # What the messages spell of such tokens is put in after the template has been filled: the template's are the rest.
@@ -145,7 +159,9 @@ def encoded_conversation(tokenizer: Any, messages: Sequence[Message]) -> tuple[s
         {"role": message["role"], "content": user_text.pattern.sub(hide, message["content"])} for message in messages
     ]
     text, spans = "", []
-    for place, part in enumerate(re.split(f"{mark}(\\d+){mark}", conversation_text(tokenizer, hidden))):
+    filled = conversation_text(tokenizer, hidden)
+    filled += f" {answer}" if answer and not filled[-1:].isspace() else answer
+    for place, part in enumerate(re.split(f"{mark}(\\d+){mark}", filled)):
         own = spelled[int(part)] if place % 2 else part
         if place % 2:
             spans.append((len(text), len(text) + len(own)))

@@ -1,0 +1,215 @@
+"""Asking a model for one of a few labels: by the logits of their tokens, or by the letter that a chat model writes."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ..ranking_engine import check_batch_tokens, plan_batches
+from ..ranking_errors import InputError, ModelError
+from ..user_text import UserText
+from .chat import ChatModel
+from .chat_local import encoded_conversation
+from .endpoint import RequestRefusedError
+from .listwise_answers import without_reasoning
+
+
+LETTERS = string.ascii_uppercase
+_LETTER = re.compile(r"""\W*(?:(?:the\s+)?(?:answer|passage)(?:\s+is)?\W*)*([A-Z])\b\W*""", re.IGNORECASE)
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises `InputError` for a value that is none of the choices."""
+    if value not in choices:
+        raise InputError(f"unknown {name} {value!r}; expected one of {', '.join(choices)}")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question whose answer is one of the first letters of the alphabet.
+
+    Attributes:
+        text: The message to the model.
+        count: How many letters there are to choose from.
+        begin: How the answer begins, up to the letter, such as `Passage ` or `[`.
+    """
+
+    text: str
+    count: int
+    begin: str = "Passage "
+
+
+class Labels(Protocol):
+    """What prefers one label to another."""
+
+    name: str
+
+    def scores(self, questions: Sequence[Question], tally: Counter[str]) -> list[np.ndarray | None]:
+        """One score a label for each question, `(count,)`, higher is preferred; None for an answer of no use.
+
+        `calls`, `tokens` and `unusable` are added to `tally`.
+
+        Raises:
+            ModelError: the model has not as many labels, or a question is longer than its context.
+            TSARankError: the model cannot be asked.
+        """
+
+    def check(self, count: int, begin: str) -> None:
+        """Raises `ModelError` where there are not so many labels."""
+
+
+class LabelModel:
+    """A language model on this machine: the logits of the labels' tokens are read behind the question.
+
+    Args:
+        backbone: A decoder-only or encoder-decoder model of transformers, with its language modelling head.
+        tokenizer: Its tokenizer; its chat template is used where it has one.
+        name: What tables call it.
+        batch_tokens: Padded tokens in a batch; None for the device's default.
+    """
+
+    def __init__(self, backbone: Any, tokenizer: Any, name: str = "model", batch_tokens: int | None = None) -> None:
+        self.backbone, self.tokenizer, self.name = backbone.eval(), tokenizer, name
+        self._batch_tokens = batch_tokens
+        self._is_seq2seq = bool(backbone.config.is_encoder_decoder)
+        self._label_ids: dict[str, list[int]] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.backbone.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its weights' number format."""
+        return self.backbone.dtype
+
+    def check(self, count: int, begin: str) -> None:
+        """See `Labels.check`."""
+        found = len(self.label_ids(begin))
+        if count > found:
+            raise ModelError(
+                f"{self.name} has {found} labels that are single tokens behind {begin!r}, too few for {count} "
+                "documents in one prompt; ask about fewer at a time"
+            )
+
+    def label_ids(self, begin: str) -> list[int]:
+        """The tokens of the letters A, B, … behind `begin`, up to the first that is no token of its own."""
+        if begin not in self._label_ids:
+            rows = [self._encode("?", begin + letter)[-1] for letter in LETTERS]
+            single = itertools.takewhile(lambda row: row[:-1] == rows[0][:-1], rows)
+            ids = [row[-1] for row in single]
+            self._label_ids[begin] = ids if len(ids) == len(set(ids)) else []
+        return self._label_ids[begin]
+
+    def scores(self, questions: Sequence[Question], tally: Counter[str]) -> list[np.ndarray | None]:
+        """See `Labels.scores`; the scores are logits, float32."""
+        found: list[np.ndarray | None] = [None] * len(questions)
+        for begin in dict.fromkeys(question.begin for question in questions):
+            places = [place for place, question in enumerate(questions) if question.begin == begin]
+            self.check(max(questions[place].count for place in places), begin)
+            prompts = [self._prompt(questions[place]) for place in places]
+            for place, values in zip(places, self._read(prompts, self.label_ids(begin), tally), strict=True):
+                found[place] = values[: questions[place].count].float().cpu().numpy()
+        tally["calls"] += len(questions)
+        return found
+
+    def _encode(self, text: str, answer: str) -> tuple[list[int], list[int]]:
+        """Token ids of an encoder's input, empty without one, and of what the decoder reads, `answer` included."""
+        if not self._is_seq2seq:
+            return [], encoded_conversation(self.tokenizer, [{"role": "user", "content": text}], answer)[1]
+        end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        ids = UserText(self.tokenizer).encode([text], [[(0, len(text))]])[0][0]
+        start = [self.backbone.config.decoder_start_token_id]
+        return [*ids, *end], start + self.tokenizer(answer, add_special_tokens=False)["input_ids"]
+
+    def _prompt(self, question: Question) -> tuple[list[int], list[int]]:
+        encoder, decoder = self._encode(question.text, question.begin + LETTERS[0])
+        limit = getattr(self.backbone.config, "max_position_embeddings", None)
+        longest = max(len(encoder), len(decoder) - 1)
+        if limit is not None and longest > limit:
+            raise ModelError(
+                f"a prompt about {question.count} documents has {longest} tokens, more than the {limit} of "
+                f"{self.name}; ask about fewer at a time, or show fewer words of each (passage_words)"
+            )
+        return encoder, decoder[:-1]
+
+    def _read(
+        self, prompts: Sequence[tuple[list[int], list[int]]], labels: list[int], tally: Counter[str]
+    ) -> list[torch.Tensor]:
+        """The logits of the labels behind each prompt, `(labels,)` each."""
+        tally["tokens"] += sum(len(encoder) + len(decoder) for encoder, decoder in prompts)
+        found: dict[int, torch.Tensor] = {}
+        lengths = [len(encoder) + len(decoder) for encoder, decoder in prompts]
+        for batch in plan_batches(lengths, check_batch_tokens(self._batch_tokens, self.device)):
+            found.update(zip(batch, self._forward([prompts[place] for place in batch])[:, labels], strict=True))
+        return [found[place] for place in range(len(prompts))]
+
+    def _forward(self, prompts: Sequence[tuple[list[int], list[int]]]) -> torch.Tensor:
+        """The logits behind the last token of each prompt, `(prompts, vocabulary)`."""
+        ids, mask = self._padded([decoder for _, decoder in prompts])
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if self._is_seq2seq:
+            encoder, seen = self._padded([encoder for encoder, _ in prompts])
+            inputs = {"input_ids": encoder, "attention_mask": seen, "decoder_input_ids": ids}
+        kept, places = (mask.sum(1) - 1).unique(return_inverse=True)
+        if "logits_to_keep" in inspect.signature(self.backbone.forward).parameters:
+            inputs["logits_to_keep"] = kept
+        else:
+            places = kept[places]
+        with torch.inference_mode():
+            logits: torch.Tensor = self.backbone(**inputs, use_cache=False).logits
+        return logits[torch.arange(len(prompts), device=logits.device), places.to(logits.device)]
+
+    def _padded(self, rows: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        width = max(map(len, rows))
+        pad = self.tokenizer.pad_token_id or 0
+        ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=self.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self.device)
+        return ids, mask
+
+
+class ChatLabels:
+    """A chat model that is asked for the letter: its answer prefers one label to all others.
+
+    Args:
+        model: Who is asked.
+    """
+
+    def __init__(self, model: ChatModel) -> None:
+        self._model = model
+        self.name = model.name
+
+    def check(self, count: int, begin: str) -> None:
+        """See `Labels.check`."""
+        if count > len(LETTERS):
+            raise ModelError(f"{count} documents in one prompt are more than the {len(LETTERS)} letters")
+
+    def scores(self, questions: Sequence[Question], tally: Counter[str]) -> list[np.ndarray | None]:
+        """See `Labels.scores`; 1 for the label that the model names, 0 for the others."""
+        return [self._score(question, tally) for question in questions]
+
+    def _score(self, question: Question, tally: Counter[str]) -> np.ndarray | None:
+        self.check(question.count, question.begin)
+        tally["calls"] += 1
+        try:
+            answer = self._model.complete([{"role": "user", "content": question.text}])
+        except RequestRefusedError:
+            tally["unusable"] += 1
+            return None
+        tally["tokens"] += (answer.prompt_tokens or 0) + (answer.completion_tokens or 0)
+        named = _LETTER.fullmatch(without_reasoning(answer.text).strip())
+        place = LETTERS.index(named[1].upper()) if named else question.count
+        if place >= question.count:
+            tally["unusable"] += 1
+            return None
+        return np.eye(question.count, dtype=np.float32)[place]

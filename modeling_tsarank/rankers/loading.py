@@ -1,0 +1,181 @@
+"""`load_ranker`: a model by name, and how it ranks: pair by pair, or a list at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any, Literal, overload
+
+from ..modeling_ranker import RankerModel
+from ..models.loading import load_ranker as load_pointwise
+from ..models.loading import resolve_device, resolve_dtype
+from ..models.resolver import OTHER_LIBRARIES, Kind, resolve
+from ..ranking_errors import InputError, ModelError
+from .chat import ChatEndpoint, ChatModel, ChatSettings
+from .chat_local import LocalChat
+from .first import FirstOptions, FirstRanker
+from .labels import ChatLabels, LabelModel
+from .listwise import ListwiseOptions, ListwiseRanker
+from .pairwise import PairwiseOptions, PairwiseRanker
+from .protocols import ListRanker
+from .setwise import SetwiseOptions, SetwiseRanker
+
+
+POINTWISE = "pointwise"
+_OPTIONS: dict[str, Any] = {
+    "listwise": ListwiseOptions,
+    "first": FirstOptions,
+    "setwise": SetwiseOptions,
+    "pairwise": PairwiseOptions,
+}
+RANKERS = (POINTWISE, *_OPTIONS)
+# RankGPT's, and the form that small models follow.
+_DEFAULTS = {"listwise": {"window": 20, "step": 10, "prompt": "single"}}
+
+
+@overload
+def load_ranker(
+    name_or_path: str | os.PathLike[str] | None = None, *, ranker: Literal["pointwise"] = "pointwise", **options: Any
+) -> RankerModel: ...
+@overload
+def load_ranker(
+    name_or_path: str | os.PathLike[str] | None = None,
+    *,
+    ranker: str,
+    ranker_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> ListRanker: ...
+def load_ranker(
+    name_or_path: str | os.PathLike[str] | None = None,
+    *,
+    ranker: str = POINTWISE,
+    ranker_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> RankerModel | ListRanker:
+    """Loads a reranker.
+
+    Args:
+        name_or_path: See `models.loading.load_ranker` for `pointwise`; for the others any language model (Hub id,
+            folder, `zero-shot`), or the address of an OpenAI-compatible server.
+        ranker: `pointwise`: a ranking model, or one made of a plain language model, with `predict` and `rank`. Others
+            order the documents of a query together, by `rank` alone: `listwise` (RankGPT: the model writes the order
+            of a window), `first` (FIRST: the order of the labels' logits), `setwise` (the best of a few documents,
+            in a heap), `pairwise` (PRP: the better of two).
+        ranker_options: Of the method: fields of `ListwiseOptions`, `FirstOptions`, `SetwiseOptions` or
+            `PairwiseOptions`.
+        options: Further arguments of `models.loading.load_ranker`, or of `load_list_ranker`.
+
+    Raises:
+        InputError, ModelError, ResourceError: Each of one line.
+    """
+    if ranker == POINTWISE:
+        if ranker_options:
+            raise InputError("ranker_options are for rankers of lists; name one with ranker")
+        return load_pointwise(name_or_path, **options)
+    return load_list_ranker(name_or_path, ranker, ranker_options, **options)
+
+
+def list_options(ranker: str, given: Mapping[str, Any] | None = None) -> Any:
+    """The options of a ranker of lists, as the dataclass of that ranker. Raises `InputError` for unknown ones."""
+    if ranker not in _OPTIONS:
+        raise InputError(f"unknown ranker {ranker!r}; expected one of {', '.join(RANKERS)}")
+    cls = _OPTIONS[ranker]
+    names = [field.name for field in dataclasses.fields(cls)]
+    unknown = sorted(set(given or {}) - set(names))
+    if unknown:
+        raise InputError(f"{ranker} has no option {unknown[0]!r}; it has {', '.join(names)}")
+    return cls(**{**_DEFAULTS.get(ranker, {}), **(given or {})})
+
+
+def load_list_ranker(
+    name_or_path: str | os.PathLike[str] | None,
+    ranker: str,
+    ranker_options: Mapping[str, Any] | None = None,
+    *,
+    device: Any = None,
+    dtype: Any = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    batch_tokens: int | None = None,
+    max_new_tokens: int = 256,
+    endpoint: ChatSettings | None = None,
+) -> ListRanker:
+    """A ranker of lists over a language model of this machine or behind an address.
+
+    Args:
+        name_or_path: See `load_ranker`.
+        ranker: `listwise`, `first`, `setwise` or `pairwise`.
+        ranker_options: See `load_ranker`.
+        device, dtype, revision, trust_remote_code: Of a model on this machine; see `models.loading.load_ranker`.
+        batch_tokens: Padded tokens in a batch.
+        max_new_tokens: Longest answer of a `listwise` model on this machine.
+        endpoint: Model, key and limits of a server; needed for an address.
+
+    Raises:
+        InputError, ModelError, ResourceError: Each of one line.
+    """
+    options = list_options(ranker, ranker_options)
+    source = resolve(name_or_path)
+    chat: ChatModel | None = None
+    if source.kind is Kind.SERVICE:
+        if endpoint is None:
+            raise InputError("a language model behind an address needs its name there (--api-model)")
+        if ranker == "first":
+            raise InputError("first reads the logits of labels, which no server gives in full; name a local model")
+        chat = ChatEndpoint(endpoint)
+    elif source.kind in OTHER_LIBRARIES:
+        raise ModelError(f"{source.name} is a {source.kind}; {ranker} needs a language model")
+    elif ranker == "listwise":
+        chat = LocalChat(
+            source.name,
+            max_new_tokens=max_new_tokens,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+    if ranker == "listwise":
+        assert chat is not None
+        return ListwiseRanker(chat, options)
+    labels = (
+        ChatLabels(chat)
+        if chat is not None
+        else load_label_model(
+            source.name,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            batch_tokens=batch_tokens,
+        )
+    )
+    made: Any = {"first": FirstRanker, "setwise": SetwiseRanker, "pairwise": PairwiseRanker}[ranker]
+    found: ListRanker = made(labels, options)
+    return found
+
+
+def load_label_model(
+    name_or_path: str | os.PathLike[str] | None,
+    *,
+    device: Any = None,
+    dtype: Any = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    batch_tokens: int | None = None,
+) -> LabelModel:
+    """A language model whose labels' logits are read; several rankers may share it. See `load_list_ranker`."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    from ..ranking_checkpoints import load_backbone
+
+    source = resolve(name_or_path)
+    place = resolve_device(device)
+    backbone, tokenizer = load_backbone(
+        source.location(),
+        lambda config: AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM,
+        dtype=resolve_dtype(dtype, place),
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    return LabelModel(backbone.to(place), tokenizer, source.label, batch_tokens)

@@ -119,9 +119,9 @@ def test_a_hub_name_is_known_with_its_commit(tmp_path: Path, place: str, monkeyp
 def test_training_rows_are_converted_again_when_a_byte_has_changed(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    load_training_rows(path, "sft", cache_dir=tmp_path / "cache")
+    load_training_rows(path, cache_dir=tmp_path / "cache")
     edit_in_place(path, b"question 7", b"question X")
-    rows = load_training_rows(path, "sft", cache_dir=tmp_path / "cache")
+    rows = load_training_rows(path, cache_dir=tmp_path / "cache")
     assert rows[7]["query"] == "question X"
 
 

@@ -123,7 +123,7 @@ def test_bounds_of_a_store_may_be_numpy_integers(tmp_path, name) -> None:
 
 
 def test_numpy_floats_are_weights_labels_and_temperatures() -> None:
-    from modeling_tsarank.trainers.training_layouts import read_numbers
+    from modeling_tsarank.trainers.rows import read_numbers
 
     assert type(FusionSetting(np.float32(0.5)).weight) is float
     assert read_numbers({"labels": [np.int64(1), np.float32(0.5), 2]}, "labels") == [1.0, 0.5, 2.0]

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 
 from modeling_tsarank.files.hashes import hash_file
-from modeling_tsarank.files.reading import read_json, read_json_object
+from modeling_tsarank.files.reading import read_json_object
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_errors import InputError
 
@@ -39,17 +37,16 @@ def write_manifest(folder: Path) -> None:
 
 
 def checkpoint_problem(folder: str | Path, to_resume: bool = True) -> str | None:
-    """What keeps a checkpoint from being resumed from, or `None`; with `to_resume` off, from its weights being taken.
-
-    One without a manifest, of an earlier version, is whole if its files are all there and can be opened.
-    """
+    """What keeps a checkpoint from being resumed from, or (without `to_resume`) its weights from being taken."""
     folder = Path(folder)
     if not folder.is_dir():
         return "there is no such folder"
     if not (folder / TRAINER_STATE_NAME).is_file():
         return f"{TRAINER_STATE_NAME} is missing"
+    if not (folder / MANIFEST).is_file():
+        return f"{MANIFEST} is missing, which this version writes last"
     try:
-        problem = _damage(folder) if (folder / MANIFEST).exists() else _unreadable(folder)
+        problem = _damage(folder)
     except OSError as error:
         return f"it cannot be read: {error.strerror or error}"
     if problem is not None:
@@ -75,28 +72,6 @@ def _damage(folder: Path) -> str | None:
         if hash_file(path) != sha256:
             return f"{name} is not what was written"
     return None
-
-
-def _unreadable(folder: Path) -> str | None:
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        try:
-            _open(path)
-        except (zipfile.BadZipFile, SafetensorError, ValueError):
-            return f"{path.name} is damaged"
-    return None if {"global_step", "max_steps"} <= set(read_state(folder)) else f"{TRAINER_STATE_NAME} is damaged"
-
-
-def _open(path: Path) -> None:
-    """Opens a file as what its name says; its own check sums, where it has them, are looked at."""
-    if path.suffix in (".pt", ".pth", ".bin"):
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
-                raise zipfile.BadZipFile(path)
-    elif path.suffix == ".safetensors":
-        with safe_open(path, "pt"):
-            pass
-    elif path.suffix == ".json":
-        read_json(path, allow_nan=True)
 
 
 def checkpoint_folders(output_dir: str | Path) -> list[Path]:

@@ -216,22 +216,6 @@ class CheckpointingTrainer(EvenBatchesTrainer):
             self._recorded_settings = run_settings(self)
         return self._recorded_settings
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As `transformers.Trainer`'s; refuses the state of another optimizer."""
-        optimizer = getattr(self.args.optim, "value", self.args.optim)
-        options = set(self.optimizer.param_groups[0]) if checkpoint and self.optimizer is not None else set()
-        try:
-            super()._load_optimizer_and_scheduler(checkpoint)
-        except (ValueError, KeyError) as error:
-            raise InputError(f"{checkpoint} holds the state of another optimizer than {optimizer}") from error
-        if options and self.optimizer is not None and not self.is_deepspeed_enabled:
-            found = set(self.optimizer.param_groups[0])
-            if (found ^ options) - {"initial_lr"}:
-                raise InputError(
-                    f"{checkpoint} holds the state of another optimizer than {optimizer}: it has the options "
-                    f"{', '.join(sorted(found))}; resume with the optimizer it was trained with"
-                )
-
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Does nothing: a ranker is published whole, once, when the training has ended."""
 
@@ -321,16 +305,15 @@ class CheckpointingTrainer(EvenBatchesTrainer):
             raise InputError(f"{checkpoint} holds no {TRAINED_WEIGHTS}; it was not written by a ranking trainer")
         weights = load_file(path)
         parameters = dict(trained_parameters(self.module.ranker.backbone))
-        if set(weights) != set(parameters):
+        shapes = [{name: tuple(value.shape) for name, value in one.items()} for one in (weights, parameters)]
+        if shapes[0] != shapes[1]:
             raise InputError(
-                f"{checkpoint} was written with other trained parameters ({_some(set(weights) ^ set(parameters))}); "
+                f"{checkpoint} was written with other trained parameters "
+                f"({_some(name for name, _ in set(shapes[0].items()) ^ set(shapes[1].items()))}); "
                 "resume with the model and the trainable part (trainable, top_blocks, lora_*) it was written with"
             )
         with torch.no_grad():
             for name, parameter in parameters.items():
-                if parameter.shape != weights[name].shape:
-                    shapes = f"{tuple(weights[name].shape)}, not {tuple(parameter.shape)}"
-                    raise InputError(f"{checkpoint}: {name} has the shape {shapes}; resume with the same settings")
                 parameter.copy_(weights[name])
 
 

@@ -17,7 +17,12 @@ from torch.utils.data import Dataset
 
 from modeling_tsarank.ranking_text import EncodedPair, TextEncoder, clean_query, document_text
 from modeling_tsarank.trainers.losses import permutation_to_ranks
+from modeling_tsarank.trainers.rows import PERMUTATION, TARGETS, positive_places
 
+
+# How a group's documents are drawn from those of its row.
+ONE_POSITIVE = "one_positive"
+SAMPLING = ("first", "random", ONE_POSITIVE)
 
 Batch = dict[str, Any]
 Group = dict[str, Any]
@@ -31,14 +36,32 @@ def _drawn_from(seed: int, epoch: int, index: int) -> random.Random:
 class SampledGroups(Dataset):
     """Rows of a dataset, each with its documents drawn anew in every epoch.
 
+    A longer list loses documents by `sampling`: "first" keeps the first ones in the given (first-stage) order,
+    "random" draws them, "one_positive" draws one relevant document, which comes first, and others, without
+    replacement; its labels are 1 and 0. An order is restricted to the documents kept.
+
     Args:
         rows: canonical rows, by index.
         seed: of the draw.
+        sampling: one of `SAMPLING`.
+        num_documents: of a list; `None` takes all.
+        num_negatives: beside one positive; a row with fewer gives a smaller group.
     """
 
-    def __init__(self, rows: Any, seed: int) -> None:
+    def __init__(
+        self,
+        rows: Any,
+        seed: int,
+        sampling: str = "first",
+        *,
+        num_documents: int | None = None,
+        num_negatives: int = 0,
+    ) -> None:
         self.rows = rows
         self.seed = seed
+        self.sampling = sampling
+        self.num_documents = num_documents
+        self.num_negatives = num_negatives
         # In shared memory, so that workers that outlive an epoch see the change too.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
@@ -50,67 +73,32 @@ class SampledGroups(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Group:
-        generator = _drawn_from(self.seed, int(self._epoch), index)
-        return {"row": index, **self.draw(self.rows[index], generator)}
-
-    def draw(self, row: dict[str, Any], generator: random.Random) -> Group:
-        """The group of one row: `query`, `documents` (texts) and the targets that stand for them."""
-        raise NotImplementedError
-
-
-class SFTGroups(SampledGroups):
-    """One positive, first, and up to `num_negatives` negatives of each row {"query", "positives", "negatives"}.
-
-    Positive and negatives are drawn without replacement; a row with fewer negatives gives a smaller group. A teacher's
-    "positive_scores" and "negative_scores" become the group's `teacher_scores`.
-    """
-
-    def __init__(self, rows: Any, seed: int, num_negatives: int) -> None:
-        super().__init__(rows, seed)
-        self.num_negatives = num_negatives
-
-    def draw(self, row: dict[str, Any], generator: random.Random) -> Group:
-        positive = generator.choice(range(len(row["positives"])))
-        places = range(len(row["negatives"]))
-        drawn = generator.sample(places, min(self.num_negatives, len(places)))
-        chosen = [row["positives"][positive], *(row["negatives"][place] for place in drawn)]
+        row = self.rows[index]
+        kept = self._kept(row, _drawn_from(self.seed, int(self._epoch), index))
         group: Group = {
-            "query": clean_query(row["query"]),
-            "documents": [document_text(document) for document in chosen],
-        }
-        if row.get("positive_scores") is not None:
-            scores = [row["positive_scores"][positive], *(row["negative_scores"][place] for place in drawn)]
-            group["teacher_scores"] = [float(score) for score in scores]
-        return group
-
-
-class DistillGroups(SampledGroups):
-    """Up to `num_documents` documents of each row, with their ranks, teacher scores or labels.
-
-    A longer list loses documents by `sampling`: "first" keeps the first ones in the given (first-stage) order,
-    "random" draws them. An order is restricted to the documents kept.
-    """
-
-    def __init__(self, rows: Any, seed: int, num_documents: int | None, sampling: str = "first") -> None:
-        super().__init__(rows, seed)
-        self.num_documents = num_documents
-        self.sampling = sampling
-
-    def draw(self, row: dict[str, Any], generator: random.Random) -> Group:
-        total = len(row["documents"])
-        count = total if self.num_documents is None else min(self.num_documents, total)
-        kept = sorted(generator.sample(range(total), count)) if self.sampling == "random" else list(range(count))
-        group: Group = {
+            "row": index,
             "query": clean_query(row["query"]),
             "documents": [document_text(row["documents"][i]) for i in kept],
         }
-        if row.get("permutation") is not None:
+        if row.get(PERMUTATION) is not None:
             place = {document: i for i, document in enumerate(kept)}
-            group["permutation"] = [place[document] for document in row["permutation"] if document in place]
-        for name in ("teacher_scores", "labels"):
+            group[PERMUTATION] = [place[document] for document in row[PERMUTATION] if document in place]
+        for name in TARGETS:
             if row.get(name) is not None:
                 group[name] = [float(row[name][i]) for i in kept]
+        if self.sampling == ONE_POSITIVE:
+            group["labels"] = [1.0] + [0.0] * (len(kept) - 1)
         return group
+
+    def _kept(self, row: Any, generator: random.Random) -> list[int]:
+        """Indexes of the documents that make the group."""
+        if self.sampling == ONE_POSITIVE:
+            positives, negatives = positive_places(row)
+            positive = generator.choice(positives)
+            return [positive, *generator.sample(negatives, min(self.num_negatives, len(negatives)))]
+        total = len(row["documents"])
+        count = total if self.num_documents is None else min(self.num_documents, total)
+        return sorted(generator.sample(range(total), count)) if self.sampling == "random" else list(range(count))
 
 
 class RankingCollator:
@@ -124,7 +112,7 @@ class RankingCollator:
         - `lengths` `(pairs,)`: tokens of each pair, queries one after the other, documents in the group's order.
         - `query_lengths` `(pairs,)`: how many of them, at the end, are the query's (0 for `TwolarModel`).
         - `token_ids` `(tokens,)`: all pairs end to end.
-        - `ranks` int64, `teacher_scores` and `labels` float32, `(groups, longest group)`: where every group has them;
+        - `ranks` int64, the targets of `rows.TARGETS` float32, `(groups, longest group)`: where every group has them;
           0 at padding.
         - `queries`: how many groups count: all of them, or none where only filling rows were drawn.
         - `rows`: texts and row numbers, to say what went wrong.
@@ -162,9 +150,9 @@ class RankingCollator:
             "token_ids": torch.tensor(ids, dtype=torch.int64),
         }
         width = max(sizes)
-        if all("permutation" in group for group in groups):
-            batch["ranks"] = permutation_to_ranks([group["permutation"] for group in groups], width)
-        for name in ("teacher_scores", "labels"):
+        if all(PERMUTATION in group for group in groups):
+            batch["ranks"] = permutation_to_ranks([group[PERMUTATION] for group in groups], width)
+        for name in TARGETS:
             if all(name in group for group in groups):
                 values = [torch.tensor(group[name], dtype=torch.float32) for group in groups]
                 batch[name] = torch.nn.utils.rnn.pad_sequence(values, batch_first=True)

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parses, builds the trainer, trains, saves. Raises `TSARankError` for what the user can mend."""
     from modeling_tsarank.trainers.base_models import load_base_model
     from modeling_tsarank.trainers.cpt_config import CPTConfig
-    from modeling_tsarank.trainers.cpt_trainer import CPTTrainer
+    from modeling_tsarank.trainers.cpt_trainer import ROW_RULES, CPTTrainer
     from modeling_tsarank.trainers.early_checks import check_settings, output_folder
     from modeling_tsarank.trainers.script_arguments import BaseModelArguments, DataArguments, RerankingArguments
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     check_settings(reranking_args, data_args, training_args)
     with output_folder(training_args):
-        rows, eval_rows = load_rows(data_args, training_args, "cpt")
+        rows, eval_rows = load_rows(data_args, training_args, ROW_RULES)
         reranking_sets = load_reranking_sets(reranking_args, training_args)
         options = {**model_args.loading_options(), "trust_remote_code": training_args.trust_remote_code}
         model, tokenizer = load_base_model(

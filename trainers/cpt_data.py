@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from modeling_tsarank.ranking_errors import ModelError
 from modeling_tsarank.ranking_options import QueryLikelihoodOptions
-from modeling_tsarank.ranking_text import QueryLikelihoodEncoder, clean_query, clean_text
+from modeling_tsarank.ranking_text import QueryLikelihoodEncoder, clean_query, document_text
+from modeling_tsarank.trainers.rows import positive_places
 
 
 if TYPE_CHECKING:
@@ -39,11 +40,13 @@ class PairTokenizer:
                 raise ModelError("this tokenizer has no EOS token; set one, or train_eos to false")
             self.ending = (tokenizer.eos_token_id,)
 
-    def __call__(self, columns: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        """Columns `query` and `document` of several rows as `input_ids` and `completion_mask` (1 at query and EOS)."""
+    def __call__(self, columns: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
+        """Columns of rows as `input_ids` and `completion_mask` (1 at query and EOS), one pair for each positive."""
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         texts = [
-            (clean_query(query), clean_text(document, "the document"))
-            for query, document in zip(columns["query"], columns["document"], strict=True)
+            (clean_query(row["query"]), document_text(row["documents"][place]))
+            for row in rows
+            for place in (positive_places(row)[0] if row.get("labels") is not None else range(len(row["documents"])))
         ]
         pairs = self.encoder.pairs(texts)
         return {

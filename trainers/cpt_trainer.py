@@ -25,15 +25,16 @@ from modeling_tsarank.trainers.cpt_data import PairTokenizer
 from modeling_tsarank.trainers.lora_linear import fuse_lora
 from modeling_tsarank.trainers.ranking_module import token_log_probs
 from modeling_tsarank.trainers.reranking_evaluation import RerankingEvaluation
+from modeling_tsarank.trainers.row_checks import RowRules, checked_rows
 from modeling_tsarank.trainers.saving import set_config_dtype, whole_files
 from modeling_tsarank.trainers.trainable import ALL_LINEAR, TrainablePart, block_stacks, export_state_dict
-from modeling_tsarank.trainers.training_data import check_rows, load_training_rows
 from modeling_tsarank.trainers.training_record import write_training_record
 
 
 logger = logging.getLogger(__name__)
 
 PEFT_PREFIX = "base_model.model."
+ROW_RULES = RowRules(positives=True, least_documents=1)
 
 
 class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
@@ -49,7 +50,8 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
     Args:
         model: name, folder or GGUF file of a decoder-only model, `default`, or a model already loaded.
         args: a [`CPTConfig`].
-        train_dataset: rows {"query", "document"}, or anything that `load_training_rows` reads.
+        train_dataset: rows {"query", "document"}, or anything that `load_training_rows` reads; of rows with labels
+            every positive makes a pair.
         eval_dataset: the same, or a dict of them by name.
         tokenizer: needed with a loaded model.
         reranking_sets: collections to rerank at every evaluation, see [`RerankingEvaluation`].
@@ -84,8 +86,8 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
         tokenizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        rows = self.training_rows = _rows(train_dataset, 2)
-        eval_rows = _each(eval_dataset, lambda data: _rows(data, 1))
+        rows = self.training_rows = checked_rows(train_dataset, ROW_RULES).rows
+        eval_rows = _each(eval_dataset, lambda data: checked_rows(data, ROW_RULES, minimum_rows=1).rows)
         self.started_from = str(model) if isinstance(model, str | Path) else str(getattr(model, "name_or_path", ""))
         if isinstance(model, str | Path):
             model, tokenizer = load_base_model(model, dtype=torch.float32)
@@ -303,13 +305,6 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
 
     def _load_best_model(self) -> None:
         super(CheckpointingTrainer, self)._load_best_model()
-
-
-def _rows(source: Any, minimum_rows: int) -> Any:
-    canonical = {"query", "document"} <= set(getattr(source, "column_names", None) or ())
-    rows = source if canonical else load_training_rows(source, "cpt")
-    check_rows(rows, "cpt", minimum_rows=minimum_rows)
-    return rows
 
 
 def _each(data: Any, function: Any) -> Any:

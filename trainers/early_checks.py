@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import importlib.util
 import logging
 import os
 from collections.abc import Iterator
@@ -25,13 +24,6 @@ logger = logging.getLogger(__name__)
 
 # Words for `resume_from_checkpoint` instead of a folder.
 LAST, AUTO = "last", "auto"
-# Loggers that `report_to` may name whose packages are called otherwise.
-_PACKAGES = {
-    "azure_ml": ("azureml",),
-    "tensorboard": ("tensorboard", "tensorboardX"),
-    "flyte": ("flytekit",),
-    "dagshub": ("dagshub", "mlflow"),
-}
 _MEASURED = ("loss", "runtime", "samples_per_second", "steps_per_second")
 _PROCESS_COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_NTASKS")
 
@@ -88,19 +80,19 @@ def _check_best(reranking: RerankingArguments, data: DataArguments, training: An
 
 
 def _check_loggers(names: list[str]) -> None:
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+    from transformers.integrations.integration_utils import (
+        INTEGRATION_TO_CALLBACK,
+        get_available_reporting_integrations,
+    )
 
+    available = get_available_reporting_integrations()
     for name in names:
         if name not in INTEGRATION_TO_CALLBACK:
             near = difflib.get_close_matches(name, INTEGRATION_TO_CALLBACK, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are none, {', '.join(INTEGRATION_TO_CALLBACK)}"
             raise InputError(f"report_to: unknown logger {name!r}; {hint}")
-        packages = _PACKAGES.get(name, (name,))
-        if name == "kubeflow":
-            if "KUBEFLOW_TRAINER_SERVER_URL" not in os.environ:
-                raise ResourceError("report_to kubeflow works within a Kubeflow TrainJob only")
-        elif not any(importlib.util.find_spec(package) for package in packages):
-            raise ResourceError(f"report_to {name} needs the package {packages[0]}: pip install {packages[0]}")
+        if name not in available:
+            raise ResourceError(f"report_to {name} needs the package {name}: pip install {name}")
 
 
 def _check_optimizer(training: Any) -> None:

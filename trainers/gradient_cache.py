@@ -125,6 +125,7 @@ def cached_backward(
     synchronizing: Callable[[bool], AbstractContextManager[None]],
     device: torch.device,
     linear: Sequence[str] = (),
+    first_pass: bool = True,
 ) -> Values:
     """Adds the gradient of `objective` over the whole batch to the parameters, chunk by chunk.
 
@@ -140,25 +141,30 @@ def cached_backward(
         device: whose random generator is replayed beside the CPU's.
         linear: names of values in which the objective is linear: their gradient does not depend on what they are, so
             they are not computed in the first pass (the Differential Penalty needs the reference model only once).
+        first_pass: switched off where the objective is linear in all values, so that every chunk is run once.
 
     Returns:
         All values, without graph, to compute the loss and the log from.
     """
-    states, parts = [], []
-    with torch.no_grad():
-        for chunk in chunks:
-            states.append(RandomState(device))
-            parts.append(run(chunk, False))
-    values = _assemble(chunks, size, parts)
-    any_value = next(iter(values.values()))
-    leaves = {**values, **{name: torch.zeros_like(any_value) for name in linear}}
+    states, values = [], {}
+    template = torch.zeros(size, device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
+    if first_pass:
+        parts = []
+        with torch.no_grad():
+            for chunk in chunks:
+                states.append(RandomState(device))
+                parts.append(run(chunk, False))
+        values = _assemble(chunks, size, parts)
+        template = torch.zeros_like(next(iter(values.values())))
+    leaves = {**values, **dict.fromkeys(linear, template)}
     leaves = {name: value.detach().clone().requires_grad_() for name, value in leaves.items()}
     with torch.enable_grad():
         loss = objective(leaves)
     gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values()), allow_unused=True), strict=True))
     parts = []
     for number, chunk in enumerate(chunks):
-        with states[number].replayed(), synchronizing(number == len(chunks) - 1):
+        replayed = states[number].replayed() if first_pass else contextlib.nullcontext()
+        with replayed, synchronizing(number == len(chunks) - 1):
             outputs = run(chunk, True)
             backward(_surrogate(chunk, outputs, gradients))
         parts.append({name: value.detach() for name, value in outputs.items()})

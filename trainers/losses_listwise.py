@@ -17,8 +17,10 @@ from modeling_tsarank.trainers.losses_targets import (
     mean_over_groups,
     positive_mask,
     prepare_scores,
+    ranks_to_labels,
     scores_to_ranks,
 )
+from modeling_tsarank.trainers.objectives import objective
 
 
 MAX_EXPONENTIAL_LABEL = 60
@@ -36,6 +38,7 @@ def masked_log_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values, torch.zeros_like(values))
 
 
+@objective("listwise_softmax", "softmax cross-entropy of the positive", needs=("labels",), positives=True)
 def listwise_softmax_loss(
     scores: Tensor,
     positive_index: Tensor | int | None = None,
@@ -76,6 +79,7 @@ def listwise_softmax_loss(
     return mean_over_groups(sums / counted.sum(dim=1).clamp(min=1), mask)
 
 
+@objective("listnet", "cross-entropy to the teacher's distribution", needs=("teacher_scores",))
 def listnet_loss(
     scores: Tensor,
     teacher_scores: Tensor,
@@ -128,6 +132,9 @@ def kl_to_teacher(
     return temperature**2 * mean_over_groups(divergences, mask)
 
 
+@objective(
+    "lambdarank", "RankNet's pairs weighted by their nDCG", needs=("labels",), labels_from_ranks=ranks_to_labels
+)
 def lambdarank_loss(
     scores: Tensor,
     labels: Tensor,
@@ -227,6 +234,7 @@ def _lambda_weights(gains: Tensor, positions: Tensor, weighting: str, mu: float)
     return gain_gaps * (loss2_part if weighting == "ndcg_loss2" else mu * loss2_part + lambda_part)
 
 
+@objective("dear", "cross-entropy, RankNet and KL to a teacher", needs=("teacher_scores",))
 def dear_loss(
     scores: Tensor,
     teacher_scores: Tensor,

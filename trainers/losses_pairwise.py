@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from modeling_tsarank.trainers.losses_targets import check_choice, mean_over_groups, positive_mask, prepare_scores
+from modeling_tsarank.trainers.objectives import objective
 
 
 def log1p_exp(values: Tensor) -> Tensor:
@@ -31,6 +32,7 @@ def reduce_pairs(pair_losses: Tensor, pairs: Tensor, mask: Tensor, reduction: st
     return mean_over_groups(sums, mask)
 
 
+@objective("ranknet", "RankNet over every pair of an order", needs=("ranks",))
 def ranknet_loss(
     scores: Tensor, ranks: Tensor, mask: Tensor | None = None, reduction: Literal["mean", "sum"] = "mean"
 ) -> Tensor:
@@ -66,6 +68,7 @@ def ranknet_loss(
     return reduce_pairs(log1p_exp(scores[:, None, :] - scores[:, :, None]), pairs, mask, reduction)
 
 
+@objective("soft_ranknet", "RankNet with the teacher's pair probabilities", needs=("teacher_scores",))
 def soft_ranknet_loss(scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None) -> Tensor:
     """RankNet with the teacher's pair probabilities as soft targets, a mean over every pair i < j.
 
@@ -92,6 +95,7 @@ def soft_ranknet_loss(scores: Tensor, teacher_scores: Tensor, mask: Tensor | Non
     return reduce_pairs(losses, pairs, mask, "mean")
 
 
+@objective("margin_mse", "squared error of score margins", needs=("teacher_scores",))
 def margin_mse_loss(
     scores: Tensor,
     teacher_scores: Tensor,

@@ -1,25 +1,33 @@
-"""The fields that both ranking trainers share."""
+"""Configuration of a ranking training: which part of which model, on which documents, towards which objectives."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
 
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_options import LogitOptions, QueryLikelihoodOptions
+from modeling_tsarank.trainers.collators import ONE_POSITIVE, SAMPLING
 from modeling_tsarank.trainers.config_checks import settle_configuration
+from modeling_tsarank.trainers.losses import SCORE_FORMS
+from modeling_tsarank.trainers.objectives import OBJECTIVES, TOKEN_VALUES, get_objective, parse_objectives
+from modeling_tsarank.trainers.row_checks import RowRules
+from modeling_tsarank.trainers.rows import TARGETS
 from modeling_tsarank.trainers.trainable import TRAINABLE_PARTS
 
 
 FROZEN_DTYPES = ("bfloat16", "float16", "float32")
+# The model's own ranking score, beside the forms of the query likelihood.
+MODEL_SCORE = "model"
 
 
 @dataclass
 class RankingConfig(TrainingArguments):
     r"""
-    What [`RankingSFTConfig`] and [`RankingDistillConfig`] have in common.
+    Configuration class for the [`RankingTrainer`], with the presets [`RankingSFTConfig`] and [`RankingDistillConfig`].
 
     This class includes only the parameters that are specific to training rankers. For a full list of training
     arguments, please refer to the [`~transformers.TrainingArguments`] documentation. Using
@@ -57,6 +65,38 @@ class RankingConfig(TrainingArguments):
             given. A saved model keeps its own limit.
         max_query_length (`int`, *optional*):
             Longest query in training, in tokens.
+        document_sampling (`str`, *optional*, defaults to `"first"`):
+            Which documents of a row make a group: `"first"` the first `num_documents` in the given (first-stage)
+            order, `"random"` as many drawn anew in every epoch, `"one_positive"` one positive and `num_negatives`
+            negatives drawn anew in every epoch.
+        num_documents (`int`, *optional*, defaults to `30`):
+            Documents of each query with `"first"` and `"random"`; a longer list is cut. `0` takes all.
+        num_negatives (`int`, *optional*, defaults to `48`):
+            Negatives of each query with `"one_positive"`.
+        allow_fewer_negatives (`bool`, *optional*, defaults to `False`):
+            Whether a row may have fewer than `num_negatives`; its group is then smaller.
+
+        > Parameters that control the loss
+
+        loss (`str`, *optional*, defaults to `"ranknet"`):
+            Name of the ranking loss in `modeling_tsarank.trainers.objectives.OBJECTIVES`.
+        loss_options (`dict` or `str`, *optional*):
+            Options of that loss, such as `{"reduction": "sum"}`.
+        objectives (`list[str]`, *optional*):
+            What is minimized instead of `loss` alone: a weighted sum of objectives by name, such as
+            `listwise_softmax:0.6 next_token:0.2 penalty:0.2`.
+        objective_options (`dict` or `str`, *optional*):
+            Options of objectives by name, such as `{"listnet": {"teacher_temperature": 0.05}}`.
+        score_form (`str`, *optional*, defaults to `"model"`):
+            The score that ranking losses compare: `"model"` the one that the model ranks by, or a form of the query
+            likelihood: `"geometric_mean"` exp of the mean log-probability, `"mean_log_prob"`, `"sum_log_prob"`,
+            `"product"`.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Scores are divided by it before the ranking losses.
+        ref_model (`str`, *optional*):
+            Folder or Hub id of the Differential Penalty's reference, loaded as a whole second model. By default it is
+            the model that training started from; for it LoRA needs no copy, and `top_blocks` only copies of the
+            trained blocks.
 
         > Parameters that control the training
 
@@ -81,6 +121,13 @@ class RankingConfig(TrainingArguments):
     > - `logging_steps`: Defaults to `10` instead of `500`.
     > - `remove_unused_columns`: Defaults to `False` instead of `True`.
     """
+
+    # TrainingArguments annotates it like a field of the instance, though it is none.
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [  # type: ignore[misc]
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "loss_options",
+        "objective_options",
+    ]
 
     # Parameters whose default values are overridden from TrainingArguments
     num_train_epochs: float = field(default=1.0, metadata={"help": "Total number of training epochs to perform."})
@@ -149,6 +196,56 @@ class RankingConfig(TrainingArguments):
         default=None, metadata={"help": "Longest query in training, in tokens. The model's own limit if not given."}
     )
 
+    document_sampling: str = field(
+        default="first",
+        metadata={
+            "help": "Documents of a group: 'first' the first num_documents in the given order, 'random' as many drawn "
+            "anew in every epoch, 'one_positive' one positive and num_negatives negatives drawn anew.",
+            "choices": list(SAMPLING),
+        },
+    )
+    num_documents: int = field(
+        default=30, metadata={"help": "M, documents of each query; a longer list is cut. 0 takes all."}
+    )
+    num_negatives: int = field(default=48, metadata={"help": "m, the negatives drawn for each query and epoch."})
+    allow_fewer_negatives: bool = field(
+        default=False, metadata={"help": "Whether a row may have fewer than num_negatives; its group is smaller then."}
+    )
+
+    # Parameters that control the loss
+    loss: str = field(
+        default="ranknet",
+        metadata={"help": "The ranking loss: " + "; ".join(f"{n} ({o.description})" for n, o in OBJECTIVES.items())},
+    )
+    loss_options: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": 'Options of the loss as JSON, such as \'{"reduction": "sum"}\'.'}
+    )
+    objectives: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "A weighted sum of losses by name instead of one, such as "
+            "'listwise_softmax:0.6 next_token:0.2 penalty:0.2'."
+        },
+    )
+    objective_options: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": 'Options of objectives as JSON, such as \'{"listnet": {"teacher_temperature": 0.05}}\'.'},
+    )
+    score_form: str = field(
+        default=MODEL_SCORE,
+        metadata={
+            "help": "The score that ranking losses compare: the model's own, or a form of the query likelihood.",
+            "choices": [MODEL_SCORE, *SCORE_FORMS],
+        },
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Scores are divided by it before the ranking losses."})
+    ref_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub id of the penalty's reference; the model training started from if not given."
+        },
+    )
+
     # Parameters that control the training
     chunk_tokens: int = field(
         default=4096,
@@ -191,6 +288,84 @@ class RankingConfig(TrainingArguments):
             raise InputError("neftune_noise_alpha is for language modelling; leave it out for a ranking training")
         if self.frozen_dtype is not None:
             self._check_choice("frozen_dtype", FROZEN_DTYPES)
+        self._check_choice("document_sampling", SAMPLING)
+        self._check_choice("score_form", (MODEL_SCORE, *SCORE_FORMS))
+        if self.num_documents == 1:
+            raise InputError("num_documents is 1; a ranking loss needs at least 2 documents of a query (0 takes all)")
+        self._check_options()
+        if self.ref_model is not None and not self.uses("divergences"):
+            raise InputError("ref_model was given, but no penalty is among the objectives; leave ref_model out")
+
+    def _check_options(self) -> None:
+        """Names, weights and options of the objectives."""
+        if isinstance(self.objectives, str):
+            self.objectives = [self.objectives]
+        get_objective(self.loss)
+        for name in ("loss_options", "objective_options"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, dict):
+                raise InputError(f"{name} must be a JSON object, got {value!r}")
+        options: Any = self.objective_options or {}
+        for name, values in options.items():
+            if name not in self.weights():
+                raise InputError(f"objective_options: {name!r} is none of the objectives {', '.join(self.weights())}")
+            if not isinstance(values, dict):
+                raise InputError(f"objective_options: {name} must have a JSON object of options, got {values!r}")
+        # Tried once on made-up values, so that a wrong option is an error before anything is loaded.
+        grid = torch.tensor([[-1.0, -2.0]])
+        made_up = dict.fromkeys(("scores", "log_likelihoods", "divergences", *TARGETS), grid)
+        made_up |= {"labels": grid + 2, "ranks": torch.tensor([[1, 2]]), "query_lengths": torch.ones(1, 2)}
+        for name in self.weights():
+            try:
+                get_objective(name)({**made_up, "mask": grid < 0}, **self.options_of(name))
+            except TypeError as error:
+                given = self.options_of(name)
+                raise InputError(f"the loss {name} does not take the options {given}: {error}") from error
+
+    # ---- what is minimized -----------------------------------------------------------------------
+
+    def weights(self) -> dict[str, float]:
+        """The weight of each objective, by name."""
+        return self.preset_weights() if self.objectives is None else parse_objectives(self.objectives)
+
+    def preset_weights(self) -> dict[str, float]:
+        """The weights where no `objectives` are given."""
+        return {self.loss: 1.0}
+
+    def options_of(self, name: str) -> dict[str, Any]:
+        """The options of one objective."""
+        options: Any = self.objective_options or {}
+        own = self.loss_options if name == self.loss and isinstance(self.loss_options, dict) else {}
+        return {**own, **options.get(name, {})}
+
+    def uses(self, parameter: str) -> bool:
+        """Whether an objective takes a value or target of that name, see `objectives`."""
+        return any(get_objective(name).takes(parameter) for name in self.weights())
+
+    def row_rules(self) -> RowRules:
+        """What the training asks of its rows."""
+        one_positive, names = self.document_sampling == ONE_POSITIVE, tuple(self.weights())
+        return RowRules(
+            names,
+            positives=one_positive or any(get_objective(name).positives for name in names),
+            negatives=self.num_negatives if one_positive else None,
+            allow_fewer=self.allow_fewer_negatives,
+        )
+
+    @property
+    def needs_likelihood(self) -> bool:
+        """Whether only a query-likelihood ranker has the values that are asked for."""
+        return self.score_form != MODEL_SCORE or any(self.uses(value) for value in TOKEN_VALUES)
+
+    @property
+    def default_family(self) -> str:
+        """What a plain language model becomes."""
+        return QueryLikelihoodOptions.family if self.needs_likelihood else LogitOptions.family
+
+    def evaluation_figures(self) -> list[str]:
+        """What an evaluation measures beside the loss."""
+        accuracy = "ranking_accuracy" if self.document_sampling == ONE_POSITIVE else "pairwise_accuracy"
+        return [*(f"{name}_loss" for name in self.weights()), accuracy, "in_batch_ndcg"]
 
     @property
     def frozen_torch_dtype(self) -> torch.dtype | None:

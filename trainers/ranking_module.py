@@ -55,6 +55,13 @@ class RankingModule(nn.Module):
         """Whether the values of a pair are one per query token (query likelihood) rather than one score."""
         return type(self.ranker).scores_query_tokens
 
+    @property
+    def value_names(self) -> list[str]:
+        """What `forward` gives for each pair."""
+        if not self.counts_tokens:
+            return ["scores"]
+        return ["token_log_probs", *([] if self.reference is None else ["divergences"])]
+
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, query_mask: Tensor, with_reference: bool = False
     ) -> Values:

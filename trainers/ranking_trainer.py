@@ -1,4 +1,4 @@
-"""What the two ranking trainers share: data, exact gradients in chunks, one mean over all queries, logs, NaN stop.
+"""One trainer for all objectives: exact gradients in chunks, one mean over all queries, logs, NaN stop.
 
 Built on `transformers.Trainer` in the form of TRL's trainers (a Config/Trainer pair, `compute_loss`, averaged metrics
 in `log`) rather than on TRL's own base classes: those are private, send telemetry, write a card from templates inside
@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
@@ -27,8 +27,14 @@ from transformers.trainer_utils import EvalLoopOutput
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.modeling_ranker import RankerModel
 from modeling_tsarank.ranking_errors import InputError, ModelError, NonFiniteScoreError
+from modeling_tsarank.trainers.base_models import load_base_ranker
 from modeling_tsarank.trainers.checkpointing import CheckpointingTrainer
-from modeling_tsarank.trainers.collators import Batch, RankingCollator, SampledGroups, pad_pairs
+from modeling_tsarank.trainers.collators import (
+    Batch,
+    RankingCollator,
+    SampledGroups,
+    pad_pairs,
+)
 from modeling_tsarank.trainers.gradient_cache import (
     Chunk,
     Values,
@@ -37,19 +43,16 @@ from modeling_tsarank.trainers.gradient_cache import (
     plan_chunks,
     run_chunks,
 )
+from modeling_tsarank.trainers.mixture import Metrics, linear_values, make_grids, mixed_loss, pair_scores
+from modeling_tsarank.trainers.objectives import TOKEN_VALUES, get_objective
 from modeling_tsarank.trainers.ranking_config import RankingConfig
 from modeling_tsarank.trainers.ranking_module import RankingModule
-from modeling_tsarank.trainers.reference import Reference
+from modeling_tsarank.trainers.reference import Reference, make_reference
+from modeling_tsarank.trainers.row_checks import checked_rows
 from modeling_tsarank.trainers.trainable import TrainablePart, disable_dropout, make_trainable
-from modeling_tsarank.trainers.training_data import load_training_rows
 
 
 logger = logging.getLogger(__name__)
-
-Metrics = dict[str, Tensor]
-
-CANONICAL = {"sft": {"query", "positives", "negatives"}, "distill": {"query", "documents"}}
-TARGETS = {"permutation", "teacher_scores", "labels"}
 
 
 class _StartEpoch(TrainerCallback):
@@ -63,14 +66,18 @@ class _StartEpoch(TrainerCallback):
 
 
 class RankingTrainer(CheckpointingTrainer):
-    """Base of [`RankingSFTTrainer`] and [`RankingDistillTrainer`].
+    """Trainer for a weighted sum of objectives over groups of documents; see `objectives`.
 
     The loss is the mean over the queries of the global batch: of all processes and all gradient accumulation steps.
 
+    Logged: `NAME_loss` of each objective, `in_batch_ndcg` (at 10, over the group; with the grades of the labels, else
+    of the order), and `ranking_accuracy` (share of groups whose positive is first) where one positive is drawn, else
+    `pairwise_accuracy` (share of pairs in the order of the targets).
+
     Args:
         model: a ranking model, or the name or folder of one (or of a plain language model).
-        args: the configuration.
-        train_dataset: canonical rows, or anything that `load_training_rows` reads.
+        args: the configuration: a [`RankingConfig`] or one of its presets.
+        train_dataset: anything that `load_training_rows` reads, or `CheckedRows`.
         eval_dataset: the same, or a dict of them by name.
         callbacks, optimizers: as in `transformers.Trainer`.
 
@@ -79,7 +86,6 @@ class RankingTrainer(CheckpointingTrainer):
         ModelError: a model this training cannot use.
     """
 
-    data_kind: ClassVar[str]
     # `training_step` below has scaled the loss itself.
     loss_is_scaled_for_ga = True
 
@@ -142,11 +148,11 @@ class RankingTrainer(CheckpointingTrainer):
         self.can_return_loss = True
         self.label_names: list[str] = []
 
-    # ---- what a trainer of this kind is ----------------------------------------------------------
+    # ---- model and objectives --------------------------------------------------------------------
 
     def load_model(self, name: str | Path) -> RankerModel:
         """The ranking model of a name or folder."""
-        raise NotImplementedError
+        return load_base_ranker(name, default_family=self.args.default_family)
 
     def check_model(self, ranker: Any) -> None:
         """Raises `ModelError` for a model this training cannot use."""
@@ -154,22 +160,20 @@ class RankingTrainer(CheckpointingTrainer):
             raise ModelError(
                 f"a ranking trainer needs a ranking model, got {type(ranker).__name__}; make one with from_backbone"
             )
-
-    def check_rows(self, rows: Any, minimum_rows: int) -> None:
-        """Raises `InputError` for rows this training cannot use."""
-        raise NotImplementedError
-
-    def make_groups(self, rows: Any, seed: int | None = None) -> SampledGroups:
-        """The rows with their documents drawn."""
-        raise NotImplementedError
+        if self.args.needs_likelihood and not type(ranker).scores_query_tokens:
+            names = [name for name in self.args.weights() if any(map(get_objective(name).takes, TOKEN_VALUES))]
+            wanted = f"the objective {names[0]}" if names else f"score_form {self.args.score_form}"
+            raise ModelError(
+                f"{wanted} needs a ranker that scores query tokens (TSARankModel), got {type(ranker).__name__}; "
+                "train that one by distillation, or with score_form model and ranking losses"
+            )
 
     def make_reference(self, ranker: RankerModel, part: TrainablePart) -> Reference | None:
-        """The reference model, where the loss has use for one."""
-        return None
-
-    def losses(self, values: Values, batch: Batch) -> tuple[Tensor, Metrics]:
-        """The loss, a mean over the batch's queries, and what is to be logged (means as well)."""
-        raise NotImplementedError
+        """The reference model, where an objective has use for one."""
+        if not self.args.uses("divergences"):
+            return None
+        given = None if self.args.ref_model is None else self.load_model(self.args.ref_model)
+        return make_reference(ranker, part, given)
 
     @property
     def ranker(self) -> RankerModel:
@@ -178,12 +182,19 @@ class RankingTrainer(CheckpointingTrainer):
 
     # ---- data ------------------------------------------------------------------------------------
 
+    def make_groups(self, rows: Any) -> SampledGroups:
+        """The rows with their documents drawn."""
+        args = self.args
+        return SampledGroups(
+            rows,
+            args.seed,
+            args.document_sampling,
+            num_documents=args.num_documents or None,
+            num_negatives=args.num_negatives,
+        )
+
     def _rows(self, source: Any, minimum_rows: int = 2) -> Any:
-        columns = set(getattr(source, "column_names", None) or ())
-        canonical = columns >= CANONICAL[self.data_kind] and (self.data_kind == "sft" or columns & TARGETS)
-        rows = source if canonical else load_training_rows(source, self.data_kind)
-        self.check_rows(rows, minimum_rows)
-        return rows
+        return checked_rows(source, self.args.row_rules(), minimum_rows=minimum_rows).rows
 
     def _prepare_eval(self, dataset: Any) -> Any:
         if dataset is None or isinstance(dataset, SampledGroups):
@@ -228,11 +239,12 @@ class RankingTrainer(CheckpointingTrainer):
                 self.accelerator.backward(loss)
                 values = {name: value.detach() for name, value in values.items()}
             else:
-                linear = ("divergences",) if self.module.reference is not None else ()
+                linear = linear_values(self.args, self.module.value_names)
                 synchronizing = partial(self._synchronizing, model)
                 backward = self.accelerator.backward
                 values = cached_backward(
-                    chunks, size, run, objective, backward, synchronizing, batch["token_ids"].device, linear
+                    *(chunks, size, run, objective, backward, synchronizing, batch["token_ids"].device, linear),
+                    first_pass=len(linear) < len(self.module.value_names),
                 )
         with torch.no_grad():
             loss = self._objective(batch, scale, values, mode="train")
@@ -252,7 +264,7 @@ class RankingTrainer(CheckpointingTrainer):
         evaluating = not torch.is_grad_enabled()
         scale = self._scale(inputs, None if evaluating else num_items_in_batch)
         loss = self._objective(inputs, scale, values, mode="eval" if evaluating else None)
-        return (loss, {"scores": self.pair_scores(values, inputs)}) if return_outputs else loss
+        return (loss, {"scores": pair_scores(self.ranker, values, inputs)}) if return_outputs else loss
 
     @property
     def _sharded(self) -> bool:
@@ -283,6 +295,10 @@ class RankingTrainer(CheckpointingTrainer):
         padded = pad_pairs(batch, chunk.pairs, self.ranker.pad_id)
         return model(**padded, with_reference=with_reference and self.module.reference is not None)
 
+    def losses(self, values: Values, batch: Batch) -> tuple[Tensor, Metrics]:
+        """The loss, a mean over the batch's queries, and what is to be logged."""
+        return mixed_loss(self.args, make_grids(self.args, self.ranker, values, batch))
+
     def _objective(self, batch: Batch, scale: float, values: Values, mode: str | None = None) -> Tensor:
         loss, metrics = self.losses(values, batch)
         if not bool(torch.isfinite(loss)):
@@ -306,13 +322,6 @@ class RankingTrainer(CheckpointingTrainer):
         finally:
             state._set_sync_gradients(True)
 
-    def pair_scores(self, values: Values, batch: Batch) -> Tensor:
-        """The ranking scores of the batch's pairs, `(pairs,)`, as `predict` would give them."""
-        if "scores" in values:
-            return values["scores"]
-        ranker: Any = self.ranker
-        return ranker.pool(values["token_log_probs"], batch["query_lengths"])
-
     # ---- stopping --------------------------------------------------------------------------------
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
@@ -328,7 +337,7 @@ class RankingTrainer(CheckpointingTrainer):
         """Writes the batch for inspection and raises `NonFiniteScoreError`, before any weight changes."""
         step = self.state.global_step + 1
         path = Path(str(self.args.output_dir)) / f"failed_batch-step{step}-process{self.args.process_index}.json"
-        scores = self.pair_scores(values, batch).detach().float().split(batch["group_sizes"].tolist())
+        scores = pair_scores(self.ranker, values, batch).detach().float().split(batch["group_sizes"].tolist())
         groups = [{**row, "scores": part.tolist()} for row, part in zip(batch["rows"], scores, strict=True)]
         record = {
             "what": what,

@@ -17,12 +17,15 @@ import torch
 from modeling_tsarank.files.hashes import hash_parts
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.checkpoint_files import read_state
+from modeling_tsarank.trainers.rows import PLACE
 from modeling_tsarank.trainers.training_record import settings
 
 
 logger = logging.getLogger(__name__)
 
 RUN_SETTINGS = "run_settings.json"
+# Raised whenever the same settings train otherwise: with it, checkpoints of before are refused.
+RUN_VERSION = 2
 # How the work is divided, when it ends, and what shapes no weight.
 _FREE = {
     *("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps"),
@@ -49,6 +52,7 @@ def run_settings(trainer: Any) -> dict[str, Any]:
     args = trainer.args
     found = {name: value for name, value in settings(args).items() if name not in _FREE}
     found |= {
+        "version": RUN_VERSION,
         "batch": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "rows": None if trainer.training_rows is None else rows_digest(trainer.training_rows),
         "evaluation": evaluation_digest(trainer),
@@ -63,7 +67,8 @@ def run_settings(trainer: Any) -> dict[str, Any]:
 
 def rows_digest(rows: Any) -> str:
     """A hash of all rows, in order."""
-    return hash_parts(json.dumps(dict(row), sort_keys=True, default=str) for row in rows)
+    told = ({name: value for name, value in dict(row).items() if name != PLACE} for row in rows)
+    return hash_parts(json.dumps(row, sort_keys=True, default=str) for row in told)
 
 
 def evaluation_digest(trainer: Any) -> str | None:
@@ -101,21 +106,22 @@ def check_resumed(trainer: Any, checkpoint: Path, recorded: dict[str, Any] | Non
     Args:
         trainer: about to resume.
         checkpoint: a whole one.
-        recorded: its `run_settings`; `None` where an earlier version wrote it.
+        recorded: its `run_settings`; `None` where it has none.
         total_steps: updates of the training that is asked for.
 
     Returns:
         What was changed and is carried out, name to (before, now), for the record of the training.
 
     Raises:
-        InputError: names every setting that differs.
+        InputError: another version wrote it; or names every setting that differs.
     """
     state = read_state(checkpoint)
     asked = run_settings(trainer)
-    if recorded is None:
-        logger.warning("%s does not say what it was trained with; only its learning rate is compared", checkpoint.name)
-        recorded = _learning_rate(checkpoint)
-        asked = {name: asked[name] for name in recorded}
+    if recorded is None or recorded.get("version") != RUN_VERSION:
+        raise InputError(
+            f"{checkpoint} was written by another version of tsarank, whose trainings this one cannot go on with; "
+            "finish it with that version, or start a new training in another output_dir"
+        )
     different = dict.fromkeys(
         _said(name, recorded.get(name), asked.get(name))
         for name in sorted({*recorded, *asked})
@@ -151,9 +157,3 @@ def _said(name: str, before: Any, now: Any) -> str:
     if name in _DIGESTS:
         return f"{_DIGESTS[name]} are others"
     return f"{_WORDS.get(name, name)} was {json.dumps(before)}, now {json.dumps(now)}"
-
-
-def _learning_rate(checkpoint: Path) -> dict[str, Any]:
-    path = checkpoint / "scheduler.pt"
-    rates = torch.load(path, weights_only=True).get("base_lrs") if path.is_file() else None
-    return {"learning_rate": rates[0]} if rates else {}

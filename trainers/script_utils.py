@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback, TrainingArguments
 
     from modeling_tsarank.trainers.reranking_evaluation import RerankingSet
+    from modeling_tsarank.trainers.row_checks import RowRules
     from modeling_tsarank.trainers.script_arguments import DataArguments, RerankingArguments
 
 logger = logging.getLogger(__name__)
@@ -166,34 +167,31 @@ def _unknown(name: str, parser: Any, what: str) -> str:
 # ---- data ------------------------------------------------------------------------------------------
 
 
-def load_rows(args: DataArguments, training: TrainingArguments, kind: str, **checks: Any) -> tuple[Any, Any]:
-    """Training and evaluation rows, canonical; the latter `None` where none were named.
-
-    Args:
-        kind: "cpt", "sft" or "distill".
-        checks: keyword arguments of `drop_unusable_rows`.
+def load_rows(args: DataArguments, training: TrainingArguments, rules: RowRules) -> tuple[Any, Any]:
+    """Training and evaluation rows, checked; the latter `None` where none were named.
 
     Raises:
-        InputError: no data were named, or they cannot be read.
+        InputError: no data were named, or they cannot be read or trained on.
     """
-    from modeling_tsarank.trainers.training_data import drop_unusable_rows, load_training_rows
+    from modeling_tsarank.trainers.row_checks import checked_rows
 
     if args.train_data is None:
         raise InputError("train_data is missing: name a file, a folder or a dataset on the Hub")
     if args.max_train_rows is not None and args.max_train_rows < 2:
         raise InputError(f"max_train_rows must be at least 2, got {args.max_train_rows}")
 
-    def load(source: str, split: str, permutations: str | None) -> Any:
-        rows = load_training_rows(source, kind, split, config=args.data_config, permutations=permutations)
-        return drop_unusable_rows(rows, kind, **checks) if args.drop_unusable_rows else rows
-
+    common: dict[str, Any] = {"drop_unusable": args.drop_unusable_rows, "config": args.data_config}
     # One process converts and fills the cache, the others read it.
     with training.main_process_first(desc="loading training data"):
-        train = load(args.train_data, args.train_split, args.permutations)
-        if args.max_train_rows is not None:
-            train = train.select(range(min(args.max_train_rows, len(train))))
-        evaluation = None if args.eval_data is None else load(args.eval_data, args.eval_split, None)
-    return train, evaluation
+        where: dict[str, Any] = {
+            "split": args.train_split,
+            "permutations": args.permutations,
+            "limit": args.max_train_rows,
+        }
+        train = checked_rows(args.train_data, rules, **where, **common)
+        if args.eval_data is None:
+            return train, None
+        return train, checked_rows(args.eval_data, rules, minimum_rows=1, split=args.eval_split, **common)
 
 
 def load_reranking_sets(args: RerankingArguments, training: TrainingArguments) -> list[RerankingSet]:
@@ -235,6 +233,45 @@ def early_stopping(args: RerankingArguments) -> list[TrainerCallback]:
 
 
 # ---- running ---------------------------------------------------------------------------------------
+
+
+def train_ranker(trainer_class: Any, config: Any, program: str, description: str, arguments: Any) -> None:
+    """The `main` of a script that trains a ranking model: parses, builds the trainer, trains, saves.
+
+    Args:
+        trainer_class: a `RankingTrainer`.
+        config: its configuration class.
+        program: the command, for messages.
+        description: of the command.
+        arguments: of the command line; `None` takes the process's.
+
+    Raises:
+        TSARankError: what the user can mend.
+    """
+    from modeling_tsarank.trainers.base_models import load_base_ranker
+    from modeling_tsarank.trainers.early_checks import check_settings, output_folder
+    from modeling_tsarank.trainers.reranking_evaluation import RerankingEvaluation
+    from modeling_tsarank.trainers.script_arguments import DataArguments, RankerArguments, RerankingArguments
+
+    types = (RankerArguments, DataArguments, config, RerankingArguments)
+    model_args, data_args, args, reranking_args = parse_arguments(types, arguments, program, description)
+    check_settings(reranking_args, data_args, args)
+    with output_folder(args):
+        rows, eval_rows = load_rows(data_args, args, args.row_rules())
+        reranking_sets = load_reranking_sets(reranking_args, args)
+        model = load_base_ranker(
+            model_args.model_name_or_path, default_family=args.default_family, **model_args.loading_options()
+        )
+        trainer = type("Trainer", (RerankingEvaluation, trainer_class), {})(
+            model,
+            args,
+            train_dataset=rows,
+            eval_dataset=eval_rows,
+            reranking_sets=reranking_sets,
+            rerank_batch_tokens=reranking_args.rerank_batch_tokens,
+            callbacks=early_stopping(reranking_args),
+        )
+        train_and_save(trainer, data_args)
 
 
 def train_and_save(trainer: Any, data: DataArguments | None = None) -> None:

@@ -1,59 +1,51 @@
-"""Configuration of mixed-loss fine-tuning (TSARankLLM)."""
+"""Preset for mixed-loss fine-tuning (TSARankLLM)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.collators import ONE_POSITIVE, SAMPLING
 from modeling_tsarank.trainers.losses import SCORE_FORMS
-from modeling_tsarank.trainers.ranking_config import RankingConfig
+from modeling_tsarank.trainers.ranking_config import MODEL_SCORE, RankingConfig
 
 
 @dataclass
 class RankingSFTConfig(RankingConfig):
     r"""
-    Configuration class for the [`RankingSFTTrainer`]: the mixture of TSARankLLM's Eq. 5.
+    Configuration class for the [`RankingSFTTrainer`]: the mixture of TSARankLLM's Eq. 5, with the paper's values.
 
-    This class includes only the parameters that are specific to this training; [`RankingConfig`] has those shared with
-    distillation and [`~transformers.TrainingArguments`] the rest. The defaults are the paper's.
+        alpha * ((1 - teacher_weight) * loss + teacher_weight * listnet) + (1 - alpha) * (next_token + penalty)
+
+    It is a [`RankingConfig`] with other defaults and this mixture; `objectives`, if given, replaces it.
 
     Parameters:
-        > Parameters that control the data
-
-        num_negatives (`int`, *optional*, defaults to `48`):
-            m, the negatives drawn for each query and epoch (the published code takes 47).
-        allow_fewer_negatives (`bool`, *optional*, defaults to `False`):
-            Whether a row may have fewer than `num_negatives`; its group is then smaller.
-
-        > Parameters that control the loss
-
         alpha (`float`, *optional*, defaults to `0.6`):
             Eq. 5: `alpha * rank + (1 - alpha) * (ntp + dp)`. The published code has no alpha.
-        score_form (`str`, *optional*, defaults to `"geometric_mean"`):
-            S in Eq. 3: `"geometric_mean"` exp of the mean log-probability, as the published code; `"mean_log_prob"`,
-            `"sum_log_prob"`, `"product"` (Eq. 1 taken literally, whose gradient vanishes).
-        temperature (`float`, *optional*, defaults to `0.001`):
-            tau in Eq. 3. It belongs to the score form: with `"mean_log_prob"` something like 0.1 is right.
         ntp (`bool`, *optional*, defaults to `True`):
             Whether next-token prediction of the positives' queries (Eq. 2) is in the mixture.
         ntp_reduction (`str`, *optional*, defaults to `"mean"`):
             `"mean"` or `"sum"` over the query's tokens (the paper prints a sum).
-        teacher_weight (`float`, *optional*, defaults to `0.0`):
-            Share, 0 to 1, of a teacher's scores in the ranking term: `(1 - w) * L_rank + w * L_teacher`, where
-            `L_teacher` is ListNet's cross-entropy from the softmax of the teacher's scores to that of S / tau. Ours,
-            not the paper's; the rows need `positive_scores` and `negative_scores` (`tsarank data scores`).
-        teacher_temperature (`float`, *optional*, defaults to `1.0`):
-            The teacher's scores are divided by it before their softmax; cosines of a bi-encoder want about 0.05, the
-            z-scores of several teachers about 1.
         dp (`bool`, *optional*, defaults to `True`):
             Whether the Differential Penalty (Eq. 4), KL from the starting checkpoint over the full vocabulary, is in
             the mixture.
-        ref_model (`str`, *optional*):
-            Folder or Hub id of the penalty's reference, loaded as a whole second model. By default it is the model
-            that training started from; for it LoRA needs no copy, and `top_blocks` only copies of the trained blocks.
+        teacher_weight (`float`, *optional*, defaults to `0.0`):
+            Share, 0 to 1, of a teacher's scores in the ranking term: ListNet's cross-entropy from the softmax of the
+            teacher's scores to that of S / tau. Ours, not the paper's; the rows need teacher scores
+            (`tsarank data scores`).
+        teacher_temperature (`float`, *optional*, defaults to `1.0`):
+            The teacher's scores are divided by it before their softmax; cosines of a bi-encoder want about 0.05, the
+            z-scores of several teachers about 1.
 
     > [!NOTE]
     > These parameters have default values different from [`RankingConfig`]:
+    > - `document_sampling`: Defaults to `"one_positive"` instead of `"first"`. The published code draws 47 negatives.
+    > - `loss`: Defaults to `"listwise_softmax"` (Eq. 3) instead of `"ranknet"`.
+    > - `score_form`: Defaults to `"geometric_mean"` instead of `"model"`, as in the published code; `"product"` is
+    >   Eq. 1 taken literally, whose gradient vanishes.
+    > - `temperature`: Defaults to `0.001` instead of `1.0`. It belongs to the score form: with `"mean_log_prob"`
+    >   something like 0.1 is right.
     > - `learning_rate`: Defaults to `3e-5` instead of `5e-5`. LoRA wants more: 1e-4 to 2e-4.
     > - `lr_scheduler_type`: Defaults to `"cosine"` instead of `"linear"`.
     > - `warmup_steps`: Defaults to `0.03` (of all steps) instead of `0`.
@@ -75,71 +67,73 @@ class RankingSFTConfig(RankingConfig):
         metadata={"help": "Longest training sequence in tokens, query included; only the document is cut."},
     )
     max_query_length: int | None = field(default=32, metadata={"help": "Longest query in training, in tokens."})
-
-    # Parameters that control the data
-    num_negatives: int = field(default=48, metadata={"help": "m, the negatives drawn for each query and epoch."})
-    allow_fewer_negatives: bool = field(
-        default=False, metadata={"help": "Whether a row may have fewer than num_negatives; its group is smaller then."}
+    document_sampling: str = field(
+        default=ONE_POSITIVE,
+        metadata={
+            "help": "Documents of a group: 'one_positive' one positive and num_negatives negatives drawn anew in "
+            "every epoch, 'first' the first num_documents in the given order, 'random' as many drawn anew.",
+            "choices": list(SAMPLING),
+        },
     )
-
-    # Parameters that control the loss
-    alpha: float = field(default=0.6, metadata={"help": "Eq. 5: alpha * rank + (1 - alpha) * (ntp + dp)."})
+    loss: str = field(default="listwise_softmax", metadata={"help": "The ranking loss, one of those of distillation."})
     score_form: str = field(
         default="geometric_mean",
-        metadata={"help": "S in the ranking loss (Eq. 3).", "choices": list(SCORE_FORMS)},
+        metadata={"help": "S in the ranking loss (Eq. 3).", "choices": [*SCORE_FORMS, MODEL_SCORE]},
     )
     temperature: float = field(
         default=0.001,
         metadata={"help": "tau in the ranking loss; 0.001 suits 'geometric_mean', about 0.1 'mean_log_prob'."},
     )
+
+    # Parameters that control the loss
+    alpha: float = field(default=0.6, metadata={"help": "Eq. 5: alpha * rank + (1 - alpha) * (ntp + dp)."})
     ntp: bool = field(
         default=True, metadata={"help": "Whether next-token prediction of the positives' queries is in the mixture."}
     )
-    ntp_reduction: str = field(
-        default="mean",
-        metadata={"help": "Mean or sum over the query's tokens in next-token prediction.", "choices": ["mean", "sum"]},
-    )
+    ntp_reduction: str = field(default="mean", metadata={"help": "Over a query's tokens.", "choices": ["mean", "sum"]})
+    dp: bool = field(default=True, metadata={"help": "Whether the Differential Penalty is in the mixture."})
     teacher_weight: float = field(
-        default=0.0, metadata={"help": "Share, 0 to 1, of a teacher's scores in the ranking term; the rows need them."}
+        default=0.0, metadata={"help": "Share, 0 to 1, of a teacher's scores in the ranking term."}
     )
     teacher_temperature: float = field(
         default=1.0,
-        metadata={"help": "The teacher's scores are divided by it; 0.05 suits a bi-encoder's cosines, 1 z-scores."},
-    )
-    dp: bool = field(
-        default=True,
-        metadata={"help": "Whether the Differential Penalty, KL from the starting checkpoint, is in the mixture."},
-    )
-    ref_model: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder or Hub id of the penalty's reference; the model training started from if not given."
-        },
+        metadata={"help": "The teacher's scores are divided by it before their softmax; cosines want about 0.05."},
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_choice("score_form", SCORE_FORMS)
         self._check_choice("ntp_reduction", ("mean", "sum"))
         for name in ("alpha", "teacher_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must lie between 0 and 1, got {getattr(self, name)!r}")
         if self.alpha == 0 and not self.ntp:
             raise InputError("alpha is 0 and ntp is off: nothing is left to learn from; raise alpha or switch ntp on")
-        if self.ref_model is not None and not self.dp:
-            raise InputError("ref_model was given but dp is off; leave ref_model out or switch dp on")
+        changed = [name for name in ("alpha", "ntp", "dp", "teacher_weight") if getattr(self, name) != _default(name)]
+        if self.objectives is not None and changed:
+            raise InputError(f"objectives were given, and {', '.join(changed)} too, which they replace; give one")
+        super().__post_init__()
 
-    def evaluation_figures(self) -> list[str]:
-        """What an evaluation measures beside the loss."""
-        parts = {"ntp_loss": self.uses_ntp, "dp_loss": self.uses_dp, "teacher_loss": self.teacher_weight > 0}
-        return ["rank_loss", "ranking_accuracy", "in_batch_ndcg", *(name for name, used in parts.items() if used)]
+    def preset_weights(self) -> dict[str, float]:
+        """The mixture of Eq. 5, without what has no weight."""
+        terms = [
+            (self.loss, self.alpha * (1 - self.teacher_weight)),
+            ("listnet", self.alpha * self.teacher_weight),
+            ("next_token", (1 - self.alpha) * self.ntp),
+            ("penalty", (1 - self.alpha) * self.dp),
+        ]
+        weights: dict[str, float] = {}
+        for name, weight in terms:
+            if weight > 0:
+                weights[name] = weights.get(name, 0.0) + weight
+        return weights
 
-    @property
-    def uses_ntp(self) -> bool:
-        """Whether next-token prediction has a weight above 0."""
-        return self.ntp and self.alpha < 1
+    def options_of(self, name: str) -> dict[str, Any]:
+        """The options of one objective."""
+        own: dict[str, dict[str, Any]] = {
+            "next_token": {"reduction": self.ntp_reduction},
+            "listnet": {"teacher_temperature": self.teacher_temperature},
+        }
+        return {**own.get(name, {}), **super().options_of(name)}
 
-    @property
-    def uses_dp(self) -> bool:
-        """Whether the Differential Penalty has a weight above 0."""
-        return self.dp and self.alpha < 1
+
+def _default(name: str) -> Any:
+    return getattr(RankingSFTConfig, name)

@@ -16,7 +16,7 @@ from modeling_tsarank.files.fields import FIELDS
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_text import document_text
 from modeling_tsarank.trainers.data import list_building
-from modeling_tsarank.trainers.training_layouts import canonical_row, read_document
+from modeling_tsarank.trainers.rows import layout_of, read_document, to_row
 
 
 ROOT = Path(__file__).parent.parent.parent
@@ -71,7 +71,7 @@ def as_table(folder: Path, record: Any) -> tuple[str | None, str]:
 
 def as_trained_on(folder: Path, record: Any) -> tuple[str | None, str]:
     found = read_document(record, "row 1: documents[0]")
-    return found["docid"], str(found["text"])
+    return found["id"], str(found["text"])
 
 
 def as_query(folder: Path, record: Any) -> tuple[str | None, str]:
@@ -151,33 +151,28 @@ def test_rankgpt_rows_without_docids_keep_their_candidates():
         "retrieved_passages": [{"text": "good"}, {"docid": None, "text": "bad"}, {"text": "worse"}],
         "negative_passages": None,
     }
-    assert [one["text"] for one in canonical_row(row, "sft")["negatives"]] == ["bad", "worse"]
+    assert [one["text"] for one in to_row(row, positives=True)["documents"]] == ["good", "bad", "worse"]
 
 
-@pytest.mark.parametrize("kind", ["sft", "distill"])
+@pytest.mark.parametrize("positives", [True, False])
 @pytest.mark.parametrize("absent", [{"pos_scores": None}, {"pos_scores": None, "neg_scores": None}])
-def test_scores_that_are_null_are_absent(kind, absent):
+def test_scores_that_are_null_are_absent(positives, absent):
     whole = {"query": "q", "pos": ["a"], "neg": ["b"], "pos_scores": [1], "neg_scores": [0]}
-    from modeling_tsarank.trainers.training_layouts import detect_layout
-
-    layout = detect_layout(whole.keys(), kind)
+    layout = layout_of(whole)
     row = {**whole, **absent}
-    if kind == "sft" and len(absent) == 2:
-        assert "positive_scores" not in canonical_row(row, kind, layout)
+    if len(absent) == 2:
+        assert "teacher_scores" not in to_row(row, positives, layout)
     else:
         with pytest.raises(InputError, match="missing"):
-            canonical_row(row, kind, layout)
+            to_row(row, positives, layout)
 
 
 @pytest.mark.parametrize("field", ["query", "documents", "permutation"])
 def test_a_field_of_a_training_row_that_is_null_is_missing(field):
     row = {"query": "q", "documents": ["a", "b"], "permutation": [1, 0]}
-    assert canonical_row({**row, "labels": None, "teacher_scores": None, "query_id": None}, "distill") == {
-        **canonical_row(row, "distill"),
-        "query_id": None,
-    }
+    assert to_row({**row, "labels": None, "teacher_scores": None, "query_id": None}) == to_row(row)
     with pytest.raises(InputError, match=f"{field}.*: missing"):
-        canonical_row({**row, field: None}, "distill")
+        to_row({**row, field: None})
 
 
 def test_the_names_of_fields_are_written_down_once():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -170,3 +171,9 @@ def assert_finite_at_extremes(loss: Callable[[Tensor], Tensor], shape: tuple[int
         (gradient,) = torch.autograd.grad(value, leaf)
         assert torch.isfinite(value)
         assert torch.isfinite(gradient).all()
+
+
+def with_scores(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with a teacher's scores, which are the lengths of the texts, here and there."""
+    positives, negatives = ([len(text) % 7 / 5 for text in row[name]] for name in ("positives", "negatives"))
+    return {**row, "positive_scores": positives, "negative_scores": negatives}

@@ -8,17 +8,28 @@ import pytest
 import torch
 
 from modeling_tsarank.trainers.collators import (
-    DistillGroups,
+    ONE_POSITIVE,
     RankingCollator,
-    SFTGroups,
+    SampledGroups,
     group_mask,
     pad_pairs,
     to_grid,
 )
+from modeling_tsarank.trainers.rows import to_row
+
+
+def one_positive(rows: list[Any], seed: int, num_negatives: int) -> SampledGroups:
+    return SampledGroups(
+        [to_row(row, positives=True) for row in rows], seed, ONE_POSITIVE, num_negatives=num_negatives
+    )
+
+
+def lists(rows: list[Any], seed: int, num_documents: int | None, sampling: str = "first") -> SampledGroups:
+    return SampledGroups([to_row(row) for row in rows], seed, sampling, num_documents=num_documents)
 
 
 def test_one_positive_comes_first_and_negatives_do_not_repeat(sft_rows: list[Any]) -> None:
-    groups = SFTGroups(sft_rows, seed=3, num_negatives=4)
+    groups = one_positive(sft_rows, seed=3, num_negatives=4)
     assert len(groups) == len(sft_rows)
     for i, row in enumerate(sft_rows):
         group = groups[i]
@@ -30,7 +41,7 @@ def test_one_positive_comes_first_and_negatives_do_not_repeat(sft_rows: list[Any
 
 
 def test_a_row_with_fewer_negatives_gives_them_all(sft_rows: list[Any]) -> None:
-    group = SFTGroups(sft_rows, seed=3, num_negatives=50)[0]
+    group = one_positive(sft_rows, seed=3, num_negatives=50)[0]
     assert sorted(group["documents"][1:]) == sorted(sft_rows[0]["negatives"])
 
 
@@ -40,7 +51,7 @@ def test_a_teachers_scores_go_with_their_documents(sft_rows: list[Any]) -> None:
         | {"negative_scores": [len(text) for text in row["negatives"]]}
         for row in sft_rows
     ]
-    groups, plain = (SFTGroups(given, seed=3, num_negatives=3) for given in (rows, sft_rows))
+    groups, plain = (one_positive(given, seed=3, num_negatives=3) for given in (rows, sft_rows))
     for i in range(len(rows)):
         assert groups[i]["documents"] == plain[i]["documents"]
         assert groups[i]["teacher_scores"] == [float(len(text)) for text in groups[i]["documents"]]
@@ -48,7 +59,7 @@ def test_a_teachers_scores_go_with_their_documents(sft_rows: list[Any]) -> None:
 
 
 def test_draws_depend_on_seed_epoch_and_row_alone(sft_rows: list[Any]) -> None:
-    first, second = (SFTGroups(sft_rows, seed=3, num_negatives=3) for _ in range(2))
+    first, second = (one_positive(sft_rows, seed=3, num_negatives=3) for _ in range(2))
     forwards = [first[i] for i in range(len(first))]
     backwards = [second[i] for i in reversed(range(len(second)))]
     assert forwards == backwards[::-1]
@@ -56,13 +67,13 @@ def test_draws_depend_on_seed_epoch_and_row_alone(sft_rows: list[Any]) -> None:
     assert [first[i] for i in range(len(first))] != forwards
     first.start_epoch(0)
     assert [first[i] for i in range(len(first))] == forwards
-    other = SFTGroups(sft_rows, seed=4, num_negatives=3)
+    other = one_positive(sft_rows, seed=4, num_negatives=3)
     assert [other[i] for i in range(len(other))] != forwards
 
 
 def test_workers_see_the_epoch(sft_rows: list[Any]) -> None:
     """Workers that outlive an epoch hold a copy of the dataset, but share its epoch."""
-    groups = SFTGroups(sft_rows, seed=3, num_negatives=3)
+    groups = one_positive(sft_rows, seed=3, num_negatives=3)
     loader = torch.utils.data.DataLoader(groups, batch_size=4, num_workers=1, persistent_workers=True, collate_fn=list)
     for epoch in (0, 1):
         groups.start_epoch(epoch)
@@ -71,7 +82,7 @@ def test_workers_see_the_epoch(sft_rows: list[Any]) -> None:
 
 def test_titles_are_put_in_front() -> None:
     rows = [{"query": " q ", "positives": [{"docid": "1", "title": "T", "text": "x"}], "negatives": ["y"]}]
-    assert SFTGroups(rows, 0, 1)[0] == {"row": 0, "query": "q", "documents": ["T x", "y"]}
+    assert one_positive(rows, 0, 1)[0]["documents"] == ["T x", "y"]
 
 
 def test_targets_follow_the_documents_that_are_kept() -> None:
@@ -82,30 +93,30 @@ def test_targets_follow_the_documents_that_are_kept() -> None:
         "teacher_scores": [0.5, 2.0, -1.0, 3.0],
         "labels": [0, 1, 0, 2],
     }
-    group = DistillGroups([row], 0, 3)[0]
+    group = lists([row], 0, 3)[0]
     assert group["documents"] == ["a", "b", "c"]
     assert group["permutation"] == [1, 0, 2]
     assert group["teacher_scores"] == [0.5, 2.0, -1.0]
     assert group["labels"] == [0.0, 1.0, 0.0]
-    drawn = DistillGroups([row] * 40, 0, 2, "random")
+    drawn = lists([row] * 40, 0, 2, "random")
     kept = {tuple(drawn[i]["documents"]) for i in range(40)}
     assert len(kept) == 6
     for i in range(40):
         group = drawn[i]
         by_score = sorted(range(2), key=lambda place: -group["teacher_scores"][place])
         assert group["permutation"] == by_score
-    assert DistillGroups([row], 0, None)[0]["permutation"] == row["permutation"]
+    assert lists([row], 0, None)[0]["permutation"] == row["permutation"]
 
 
 def test_a_missing_target_is_left_out() -> None:
-    group = DistillGroups([{"query": "q", "documents": ["a", "b"], "permutation": None, "labels": [1, 0]}], 0, None)[0]
+    group = lists([{"query": "q", "documents": ["a", "b"], "permutation": None, "labels": [1, 0]}], 0, None)[0]
     assert "permutation" not in group
     assert group["labels"] == [1.0, 0.0]
 
 
 def test_batch_holds_every_pairs_ids(make_ranker: Any, distill_rows: list[Any]) -> None:
     ranker = make_ranker("tsarank")
-    groups = DistillGroups(distill_rows, 0, None)
+    groups = lists(distill_rows, 0, None)
     chosen = [groups[i] for i in (0, 3, 1)]
     batch = RankingCollator(ranker.encoder)(chosen)
     sizes = [len(group["documents"]) for group in chosen]
@@ -137,7 +148,7 @@ def test_targets_need_every_group(make_ranker: Any) -> None:
 
 
 def test_padded_pairs(make_ranker: Any, sft_rows: list[Any]) -> None:
-    groups = SFTGroups(sft_rows, 0, 3)
+    groups = one_positive(sft_rows, 0, 3)
     batch = RankingCollator(make_ranker().encoder)([groups[i] for i in range(3)])
     padded = pad_pairs(batch, (5, 0, 7), pad_id=3)
     rows = batch["token_ids"].split(batch["lengths"].tolist())

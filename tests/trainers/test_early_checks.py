@@ -32,7 +32,11 @@ RERANKED = ["--eval_strategy", "steps", "--rerank_collection", "a"]
             [*BEST, "--metric_for_best_model", "ranking_acuracy"],
             "gives; did you mean ranking_acc",
         ),
-        ("sft", [*BEST, "--metric_for_best_model", "dp_loss", "--dp", "false"], "dp_loss, which no evaluation gives"),
+        (
+            "sft",
+            [*BEST, "--metric_for_best_model", "penalty_loss", "--dp", "false"],
+            "penalty_loss, which no evaluation gives",
+        ),
         ("sft", [*BEST, "--metric_for_best_model", "eval_accuracy"], "metric_for_best_model is accuracy, which no"),
         ("distill", [*BEST, "--metric_for_best_model", "ranking_accuracy"], "did you mean pairwise_accuracy?"),
         ("cpt", [*BEST, "--metric_for_best_model", "perplexity"], "there are loss, runtime"),

@@ -12,13 +12,10 @@ from hypothesis import strategies as st
 
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.losses import (
-    LOSSES,
     SCORE_FORMS,
     differential_penalty,
-    get_ranking_loss,
     lambdarank_loss,
     listwise_softmax_loss,
-    mixed_sft_loss,
     next_token_loss,
     permutation_to_ranks,
     ranking_score,
@@ -27,6 +24,7 @@ from modeling_tsarank.trainers.losses import (
     scores_to_ranks,
     token_kl,
 )
+from modeling_tsarank.trainers.objectives import OBJECTIVES, get_objective
 
 
 FORMULAS = {
@@ -84,59 +82,68 @@ def test_the_literal_product_has_no_gradient_for_a_real_query() -> None:
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("shape", ref.SHAPES)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_next_token_loss_equals_equation(shape: tuple[int, int], padded: bool, reduction: str) -> None:
-    scores, _, mask = ref.random_case(shape, 31, padded)
-    log_probs = -scores.abs()
+@pytest.mark.parametrize("positives", [1, 2, 0])
+def test_next_token_loss_equals_equation(shape: tuple[int, int], padded: bool, reduction: str, positives: int) -> None:
+    """Of none, one or two positives of each group, which add their mean."""
+    likelihoods, _, mask = ref.random_case(shape, 31, padded)
+    lengths = torch.arange(shape[0] * shape[1]).view(shape) % 5 + 1
+    labels = torch.zeros(shape)
+    labels[:, 1 : 1 + positives] = 2.0
+    given = None if positives == 1 else labels
+
+    def loss(values: torch.Tensor) -> torch.Tensor:
+        return next_token_loss(values, lengths, given, mask, reduction)
 
     def reference(values: torch.Tensor) -> float:
-        rows = ref.split(values, mask)
-        return ref.mean([-sum(row) / (len(row) if reduction == "mean" else 1) for row in rows])
+        groups = []
+        for row, counts, keep, grades in zip(values, lengths, mask, labels, strict=True):
+            places = [0] if given is None else [i for i in range(shape[1]) if keep[i] and grades[i] > 0]
+            groups.append(ref.mean([-float(row[i]) / (int(counts[i]) if reduction == "mean" else 1) for i in places]))
+        return ref.mean(groups)
 
-    ref.assert_same(lambda values: next_token_loss(values, mask, reduction), reference, log_probs)
-    ref.assert_padding_is_inert(lambda values: next_token_loss(values, mask, reduction), log_probs, mask)
-
-
-def test_next_token_loss_of_nothing_is_zero_and_differentiable() -> None:
-    log_probs = torch.randn(2, 3, requires_grad=True)
-    loss = next_token_loss(log_probs, torch.zeros(2, 3, dtype=torch.bool))
-    loss.backward()
-    assert loss.item() == 0
-    assert torch.all(log_probs.grad == 0)
+    ref.assert_same(loss, reference, likelihoods)
+    ref.assert_padding_is_inert(loss, likelihoods, mask)
 
 
-def penalty_by_loops(reference: torch.Tensor, values: torch.Tensor, weights: list[float]) -> float:
-    total = 0.0
-    for weight, p_row, q_row in zip(weights, reference.tolist(), values.tolist(), strict=True):
+def token_kls(reference: torch.Tensor, values: torch.Tensor) -> list[float]:
+    found = []
+    for p_row, q_row in zip(reference.tolist(), values.tolist(), strict=True):
         p, q = ref.softmax(p_row), ref.softmax(q_row)
-        total += weight * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-    return total
+        found.append(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)))
+    return found
 
 
 @pytest.mark.parametrize("block", [None, 1, 2, 5])
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("shape", [(1, 2), (5, 7), (6, 3)])
-def test_penalty_equals_equation(shape: tuple[int, int], weighted: bool, reduction: str, block: int | None) -> None:
+def test_divergences_equal_the_equation(shape: tuple[int, int], block: int | None) -> None:
     logits, reference, _ = ref.random_case(shape, 32, padded=False)
-    weights = torch.linspace(0.0, 2.0, shape[0], dtype=torch.float64) + 0.5 if weighted else None
-    listed = weights.tolist() if weighted else [1.0] * shape[0]
-
-    def loss(values: torch.Tensor) -> torch.Tensor:
-        return differential_penalty(reference, values, weights, reduction, block)
+    weights = torch.linspace(0.5, 2.5, shape[0], dtype=torch.float64)
 
     def by_loops(values: torch.Tensor) -> float:
-        total = penalty_by_loops(reference, values, listed)
-        return total / sum(listed) if reduction == "mean" else total
+        return sum(w * value for w, value in zip(weights.tolist(), token_kls(reference, values), strict=True))
 
-    ref.assert_same(loss, by_loops, logits)
+    ref.assert_same(lambda values: (weights * token_kl(reference, values, block)).sum(), by_loops, logits)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_penalty_is_the_mean_over_a_groups_query_tokens(padded: bool) -> None:
+    divergences, _, mask = ref.random_case((3, 4), 33, padded)
+    lengths = torch.tensor([[1, 2, 3, 4], [5, 5, 5, 5], [2, 1, 2, 1]])
+
+    def by_loops(values: torch.Tensor) -> float:
+        rows = zip(ref.split(values, mask), ref.split(lengths, mask), strict=True)
+        return ref.mean([sum(row) / sum(counts) for row, counts in rows])
+
+    ref.assert_same(lambda values: differential_penalty(values, lengths, mask), by_loops, divergences)
+    ref.assert_padding_is_inert(lambda values: differential_penalty(values, lengths, mask), divergences, mask)
 
 
 def test_penalty_direction_is_reference_first() -> None:
     """KL(p_cpt || p_sft): an event the reference finds impossible costs nothing, the other way round it would."""
     certain = torch.tensor([[20.0, -20.0]], dtype=torch.float64)
     even = torch.zeros(1, 2, dtype=torch.float64)
-    assert differential_penalty(certain, even).item() == pytest.approx(math.log(2), abs=1e-6)
-    assert differential_penalty(even, certain).item() == pytest.approx(20 - math.log(2), abs=1e-6)
+    assert token_kl(certain, even).item() == pytest.approx(math.log(2), abs=1e-6)
+    assert token_kl(even, certain).item() == pytest.approx(20 - math.log(2), abs=1e-6)
 
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -152,7 +159,7 @@ def test_penalty_is_exactly_zero_at_the_start(dtype: torch.dtype, block: int | N
     transposed = logits.t().contiguous().t()
     for reference in (logits.clone(), shifted, transposed):
         leaf = logits.clone().requires_grad_()
-        loss = differential_penalty(reference, leaf, block_tokens=block)
+        loss = token_kl(reference, leaf, block).mean()
         loss.backward()
         assert loss.item() == 0
         assert torch.all(leaf.grad == 0)
@@ -166,31 +173,16 @@ def test_penalty_at_the_start_leaves_weights_untouched() -> None:
     head = torch.nn.Linear(16, 503)
     with torch.no_grad():
         reference = head(hidden)
-    differential_penalty(reference, head(hidden)).backward()
+    token_kl(reference, head(hidden)).mean().backward()
     assert torch.all(head.weight.grad == 0)
     assert torch.all(head.bias.grad == 0)
     with torch.no_grad():
         head.weight[7] += 0.1
     head.zero_grad()
-    moved = differential_penalty(reference, head(hidden))
+    moved = token_kl(reference, head(hidden)).mean()
     moved.backward()
     assert moved.item() > 0
     assert head.weight.grad.abs().sum() > 0
-
-
-def test_penalty_in_chunks_equals_the_whole() -> None:
-    generator = torch.Generator().manual_seed(6)
-    reference = torch.randn(11, 50, generator=generator, dtype=torch.float64)
-    logits = torch.randn(11, 50, generator=generator, dtype=torch.float64, requires_grad=True)
-    whole = differential_penalty(reference, logits)
-    (expected,) = torch.autograd.grad(whole, logits)
-    parts = [
-        differential_penalty(reference[start : start + 4], logits[start : start + 4], reduction="sum") / 11
-        for start in range(0, 11, 4)
-    ]
-    (gradient,) = torch.autograd.grad(sum(parts), logits)
-    torch.testing.assert_close(sum(parts), whole, rtol=1e-12, atol=0)
-    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-15)
 
 
 def test_penalty_keeps_no_vocabulary_sized_tensor_but_its_inputs() -> None:
@@ -203,7 +195,7 @@ def test_penalty_keeps_no_vocabulary_sized_tensor_but_its_inputs() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        differential_penalty(reference, logits, torch.ones(8), block_tokens=2)
+        token_kl(reference, logits, 2)
     large = {tensor.data_ptr() for tensor in kept if tensor.numel() >= 800}
     assert large == {logits.data_ptr(), reference.data_ptr()}
 
@@ -211,7 +203,7 @@ def test_penalty_keeps_no_vocabulary_sized_tensor_but_its_inputs() -> None:
 def test_penalty_gives_the_reference_no_gradient() -> None:
     reference = torch.randn(3, 5, requires_grad=True)
     logits = torch.randn(3, 5, requires_grad=True)
-    differential_penalty(reference, logits).backward()
+    token_kl(reference, logits).sum().backward()
     assert reference.grad is None
     assert logits.grad.abs().sum() > 0
 
@@ -228,22 +220,14 @@ def test_penalty_with_extreme_logits() -> None:
 
 def test_penalty_of_no_token_is_zero() -> None:
     logits = torch.empty(0, 5, requires_grad=True)
-    loss = differential_penalty(torch.empty(0, 5), logits)
+    assert token_kl(torch.empty(0, 5), logits).shape == (0,)
+    divergences = torch.zeros(1, 2, requires_grad=True)
+    loss = differential_penalty(divergences, torch.zeros(1, 2))
     loss.backward()
     assert loss.item() == 0
 
 
-def test_mixture_equals_eq5() -> None:
-    rank, ntp, dp = (torch.tensor(value, requires_grad=True) for value in (2.0, 3.0, 5.0))
-    loss = mixed_sft_loss(rank, ntp, dp, alpha=0.6)
-    loss.backward()
-    assert loss.item() == pytest.approx(0.6 * 2 + 0.4 * (3 + 5))
-    assert [term.grad.item() for term in (rank, ntp, dp)] == pytest.approx([0.6, 0.4, 0.4])
-    assert mixed_sft_loss(rank, ntp, None, alpha=0.6).item() == pytest.approx(0.6 * 2 + 0.4 * 3)
-    assert mixed_sft_loss(rank, alpha=1.0).item() == 2.0
-
-
-@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("name", sorted(name for name, one in OBJECTIVES.items() if one.takes("scores")))
 def test_every_registered_loss_prefers_the_right_order(name: str) -> None:
     """By its register entry alone: names what it needs, and descends towards the targets' best document."""
     teacher = torch.tensor([[2.0, 0.5, -1.0, 0.0], [0.0, 3.0, 0.0, 0.0]], dtype=torch.float64)
@@ -252,11 +236,11 @@ def test_every_registered_loss_prefers_the_right_order(name: str) -> None:
     targets = {"ranks": ranks, "labels": ranks_to_labels(ranks, mask), "teacher_scores": teacher}
     if name == "listwise_softmax":
         targets["labels"] = (ranks == 1).long()
-    loss = get_ranking_loss(name)
+    loss = get_objective(name)
+    rest = {**targets, "mask": mask}
     scores = torch.zeros(2, 4, dtype=torch.float64, requires_grad=True)
-    right = loss(teacher, targets, mask)
-    assert right < loss(-teacher, targets, mask)
-    (gradient,) = torch.autograd.grad(loss(scores, targets, mask), scores)
+    assert loss({"scores": teacher, **rest}) < loss({"scores": -teacher, **rest})
+    (gradient,) = torch.autograd.grad(loss({"scores": scores, **rest}), scores)
     assert gradient.argmin(dim=1).tolist() == [0, 1]
     assert torch.all(gradient[1, 2:] == 0)
     assert loss.description
@@ -267,19 +251,21 @@ def test_register_derives_only_what_follows() -> None:
     permutation = permutation_to_ranks([[0, 1, 2]])
     scores = torch.tensor([[0.1, 0.9, 0.4]])
     expected = ranknet_loss(scores, permutation)
-    assert torch.equal(LOSSES["ranknet"](scores, {"teacher_scores": teacher}), expected)
-    assert torch.equal(LOSSES["ranknet"](scores, {"labels": torch.tensor([[3, 2, 0]])}), expected)
+    assert torch.equal(OBJECTIVES["ranknet"]({"scores": scores, "teacher_scores": teacher}), expected)
+    assert torch.equal(OBJECTIVES["ranknet"]({"scores": scores, "labels": torch.tensor([[3, 2, 0]])}), expected)
     grades = torch.tensor([[2, 1, 0]])
-    assert torch.equal(LOSSES["lambdarank"](scores, {"ranks": permutation}), lambdarank_loss(scores, grades))
+    assert torch.equal(
+        OBJECTIVES["lambdarank"]({"scores": scores, "ranks": permutation}), lambdarank_loss(scores, grades)
+    )
     for name, targets in (("listnet", {"ranks": permutation}), ("listwise_softmax", {"teacher_scores": teacher})):
         with pytest.raises(InputError, match=f"the loss {name} needs"):
-            LOSSES[name](scores, targets)
+            OBJECTIVES[name]({"scores": scores, **targets})
 
 
 def test_register_passes_options_on() -> None:
     scores = torch.tensor([[0.1, 0.9]])
     labels = torch.tensor([[1, 0]])
-    loss = LOSSES["listwise_softmax"](scores, {"labels": labels}, temperature=0.1)
+    loss = OBJECTIVES["listwise_softmax"]({"scores": scores, "labels": labels}, temperature=0.1)
     assert loss.item() == pytest.approx(math.log(1 + math.exp(8)), rel=1e-6)
 
 
@@ -287,14 +273,13 @@ def test_register_passes_options_on() -> None:
     ("call", "message"),
     [
         (lambda: ranking_score(torch.zeros(1), torch.ones(1), "mean"), "geometric_mean"),
-        (lambda: next_token_loss(torch.zeros(3)), r"\(pairs, tokens\)"),
+        (lambda: next_token_loss(torch.zeros(3), torch.ones(3)), r"\(groups, documents\)"),
         (lambda: next_token_loss(torch.zeros(1, 3), torch.ones(1, 2)), r"\(1, 2\)"),
-        (lambda: next_token_loss(torch.zeros(1, 3), reduction="max"), "reduction"),
-        (lambda: differential_penalty(torch.zeros(2, 3), torch.zeros(2, 4)), r"\(2, 3\) and \(2, 4\)"),
-        (lambda: differential_penalty(torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(3)), "each of 2 tokens"),
-        (lambda: differential_penalty(torch.zeros(2, 3), torch.zeros(2, 3), block_tokens=0), "at least 1"),
-        (lambda: mixed_sft_loss(torch.zeros(()), alpha=1.5), "between 0 and 1"),
-        (lambda: get_ranking_loss("hinge"), "listwise_softmax"),
+        (lambda: next_token_loss(torch.zeros(1, 3), torch.ones(1, 3), reduction="max"), "reduction"),
+        (lambda: differential_penalty(torch.zeros(2, 3), torch.zeros(2, 4)), r"\(2, 4\)"),
+        (lambda: token_kl(torch.zeros(2, 3), torch.zeros(2, 4)), r"\(2, 3\) and \(2, 4\)"),
+        (lambda: token_kl(torch.zeros(2, 3), torch.zeros(2, 3), 0), "at least 1"),
+        (lambda: get_objective("hinge"), "listwise_softmax"),
     ],
 )
 def test_wrong_input_is_named(call, message: str) -> None:

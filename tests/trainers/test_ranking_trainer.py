@@ -149,9 +149,11 @@ def test_processes_of_the_test_above_do_have_uneven_chunks(make_trainer: Any, sf
 def test_evaluation_has_every_figure_and_repeats_itself(make_trainer: Any, sft_rows: list[Any]) -> None:
     trainer = make_trainer("sft", eval_rows=sft_rows[:10], trainable="lora", per_device_eval_batch_size=5)
     first, second = trainer.evaluate(), trainer.evaluate()
-    names = ["loss", "rank_loss", "ntp_loss", "dp_loss", "ranking_accuracy", "in_batch_ndcg"]
+    names = ["loss", "listwise_softmax_loss", "next_token_loss", "penalty_loss", "ranking_accuracy", "in_batch_ndcg"]
     assert [first[f"eval_{name}"] for name in names] == [second[f"eval_{name}"] for name in names]
-    mixed = 0.6 * first["eval_rank_loss"] + 0.4 * (first["eval_ntp_loss"] + first["eval_dp_loss"])
+    mixed = 0.6 * first["eval_listwise_softmax_loss"] + 0.4 * (
+        first["eval_next_token_loss"] + first["eval_penalty_loss"]
+    )
     assert first["eval_loss"] == pytest.approx(mixed, rel=1e-5)
     # In one chunk or many, of given rows or of those named at the start.
     trainer.args.chunk_tokens = 30

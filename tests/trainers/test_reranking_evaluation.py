@@ -196,7 +196,7 @@ def test_loss_and_ranking_come_in_one_evaluation(
     trainer = make_measured([reranking_set], [noted], eval_rows=sft_rows[:4], max_steps=2)
     trainer.train()
     assert len(noted.seen) == 2
-    assert all({"eval_loss", "eval_rank_loss", "eval_ndcg@10"} <= set(metrics) for metrics in noted.seen)
+    assert all({"eval_loss", "eval_listwise_softmax_loss", "eval_ndcg@10"} <= set(metrics) for metrics in noted.seen)
     logged = [row for row in trainer.state.log_history if "eval_ndcg@10" in row]
     assert len(logged) == 2
     assert all("eval_loss" in row for row in logged)

@@ -268,7 +268,7 @@ def test_errors_are_one_line_with_status_2(files: Path, tmp_path: Path, capfd: p
                 "--family",
                 "true_false_logits",
             ],
-            "needs a query-likelihood ranker",
+            "needs a ranker that scores query tokens",
         ),
         (
             [*common, "--train_data", str(files / "sft.jsonl"), "--rerank_collection", str(files / "collection")],

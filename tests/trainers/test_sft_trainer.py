@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from loss_references import with_scores
 
 from modeling_tsarank.modeling_tsarank import TSARankModel
 from modeling_tsarank.ranking_errors import InputError, ModelError, NonFiniteScoreError
@@ -69,12 +70,6 @@ def written_out_loss(trainer: Any, batch: Any, start: list[torch.Tensor]) -> dic
     return {**means, "loss": args.alpha * ranking + (1 - args.alpha) * rest}
 
 
-def with_scores(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with a teacher's scores, which are the lengths of the texts, here and there."""
-    positives, negatives = ([len(text) % 7 / 5 for text in row[name]] for name in ("positives", "negatives"))
-    return {**row, "positive_scores": positives, "negative_scores": negatives}
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -108,13 +103,11 @@ def test_loss_is_the_mixture_written_out(
         trainer.args.chunk_tokens = chunk_tokens
         assert trainer.training_step(trainer.model, batch).item() == pytest.approx(expected["loss"], rel=1e-5)
     noted = trainer._averages("train")
-    assert noted["rank_loss"] == pytest.approx(expected["rank"], rel=1e-5, abs=1e-6)
-    uses = {"ntp_loss": trainer.args.uses_ntp, "dp_loss": trainer.args.uses_dp}
-    uses["teacher_loss"] = trainer.args.teacher_weight > 0
-    for name, used in uses.items():
-        assert (name in noted) == used
-        if used:
-            assert noted[name] == pytest.approx(expected[name.removesuffix("_loss")], rel=1e-5)
+    names = {"listwise_softmax": "rank", "listnet": "teacher", "next_token": "ntp", "penalty": "dp"}
+    for name, term in names.items():
+        assert (f"{name}_loss" in noted) == (name in trainer.args.weights())
+        if name in trainer.args.weights():
+            assert noted[f"{name}_loss"] == pytest.approx(expected[term], rel=1e-5, abs=1e-6)
 
 
 def test_a_teacher_alone_makes_the_model_rank_as_it_does(make_trainer: Any, sft_rows: list[Any]) -> None:
@@ -131,7 +124,7 @@ def test_a_teacher_alone_makes_the_model_rank_as_it_does(make_trainer: Any, sft_
 
 
 def test_a_teacher_needs_its_scores(make_trainer: Any, sft_rows: list[Any]) -> None:
-    with pytest.raises(InputError, match="there are rows without positive_scores and"):
+    with pytest.raises(InputError, match="the loss listnet needs teacher_scores and the rows have labels"):
         make_trainer("sft", rows=sft_rows, teacher_weight=0.5)
     rows = [with_scores(row) for row in sft_rows]
     rows[2]["negative_scores"] = rows[2]["negative_scores"][:1]
@@ -150,18 +143,18 @@ def test_penalty_and_its_gradient_are_exactly_zero_at_the_start(
     trainer = make_trainer("sft", trainable=part, chunk_tokens=chunk_tokens)
     batch = first_batch(trainer)
     trainer.training_step(trainer.model, batch)
-    assert trainer._averages("train")["dp_loss"] == 0.0
+    assert trainer._averages("train")["penalty_loss"] == 0.0
     with_penalty = gradients(trainer)
-    reference, trainer.model.reference = trainer.model.reference, None
+    trainer.args.dp, reference, trainer.model.reference = False, trainer.model.reference, None
     trainer.training_step(trainer.model, batch)
     without = gradients(trainer)
     assert all(torch.equal(with_penalty[name], without[name]) for name in without)
     # Once the model has moved, neither is zero.
-    trainer.model.reference = reference
+    trainer.args.dp, trainer.model.reference = True, reference
     trainer._averages("train")
     perturb(trainer)
     trainer.training_step(trainer.model, batch)
-    assert trainer._averages("train")["dp_loss"] > 0
+    assert trainer._averages("train")["penalty_loss"] > 0
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -214,9 +207,9 @@ def test_it_learns_a_separable_set(part: str, make_ranker: Any, make_trainer: An
     assert after["eval_loss"] < before["eval_loss"] - 0.2
     assert after["eval_ranking_accuracy"] > max(before["eval_ranking_accuracy"], 0.9)
     assert after["eval_in_batch_ndcg"] > before["eval_in_batch_ndcg"]
-    log = [entry for entry in trainer.state.log_history if "rank_loss" in entry]
+    log = [entry for entry in trainer.state.log_history if "listwise_softmax_loss" in entry]
     assert len(log) == trainer.state.global_step
-    assert {"loss", "ntp_loss", "dp_loss", "ranking_accuracy", "in_batch_ndcg"} <= log[0].keys()
+    assert {"loss", "next_token_loss", "penalty_loss", "ranking_accuracy", "in_batch_ndcg"} <= log[0].keys()
 
 
 def test_final_folder_ranks_like_the_trained_model(make_trainer: Any) -> None:
@@ -252,7 +245,7 @@ def test_a_reference_can_be_named(make_ranker: Any, make_trainer: Any, first_bat
     start = full_distributions(TSARankModel.from_pretrained(tmp_path / "other"), batch)
     expected = written_out_loss(trainer, batch, start)["dp"]
     assert expected > 1e-3
-    assert trainer._averages("train")["dp_loss"] == pytest.approx(expected, rel=1e-4)
+    assert trainer._averages("train")["penalty_loss"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_training_lengths_cut_the_document(make_trainer: Any, first_batch: Any) -> None:
@@ -267,7 +260,7 @@ def test_training_lengths_cut_the_document(make_trainer: Any, first_batch: Any) 
 
 
 def test_another_family_is_refused(make_ranker: Any, make_trainer: Any) -> None:
-    with pytest.raises(ModelError, match=r"needs a query-likelihood ranker \(TSARankModel\), got TwolarModel"):
+    with pytest.raises(ModelError, match=r"needs a ranker that scores query tokens \(TSARankModel\), got TwolarModel"):
         make_trainer("sft", ranker=make_ranker("twolar"))
     with pytest.raises(ModelError, match="needs a ranking model, got LlamaForCausalLM"):
         make_trainer("sft", ranker=make_ranker().backbone)
@@ -314,7 +307,7 @@ def test_one_row_is_refused(make_trainer: Any, sft_rows: list[Any]) -> None:
         ({"chunk_tokens": -1}, "chunk_tokens must be a whole number of at least 0"),
         ({"lora_dropout": 1.0}, "lora_dropout must be a number of at least 0 and below 1"),
         ({"frozen_dtype": "int8"}, "unknown frozen_dtype"),
-        ({"ref_model": "x", "dp": False}, "ref_model was given but dp is off"),
+        ({"ref_model": "x", "dp": False}, "ref_model was given, but no penalty is among"),
         ({"max_length": 20, "max_query_length": 30}, "max_query_length"),
     ],
 )
@@ -351,7 +344,7 @@ def test_nan_stops_with_the_batch_saved_and_no_checkpoint(chunk_tokens: int, mak
     # Not every one: what attention makes of a NaN depends on the processor's kernel.
     assert any(map(math.isnan, group["scores"]))
     assert isinstance(group["query"], str)
-    assert math.isnan(record["losses"]["rank_loss"])
+    assert math.isnan(record["losses"]["listwise_softmax_loss"])
 
 
 def test_infinite_gradient_stops_before_the_weights_change(make_trainer: Any) -> None:

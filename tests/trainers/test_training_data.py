@@ -13,12 +13,13 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from modeling_tsarank.ranking_errors import InputError, TSARankError
-from modeling_tsarank.trainers.training_data import (
-    canonical_row,
-    check_rows,
-    drop_unusable_rows,
-    load_training_rows,
-)
+from modeling_tsarank.trainers.cpt_trainer import ROW_RULES
+from modeling_tsarank.trainers.row_checks import RowRules, checked_rows
+from modeling_tsarank.trainers.rows import PLACE, positives_and_negatives, to_row
+from modeling_tsarank.trainers.training_data import load_training_rows
+
+
+SFT_RULES = RowRules(positives=True, negatives=1)
 
 
 SFT_RECORDS = [
@@ -55,11 +56,11 @@ def write(path: Path, records: list[Any]) -> Path:
     ["rows.jsonl", "rows.jsonl.gz", "array.json", "data.json", "lines.json", "lines.json.gz", "rows.parquet"],
 )
 def test_every_file_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
-    dataset = load_training_rows(write(tmp_path / name, SFT_RECORDS), "sft", cache_dir=tmp_path / "cache")
-    expected = [{**canonical_row(record, "sft"), "source": "made"} for record in SFT_RECORDS]
-    assert list(dataset) == expected
-    assert dataset.column_names == ["query_id", "query", "positives", "negatives", "source"]
-    check_rows(dataset, "sft", negatives=3)
+    dataset = load_training_rows(write(tmp_path / name, SFT_RECORDS), cache_dir=tmp_path / "cache")
+    expected = [{**to_row(record), "source": "made"} for record in SFT_RECORDS]
+    assert list(dataset.remove_columns(PLACE)) == expected
+    assert dataset.column_names == ["query_id", "query", "documents", "labels", "source", PLACE]
+    assert all(str(tmp_path / name) in place for place in dataset[PLACE])
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "array.json", "data.json", "lines.json"])
@@ -68,33 +69,33 @@ def test_a_byte_order_mark_is_no_part_of_the_rows(tmp_path: Path, name: str) -> 
     plain = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     marked = b"\xef\xbb\xbf" + plain
     path.write_bytes(gzip.compress(marked) if path.suffix == ".gz" else marked)
-    dataset = load_training_rows(path, "sft", cache_dir=tmp_path / "cache")
-    assert list(dataset) == [{**canonical_row(record, "sft"), "source": "made"} for record in SFT_RECORDS]
+    dataset = load_training_rows(path, cache_dir=tmp_path / "cache")
+    assert list(dataset.remove_columns(PLACE)) == [{**to_row(record), "source": "made"} for record in SFT_RECORDS]
 
 
 def test_lists_datasets_and_saved_folders_give_the_same_rows(tmp_path: Path) -> None:
-    expected = list(load_training_rows(SFT_RECORDS, "sft"))
+    expected = list(load_training_rows(SFT_RECORDS))
     dataset = Dataset.from_list(SFT_RECORDS)
-    assert list(load_training_rows(dataset, "sft")) == expected
-    assert list(load_training_rows(DatasetDict({"test": dataset}), "sft", split="test")) == expected
+    assert list(load_training_rows(dataset)) == expected
+    assert list(load_training_rows(DatasetDict({"test": dataset}), split="test")) == expected
     dataset.save_to_disk(tmp_path / "one")
     DatasetDict({"train": dataset}).save_to_disk(tmp_path / "splits")
-    assert list(load_training_rows(tmp_path / "one", "sft")) == expected
-    assert list(load_training_rows(str(tmp_path / "splits"), "sft")) == expected
+    assert list(load_training_rows(tmp_path / "one")) == expected
+    assert list(load_training_rows(str(tmp_path / "splits"))) == expected
 
 
 @pytest.mark.parametrize(
-    ("kind", "records"),
+    "records",
     [
-        ("cpt", [{"query": "q", "document": "d", "type": "title_body"}] * 2),
-        ("sft", SFT_RECORDS),
-        ("distill", [{"query": "q", "documents": ["a", "b"], "permutation": "[2] > [1]", "teacher": "x"}] * 2),
-        ("distill", [{"query": "q", "documents": ["a", "b"], "teacher_scores": [1.0, 0.0]}] * 2),
+        [{"query": "q", "document": "d", "type": "title_body"}] * 2,
+        SFT_RECORDS,
+        [{"query": "q", "documents": ["a", "b"], "permutation": "[2] > [1]", "teacher": "x"}] * 2,
+        [{"query": "q", "documents": ["a", "b"], "teacher_scores": [1.0, 0.0]}] * 2,
     ],
 )
-def test_canonical_rows_load_as_they_are(kind: str, records: list[dict[str, Any]]) -> None:
-    once = load_training_rows(records, kind)
-    twice = load_training_rows(once, kind)
+def test_rows_that_were_read_load_as_they_are(records: list[dict[str, Any]]) -> None:
+    once = load_training_rows(records)
+    twice = load_training_rows(once)
     assert list(twice) == list(once)
     assert twice.features == once.features
 
@@ -105,22 +106,22 @@ def test_mixed_documents_and_types_in_one_file(tmp_path: Path) -> None:
         {"query": "a", "positives": ["p"], "negatives": [{"docid": 5, "text": "n"}, "m"]},
         {"query": "b", "positives": [{"text": "p"}], "negatives": [], "query_id": 7},
     ]
-    dataset = load_training_rows(write(tmp_path / "rows.jsonl", records), "sft", cache_dir=tmp_path / "cache")
-    assert dataset[0]["negatives"] == [
-        {"docid": "5", "title": None, "text": "n"},
-        {"docid": None, "title": None, "text": "m"},
+    dataset = load_training_rows(write(tmp_path / "rows.jsonl", records), cache_dir=tmp_path / "cache")
+    assert dataset[0]["documents"][1:] == [
+        {"id": "5", "title": None, "text": "n"},
+        {"id": None, "title": None, "text": "m"},
     ]
     assert dataset["query_id"][:] == [None, "7"]
 
 
 def test_carried_fields_are_texts_and_never_targets(tmp_path: Path) -> None:
     record = {**SFT_RECORDS[0], "labels": ["Good"], "year": 2016, "repaired": True, "scores": [1], "note": None}
-    dataset = load_training_rows([record, {**record, "year": None}], "sft")
+    dataset = load_training_rows([record, {**record, "year": None}])
     assert dataset.column_names == [
         "query_id",
         "query",
-        "positives",
-        "negatives",
+        "documents",
+        "labels",
         "source",
         "year",
         "repaired",
@@ -132,14 +133,14 @@ def test_carried_fields_are_texts_and_never_targets(tmp_path: Path) -> None:
 
 def test_a_changed_file_is_read_anew(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", SFT_RECORDS[:2])
-    assert len(load_training_rows(path, "sft", cache_dir=tmp_path / "cache")) == 2
+    assert len(load_training_rows(path, cache_dir=tmp_path / "cache")) == 2
     write(path, SFT_RECORDS[:3])
-    assert len(load_training_rows(path, "sft", cache_dir=tmp_path / "cache")) == 3
+    assert len(load_training_rows(path, cache_dir=tmp_path / "cache")) == 3
     same_size = [{**record, "query": record["query"].replace("question", "QUESTION")} for record in SFT_RECORDS[:3]]
     before = path.stat()
     write(path, same_size)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
-    assert load_training_rows(path, "sft", cache_dir=tmp_path / "cache")[0]["query"] == "QUESTION 0"
+    assert load_training_rows(path, cache_dir=tmp_path / "cache")[0]["query"] == "QUESTION 0"
 
 
 def test_a_folder_is_read_by_split(tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ def test_a_folder_is_read_by_split(tmp_path: Path) -> None:
     (folder / "README.md").write_text("not data", encoding="utf-8")
 
     def queries(split: str) -> list[str]:
-        return load_training_rows(folder, "sft", split, cache_dir=tmp_path / "cache")["query"][:]
+        return load_training_rows(folder, split, cache_dir=tmp_path / "cache")["query"][:]
 
     assert queries("train") == ["flag", "question 0"]
     assert queries("validation") == queries("dev") == ["question 1"]
@@ -177,7 +178,7 @@ def test_records_beside_the_rows_are_no_rows(tmp_path: Path) -> None:
     row = {"query": "a", "document": "b"}
     (tmp_path / "data" / "train.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     (tmp_path / "provenance.json").write_text('{"kind": "weak_pairs"}', encoding="utf-8")
-    assert len(load_training_rows(tmp_path, "cpt")) == 1
+    assert len(load_training_rows(tmp_path)) == 1
 
 
 def test_rankgpt_files_load_as_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -185,14 +186,14 @@ def test_rankgpt_files_load_as_they_are(tmp_path: Path, caplog: pytest.LogCaptur
     answers = tmp_path / "answers.json"
     answers.write_text(json.dumps(ANSWERS), encoding="utf-8")
     for source in (data, RANKGPT, Dataset.from_list(RANKGPT)):
-        dataset = load_training_rows(source, "distill", permutations=answers, cache_dir=tmp_path / "cache")
+        dataset = load_training_rows(source, permutations=answers, cache_dir=tmp_path / "cache")
         assert dataset["permutation"][:] == [[3, 2, 1, 0], [1, 0, 2, 3], []]
         assert dataset["answer"][:] == ANSWERS
         assert dataset["repaired"][:] == ["false", "true", "true"]
     with pytest.raises(InputError, match=r"^row 3: permutation: empty"):
-        check_rows(dataset, "distill")
+        checked_rows(dataset, RowRules())
     with caplog.at_level(logging.WARNING):
-        assert len(drop_unusable_rows(dataset, "distill")) == 2
+        assert len(checked_rows(dataset, RowRules(), drop_unusable=True).rows) == 2
     assert "left out 1 of 3 rows; by field: permutation 1" in caplog.text
 
 
@@ -200,9 +201,9 @@ def test_rankgpt_data_without_answers_warns_once(tmp_path: Path, caplog: pytest.
     """Its passages stand in the first stage's order: to learn that silently would be a trap."""
     twolar = [{**row, "retrieved_passages": row["retrieved_passages"][::-1]} for row in RANKGPT]
     with caplog.at_level(logging.WARNING):
-        dataset = load_training_rows(twolar, "distill")
+        dataset = load_training_rows(twolar)
         assert "retrieved_passages" not in caplog.text
-        load_training_rows(Dataset.from_list(RANKGPT), "distill")
+        load_training_rows(Dataset.from_list(RANKGPT))
     assert caplog.text.count("give it as permutations") == 1
     assert dataset["permutation"][0] == [0, 1, 2, 3]
     assert dataset[0]["documents"][0]["text"] == "text 3"
@@ -220,10 +221,10 @@ def test_answers_must_match_the_rows(tmp_path: Path, answers: list[Any], message
     path = tmp_path / "answers.json"
     path.write_text(json.dumps(answers), encoding="utf-8")
     with pytest.raises(InputError, match=message):
-        load_training_rows(RANKGPT, "distill", permutations=path)
+        load_training_rows(RANKGPT, permutations=path)
     data = write(tmp_path / "marco.jsonl", RANKGPT)
     with pytest.raises(InputError, match=message.replace("row 3", "line 3")):
-        load_training_rows(data, "distill", permutations=path, cache_dir=tmp_path / "cache")
+        load_training_rows(data, permutations=path, cache_dir=tmp_path / "cache")
 
 
 def test_errors_name_file_and_line(tmp_path: Path) -> None:
@@ -237,7 +238,7 @@ def test_errors_name_file_and_line(tmp_path: Path) -> None:
     ):
         path.write_text(f"{good}\n\n{line}\n", encoding="utf-8")
         with pytest.raises(InputError, match=message) as caught:
-            load_training_rows(path, "sft", cache_dir=tmp_path / "cache")
+            load_training_rows(path, cache_dir=tmp_path / "cache")
         assert "\n" not in str(caught.value)
 
 
@@ -247,7 +248,7 @@ def test_a_later_row_without_the_target_is_an_error() -> None:
         {"query": "q", "documents": ["a", "b"], "permutation": [1, 0]},
     ]
     with pytest.raises(InputError, match="row 2: teacher_scores: missing, while the first row has it"):
-        load_training_rows(rows, "distill")
+        load_training_rows(rows)
 
 
 def broken_sources(folder: Path) -> list[tuple[Any, str]]:
@@ -288,20 +289,16 @@ def broken_sources(folder: Path) -> list[tuple[Any, str]]:
 def test_broken_sources_are_named(tmp_path: Path) -> None:
     for source, message in broken_sources(tmp_path / "broken"):
         with pytest.raises(InputError, match=message) as caught:
-            load_training_rows(source, "cpt", cache_dir=tmp_path / "cache")
+            load_training_rows(source, cache_dir=tmp_path / "cache")
         assert "\n" not in str(caught.value)
 
 
 def test_options_that_do_not_go_together(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", SFT_RECORDS)
-    with pytest.raises(InputError, match="permutations belong to distillation"):
-        load_training_rows(path, "sft", permutations=path)
     with pytest.raises(InputError, match="works for datasets of the Hub only"):
-        load_training_rows(path, "sft", split="train[:2]")
+        load_training_rows(path, split="train[:2]")
     with pytest.raises(InputError, match="no permutations file"):
-        load_training_rows(RANKGPT, "distill", permutations=tmp_path / "none.json")
-    with pytest.raises(InputError, match="unknown kind"):
-        load_training_rows(path, "rlhf")
+        load_training_rows(RANKGPT, permutations=tmp_path / "none.json")
 
 
 def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +308,7 @@ def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(TSARankError, match="tsarank-tests/no-such-dataset") as caught:
-        load_training_rows("tsarank-tests/no-such-dataset", "sft")
+        load_training_rows("tsarank-tests/no-such-dataset")
     assert "\n" not in str(caught.value)
 
 
@@ -335,41 +332,41 @@ def test_real_supervised_files(data_dir: Path, tmp_path: Path, name: str) -> Non
     path = data_dir / "supervised" / f"{name}.jsonl.gz"
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         records = [json.loads(line) for line in lines]
-    dataset = load_training_rows(path, "sft", cache_dir=tmp_path)
+    dataset = load_training_rows(path, cache_dir=tmp_path)
     total, usable = SUPERVISED[name]
     assert len(dataset) == len(records) == total
     for record, row in zip(records, dataset, strict=True):
         assert row["query"] == record["query"].strip()
+        sides = positives_and_negatives(row)
         for field in ("positives", "negatives"):
             given = [item if isinstance(item, str) else item["text"] for item in record[field]]
-            assert [document["text"] for document in row[field]] == [text.strip() for text in given]
+            assert [document["text"] for document in sides[field]] == [text.strip() for text in given]
     plain = [row for row in records if row["positives"] and row["negatives"]]
-    kept = drop_unusable_rows(dataset, "sft")
+    kept = checked_rows(dataset, SFT_RULES, drop_unusable=True).rows
     assert len(kept) == usable == len(plain)
-    check_rows(kept, "sft", negatives=48, allow_fewer=True)
-    check_rows(load_training_rows(kept, "distill"), "distill", loss="lambdarank")
+    checked_rows(kept, RowRules(("lambdarank",)))
 
 
 def test_real_rankinggpt_file_keeps_its_ids(data_dir: Path, tmp_path: Path) -> None:
     path = data_dir / "supervised" / "msmarco_rankinggpt_100q.jsonl.gz"
-    dataset = load_training_rows(path, "sft", cache_dir=tmp_path)
+    dataset = load_training_rows(path, cache_dir=tmp_path)
     assert dataset[0]["query_id"] == "958784"
-    assert dataset[0]["positives"][0]["docid"] == "4745841"
+    assert dataset[0]["documents"][0]["id"] == "4745841"
     with pytest.raises(InputError, match=r"negatives: expected at least the 48 asked for, got \d+"):
-        check_rows(dataset, "sft", negatives=48)
+        checked_rows(dataset, RowRules(positives=True, negatives=48))
 
 
 @pytest.mark.parametrize("name", ["entity_description", "summary_content"])
 def test_real_weak_pairs(data_dir: Path, tmp_path: Path, name: str) -> None:
-    dataset = load_training_rows(data_dir / "weak_pairs" / f"{name}.jsonl.gz", "cpt", cache_dir=tmp_path)
-    check_rows(dataset, "cpt")
-    assert set(dataset.column_names) == {"query", "document", "type", "source"}
+    dataset = load_training_rows(data_dir / "weak_pairs" / f"{name}.jsonl.gz", cache_dir=tmp_path)
+    checked_rows(dataset, ROW_RULES)
+    assert set(dataset.column_names) == {"query_id", "query", "documents", "labels", "type", "source", PLACE}
     assert set(dataset["type"][:]) == {name}
 
 
 @pytest.mark.slow
 def test_all_real_weak_pairs_as_a_folder(data_dir: Path, tmp_path: Path) -> None:
-    dataset = load_training_rows(data_dir / "weak_pairs", "cpt", cache_dir=tmp_path)
-    check_rows(dataset, "cpt")
+    dataset = load_training_rows(data_dir / "weak_pairs", cache_dir=tmp_path)
+    checked_rows(dataset, ROW_RULES)
     assert len(dataset) == 200_073
     assert len(set(dataset["type"][:])) == 7

@@ -20,7 +20,7 @@ from modeling_tsarank.eval.types import Collection
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.list_building import FirstStage, Retriever
 from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
-from modeling_tsarank.trainers.training_checks import plain_text
+from modeling_tsarank.trainers.row_checks import plain_text
 
 
 SAMPLINGS = ("random", "top")

@@ -86,19 +86,19 @@ def run_scores(args: argparse.Namespace) -> int:
     from modeling_tsarank.trainers.data.teacher_cache import RequestCache
     from modeling_tsarank.trainers.data.teacher_facts import teacher_facts
     from modeling_tsarank.trainers.data.teacher_mixture import teacher_scorer
-    from modeling_tsarank.trainers.training_checks import check_rows
-    from modeling_tsarank.trainers.training_data import load_training_rows
+    from modeling_tsarank.trainers.row_checks import RowRules, checked_rows
+    from modeling_tsarank.trainers.rows import positives_and_negatives
 
     teachers = teacher_facts(args.teacher, args.teacher_trained_on)
-    rows = load_training_rows(args.rows, "sft")
-    check_rows(rows, "sft", allow_fewer=True, minimum_rows=1)
+    rules = RowRules(positives=True, negatives=1)
+    rows = checked_rows(args.rows, rules, minimum_rows=1).rows
     counts: Counter[str] = Counter()
     path = args.cache or args.output.with_name(f"{args.output.name}.cache.sqlite")
     with ExitStack() as stack:
         cache, check = stack.enter_context(RequestCache(path)), open_check(args, stack)
         place = args.batch_tokens, args.device, args.dtype
         scorer = teacher_scorer(args.teacher, args.teacher_weights, cache, None, *place, **given_lengths(args))
-        bar = tqdm(rows, desc="scoring rows", unit="row", disable=None)
+        bar = map(positives_and_negatives, tqdm(rows, desc="scoring rows", unit="row", disable=None))
         scored = _scored(bar if check is None else check.clean_rows(bar), scorer, counts)
         write_jsonl(args.output, (row for row in scored if not args.consistent_only or _consistent(row)))
     if args.consistent_only and not counts["labelled_first"]:

@@ -38,7 +38,7 @@ class Lists:
     """Lists of one file.
 
     Attributes:
-        file: In a layout of distillation, see `load_training_rows`: with `teacher_scores` or with `labels`.
+        file: In any layout of `load_training_rows`, with `teacher_scores` or with `labels`.
         rows: At most so many rows, drawn; 0 takes all.
         passes: How often each is seen, every time with other documents.
         documents: Documents of a list; of a longer one so many are drawn, always among them one of the best.
@@ -198,9 +198,7 @@ def _datasets(plan: CrossEncoderPlan) -> tuple[dict[str, Dataset], dict[str, Lis
     data, settings = {}, {}
     for number, lists in enumerate(plan.sources, start=1):
         name = f"{number}-{Path(lists.file).name.split('.')[0]}"
-        rows = draw_lists(
-            load_training_rows(lists.file, "distill"), lists, random.Random(f"{plan.seed}/{Path(lists.file).name}")
-        )
+        rows = draw_lists(load_training_rows(lists.file), lists, random.Random(f"{plan.seed}/{Path(lists.file).name}"))
         data[name], settings[name] = Dataset.from_list(rows), lists
     return data, settings
 

@@ -28,7 +28,7 @@ from modeling_tsarank.trainers.data.hard_negatives import MiningOptions, mine_ne
 from modeling_tsarank.trainers.data.list_building import FirstStage, Retriever
 from modeling_tsarank.trainers.data.weak_text import words_of
 from modeling_tsarank.trainers.data.weak_types import Pair
-from modeling_tsarank.trainers.training_layouts import canonical_row
+from modeling_tsarank.trainers.rows import positives_and_negatives, to_row
 from modeling_tsarank.trainers.training_sources import read_records
 
 
@@ -106,7 +106,7 @@ class LabelledQuery:
     negatives: tuple[str, ...] = ()
 
     def row(self, source: str, words: int) -> dict[str, Any]:
-        """The row of a training file (`training_data`, SFT, canonical), documents cut after so many words."""
+        """The row of a training file (`rows.LAYOUTS`), documents cut after so many words."""
         positives = list(dict.fromkeys(_cut(text, words) for text in self.positives))
         negatives = list(dict.fromkeys(_cut(text, words) for text in self.negatives))
         return {
@@ -149,7 +149,7 @@ def read_files(
             if limit and number >= limit:
                 break
             try:
-                read = canonical_row(record, "sft")
+                read = positives_and_negatives(to_row(record, positives=True))
             except InputError as error:
                 raise InputError(f"{place}: {error}") from error
             rows.append(_cleaned(cleaner, f"{name}-{number}", read))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_tsarank.rankers.listwise_answers import read_answer
-from modeling_tsarank.trainers.training_data import canonical_row
+from modeling_tsarank.trainers.rows import to_row
 
 
 @pytest.mark.parametrize(
@@ -187,11 +187,11 @@ def test_long_answers_are_read_in_linear_time():
 def test_stored_answers_keep_their_order():
     documents = [{"docid": str(n), "text": "x"} for n in range(4)]
     stored = {"query": "q", "documents": documents, "permutation": "Here are the 4 passages: [2] > [1] > [3]"}
-    assert canonical_row(stored, "distill")["permutation"] == [3, 1, 0, 2]
+    assert to_row(stored)["permutation"] == [3, 1, 0, 2]
     row = {"query": "q", "documents": documents, "permutation": [1, 0, 2, 3], "answer": "the 4: [4] > [3]"}
-    assert canonical_row(row, "distill")["permutation"] == [1, 0, 2, 3]
+    assert to_row(row)["permutation"] == [1, 0, 2, 3]
     long = {"query": "q", "documents": documents, "permutation": f"[2] > [1] > [3] > [4] > {'9' * 5000}"}
-    assert canonical_row(long, "distill")["permutation"] == [1, 0, 2, 3]
+    assert to_row(long)["permutation"] == [1, 0, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -135,13 +135,12 @@ def test_margins_by_a_reranker(mine, tmp_path, make_ranker):
 
 
 def test_the_trainer_takes_the_rows(mine, tmp_path):
-    from modeling_tsarank.trainers.training_data import check_rows, load_training_rows
+    from modeling_tsarank.trainers.row_checks import RowRules, checked_rows
 
     rows, _ = mine(depth=50, count=5)
     path = tmp_path / "sft.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    loaded = load_training_rows(path, "sft", cache_dir=tmp_path / "arrow")
-    check_rows(loaded, "sft", negatives=5)
+    loaded = checked_rows(path, RowRules(positives=True, negatives=5), cache_dir=tmp_path / "arrow").rows
     assert loaded[0]["source"] == "kitchen"
     assert loaded[0]["first_stage"] == "bm25"
     assert loaded[0]["window"] == "1-50 of 50"

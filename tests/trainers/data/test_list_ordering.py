@@ -210,7 +210,7 @@ def start(arguments: list[str]) -> subprocess.Popen:
 
 def test_a_killed_run_goes_on_and_a_third_asks_nothing(tmp_path, lists_inputs):
     """A process is killed in the middle; what it had asked is not asked again, and the result is whole."""
-    from modeling_tsarank.trainers.training_data import check_rows, load_training_rows
+    from modeling_tsarank.trainers.row_checks import RowRules, checked_rows
 
     def slow(_, number, payload):
         time.sleep(0.05)
@@ -249,11 +249,10 @@ def test_a_killed_run_goes_on_and_a_third_asks_nothing(tmp_path, lists_inputs):
     assert report["usage"]["cached"] == 24
     assert (tmp_path / "out" / "failed.ndjson").read_text() == ""
     for split, count in (("train", 18), ("validation", 6)):
-        rows = load_training_rows(tmp_path / "out" / "data", "distill", split, cache_dir=tmp_path / "arrow")
+        rows = checked_rows(tmp_path / "out" / "data", RowRules(), split=split, cache_dir=tmp_path / "arrow").rows
         assert len(rows) == count
-        check_rows(rows, "distill")
         for row in rows:
-            values = [int(document["docid"][1:]) for document in row["documents"]]
+            values = [int(document["id"][1:]) for document in row["documents"]]
             assert [values[place] for place in row["permutation"]] == sorted(values, reverse=True)
             assert row["teacher"] == "tiny"
             assert row["first_stage"] in ("bm25", "b")

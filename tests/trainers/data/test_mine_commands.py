@@ -63,7 +63,7 @@ def test_from_passages_to_lists(corpus, tmp_path, capsys, make_ranker):
     """Cropped and generated queries, four first stages, a score-giving teacher, and training data at the end."""
     import datasets
 
-    from modeling_tsarank.trainers.training_data import check_rows, load_training_rows
+    from modeling_tsarank.trainers.row_checks import RowRules, checked_rows
 
     ranker = tmp_path / "ranker"
     make_ranker("tsarank").save_pretrained(ranker)
@@ -92,8 +92,7 @@ def test_from_passages_to_lists(corpus, tmp_path, capsys, make_ranker):
     assert len(report["by_source"]) == 8
     loaded = datasets.load_dataset(str(out / "data"), cache_dir=str(tmp_path / "hub"))
     assert {name: len(split) for name, split in loaded.items()} == {"train": 36, "validation": 4}
-    rows = load_training_rows(out / "data", "distill", cache_dir=tmp_path / "arrow")
-    check_rows(rows, "distill")
+    rows = checked_rows(out / "data", RowRules(), cache_dir=tmp_path / "arrow").rows
     assert {row["query_type"] for row in rows} == {"cropped", "generated"}
     for row in rows:
         ordered = [row["teacher_scores"][place] for place in row["permutation"]]

@@ -178,13 +178,14 @@ def test_scores_of_training_rows(tmp_path, ranker_folder, capsys):
     arguments = ["scores", str(tmp_path / "rows.jsonl"), "--teacher", str(ranker_folder), "--dtype", "float32"]
     args = parser.parse_args([*arguments, "--device", "cpu", "--output", str(tmp_path / "scored.jsonl")])
     assert args.run(args) == 0
-    scored = load_training_rows(tmp_path / "scored.jsonl", "sft")
+    scored = load_training_rows(tmp_path / "scored.jsonl", positives=True)
     ranker = load_scorer(str(ranker_folder), dtype="float32", device="cpu")
     first = 0
     for row, got in zip(rows, scored, strict=True):
         expected = ranker.predict([(row["query"], text) for text in row["pos"] + row["neg"]])
-        assert got["positive_scores"] + got["negative_scores"] == pytest.approx(expected.tolist(), abs=1e-5)
-        assert (got["query_id"], got["positives"][0]["text"]) == (row["query_id"], row["pos"][0])
+        assert got["teacher_scores"] == pytest.approx(expected.tolist(), abs=1e-5)
+        assert (got["query_id"], got["documents"][0]["text"]) == (row["query_id"], row["pos"][0])
+        assert got["labels"] == [1.0, 0.0, 0.0]
         first += expected[0] > max(expected[1:])
     assert f"{first / 3:.1%}" in capsys.readouterr().out
     report = json.loads((tmp_path / "scored.report.txt").read_text())
@@ -194,7 +195,7 @@ def test_scores_of_training_rows(tmp_path, ranker_folder, capsys):
     assert args.run(args) == 0
     assert (tmp_path / "scored.jsonl").read_bytes() == before
     # The round trip: a labelled document that the teacher does not put first is not what the query asks for.
-    agreeing = [max(row["positive_scores"]) > max(row["negative_scores"]) for row in scored]
+    agreeing = [row["teacher_scores"][0] > max(row["teacher_scores"][1:]) for row in scored]
     assert any(agreeing), "choose other words: this random model agrees with no label"
     assert not all(agreeing), "choose other words: this random model agrees with every label"
     args.consistent_only = True

@@ -80,11 +80,11 @@ def test_a_set_loads_and_adds_up(recipe: dict[str, Any], tmp_path: Path) -> None
 
 def test_continual_pretraining_accepts_the_set(recipe: dict[str, Any], tmp_path: Path) -> None:
     build(recipe, tmp_path / "set")
-    rows = load_training_rows(tmp_path / "set", "cpt", cache_dir=tmp_path / "cache")
+    rows = load_training_rows(tmp_path / "set", cache_dir=tmp_path / "cache")
     assert len(rows) == 35
-    assert set(rows[0]) == {"query", "document", "type", "source", "licence"}
-    held_out = load_training_rows(tmp_path / "set", "cpt", "validation", cache_dir=tmp_path / "cache")
-    assert not {row["document"] for row in rows} & {row["document"] for row in held_out}
+    assert set(rows[0]) >= {"query", "documents", "type", "source", "licence"}
+    held_out = load_training_rows(tmp_path / "set", "validation", cache_dir=tmp_path / "cache")
+    assert not {row["documents"][0]["text"] for row in rows} & {row["documents"][0]["text"] for row in held_out}
 
 
 def contents(folder: Path) -> dict[str, bytes]:

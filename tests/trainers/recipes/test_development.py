@@ -133,9 +133,9 @@ def test_candidates_are_bm25s_best_or_all_passages_of_the_query_and_the_lowest_g
 
 
 def test_lists_are_read_by_the_trainers_with_their_scores_or_labels(made: SimpleNamespace) -> None:
-    scored = load_training_rows(made.out / "lists" / "scored.jsonl", "distill")
+    scored = load_training_rows(made.out / "lists" / "scored.jsonl")
     assert scored[0]["teacher_scores"][0] == 9.5
-    pairs = load_training_rows(made.out / "lists" / "pairs.jsonl", "distill")
+    pairs = load_training_rows(made.out / "lists" / "pairs.jsonl")
     assert all(sorted(row["labels"]) == [0.0, 1.0] for row in pairs)
 
 

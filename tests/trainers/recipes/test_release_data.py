@@ -20,11 +20,12 @@ from modeling_tsarank.eval.collections import load_collection
 from modeling_tsarank.eval.run_files import read_run
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers import recipe_commands
+from modeling_tsarank.trainers.cpt_trainer import ROW_RULES
 from modeling_tsarank.trainers.data.list_building import read_queries
 from modeling_tsarank.trainers.data.weak_types import PAIR_TYPES
 from modeling_tsarank.trainers.recipes.release_data import prepare
 from modeling_tsarank.trainers.recipes.release_sources import LabelledQuery, Pool, choose_dev, reread
-from modeling_tsarank.trainers.training_checks import row_problem
+from modeling_tsarank.trainers.row_checks import RowRules, checked_rows
 from modeling_tsarank.trainers.training_data import load_training_rows
 
 
@@ -106,7 +107,7 @@ def test_rows_can_be_trained_on_and_keep_the_shares(release: Path) -> None:
     rows = rows_of(release / "sft" / "all.jsonl")
     by_source = {name: [row for row in rows if row["source"] == name] for name in ("objects", "texts", "answers")}
     assert [len(one) for one in by_source.values()] == [15, 15, 30]
-    assert all(row_problem(row, "sft") is None for row in rows)
+    assert len(checked_rows(rows, RowRules(positives=True, negatives=1)).rows) == len(rows)
     # A development query's positive among the mined ones is taken out again.
     sizes = {len(row["negatives"]) for row in rows}
     assert min(sizes) >= 1
@@ -117,7 +118,7 @@ def test_rows_can_be_trained_on_and_keep_the_shares(release: Path) -> None:
     # Six queries in 30 rows: each five times.
     answers = [row["query"] for row in by_source["answers"]]
     assert {answers.count(query) for query in answers} == {5}
-    assert all(row_problem(row, "cpt") is None for row in rows_of(release / "cpt" / "train.jsonl"))
+    checked_rows(rows_of(release / "cpt" / "train.jsonl"), ROW_RULES)
     assert {row["type"] for row in rows_of(release / "cpt" / "train.jsonl")} == set(PAIR_TYPES)
     assert 0 < len(read_queries([release / "distill" / "queries.jsonl"])) <= 9
     assert 3 <= len(rows_of(release / "distill" / "corpus.jsonl")) <= 30
@@ -279,6 +280,6 @@ def test_a_teacher_orders_the_lists_of_the_distillation(
     words += ["--queries", str(release / "distill" / "queries.jsonl"), "--index-cache", str(tmp_path / "cache")]
     words += ["--teacher-scores", str(tmp_path / "teacher"), "--list-size", "4"]
     assert cli.main([*words, "--dtype", "float32", "--device", "cpu"]) == 0
-    rows = load_training_rows(tmp_path / "lists" / "data", "distill", cache_dir=tmp_path / "datasets")
+    rows = load_training_rows(tmp_path / "lists" / "data", cache_dir=tmp_path / "datasets")
     assert len(rows) >= 2
-    assert all(row_problem(row, "distill") is None for row in rows)
+    checked_rows(rows, RowRules())

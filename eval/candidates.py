@@ -8,11 +8,11 @@ block holds whole queries with all their documents.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from modeling_tsarank.eval.run_files import ranked
-from modeling_tsarank.eval.score_log import split_blocks
 from modeling_tsarank.eval.types import Collection, Run
 from modeling_tsarank.files.hashes import hash_parts
 from modeling_tsarank.ranking_errors import InputError
@@ -85,20 +85,18 @@ class Candidates:
         """The number of pairs of one block."""
         return len(self.blocks[block])
 
-    def block_texts(self, block: int) -> list[tuple[str, str]]:
-        """The same as (query, document) texts."""
-        documents = self.collection.documents
-        return [
-            (self.collection.queries[query_id], documents[document_id].full_text)
+    def block_texts(self, block: int) -> list[tuple[str, Any]]:
+        """The same as (query, document) texts, of whole lists as (query, documents)."""
+        texts = [
+            (query_id, self.collection.queries[query_id], self.collection.documents[document_id].full_text)
             for query_id, document_id in self.block_pairs_of(block)
         ]
-
-    def block_lists(self, block: int) -> list[tuple[str, list[str]]]:
-        """A block of whole lists as (query, documents) texts."""
-        lists: dict[str, list[str]] = {}
-        for query_id, document_id in self.block_pairs_of(block):
-            lists.setdefault(query_id, []).append(self.collection.documents[document_id].full_text)
-        return [(self.collection.queries[query_id], texts) for query_id, texts in lists.items()]
+        if not self.whole_lists:
+            return [(query, document) for _, query, document in texts]
+        lists: dict[str, tuple[str, list[str]]] = {}
+        for query_id, query, document in texts:
+            lists.setdefault(query_id, (query, []))[1].append(document)
+        return list(lists.values())
 
     @property
     def pair_count(self) -> int:
@@ -119,3 +117,25 @@ class Candidates:
                 yield repr(self.first[query_id][document_id])
             for document_id in self.head(query_id):
                 yield self.collection.documents[document_id].full_text
+
+
+def split_blocks(group_sizes: Sequence[int], block_pairs: int) -> list[range]:
+    """Divides pairs, which come in groups, into blocks of consecutive whole groups with about `block_pairs` pairs.
+
+    Args:
+        group_sizes: The number of pairs of each group, in order.
+        block_pairs: A block is closed once it has at least this many pairs.
+
+    Returns:
+        Ranges of pair positions, which together cover every pair once.
+    """
+    blocks: list[range] = []
+    start = end = 0
+    for size in group_sizes:
+        end += size
+        if end - start >= block_pairs:
+            blocks.append(range(start, end))
+            start = end
+    if start < end:
+        blocks.append(range(start, end))
+    return blocks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,12 @@ from modeling_tsarank.ranking_errors import InputError
 
 if TYPE_CHECKING:
     from modeling_tsarank.eval.fusion import FusionSetting
-    from modeling_tsarank.eval.processes import Processes
+    from modeling_tsarank.eval.options import EvaluationOptions
     from modeling_tsarank.eval.reports import ResultTable
+    from modeling_tsarank.eval.scoring import ScorerSource
     from modeling_tsarank.eval.significance import Comparison
     from modeling_tsarank.eval.types import Collection
+    from modeling_tsarank.jobs.pools import Pool
 
 
 logger = logging.getLogger(__name__)
@@ -221,11 +224,9 @@ def _register_tune_fusion(subparsers: argparse._SubParsersAction) -> None:
 
 def run_evaluate(args: argparse.Namespace) -> int:
     """Runs `tsarank evaluate`."""
-    from modeling_tsarank.eval.harness import evaluate_collection, folder_name
     from modeling_tsarank.eval.options import DEFAULT_MEASURES, EvaluationOptions
-    from modeling_tsarank.eval.processes import Processes
-    from modeling_tsarank.eval.reports import ResultTable, average_row
-    from modeling_tsarank.eval.results import system_names
+    from modeling_tsarank.eval.scoring import BlockScorer
+    from modeling_tsarank.jobs.pools import lead, leads
 
     options = EvaluationOptions(
         split=args.split,
@@ -241,14 +242,20 @@ def run_evaluate(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         show_progress=not args.quiet,
     )
-    processes = Processes()
-    source = evaluated_source(args.model, args, processes.device)
-    datasets = _load_datasets(args, processes)
+    source = evaluated_source(args.model, args)
+    return lead(partial(_evaluate, args, options, source), BlockScorer(source, options.show_progress and leads()))
+
+
+def _evaluate(args: argparse.Namespace, options: EvaluationOptions, source: ScorerSource, pool: Pool) -> int:
+    from modeling_tsarank.eval.harness import evaluate_collection, folder_name
+    from modeling_tsarank.eval.reports import ResultTable, average_row
+    from modeling_tsarank.eval.results import system_names
+
     rows = []
     try:
-        for name, parts in datasets:
+        for name, parts in _load_datasets(args):
             results = [
-                evaluate_collection(source, part, options, args.output / folder_name(part.name), processes)
+                evaluate_collection(source, part, options, args.output / folder_name(part.name), pool)
                 for part in parts
             ]
             rows.append(results[0].row() if len(parts) == 1 else average_row(name, [one.row() for one in results]))
@@ -256,9 +263,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
         logger.warning("interrupted: scored blocks are kept, the same command goes on from there")
         raise
     table = ResultTable(rows, system_names(source.name, options), options.measures, args.table_layout)
-    if processes.is_main:
-        _write_tables(args.output, table)
-    processes.wait()
+    _write_tables(args.output, table)
     return 0
 
 
@@ -292,36 +297,29 @@ def _fusion_setting(interpolate: str | None, normalize: Any) -> FusionSetting | 
     return FusionSetting(weight, normalize or "minmax")
 
 
-def _load_datasets(args: argparse.Namespace, processes: Processes) -> list[tuple[str, list[Collection]]]:
+def _load_datasets(args: argparse.Namespace) -> list[tuple[str, list[Collection]]]:
     """(name, parts) of every dataset asked for; only CQADupStack has more than one part."""
+    from modeling_tsarank.eval.collections import load_collection_from_files, load_collections
+    from modeling_tsarank.eval.harness import folder_name
+
     files = (args.corpus, args.queries, args.qrels)
     if any(files) and (args.dataset or not all(files)):
         raise InputError("give either --dataset, or all of --corpus, --queries and --qrels")
     if not any(files) and not args.dataset:
         raise InputError("no dataset: give --dataset, or --corpus, --queries and --qrels")
-
-    def load() -> list[tuple[str, list[Collection]]]:
-        from modeling_tsarank.eval.collections import load_collection_from_files, load_collections
-        from modeling_tsarank.eval.harness import folder_name
-
-        if args.corpus:
-            name = args.name or args.corpus.name.partition(".")[0]
-            loaded = [(name, [load_collection_from_files(args.corpus, args.queries, args.qrels, name)])]
-        else:
-            loaded = []
-            for dataset in args.dataset:
-                parts = load_collections(dataset, args.split, args.cache_dir)
-                loaded.append((parts[0].name.partition("/")[0] if len(parts) > 1 else parts[0].name, parts))
-        folders = [folder_name(part.name) for _, parts in loaded for part in parts]
-        double = next((folder for folder in folders if folders.count(folder) > 1), None)
-        if double is not None:
-            raise InputError(f"two datasets are called {double}: evaluate them into two outputs")
-        return loaded
-
-    # The main process first: the others then find in the cache what it fetched from the Hub.
-    loaded: list[tuple[str, list[Collection]]] = []
-    processes.on_main(lambda: loaded.extend(load()))
-    return loaded or load()
+    if args.corpus:
+        name = args.name or args.corpus.name.partition(".")[0]
+        loaded = [(name, [load_collection_from_files(args.corpus, args.queries, args.qrels, name)])]
+    else:
+        loaded = []
+        for dataset in args.dataset:
+            parts = load_collections(dataset, args.split, args.cache_dir)
+            loaded.append((parts[0].name.partition("/")[0] if len(parts) > 1 else parts[0].name, parts))
+    folders = [folder_name(part.name) for _, parts in loaded for part in parts]
+    double = next((folder for folder in folders if folders.count(folder) > 1), None)
+    if double is not None:
+        raise InputError(f"two datasets are called {double}: evaluate them into two outputs")
+    return loaded
 
 
 def run_compare(args: argparse.Namespace) -> int:

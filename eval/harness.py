@@ -6,27 +6,29 @@ import logging
 import re
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from modeling_tsarank.eval import score_log
 from modeling_tsarank.eval.candidates import Candidates
 from modeling_tsarank.eval.first_stages import retrieve
 from modeling_tsarank.eval.fusion import FusionSetting, append_tail, fuse_query
 from modeling_tsarank.eval.metrics import compute_metrics
 from modeling_tsarank.eval.options import EvaluationOptions, is_retrieved
-from modeling_tsarank.eval.processes import Processes
 from modeling_tsarank.eval.results import DatasetResult, Session, total, write_dataset_files
 from modeling_tsarank.eval.run_files import read_run, tag_of, write_run
-from modeling_tsarank.eval.scoring import ScorerSource, score_blocks
+from modeling_tsarank.eval.scoring import BlockScorer, ScorerSource, score_blocks
 from modeling_tsarank.eval.types import Collection, Qrels, Run
 from modeling_tsarank.files.hashes import hash_file
+from modeling_tsarank.files.result_log import SETTINGS_FILE, ResultLog, check_settings, claim_folder, exclusive
 from modeling_tsarank.files.writing import write_errors
+from modeling_tsarank.jobs.pools import Pool, lead, leads
 from modeling_tsarank.ranking_errors import InputError
 
 
 logger = logging.getLogger(__name__)
+
+_LOG = "scores.jsonl"
+_ADVICE = "choose another --output, or --overwrite to throw its scores away"
 
 
 def folder_name(collection_name: str) -> str:
@@ -39,65 +41,49 @@ def evaluate_collection(
     collection: Collection,
     options: EvaluationOptions,
     folder: Path,
-    processes: Processes | None = None,
+    pool: Pool | None = None,
 ) -> DatasetResult:
     """Reranks the first stage's candidates of one collection and writes every result file to `folder`.
 
     A second call with the same settings goes on where an earlier one, however it ended, stopped; when nothing is left
     to score it only writes the results again, for example with another fusion weight. Started by `accelerate launch`,
-    all processes call this, share the blocks and return the same result; the folder must be one that all of them see.
+    all processes call this, share the blocks and return the same result; only the first one reads and writes files.
 
     Args:
         source: The reranker.
         collection: Documents, queries and judgments.
         options: What to evaluate.
         folder: The output folder of this collection.
-        processes: The processes of `accelerate launch`; None finds them.
+        pool: Scores blocks with a `BlockScorer`; None works in this process and those started beside it.
 
     Raises:
         InputError: no judged query, a first stage that does not belong to the collection, a fusion weight tuned on
             these queries, or scores of another evaluation in `folder`.
     """
-    processes = processes or Processes()
+    if pool is None:
+        scorer = BlockScorer(source, options.show_progress and leads())
+        return lead(lambda pool: evaluate_collection(source, collection, options, folder, pool), scorer)
     started = time.perf_counter()
-    with ExitStack() as stack:
+    with exclusive(folder):
+        candidates, settings = _start(source, collection, options, folder)
+        log = ResultLog(folder / _LOG, settings)
+        records = score_blocks(pool, candidates, log, options.show_progress)
+        _warn(records, collection.name)
+        qrels = _judgments(collection, candidates.query_ids)
+        result = _measure(source, candidates, options, folder, records, qrels)
+        session = Session(pool.size, time.perf_counter() - started)
+        write_dataset_files(result, options, settings, records, qrels, session)
+    return result
 
-        def start() -> tuple[Run, dict[str, Any], set[int]]:
-            stack.enter_context(score_log.exclusive(folder))
-            return _start(source, collection, options, folder)
 
-        first, settings, done = processes.on_main(start)
-        queries = _evaluated_queries(collection, options)
-        candidates = Candidates(collection, queries, first, options.top_k, options.block_pairs, source.whole_lists)
-        log = score_log.ScoreLog(folder, settings, processes.index)
-        left = [block for block in range(len(candidates.blocks)) if block not in done]
-        own = left[processes.index :: processes.count]
-        done_pairs = sum(candidates.block_size(block) for block in done)
-        if done_pairs and processes.is_main:
-            logger.info("%s: %d of %d pairs are scored already", collection.name, done_pairs, candidates.pair_count)
-        show = options.show_progress and processes.is_main
-        score_blocks(source, candidates, own, log, done_pairs if processes.count == 1 else 0, show)
-        processes.wait()  # until the last block of the slowest process is logged
-
-        def finish() -> DatasetResult:
-            records = list(log.read().values())
-            qrels = _judgments(collection, candidates.query_ids)
-            cut = total([record.cut_documents for record in records])
-            if cut:
-                logger.warning("%s: %d documents were cut to the model's length (max_length)", collection.name, cut)
-            unusable = total([record.unusable for record in records])
-            if unusable:
-                logger.warning(
-                    "%s: %d answers of the model could not be used; their documents kept the order before",
-                    collection.name,
-                    unusable,
-                )
-            result = _measure(source, candidates, options, folder, records, qrels)
-            session = Session(processes.count, time.perf_counter() - started)
-            write_dataset_files(result, options, settings, records, qrels, session)
-            return result
-
-        return processes.on_main(finish)
+def _warn(records: Sequence[dict[str, Any]], name: str) -> None:
+    cut, unusable = (total([record.get(count) for record in records]) for count in ("cut_documents", "unusable"))
+    if cut:
+        logger.warning("%s: %d documents were cut to the model's length (max_length)", name, cut)
+    if unusable:
+        logger.warning(
+            "%s: %d answers of the model could not be used; their documents kept the order before", name, unusable
+        )
 
 
 def _evaluated_queries(collection: Collection, options: EvaluationOptions) -> list[str]:
@@ -116,22 +102,24 @@ def _judgments(collection: Collection, query_ids: list[str]) -> Qrels:
 
 def _start(
     source: ScorerSource, collection: Collection, options: EvaluationOptions, folder: Path
-) -> tuple[Run, dict[str, Any], set[int]]:
-    """Everything before scoring, in the main process: checks, the first stage, and what is scored already."""
+) -> tuple[Candidates, dict[str, Any]]:
+    """Everything before scoring: checks, the first stage, and the settings that the folder is claimed for."""
     query_ids = _evaluated_queries(collection, options)
-    qrels = _judgments(collection, query_ids)
     if options.fusion is not None:
-        options.fusion.refuse_tuned_split(qrels, collection.name)
-    if options.overwrite:
-        score_log.clear(folder)
+        options.fusion.refuse_tuned_split(_judgments(collection, query_ids), collection.name)
+    old = sorted(folder.glob("scores.*.jsonl"))
+    if options.overwrite:  # the settings last: a kill leaves no mixture
+        for path in (*old, folder / _LOG, folder / SETTINGS_FILE):
+            path.unlink(missing_ok=True)
+    elif old:
+        raise InputError(f"{folder} holds scores of an earlier version of tsarank ({old[0].name}): {_ADVICE}")
     settings = _settings(source, collection, options)
-    score_log.check_settings(folder, settings)
+    check_settings(folder, settings, _ADVICE, complete=False)
     first = _first_stage(collection, options, query_ids, folder)
     candidates = Candidates(collection, query_ids, first, options.top_k, options.block_pairs, source.whole_lists)
     settings["candidates_hash"] = candidates.digest()
-    log = score_log.ScoreLog(folder, settings)
-    log.prepare()
-    return first, settings, {block for block, record in log.read().items() if _fits(record, candidates)}
+    claim_folder(folder, settings, _ADVICE)
+    return candidates, settings
 
 
 def _settings(source: ScorerSource, collection: Collection, options: EvaluationOptions) -> dict[str, Any]:
@@ -155,7 +143,7 @@ def _settings(source: ScorerSource, collection: Collection, options: EvaluationO
 def _first_stage(collection: Collection, options: EvaluationOptions, query_ids: list[str], folder: Path) -> Run:
     """Retrieves once and keeps the run: what is resumed reranks exactly the candidates that it started with."""
     path = folder / "first_stage.trec"
-    if not (path.is_file() and score_log.has_settings(folder)):
+    if not (path.is_file() and (folder / SETTINGS_FILE).is_file()):
         depth = max(options.depth or 0, options.top_k)
         run_file = _run_file(collection, options.first_stage)
         if run_file is not None:
@@ -192,29 +180,18 @@ def _run_file(collection: Collection, stage: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def _fits(record: score_log.BlockRecord, candidates: Candidates) -> bool:
-    """Whether a record holds one score for each pair of its block."""
-    return 0 <= record.block < len(candidates.blocks) and len(record.scores) == candidates.block_size(record.block)
-
-
 def _measure(
     source: ScorerSource,
     candidates: Candidates,
     options: EvaluationOptions,
     folder: Path,
-    records: Sequence[score_log.BlockRecord],
+    records: Sequence[dict[str, Any]],
     qrels: Qrels,
 ) -> DatasetResult:
-    """The runs and their measures, in the main process, once all blocks are scored."""
-    missing = set(range(len(candidates.blocks))) - {record.block for record in records}
-    if missing:
-        raise InputError(
-            f"{len(missing)} of {len(candidates.blocks)} blocks have no scores in {folder}: all processes must "
-            "write to one shared folder; run the same command again"
-        )
+    """The runs and their measures, once all blocks are scored."""
     scores: Run = {}
-    for record in records:
-        for (query_id, document_id), score in zip(candidates.block_pairs_of(record.block), record.scores, strict=True):
+    for block, record in enumerate(records):
+        for (query_id, document_id), score in zip(candidates.block_pairs_of(block), record["scores"], strict=True):
             scores.setdefault(query_id, {})[document_id] = score
     reranked = _rerank(candidates, scores, None)
     final = reranked if options.fusion is None else _rerank(candidates, scores, options.fusion)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +14,6 @@ from modeling_tsarank.eval.metrics import MetricResult
 from modeling_tsarank.eval.options import EvaluationOptions
 from modeling_tsarank.eval.plots import plot_gains
 from modeling_tsarank.eval.reports import Row, measure_title
-from modeling_tsarank.eval.score_log import BlockRecord
 from modeling_tsarank.eval.types import Qrels
 from modeling_tsarank.files.writing import write_csv, write_json
 
@@ -80,7 +79,7 @@ def write_dataset_files(
     result: DatasetResult,
     options: EvaluationOptions,
     settings: dict[str, Any],
-    records: Sequence[BlockRecord],
+    records: Sequence[Mapping[str, Any]],
     qrels: Qrels,
     session: Session,
 ) -> None:
@@ -90,7 +89,7 @@ def write_dataset_files(
         result: The measures.
         options: What was evaluated.
         settings: The recorded settings of the scores.
-        records: The log, for times, tokens and devices of all sessions that scored.
+        records: What was logged of each block, for times, tokens and devices of all sessions that scored.
         qrels: Judgments of the evaluated queries.
         session: How this session ran.
     """
@@ -111,11 +110,11 @@ def _metrics(
     result: DatasetResult,
     options: EvaluationOptions,
     settings: dict[str, Any],
-    records: Sequence[BlockRecord],
+    records: Sequence[Mapping[str, Any]],
     qrels: Qrels,
     session: Session,
 ) -> dict[str, Any]:
-    seconds = sum(record.seconds for record in records)
+    seconds = sum(record["seconds"] for record in records)
     return {
         **settings,
         "queries": result.queries,
@@ -124,12 +123,12 @@ def _metrics(
         "wall_seconds": round(session.seconds, 3),
         "scoring_seconds": round(seconds, 3),
         "pairs_per_second_and_process": round(result.pairs / seconds, 3) if seconds else None,
-        "model_calls": total([record.calls for record in records]),
-        "unusable_answers": total([record.unusable for record in records]),
-        "tokens": total([record.tokens for record in records]),
-        "cut_documents": total([record.cut_documents for record in records]),
-        "devices": sorted({record.device for record in records}),
-        "dtypes": sorted({record.dtype for record in records}),
+        "model_calls": total([record.get("calls") for record in records]),
+        "unusable_answers": total([record.get("unusable") for record in records]),
+        "tokens": total([record.get("tokens") for record in records]),
+        "cut_documents": total([record.get("cut_documents") for record in records]),
+        "devices": sorted({record["device"] for record in records}),
+        "dtypes": sorted({record["dtype"] for record in records}),
         "processes": session.processes,
         "cpu": _cpu_name(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},

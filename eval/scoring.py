@@ -1,7 +1,8 @@
-"""Scoring blocks of (query, document) pairs, or whole lists of a query, with any ranker, and logging each block."""
+"""Scoring blocks of (query, document) pairs, or whole lists of a query, with any ranker, and the log of blocks."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +12,14 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from modeling_tsarank.eval.candidates import Candidates
-from modeling_tsarank.eval.score_log import BlockRecord, ScoreLog
+from modeling_tsarank.files.result_log import ResultLog
+from modeling_tsarank.jobs.pools import Pool
 from modeling_tsarank.rankers.protocols import ListRanker, last_counts, predict, rank_scores
 from modeling_tsarank.ranking_errors import NonFiniteScoreError
 from modeling_tsarank.ranking_text import cuts_reported
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -45,61 +50,89 @@ class ScorerSource:
         return self._scorer
 
 
-def score_blocks(
-    source: ScorerSource, candidates: Candidates, blocks: Sequence[int], log: ScoreLog, done_pairs: int, show: bool
-) -> None:
-    """Scores some blocks and appends each to the log as soon as it is complete.
+def score_blocks(pool: Pool, candidates: Candidates, log: ResultLog, show: bool) -> list[dict[str, Any]]:
+    """Scores the blocks that are not in the log yet, each of which is logged as soon as it is complete.
 
     Args:
-        source: The scorer.
+        pool: Does the work with a `BlockScorer`.
         candidates: The pairs.
-        blocks: Indexes of the blocks to score.
-        log: Where records go.
-        done_pairs: Pairs scored earlier, where the progress bar starts.
-        show: Whether to show the bar: pairs done, pairs per second, time left.
+        log: Where records go: block to what `BlockScorer` returns.
+        show: Whether to show a bar: pairs done, pairs per second, time left.
+
+    Returns:
+        The records of all blocks in order.
 
     Raises:
         ModelError: the scorer returned another number of scores than there are pairs.
         NonFiniteScoreError: it returned NaN or an infinity.
     """
-    sizes = [candidates.block_size(block) for block in blocks]
-    if sum(sizes):
-        source.get()  # before the bar starts: loading is not scoring, and would spoil the rate
+    name, blocks = candidates.collection.name, range(len(candidates.blocks))
+    left = [block for block in blocks if str(block) not in log]
+    done = candidates.pair_count - sum(map(candidates.block_size, left))
+    if done:
+        logger.info("%s: %d of %d pairs are scored already", name, done, candidates.pair_count)
+    if left:
+        next(pool.map([(None, None)]))  # before the bar starts: loading is not scoring, and would spoil the rate
     bar = tqdm(
-        total=done_pairs + sum(sizes),
-        initial=done_pairs,
-        desc=f"reranking {candidates.collection.name}",
+        total=candidates.pair_count,
+        initial=done,
+        desc=f"reranking {name}",
         unit="pair",
         disable=not show,
         # The true mean rate of this run: blocks are few and long, so that a moving average would only waver.
         smoothing=0,
     )
     with bar:
-        for block, size in zip(blocks, sizes, strict=True):
-            log.append(_score_block(source, candidates, block, log.digest, show))
-            bar.update(size)
+        for block, record in pool.map((block, candidates.block_texts(block)) for block in left):
+            bad = np.flatnonzero(~np.isfinite(record["scores"]))
+            if len(bad):
+                query_id, document_id = candidates.block_pairs_of(block)[int(bad[0])]
+                raise NonFiniteScoreError(
+                    f"the model scored document {document_id!r} of query {query_id!r} as {record['scores'][bad[0]]}: "
+                    "try --dtype float32, and look at the document's text"
+                )
+            log.add({str(block): record})
+            bar.update(candidates.block_size(block))
+    return [log[str(block)] for block in blocks]
 
 
-def _score_block(source: ScorerSource, candidates: Candidates, block: int, digest: str, show: bool) -> BlockRecord:
-    scorer = source.get()
-    started = time.perf_counter()
-    with cuts_reported():  # for all blocks together, in the results
-        if source.whole_lists:
-            values, counts = _rank_lists(scorer, candidates.block_lists(block), source.batch_tokens)
-        else:
-            values = predict(scorer, candidates.block_texts(block), source.batch_tokens, show)
-            counts = last_counts(scorer)
-    seconds = time.perf_counter() - started
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
-        query_id, document_id = candidates.block_pairs_of(block)[int(bad[0])]
-        raise NonFiniteScoreError(
-            f"{source.name} scored document {document_id!r} of query {query_id!r} as {values[bad[0]]}: "
-            "try --dtype float32, and look at the document's text"
-        )
-    scores = [float(score) for score in values]
-    device, dtype = _describe(scorer, "device"), _describe(scorer, "number_format", "dtype")
-    return BlockRecord(digest, block, scores, seconds, device=device, dtype=dtype, **counts)
+@dataclass
+class BlockScorer:
+    """Scores a block of pairs or of whole lists.
+
+    Attributes:
+        source: The scorer.
+        show: Whether the scorer may show a progress bar of its own.
+    """
+
+    source: ScorerSource
+    show: bool = False
+
+    def __call__(self, block: Any) -> dict[str, Any] | None:
+        """What is logged of a block: its scores in order, seconds, device, number format, and what the model tells.
+
+        Args:
+            block: (query, document) texts, of a ranker of lists (query, documents); None only loads the scorer.
+
+        Raises:
+            ModelError: not one score a pair.
+        """
+        scorer = self.source.get()
+        if block is None:
+            return None
+        started = time.perf_counter()
+        with cuts_reported():  # for all blocks together, in the results
+            if self.source.whole_lists:
+                values, counts = _rank_lists(scorer, block, self.source.batch_tokens)
+            else:
+                values, counts = predict(scorer, block, self.source.batch_tokens, self.show), last_counts(scorer)
+        return {
+            "scores": [float(value) for value in values],
+            "seconds": time.perf_counter() - started,
+            "device": _describe(scorer, "device"),
+            "dtype": _describe(scorer, "number_format", "dtype"),
+            **counts,
+        }
 
 
 def _rank_lists(

@@ -14,7 +14,6 @@ import pytest
 
 from modeling_tsarank.eval.checkpoint_sources import add_model_options, scorer_source
 from modeling_tsarank.eval.harness import hash_file
-from modeling_tsarank.eval.score_log import BlockRecord, ScoreLog
 from modeling_tsarank.models import default_model
 from modeling_tsarank.models.fingerprints import model_fingerprint
 from modeling_tsarank.rankers.chat_local import LocalChat
@@ -130,15 +129,6 @@ def test_scores_of_other_documents_are_never_taken_from_the_cache(model: Path, t
         scorer = CachedScorer(str(model), cache)
         one, other = scorer._request("q", ["a\0b", "c"]), scorer._request("q", ["a", "b\0c"])
     assert one != other
-
-
-def test_an_edited_line_of_a_score_log_is_scored_again(tmp_path: Path) -> None:
-    log = ScoreLog(tmp_path, {"model": "m"})
-    log.prepare()
-    for block in range(3):
-        log.append(BlockRecord(log.digest, block, [0.25, 0.5], 1.0))
-    edit_in_place(log.part, b"0.25", b"0.75")
-    assert sorted(log.read()) == [0, 1]
 
 
 def test_a_cached_model_that_was_edited_or_damaged_is_made_again(tmp_path: Path) -> None:

@@ -26,7 +26,6 @@ from transformers import EarlyStoppingCallback
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from modeling_tsarank.eval.processes import settle_gloo_at_exit
 from modeling_tsarank.files.reading import read_json_object
 from modeling_tsarank.files.writing import replace_folder, write_json
 from modeling_tsarank.ranking_errors import InputError, TSARankError
@@ -39,6 +38,7 @@ from modeling_tsarank.trainers.checkpoint_files import (
     write_manifest,
 )
 from modeling_tsarank.trainers.even_batches import EvenBatchesTrainer
+from modeling_tsarank.trainers.gloo import settle_gloo_at_exit
 from modeling_tsarank.trainers.publishing import Publisher, installed_publisher
 from modeling_tsarank.trainers.ranking_config import RankingConfig
 from modeling_tsarank.trainers.ranking_module import RankingModule

@@ -20,6 +20,7 @@ from modeling_tsarank.ranking_errors import InputError, ResourceError
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "settings.json"
+_ADVICE = "choose another --output, or empty this one"
 
 
 class ResultLog:
@@ -85,20 +86,20 @@ class ResultLog:
         with self._lock, _errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab+", buffering=0) as file:
-                place = end = file.seek(0, os.SEEK_END)
-                if end:
-                    file.seek(end - 1)
-                    if file.read(1) != b"\n":  # a line that a kill has cut stays alone
-                        line = b"\n" + line
-                        place += 1
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(end - 1, 0))
+                if file.read(1) not in (b"", b"\n"):
+                    line = b"\n" + line  # what a kill has cut stays alone
+                left = memoryview(line)
                 try:
-                    left = memoryview(line)
                     while left:
                         left = left[file.write(left) :]
                     os.fsync(file.fileno())
                 except OSError:
-                    file.truncate(end)  # the last room of a full disk is for others
+                    if file.seek(0, os.SEEK_END) == end + len(line) - len(left):
+                        file.truncate(end)  # the last room of a full disk is for others
                     raise
+                place = file.tell() - len(line.lstrip(b"\n"))  # others may have written meanwhile
             self._places.update(dict.fromkeys(results, place))
 
     def _results(self, line: bytes) -> dict[str, Any] | None:
@@ -129,12 +130,13 @@ def _errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def check_settings(folder: Path, settings: Mapping[str, Any], complete: bool = True) -> None:
+def check_settings(folder: Path, settings: Mapping[str, Any], advice: str = _ADVICE, complete: bool = True) -> None:
     """Compares `settings` with those that the folder's results were made with; a folder without passes.
 
     Args:
         folder: Where results go.
         settings: Of this command.
+        advice: What to do about others.
         complete: False to compare only the keys of `settings`, before the costly ones are known.
 
     Raises:
@@ -154,15 +156,12 @@ def check_settings(folder: Path, settings: Mapping[str, Any], complete: bool = T
         if recorded.get(key) != current.get(key)
     ]
     if changed:
-        raise InputError(
-            f"{folder} holds results of other input or settings ({'; '.join(changed)}): choose another --output, or "
-            "empty this one"
-        )
+        raise InputError(f"{folder} holds results of other input or settings ({'; '.join(changed)}): {advice}")
 
 
-def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+def claim_folder(folder: Path, settings: Mapping[str, Any], advice: str = _ADVICE) -> None:
     """Records the settings of a folder's results, or checks those that are there: see `check_settings`."""
-    check_settings(folder, settings)
+    check_settings(folder, settings, advice)
     write_json(folder / SETTINGS_FILE, dict(settings))
 
 

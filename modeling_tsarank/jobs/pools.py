@@ -17,6 +17,8 @@ from datetime import timedelta
 from itertools import count
 from typing import Any, Protocol, TypeVar
 
+from ..ranking_errors import ResourceError
+
 
 Result = TypeVar("Result")
 Worker = Callable[[Any], Any]
@@ -28,7 +30,9 @@ _PATIENCE = timedelta(days=7)
 
 
 class Pool(Protocol):
-    """Does tasks."""
+    """Does tasks, in `size` processes."""
+
+    size: int
 
     def map(self, tasks: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
         """Yields (key, result) for each (key, payload), in any order; few payloads are in memory at a time.
@@ -40,6 +44,8 @@ class Pool(Protocol):
 
 class LocalPool:
     """Does one task after the other in this process."""
+
+    size = 1
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -150,8 +156,15 @@ class _Mailbox:
 
     def take(self, name: str) -> Any:
         """Waits for a value and removes it."""
+        from torch.distributed import DistNetworkError
+
         name = f"{self._prefix}/{name}"
-        self._store.wait([name], _PATIENCE)
+        try:
+            self._store.wait([name], _PATIENCE)
+        except DistNetworkError as error:
+            raise ResourceError(
+                "the first of the processes started together has ended, and with it the work"
+            ) from error
         pieces = [f"{name}.{number}" for number in range(int(self._store.get(name)))]
         data = b"".join(self._store.get(piece) for piece in pieces)
         for piece in (name, *pieces):
@@ -177,7 +190,7 @@ class _RanksPool:
     """The pool of rank 0, which does tasks of its own while the other processes have theirs."""
 
     def __init__(self, mailbox: _Mailbox, size: int, worker: Worker) -> None:
-        self._mailbox, self._worker = mailbox, worker
+        self._mailbox, self.size, self._worker = mailbox, size, worker
         self._sent = dict.fromkeys(range(1, size), 0)
 
     def map(self, tasks: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from ..ranking_errors import ResourceError, TSARankError
@@ -58,6 +59,7 @@ class RayPool:
             ResourceError: Ray is not installed or cannot be reached.
         """
         ray = _import_ray()
+        self.size, self._numbers = self.actors, count()
         self._started = not ray.is_initialized()
         if self._started:
             self._start(ray)
@@ -73,7 +75,7 @@ class RayPool:
     def map(self, tasks: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
         """See `Pool`; each actor has one task at a time."""
         keys: dict[int, Any] = {}
-        for number, (key, payload) in enumerate(tasks):
+        for number, (key, payload) in zip(self._numbers, tasks, strict=False):
             while not self._pool.has_free():
                 yield self._next(keys)
             keys[number] = key
@@ -82,13 +84,16 @@ class RayPool:
             yield self._next(keys)
 
     def _next(self, keys: dict[int, Any]) -> tuple[Any, Any]:
-        try:
-            number, result, error = self._pool.get_next_unordered()
-        except _import_ray().exceptions.RayError as failure:
-            lines = [line.strip() for line in str(failure).splitlines() if line.strip()] or [type(failure).__name__]
-            raise ResourceError(
-                f"Ray gave the job up: {lines[-1]}; what is finished stays, run the same command again to go on"
-            ) from failure
+        number, result, error = -1, None, None
+        while number not in keys:  # what is left of a call that was given up is passed over
+            try:
+                number, result, error = self._pool.get_next_unordered()
+            except _import_ray().exceptions.RayError as failure:
+                lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+                raise ResourceError(
+                    f"Ray gave the job up: {(lines or [type(failure).__name__])[-1]}; what is finished stays, run the "
+                    "same command again to go on"
+                ) from failure
         if error is not None:
             raise error
         return keys.pop(number), result

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import random
 import runpy
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -74,41 +71,6 @@ def start(folder: Path, output: Path, scorer: str) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize("kind", ["slow", "lists"])
-def test_three_kills_end_with_the_same_bytes(small_folder: Path, tmp_path: Path, kind: str) -> None:
-    seed = int.from_bytes(os.urandom(4), "little")
-    generator = random.Random(seed)
-    evaluate_here(small_folder, tmp_path / "calm", f"{kind}:0")
-    output = tmp_path / "killed"
-    log = output / "scores.00000.jsonl"
-    kept: list[bytes] = []
-    for kill in range(3):
-        process = start(small_folder, output, f"{kind}:0.06")
-        if kill == 0:  # anywhere: importing, retrieving, scoring
-            time.sleep(generator.uniform(0, 3.5))
-        else:  # while scoring, at any point of a block
-            wait_for(partial(is_longer, log, sum(map(len, kept))))
-            time.sleep(generator.uniform(0, 0.5))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, f"seed {seed}"
-        lines = log.read_bytes().splitlines(keepends=True) if log.exists() else []
-        assert lines[: len(kept)] == kept, f"seed {seed}: a logged block changed"
-        kept = [line for line in lines if line.endswith(b"\n")]
-    assert len(kept) >= 2, f"seed {seed}: nothing was scored before the kills"
-    with log.open("ab") as stream:  # what a kill in the middle of a write leaves
-        stream.write(b'{"settings": "')
-    assert start(small_folder, output, f"{kind}:0.001").wait() == 0, f"seed {seed}"
-    records = [json.loads(line) for line in log.read_bytes().splitlines()]
-    assert sorted(record["block"] for record in records) == list(range(len(records))), f"seed {seed}"
-    assert len(records) == len((tmp_path / "calm" / log.name).read_bytes().splitlines()) > len(kept) - 1
-    assert log.read_bytes().splitlines(keepends=True)[: len(kept)] == kept
-    for name in ("run.trec", "first_stage.trec", "per_query.csv"):
-        assert (output / name).read_bytes() == (tmp_path / "calm" / name).read_bytes(), f"seed {seed}: {name}"
-
-
-def is_longer(path: Path, size: int) -> bool:
-    return path.exists() and path.stat().st_size > size
-
-
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -123,8 +85,6 @@ def test_two_processes_rank_as_one(small_folder: Path, tiny_llama: Path, tmp_pat
     command = [*launch, str(SCRIPT), str(small_folder), str(tmp_path / "two"), str(tiny_llama)]
     subprocess.run(command, env=ENVIRONMENT, check=True, timeout=120)
     assert (tmp_path / "two" / "run.trec").read_bytes() == (tmp_path / "alone" / "run.trec").read_bytes()
-    logs = sorted(path.name for path in (tmp_path / "two").glob("scores.*.jsonl"))
-    assert logs == ["scores.00000.jsonl", "scores.00001.jsonl"]
     assert read_json(tmp_path / "two" / "metrics.json")["processes"] == 2
     assert read_json(tmp_path / "alone" / "metrics.json")["dtypes"] == ["float32"]
 
@@ -167,7 +127,7 @@ def test_cut_documents_are_counted_in_the_results_and_told_once(
     with caplog.at_level(logging.WARNING):
         evaluate_collection(source_of(Cutting()), small_collection, options, tmp_path / "out")
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    blocks = len((tmp_path / "out" / "scores.00000.jsonl").read_text().splitlines())
+    blocks = len((tmp_path / "out" / "scores.jsonl").read_text().splitlines())
     assert metrics["cut_documents"] == blocks > 1
     told = [record.getMessage() for record in caplog.records if "cut" in record.getMessage()]
     assert told == [f"{small_collection.name}: {blocks} documents were cut to the model's length (max_length)"]
@@ -215,6 +175,16 @@ def test_other_settings_are_refused(
     assert read_json(tmp_path / "out" / "metrics.json")["pairs"] == result.pairs
 
 
+def test_scores_of_an_earlier_version_are_refused(small_collection: Collection, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "scores.00001.jsonl").touch()
+    with pytest.raises(InputError, match=r"an earlier version of tsarank \(scores\.00001\.jsonl\): .*--overwrite"):
+        evaluate_collection(source_of(OverlapScorer()), small_collection, options_of(tmp_path), tmp_path / "out")
+    options = options_of(tmp_path, overwrite=True)
+    evaluate_collection(source_of(OverlapScorer()), small_collection, options, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").glob("scores*")) == ["scores.jsonl"]
+
+
 def test_changed_texts_are_refused(small_collection: Collection, tmp_path: Path) -> None:
     scorer = OverlapScorer()
     evaluate_collection(source_of(scorer), small_collection, options_of(tmp_path), tmp_path / "out")
@@ -229,7 +199,7 @@ def test_a_running_evaluation_is_not_disturbed(
     process = start(small_folder, tmp_path / "out", "slow:0.1")
     try:
         wait_for((tmp_path / "out" / "settings.json").exists)
-        with pytest.raises(InputError, match="another evaluation is writing"):
+        with pytest.raises(InputError, match="another process is writing"):
             evaluate_collection(source_of(OverlapScorer()), small_collection, options_of(tmp_path), tmp_path / "out")
     finally:
         process.kill()

@@ -65,7 +65,7 @@ def test_a_list_is_kept_whole_and_ties_keep_the_first_stages_order(
     assert unusable
     assert (metrics["model_calls"], metrics["tokens"], metrics["unusable_answers"]) == (24, pairs, unusable)
     assert f"{unusable} answers of the model could not be used" in caplog.text
-    records = (tmp_path / "out" / "scores.00000.jsonl").read_text().splitlines()
+    records = (tmp_path / "out" / "scores.jsonl").read_text().splitlines()
     assert len(records) == 12, "one query a block"
 
     evaluate_collection(source, small_collection, options_of(tmp_path), tmp_path / "out")
@@ -81,9 +81,10 @@ def test_a_block_may_hold_several_whole_lists(small_collection: Collection, tmp_
         ranker, output = Halves(), tmp_path / str(pairs)
         source = ScorerSource("halves", lambda ranker=ranker: ranker, whole_lists=True)
         evaluate_collection(source, small_collection, options_of(tmp_path, block_pairs=pairs), output)
-        lines = [json.loads(line) for line in (output / "scores.00000.jsonl").read_text().splitlines()]
-        assert sum(line["calls"] for line in lines) == 24
-        sizes = [len(line["scores"]) for line in lines]
+        lines = [json.loads(line)["results"] for line in (output / "scores.jsonl").read_text().splitlines()]
+        records = [line[str(block)] for block, line in enumerate(lines)]
+        assert sum(record["calls"] for record in records) == 24
+        sizes = [len(record["scores"]) for record in records]
         assert len(sizes) == 12 if pairs == 1 else min(sizes[:-1], default=pairs) >= pairs
         runs.append((output / "run.trec").read_bytes())
     assert runs[0] == runs[1] == runs[2]

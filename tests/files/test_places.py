@@ -31,7 +31,6 @@ OWN_WRITING = {
     "modeling_tsarank/cache/catalog.py": "into the temporary file of the one writer",
     "modeling_tsarank/crossencoder_tsarank.py": "travels with checkpoints; the folder is being saved",
     "modeling_tsarank/models/default_model.py": "a whole folder takes its name; the file is in a temporary folder",
-    "eval/score_log.py": "a log that is appended to, and its lock",
     "eval/index_cache.py": "a whole folder takes its name",
     "trainers/run_lock.py": "a lock",
 }

@@ -13,13 +13,13 @@ from typing import Any
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
-from modeling_tsarank.eval.processes import settle_gloo_at_exit
 from modeling_tsarank.modeling_tsarank import TSARankModel
 from modeling_tsarank.modeling_twolar import TwolarModel
 from modeling_tsarank.trainers.cpt_config import CPTConfig
 from modeling_tsarank.trainers.cpt_trainer import CPTTrainer
 from modeling_tsarank.trainers.distill_config import RankingDistillConfig
 from modeling_tsarank.trainers.distill_trainer import RankingDistillTrainer
+from modeling_tsarank.trainers.gloo import settle_gloo_at_exit
 from modeling_tsarank.trainers.sft_config import RankingSFTConfig
 from modeling_tsarank.trainers.sft_trainer import RankingSFTTrainer
 

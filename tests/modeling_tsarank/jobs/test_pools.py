@@ -2,51 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import pickle
-import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import together
 
 from modeling_tsarank.jobs.pools import LocalPool, Pool, lead
 from modeling_tsarank.ranking_errors import InputError
-
-
-FORK = multiprocessing.get_context("fork")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def together(count: int, call: Callable[[], Any], folder: Path) -> list[Any]:
-    """What `call` returned or raised in each of several processes, as torchrun numbers them."""
-    port = free_port()
-
-    def run(rank: int) -> None:
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_PORT": str(port)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "LOCAL_RANK": str(rank)}
-        try:
-            outcome: Any = call()
-        except BaseException as error:
-            outcome = error
-        (folder / f"outcome{rank}").write_bytes(pickle.dumps(outcome))
-
-    processes = [FORK.Process(target=run, args=(rank,)) for rank in range(count)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
-    return [pickle.loads((folder / f"outcome{rank}").read_bytes()) for rank in range(count)]
 
 
 def worker(folder: Path, number: int) -> tuple[int, str]:

@@ -15,17 +15,22 @@ import sys
 import threading
 from pathlib import Path
 
-from modeling_tsarank.eval.processes import Processes
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
-processes = Processes()
-assert processes.on_main(lambda: list(range(1000))) == list(range(1000))
+from modeling_tsarank.trainers.gloo import settle_gloo_at_exit
+
+state = PartialState(cpu=True)
+settle_gloo_at_exit()
+values = list(range(1000)) if state.is_main_process else [None] * 1000
+assert broadcast_object_list(values) == list(range(1000))
 gate = threading.Lock()
 gate.acquire()
 
 
 def work():
     with gate:
-        Path(sys.argv[1], str(processes.index)).touch()
+        Path(sys.argv[1], str(state.process_index)).touch()
 
 
 threading.Thread(target=work, daemon=True).start()

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import AutoConfig
+from transformers.utils import cached_file
 
 from ..batch_invariance import cpu_has_bfloat16
 from ..files.reading import read_json_object
@@ -17,7 +19,7 @@ from ..modeling_ranker import RankerModel
 from ..ranking_checkpoints import load_backbone, load_errors, refuse_shell_of_a_folder
 from ..ranking_errors import InputError, ModelError, ResourceError
 from ..ranking_options import CONFIG_KEY
-from .embedded_models import RECORD_FILE, add_adapter, load_without_room
+from .embedded_models import ADAPTER_CONFIG, RECORD_FILE, add_adapter, load_without_room
 from .families import families, family_class, plain_family, published_family
 from .resolver import OTHER_LIBRARIES, Kind, Source, resolve
 
@@ -138,7 +140,7 @@ def load_ranker(
     dtype = resolve_dtype(dtype, device)
     if family is not None:
         family_class(family)
-    source = resolve(name_or_path)
+    source = _hub_adapter(resolve(name_or_path), revision)
     origin: dict[str, Any] = {
         "revision": revision,
         "trust_remote_code": trust_remote_code,
@@ -169,6 +171,23 @@ def load_ranker(
             type(ranker).__name__,
         )
     return use_int8_weights(ranker) if as_int8 else ranker
+
+
+def _hub_adapter(source: Source, revision: str | None) -> Source:
+    """The folder of a Hub repository that holds only an adapter; every other source as it is."""
+    if source.kind is not Kind.HUB:
+        return source
+    options: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    try:
+        if cached_file(source.name, "config.json", **options) or not cached_file(
+            source.name, ADAPTER_CONFIG, **options
+        ):
+            return source
+        wanted = ["adapter_*", RECORD_FILE]
+        folder = snapshot_download(source.name, revision=revision, allow_patterns=wanted)
+    except (OSError, ValueError):  # loading says what is wrong
+        return source
+    return Source(Kind.ADAPTER, folder)
 
 
 def _check_model_kwargs(more: dict[str, Any], device: Any, dtype: Any) -> None:

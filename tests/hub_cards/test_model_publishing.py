@@ -59,6 +59,14 @@ for repo in sys.argv[1:]:
         outputs[repo].append(output.getvalue())
 print(json.dumps(outputs))
 """
+LOADER = """
+import json, sys
+from modeling_tsarank import load_ranker
+
+query, documents = json.loads(sys.argv[2])
+ranker = load_ranker(sys.argv[1], revision="v1", device="cpu", dtype="float32")
+print([row["score"] for row in ranker.rank(query, documents)])
+"""
 UPLOAD_BASE = """
 import sys
 from huggingface_hub import HfApi
@@ -101,6 +109,9 @@ def test_round_trips_and_the_snippets_of_every_card(
     assert adapter[0]
     assert adapter[0] == adapter[1] == adapter[2]
     assert outputs["alice/adapter"][3].startswith("['default']")
+    # By its name alone: its base and how it ranks are recorded.
+    loaded = in_process(LOADER, "alice/adapter", json.dumps([CARD_QUERY, CARD_DOCUMENTS]), cache="loader")
+    assert set(re.findall(r"-\d+\.\d{3}", loaded.splitlines()[-1])) == adapter[0]
 
 
 def _check_repository(hub: Any, name: str, folder: Path) -> None:

@@ -1,11 +1,5 @@
 """Models that come with the package: the embedded language model, and releases, LoRA adapters that make rankers of it.
 
-| name | as a ranker | as a language model, to train or to generate with |
-|---|---|---|
-| `default` | the released ranker | the embedded language model |
-| a release, such as `twolar-smollm2-135m` | that ranker | the plain model that it is |
-| `zero-shot`, `smollm2-135m-instruct` | the embedded language model | the same |
-
 A release is a folder of `hub_cards/releases/`: an ordinary PEFT adapter, its card, and `release.json`, which names
 the base and the ranking options. It is merged into the base on first use, and the result kept in the user's cache.
 A release may have been trained on another one; both adapters are then merged, one after the other.
@@ -18,7 +12,6 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,15 +142,6 @@ def read_release(folder: Path) -> Release:
     )
 
 
-def embedded_ranker(name: str | os.PathLike | None) -> str | None:
-    """The full name of the embedded ranker that a user calls so, or `None` for a model from elsewhere."""
-    if name is None or name == DEFAULT:
-        return DEFAULT_RELEASE if DEFAULT_RELEASE in releases() else DEFAULT_NAME
-    if name in BASE_NAMES:
-        return DEFAULT_NAME
-    return name if isinstance(name, str) and name in releases() else None
-
-
 def embedded_version(full_name: str) -> str:
     """What tells an embedded model apart from another of the same name."""
     return VERSION if full_name == DEFAULT_NAME else releases()[full_name].cached_folder.name.rpartition("-")[2]
@@ -166,11 +150,6 @@ def embedded_version(full_name: str) -> str:
 def embedded_checkpoint(full_name: str) -> str:
     """What an evaluation calls an embedded model: its name and version."""
     return f"{full_name} {embedded_version(full_name)}"
-
-
-def embedded_language_model(name: str | os.PathLike | None) -> str | None:
-    """The full name of the embedded language model that a user calls so, or `None` for a model from elsewhere."""
-    return DEFAULT_NAME if name is None or name == DEFAULT else embedded_ranker(name)
 
 
 def embedded_source(full_name: str) -> Path:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import threading
 from collections.abc import Sequence
 from typing import Any
 
-from ..models.embedded_models import embedded_language_model, embedded_source, embedded_version
+from ..models.embedded_models import embedded_version
 from ..models.fingerprints import hub_commit, model_fingerprint
+from ..models.resolver import resolve_language_model
 from ..ranking_errors import ModelError
 from ..ranking_options import whole_number
 from ..user_text import UserText
@@ -26,7 +26,7 @@ class LocalChat(ChatModel):
     """Answers with a causal language model, greedily (temperature 0).
 
     Args:
-        name_or_path: Hub id or folder; `default` for the embedded model.
+        name_or_path: Hub id or folder, or smollm2-135m-instruct, which comes with this package.
         cache: Where answers are kept.
         usage: Counts what was asked.
         max_new_tokens: Longest answer.
@@ -53,16 +53,15 @@ class LocalChat(ChatModel):
     ) -> None:
         from ..models.loading import resolve_device, resolve_dtype
 
-        embedded = embedded_language_model(name_or_path)
-        super().__init__(embedded or name_or_path.rstrip("/").rpartition("/")[2], usage, cache)
+        source = resolve_language_model(name_or_path)
+        super().__init__(source.label, usage, cache)
         self._max_new_tokens = whole_number(max_new_tokens, "the longest answer in tokens")
         self._device = resolve_device(device)
         self._dtype = resolve_dtype(dtype, self._device)
-        self._source = name_or_path if embedded is None else os.fspath(embedded_source(embedded))
-        commit = hub_commit(self._source, revision) if revision else None
-        self._identity = (
-            {embedded: embedded_version(embedded)} if embedded else model_fingerprint(self._source, commit)
-        )
+        self._source = source.location()
+        name = source.name
+        commit = hub_commit(name, revision) if revision else None
+        self._identity = {name: embedded_version(name)} if source.packaged else model_fingerprint(name, commit)
         self._hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         self._lock = threading.Lock()
         self._model: Any = None

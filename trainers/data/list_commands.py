@@ -45,7 +45,7 @@ teachers (one of them):
   --teacher-url U --teacher-model M   any OpenAI-compatible server, asked with a listwise prompt; the key is
                                       read from the environment variable --teacher-key-variable, never from an option
   --teacher-local M                   a causal language model on this machine, asked the same
-  --teacher-scores M                  a reranker of this project (`default`: the embedded model), or of
+  --teacher-scores M                  a reranker of this project (`default`: the released one), or of
                                       sentence-transformers ce:M, a CrossEncoder, or dense:M, a bi-encoder: its
                                       scores give the order; of several the mean of their z-scores in each list,
                                       weighted by --teacher-weights

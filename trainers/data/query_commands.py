@@ -85,7 +85,12 @@ def _register_kinds(kinds: Any, common: argparse.ArgumentParser) -> None:
     made = kinds.add_parser(
         "generated", parents=[common], help="written by a model", description=_DESCRIPTION, formatter_class=formatter
     )
-    made.add_argument("--model", default="default", metavar="M", help="Hub id or folder (default: the embedded model)")
+    made.add_argument(
+        "--model",
+        default="smollm2-135m-instruct",
+        metavar="M",
+        help="Hub id or folder (default: the language model in this package)",
+    )
     made.add_argument(
         "--top-k", type=whole(least=0), default=10, metavar="K", help="tokens to sample from (default: 10; 0: all)"
     )

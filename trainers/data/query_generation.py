@@ -7,7 +7,6 @@ query generator. An encoder-decoder such as docT5query (Nogueira and Lin, 2019) 
 from __future__ import annotations
 
 import logging
-import os
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from tqdm.auto import tqdm
 
 from modeling_tsarank.eval.bm25 import EnglishAnalyzer
 from modeling_tsarank.eval.types import Document
-from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.ranking_options import settle_whole_numbers
 from modeling_tsarank.trainers.data.query_files import QueryCollector, normalized
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
@@ -85,8 +84,8 @@ class QueryGenerator:
     """Writes queries for passages.
 
     Args:
-        name_or_path: A query-likelihood model (any causal language model will do; `default` is the embedded one), or
-            an encoder-decoder such as a docT5query.
+        name_or_path: A query-likelihood model (any causal language model will do, such as smollm2-135m-instruct, which
+            comes with this package), or an encoder-decoder such as a docT5query.
         options: Sampling.
         cache: Keeps every finished batch, so that an interrupted run goes on where it was.
         device: Torch device.
@@ -104,14 +103,14 @@ class QueryGenerator:
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        from modeling_tsarank.eval.checkpoint_sources import display_name
+        from modeling_tsarank.models.resolver import resolve_language_model
         from modeling_tsarank.rankers.pointwise import scorer_identity
 
         self.options = options or SamplingOptions()
-        self.name = display_name(name_or_path)
-        self._source, self._device, self._dtype = name_or_path, device, dtype
+        self._source, self._device, self._dtype = resolve_language_model(name_or_path), device, dtype
+        self.name = self._source.label
         self._cache = cache
-        self._identity = {**scorer_identity(name_or_path), "dtype": str(dtype)}
+        self._identity = {**scorer_identity(self._source.name), "dtype": str(dtype)}
         self._model: Any = None
         self._tokenizer: Any = None
         self._ranker: Any = None
@@ -132,21 +131,20 @@ class QueryGenerator:
     def _load(self) -> None:
         from transformers import AutoConfig
 
-        from modeling_tsarank.models.embedded_models import embedded_language_model, embedded_source
         from modeling_tsarank.models.loading import load_ranker, resolve_device, resolve_dtype
         from modeling_tsarank.ranking_checkpoints import load_errors
 
         device = resolve_device(self._device)
         dtype = resolve_dtype(self._dtype, device)
-        embedded = embedded_language_model(self._source)
-        source = self._source if embedded is None else os.fspath(embedded_source(embedded))
-        with load_errors(self._source):
-            config = AutoConfig.from_pretrained(source)
+        location = self._source.location()
+        with load_errors(self._source.name):
+            config = AutoConfig.from_pretrained(location)
         if config.is_encoder_decoder:
-            self._load_seq2seq(source, device, dtype)
+            self._load_seq2seq(location, device, dtype)
             return
-        name = embedded or self._source
-        ranker = load_ranker(name, device=device, dtype=dtype, family="query_likelihood", **self._lengths(config))
+        ranker = load_ranker(self._source.name, device=device, dtype=dtype, **self._lengths(config))
+        if not ranker.scores_query_tokens:
+            raise ModelError(f"{self.name} ranks by {ranker.title.lower()} and generates no queries")
         self._ranker, self._model, self._tokenizer = ranker, ranker.backbone, ranker.tokenizer
 
     def _lengths(self, config: Any) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def register_scores(subparsers: Any) -> None:
         required=True,
         action="append",
         metavar="M",
-        help="a reranker of this project (`default`: the embedded model), or of sentence-transformers ce:M, a "
+        help="a reranker of this project (`default`: the released one), or of sentence-transformers ce:M, a "
         "CrossEncoder, or dense:M, a bi-encoder; given several times, the mean of their z-scores in each row",
     )
     add_teacher_weights(parser)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from modeling_tsarank.eval.checkpoint_sources import display_name
 from modeling_tsarank.files.reading import read_json
-from modeling_tsarank.models.embedded_models import RECORD_FILE, embedded_ranker, releases
+from modeling_tsarank.models.embedded_models import RECORD_FILE, releases
 from modeling_tsarank.models.resolver import resolve
 from modeling_tsarank.ranking_errors import InputError
 
@@ -40,9 +40,9 @@ def teacher_facts(
 
 def recorded_training_data(source: str) -> str | None:
     """What a model was trained on, by the record of its training here or by its own card's metadata."""
-    embedded = embedded_ranker(source)
-    folder = releases()[embedded].folder if embedded in releases() else Path(source)
-    if embedded is None and not folder.is_dir():
+    release = releases().get(source)
+    folder = Path(source) if release is None else release.folder
+    if release is None and not folder.is_dir():
         return _of_card(_cached_card(source))
     if (folder / RECORD_FILE).is_file():
         return _of_record(folder / RECORD_FILE)

@@ -22,12 +22,11 @@ from modeling_tsarank.models.embedded_models import (
     ADAPTER_WEIGHTS,
     DEFAULT_RELEASE,
     RELEASE_FILE,
-    embedded_language_model,
-    embedded_ranker,
     embedded_source,
     load_without_room,
     releases,
 )
+from modeling_tsarank.models.resolver import resolve, resolve_language_model
 from modeling_tsarank.ranking_errors import ResourceError
 
 
@@ -46,11 +45,11 @@ def distilled():
 
 
 def test_names_mean_what_the_documentation_says() -> None:
-    assert embedded_ranker(None) == embedded_ranker("default") == DEFAULT_RELEASE == DISTILLED
-    assert embedded_ranker("zero-shot") == embedded_ranker("smollm2-135m-instruct") == "smollm2-135m-instruct"
-    assert embedded_ranker("some/model") is embedded_language_model("some/model") is None
-    assert embedded_language_model("default") == "smollm2-135m-instruct"
-    assert embedded_language_model(FIRST) == FIRST
+    assert resolve(None).name == resolve("default").name == DEFAULT_RELEASE == DISTILLED
+    assert resolve("zero-shot").name == resolve("smollm2-135m-instruct").name == "smollm2-135m-instruct"
+    assert not resolve("some/model").packaged
+    assert resolve_language_model(None).name == "smollm2-135m-instruct"
+    assert resolve_language_model(FIRST).name == FIRST
 
 
 def test_the_release_is_small_and_documented() -> None:

@@ -16,7 +16,6 @@ from types import ModuleType
 
 PACKAGE = __name__.partition(".")[0]
 MOVED = {
-    "bulk_output": "jobs.bulk_output",
     "bulk_pairs": "jobs.bulk_pairs",
     "bulk_scoring": "jobs.bulk_scoring",
     "bulk_sorting": "jobs.bulk_sorting",
@@ -31,7 +30,6 @@ MOVED = {
     "index_command": "cli.index",
     "loading": "models.loading",
     "rank_command": "cli.rank",
-    "ray_scoring": "jobs.ray_scoring",
     "score_command": "cli.score",
 }
 

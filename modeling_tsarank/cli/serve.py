@@ -89,6 +89,6 @@ def run(args: argparse.Namespace) -> int:
 
 def served_name(name: str | None) -> str:
     """What requests call a model: an embedded one's full name, the last part of a folder or Hub id otherwise."""
-    from ..models.embedded_models import embedded_ranker
+    from ..models.resolver import resolve
 
-    return embedded_ranker(name) or Path(str(name)).name
+    return resolve(name).label

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from modeling_tsarank.batch_invariance import cpu_has_bfloat16
+from modeling_tsarank.engine.batch_invariance import cpu_has_bfloat16
 from modeling_tsarank.eval.collections import load_collection
 from modeling_tsarank.eval.fusion import normalize
 from modeling_tsarank.eval.harness import evaluate_collection

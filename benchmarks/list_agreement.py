@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from modeling_tsarank.batch_invariance import cpu_has_bfloat16
+from modeling_tsarank.engine.batch_invariance import cpu_has_bfloat16
 from modeling_tsarank.eval.reports import markdown_table
 from modeling_tsarank.rankers.pointwise import load_scorer
 from modeling_tsarank.rankers.protocols import predict

@@ -31,7 +31,7 @@ import transformers
 
 from modeling_tsarank import load_ranker
 from modeling_tsarank.models.loading import resolve_dtype
-from modeling_tsarank.ranking_engine import default_batch_tokens, plan_batches
+from modeling_tsarank.ranking_scoring import default_batch_tokens, plan_batches
 
 
 LOOP = "plain loop, float32"

@@ -123,7 +123,7 @@ class ModelShelf:
         return tokens
 
     def _in_time(self, work: Callable[[Callable[[], bool]], Any]) -> Any:
-        from modeling_tsarank.ranking_engine import RankingCancelled
+        from modeling_tsarank.ranking_scoring import RankingCancelled
 
         deadline = time.monotonic() + self.limits.seconds
         try:

@@ -16,18 +16,21 @@ from types import ModuleType
 
 PACKAGE = __name__.partition(".")[0]
 MOVED = {
+    "batch_invariance": "engine.batch_invariance",
     "bulk_pairs": "jobs.bulk_pairs",
     "bulk_scoring": "jobs.bulk_scoring",
     "bulk_sorting": "jobs.bulk_sorting",
     "command_line": "cli.command_line",
     "default_model": "models.default_model",
     "document_catalog": "cache.catalog",
+    "document_encoding": "cache.state_bytes",
     "document_files": "cache.state_files",
     "document_memory": "cache.memory_store",
     "document_store": "cache.folder_store",
     "embedded_models": "models.embedded_models",
     "file_hashes": "files.hashes",
     "index_command": "cli.index",
+    "int8_weights": "engine.int8_weights",
     "loading": "models.loading",
     "rank_command": "cli.rank",
     "score_command": "cli.score",

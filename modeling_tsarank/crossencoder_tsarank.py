@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from transformers import AutoModel
 
-from .ranking_engine import pad_right
 from .ranking_errors import InputError, ModelError
 from .ranking_options import whole_number
+from .ranking_scoring import pad_right
+from .ranking_text import clean_pairs
 
 
 # The scores are what `predict` gives: sentence-transformers would put a sigmoid on them by default.
@@ -114,7 +115,7 @@ class CrossEncoderRanker(torch.nn.Module):
 
     def _scores_to_train(self, pairs: Sequence[tuple[str, Any]]) -> torch.Tensor:
         ranker = self.ranker
-        encoded = ranker.encoder.pairs(ranker.check_pairs(pairs))
+        encoded = ranker.encoder.pairs(clean_pairs(pairs))
         rows = [(*pair.prompt, *pair.query) for pair in encoded]
         ids, mask = pad_right(rows, ranker.pad_id, ranker.device)
         inputs = {"input_ids": ids, "attention_mask": mask}

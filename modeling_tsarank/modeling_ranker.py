@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,54 +13,43 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.utils import ModelOutput
 
 from .crossencoder_tsarank import CrossEncoderRanker, code_reference, write_cross_encoder_files
 from .pipeline_text_ranking import TextRankingPipeline
-from .ranking_attention import attention_choice, check_attention, refuse_encoder, refuse_flex
-from .ranking_calls import evaluating, snapshot
 from .ranking_checkpoints import (
     check_vocabulary,
     load_backbone,
     load_complete,
     refuse_shell_of_a_folder,
 )
-from .ranking_engine import check_batch_tokens, check_finite
+from .ranking_engine import Task, evaluating, installed_engine, read_values
 from .ranking_errors import InputError, ModelError
 from .ranking_options import CONFIG_KEY, Explanation, Family, RankingOptions, whole_number
-from .ranking_text import EncodedPair, clean_query, document_list, document_text, encode_counted
+from .ranking_scoring import (
+    attention_choice,
+    check_attention,
+    check_batch_tokens,
+    check_finite,
+    refuse_encoder,
+    refuse_flex,
+)
+from .ranking_text import (
+    EncodedPair,
+    cacheable_ids,
+    clean_pairs,
+    clean_query,
+    document_list,
+    document_text,
+    encode_counted,
+    is_cut,
+    warn_of_cuts,
+)
 
 
 logger = logging.getLogger(__name__)
 
 # Options of `from_pretrained` that choose a file rather than a model, and so hold for the tokenizer as well.
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "proxies")
-
-
-@dataclass
-class RankingOutput(ModelOutput):
-    """Output of a ranking model's `forward`.
-
-    Attributes:
-        loss: scalar, listwise softmax cross-entropy over `scores`; only where `labels` were given.
-        scores: `(pairs,)` float32, higher is more relevant.
-        token_log_probs: `(query tokens,)` float32, row by row (`TSARankModel` only).
-    """
-
-    loss: torch.Tensor | None = None
-    scores: torch.Tensor | None = None
-    token_log_probs: torch.Tensor | None = None
-
-
-def group_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Softmax cross-entropy of groups of equal size: scores `(groups × size,)`, labels `(groups,)` the index of the
-    relevant document in each group (TSARankLLM, Eq. 3 with S = score and tau = 1)."""
-    if labels.ndim != 1 or scores.numel() % max(labels.numel(), 1):
-        raise InputError(
-            f"{scores.numel()} scores cannot be split into {labels.numel()} groups of equal size; labels must "
-            "hold one index of the relevant document per group"
-        )
-    return torch.nn.functional.cross_entropy(scores.view(labels.numel(), -1), labels)
 
 
 class RankerModel(Family, PreTrainedModel):
@@ -82,6 +69,8 @@ class RankerModel(Family, PreTrainedModel):
 
     # What is computed in where that is not the dtype: "int8" with rounded weights, which cannot be saved.
     number_format: str | None = None
+    # What `predict` and `rank` read document states from, and put into it what it lacks; `None` turns it off.
+    document_store: Any = None
     options: RankingOptions
 
     def __init__(self, config: Any, backbone: PreTrainedModel | None = None) -> None:
@@ -95,20 +84,20 @@ class RankerModel(Family, PreTrainedModel):
             backbone = self.backbone_class(config).from_config(
                 inner, dtype=config.dtype, **attention_choice(self.backbone_class(config), inner, requested)
             )
+            self.backbone = backbone
+            self.post_init()
         else:
-            # `post_init` draws new weights for every module that is not marked as loaded: LoRA's, for one.
-            for module in backbone.modules():
-                module._is_hf_initialized = True  # type: ignore[assignment]
+            # In this order: `post_init` would draw new weights for what is not marked as loaded, LoRA's for one, and
+            # tie a head again that was trained apart.
+            self.post_init()
+            self.backbone = backbone
         self.check_backbone(backbone)
         check_attention(backbone)
-        self.backbone = backbone
         self._tokenizer: Any = None
         self._encoder: Any = None
         # What the last `predict` did: pairs, and tokens read by the backbone (a shared document counts once).
         self.last_stats: dict[str, int] = {}
-        # What calls leave to the next one: memory, shapes, how many of them are running.
-        self.between_calls: dict[str, Any] = {}
-        self.post_init()
+        self._running_calls: dict[str, Any] = {"running": 0}
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> Any:
         """What was asked for: experts are in the backbone, which checks it; transformers looks for them here."""
@@ -242,11 +231,20 @@ class RankerModel(Family, PreTrainedModel):
             kwargs["state_dict"] = {key.removeprefix(prefix): value for key, value in state_dict.items()}
         push = kwargs.pop("push_to_hub", False)
         config = self.backbone.config
-        setattr(config, CONFIG_KEY, self.options.to_dict())
-        config.auto_map = {"AutoModel": code_reference(type(self))}
-        pipeline = code_reference(TextRankingPipeline)
-        config.custom_pipelines = {"text-ranking": {"impl": pipeline, "pt": ["AutoModel"], "type": "text"}}
-        self.backbone.save_pretrained(save_directory, *args, **kwargs)
+        pipeline = {"impl": code_reference(TextRankingPipeline), "pt": ["AutoModel"], "type": "text"}
+        added = {
+            CONFIG_KEY: self.options.to_dict(),
+            "auto_map": {"AutoModel": code_reference(type(self))},
+            "custom_pipelines": {"text-ranking": pipeline},
+        }
+        before = dict(vars(config))
+        try:
+            vars(config).update(added)
+            self.backbone.save_pretrained(save_directory, *args, **kwargs)
+        finally:  # the backbone may be the user's own
+            for name in vars(config).keys() - before.keys():
+                delattr(config, name)
+            vars(config).update(before)
         if kwargs.get("is_main_process", True):
             for part in (self, TextRankingPipeline, CrossEncoderRanker):
                 custom_object_save(part, save_directory)
@@ -293,7 +291,7 @@ class RankerModel(Family, PreTrainedModel):
     @property
     def encoder(self) -> Any:
         """Turns (query, document) texts into token ids as `options` say."""
-        made, own = self._encoder, snapshot(self)
+        made, own = self._encoder, copy.copy(self)
         if made is None or made[0] is not own._tokenizer or made[1] is not own.options:
             made = self._encoder = own._tokenizer, own.options, own._make_encoder()
         return made[2]
@@ -315,8 +313,106 @@ class RankerModel(Family, PreTrainedModel):
     def _make_encoder(self) -> Any:
         raise NotImplementedError
 
-    def _score_pairs(self, pairs: Sequence[EncodedPair], batch_tokens: int, show: Any, stop: Any) -> list[float]:
+    # ---- what a family says of a pair ------------------------------------------------------------
+
+    def _task(self, pair: EncodedPair) -> Task:
         raise NotImplementedError
+
+    def _read_out(self) -> tuple[str, Sequence[int]]:
+        """What is read off at the wanted positions: `token_log_probs`, or `answer_logits` and their token ids."""
+        raise NotImplementedError
+
+    def _read_plainly(self, tasks: Sequence[Task]) -> list[torch.Tensor]:
+        """For each task the values `(positions, values)`, read in one padded batch."""
+        raise NotImplementedError
+
+    def _pool_values(self, values: Sequence[torch.Tensor]) -> list[float]:
+        """The score of each pair, from its values."""
+        raise NotImplementedError
+
+    def _cacheable(self, pair: EncodedPair) -> tuple[int, ...]:
+        return () if self.document_store is None else cacheable_ids(pair.source, self.options)
+
+    def _values(
+        self,
+        pairs: Sequence[EncodedPair],
+        batch_tokens: int,
+        show_progress: bool | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> list[torch.Tensor]:
+        """For each pair the values at its wanted positions."""
+        check_attention(self.backbone)
+        if self.document_store is not None:
+            self._check_document_first()
+        values, tokens = read_values(self, [self._task(pair) for pair in pairs], batch_tokens, show_progress, stop)
+        self.last_stats["tokens"] = tokens
+        return values
+
+    def explain(self, query: str, document: Any) -> tuple[Any, EncodedPair, torch.Tensor]:
+        """The model as it is now, the pair's token ids, and the values `(positions, values)` that make its score."""
+        call = copy.copy(self)
+        pair = call.encoder.pairs([(clean_query(query), document_text(document))])[0]
+        with evaluating(self), torch.inference_mode():
+            values = call._values([pair], check_batch_tokens(None, self.device), False)[0]
+        return call, pair, values
+
+    # ---- document states ---------------------------------------------------------------------------
+
+    def _check_document_first(self) -> None:
+        """Raises `ModelError` where a document's states depend on the query."""
+
+    def check_cacheable(self) -> None:
+        """Raises `ModelError` where document states cannot be kept: states that depend on the query, sliding windows,
+        recurrent layers."""
+        check_attention(self.backbone)
+        self._check_document_first()
+        engine = installed_engine("a store of document states")
+        engine.check_store(self.backbone, self.options.max_length)
+
+    def cache_prefixes(self, texts: Sequence[str]) -> tuple[list[tuple[tuple[int, ...], int]], int]:
+        """What a store keeps of each document, and how many are cut for every query.
+
+        Returns:
+            For each text the token ids whose states are kept, and the tokens of the shortest pair that begins so.
+        """
+        prompts = self.encoder.prompts(list(texts))
+        ids = [cacheable_ids(prompt, self.options) for prompt in prompts]
+        behind = self._task(EncodedPair((0,), (0,))).length  # one token of the prompt and one of the query
+        return [(row, len(row) + behind) for row in ids], sum(is_cut(prompt, self.options) for prompt in prompts)
+
+    def index(
+        self,
+        documents: Sequence[Any],
+        store: Any,
+        *,
+        batch_tokens: int | None = None,
+        show_progress: bool | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> int:
+        """Reads documents ahead of any query and keeps their states: ranking them then costs the query's tokens only.
+
+        Parameters:
+            store: a `MemoryStore` or a `FolderStore`. It becomes the model's `document_store`: `rank` and `predict`
+                then read from it, and put into it what it lacks.
+            documents, batch_tokens, show_progress, stop: as in `rank`.
+
+        Returns how many documents were read; those that the store already held are not read again.
+
+        Raises `ModelError` for a model whose states cannot be kept, otherwise like `predict` and the store.
+        """
+        call = copy.copy(self)
+        texts = [document_text(document, f"document {i}") for i, document in enumerate(document_list(documents))]
+        budget = check_batch_tokens(batch_tokens, self.device)
+        with evaluating(self), torch.inference_mode():
+            call.check_cacheable()
+            prefixes, cut = call.cache_prefixes(list(dict.fromkeys(texts)))
+            warn_of_cuts(cut, len(prefixes), call.options.max_length)
+            read, tokens = installed_engine("a store of document states").index(
+                self.backbone, prefixes, store, call.pad_id, budget, show_progress, stop
+            )
+        self.document_store = store
+        self.last_stats = {"documents": read, "tokens": tokens, "cut_documents": cut}
+        return int(read)
 
     # ---- the verbs -------------------------------------------------------------------------------
 
@@ -345,13 +441,14 @@ class RankerModel(Family, PreTrainedModel):
         others say how many documents and queries were cut, as `cut_documents` and `cut_queries` of `last_stats` do.
         """
         single = isinstance(pairs, tuple) and len(pairs) == 2 and isinstance(pairs[0], str)
-        cleaned = self.check_pairs([pairs] if single else pairs)
+        cleaned = clean_pairs([pairs] if single else pairs)
         budget = check_batch_tokens(batch_tokens, self.device)
-        call = snapshot(self)
+        call = copy.copy(self)  # what other threads set meanwhile does not reach it
         encoded, cut = encode_counted(call.encoder, cleaned)
         call.last_stats = {"pairs": len(cleaned), "tokens": 0, **cut}
         with evaluating(self):
-            scores = call._score_pairs(encoded, budget, show_progress, stop) if cleaned else []
+            values = call._values(encoded, budget, show_progress, stop) if cleaned else []
+        scores = call._pool_values(values) if cleaned else []
         self._encoder, self.last_stats = call._encoder, call.last_stats
         check_finite(scores, lambda i: f"pair {i} (query {cleaned[i][0][:60]!r})")
         result = np.asarray(scores, dtype=np.float32)
@@ -403,25 +500,3 @@ class RankerModel(Family, PreTrainedModel):
         """Why a document gets its score. Raises like `predict`."""
         score = float(self.predict((query, document), show_progress=False))
         return Explanation((), "logit", score, "this family does not take its scores apart")
-
-    def check_pairs(self, pairs: Sequence[Any]) -> list[tuple[str, str]]:
-        """The texts of (query, document) pairs. Raises `InputError` as `predict` does."""
-        cleaned, empty = [], 0
-        queries: dict[str, str] = {}
-        for i, pair in enumerate(pairs):
-            if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
-                raise InputError(f"pair {i} must be (query, document), got {type(pair).__name__}")
-            query, document = pair
-            if not isinstance(query, str) or query not in queries:
-                queries[query] = clean_query(query, f"the query of pair {i}")
-            text = document_text(document, f"document {i}")
-            empty += not text
-            cleaned.append((queries[query], text))
-        if empty:
-            logger.warning("%d of %d documents are empty; they are scored as an empty text", empty, len(cleaned))
-        return cleaned
-
-
-def accepts(function: Callable[..., Any], name: str) -> bool:
-    """Whether `function` takes an argument called `name`."""
-    return name in inspect.signature(function).parameters

@@ -3,35 +3,105 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from transformers import AutoModelForCausalLM
 
-from .document_blocks import Workspace
-from .document_states import common_length
-from .modeling_ranker import RankerModel, RankingOutput, group_loss
-from .query_head import log_probs_of
-from .ranking_calls import snapshot
-from .ranking_engine import align_left, gathered_log_probs, pad_right, plan_batches, run_batches
+from .modeling_ranker import RankerModel
+from .ranking_engine import Task
 from .ranking_errors import InputError, ModelError
 from .ranking_options import Explanation, QueryLikelihoodOptions
-from .ranking_states import KeptStates
-from .ranking_text import EncodedPair, QueryLikelihoodEncoder, clean_query, document_text
-from .rope_regimes import readable_length
-from .shared_prefixes import longest_prompt, partial_attention, shares_prefixes
+from .ranking_scoring import (
+    RankingOutput,
+    align_left,
+    gathered_log_probs,
+    group_loss,
+    logits_at,
+    pad_right,
+    readable_length,
+)
+from .ranking_text import EncodedPair, Prompt, TextEncoder, split_around
+from .user_text import Span
 
 
-# Documents that at most so many pairs share are read together, and their queries in rows of their own; with more
-# queries, one document's are enough for a pass, and packed they need no copies of its states.
-FEW_PAIRS = 16
-# Where documents are shared, this many passes' worth of them are planned together.
-SHARED_PASSES = 4
+class QueryLikelihoodEncoder(TextEncoder):
+    """Token ids for `TSARankModel`: the document's prompt, then the query's own ids (TSARankLLM, Eq. 1)."""
+
+    def __init__(self, tokenizer: Any, options: QueryLikelihoodOptions, context: int | None = None) -> None:
+        super().__init__(tokenizer, options, context)
+        self.options = options
+        self.head, self.tail = options.document_template.split("{document}")
+        fixed = len(self.leading) + len(self._ids(self.head + self.tail))
+        if fixed + options.max_query_length >= options.max_length:
+            raise ModelError(
+                f"the prompt's own {fixed} tokens and max_query_length ({options.max_query_length}) leave no room for "
+                f"the document in max_length ({options.max_length})"
+            )
+        # A tokenizer that puts a space in front of every text by itself (SentencePiece's dummy prefix) would turn one
+        # leading space into two.
+        own_space = self.tokenizer.convert_ids_to_tokens(self._ids("a"))[0].startswith("▁")
+        self._query_start = " " if options.prompt_style == "separate_space" and not own_space else ""
+
+    def prompts(self, documents: Sequence[str]) -> list[Prompt]:
+        """One uncut `Prompt` per document text. An empty document is allowed: its prompt has no middle."""
+        texts = [self.head + document + self.tail for document in documents]
+        spans = [(len(self.head), len(self.head) + len(document)) for document in documents]
+        result = []
+        for span, (ids, offsets) in zip(spans, self._user_text.encode(texts, [[one] for one in spans]), strict=True):
+            prompt = split_around(ids, offsets, *span)
+            result.append(Prompt((*self.leading, *prompt.before), prompt.document, prompt.after))
+        return result
+
+    def queries(self, queries: Sequence[str]) -> list[list[int]]:
+        """Token ids of each query by itself (styles `separate_space` and `separate`), cut to `max_query_length`."""
+        return [self._cut_query(ids, self.options.max_query_length) for ids in self._whole_queries(queries)]
+
+    def _whole_queries(self, queries: Sequence[str]) -> list[list[int]]:
+        texts = [self._query_start + query for query in queries]
+        return [ids for ids, _ in self._user_text.encode(texts, [[(0, len(text))] for text in texts])]
+
+    def pairs(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
+        """(query, document) texts, already cleaned, as ids. Equal documents share one tokenization."""
+        if self.options.prompt_style == "joined":
+            return self._joined(pairs)
+        documents = {document: i for i, document in enumerate(dict.fromkeys(d for _, d in pairs))}
+        queries = {query: i for i, query in enumerate(dict.fromkeys(q for q, _ in pairs))}
+        prompts, uncut = self.prompts(list(documents)), self._whole_queries(list(queries))
+        query_ids = [tuple(self._cut_query(ids, self.options.max_query_length)) for ids in uncut]
+        whole = [tuple(prompt.cut(len(prompt))) for prompt in prompts]
+        result = []
+        for query, document in pairs:
+            ids, at = query_ids[queries[query]], documents[document]
+            room = self.options.max_length - len(ids)
+            fits = len(whole[at]) <= room
+            prompt = whole[at] if fits else tuple(prompts[at].cut(room))
+            left = len(uncut[queries[query]]) - len(ids)
+            result.append(EncodedPair(prompt, ids, prompts[at], len(whole[at]) - len(prompt), left))
+        return result
+
+    def _joined(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
+        texts = [f"{self.head}{document}{self.tail} {query}" for query, document in pairs]
+        start = len(self.head)
+        spans: list[list[Span]] = [
+            [(start, start + len(document)), (len(text) - len(query), len(text))]
+            for text, (query, document) in zip(texts, pairs, strict=True)
+        ]
+        result = []
+        for (_, document), (ids, offsets) in zip(pairs, self._user_text.encode(texts, spans), strict=True):
+            border = start + len(document) + len(self.tail)
+            at = next((i for i, (_, end) in enumerate(offsets) if end > border), len(ids))
+            query = self._cut_query(ids[at:], self.options.max_query_length)
+            prompt = split_around(ids[:at], offsets[:at], start, start + len(document))
+            prompt = Prompt((*self.leading, *prompt.before), prompt.document, prompt.after)
+            cut = tuple(prompt.cut(self.options.max_length - len(query)))
+            left = len(ids) - at - len(query)
+            result.append(EncodedPair(cut, tuple(query), prompt, len(prompt) - len(cut), left))
+        return result
 
 
-class TSARankModel(KeptStates, RankerModel):
+class TSARankModel(RankerModel):
     """Query likelihood on any decoder-only backbone (TSARankLLM, Eq. 1).
 
     score(q, d) = mean or sum over j of log p(q_j | P(d), q_<j), with P(d) = "Document: {d} Query:".
@@ -85,8 +155,7 @@ class TSARankModel(KeptStates, RankerModel):
         return AutoModelForCausalLM
 
     def _make_encoder(self) -> QueryLikelihoodEncoder:
-        context = readable_length(self.backbone)
-        return QueryLikelihoodEncoder(self.tokenizer, self.options, context)
+        return QueryLikelihoodEncoder(self.tokenizer, self.options, readable_length(self.backbone))
 
     # ---- tensors in, scores out: what training calls ---------------------------------------------
 
@@ -95,7 +164,6 @@ class TSARankModel(KeptStates, RankerModel):
         input_ids: torch.Tensor,
         query_mask: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        **kwargs: Any,
     ) -> torch.Tensor:
         """Logits that predict the query's tokens, and no others.
 
@@ -114,7 +182,7 @@ class TSARankModel(KeptStates, RankerModel):
             input_ids, query_mask = align_left(attention_mask, input_ids, query_mask)
         keep = torch.zeros_like(query_mask)
         keep[:, :-1] = query_mask[:, 1:]
-        return self._logits_at(input_ids, keep, **kwargs)
+        return logits_at(self.backbone, input_ids, keep, behind=1)
 
     def pool(self, token_log_probs: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         """Scores `(pairs,)` from the query tokens' log-probabilities, row by row; `counts` `(pairs,)` tokens each."""
@@ -129,7 +197,6 @@ class TSARankModel(KeptStates, RankerModel):
         query_mask: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs: Any,
     ) -> RankingOutput:
         """Scores of tokenized pairs.
 
@@ -140,7 +207,7 @@ class TSARankModel(KeptStates, RankerModel):
         Returns:
             `RankingOutput` with `scores` `(pairs,)` float32, `token_log_probs` and, given labels, `loss`.
         """
-        logits = self.query_logits(input_ids, query_mask, attention_mask, **kwargs)
+        logits = self.query_logits(input_ids, query_mask, attention_mask)
         mask = query_mask.bool()
         token_log_probs = gathered_log_probs(logits, input_ids[mask])
         scores = self.pool(token_log_probs, mask.sum(-1))
@@ -151,11 +218,8 @@ class TSARankModel(KeptStates, RankerModel):
 
     def token_log_probs(self, query: str, document: Any) -> list[tuple[str, float]]:
         """Why a document got its score: each query token and log p(token | document, tokens before it)."""
-        call = snapshot(self)
-        pair = call.encoder.pairs([(clean_query(query), document_text(document))])[0]
-        with torch.inference_mode():
-            values = call._cold_batch([pair])[0]
-        return list(zip(call.tokenizer.batch_decode([[i] for i in pair.query]), values.tolist(), strict=True))
+        call, pair, values = self.explain(query, document)
+        return list(zip(call.tokenizer.batch_decode([[i] for i in pair.query]), values[:, 0].tolist(), strict=True))
 
     def explanation(self, query: str, document: Any) -> Explanation:
         parts = tuple(self.token_log_probs(query, document))
@@ -163,94 +227,26 @@ class TSARankModel(KeptStates, RankerModel):
         score = math.fsum(value for _, value in parts) / (len(parts) if mean else 1)
         return Explanation(parts, "log-probability", score, f"{self.options.aggregation} of the values")
 
-    def _score_pairs(
-        self,
-        pairs: Sequence[EncodedPair],
-        batch_tokens: int,
-        show: bool | None = None,
-        stop: Callable[[], bool] | None = None,
-    ) -> list[float]:
-        """Documents asked once go through in padded batches; the others are read once, their queries behind them."""
-        if self.document_store is not None:
-            found = self._score_from_states(pairs, batch_tokens, show, stop)
-            return [self._pool_one(values) for values in found]
-        packed, full = self._packs_queries(), not partial_attention(self.backbone)
-        invariant = self._is_invariant()
-        limit = len(pairs) if invariant else FEW_PAIRS
-        groups: dict[Any, list[int]] = defaultdict(list)
-        for i, pair in enumerate(pairs):
-            # A long document is cut for each query's length: a packed row reads its longest cut for all of them.
-            document = pair.source if packed and len(pair.source) else pair.prompt
-            groups[document, self._pair_regime(pair)].append(i)
-        tasks = list(groups.values()) if shares_prefixes(self.backbone) else [[i] for i in range(len(pairs))]
-        scores = [math.nan] * len(pairs)
+    def _task(self, pair: EncodedPair) -> Task:
+        # The last query token predicts nothing and is not read.
+        ids = pair.prompt + pair.query[:-1]
+        at = tuple(range(len(pair.prompt) - 1, len(ids)))
+        return Task(ids, at, pair.query, self._cacheable(pair), len(ids) + 1)
 
-        def keep(indexes: Sequence[int], token_log_probs: Sequence[torch.Tensor]) -> None:
-            for i, values in zip(indexes, token_log_probs, strict=True):
-                scores[i] = self._pool_one(values)
+    def _read_out(self) -> tuple[str, Sequence[int]]:
+        return "token_log_probs", ()
 
-        def shares(members: Sequence[int]) -> bool:
-            """Whether every pair of a task begins with something that the others begin with too."""
-            longest = longest_prompt([pairs[i] for i in members])
-            return all(common_length(longest[:-1], pairs[i].prompt) for i in members)
-
-        def run(batch: Sequence[int]) -> None:
-            few = [t for t in batch if full and 1 < len(tasks[t]) <= limit and shares(tasks[t])]
-            single = [i for t in batch if t not in few and (len(tasks[t]) == 1 or invariant) for i in tasks[t]]
-            for part in plan_batches([_input_length(pairs[i]) for i in single], batch_tokens):
-                cold = [single[i] for i in part]
-                keep(cold, self._cold_batch([pairs[i] for i in cold]))
-            if few:
-                groups = [[pairs[i] for i in tasks[t]] for t in few]
-                for t, values in zip(few, self._few_suffixes(groups, batch_tokens), strict=True):
-                    keep(tasks[t], values)
-            for t in batch:
-                if len(tasks[t]) > 1 and t not in few and not invariant:
-                    chosen = [pairs[i] for i in tasks[t]]
-                    keep(tasks[t], self._shared_prefix(chosen, longest_prompt(chosen)[:-1], batch_tokens))
-
-        lengths = [_task_tokens([pairs[i] for i in task]) for task in tasks]
-        self.last_stats["tokens"] = sum(lengths)
-        # Each part of a pass keeps to the budget; of more documents' queries, more have about the same length.
-        at_once = SHARED_PASSES * batch_tokens if any(len(task) > 1 for task in tasks) else batch_tokens
-        run_batches(lengths, at_once, run, [len(task) for task in tasks], show, stop)
-        return scores
-
-    def _pool_one(self, token_log_probs: torch.Tensor) -> float:
-        total = token_log_probs.double().sum().item()
-        return total / len(token_log_probs) if self.options.aggregation == "mean" else total
-
-    def _cold_batch(self, pairs: Sequence[EncodedPair]) -> list[torch.Tensor]:
-        """Log-probabilities of each pair's query tokens, prompt and query read together in one padded batch.
-
-        The last query token predicts nothing and is not read.
-        """
-        ids, _ = pad_right([pair.prompt + pair.query[:-1] for pair in pairs], self.pad_id, self.device)
+    def _read_plainly(self, tasks: Sequence[Task]) -> list[torch.Tensor]:
+        ids, _ = pad_right([task.ids for task in tasks], self.pad_id, self.device)
         keep = torch.zeros(ids.shape, dtype=torch.bool)
-        for row, pair in enumerate(pairs):
-            keep[row, len(pair.prompt) - 1 : _input_length(pair)] = True
-        return self._values_at(pairs, ids, keep.to(self.device))
+        for row, task in enumerate(tasks):
+            keep[row, list(task.at)] = True
+        targets = torch.tensor([token for task in tasks for token in task.targets], device=self.device)
+        values = gathered_log_probs(logits_at(self.backbone, ids, keep.to(self.device), behind=1), targets)[:, None]
+        return list(values.cpu().split([len(task.at) for task in tasks]))
 
-    def _values_at(
-        self, pairs: Sequence[EncodedPair], input_ids: torch.Tensor, keep: torch.Tensor, **kwargs: Any
-    ) -> list[torch.Tensor]:
-        targets = torch.tensor([token for pair in pairs for token in pair.query], device=self.device)
-        # Taken away for the time being, so that another thread makes one of its own.
-        workspace = self.between_calls.pop("head", None) or Workspace()
-        with log_probs_of(self.backbone, targets, workspace) as asked:
-            found = self._logits_at(input_ids, keep, **kwargs)
-        self.between_calls["head"] = workspace
-        values = found.squeeze(-1) if asked.answered else gathered_log_probs(found, targets)
-        return list(values.cpu().split([len(pair.query) for pair in pairs]))
-
-
-def _input_length(pair: EncodedPair) -> int:
-    return len(pair.prompt) + len(pair.query) - 1
-
-
-def _task_tokens(pairs: Sequence[EncodedPair]) -> int:
-    """What pairs of one document read: its longest prompt once, and behind it each query and what its cut changes."""
-    longest = longest_prompt(pairs)
-    return len(longest) + sum(
-        len(pair.prompt) + len(pair.query) - 1 - common_length(longest[:-1], pair.prompt) for pair in pairs
-    )
+    def _pool_values(self, values: Sequence[torch.Tensor]) -> list[float]:
+        totals = [one.double().sum().item() for one in values]
+        if self.options.aggregation == "sum":
+            return totals
+        return [total / len(one) for total, one in zip(totals, values, strict=True)]

@@ -2,29 +2,120 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from .answer_head import answer_rows
-from .document_states import common_length
-from .modeling_ranker import RankerModel, RankingOutput, group_loss
-from .ranking_attention import check_attention
-from .ranking_calls import snapshot
-from .ranking_engine import align_left, pad_right, run_batches
+from .modeling_ranker import RankerModel
+from .ranking_engine import Task
 from .ranking_errors import ModelError
 from .ranking_options import Explanation, LogitOptions
-from .ranking_states import KeptStates
-from .ranking_text import EncodedPair, TemplateEncoder, clean_query, document_text
-from .rope_regimes import readable_length
-from .shared_prefixes import PACKED_TOKENS, prefix_groups, shares_prefixes
+from .ranking_scoring import (
+    RankingOutput,
+    align_left,
+    check_attention,
+    group_loss,
+    logits_at,
+    pad_right,
+    readable_length,
+    with_answer_head,
+)
+from .ranking_text import EncodedPair, Prompt, TextEncoder, split_around
 
 
-class TwolarModel(KeptStates, RankerModel):
+class TemplateEncoder(TextEncoder):
+    """Token ids for `TwolarModel`: one template around query and document, of which only the document is cut."""
+
+    def __init__(self, tokenizer: Any, options: LogitOptions, context: int | None = None) -> None:
+        super().__init__(tokenizer, options, context)
+        self.options = options
+        fixed = len(self.leading) + len(self.trailing)
+        fixed += len(self._ids(options.template.replace("{query}", "").replace("{document}", "")))
+        if fixed + options.max_query_length >= options.max_length:
+            raise ModelError(
+                f"the template's own {fixed} tokens and max_query_length ({options.max_query_length}) leave no room "
+                f"for the document in max_length ({options.max_length})"
+            )
+        before_query = options.template.split("{query}")[0]
+        # A tokenizer joins this white space to most queries, but not to all ("5 ships", where digits stand alone).
+        self._loose = len(before_query) - len(before_query.rstrip())
+
+    def pairs(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
+        """(query, document) texts, already cleaned, as ids with the tokenizer's own special tokens around them."""
+        texts, spans = [], []
+        for query, document in pairs:
+            text, document_span, query_span = self._fill(query, document)
+            texts.append(text)
+            spans.append((document_span, query_span))
+        result = []
+        encoded = self._user_text.encode(texts, spans)
+        for (ids, offsets), (document_span, query_span) in zip(encoded, spans, strict=True):
+            before = len(ids)
+            ids, offsets = self._shorten_query(ids, offsets, query_span)
+            prompt = split_around(ids, offsets, *document_span)
+            prompt = Prompt((*self.leading, *prompt.before), prompt.document, (*prompt.after, *self.trailing))
+            source = self._source(ids, offsets, document_span, query_span)
+            cut = tuple(prompt.cut(self.options.max_length))
+            left = before - len(ids)
+            result.append(EncodedPair(cut, source=source, cut=len(prompt) - len(cut), query_cut=left))
+        return result
+
+    def prompts(self, documents: Sequence[str]) -> list[Prompt]:
+        """What each document's pairs begin with, uncut: all in front of the query and of the white space before it.
+
+        Empty where the query comes first.
+        """
+        return [pair.source for pair in self.pairs([("a", document) for document in documents])]
+
+    @property
+    def document_first(self) -> bool:
+        """Whether the template puts the document before the query."""
+        return self.options.template.index("{document}") < self.options.template.index("{query}")
+
+    def _source(
+        self,
+        ids: Sequence[int],
+        offsets: Sequence[tuple[int, int]],
+        document_span: tuple[int, int],
+        query_span: tuple[int, int],
+    ) -> Prompt:
+        if not self.document_first:
+            return Prompt((), (), ())
+        border = len(ids)
+        while border and offsets[border - 1][1] > query_span[0] - self._loose:
+            border -= 1
+        prompt = split_around(ids[:border], offsets[:border], *document_span)
+        return Prompt((*self.leading, *prompt.before), prompt.document, prompt.after)
+
+    def _fill(self, query: str, document: str) -> tuple[str, tuple[int, int], tuple[int, int]]:
+        """The filled template and the character spans of document and query in it, whichever comes first."""
+        template = self.options.template
+        query_at, document_at = template.index("{query}"), template.index("{document}")
+        # The texts are put in by position: a document may itself contain "{query}".
+        first, second = (query, document) if query_at < document_at else (document, query)
+        head, rest = template.split("{query}" if query_at < document_at else "{document}")
+        middle, tail = rest.split("{document}" if query_at < document_at else "{query}")
+        first_span = (len(head), len(head) + len(first))
+        start = first_span[1] + len(middle)
+        second_span = (start, start + len(second))
+        text = head + first + middle + second + tail
+        return (text, second_span, first_span) if query_at < document_at else (text, first_span, second_span)
+
+    def _shorten_query(
+        self, ids: list[int], offsets: list[tuple[int, int]], span: tuple[int, int]
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        parts = split_around(ids, offsets, *span)
+        surplus = len(parts.document) - self.options.max_query_length
+        if surplus <= 0:
+            return ids, offsets
+        self._cut_query(list(parts.document), self.options.max_query_length)
+        end = len(parts.before) + len(parts.document)
+        return ids[: end - surplus] + ids[end:], offsets[: end - surplus] + offsets[end:]
+
+
+class TwolarModel(RankerModel):
     """A score read off the logits of one position (TWOLAR, section 3.1).
 
     On a T5-like model that is the decoder's first step; on a decoder-only model the prompt's last token. There, pairs
@@ -58,7 +149,6 @@ class TwolarModel(KeptStates, RankerModel):
   year = {2024},
   url = {https://arxiv.org/abs/2403.17759}
 }"""
-    unread = 0
     options: LogitOptions
 
     @classmethod
@@ -135,32 +225,28 @@ class TwolarModel(KeptStates, RankerModel):
 
     # ---- tensors in, scores out ------------------------------------------------------------------
 
-    def answer_logits(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
-    ) -> torch.Tensor:
+    def answer_logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Logits of the answer tokens, `(pairs, 2)` or `(pairs, 1)`; ids `(pairs, length)` padded on either side.
 
-        In float32 also where the model computes in less, see `answer_head`.
+        In float32 also where the model computes in less.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        answers = self.answer_ids()
+        reading = with_answer_head(self.backbone, answers)
+        backbone = reading or self.backbone
         if self.config.is_encoder_decoder:
             check_attention(self.backbone)
             start = self.config.decoder_start_token_id
             decoder = torch.full((len(input_ids), 1), start, dtype=torch.long, device=input_ids.device)
-            inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "decoder_input_ids": decoder, **kwargs}
-            return self._answers(lambda: self.backbone(**inputs, use_cache=False).logits[:, 0, :])
-        (aligned,) = align_left(attention_mask, input_ids)
-        keep = torch.zeros_like(aligned, dtype=torch.bool)
-        keep[torch.arange(len(keep), device=keep.device), attention_mask.sum(-1) - 1] = True
-        return self._logits_at(aligned, keep, **kwargs)
-
-    def _answers(self, logits_of: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """The answer tokens' columns of what a pass through the backbone gives, `(positions, vocabulary)`."""
-        answers = self.answer_ids()
-        with answer_rows(self.backbone, answers) as only:
-            logits = logits_of()
-        return logits if only else logits[:, answers]
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "decoder_input_ids": decoder}
+            logits = backbone(**inputs, use_cache=False).logits[:, 0, :]
+        else:
+            (aligned,) = align_left(attention_mask, input_ids)
+            keep = torch.zeros_like(aligned, dtype=torch.bool)
+            keep[torch.arange(len(keep), device=keep.device), attention_mask.sum(-1) - 1] = True
+            logits = logits_at(backbone, aligned, keep)
+        return logits if reading else logits[:, answers]
 
     def pool(self, logits: torch.Tensor) -> torch.Tensor:
         """Scores `(pairs,)` float32 from the answer logits, as `options.strategy` says."""
@@ -176,16 +262,14 @@ class TwolarModel(KeptStates, RankerModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs: Any,
     ) -> RankingOutput:
         """Scores of tokenized pairs; `labels` `(groups,)` as in `TSARankModel.forward`."""
-        scores = self.pool(self.answer_logits(input_ids, attention_mask, **kwargs))
+        scores = self.pool(self.answer_logits(input_ids, attention_mask))
         return RankingOutput(loss=None if labels is None else group_loss(scores, labels), scores=scores)
 
     # ---- text in, scores out ---------------------------------------------------------------------
 
-    def check_keeps_states(self) -> None:
-        """Raises `ModelError` where a document's states depend on the query, or not every position is kept."""
+    def _check_document_first(self) -> None:
         if self.config.is_encoder_decoder:
             raise ModelError(
                 f"no document states can be kept: {self.config.model_type} is an encoder-decoder, which reads query "
@@ -196,16 +280,12 @@ class TwolarModel(KeptStates, RankerModel):
                 "no document states can be kept: the template puts the query before the document, whose states then "
                 'depend on it; only a template such as "Document: {document} Query: {query} Relevant:" allows it'
             )
-        super().check_keeps_states()
 
     def answer_scores(self, query: str, document: Any) -> dict[str, float]:
         """Why a document got its score: the logit of each answer token."""
-        call = snapshot(self)
-        pair = call.encoder.pairs([(clean_query(query), document_text(document))])[0]
-        with torch.inference_mode():
-            logits = call.answer_logits(torch.tensor([pair.prompt], device=self.device))[0]
+        call, _, values = self.explain(query, document)
         names = call.tokenizer.convert_ids_to_tokens(call.answer_ids())
-        return dict(zip(names, logits.float().tolist(), strict=True))
+        return dict(zip(names, values[-1].float().tolist(), strict=True))
 
     def explanation(self, query: str, document: Any) -> Explanation:
         parts = self.answer_scores(query, document)
@@ -221,70 +301,16 @@ class TwolarModel(KeptStates, RankerModel):
         ids = self.answer_ids()
         return dict(zip(self.tokenizer.convert_ids_to_tokens(ids), ids, strict=True))
 
-    def _score_pairs(
-        self,
-        pairs: Sequence[EncodedPair],
-        batch_tokens: int,
-        show: bool | None = None,
-        stop: Callable[[], bool] | None = None,
-    ) -> list[float]:
-        """Prompts that begin alike enough share what they begin with; the others go through in padded batches."""
-        # One token whose probability is asked makes the machinery of query likelihood read the whole prompt.
-        asked = [EncodedPair(pair.prompt, (0,), pair.source) for pair in pairs]
-        if self.document_store is not None:
-            found = self._score_from_states(asked, batch_tokens, show, stop)
-            return self.pool(torch.cat([logits.reshape(1, -1) for logits in found])).tolist()
-        alone = self.config.is_encoder_decoder or not shares_prefixes(self.backbone)
-        groups = [] if alone else self._prefix_groups(asked)
-        tasks = groups or [([i], ()) for i in range(len(pairs))]
-        invariant = bool(groups) and self._is_invariant()
-        scores = [math.nan] * len(pairs)
+    def _task(self, pair: EncodedPair) -> Task:
+        last = (len(pair.prompt) - 1,)
+        return Task(pair.prompt, last, (), self._cacheable(pair), len(pair.prompt))
 
-        def keep(members: Sequence[int], logits: torch.Tensor) -> None:
-            for i, score in zip(members, self.pool(logits).tolist(), strict=True):
-                scores[i] = score
+    def _read_out(self) -> tuple[str, Sequence[int]]:
+        return "answer_logits", self.answer_ids()
 
-        def run(batch: Sequence[int]) -> None:
-            single = [tasks[t][0][0] for t in batch if len(tasks[t][0]) == 1]
-            shared = [t for t in batch if len(tasks[t][0]) > 1]
-            if single:
-                keep(
-                    single, self.answer_logits(*pad_right([pairs[i].prompt for i in single], self.pad_id, self.device))
-                )
-            if shared and invariant:
-                chosen = [[asked[i] for i in tasks[t][0]] for t in shared]
-                found = self._few_suffixes(chosen, batch_tokens, [tasks[t][1] for t in shared])
-                for t, logits in zip(shared, found, strict=True):
-                    keep(tasks[t][0], torch.stack(logits))
-                return
-            for t in shared:
-                members, prefix = tasks[t]
-                rows = [asked[i] for i in members]
-                longest = max(len(pair.prompt) - common_length(prefix, pair.prompt) for pair in rows)
-                # Long rows side by side would hide most of each other.
-                packed = self._packs_queries() and longest <= PACKED_TOKENS // 4
-                keep(members, torch.stack(self._shared_prefix(rows, prefix, batch_tokens, packed)))
+    def _read_plainly(self, tasks: Sequence[Task]) -> list[torch.Tensor]:
+        ids, mask = pad_right([task.ids for task in tasks], self.pad_id, self.device)
+        return list(self.answer_logits(ids, mask).cpu()[:, None])
 
-        lengths = [
-            len(prefix) + sum(len(pairs[i].prompt) - common_length(prefix, pairs[i].prompt) for i in members)
-            for members, prefix in tasks
-        ]
-        self.last_stats["tokens"] = sum(lengths)
-        run_batches(lengths, batch_tokens, run, [len(members) for members, _ in tasks], show, stop)
-        return scores
-
-    def _prefix_groups(self, pairs: Sequence[EncodedPair]) -> list[tuple[list[int], tuple[int, ...]]]:
-        """`prefix_groups` of the pairs of each regime (`rope_regimes`)."""
-        regimes: dict[int, list[int]] = defaultdict(list)
-        for i, pair in enumerate(pairs):
-            regimes[self._pair_regime(pair)].append(i)
-        return [
-            ([alike[k] for k in members], prefix)
-            for alike in regimes.values()
-            for members, prefix in prefix_groups([pairs[i].prompt for i in alike])
-        ]
-
-    def _logits_at(self, input_ids: torch.Tensor, keep: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Of the answer tokens alone, `(kept positions, 2)` or `(kept positions, 1)`."""
-        inner = super()._logits_at
-        return self._answers(lambda: inner(input_ids, keep, **kwargs))
+    def _pool_values(self, values: Sequence[torch.Tensor]) -> list[float]:
+        return self.pool(torch.cat([one[-1:] for one in values])).tolist()

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .ranking_errors import InputError, ModelError
-from .ranking_options import LogitOptions, QueryLikelihoodOptions, RankingOptions
-from .user_text import TOKENIZE, Span, UserText
+from .ranking_options import RankingOptions
+from .user_text import TOKENIZE, UserText
 
 
 logger = logging.getLogger(__name__)
@@ -151,7 +151,25 @@ def document_list(documents: Any) -> list[Any]:
     return list(documents)
 
 
-def _split_around(ids: Sequence[int], offsets: Sequence[tuple[int, int]], start: int, end: int) -> Prompt:
+def clean_pairs(pairs: Sequence[Any]) -> list[tuple[str, str]]:
+    """The texts of (query, document) pairs. Raises `InputError` as `predict` does."""
+    cleaned, empty = [], 0
+    queries: dict[str, str] = {}
+    for i, pair in enumerate(pairs):
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise InputError(f"pair {i} must be (query, document), got {type(pair).__name__}")
+        query, document = pair
+        if not isinstance(query, str) or query not in queries:
+            queries[query] = clean_query(query, f"the query of pair {i}")
+        text = document_text(document, f"document {i}")
+        empty += not text
+        cleaned.append((queries[query], text))
+    if empty:
+        logger.warning("%d of %d documents are empty; they are scored as an empty text", empty, len(cleaned))
+    return cleaned
+
+
+def split_around(ids: Sequence[int], offsets: Sequence[tuple[int, int]], start: int, end: int) -> Prompt:
     """Splits token ids into those before, inside and after the characters `start:end`; a token that touches the span
     belongs to it. Special tokens carry the empty offset (0, 0) and so never do."""
     first = 0
@@ -214,166 +232,20 @@ class TextEncoder:
         return ids[:limit]
 
 
-class QueryLikelihoodEncoder(TextEncoder):
-    """Token ids for `TSARankModel`: the document's prompt, then the query's own ids (TSARankLLM, Eq. 1)."""
+def cacheable_ids(prompt: Prompt, options: RankingOptions) -> tuple[int, ...]:
+    """The ids whose states are worth keeping for a document's uncut prompt, whatever the query will be.
 
-    def __init__(self, tokenizer: Any, options: QueryLikelihoodOptions, context: int | None = None) -> None:
-        super().__init__(tokenizer, options, context)
-        self.options = options
-        self.head, self.tail = options.document_template.split("{document}")
-        fixed = len(self.leading) + len(self._ids(self.head + self.tail))
-        if fixed + options.max_query_length >= options.max_length:
-            raise ModelError(
-                f"the prompt's own {fixed} tokens and max_query_length ({options.max_query_length}) leave no room for "
-                f"the document in max_length ({options.max_length})"
-            )
-        # A tokenizer that puts a space in front of every text by itself (SentencePiece's dummy prefix) would turn one
-        # leading space into two.
-        own_space = self.tokenizer.convert_ids_to_tokens(self._ids("a"))[0].startswith("▁")
-        self._query_start = " " if options.prompt_style == "separate_space" and not own_space else ""
-
-    def prompts(self, documents: Sequence[str]) -> list[Prompt]:
-        """One uncut `Prompt` per document text. An empty document is allowed: its prompt has no middle."""
-        texts = [self.head + document + self.tail for document in documents]
-        spans = [(len(self.head), len(self.head) + len(document)) for document in documents]
-        result = []
-        for span, (ids, offsets) in zip(spans, self._user_text.encode(texts, [[one] for one in spans]), strict=True):
-            prompt = _split_around(ids, offsets, *span)
-            result.append(Prompt((*self.leading, *prompt.before), prompt.document, prompt.after))
-        return result
-
-    def queries(self, queries: Sequence[str]) -> list[list[int]]:
-        """Token ids of each query by itself (styles `separate_space` and `separate`), cut to `max_query_length`."""
-        return [self._cut_query(ids, self.options.max_query_length) for ids in self._whole_queries(queries)]
-
-    def _whole_queries(self, queries: Sequence[str]) -> list[list[int]]:
-        texts = [self._query_start + query for query in queries]
-        return [ids for ids, _ in self._user_text.encode(texts, [[(0, len(text))] for text in texts])]
-
-    def pairs(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
-        """(query, document) texts, already cleaned, as ids. Equal documents share one tokenization."""
-        if self.options.prompt_style == "joined":
-            return self._joined(pairs)
-        documents = {document: i for i, document in enumerate(dict.fromkeys(d for _, d in pairs))}
-        queries = {query: i for i, query in enumerate(dict.fromkeys(q for q, _ in pairs))}
-        prompts, uncut = self.prompts(list(documents)), self._whole_queries(list(queries))
-        query_ids = [tuple(self._cut_query(ids, self.options.max_query_length)) for ids in uncut]
-        whole = [tuple(prompt.cut(len(prompt))) for prompt in prompts]
-        result = []
-        for query, document in pairs:
-            ids, at = query_ids[queries[query]], documents[document]
-            room = self.options.max_length - len(ids)
-            fits = len(whole[at]) <= room
-            prompt = whole[at] if fits else tuple(prompts[at].cut(room))
-            left = len(uncut[queries[query]]) - len(ids)
-            result.append(EncodedPair(prompt, ids, prompts[at], len(whole[at]) - len(prompt), left))
-        return result
-
-    def _joined(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
-        texts = [f"{self.head}{document}{self.tail} {query}" for query, document in pairs]
-        start = len(self.head)
-        spans: list[list[Span]] = [
-            [(start, start + len(document)), (len(text) - len(query), len(text))]
-            for text, (query, document) in zip(texts, pairs, strict=True)
-        ]
-        result = []
-        for (_, document), (ids, offsets) in zip(pairs, self._user_text.encode(texts, spans), strict=True):
-            border = start + len(document) + len(self.tail)
-            at = next((i for i, (_, end) in enumerate(offsets) if end > border), len(ids))
-            query = self._cut_query(ids[at:], self.options.max_query_length)
-            prompt = _split_around(ids[:at], offsets[:at], start, start + len(document))
-            prompt = Prompt((*self.leading, *prompt.before), prompt.document, prompt.after)
-            cut = tuple(prompt.cut(self.options.max_length - len(query)))
-            left = len(ids) - at - len(query)
-            result.append(EncodedPair(cut, tuple(query), prompt, len(prompt) - len(cut), left))
-        return result
+    A document that fits with the longest query allowed: the whole prompt but its last token, which is read with the
+    query because it predicts the query's first token. A longer one, which a long query cuts shorter than a short one:
+    as much of the document as any query could leave; the states of a shorter cut are the first of these.
+    """
+    if len(prompt) + options.max_query_length <= options.max_length:
+        return tuple(prompt.cut(len(prompt))[:-1])
+    room = options.max_length - 1 - len(prompt.before) - len(prompt.after)
+    ids = (*prompt.before, *prompt.document[: max(room, 0)])
+    return ids if prompt.after else ids[:-1]
 
 
-class TemplateEncoder(TextEncoder):
-    """Token ids for `TwolarModel`: one template around query and document, of which only the document is cut."""
-
-    def __init__(self, tokenizer: Any, options: LogitOptions, context: int | None = None) -> None:
-        super().__init__(tokenizer, options, context)
-        self.options = options
-        fixed = len(self.leading) + len(self.trailing)
-        fixed += len(self._ids(options.template.replace("{query}", "").replace("{document}", "")))
-        if fixed + options.max_query_length >= options.max_length:
-            raise ModelError(
-                f"the template's own {fixed} tokens and max_query_length ({options.max_query_length}) leave no room "
-                f"for the document in max_length ({options.max_length})"
-            )
-        before_query = options.template.split("{query}")[0]
-        # A tokenizer joins this white space to most queries, but not to all ("5 ships", where digits stand alone).
-        self._loose = len(before_query) - len(before_query.rstrip())
-
-    def pairs(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
-        """(query, document) texts, already cleaned, as ids with the tokenizer's own special tokens around them."""
-        texts, spans = [], []
-        for query, document in pairs:
-            text, document_span, query_span = self._fill(query, document)
-            texts.append(text)
-            spans.append((document_span, query_span))
-        result = []
-        encoded = self._user_text.encode(texts, spans)
-        for (ids, offsets), (document_span, query_span) in zip(encoded, spans, strict=True):
-            before = len(ids)
-            ids, offsets = self._shorten_query(ids, offsets, query_span)
-            prompt = _split_around(ids, offsets, *document_span)
-            prompt = Prompt((*self.leading, *prompt.before), prompt.document, (*prompt.after, *self.trailing))
-            source = self._source(ids, offsets, document_span, query_span)
-            cut = tuple(prompt.cut(self.options.max_length))
-            left = before - len(ids)
-            result.append(EncodedPair(cut, source=source, cut=len(prompt) - len(cut), query_cut=left))
-        return result
-
-    def prompts(self, documents: Sequence[str]) -> list[Prompt]:
-        """What each document's pairs begin with, uncut: all in front of the query and of the white space before it.
-
-        Empty where the query comes first.
-        """
-        return [pair.source for pair in self.pairs([("a", document) for document in documents])]
-
-    @property
-    def document_first(self) -> bool:
-        """Whether the template puts the document before the query."""
-        return self.options.template.index("{document}") < self.options.template.index("{query}")
-
-    def _source(
-        self,
-        ids: Sequence[int],
-        offsets: Sequence[tuple[int, int]],
-        document_span: tuple[int, int],
-        query_span: tuple[int, int],
-    ) -> Prompt:
-        if not self.document_first:
-            return Prompt((), (), ())
-        border = len(ids)
-        while border and offsets[border - 1][1] > query_span[0] - self._loose:
-            border -= 1
-        prompt = _split_around(ids[:border], offsets[:border], *document_span)
-        return Prompt((*self.leading, *prompt.before), prompt.document, prompt.after)
-
-    def _fill(self, query: str, document: str) -> tuple[str, tuple[int, int], tuple[int, int]]:
-        """The filled template and the character spans of document and query in it, whichever comes first."""
-        template = self.options.template
-        query_at, document_at = template.index("{query}"), template.index("{document}")
-        # The texts are put in by position: a document may itself contain "{query}".
-        first, second = (query, document) if query_at < document_at else (document, query)
-        head, rest = template.split("{query}" if query_at < document_at else "{document}")
-        middle, tail = rest.split("{document}" if query_at < document_at else "{query}")
-        first_span = (len(head), len(head) + len(first))
-        start = first_span[1] + len(middle)
-        second_span = (start, start + len(second))
-        text = head + first + middle + second + tail
-        return (text, second_span, first_span) if query_at < document_at else (text, first_span, second_span)
-
-    def _shorten_query(
-        self, ids: list[int], offsets: list[tuple[int, int]], span: tuple[int, int]
-    ) -> tuple[list[int], list[tuple[int, int]]]:
-        parts = _split_around(ids, offsets, *span)
-        surplus = len(parts.document) - self.options.max_query_length
-        if surplus <= 0:
-            return ids, offsets
-        self._cut_query(list(parts.document), self.options.max_query_length)
-        end = len(parts.before) + len(parts.document)
-        return ids[: end - surplus] + ids[end:], offsets[: end - surplus] + offsets[end:]
+def is_cut(prompt: Prompt, options: RankingOptions) -> bool:
+    """Whether a document is cut for every query, of which at least one token is read behind its prompt."""
+    return len(prompt) >= options.max_length

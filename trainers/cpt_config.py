@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from trl import SFTConfig
 
-from modeling_tsarank.batch_invariance import cpu_has_bfloat16
+from modeling_tsarank.engine.batch_invariance import cpu_has_bfloat16
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import PROMPT_STYLES, QueryLikelihoodOptions
 from modeling_tsarank.trainers.config_checks import Bounds, settle_configuration

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from modeling_tsarank.modeling_tsarank import QueryLikelihoodEncoder
 from modeling_tsarank.ranking_errors import ModelError
 from modeling_tsarank.ranking_options import QueryLikelihoodOptions
-from modeling_tsarank.ranking_text import QueryLikelihoodEncoder, clean_query, document_text
+from modeling_tsarank.ranking_text import clean_query, document_text
 from modeling_tsarank.trainers.rows import positive_places
 
 

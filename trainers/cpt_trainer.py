@@ -14,10 +14,11 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from trl import SFTTrainer
 
 from modeling_tsarank.files.writing import write_json
-from modeling_tsarank.modeling_ranker import RankerModel, accepts
+from modeling_tsarank.modeling_ranker import RankerModel
 from modeling_tsarank.modeling_tsarank import TSARankModel
 from modeling_tsarank.ranking_errors import InputError, ModelError, NonFiniteScoreError, ResourceError, TSARankError
 from modeling_tsarank.ranking_options import CONFIG_KEY
+from modeling_tsarank.ranking_scoring import accepts
 from modeling_tsarank.trainers.base_models import load_base_model
 from modeling_tsarank.trainers.checkpointing import ADAPTER_FOLDER, CheckpointingTrainer
 from modeling_tsarank.trainers.cpt_config import CPTConfig

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modeling_tsarank.ranking_engine import plan_batches
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_scoring import plan_batches
 
 
 Values = dict[str, Tensor]

@@ -15,12 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modeling_tsarank.batch_invariance import RowInvariantLinear
-
-
-# A model that was ranked with before it is trained may have the second.
-PLAIN = (nn.Linear, RowInvariantLinear)
-
 
 class _LoraProduct(torch.autograd.Function):
     """`x W' + b + s (x A') B'` of frozen W and b; gradients of x, A and B."""
@@ -54,7 +48,7 @@ def fuse_lora(model: nn.Module) -> int:
     """
     from peft.tuners.lora import Linear
 
-    layers = [layer for layer in model.modules() if type(layer) is Linear and type(layer.base_layer) in PLAIN]
+    layers = [layer for layer in model.modules() if type(layer) is Linear and type(layer.base_layer) is nn.Linear]
     for layer in layers:
         layer.__class__ = _fused_class(Linear)
     return len(layers)

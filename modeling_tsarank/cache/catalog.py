@@ -15,10 +15,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..document_encoding import STATE_DTYPES
 from ..files.reading import parse_json
 from ..files.writing import replacement
 from ..ranking_errors import ResourceError
+from .state_bytes import STATE_DTYPES
 
 
 logger = logging.getLogger(__name__)

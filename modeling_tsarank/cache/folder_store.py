@@ -21,15 +21,7 @@ from typing import Any, TypeVar
 import torch
 from filelock import FileLock, Timeout
 
-from ..document_encoding import (
-    DamagedStatesError,
-    Groups,
-    Layers,
-    check_state_dtype,
-    decode_states,
-    encode_states,
-    fill_states,
-)
+from ..engine.state_blocks import Groups, Layers
 from ..ranking_errors import InputError, ResourceError
 from ..ranking_options import whole_number
 from .catalog import (
@@ -42,6 +34,7 @@ from .catalog import (
     write_shard,
 )
 from .memory_store import LeastRecentlyUsed, MemoryStore, StateStore, check_bound
+from .state_bytes import DamagedStatesError, check_state_dtype, decode_states, encode_states, fill_states
 
 
 __all__ = ["FolderStore", "MemoryStore", "StateStore", "open_store", "use_store"]
@@ -381,6 +374,6 @@ def use_store(model: Any, folder: str) -> FolderStore:
 
     Raises `InputError` if there is no such store, and `ModelError` for a model whose document states cannot be kept.
     """
-    model.check_keeps_states()
+    model.check_cacheable()
     store = model.document_store = open_store(folder)
     return store

@@ -1,8 +1,8 @@
 """What every store of document states can do, and the one that keeps them in memory.
 
-A store maps a key (`document_states.state_key`) to the states of one document. It never answers with anything but the
-very states that were put under that key: every entry carries its key and a checksum, and one that is torn, flipped or
-gone is reported as absent, so that it is computed again.
+A store maps a key (`engine.state_keys`) to the states of one document. It never answers with anything but the very
+states that were put under that key: every entry carries its key and a checksum, and one that is torn, flipped or gone
+is reported as absent, so that it is computed again.
 """
 
 from __future__ import annotations
@@ -15,18 +15,9 @@ from typing import Any, Self
 
 import torch
 
-from ..document_encoding import (
-    Groups,
-    Layers,
-    check_state_dtype,
-    decode_states,
-    encode_states,
-    fill_groups,
-    fill_states,
-    split_layers,
-    stack_layers,
-)
+from ..engine.state_blocks import Groups, Layers, fill_groups, split_layers, stack_layers
 from ..ranking_options import whole_number
+from .state_bytes import check_state_dtype, decode_states, encode_states, fill_states
 
 
 def check_bound(name: str, value: int | None) -> int | None:

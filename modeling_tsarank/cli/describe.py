@@ -50,7 +50,7 @@ def describe(ranker: Any, name: str | None) -> dict[str, Any]:
     source = resolve(name)
     options = ranker.options.to_dict()
     try:
-        ranker.check_keeps_states()
+        ranker.check_cacheable()
         kept = "can be kept"
     except ModelError as error:
         kept = str(error)

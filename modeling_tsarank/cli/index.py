@@ -146,24 +146,27 @@ def estimate(model: Any, texts: Sequence[str], store: Any) -> tuple[Cost, list[t
     """
     import torch
 
-    from ..document_encoding import Shape, encoded_bytes, shapes_of
-    from ..document_states import is_cut, kept_ids, model_identity, state_key
+    from ..cache.state_bytes import encoded_bytes
+    from ..engine.prefix_reader import PrefixReader
+    from ..engine.read_outs import TokenLogProbs
+    from ..engine.state_blocks import Shape
 
-    model.check_keeps_states()
-    identity = model_identity(model)
+    model.check_cacheable()
     todo: list[tuple[str, int]] = []
     cut = 0
+    with torch.inference_mode():
+        reader = PrefixReader(model.backbone, TokenLogProbs(), store, pad_id=model.pad_id)
+        shapes = reader.shapes()
+        reader.close()
     for start in range(0, len(texts), _CHUNK):
         part = texts[start : start + _CHUNK]
-        prompts = model.encoder.prompts(part)
-        cut += sum(is_cut(prompt, model.options) for prompt in prompts)
-        ids = [kept_ids(prompt, model.options) for prompt in prompts]
-        keys = [state_key(identity, row, model._document_regime(row)) for row in ids]
+        prefixes, cut_here = model.cache_prefixes(part)
+        cut += cut_here
+        keys = [reader.key(*prefix) for prefix in prefixes]
         missing = set(store.missing(keys))
         # Where nothing is read before the query, there is nothing to keep.
-        todo += [(text, len(row)) for text, row, key in zip(part, ids, keys, strict=True) if row and key in missing]
-    with torch.inference_mode():
-        shapes = shapes_of(model._document_states([(0,)])[0])
+        found = zip(part, prefixes, keys, strict=True)
+        todo += [(text, len(ids)) for text, (ids, _), key in found if ids and key in missing]
     size = sum(
         encoded_bytes([Shape(s.layers, s.heads, tokens, s.key_dim, s.value_dim) for s in shapes], store.dtype)
         for _, tokens in todo
@@ -205,7 +208,7 @@ def index_in_chunks(model: Any, todo: Sequence[tuple[str, int]], store: Any, bat
     """Keeps the states of documents, some at a time, with a progress bar; returns how many were read."""
     from tqdm.auto import tqdm
 
-    from ..ranking_engine import check_batch_tokens
+    from ..ranking_scoring import check_batch_tokens
 
     budget = check_batch_tokens(batch_tokens, model.device)
     read = 0

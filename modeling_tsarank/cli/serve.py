@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         for name in args.model or [None]:
             model = model_from_arguments(argparse.Namespace(**{**vars(args), "model": name}))
             if store is not None:
-                model.check_keeps_states()
+                model.check_cacheable()
                 model.document_store = store
             models[served_name(name)] = model
         uploads = None if args.store is None else Path(args.store) / "documents.sqlite"

@@ -281,11 +281,11 @@ def _load(arguments: dict[str, Any], store: str | None) -> Any:
 
 def describe_model(model: Any) -> dict[str, Any]:
     """What tells a loaded model apart from all that score otherwise, as JSON values."""
-    from ..document_states import model_identity
+    from ..engine.state_keys import model_identity
 
     return {
         "class": type(model).__name__,
-        "weights": model_identity(model),
+        "weights": model_identity(model.backbone),
         "options": json.loads(json.dumps(model.options.to_dict())),
         "tokenizer": tokenizer_identity(model.tokenizer),
     }

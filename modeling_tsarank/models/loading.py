@@ -12,9 +12,9 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig
 from transformers.utils import cached_file
 
-from ..batch_invariance import cpu_has_bfloat16
+from ..engine.batch_invariance import cpu_has_bfloat16
+from ..engine.int8_weights import use_int8_weights
 from ..files.reading import read_json_object
-from ..int8_weights import use_int8_weights
 from ..modeling_ranker import RankerModel
 from ..ranking_checkpoints import load_backbone, load_errors, refuse_shell_of_a_folder
 from ..ranking_errors import InputError, ModelError, ResourceError

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ..ranking_engine import check_batch_tokens, plan_batches
 from ..ranking_errors import InputError, ModelError
+from ..ranking_scoring import check_batch_tokens, plan_batches
 from ..user_text import UserText
 from .chat import ChatModel
 from .chat_local import encoded_conversation

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ranking_text import cuts_reported, encode_counted
+from ..ranking_text import clean_pairs, cuts_reported, encode_counted
 from .batching import Batcher
 
 
@@ -46,7 +46,7 @@ class ServedModel:
 
         Raises what `Batcher.score` raises, and `InputError` for texts that no model takes.
         """
-        pairs = self.model.check_pairs([(query, document) for document in documents])
+        pairs = clean_pairs([(query, document) for document in documents])
         lengths, cut = await asyncio.to_thread(self._lengths, pairs)
         if cut and not truncate:
             return None

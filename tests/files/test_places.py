@@ -18,7 +18,7 @@ READERS = {
 }
 OWN_READING = {
     "modeling_tsarank/jobs/bulk_scoring.py": "a tokenizer's own JSON",
-    "modeling_tsarank/document_encoding.py": "travels with checkpoints; the bytes have a checksum",
+    "modeling_tsarank/cache/state_bytes.py": "the bytes have a checksum",
     "modeling_tsarank/ranking_checkpoints.py": "travels with checkpoints; the name for an error message",
     "modeling_tsarank/user_text.py": "travels with checkpoints; a tokenizer's own JSON",
     "eval/run_files.py": "one line of a file that the shared reader has opened",

@@ -232,21 +232,13 @@ def small_disk(tmp_path):
 
 
 @pytest.fixture
-def count_tokens(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[int]]:
+def count_tokens() -> Callable[[Any], list[int]]:
     """Makes a model note the tokens of every forward pass of its backbone; the list that it notes them in."""
 
     def start(model: Any) -> list[int]:
         read: list[int] = []
-        forward = model.backbone.forward
-
-        def count(*args: Any, **kwargs: Any) -> Any:
-            read.append(kwargs["input_ids"].numel())
-            return forward(*args, **kwargs)
-
-        monkeypatch.setattr(model.backbone, "forward", count)
-        # The counting function has another signature.
-        for module in ("shared_prefixes", "suffix_rows"):
-            monkeypatch.setattr(f"modeling_tsarank.{module}.accepts", lambda function, name: True)
+        embeddings = model.get_input_embeddings()
+        embeddings.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].numel()))
         return read
 
     return start

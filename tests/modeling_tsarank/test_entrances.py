@@ -14,10 +14,9 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_tsarank.cache.memory_store import MemoryStore
 from modeling_tsarank.modeling_tsarank import TSARankModel
-from modeling_tsarank.modeling_twolar import TwolarModel
+from modeling_tsarank.modeling_twolar import TemplateEncoder, TwolarModel
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import LogitOptions
-from modeling_tsarank.ranking_text import TemplateEncoder
 
 
 TASKS = [

@@ -94,7 +94,9 @@ def test_documents_with_few_queries_are_read_together(zoo, pairs, count_tokens, 
     assert len(seen) == 2
     np.testing.assert_allclose(model.predict(crossed, batch_tokens=60), alone, atol=1e-5)
     seen.clear()
-    monkeypatch.setattr("modeling_tsarank.suffix_rows.CPU_KEPT_BYTES", 1)  # room for no more than one batch's
+    monkeypatch.setattr(
+        "modeling_tsarank.engine.prefix_reader.CPU_STATE_BYTES", 1
+    )  # room for no more than one batch's
     np.testing.assert_allclose(model.predict(crossed, batch_tokens=200), alone, atol=1e-5)
     assert len(seen) > 2
 
@@ -113,10 +115,8 @@ def test_shared_documents_are_read_once(zoo, pairs, count_tokens) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
 @pytest.mark.parametrize("kept", [False, True])
-@pytest.mark.parametrize("few", [1, 16])
-def test_a_document_that_each_query_cuts_differently_is_read_once(zoo, pairs, monkeypatch, name, kept, few) -> None:
+def test_a_document_that_each_query_cuts_differently_is_read_once(zoo, pairs, name, kept) -> None:
     """Longer queries leave less room for it: what they read is the beginning of its longest cut."""
-    monkeypatch.setattr("modeling_tsarank.modeling_tsarank.FEW_PAIRS", few)
     options = {"max_length": 48, "max_query_length": 24}
     model = TSARankModel.from_backbone(str(zoo.folders[name]), dtype=torch.float64, **options)
     queries = ["bread", "a ship at night", "bees and violins in the old town", "moraine of the glacier, ship 7 bread"]
@@ -139,20 +139,14 @@ def test_a_document_that_each_query_cuts_differently_is_read_once(zoo, pairs, mo
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("few", [1, 16])
-def test_queries_of_one_document_do_not_see_each_other(zoo, pairs, monkeypatch, name, attention, few) -> None:
-    """Packed into one row, padded into many, or in rows with other documents' queries, each gets its score alone."""
-    monkeypatch.setattr("modeling_tsarank.modeling_tsarank.FEW_PAIRS", few)
+def test_queries_of_one_document_do_not_see_each_other(zoo, pairs, name, attention) -> None:
+    """Each gets its score alone."""
     options = {"attn_implementation": "eager"} if attention == "eager" else {}
     model = TSARankModel.from_backbone(str(zoo.folders[name]), dtype=torch.float64, backbone_options=options)
     document = pairs[1][1]
     many = [(query, document) for query in ("bread", "a ship at night", "bees and violins", "moraine", "ship 7 bread")]
     alone = [model.predict(pair) for pair in many]
     np.testing.assert_allclose(model.predict(many), alone, atol=1e-6)
-    if name in ("llama", "qwen2", "qwen3", "gpt_neox"):
-        assert model._packs_queries()
-    if name in ("bloom", "gpt2", "opt"):
-        assert not model._packs_queries()
 
 
 def test_expansion_respects_the_budget(zoo, pairs) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -138,19 +139,21 @@ def test_forward_gives_a_loss(zoo) -> None:
 def test_in_bfloat16_the_answer_logits_are_float32(zoo, pairs, name) -> None:
     """The last product is exact for the hidden states as they are; bfloat16 would make many documents tie."""
     model = TwolarModel.from_backbone(str(zoo.folders[name]), dtype=torch.bfloat16)
-    head = model.backbone.get_output_embeddings()
+    watched = copy.deepcopy(model.backbone)
     seen: list[torch.Tensor] = []
-    head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    watched.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    head = model.backbone.get_output_embeddings()
     rows = head.weight[model.answer_ids()].double()
     prompt = torch.tensor([model.encoder.pairs(pairs[:1])[0].prompt])
     with torch.no_grad():
         logits = model.answer_logits(prompt)
-        exact = seen.pop().double().reshape(-1, rows.shape[1]) @ rows.T
+        inputs = {"decoder_input_ids": prompt[:, :1] * 0} if name == "t5" else {}
+        watched(input_ids=prompt, **inputs)
+        exact = seen.pop()[:, -1].double() @ rows.T
         assert logits.dtype == torch.float32
         torch.testing.assert_close(logits.double(), exact, rtol=0, atol=1e-5)
         assert not torch.equal(logits, logits.bfloat16().float())
         # The plain model is left as it was: all logits, in its own dtype.
-        inputs = {"decoder_input_ids": prompt[:, :1]} if name == "t5" else {}
         plain = model.backbone(input_ids=prompt, **inputs).logits
         assert (plain.dtype, plain.shape[-1]) == (torch.bfloat16, head.weight.shape[0])
     scores = torch.from_numpy(model.predict(pairs))

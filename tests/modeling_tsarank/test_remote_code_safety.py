@@ -31,8 +31,11 @@ ALLOWED = {
     *("numbers", "sys", "threading", "typing", "warnings", "weakref", "zlib", "unicodedata"),
     *("numpy", "safetensors", "torch", "tqdm", "transformers"),
 }
-# The one way to the Hub: the user's own `push_to_hub=True`.
-ALLOWED_INSIDE = {("modeling_ranker.py", "huggingface_hub", "_push_folder")}
+# The one way to the Hub: the user's own `push_to_hub=True`; and the one place that asks for the installed engine.
+ALLOWED_INSIDE = {
+    ("modeling_ranker.py", "huggingface_hub", "_push_folder"),
+    ("ranking_engine.py", "modeling_tsarank", "installed_engine"),
+}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "breakpoint", "input", "open"}
 FORBIDDEN_ATTRIBUTES = {
     "os": {"system", "popen", "exec*", "spawn*", "fork*", "remove", "unlink", "rmdir", "environ", "getenv", "kill"},
@@ -49,7 +52,7 @@ FORBIDDEN_ATTRIBUTES = {
 FILE_METHODS = {"write_text", "write_bytes", "read_text", "read_bytes", "unlink", "rmdir", "mkdir", "touch", "rename"}
 ALLOWED_FILE_METHODS = {
     ("crossencoder_tsarank.py", "write_text", "write_cross_encoder_files"),
-    ("ranking_checkpoints.py", "read_bytes", "_refuse_adapter_alone"),
+    ("ranking_checkpoints.py", "read_bytes", "_refuse_adapter"),
 }
 
 

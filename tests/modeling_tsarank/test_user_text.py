@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
+from modeling_tsarank.modeling_tsarank import QueryLikelihoodEncoder
+from modeling_tsarank.modeling_twolar import TemplateEncoder
 from modeling_tsarank.ranking_options import LogitOptions, QueryLikelihoodOptions
-from modeling_tsarank.ranking_text import QueryLikelihoodEncoder, TemplateEncoder
 from modeling_tsarank.user_text import UserText
 
 

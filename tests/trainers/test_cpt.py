@@ -413,7 +413,7 @@ def test_models_that_cannot_be_trained_so(
 
 
 def test_bfloat16_only_where_it_is_in_hardware() -> None:
-    from modeling_tsarank.batch_invariance import cpu_has_bfloat16
+    from modeling_tsarank.engine.batch_invariance import cpu_has_bfloat16
 
     assert CPTConfig("unused", use_cpu=True).bf16 == cpu_has_bfloat16()
     assert CPTConfig("unused", use_cpu=True, bf16=False).bf16 is False

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_tsarank.ranking_engine import gathered_log_probs
+from modeling_tsarank.ranking_scoring import gathered_log_probs
 from modeling_tsarank.trainers.collators import pad_pairs
 from modeling_tsarank.trainers.ranking_module import PASS_TOKENS, plan_passes, token_log_probs
 

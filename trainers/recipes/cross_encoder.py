@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import get_last_checkpoint
 
-from modeling_tsarank.batch_invariance import cpu_has_bfloat16
+from modeling_tsarank.engine.batch_invariance import cpu_has_bfloat16
 from modeling_tsarank.files.hashes import hash_file
 from modeling_tsarank.files.reading import parse_yaml, read_json, read_text
 from modeling_tsarank.files.writing import write_json

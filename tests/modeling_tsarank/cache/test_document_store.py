@@ -17,8 +17,8 @@ from safetensors import safe_open
 
 from modeling_tsarank import TSARankModel
 from modeling_tsarank.cache.folder_store import FolderStore, MemoryStore
-from modeling_tsarank.document_encoding import Layers
-from modeling_tsarank.document_states import model_identity
+from modeling_tsarank.engine.state_blocks import Layers
+from modeling_tsarank.engine.state_keys import model_identity
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 
 
@@ -53,7 +53,7 @@ def test_scores_from_a_float32_folder_equal_uncached_ones(zoo, pairs, name, tmp_
         for _ in range(2):  # the second time, all of them come out of the files
             np.testing.assert_allclose(model.predict(pairs), expected, atol=1e-5)
             store.flush()
-        assert store.count() == store.count(model_identity(model)) == len(documents)
+        assert store.count() == store.count(model_identity(model.backbone)) == len(documents)
     again = TSARankModel.from_backbone(str(zoo.folders[name]), dtype=torch.float32)
     with FolderStore(tmp_path / "store") as store:
         assert again.index(documents, store) == 0

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from modeling_tsarank.cache.folder_store import FolderStore
-from modeling_tsarank.document_encoding import Layers
+from modeling_tsarank.engine.state_blocks import Layers
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 
 

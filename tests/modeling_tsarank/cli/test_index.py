@@ -106,7 +106,8 @@ def test_evaluate_with_a_store(filled, tmp_path, capsys) -> None:
         spent.append(json.loads((tmp_path / name / "beir" / "metrics.json").read_text())["tokens"])
     assert len(runs[0]) > 12
     assert runs[1] == pytest.approx(runs[0], abs=1e-5)
-    assert spent[1] < spent[0] / 2
+    # Documents that begin alike are shared in both.
+    assert spent[1] < 0.6 * spent[0]
     capsys.readouterr()
     # Scores of rounded states are not mixed with exact ones.
     assert main([*command, "--output", str(tmp_path / "kept"), "--store", str(tmp_path / "int8")]) == 2
@@ -127,4 +128,4 @@ def test_score_with_a_store(filled, tmp_path, capsys) -> None:
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)
     capsys.readouterr()
     assert main([*command, "--output", str(tmp_path / "kept"), "--store", str(tmp_path / "int8")]) == 2
-    assert "other pairs or settings" in capsys.readouterr().err
+    assert "document_states was 'float32' and is now 'int8'" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from huggingface_hub import hf_hub_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_tsarank import InputError, ModelError, TSARankModel, TwolarModel, load_ranker
-from modeling_tsarank.batch_invariance import cpu_has_bfloat16
+from modeling_tsarank.engine.batch_invariance import cpu_has_bfloat16
 from modeling_tsarank.models.families import families, published_family
 from modeling_tsarank.models.loading import resolve_device, resolve_dtype
 

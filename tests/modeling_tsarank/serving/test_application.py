@@ -213,7 +213,6 @@ def test_an_overloaded_service_says_when_to_come_again(ranker: Any) -> None:
 
     class Slow:
         encoder, tokenizer, document_store = ranker.encoder, ranker.tokenizer, None
-        check_pairs = staticmethod(ranker.check_pairs)
         waits = False
 
         def predict(self, pairs: Any, **kwargs: Any) -> Any:

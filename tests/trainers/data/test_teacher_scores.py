@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from modeling_tsarank.batch_invariance import cpu_has_bfloat16
+from modeling_tsarank.engine.batch_invariance import cpu_has_bfloat16
 from modeling_tsarank.rankers.chat_local import LocalChat, conversation_text
 from modeling_tsarank.rankers.endpoint import RequestRefusedError
 from modeling_tsarank.rankers.listwise import ListwiseOptions, ListwiseRanker

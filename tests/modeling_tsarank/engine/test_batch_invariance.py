@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AttentionInterface, AutoModel
 
-from modeling_tsarank import TSARankModel, TwolarModel, batch_invariance, load_ranker
-from modeling_tsarank.batch_invariance import (
+from modeling_tsarank import TSARankModel, TwolarModel, load_ranker
+from modeling_tsarank.cache.memory_store import MemoryStore
+from modeling_tsarank.engine import batch_invariance
+from modeling_tsarank.engine.batch_invariance import (
     TILE,
     RowInvariantLinear,
     agreeing_rows,
@@ -22,10 +21,11 @@ from modeling_tsarank.batch_invariance import (
     make_linears_invariant,
     whole_tiles,
 )
-from modeling_tsarank.cache.memory_store import MemoryStore
-from modeling_tsarank.document_blocks import GROUPED, StateBlocks, Workspace, grouped_attention
-from modeling_tsarank.document_encoding import Shape
-from modeling_tsarank.ranking_engine import gathered_log_probs
+from modeling_tsarank.engine.grouped_attention import grouped_attention
+from modeling_tsarank.engine.read_outs import TokenLogProbs
+from modeling_tsarank.engine.state_blocks import Shape, StateBlocks, Workspace
+from modeling_tsarank.engine.torch_forward import TorchForward
+from modeling_tsarank.ranking_scoring import gathered_log_probs
 
 
 QUERIES = ["bread", "a ship at night", "which bees live in the old town, and what do they do in winter?"]
@@ -210,7 +210,7 @@ def test_scores_do_not_depend_on_the_batch(zoo, pairs) -> None:
     found = every_way(model, QUERIES, documents)
     for name, scores in found.items():
         np.testing.assert_array_equal(scores, found["alone"], err_msg=name)
-    assert model.backbone.config._attn_implementation == GROUPED
+    assert model.backbone.config._attn_implementation == "sdpa"
     exact = TSARankModel.from_backbone(
         str(zoo.folders["llama"]), dtype=torch.float64, max_length=200, max_query_length=60
     )
@@ -261,9 +261,9 @@ def test_very_many_queries_of_a_kept_document_come_in_batches(zoo, monkeypatch: 
     model.index([document], MemoryStore(dtype="bfloat16"))
     together = model.predict(asked)
     rows = []
-    inner = model._rows_from_states
+    inner = TorchForward.read_behind
     monkeypatch.setattr(
-        model, "_rows_from_states", lambda pairs, *rest: rows.append(len(pairs)) or inner(pairs, *rest), raising=False
+        TorchForward, "read_behind", lambda self, tasks, blocks: rows.append(len(tasks)) or inner(self, tasks, blocks)
     )
     np.testing.assert_array_equal(model.predict(asked, batch_tokens=200), cold)
     np.testing.assert_array_equal(together, cold)
@@ -273,42 +273,15 @@ def test_very_many_queries_of_a_kept_document_come_in_batches(zoo, monkeypatch: 
 
 
 @in_hardware
-def test_a_model_stays_invariant_after_it_has_read_kept_states(zoo) -> None:
-    """One that was used in float32 before: reading kept states switches attention there, and back again."""
-    model = TSARankModel.from_backbone(str(zoo.folders["llama"]), dtype=torch.float32)
-    document = "Bees live in the old town."
-    model.index([document], MemoryStore())
-    model.predict([("bread", document)])
-    assert model.backbone.config._attn_implementation == "sdpa"
-    model.bfloat16()
-    store = MemoryStore(dtype="bfloat16")
-    TSARankModel.from_backbone(str(zoo.folders["llama"]), dtype=torch.float32).bfloat16().index([document], store)
-    model.document_store = store
-    model.predict([("bread", document)])
-    assert model.last_stats["tokens"] < 10  # the document came from the store
-    assert model.backbone.config._attn_implementation == GROUPED
-
-
-@in_hardware
 @pytest.mark.parametrize(("name", "attention"), [("llama", "sdpa"), ("llama", "eager"), ("mixtral", "sdpa")])
 def test_invariance_is_not_claimed_where_it_is_not_had(zoo, name: str, attention: str) -> None:
     model = TSARankModel.from_backbone(
         str(zoo.folders[name]), dtype=torch.bfloat16, backbone_options={"attn_implementation": attention}
     )
     with torch.inference_mode():
-        assert model._is_invariant() == ((name, attention) == ("llama", "sdpa"))
-        assert not model.float()._is_invariant()
-
-
-def test_a_saved_folder_brings_attention_of_its_own(zoo, tmp_path: Path) -> None:
-    """transformers knows attention by name for the whole process: a folder's older code must not take ours."""
-    TSARankModel.from_backbone(str(zoo.folders["llama"])).save_pretrained(tmp_path)
-    ours = AttentionInterface()[GROUPED]
-    folder = AutoModel.from_pretrained(tmp_path, trust_remote_code=True)
-    theirs = sys.modules[type(folder).__module__.rpartition(".")[0] + ".document_blocks"]
-    assert theirs.GROUPED != GROUPED
-    assert AttentionInterface()[GROUPED] is ours is grouped_attention
-    assert AttentionInterface()[theirs.GROUPED] is theirs.grouped_attention
+        forward = TorchForward(model.backbone, TokenLogProbs(), 0)
+        assert forward.invariant == ((name, attention) == ("llama", "sdpa"))
+        assert not TorchForward(model.float().backbone, TokenLogProbs(), 0).invariant
 
 
 @in_hardware

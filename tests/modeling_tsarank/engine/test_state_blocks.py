@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import pickle
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -16,15 +14,19 @@ from transformers import DynamicCache
 from modeling_tsarank import TSARankModel
 from modeling_tsarank.cache.folder_store import FolderStore
 from modeling_tsarank.cache.memory_store import MemoryStore
-from modeling_tsarank.document_blocks import (
-    GROUPED,
+from modeling_tsarank.engine.grouped_attention import grouped_attention
+from modeling_tsarank.engine.state_blocks import (
+    Groups,
+    Layers,
+    Shape,
     StateBlocks,
     Workspace,
     aligned_bytes,
-    grouped_attention,
-    grouped_heads,
+    fill_groups,
+    shapes_of,
+    stack_layers,
 )
-from modeling_tsarank.document_encoding import Groups, Layers, Shape, fill_groups, shapes_of, stack_layers
+from modeling_tsarank.engine.torch_forward import TorchForward, _memories
 
 
 def plain_attention(
@@ -84,34 +86,15 @@ def test_models_use_it_for_kept_states_and_only_then(zoo, pairs, monkeypatch) ->
     assert model.backbone.config._attn_implementation == "sdpa"
 
 
-def test_the_attention_is_put_back_after_an_error(zoo) -> None:
-    backbone = TSARankModel.from_backbone(str(zoo.folders["llama"])).backbone
-    inside = []
-
-    def fail() -> None:
-        with grouped_heads(backbone):
-            inside.append(backbone.config._attn_implementation)
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fail()
-    assert inside == [GROUPED]
-    assert backbone.config._attn_implementation == "sdpa"
-    backbone.set_attn_implementation("eager")
-    with grouped_heads(backbone):
-        assert backbone.config._attn_implementation == "eager"
-
-
 def test_threads_that_share_a_model_do_not_disturb_each_other(zoo, pairs) -> None:
-    """One ranks from kept states, which exchanges the attention; the other packs queries that cut a document."""
+    """One ranks from cached states; the other shares a document that its queries cut differently."""
     model = TSARankModel.from_backbone(
         str(zoo.folders["llama"]), dtype=torch.float64, max_length=48, max_query_length=24
     )
     long = " ".join([pairs[1][1]] * 8)
     many = [(query, long) for query in ("bread", "a ship at night", "bees and violins in the old town")]
     expected = [model.predict(pair) for pair in many]
-    with grouped_heads(model.backbone):
-        np.testing.assert_allclose(model.predict(many), expected, atol=1e-9)
+    np.testing.assert_allclose(model.predict(many), expected, atol=1e-9)
     kept = TSARankModel.from_backbone(model.backbone, tokenizer=model.tokenizer, max_length=48, max_query_length=24)
     kept.index([document for _, document in pairs], MemoryStore())
     alone = kept.predict(pairs)
@@ -135,7 +118,7 @@ def layers_of(tokens: int, seed: int) -> Layers:
 
 
 def test_blocks_read_like_a_cache_that_concatenates() -> None:
-    """Documents of 5, 0 and 3 tokens, then two more tokens, then two for which there is no room left."""
+    """Documents of 5, 0 and 3 tokens, then two more tokens."""
     counts = [5, 0, 3]
     documents = [layers_of(count, seed) for seed, count in enumerate(counts)]
     blocks = StateBlocks(SHAPES, counts, 2, torch.float32)
@@ -156,20 +139,12 @@ def test_blocks_read_like_a_cache_that_concatenates() -> None:
             found = cache.layers[number].values if part else cache.layers[number].keys
             assert torch.equal(found, wanted)
         plain.update(cache.layers[number].keys.clone(), cache.layers[number].values.clone(), number)
-    for seed in (10, 11):
-        more = [tuple(part.expand(3, -1, -1, -1) for part in layer) for layer in layers_of(2, seed)]
-        for number, (keys, values) in enumerate(more):
-            found, expected = cache.update(keys, values, number), plain.update(keys, values, number)
-            assert torch.equal(found[0], expected[0])
-            assert torch.equal(found[1], expected[1])
-    cache.crop(-3)
-    plain.crop(-3)
-    cache.batch_repeat_interleave(2)
-    plain.batch_repeat_interleave(2)
-    assert cache.get_seq_length() == plain.get_seq_length() == 6
-    for layer, other in zip(cache.layers, plain.layers, strict=True):
-        assert torch.equal(layer.keys, other.keys)
-        assert torch.equal(layer.values, other.values)
+    more = [tuple(part.expand(3, -1, -1, -1) for part in layer) for layer in layers_of(2, 10)]
+    for number, (keys, values) in enumerate(more):
+        found, expected = cache.update(keys, values, number), plain.update(keys, values, number)
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
+    assert cache.get_seq_length() == plain.get_seq_length() == 7
 
 
 def test_memory_is_cut_without_overlap_and_used_again() -> None:
@@ -190,8 +165,6 @@ def test_memory_is_cut_without_overlap_and_used_again() -> None:
     smaller = workspace.take((2,), torch.float32)
     assert smaller.data_ptr() == first
     smaller.fill_(0)  # outside of inference mode as well
-    assert copy.deepcopy(workspace)._buffer is None
-    assert pickle.loads(pickle.dumps(workspace))._buffer is None
 
 
 def test_a_model_keeps_its_memory_between_calls_and_gives_it_up_after_an_error(zoo, pairs, monkeypatch) -> None:
@@ -200,13 +173,14 @@ def test_a_model_keeps_its_memory_between_calls_and_gives_it_up_after_an_error(z
     expected = model.predict(pairs)
     model.index(documents, MemoryStore())
     np.testing.assert_allclose(model.predict(pairs), expected, atol=1e-5)
-    workspace = model.between_calls["workspace"]
+    memory = _memories[model.backbone]
+    (kept,) = memory.workspaces
     np.testing.assert_allclose(model.predict(pairs[::-1]), expected[::-1], atol=1e-5)
-    assert model.between_calls["workspace"] is workspace
-    monkeypatch.setattr(model, "_logits_at", lambda *args, **kwargs: 1 / 0)
+    assert memory.workspaces == [kept]
+    monkeypatch.setattr(TorchForward, "_pass", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model.predict(pairs)
-    assert "workspace" not in model.between_calls
+    assert memory.workspaces == []
 
 
 def empty_targets(tokens: int, dtype: torch.dtype) -> Groups:

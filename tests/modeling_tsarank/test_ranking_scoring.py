@@ -9,7 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_tsarank.ranking_engine import (
+from modeling_tsarank.ranking_errors import InputError, ModelError, NonFiniteScoreError, ResourceError
+from modeling_tsarank.ranking_scoring import (
+    Progress,
     align_left,
     check_batch_tokens,
     check_finite,
@@ -18,7 +20,6 @@ from modeling_tsarank.ranking_engine import (
     plan_batches,
     run_batches,
 )
-from modeling_tsarank.ranking_errors import InputError, ModelError, NonFiniteScoreError, ResourceError
 
 
 @given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 500))
@@ -66,9 +67,9 @@ def test_running_out_of_memory_says_what_to_lower(error) -> None:
         raise error
 
     with pytest.raises(ResourceError, match=r"lower batch_tokens \(now 100\)"):
-        run_batches([7], 100, run)
+        run_batches([7], 100, run, Progress(1))
     with pytest.raises(ResourceError, match="lower max_length"):
-        run_batches([700], 100, run)
+        run_batches([700], 100, run, Progress(1))
 
 
 def test_a_real_allocation_failure_is_recognised() -> None:
@@ -76,14 +77,14 @@ def test_a_real_allocation_failure_is_recognised() -> None:
         torch.empty(1 << 60)
 
     with pytest.raises(ResourceError, match="out of memory"):
-        run_batches([7], 100, run)
+        run_batches([7], 100, run, Progress(1))
 
 
 def test_a_token_that_the_model_has_no_embedding_of_is_a_model_error() -> None:
     with pytest.raises(ModelError, match="has no embedding of"):
-        run_batches([1], 10, lambda _: torch.nn.Embedding(4, 2)(torch.tensor([4])))
+        run_batches([1], 10, lambda _: torch.nn.Embedding(4, 2)(torch.tensor([4])), Progress(1))
     with pytest.raises(IndexError):
-        run_batches([1], 10, lambda _: [][1])
+        run_batches([1], 10, lambda _: [][1], Progress(1))
 
 
 def test_other_errors_pass_through() -> None:
@@ -91,7 +92,7 @@ def test_other_errors_pass_through() -> None:
         raise RuntimeError("shape mismatch")
 
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        run_batches([7], 100, run)
+        run_batches([7], 100, run, Progress(1))
 
 
 def test_non_finite_scores_are_counted_and_named() -> None:

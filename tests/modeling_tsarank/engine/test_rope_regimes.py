@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Phi3C
 
 from modeling_tsarank import TSARankModel, TwolarModel
 from modeling_tsarank.cache.memory_store import MemoryStore
-from modeling_tsarank.document_states import model_identity
-from modeling_tsarank.rope_regimes import rope_regime
+from modeling_tsarank.engine.rope_regimes import rope_regime
+from modeling_tsarank.engine.state_keys import model_identity
 
 
 LIMIT = 40
@@ -110,7 +110,8 @@ def alone(model: Any) -> np.ndarray:
 
 def test_a_long_row_changes_no_other_score(ranker: Any) -> None:
     """Cold, shared, from a store that is filled and from one that was, in several batches, and one by one."""
-    regimes = {ranker._pair_regime(pair) for pair in ranker.encoder.pairs([(q, d) for q, d in PAIRS])}
+    config = ranker.config
+    regimes = {rope_regime(config, ranker._task(pair).length) for pair in ranker.encoder.pairs(PAIRS)}
     assert 0 in regimes
     assert len(regimes) > 1
     expected = alone(ranker)
@@ -149,11 +150,11 @@ def test_rows_of_a_training_batch_are_of_their_own_regimes(ranker: Any) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_long_row_leaves_the_models_identity_alone(kind: str, zoo: Any) -> None:
     model = make(kind, TSARankModel, AutoTokenizer.from_pretrained(zoo.folders["llama"]))
-    before = model_identity(model)
+    before = model_identity(model.backbone)
     with torch.no_grad():
         model.backbone(torch.arange(5, 5 + LIMIT * 2)[None])  # the plain model's own way
     model.predict(PAIRS)
-    assert model_identity(model) == before
+    assert model_identity(model.backbone) == before
     store = MemoryStore()
     model.document_store = store
     model.predict(PAIRS)

@@ -13,12 +13,13 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from modeling_tsarank import InputError, ModelError, TSARankModel, TwolarModel, int8_linear, int8_weights, load_ranker
+from modeling_tsarank import InputError, ModelError, TSARankModel, TwolarModel, load_ranker
 from modeling_tsarank.cache.memory_store import MemoryStore
-from modeling_tsarank.document_states import model_identity
-from modeling_tsarank.int8_attention import SAME_INPUT, JointAttention, can_be_joint
-from modeling_tsarank.int8_linear import Int8Linear, round_tokens
-from modeling_tsarank.int8_weights import GatedFeedForward, turn_hidden_states, use_int8_weights
+from modeling_tsarank.engine import int8_linear, int8_weights
+from modeling_tsarank.engine.int8_attention import SAME_INPUT, JointAttention, can_be_joint
+from modeling_tsarank.engine.int8_linear import Int8Linear, round_tokens
+from modeling_tsarank.engine.int8_weights import GatedFeedForward, turn_hidden_states, use_int8_weights
+from modeling_tsarank.engine.state_keys import model_identity
 from modeling_tsarank.models.loading import resolve_dtype
 from modeling_tsarank.ranking_errors import NonFiniteScoreError
 
@@ -214,9 +215,9 @@ def test_threads_do_not_meet(model, pairs) -> None:
 
 
 def test_copies_and_kept_states(model, pairs) -> None:
-    identity = model_identity(model)
+    identity = model_identity(model.backbone)
     use_int8_weights(model)
-    assert model_identity(model) != identity
+    assert model_identity(model.backbone) != identity
     scores = model.predict(pairs)
     np.testing.assert_array_equal(copy.deepcopy(model).predict(pairs), scores)
     layer = pickle.loads(pickle.dumps(model.backbone.model.layers[0].mlp.up_proj))

@@ -1,11 +1,8 @@
-"""Which document states may be used again: the identity of a model, and the token ids whose states are kept.
+"""The names under which a store holds document states: the identity of a model, and the token ids.
 
-Query likelihood reads the document before the query, and so does a true/false ranker on a decoder-only model whose
-template says so: the keys and values of what stands before the query then serve every query.
-They are held as attention caches hold them: for every layer (keys, values), each `(1, heads, tokens, dimension)`,
-keys already rotated to their positions. Because the prompt begins with the document, the same ids stand at the same
-positions every time, and the states can be read again as they are. What is kept is keyed by the model's identity
-(configuration, number format, every byte of its weights) and by the token ids themselves.
+A prompt that begins with the document has the same ids at the same positions every time, so its states can be read
+again as they are. They are keyed by the model's identity (configuration, number format, every byte of its weights) and
+by the token ids themselves.
 """
 
 from __future__ import annotations
@@ -21,9 +18,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
-from .ranking_options import CONFIG_KEY, RankingOptions
-from .ranking_text import Prompt
+from ..ranking_options import CONFIG_KEY
 from .rope_regimes import derived_buffers
 
 
@@ -99,7 +96,7 @@ def _checksum(tensor: torch.Tensor) -> int:
 _identities: WeakKeyDictionary[Any, tuple[str, str]] = WeakKeyDictionary()
 
 
-def model_identity(model: Any) -> str:
+def model_identity(backbone: PreTrainedModel) -> str:
     """32 hexadecimal digits that are equal only for models that compute the same states.
 
     Covers the backbone's class and configuration, the number format it computes in, which adapters are active, and
@@ -108,7 +105,6 @@ def model_identity(model: Any) -> str:
     steps, merged adapters and conversions are noticed. The ranking options are not part of it: prompts are keyed by
     their token ids.
     """
-    backbone = model.backbone
     weights = _weights(backbone)
     look = f"{_quick_look(backbone, weights)}:{backbone.dtype}"
     known = _identities.get(backbone)
@@ -126,42 +122,14 @@ def model_identity(model: Any) -> str:
     return identity
 
 
-def state_key(model: Any, ids: Sequence[int], regime: int = 0) -> str:
-    """The name under which a store keeps the states of `ids`: the model's identity, a hyphen, a digest of the ids.
+def state_key(identity: str, ids: Sequence[int], regime: int = 0) -> str:
+    """The name under which a store holds the states of `ids`: the model's identity, a hyphen, a digest of the ids.
 
-    Parameters:
-        model: a ranking model or, where many keys are made at once, its `model_identity`.
-        regime: of the pairs that read them (`rope_regimes`): their keys are turned by other angles.
+    Args:
+        identity: `model_identity` of the model.
+        regime: Of the tasks that read them (`rope_regimes`): their keys are turned by other angles.
     """
-    identity = model if isinstance(model, str) else model_identity(model)
     digest = hashlib.blake2b(np.asarray(ids, dtype=np.int64).tobytes(), digest_size=16)
     if regime:
         digest.update(f"regime {regime}".encode())
     return f"{identity}-{digest.hexdigest()}"
-
-
-def kept_ids(prompt: Prompt, options: RankingOptions) -> tuple[int, ...]:
-    """The ids whose states are worth keeping for a document's uncut prompt, whatever the query will be.
-
-    A document that fits with the longest query allowed: the whole prompt but its last token, which is read with the
-    query because it predicts the query's first token. A longer one, which a long query cuts shorter than a short one:
-    as much of the document as any query could leave; the states of a shorter cut are the first of these.
-    """
-    if len(prompt) + options.max_query_length <= options.max_length:
-        return tuple(prompt.cut(len(prompt))[:-1])
-    room = options.max_length - 1 - len(prompt.before) - len(prompt.after)
-    ids = (*prompt.before, *prompt.document[: max(room, 0)])
-    return ids if prompt.after else ids[:-1]
-
-
-def is_cut(prompt: Prompt, options: RankingOptions) -> bool:
-    """Whether a document is cut for every query, of which at least one token is read behind its prompt."""
-    return len(prompt) >= options.max_length
-
-
-def common_length(kept: Sequence[int], prompt: Sequence[int]) -> int:
-    """How many of a prompt's first tokens the kept ids cover; at least the prompt's last token is left to be read."""
-    limit = min(len(kept), len(prompt) - 1)
-    if tuple(kept[:limit]) == tuple(prompt[:limit]):
-        return limit
-    return next(i for i in range(limit) if kept[i] != prompt[i])

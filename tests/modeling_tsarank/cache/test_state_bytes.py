@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_tsarank.document_encoding import (
+from modeling_tsarank.cache.state_bytes import (
     CHANNEL_SCALES_FROM,
     DamagedStatesError,
     Layers,

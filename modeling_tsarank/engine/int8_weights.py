@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from transformers.activations import SiLUActivation
 
+from ..ranking_errors import InputError, ModelError
 from .int8_attention import SAME_INPUT, JointAttention, can_be_joint
 from .int8_linear import Int8Linear, RoundedInput, norm_factor, round_tokens
-from .ranking_errors import InputError, ModelError
 
 
 # Linear layers between RMSNorms that multiply by a plain weight; others (Gemma's 1 + weight, norms behind the

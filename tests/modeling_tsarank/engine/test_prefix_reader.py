@@ -8,8 +8,13 @@ import torch
 
 from modeling_tsarank import ModelError, TSARankModel, TwolarModel
 from modeling_tsarank.cache.memory_store import MemoryStore
-from modeling_tsarank.document_encoding import Shape
-from modeling_tsarank.suffix_rows import ACCELERATOR_KEPT_BYTES, CPU_KEPT_BYTES, KEPT_WEIGHT, kept_weight
+from modeling_tsarank.engine.prefix_reader import (
+    ACCELERATOR_STATE_BYTES,
+    CPU_STATE_BYTES,
+    STATE_WEIGHT,
+    state_weight,
+)
+from modeling_tsarank.engine.state_blocks import Shape
 
 
 QUERIES = ["bread", "a ship at night", "bees and violins in the garden"]
@@ -135,9 +140,9 @@ def test_sliding_windows_are_refused(zoo, documents) -> None:
 @pytest.mark.parametrize(("layers", "heads", "size"), [(30, 3, 64), (32, 8, 128), (80, 64, 128)])
 def test_the_states_of_a_batch_are_bounded_in_bytes(layers, heads, size, device, batch_tokens) -> None:
     shapes = [Shape(layers - 1, heads, 1, size, size), Shape(1, heads, 1, size, size)]
-    weight = kept_weight(shapes, torch.bfloat16, batch_tokens, torch.device(device))
-    limit = CPU_KEPT_BYTES if device == "cpu" else ACCELERATOR_KEPT_BYTES
+    weight = state_weight(shapes, torch.bfloat16, batch_tokens, torch.device(device))
+    limit = CPU_STATE_BYTES if device == "cpu" else ACCELERATOR_STATE_BYTES
     held = 2 * 2 * layers * heads * size * batch_tokens
-    assert 1 <= weight <= KEPT_WEIGHT
+    assert 1 <= weight <= STATE_WEIGHT
     assert weight == 1 or weight * held <= limit
-    assert weight == KEPT_WEIGHT or (weight + 1) * held > limit, "no smaller than it must be"
+    assert weight == STATE_WEIGHT or (weight + 1) * held > limit, "no smaller than it must be"

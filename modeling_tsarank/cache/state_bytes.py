@@ -6,19 +6,14 @@ import json
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from .ranking_errors import InputError, ModelError
+from ..engine.state_blocks import Groups, Layers, Shape, shapes_of, split_layers, stack_layers
+from ..ranking_errors import InputError, ModelError
 
-
-# For every layer its keys and values, each (1, heads, tokens, dimension).
-Layers = list[tuple[torch.Tensor, torch.Tensor]]
-# The same with consecutive layers of one shape together: keys and values, each (layers, heads, tokens, dimension).
-Groups = list[tuple[torch.Tensor, torch.Tensor]]
 
 STATE_DTYPES = {
     "float32": torch.float32,
@@ -48,73 +43,30 @@ def check_state_dtype(name: str) -> str:
     return full
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Consecutive layers of one shape: their number, heads, tokens, and the dimensions of a key and a value."""
+def shape_parts(shape: Shape, dtype: str) -> list[tuple[torch.dtype, tuple[int, ...]]]:
+    """Types and shapes of the tensors that hold such layers, in order: keys, values, then the scales of int8."""
+    stem = (shape.layers, shape.heads)
+    found: list[tuple[torch.dtype, tuple[int, ...]]] = [
+        (STATE_DTYPES[dtype], (*stem, shape.tokens, shape.key_dim)),
+        (STATE_DTYPES[dtype], (*stem, shape.tokens, shape.value_dim)),
+    ]
+    if dtype == "int8":
+        if shape.tokens >= CHANNEL_SCALES_FROM:
+            found += [(torch.float16, (*stem, 1, shape.key_dim))] * 2
+        else:
+            found.append((torch.float16, (*stem, shape.tokens, 1)))
+        found.append((torch.float16, (*stem, shape.tokens, 1)))
+    return found
 
-    layers: int
-    heads: int
-    tokens: int
-    key_dim: int
-    value_dim: int
 
-    def parts(self, dtype: str) -> list[tuple[torch.dtype, tuple[int, ...]]]:
-        """Types and shapes of the tensors that hold such layers, in order: keys, values, then the scales of int8."""
-        stem = (self.layers, self.heads)
-        found: list[tuple[torch.dtype, tuple[int, ...]]] = [
-            (STATE_DTYPES[dtype], (*stem, self.tokens, self.key_dim)),
-            (STATE_DTYPES[dtype], (*stem, self.tokens, self.value_dim)),
-        ]
-        if dtype == "int8":
-            if self.tokens >= CHANNEL_SCALES_FROM:
-                found += [(torch.float16, (*stem, 1, self.key_dim))] * 2
-            else:
-                found.append((torch.float16, (*stem, self.tokens, 1)))
-            found.append((torch.float16, (*stem, self.tokens, 1)))
-        return found
-
-    def nbytes(self, dtype: str) -> int:
-        """Bytes of such layers, each tensor filled up to a multiple of 16."""
-        return sum(_filled(kind, shape) for kind, shape in self.parts(dtype))
+def shape_bytes(shape: Shape, dtype: str) -> int:
+    """Bytes of such layers, each tensor filled up to a multiple of 16."""
+    return sum(_filled(kind, sizes) for kind, sizes in shape_parts(shape, dtype))
 
 
 def _filled(kind: torch.dtype, shape: Sequence[int]) -> int:
     size = kind.itemsize * int(np.prod(shape))
     return size + -size % _PART_ALIGN
-
-
-def shapes_of(layers: Layers) -> list[Shape]:
-    """The layers' shapes, equal neighbours together."""
-    shapes: list[Shape] = []
-    for keys, values in layers:
-        one = Shape(1, keys.shape[1], keys.shape[2], keys.shape[3], values.shape[3])
-        if shapes and (*one.__dict__.values(),)[1:] == (*shapes[-1].__dict__.values(),)[1:]:
-            shapes[-1] = Shape(shapes[-1].layers + 1, *(*one.__dict__.values(),)[1:])
-        else:
-            shapes.append(one)
-    return shapes
-
-
-def stack_layers(layers: Layers) -> Groups:
-    """Copies of the layers, equal neighbours together."""
-    groups, at = [], 0
-    for shape in shapes_of(layers):
-        group = layers[at : at + shape.layers]
-        groups.append((torch.cat([keys for keys, _ in group]), torch.cat([values for _, values in group])))
-        at += shape.layers
-    return groups
-
-
-def split_layers(groups: Groups) -> Layers:
-    """The layers one by one, as views."""
-    return [(keys[i : i + 1], values[i : i + 1]) for keys, values in groups for i in range(len(keys))]
-
-
-def fill_groups(groups: Groups, targets: Groups) -> None:
-    """Puts the first tokens of `groups` into `targets`, as many as these take."""
-    for group, target in zip(groups, targets, strict=True):
-        for part, wanted in zip(group, target, strict=True):
-            wanted.copy_(part[:, :, : wanted.shape[2]])
 
 
 def _scale(largest: torch.Tensor) -> torch.Tensor:
@@ -128,7 +80,7 @@ def _to_int8(values: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 def _encode_group(keys: torch.Tensor, values: torch.Tensor, dtype: str) -> list[torch.Tensor]:
-    """Tensors as `Shape.parts` lists them, of keys and values `(layers, heads, tokens, dimension)`."""
+    """Tensors as `shape_parts` lists them, of keys and values `(layers, heads, tokens, dimension)`."""
     if dtype != "int8":
         return [keys.to(STATE_DTYPES[dtype]), values.to(STATE_DTYPES[dtype])]
     keys, values = keys.float(), values.float()
@@ -143,7 +95,7 @@ def _encode_group(keys: torch.Tensor, values: torch.Tensor, dtype: str) -> list[
 
 
 def _fill_group(parts: Sequence[torch.Tensor], dtype: str, keys: torch.Tensor, values: torch.Tensor) -> None:
-    """Puts the first tokens that `parts` hold (see `Shape.parts`) into `keys` and `values`, as many as these take."""
+    """Puts the first tokens that `parts` hold (see `shape_parts`) into `keys` and `values`, as many as these take."""
     count = keys.shape[2]
     if dtype == "int8" and keys.dtype != torch.float32:
         exact = torch.empty_like(keys, dtype=torch.float32), torch.empty_like(values, dtype=torch.float32)
@@ -191,7 +143,7 @@ def encode_states(key: str, layers: Layers, dtype: str) -> bytes:
 
 def encoded_bytes(shapes: Sequence[Shape], dtype: str) -> int:
     """Bytes of states of these shapes in a store, but for their header (some 200 bytes)."""
-    size = sum(shape.nbytes(dtype) for shape in shapes)
+    size = sum(shape_bytes(shape, dtype) for shape in shapes)
     return size + -size % _ALIGN
 
 
@@ -240,7 +192,7 @@ def fill_states(key: str, data: memoryview | bytes | bytearray, targets: Groups,
 def _open_states(
     key: str, data: memoryview | bytes | bytearray, checked: bool = False
 ) -> tuple[str, list[Shape], list[list[torch.Tensor]]]:
-    """The stored format, the shapes and, for each, the tensors that `Shape.parts` lists: views of the bytes."""
+    """The stored format, the shapes and, for each, the tensors that `shape_parts` lists: views of the bytes."""
     data = memoryview(data)
     if len(data) < _HEAD.size:
         raise DamagedStatesError(f"only {len(data)} bytes")
@@ -257,7 +209,7 @@ def _open_states(
     at, groups = _HEAD.size + header_size, []
     for shape in shapes:
         parts = []
-        for kind, sizes in shape.parts(kept):
+        for kind, sizes in shape_parts(shape, kept):
             count = kind.itemsize * int(np.prod(sizes))
             parts.append(raw[at : at + count].view(kind).view(sizes))
             at += _filled(kind, sizes)

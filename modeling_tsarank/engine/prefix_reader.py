@@ -1,0 +1,353 @@
+"""The planner: tasks are read alone, or behind a prefix that several share or that a store holds, under one budget."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from ..ranking_errors import ModelError
+from ..ranking_scoring import Progress, memory_errors, plan_batches, run_batches
+from .read_outs import ReadOut
+from .state_blocks import Groups, Layers, Shape, fill_groups, stack_layers
+from .state_keys import model_identity, state_key
+from .tasks import Group, Task, by_regime, cached_groups, common_length, prefix_groups
+from .torch_forward import Forward, Sharing, TorchForward
+
+
+# How many tokens of states count as one token to read in a batch's budget, unless the states of a batch would take
+# more bytes. Every batch streams all weights from memory, so fewer batches of more rows are faster.
+STATE_WEIGHT = 16
+CPU_STATE_BYTES = 1 << 30
+ACCELERATOR_STATE_BYTES = 4 << 30
+# Where prefixes are shared, this many batches' worth of tasks are planned together.
+SHARED_BATCHES = 4
+
+# Token ids whose states are wanted, and the regime of the tasks that read them.
+Prefix = tuple[tuple[int, ...], int]
+# A prefix, and where the states of its first tokens go, as many as there is room for.
+Want = tuple[Prefix, Groups]
+
+
+class StateStore(Protocol):
+    """What the planner asks of a store of document states; `cache.document_memory` says more of each."""
+
+    def fill(self, key: str, targets: Groups) -> bool: ...
+    def put(self, key: str, layers: Layers, targets: Sequence[Groups] = ()) -> None: ...
+    def missing(self, keys: Iterable[str]) -> list[str]: ...
+    def flush(self) -> None: ...
+
+
+def state_weight(shapes: Sequence[Shape], dtype: torch.dtype, batch_tokens: int, device: torch.device) -> int:
+    """How many tokens of states count as one token to read; at least 1, so a batch never holds fewer than without."""
+    token = sum(shape.layers * shape.heads * (shape.key_dim + shape.value_dim) for shape in shapes) * dtype.itemsize
+    limit = CPU_STATE_BYTES if device.type == "cpu" else ACCELERATOR_STATE_BYTES
+    return max(1, min(STATE_WEIGHT, limit // (token * batch_tokens)))
+
+
+class PrefixReader:
+    """Reads tasks on a model, in as few passes and tokens as a budget allows.
+
+    Args:
+        backbone: A decoder-only model of transformers, or another backend's `Forward`.
+        read_out: What is read off.
+        store: Holds states of documents, and gets what it lacks; `None` for none.
+        pad_id: A token id that fills rows up.
+
+    Attributes:
+        tokens: How many tokens were read: a shared prefix counts once, one from the store not at all.
+    """
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel | Forward,
+        read_out: ReadOut,
+        store: StateStore | None = None,
+        *,
+        pad_id: int = 0,
+    ) -> None:
+        self._forward: Forward
+        if isinstance(backbone, PreTrainedModel):
+            self._forward = TorchForward(backbone, read_out, pad_id)
+        else:
+            self._forward = backbone
+        self._store = store
+        self._identity = ""
+        if store is not None:
+            if torch.is_autocast_enabled(self._forward.device.type):
+                raise ModelError("document states are neither kept nor used under autocast; leave it, or the store")
+            if not isinstance(backbone, PreTrainedModel):
+                raise ModelError("document states are kept of torch models only")
+            self._identity = model_identity(backbone)
+        self.tokens = 0
+
+    def close(self) -> None:
+        """Returns memory for the next call to use again."""
+        self._forward.close()
+
+    # ---- scoring -----------------------------------------------------------------------------------
+
+    def read(
+        self,
+        tasks: Sequence[Task],
+        batch_tokens: int,
+        show_progress: bool | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> list[torch.Tensor]:
+        """For each task the values `(positions, values)` at its wanted positions.
+
+        Args:
+            tasks: What to read.
+            batch_tokens: Tokens of one batch at most.
+            show_progress, stop: As in `Progress`.
+        """
+        longest = max(len(task.ids) for task in tasks)
+        if self._store is not None:
+            self.check_store(longest)
+        groups, sharing = self._groups(tasks, longest)
+        counts = self._counts(tasks, groups, sharing)
+        results: list[torch.Tensor] = [torch.empty(0)] * len(tasks)
+        weight = self._weight(sharing, batch_tokens)
+        lengths = [self._cost(tasks, group, counts, weight) for group in groups]
+        budget = SHARED_BATCHES * batch_tokens if self._store is None and any(counts) else batch_tokens
+        try:
+            with Progress(len(tasks), show_progress, stop) as progress:
+                for batch in plan_batches(lengths, budget):
+                    chosen = [groups[g] for g in batch]
+                    progress.check()
+                    with memory_errors(batch_tokens, max(len(tasks[i].ids) for one in chosen for i in one.members)):
+                        for members, values in self._read_groups(tasks, chosen, counts, sharing, batch_tokens):
+                            for i, value in zip(members, values, strict=True):
+                                results[i] = value
+                            progress.add(len(members))
+                            progress.check()
+        finally:
+            if self._store is not None:
+                self._store.flush()
+        self.close()
+        return results
+
+    def _read_groups(
+        self,
+        tasks: Sequence[Task],
+        groups: Sequence[Group],
+        counts: Sequence[int],
+        sharing: Sharing | None,
+        batch_tokens: int,
+    ) -> Iterable[tuple[list[int], list[torch.Tensor]]]:
+        """Indexes and values of the groups' tasks, batch by batch."""
+        alone = [i for group in groups for i in group.members if not counts[i]]
+        for part in plan_batches([len(tasks[i].ids) for i in alone], batch_tokens):
+            members = [alone[k] for k in part]
+            self.tokens += sum(len(tasks[i].ids) for i in members)
+            yield members, self._forward.read([tasks[i] for i in members])
+        behind = [group for group in groups if any(counts[i] for i in group.members)]
+        if behind and sharing is not None:
+            yield from self._read_behind(tasks, behind, counts, sharing, batch_tokens)
+
+    def _groups(self, tasks: Sequence[Task], longest: int) -> tuple[list[Group], Sharing | None]:
+        """What is read together, and how. The model is asked only where there is something to share."""
+        regimes = [self._forward.regime(task.length) for task in tasks]
+        groups = by_regime(tasks, regimes, prefix_groups if self._store is None else cached_groups)
+        if self._store is not None or len(groups) < len(tasks):
+            sharing = self._forward.shares(longest)
+            if sharing is not None:
+                return groups, sharing
+        return [Group([i], ()) for i in range(len(tasks))], None
+
+    def _counts(self, tasks: Sequence[Task], groups: Sequence[Group], sharing: Sharing | None) -> list[int]:
+        """How many of each task's first tokens are read as states of its group's prefix; 0: it is read whole."""
+        counts = [0] * len(tasks)
+        for group in groups:
+            if sharing is None or not group.prefix or (self._store is None and len(group.members) == 1):
+                continue
+            found = [common_length(group.prefix, tasks[i]) for i in group.members]
+            for i, count in zip(group.members, found, strict=True):
+                counts[i] = count if sharing.unequal else min(found)
+        return counts
+
+    def _weight(self, sharing: Sharing | None, batch_tokens: int) -> int:
+        if sharing is None:
+            return STATE_WEIGHT
+        return state_weight(sharing.shapes, self._forward.dtype, batch_tokens, self._forward.device)
+
+    def _cost(self, tasks: Sequence[Task], group: Group, counts: Sequence[int], weight: int) -> int:
+        """What a group counts in the budget: its prefix if it is read, and each task's own tokens."""
+        own = sum(len(tasks[i].ids) - counts[i] for i in group.members)
+        if self._store is None:
+            return own + max(counts[i] for i in group.members)
+        return own + sum(counts[i] // weight for i in group.members)
+
+    def _read_behind(
+        self,
+        tasks: Sequence[Task],
+        groups: Sequence[Group],
+        counts: Sequence[int],
+        sharing: Sharing,
+        batch_tokens: int,
+    ) -> Iterable[tuple[list[int], list[torch.Tensor]]]:
+        """Indexes and values of the groups' tasks that are read behind states, batch by batch."""
+        weight = self._weight(sharing, batch_tokens)
+        if self._store is not None:
+
+            def from_store(wants: Sequence[Want]) -> None:
+                self._fill_from_store(wants, batch_tokens)
+
+            yield from self._rows_behind(tasks, groups, counts, sharing, from_store, batch_tokens)
+            return
+        # The states that are copied lie in memory beside their copies, so they get a quarter of what those may take.
+        sizes = [max(counts[i] for i in group.members) for group in groups]
+        for part in plan_batches(sizes, max(batch_tokens * weight // 4, 1)):
+            chosen = [groups[g] for g in part]
+            states = self._read_prefixes(tasks, chosen, [sizes[g] for g in part], batch_tokens)
+
+            def fill(wants: Sequence[Want], states: dict[Prefix, Groups] = states) -> None:
+                for prefix, target in wants:
+                    fill_groups(states[prefix], target)
+
+            yield from self._rows_behind(tasks, chosen, counts, sharing, fill, batch_tokens)
+
+    def _prefix(self, tasks: Sequence[Task], group: Group) -> Prefix:
+        return group.prefix, self._forward.regime(tasks[group.members[0]].length)
+
+    def _read_prefixes(
+        self, tasks: Sequence[Task], groups: Sequence[Group], sizes: Sequence[int], batch_tokens: int
+    ) -> dict[Prefix, Groups]:
+        """States of the groups' prefixes, read in padded batches."""
+        found: dict[Prefix, Groups] = {}
+        for part in plan_batches(sizes, batch_tokens):
+            prefixes = [self._prefix(tasks, groups[g]) for g in part]
+            rows = [prefix[: sizes[g]] for (prefix, _), g in zip(prefixes, part, strict=True)]
+            states = self._forward.states(rows, [regime for _, regime in prefixes])
+            self.tokens += sum(map(len, rows))
+            found.update(zip(prefixes, map(stack_layers, states), strict=True))
+        return found
+
+    def _rows_behind(
+        self,
+        tasks: Sequence[Task],
+        groups: Sequence[Group],
+        counts: Sequence[int],
+        sharing: Sharing,
+        fill: Callable[[Sequence[Want]], None],
+        batch_tokens: int,
+    ) -> Iterable[tuple[list[int], list[torch.Tensor]]]:
+        """Each task in a row of its own behind a copy of its prefix's states.
+
+        One group after another would multiply few rows by all weights, many times.
+        """
+        rows = [(i, self._prefix(tasks, group)) for group in groups for i in group.members if counts[i]]
+        weight = self._weight(sharing, batch_tokens)
+        for alike in _apart(rows, counts, sharing):
+            reads = [len(tasks[i].ids) - counts[i] for i, _ in alike]
+            lengths = [counts[i] // weight + read for (i, _), read in zip(alike, reads, strict=True)]
+            for part in plan_batches(lengths, batch_tokens, read=reads):
+                members = [alike[k][0] for k in part]
+                blocks = self._forward.blocks([counts[i] for i in members], max(reads[k] for k in part))
+                fill([(alike[k][1], blocks.targets(row)) for row, k in enumerate(part)])
+                self.tokens += sum(reads[k] for k in part)
+                yield members, self._forward.read_behind([tasks[i] for i in members], blocks)
+
+    # ---- the store ---------------------------------------------------------------------------------
+
+    def check_store(self, longest: int) -> None:
+        """Raises `ModelError` if texts of up to `longest` tokens cannot be read behind states of their beginnings."""
+        if self._forward.shares(longest) is None:
+            raise ModelError(f"the document states of this model cannot be kept: {self._forward.describe(longest)}")
+
+    def index(
+        self,
+        prefixes: Sequence[tuple[tuple[int, ...], int]],
+        batch_tokens: int,
+        show_progress: bool | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> int:
+        """Puts the states of prefixes into the store that it lacks; returns how many were read.
+
+        Args:
+            prefixes: Token ids, and the tokens of the shortest text that begins with them.
+            batch_tokens, show_progress, stop: As in `read`.
+        """
+        store = self._store
+        assert store is not None
+        regime = self._forward.regime
+        wanted = {self.key(ids, length): (ids, regime(length)) for ids, length in prefixes if ids}
+        missing = store.missing(wanted)
+
+        def run(batch: Sequence[int]) -> None:
+            rows = [wanted[missing[i]] for i in batch]
+            for part in self._read_together([ids for ids, _ in rows], batch_tokens):
+                states = self._forward.states([rows[k][0] for k in part], [rows[k][1] for k in part])
+                self.tokens += sum(len(rows[k][0]) for k in part)
+                for k, layers in zip(part, states, strict=True):
+                    store.put(missing[batch[k]], layers)
+
+        try:
+            lengths = [len(wanted[key][0]) for key in missing]
+            with Progress(len(lengths), show_progress, stop) as progress:
+                run_batches(lengths, batch_tokens, run, progress)
+        finally:
+            store.flush()
+        self.close()
+        return len(missing)
+
+    def key(self, ids: tuple[int, ...], length: int) -> str:
+        """The store's key of a prefix, as `index` takes it."""
+        return state_key(self._identity, ids, self._forward.regime(length))
+
+    def shapes(self) -> list[Shape]:
+        """Shapes of the states. Raises `ModelError` as `check_store`."""
+        sharing = self._forward.shares(1)
+        if sharing is None:
+            self.check_store(1)
+        return sharing.shapes if sharing is not None else []
+
+    def _read_together(self, rows: Sequence[tuple[int, ...]], batch_tokens: int) -> list[list[int]]:
+        """Indexes of documents that are read in one batch on their way into a store.
+
+        A last digit that changes with the batch can flip a rounding of the store, so that scores would depend on which
+        documents it lacked. On a CPU, where a document alone fills the cores, each is therefore read by itself, unless
+        batches change nothing (`batch_invariance`). An accelerator needs batches: there the last digits may differ.
+        """
+        if self._forward.device.type == "cpu" and not self._forward.invariant:
+            return [[i] for i in range(len(rows))]
+        return plan_batches([len(row) for row in rows], batch_tokens)
+
+    def _fill_from_store(self, wants: Sequence[Want], batch_tokens: int) -> None:
+        """Puts states where they are wanted. Those that the store lacks are read and put into it."""
+        store = self._store
+        assert store is not None
+        filled: dict[tuple[Prefix, int], Groups] = {}
+        absent: dict[Prefix, list[Groups]] = defaultdict(list)
+        for prefix, target in wants:
+            count = target[0][0].shape[2]
+            if (prefix, count) in filled:
+                # Another query for the same document: copying is cheaper than checking and decoding again.
+                fill_groups(filled[prefix, count], target)
+            elif prefix not in absent and store.fill(state_key(self._identity, *prefix), target):
+                filled[prefix, count] = target
+            else:
+                absent[prefix].append(target)
+        lacking = list(absent)
+        for part in self._read_together([ids for ids, _ in lacking], batch_tokens):
+            prefixes = [lacking[k] for k in part]
+            states = self._forward.states([ids for ids, _ in prefixes], [regime for _, regime in prefixes])
+            self.tokens += sum(len(ids) for ids, _ in prefixes)
+            for prefix, layers in zip(prefixes, states, strict=True):
+                # Scores come from what the store makes of the states, whether they were in it before or not.
+                store.put(state_key(self._identity, *prefix), layers, absent[prefix])
+
+
+def _apart(
+    rows: Sequence[tuple[int, Prefix]], counts: Sequence[int], sharing: Sharing
+) -> list[list[tuple[int, Prefix]]]:
+    """Rows that may stand in one batch."""
+    if sharing.unequal:
+        return [list(rows)]
+    found: dict[int, list[tuple[int, Prefix]]] = defaultdict(list)
+    for row in rows:
+        found[counts[row[0]]].append(row)
+    return list(found.values())

@@ -1,0 +1,108 @@
+"""Rotary embeddings whose frequencies depend on the length of what is read: decided for each task, by its own length.
+
+LongRoPE (Phi-3 and kin) has one set of frequencies for texts up to the length of its pre-training and another for
+longer ones; dynamic NTK scaling has others for every length beyond that. transformers takes the longest row of a
+batch, or the position that is just being read: a score would depend on what else is in the batch, and a document's
+keys would be turned by other angles than its query's. Here a task has one regime, which belongs to all passes that
+read a part of it and to the key of its document's states.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from ..ranking_scoring import ORIGINAL_FREQUENCIES, rope_limit, rope_limits, rotary_modules
+
+
+def rope_regime(config: Any, length: int) -> int:
+    """A length that stands for all that have the frequencies of a text of `length` tokens; 0 for the usual ones."""
+    beyond = [length if grows else limit + 1 for limit, grows in rope_limits(config) if length > limit]
+    return max(beyond, default=0)
+
+
+def derived_buffers(backbone: torch.nn.Module) -> set[str]:
+    """Names of buffers that a pass may overwrite, and that the configuration gives again."""
+    return {
+        f"{name}.{buffer}"
+        for name, module in rotary_modules(backbone)
+        for buffer, _ in module.named_buffers()
+        if not buffer.endswith(ORIGINAL_FREQUENCIES)
+    }
+
+
+class RegimeRotary(torch.nn.Module):
+    """A rotary embedding that turns each row as its regime says; the embedding itself stays as it is.
+
+    Attributes:
+        regimes: Of each row of a pass, or one for all rows.
+    """
+
+    def __init__(self, plain: Any) -> None:
+        super().__init__()
+        self.plain = plain
+        self.regimes: Sequence[int] = [0]
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        """Cosines and sines `(rows, length, dimension)`."""
+        given = inspect.signature(type(self.plain).forward).bind(self.plain, *args, **kwargs).arguments
+        x, positions, layer_type = given["x"], given["position_ids"], given.get("layer_type")
+        if len(set(self.regimes)) == 1:
+            return _angles(self.plain, x, positions, layer_type, self.regimes[0])
+        rows = torch.tensor(self.regimes, device=positions.device)
+        positions = positions.expand(len(rows), -1)
+        parts: list[torch.Tensor] = []
+        for regime in sorted(set(self.regimes)):
+            chosen = (rows == regime).nonzero().squeeze(-1)
+            found = _angles(self.plain, x, positions[chosen], layer_type, regime)
+            parts = parts or [part.new_empty(len(rows), *part.shape[1:]) for part in found]
+            for whole, part in zip(parts, found, strict=True):
+                whole[chosen] = part
+        return tuple(parts)
+
+
+def use_regimes(view: torch.nn.Module) -> list[RegimeRotary]:
+    """Puts a `RegimeRotary` in the place of each rotary embedding of a private view that depends on the length."""
+    made = []
+    for name, module in rotary_modules(view):
+        owner, _, part = name.rpartition(".")
+        made.append(RegimeRotary(module))
+        view.get_submodule(owner)._modules[part] = made[-1]
+    return made
+
+
+class _Frequencies:
+    """A rotary embedding with other frequencies."""
+
+    def __init__(self, module: Any, name: str, frequencies: torch.Tensor) -> None:
+        self.__dict__.update({"_module": module, name: frequencies})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def _angles(
+    module: Any, x: torch.Tensor, positions: torch.Tensor, layer_type: str | None, regime: int
+) -> tuple[torch.Tensor, ...]:
+    config = module.config
+    kind = module.rope_type if layer_type is None else module.rope_type[layer_type]
+    prefix = "" if layer_type is None else f"{layer_type}_"
+    limit = rope_limit(config, config.rope_parameters if layer_type is None else config.rope_parameters[layer_type])
+    more = {} if layer_type is None else {"layer_type": layer_type}
+    frequencies: torch.Tensor = getattr(module, f"{prefix}{ORIGINAL_FREQUENCIES}")
+    if limit is not None:
+        if regime > limit[0]:
+            length = torch.tensor(regime, device=x.device)
+            frequencies = ROPE_INIT_FUNCTIONS[kind](config, x.device, seq_len=length, **more)[0]
+            # Some also scale by the largest position that they see: let it be this one, whatever is read.
+            positions = torch.cat([positions, positions.new_full((len(positions), 1), regime - 1)], dim=1)
+        else:
+            # Only padding stands further behind.
+            positions = positions.clamp(max=limit[0] - 1)
+    changed = _Frequencies(module, f"{prefix}inv_freq", frequencies.to(x.device))
+    cos, sin = inspect.unwrap(type(module).forward)(changed, x, positions, **more)
+    return (cos[:, :-1], sin[:, :-1]) if limit is not None and regime > limit[0] else (cos, sin)

@@ -1,0 +1,325 @@
+"""A decoder's forward passes in torch: rows read alone, prefixes read for their states, rows read behind states."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from ..ranking_scoring import accepts, has_rope_limits, head_place, pad_right
+from .batch_invariance import make_linears_invariant, takes
+from .grouped_attention import GROUPED, takes_grouped
+from .last_block import Wanted, pick_positions
+from .private_view import hooked, private_view
+from .read_outs import ReadOut
+from .rope_regimes import rope_regime, use_regimes
+from .state_blocks import Layers, Shape, StateBlocks, Workspace, fill_groups, shapes_of, stack_layers
+from .tasks import Task
+
+
+logger = logging.getLogger(__name__)
+
+# Architectures whose logits are what the head gives, neither scaled nor capped behind it, and whose cache of keys and
+# values is known to work for rows behind prefixes of unequal lengths. Others are tried before anything is shared.
+ARCHITECTURES = (
+    *("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "phi3", "olmo2", "smollm3"),
+    *("gpt2", "gpt_neox", "opt", "bloom"),
+)
+# How configurations call the number of experts.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+# Of a trial, relative to the largest value: what rounding does in half precision and in others.
+_HALF_TOLERANCE, _TOLERANCE = 0.1, 1e-3
+
+
+class Forward(Protocol):
+    """What the planner (`PrefixReader`) asks of a backend. One that shares nothing needs `read` alone.
+
+    Attributes:
+        device, dtype: Of the computation.
+        invariant: Whether a row's values do not depend on the other rows, to the last bit.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    invariant: bool
+
+    def read(self, tasks: Sequence[Task]) -> list[torch.Tensor]:
+        """For each task the values `(positions, values)` at its wanted positions; on the CPU."""
+
+    def shares(self, longest: int) -> Sharing | None:
+        """How tasks of up to `longest` tokens may be read behind the states of a prefix; `None` if they may not."""
+
+    def describe(self, longest: int) -> str:
+        """Why `shares` says `None`."""
+
+    def regime(self, length: int) -> int:
+        """What a text's rotary embedding depends on (`rope_regimes`); states serve texts of one regime."""
+
+    def states(self, prefixes: Sequence[Sequence[int]], regimes: Sequence[int]) -> list[Layers]:
+        """Keys and values of every layer for each prefix."""
+
+    def blocks(self, counts: Sequence[int], room: int) -> StateBlocks:
+        """Room for the states of a batch of rows, to be filled and given to `read_behind`."""
+
+    def read_behind(self, tasks: Sequence[Task], blocks: StateBlocks) -> list[torch.Tensor]:
+        """As `read`, each task behind the states of its first tokens."""
+
+    def close(self) -> None:
+        """Returns memory for the next call to use again."""
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How rows may be read behind states.
+
+    Attributes:
+        shapes: Of the states.
+        unequal: Whether prefixes of unequal lengths may stand in one batch.
+    """
+
+    shapes: list[Shape]
+    unequal: bool
+
+
+@dataclass
+class _Memory:
+    """What calls on one model leave to the next one."""
+
+    sharing: dict[Any, Sharing | None] = field(default_factory=dict)
+    workspaces: list[tuple[Workspace, Workspace]] = field(default_factory=list)
+
+
+_memories: WeakKeyDictionary[PreTrainedModel, _Memory] = WeakKeyDictionary()
+
+
+def longest_full_attention(config: Any) -> int | None:
+    """Up to how many tokens every layer attends to every position: `None` for any number, 0 for recurrent layers."""
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    chunk = getattr(config, "attention_chunk_size", None)
+    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
+    reach = {"full_attention": None, "sliding_attention": window, "chunked_attention": chunk}
+    limits = [reach.get(kind, 0) for kind in kinds]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+class TorchForward:
+    """`Forward` on a private view of a decoder-only model of transformers.
+
+    Args:
+        backbone: In evaluation mode. It is left as it is.
+        read_out: What is read off.
+        pad_id: A token id that fills rows up; it is never attended to.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, read_out: ReadOut, pad_id: int) -> None:
+        self.device, self.dtype = backbone.device, backbone.dtype
+        self._read_out, self._pad_id = read_out, pad_id
+        self._config = backbone.config.get_text_config()
+        self._memory = _memories.setdefault(backbone, _Memory())
+        self._head_memory, self._state_memory = (
+            self._memory.workspaces.pop() if self._memory.workspaces else (Workspace(), Workspace())
+        )
+        view = private_view(backbone)
+        self._model: Any = backbone if view is None else view
+        self._is_view = view is not None
+        ours = type(backbone).__module__.startswith("transformers.models.")
+        self._known = self._is_view and ours and self._config.model_type in ARCHITECTURES
+        self._accepts = {
+            name for name in ("logits_to_keep", "position_ids", "past_key_values") if accepts(backbone.forward, name)
+        }
+        self.invariant = self._is_view and self._can_be_invariant()
+        self._wanted = Wanted()
+        self._rotary = use_regimes(self._model) if self._is_view else []
+        self._head: torch.nn.Module | None = None
+        if self._is_view:
+            self._prepare()
+
+    def _can_be_invariant(self) -> bool:
+        """Experts get the rows that are sent to them, however many these are; keys must not move with the batch."""
+        config = self._config
+        return (
+            takes(torch.empty(0, dtype=self.dtype, device=self.device))
+            and self._has_own_positions()
+            and longest_full_attention(config) is None
+            and takes_grouped(self._model)
+            and not any(getattr(config, name, None) for name in _EXPERTS)
+        )
+
+    def _has_own_positions(self) -> bool:
+        """Whether positions come from `position_ids` and from nothing else: alibi counts keys."""
+        rotary = bool(getattr(self._config, "rope_parameters", None)) and not getattr(self._config, "alibi", False)
+        return rotary and "position_ids" in self._accepts
+
+    def _prepare(self) -> None:
+        """Puts what makes reading fast and exact into the view."""
+        if takes_grouped(self._model):
+            self._model.config.get_text_config()._attn_implementation = GROUPED
+        if self.invariant:
+            make_linears_invariant(self._model)
+        pick_positions(self._model, self._wanted)
+        place = head_place(self._model)
+        if place is not None and not hooked(self._model, self._model._modules[place]):
+            self._head = self._read_out.head(self._model._modules[place], self._known, self._head_memory)
+            self._model._modules[place] = self._head or self._model._modules[place]
+
+    def close(self) -> None:
+        """Returns memory for the next call to use again; after an error it is given up."""
+        self._memory.workspaces.append((self._head_memory, self._state_memory))
+
+    # ---- reading -----------------------------------------------------------------------------------
+
+    def read(self, tasks: Sequence[Task]) -> list[torch.Tensor]:
+        """Tasks in one padded batch. Padding stands on the right, where causal attention never looks."""
+        if not self._is_view and has_rope_limits(self._config) and len(tasks) > 1:
+            return [found for task in tasks for found in self.read([task])]
+        ids, _ = pad_right([task.ids for task in tasks], self._pad_id, self.device)
+        return self._values(tasks, [0] * len(tasks), ids)
+
+    def read_behind(self, tasks: Sequence[Task], blocks: StateBlocks) -> list[torch.Tensor]:
+        """Each task behind its own row of the blocks, which hold the states of its first tokens."""
+        counts = blocks.counts
+        ids, mask = pad_right(
+            [task.ids[count:] for task, count in zip(tasks, counts, strict=True)], self._pad_id, self.device
+        )
+        seen, cache = torch.tensor(counts, device=self.device), blocks.cache()
+        ends = seen[:, None] + torch.arange(ids.shape[1], device=self.device)
+        inputs: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+        if blocks.placed:
+            hidden = torch.arange(cache.get_seq_length(), device=self.device) > ends[..., None]
+            scores = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
+            inputs["attention_mask"] = scores.masked_fill_(hidden, torch.finfo(self.dtype).min)[:, None]
+        else:
+            longest = max(counts)
+            real = torch.arange(longest, device=self.device) >= longest - seen[:, None]
+            inputs["attention_mask"] = torch.cat([real.to(mask.dtype), mask], dim=1)
+        if "position_ids" in self._accepts:
+            inputs["position_ids"] = ends
+        return self._values(tasks, counts, ids, **inputs)
+
+    def _values(
+        self, tasks: Sequence[Task], counts: Sequence[int], ids: torch.Tensor, **inputs: Any
+    ) -> list[torch.Tensor]:
+        lengths = [len(task.at) for task in tasks]
+        rows = [row for row, length in enumerate(lengths) for _ in range(length)]
+        places = [at - count for task, count in zip(tasks, counts, strict=True) for at in task.at]
+        keep = torch.zeros(ids.shape, dtype=torch.bool)
+        keep[rows, places] = True
+        targets = torch.tensor([target for task in tasks for target in task.targets], device=self.device)
+        regimes = [self.regime(task.length) for task in tasks]
+        found = self._pass(ids, keep.to(self.device), regimes, targets, **inputs)
+        if self._head is None or not getattr(self._head, "answered", True):
+            found = self._read_out.of_logits(found, targets)
+        return list(found.cpu().split(lengths))
+
+    def _pass(
+        self, ids: torch.Tensor, keep: torch.Tensor, regimes: Sequence[int], targets: torch.Tensor, **inputs: Any
+    ) -> torch.Tensor:
+        """What the head, or what stands in its place, gives at the positions to keep."""
+        if self._head is not None:
+            self._head.targets = targets
+        for rotary in self._rotary:
+            rotary.regimes = regimes if len(set(regimes)) > 1 else regimes[:1]
+        self._wanted.set(keep)
+        inputs = {"use_cache": False, **inputs, "input_ids": ids}
+        if "logits_to_keep" in self._accepts:
+            kept: torch.Tensor = self._model(**inputs, logits_to_keep=keep).logits
+            return kept
+        logits: torch.Tensor = self._model(**inputs).logits[keep]
+        return logits
+
+    # ---- states ------------------------------------------------------------------------------------
+
+    def regime(self, length: int) -> int:
+        """As `Forward.regime`; the usual one where the embedding is not known."""
+        return rope_regime(self._config, length) if self._rotary else 0
+
+    def states(self, prefixes: Sequence[Sequence[int]], regimes: Sequence[int]) -> list[Layers]:
+        """Keys and values of each prefix, views of one batch's."""
+        ids, _ = pad_right(prefixes, self._pad_id, self.device)
+        keep = torch.zeros(ids.shape, dtype=torch.bool, device=self.device)
+        keep[0, 0] = True  # the head must run on something; what it gives is not wanted
+        cache = DynamicCache()
+        self._pass(ids, keep, regimes, ids[0, :1], past_key_values=cache, use_cache=True)
+        layers: Sequence[Any] = cache.layers
+        return [
+            [(layer.keys[i : i + 1, :, : len(row)], layer.values[i : i + 1, :, : len(row)]) for layer in layers]
+            for i, row in enumerate(prefixes)
+        ]
+
+    def blocks(self, counts: Sequence[int], room: int) -> StateBlocks:
+        """Room in the memory of the last batch, whose states are no longer valid."""
+        sharing = self._sharing()
+        assert sharing is not None
+        blocks = StateBlocks(sharing.shapes, counts, room, self.dtype, self.invariant)
+        self._state_memory.reserve(blocks.size, self.device)
+        blocks.allocate(self._state_memory)
+        return blocks
+
+    def shares(self, longest: int) -> Sharing | None:
+        """How tasks may be read behind states; nothing is shared before the cache was seen to hold the prefix."""
+        full = longest_full_attention(self._config)
+        if full is not None and longest > full:
+            return None
+        return self._sharing()
+
+    def describe(self, longest: int) -> str:
+        """Why `shares` says `None`."""
+        full = longest_full_attention(self._config)
+        kind = self._config.model_type
+        if full and longest > full:
+            return f"only full attention keeps every position, and layers of {kind} have a window of {full} tokens"
+        if full == 0:
+            kinds = sorted(set(self._config.layer_types) - {"full_attention"})
+            return f"only full attention keeps every position, and layers of {kind} have {', '.join(kinds)}"
+        return f"behind its cache, {kind} does not give what it gives for the whole text"
+
+    def _sharing(self) -> Sharing | None:
+        key = self.dtype, self._config._attn_implementation, self._known
+        if key not in self._memory.sharing:
+            self._memory.sharing[key] = self._find_sharing()
+        return self._memory.sharing[key]
+
+    def _find_sharing(self) -> Sharing | None:
+        if "past_key_values" not in self._accepts or getattr(self._model, "_is_stateful", False):
+            return None
+        if not self._is_view and has_rope_limits(self._config):
+            return None
+        if self._known:
+            return Sharing(shapes_of(self.states([[self._pad_id]], [0])[0]), True)
+        try:
+            return self._try_sharing()
+        except Exception as error:  # whatever an unknown model's code makes of a cache
+            logger.debug("%s shares no prefixes: %s", type(self._model).__name__, error)
+            return None
+
+    def _try_sharing(self) -> Sharing | None:
+        """Reads two texts whole and behind the states of their beginnings, and compares."""
+        ids = [i % self._config.vocab_size for i in range(5, 17)]
+        tasks = [Task(tuple(ids[:end]), (end - 2, end - 1), (ids[end], ids[end]), length=end + 1) for end in (8, 11)]
+        whole = torch.cat([self.read([task])[0] for task in tasks])
+        counts = [3, 7]
+        states = [self.states([task.ids[:count]], [0])[0] for task, count in zip(tasks, counts, strict=True)]
+        shapes = shapes_of(states[0])
+
+        def agrees(batches: Sequence[Sequence[int]]) -> bool:
+            found = []
+            for batch in batches:
+                room = max(len(tasks[i].ids) - counts[i] for i in batch)
+                blocks = StateBlocks(shapes, [counts[i] for i in batch], room, self.dtype, self.invariant)
+                workspace = Workspace()
+                workspace.reserve(blocks.size, self.device)
+                blocks.allocate(workspace)
+                for row, i in enumerate(batch):
+                    fill_groups(stack_layers(states[i]), blocks.targets(row))
+                found += self.read_behind([tasks[i] for i in batch], blocks)
+            tolerance = _HALF_TOLERANCE if self.dtype.itemsize < 4 else _TOLERANCE
+            return bool((torch.cat(found) - whole).abs().max() <= tolerance * whole.abs().max())
+
+        if agrees([[0, 1]]):
+            return Sharing(shapes, True)
+        return Sharing(shapes, False) if agrees([[0], [1]]) else None

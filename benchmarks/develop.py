@@ -43,7 +43,7 @@ from modeling_tsarank.files.hashes import hash_folder
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.rankers.pointwise import load_scorer, scorer_identity
 from modeling_tsarank.ranking_errors import InputError, TSARankError
-from modeling_tsarank.trainers.recipes.development import RUN, SPLIT
+from modeling_tsarank.trainers.recipes.release_sources import DEV_RUN, DEV_SPLIT
 
 
 MEASURE = "ndcg@10"
@@ -202,17 +202,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     names = args.collections or sorted(one.name for one in (args.development / "dev").iterdir())
     counts = {}
     for name in names:
-        collection = load_collection(str(args.development / "dev" / name), SPLIT)
+        collection = load_collection(str(args.development / "dev" / name), DEV_SPLIT)
         queries = collection.judged_queries()[: args.queries]
         qrels = {query: collection.qrels[query] for query in queries}
         counts[name] = len(queries)
-        given = read_run(args.development / "dev" / name / "runs" / f"{RUN}.trec")
+        given = read_run(args.development / "dev" / name / "runs" / f"{DEV_RUN}.trec")
         runs: dict[str, Run] = {BM25: {query: first(given[query], args.depth) for query in queries}}
         part = name if args.queries is None else f"{name}-{args.queries}"
         part = part if args.depth == 100 else f"{part}-top{args.depth}"
         options = EvaluationOptions(
-            split=SPLIT,
-            first_stage=RUN,
+            split=DEV_SPLIT,
+            first_stage=DEV_RUN,
             top_k=args.depth,
             limit_queries=args.queries,
             measures=(MEASURE,),

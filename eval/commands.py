@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modeling_tsarank.cli.command_line import seed, whole
+from modeling_tsarank.cli.command_line import add_command, seed, whole
 from modeling_tsarank.eval.checkpoint_sources import add_api_options, add_model_options, evaluated_source
 from modeling_tsarank.models.arguments import add_store_argument
 from modeling_tsarank.ranking_errors import InputError
@@ -46,7 +46,6 @@ Files in OUTPUT:
   DATASET/gain.png         gain over the first stage, query by query
 """
 _EVALUATE_EXAMPLES = """\
-examples:
   tsarank evaluate --dataset beir/scifact --output results
   tsarank evaluate --model my-ranker --dataset BeIR/scifact BeIR/nfcorpus --first-stage rrf:bm25+dense --output results
   tsarank evaluate --model ce:cross-encoder/ms-marco-MiniLM-L6-v2 --dataset beir/scifact --output minilm
@@ -64,7 +63,6 @@ t-test and of the randomization test, which flips the signs of the queries' diff
 correction is applied to each test's p-values. Judged queries that a run lacks count 0.
 """
 _COMPARE_EXAMPLES = """\
-examples:
   tsarank compare bm25.trec results/scifact/run.trec --qrels beir/scifact/qrels/test.tsv
   tsarank compare a.trec b.trec --qrels dl19.qrels --measure map --json > comparison.json
   tsarank compare --pair scifact a1.trec b1.trec q1.tsv --pair fiqa a2.trec b2.trec q2.tsv
@@ -76,7 +74,6 @@ Both scores are first normalised within each query, over the documents that were
 z-score. OUTPUT is for `tsarank evaluate --interpolate OUTPUT`, which refuses it on the queries that it was tuned on.
 """
 _TUNE_EXAMPLES = """\
-examples:
   tsarank evaluate --dataset beir/scifact --split train --limit-queries 100 --output dev
   tsarank tune-fusion dev/scifact/run.trec dev/scifact/first_stage.trec --qrels beir/scifact/qrels/train.tsv \\
       --output fusion.json
@@ -99,21 +96,14 @@ def add_run_format(parser: Any) -> None:
     )
 
 
-def _add_parser(
-    subparsers: argparse._SubParsersAction, name: str, help_text: str, description: str, examples: str
-) -> Any:
-    return subparsers.add_parser(
-        name,
-        help=help_text,
-        description=description,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
 def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
-    parser = _add_parser(
-        subparsers, "evaluate", "measure a reranker over test collections", _EVALUATE, _EVALUATE_EXAMPLES
+    parser = add_command(
+        subparsers,
+        "evaluate",
+        "measure a reranker over test collections",
+        _EVALUATE,
+        _EVALUATE_EXAMPLES,
+        run_evaluate,
     )
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -164,9 +154,6 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
         "--measures", nargs="+", metavar="M", help="default: ndcg@10 ndcg@1 ndcg@5 map mrr@10 recall@100"
     )
     output.add_argument(
-        "--table-layout", choices=("rows", "columns"), default="rows", help="datasets as rows or columns of table.md"
-    )
-    output.add_argument(
         "--block-pairs",
         type=whole(),
         metavar="N",
@@ -174,11 +161,12 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
     )
     output.add_argument("--overwrite", action="store_true", help="throw scores of an earlier evaluation away")
     output.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.set_defaults(run=run_evaluate)
 
 
 def _register_compare(subparsers: argparse._SubParsersAction) -> None:
-    parser = _add_parser(subparsers, "compare", "test whether one run beats another", _COMPARE, _COMPARE_EXAMPLES)
+    parser = add_command(
+        subparsers, "compare", "test whether one run beats another", _COMPARE, _COMPARE_EXAMPLES, run_compare
+    )
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="*", help="two run files: A, the baseline, and B")
     parser.add_argument("--qrels", type=Path, metavar="Q", help="judgments for the two runs")
     parser.add_argument(
@@ -200,12 +188,16 @@ def _register_compare(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--seed", type=seed(), default=0, help="seed of the draws (default: 0)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    parser.set_defaults(run=run_compare)
 
 
 def _register_tune_fusion(subparsers: argparse._SubParsersAction) -> None:
-    parser = _add_parser(
-        subparsers, "tune-fusion", "choose the fusion weight on a development split", _TUNE, _TUNE_EXAMPLES
+    parser = add_command(
+        subparsers,
+        "tune-fusion",
+        "choose the fusion weight on a development split",
+        _TUNE,
+        _TUNE_EXAMPLES,
+        run_tune_fusion,
     )
     parser.add_argument("reranked", metavar="RUN_RERANKED", type=Path, help="the reranker's run, not mixed")
     parser.add_argument("first", metavar="RUN_FIRST", type=Path, help="the first stage's run that was reranked")
@@ -218,8 +210,6 @@ def _register_tune_fusion(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--top-k", type=whole(), metavar="N", help="how many documents were reranked, if not all")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON file for the setting")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="also draw the curve")
-    parser.set_defaults(run=run_tune_fusion)
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
@@ -262,7 +252,7 @@ def _evaluate(args: argparse.Namespace, options: EvaluationOptions, source: Scor
     except KeyboardInterrupt:
         logger.warning("interrupted: scored blocks are kept, the same command goes on from there")
         raise
-    table = ResultTable(rows, system_names(source.name, options), options.measures, args.table_layout)
+    table = ResultTable(rows, system_names(source.name, options), options.measures)
     _write_tables(args.output, table)
     return 0
 
@@ -367,7 +357,6 @@ def _compare(args: argparse.Namespace, name: str, run_a: Path, run_b: Path, qrel
 def run_tune_fusion(args: argparse.Namespace) -> int:
     """Runs `tsarank tune-fusion`."""
     from modeling_tsarank.eval.fusion import tune_fusion
-    from modeling_tsarank.eval.plots import plot_tuning
     from modeling_tsarank.eval.reports import measure_title, text_table
     from modeling_tsarank.eval.run_files import read_qrels, read_run
 
@@ -380,8 +369,6 @@ def run_tune_fusion(args: argparse.Namespace) -> int:
     tuned = tune_fusion(reranked, first, judged, args.measure, args.normalize, args.steps, args.top_k)
     tuned.setting.save(args.output)
     title = measure_title(tuned.setting.measure or args.measure)
-    if args.plot:
-        plot_tuning(args.plot, tuned.weights, tuned.curve, tuned.setting.weight, title)
     rows = [
         [f"{weight:g}", f"{100 * value:.2f}", "<- chosen" if weight == tuned.setting.weight else ""]
         for weight, value in zip(tuned.weights, tuned.curve, strict=True)

@@ -44,28 +44,6 @@ def plot_gains(path: Path, gains: Sequence[float], measure: str, dataset: str, s
     _save(figure, path)
 
 
-def plot_tuning(path: Path, weights: Sequence[float], curve: Sequence[float], best: float, measure: str) -> None:
-    """The development measure over the fusion weight, with the chosen weight marked.
-
-    Args:
-        path: The picture.
-        weights: Shape `(n,)`, from 0 to 1.
-        curve: Shape `(n,)`, means of the measure.
-        best: The chosen weight.
-        measure: As it is to be printed.
-    """
-    figure, axes = _figure(width=6.5, height=4.2)
-    axes.plot(weights, curve, color=BLUE, marker="o", markersize=4)
-    value = curve[list(weights).index(best)]
-    axes.plot([best], [value], color=VERMILION, marker="D", markersize=9, linestyle="none")
-    axes.annotate(f"{best:g}: {value:.4f}", (best, value), textcoords="offset points", xytext=(0, 11), ha="center")
-    axes.margins(y=0.18)
-    axes.set_title(f"Choice of the fusion weight: {measure} on the development queries")
-    axes.set_xlabel("weight of the first stage (0: reranker alone, 1: first stage alone)")
-    axes.set_ylabel(measure)
-    _save(figure, path)
-
-
 def _figure(width: float, height: float) -> tuple[Any, Any]:
     figure_module = require("matplotlib.figure", extra="eval", purpose="A plot")
     # Without pyplot there is no global state, no display, and nothing to close.

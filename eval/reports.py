@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
 from modeling_tsarank.eval.collections import mean_results
 from modeling_tsarank.eval.significance import Comparison
 
-
-Layout = Literal["rows", "columns"]
-LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 _TITLES = {"ndcg": "nDCG", "map": "MAP", "mrr": "MRR", "recall": "Recall", "p": "P"}
 
@@ -49,13 +45,11 @@ class ResultTable:
         rows: One for each dataset.
         systems: Names of the compared systems, in the order of `Row.systems`.
         measures: The measures to show, the main one first.
-        layout: Datasets as `rows` or as `columns`.
     """
 
     rows: Sequence[Row]
     systems: Sequence[str]
     measures: Sequence[str]
-    layout: Layout = "rows"
     average: Row = field(init=False)
 
     def __post_init__(self) -> None:
@@ -70,15 +64,8 @@ class ResultTable:
         return "\n".join(sections)
 
     def cells(self, measure: str) -> tuple[list[str], list[list[str]]]:
-        """Header and body of one measure's table; the last row, or column, is the average over datasets."""
+        """Header and body of one measure's table; the last row is the average over datasets."""
         rows = [*self.rows, self.average]
-        if self.layout == "columns":
-            header = ["System", *(row.dataset for row in rows)]
-            body = [
-                [system, *(_percent(row.systems()[index][measure]) for row in rows)]
-                for index, system in enumerate(self.systems)
-            ]
-            return header, body
         header = ["Dataset", "Queries", *self.systems, "Gain"]
         body = []
         for row in rows:

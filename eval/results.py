@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from modeling_tsarank.eval.options import EvaluationOptions
 from modeling_tsarank.eval.plots import plot_gains
 from modeling_tsarank.eval.reports import Row, measure_title
 from modeling_tsarank.eval.types import Qrels
+from modeling_tsarank.files.versions import installed_version
 from modeling_tsarank.files.writing import write_csv, write_json
 
 
@@ -131,7 +131,7 @@ def _metrics(
         "dtypes": sorted({record["dtype"] for record in records}),
         "processes": session.processes,
         "cpu": _cpu_name(),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: installed_version(name) for name in _PACKAGES}},
         "qrels_hash": hash_qrels(qrels),
         "fusion": _describe_fusion(options),
         "measures": {
@@ -170,13 +170,6 @@ def _write_per_query(result: DatasetResult, measures: Sequence[str]) -> None:
         gain = result.final.per_query[query_id][measures[0]] - first[measures[0]]
         rows.append([query_id, *(f"{value:.6f}" for value in values), f"{gain:.6f}"])
     write_csv(result.folder / "per_query.csv", header, rows)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _cpu_name() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import math
 import os
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from modeling_tsarank.eval.types import Document, Qrels, Run
+from modeling_tsarank.eval.types import Qrels, Run
 from modeling_tsarank.files.fields import as_id, field_value, optional_id, record_id, shown
 from modeling_tsarank.files.reading import read_json_rows, read_lines
 from modeling_tsarank.files.writing import whole_text
@@ -116,41 +115,6 @@ def read_qrels(path: str | os.PathLike[str]) -> Qrels:
     if not qrels:
         raise InputError(f"{path} holds no judgment; qrels were expected")
     return qrels
-
-
-def write_candidates_jsonl(
-    path: str | os.PathLike[str],
-    run: Mapping[str, Mapping[str, float]],
-    queries: Mapping[str, str],
-    documents: Mapping[str, Document],
-    depth: int | None = None,
-) -> None:
-    """Writes a run with its texts as JSON Lines, the format that rank_llm reads and Pyserini's server answers in.
-
-    Each line is `{"query": {"text", "qid"}, "candidates": [{"docid", "score", "doc": {"title", "contents"}}]}`, the
-    candidates in trec_eval's order; `contents` is the title and the text.
-
-    Raises:
-        InputError: A query or a document of the run has no text.
-    """
-    with whole_text(path) as file:
-        for query_id, scores in run.items():
-            if query_id not in queries:
-                raise InputError(f"query {query_id!r} of the run has no text among the {len(queries)} queries given")
-            candidates = [
-                {"docid": document_id, "score": float(scores[document_id]), "doc": _doc(documents, document_id)}
-                for document_id in ranked(scores, depth)
-            ]
-            record = {"query": {"text": queries[query_id], "qid": query_id}, "candidates": candidates}
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
-def _doc(documents: Mapping[str, Document], document_id: str) -> dict[str, str]:
-    try:
-        document = documents[document_id]
-    except KeyError:
-        raise InputError(f"document {document_id!r} of the run has no text among the documents given") from None
-    return {"title": document.title, "contents": document.full_text}
 
 
 def _check_column(value: str, what: str) -> None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modeling_tsarank.cli.command_line import size
+from modeling_tsarank.cli.command_line import add_command, size
 
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ the plain model it is. With --adapter-only it holds the LoRA adapter alone, with
 
 """
 _MODEL_EXAMPLES = """\
-examples:
   tsarank publish model my-ranker me/my-ranker --dry-run
   tsarank publish model my-ranker me/my-ranker --results results --license apache-2.0 --tag v1
   tsarank publish model my-ranker me/my-adapter --adapter-only --base-model Qwen/Qwen3-0.6B
@@ -48,7 +47,6 @@ columns and rows. datasets.load_dataset(REPO_ID) then loads it.
 
 """
 _DATASET_EXAMPLES = """\
-examples:
   tsarank publish dataset weak-pairs me/weak-pairs --dry-run
   tsarank publish dataset lists me/twolar-lists --license cc-by-4.0 --title "Lists in a teacher's order"
 """
@@ -58,7 +56,6 @@ and its name becomes the name of a Python module.
 
 """
 _METRIC_EXAMPLES = """\
-examples:
   tsarank publish metric me/ndcg --dry-run
   tsarank publish metric me/ndcg --public
 """
@@ -68,7 +65,6 @@ checkout of the repository, where app.py lies.
 
 """
 _SPACE_EXAMPLES = """\
-examples:
   tsarank publish space me/reranking --dry-run
   tsarank publish space me/reranking --model me/my-ranker
   tsarank publish space me/reranking --bake my-ranker --public
@@ -89,18 +85,6 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     _register_dataset(kinds)
     _register_metric(kinds)
     _register_space(kinds)
-
-
-def _add(kinds: Any, name: str, help_text: str, description: str, examples: str, run: Any) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = kinds.add_parser(
-        name,
-        help=help_text,
-        description=description + _COMMON,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    return parser
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -138,7 +122,9 @@ def _add_include(parser: argparse._ActionsContainer) -> None:
 
 
 def _register_model(kinds: Any) -> None:
-    parser = _add(kinds, "model", "a ranker, a plain model or an adapter", _MODEL, _MODEL_EXAMPLES, _model)
+    parser = add_command(
+        kinds, "model", "a ranker, a plain model or an adapter", _MODEL + _COMMON, _MODEL_EXAMPLES, _model
+    )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the saved model, or a release's name")
     _add_common(parser)
     facts = parser.add_argument_group("card")
@@ -161,7 +147,7 @@ def _register_model(kinds: Any) -> None:
 
 
 def _register_dataset(kinds: Any) -> None:
-    parser = _add(kinds, "dataset", "a folder of rows", _DATASET, _DATASET_EXAMPLES, _dataset)
+    parser = add_command(kinds, "dataset", "a folder of rows", _DATASET + _COMMON, _DATASET_EXAMPLES, _dataset)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the dataset")
     _add_common(parser)
     _add_license(parser, "needed unless it is recorded")
@@ -170,12 +156,14 @@ def _register_dataset(kinds: Any) -> None:
 
 
 def _register_metric(kinds: Any) -> None:
-    parser = _add(kinds, "metric", "the nDCG metric of `evaluate`", _METRIC, _METRIC_EXAMPLES, _metric)
+    parser = add_command(
+        kinds, "metric", "the nDCG metric of `evaluate`", _METRIC + _COMMON, _METRIC_EXAMPLES, _metric
+    )
     _add_common(parser)
 
 
 def _register_space(kinds: Any) -> None:
-    parser = _add(kinds, "space", "the demonstration page", _SPACE, _SPACE_EXAMPLES, _space)
+    parser = add_command(kinds, "space", "the demonstration page", _SPACE + _COMMON, _SPACE_EXAMPLES, _space)
     _add_common(parser)
     parser.add_argument("--model", metavar="ID", help="Hub id of the model that it shows (default: the embedded one)")
     parser.add_argument("--bake", type=Path, metavar="FOLDER", help="a ranker's folder, put into the Space")

@@ -10,7 +10,7 @@ from typing import Any
 
 from modeling_tsarank.files.fields import shown
 from modeling_tsarank.files.reading import read_json_object, read_json_rows, read_text
-from modeling_tsarank.files.tables import open_parquet, read_csv, read_parquet
+from modeling_tsarank.files.tables import open_parquet, read_csv
 from modeling_tsarank.files.templates import cell, line, render
 from modeling_tsarank.hub_cards.file_selection import Selection, select_files
 from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, UNKNOWN_LICENSE, Publication
@@ -150,7 +150,7 @@ def _made_card(
             for name, paths in splits.items()
         ],
         columns=list(columns.items()),
-        facts=[*_origins(folder, splits), *_checks(folder, data), *_recorded(record)],
+        facts=[*_checks(folder, data), *_recorded(record)],
         license_text=(
             "The license is not known." if license_id == UNKNOWN_LICENSE else f"The data are under {line(license_id)}."
         ),
@@ -210,24 +210,6 @@ def _type(value: Any) -> str:
         return f"list of {_type(value[0])}" if value else "list"
     names = {bool: "bool", int: "int", float: "float", str: "string", dict: "object", type(None): "null"}
     return names[type(value)]
-
-
-_ORIGINS = ("query_type", "first_stage", "teacher", "source", "type")
-
-
-def _origins(folder: Path, splits: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
-    """How many rows come from where, by the columns that say so."""
-    files = [folder / path for paths in splits.values() for path in paths if path.endswith(".parquet")]
-    if not files:
-        return
-    names = set(open_parquet(files[0]).schema_arrow.names)
-    for column in _ORIGINS:
-        if column in names:
-            counts = Counter[str]()
-            for file in files:
-                counts.update(str(row[column]) for _, row in read_parquet(file, [column]) if row[column] is not None)
-            shown = [f"{cell(name)} {count:,}" for name, count in counts.most_common(8)]
-            yield column.replace("_", " "), ", ".join(shown) + (" …" if len(counts) > 8 else "")
 
 
 def _checks(folder: Path, data: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -9,8 +9,8 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from modeling_tsarank import __version__
 from modeling_tsarank.files.templates import cell, duration, line, number, render
-from modeling_tsarank.hub_cards import card_texts
 from modeling_tsarank.hub_cards.model_facts import BaseModel, Evaluation, ModelFacts
+from modeling_tsarank.modeling_ranker import RankerModel
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.provenance import leakage_text, teachers_text
 
@@ -21,6 +21,22 @@ _BEIR = {
     *("nq", "quora", "robust04", "scidocs", "scifact", "signal1m", "trec-covid", "trec-news", "webis-touche2020"),
 }
 _SHOWN_MEASURES = 3
+_PLAIN_LIMIT = "The model continues text and was not trained to follow instructions or to refuse harmful ones."
+_STAGES = {
+    "cpt": (
+        "Continual pre-training",
+        "The model learned to predict a query from its document, over weak pairs (TSARankLLM, Eq. 2).",
+    ),
+    "sft": (
+        "Fine-tuning",
+        "A ranking loss over one positive and several negatives, mixed with next-token prediction and a penalty on "
+        "the difference to the starting model (TSARankLLM, Eq. 5).",
+    ),
+    "distill": (
+        "Distillation",
+        "The model learned a teacher's order or scores of the documents of each query (TWOLAR, section 3.2).",
+    ),
+}
 
 
 def render_model_card(
@@ -46,9 +62,11 @@ def render_model_card(
     """
     if facts.adapter and (facts.base is None or not facts.base.on_hub or not facts.base.revision):
         raise InputError("an adapter needs its base model on the Hub, pinned: --base-model ID --base-revision COMMIT")
-    base = (facts.base.name, str(facts.base.revision)) if facts.adapter and facts.base else None
-    auto = _auto_class(facts)
-    unused = facts.ranks_as.unused_options(facts.ranking)
+    auto, family, ranking = _auto_class(facts), facts.ranks_as, facts.ranking
+    unused = family.unused_options(ranking)
+    # Several queries may share the work of reading a document that comes before the query.
+    document_first = family.document_first(ranking, not facts.encoder_decoder)
+    changed = {key: value for key, value in facts.options.items() if key != "family" and value is not None}
     name = repo_id.rpartition("/")[2]
     license_text = license_name or license_id
     return render(
@@ -66,15 +84,21 @@ def render_model_card(
         plain=facts.family is None,
         adapter=facts.adapter,
         plain_class=auto,
-        snippets=card_texts.snippets(repo_id, tag, facts, base, auto),
-        scoring=card_texts.scoring(facts),
+        family=family.__name__,
+        import_family=_import(family),
+        pinned=f'"{repo_id}", revision="{tag}"',
+        pinned_base=f'"{facts.base.name}", revision="{facts.base.revision}"' if facts.base else "",
+        changed=[(key, repr(value)) for key, value in changed.items()],
+        ranking=ranking,
+        document_first=document_first,
+        scoring=_scoring(facts, document_first),
         options=[(key, _shown(value)) for key, value in facts.options.items() if key not in unused],
         stages=[_stage(record) for record in facts.stages],
         measures=_measures(facts.evaluations),
         evaluations=[_evaluation_row(evaluation, _measures(facts.evaluations)) for evaluation in facts.evaluations],
         evaluation_notes=[*_evaluation_notes(facts.evaluations), *_teacher_notes(facts)],
-        limits=card_texts.limits(facts),
-        citation=facts.ranks_as.citation,
+        limits=facts.family.limits if facts.family is not None else [_PLAIN_LIMIT],
+        citation=family.citation,
         tsarank_version=__version__,
     )
 
@@ -143,11 +167,26 @@ def _eval_results(evaluation: Evaluation) -> list[EvalResult]:
 # ---- texts -----------------------------------------------------------------------------------------
 
 
+def _import(family: type[RankerModel]) -> str:
+    """The line that imports a family: from the top of this package, or from the module that defines it."""
+    package = family.__module__.partition(".")[0]
+    own = package == __name__.partition(".")[0]
+    return f"from {package if own else family.__module__} import {family.__name__}"
+
+
+def _scoring(facts: ModelFacts, document_first: bool) -> str:
+    """How the score comes about, in words."""
+    text = facts.ranks_as.scoring(facts.ranking)
+    if document_first:
+        text += " The document is read before the query, so several queries may share that work."
+    return text if facts.family is not None else f"As a ranker: {text[0].lower()}{text[1:]}"
+
+
 def _summary(facts: ModelFacts) -> str:
     what = "A causal language model, pre-trained further on pairs of documents and queries, to be made a reranker"
     if facts.family is not None:
         what = facts.family.description.rstrip(".")
-    steps = [card_texts.STAGES[record["kind"]][0].lower() for record in facts.stages]
+    steps = [_STAGES[record["kind"]][0].lower() for record in facts.stages]
     made = f", made by {' and '.join(steps)}" if steps else ""
     return f"{what}{made}."
 
@@ -189,7 +228,7 @@ def _shown(value: Any) -> str:
 
 
 def _stage(record: dict[str, Any]) -> dict[str, Any]:
-    title, text = card_texts.STAGES[record["kind"]]
+    title, text = _STAGES[record["kind"]]
     rows = [entry for entry in record["evaluations"] if "step" in entry]
     measures = sorted({name for row in rows for name in row if _is_measure(name)})
     return {

@@ -27,7 +27,6 @@ from modeling_tsarank.hub_cards.model_facts import (
     release_evaluations,
 )
 from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, UNKNOWN_LICENSE, Publication
-from modeling_tsarank.hub_cards.resharding import INDEX_NAME, reshard
 from modeling_tsarank.hub_cards.uploading import BROKEN_CONNECTIONS, Target
 from modeling_tsarank.models.embedded_models import RELEASE_FILE
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
@@ -55,6 +54,7 @@ _FILES = (
     "LICENSE*",
     "NOTICE*",
 )
+INDEX_NAME = "model.safetensors.index.json"
 UNKNOWN_COMMIT = "COMMIT"
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", *_FILES[4:])
 _WEIGHTS = (
@@ -194,15 +194,28 @@ def select_model_files(facts: ModelFacts, options: ModelOptions | None = None) -
             selection.add(file.name, file)
     if options.max_shard_size is not None:
         staging = _staging_folder(selection)
-        files = reshard(
-            [folder / name for name in sorted(weights) if name != INDEX_NAME], staging, options.max_shard_size
-        )
+        files = _reshard([folder / name for name in weights if name != INDEX_NAME], staging, options.max_shard_size)
         selection.files = [file for file in selection.files if file.path not in weights]
         for file in files:
             selection.add(file.name, file)
     if "tokenizer.json" not in selection.paths:
         raise ModelError(f"{folder} holds no tokenizer.json; save the tokenizer beside the model")
     return selection
+
+
+def _reshard(files: Sequence[Path], folder: Path, limit: int) -> list[Path]:
+    """Writes the tensors anew in files of at most `limit` bytes (a larger tensor gets its own), with their index."""
+    from huggingface_hub import save_torch_state_dict
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Any] = {}
+    for path in sorted(files):
+        tensors |= load_file(path)  # mapped into memory, read when they are written
+    needed, free = sum(path.stat().st_size for path in files), shutil.disk_usage(folder).free
+    if free < needed:
+        raise ResourceError(f"re-sharding needs {needed:,} bytes in {folder}, where {free:,} are free; set TMPDIR")
+    save_torch_state_dict(tensors, folder, max_shard_size=limit)
+    return sorted(folder.iterdir())
 
 
 def _weight_names(folder: Path) -> set[str]:

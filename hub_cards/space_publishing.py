@@ -12,6 +12,7 @@ from typing import Any
 import modeling_tsarank
 from modeling_tsarank import __version__
 from modeling_tsarank.files.templates import cell, line, render
+from modeling_tsarank.files.versions import installed_version
 from modeling_tsarank.hub_cards.file_selection import Selection, select_files
 from modeling_tsarank.hub_cards.model_facts import read_model
 from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, Publication
@@ -23,7 +24,7 @@ from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceErro
 
 START_FILE, MODEL_FOLDER = "start.py", "model"
 _ROOMS = ("eval", "trainers", "hub_cards")
-_CODE = ("*.py", "*.md", "*.html", "*.yaml", "*.txt", "*.json", "*.jsonl", "releases/*.safetensors")
+_CODE = ("*.py", "*.css", "*.md", "*.html", "*.yaml", "*.txt", "*.json", "*.jsonl", "releases/*.safetensors")
 # What the page needs beside the package's own requirements.
 _APP_EXTRAS = ("app",)
 _APP_PACKAGES = ("bm25s", "PyStemmer")
@@ -200,9 +201,7 @@ def _requirements() -> str:
 
 
 def _version(package: str) -> str:
-    try:
-        return metadata.version(package).partition("+")[0]
-    except metadata.PackageNotFoundError as error:
-        raise ResourceError(
-            f"{package} is not installed, which the Space needs: pip install 'tsarank[app,eval]'"
-        ) from error
+    version = installed_version(package)
+    if version is None:
+        raise ResourceError(f"{package} is not installed, which the Space needs: pip install 'tsarank[app,eval]'")
+    return version.partition("+")[0]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modeling_tsarank.cli.command_line import CommandParser, run_command, whole
+from modeling_tsarank.cli.command_line import CommandParser, add_command, run_command, whole
 from modeling_tsarank.ranking_errors import InputError
 
 
@@ -26,7 +26,6 @@ development queries and their positives. counts.json says what was read, found a
 The same plan over the same files gives the same bytes; an interrupted preparation goes on where it was.
 """
 _EXAMPLES = """\
-examples:
   tsarank recipe prepare smollm2_135m/data --data $TSARANK_DATA --output release
   tsarank recipe prepare smollm2_135m/data --data $TSARANK_DATA --output rehearsal --limit 300
 """
@@ -37,7 +36,6 @@ trained on the merge of those before it, the first one on the embedded language 
 beside the new one (--on).
 """
 _RELEASE_EXAMPLE = """\
-example:
   tsarank recipe release --adapters release/cpt-model/adapter release/ranker/adapter --ranker release/ranker \\
       --output hub_cards/releases/tsarank-smollm2-135m \\
       --example "how long does a flea live" examples/fleas.jsonl
@@ -50,7 +48,6 @@ prepare` made: KL to a teacher's scores, to grades or to labels, and Margin-MSE 
 Started again, it goes on from the newest checkpoint; the model goes to OUTPUT/model, the losses to OUTPUT/log.json.
 """
 _CROSS_ENCODER_EXAMPLE = """\
-example:
   tsarank recipe cross-encoder smollm2_135m/cross_encoder_minilm --lists development/lists --output minilm
 """
 
@@ -64,13 +61,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="recipe_command", metavar="COMMAND", required=True)
-    one = commands.add_parser(
-        "prepare",
-        help="all training files from the raw folders",
-        description=_PREPARE,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    one = add_command(commands, "prepare", "all training files from the raw folders", _PREPARE, _EXAMPLES, run_prepare)
     one.add_argument("plan", metavar="PLAN", help="a YAML file, or the name of a shipped one: smollm2_135m/data")
     one.add_argument(
         "--data",
@@ -83,36 +74,33 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     one.add_argument(
         "--limit", type=whole(least=0), default=0, metavar="N", help="for a rehearsal: N raw rows of every file"
     )
-    one.set_defaults(run=run_prepare)
-    third = commands.add_parser(
+    third = add_command(
+        commands,
         "cross-encoder",
-        help="a cross-encoder teacher, trained on lists",
-        description=_CROSS_ENCODER,
-        epilog=_CROSS_ENCODER_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "a cross-encoder teacher, trained on lists",
+        _CROSS_ENCODER,
+        _CROSS_ENCODER_EXAMPLE,
+        run_cross_encoder,
     )
     third.add_argument("plan", metavar="PLAN", help="a YAML file, or the name of a shipped one")
     third.add_argument("--lists", type=Path, required=True, metavar="DIR", help="what $LISTS in the plan stands for")
     third.add_argument("--base", metavar="MODEL", help="the encoder, in place of the plan's")
     third.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to fill")
-    third.set_defaults(run=run_cross_encoder)
-    fourth = commands.add_parser(
+    fourth = add_command(
+        commands,
         "covered-queries",
-        help="the queries of a pool that its corpus most likely answers",
-        description="Write the queries whose best passage by a bi-encoder is nearest, for `tsarank data lists`.",
+        "the queries of a pool that its corpus most likely answers",
+        "Write the queries whose best passage by a bi-encoder is nearest, for `tsarank data lists`.",
+        "",
+        run_covered_queries,
     )
     fourth.add_argument("pool", type=Path, metavar="POOL", help="folder pools/NAME of a preparation")
     fourth.add_argument("--encoder", required=True, metavar="MODEL", help="a bi-encoder of sentence-transformers")
     fourth.add_argument("--count", type=whole(least=1), required=True, metavar="N", help="queries to take")
     fourth.add_argument("--index-cache", type=Path, metavar="DIR", help="where indexes are kept")
     fourth.add_argument("--output", type=Path, required=True, metavar="FILE", help="file of queries to write")
-    fourth.set_defaults(run=run_covered_queries)
-    other = commands.add_parser(
-        "release",
-        help="one adapter of those of all stages",
-        description=_RELEASE,
-        epilog=_RELEASE_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    other = add_command(
+        commands, "release", "one adapter of those of all stages", _RELEASE, _RELEASE_EXAMPLE, run_release
     )
     other.add_argument("--adapters", type=Path, nargs="+", required=True, metavar="DIR", help="in the stages' order")
     other.add_argument("--on", metavar="NAME", help="the release that the first of them was trained on")
@@ -121,7 +109,6 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     other.add_argument(
         "--example", nargs=2, metavar=("QUERY", "FILE"), help="also record the scores of FILE's documents for QUERY"
     )
-    other.set_defaults(run=run_release)
 
 
 def run_prepare(args: argparse.Namespace) -> int:

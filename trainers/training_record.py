@@ -8,7 +8,6 @@ from __future__ import annotations
 import platform
 from dataclasses import MISSING, dataclass, fields
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from transformers import TrainingArguments
 
 from modeling_tsarank.files.hashes import hash_file
 from modeling_tsarank.files.reading import read_json_object
+from modeling_tsarank.files.versions import installed_version
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.models.default_model import GGUF_NAME
 from modeling_tsarank.models.embedded_models import RECORD_FILE, releases
@@ -135,7 +135,10 @@ def training_record(trainer: Any) -> dict[str, Any]:
         "resumed_from_step": getattr(trainer, "resumed_from_step", None),
         "changed_on_resuming": getattr(trainer, "changed_on_resuming", None) or None,
         "finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: installed_version(name) for name in _PACKAGES},
+        },
     }
 
 
@@ -218,10 +221,3 @@ def _trained(trainer: Any) -> dict[str, Any]:
 
 def _last(history: list[dict[str, Any]], name: str) -> float | None:
     return next((float(entry[name]) for entry in reversed(history) if name in entry), None)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

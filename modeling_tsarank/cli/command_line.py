@@ -265,3 +265,23 @@ class CommandParser(argparse.ArgumentParser):
         near = difflib.get_close_matches(first, self._option_string_actions, n=1) if first.startswith("-") else []
         hint = f"; did you mean {near[0]}?" if near else ""
         self.error(f"unknown {'option' if first.startswith('-') else 'argument'} {quoted(first)}{hint}")
+
+
+def add_command(
+    subparsers: Any,
+    name: str,
+    help_text: str,
+    description: str,
+    examples: str,
+    run: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    """Adds a subcommand that `run` carries out, whose help keeps its line breaks."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=help_text,
+        description=description,
+        epilog=f"examples:\n{examples}" if examples else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser

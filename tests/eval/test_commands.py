@@ -106,13 +106,10 @@ def test_tuned_fusion_is_used_elsewhere_and_refused_at_home(
     assert evaluate(shell, tiny_llama, tmp_path / "dev", "--dataset", small_folder)[0] == 0
     runs = (tmp_path / "dev" / "small" / "run.trec", tmp_path / "dev" / "small" / "first_stage.trec")
     qrels = small_folder / "qrels" / "test.tsv"
-    setting, plot = tmp_path / "fusion.json", tmp_path / "curve.png"
-    status, out, err = shell(
-        "tune-fusion", *runs, "--qrels", qrels, "--output", setting, "--plot", plot, "--steps", "4"
-    )
+    setting = tmp_path / "fusion.json"
+    status, out, err = shell("tune-fusion", *runs, "--qrels", qrels, "--output", setting, "--steps", "4")
     assert status == 0, err
     assert out.count("<- chosen") == 1
-    assert plot.read_bytes().startswith(b"\x89PNG")
     weight = read_json(setting)["weight"]
     status, _, err = evaluate(shell, tiny_llama, tmp_path / "dev", "--dataset", small_folder, "--interpolate", setting)
     assert status == 2
@@ -162,12 +159,9 @@ def test_a_collection_of_three_files(
     files = ["--corpus", small_folder / "corpus.jsonl", "--queries", small_folder / "queries.jsonl"]
     files += ["--qrels", small_folder / "qrels" / "test.tsv"]
     run = tmp_path / "folder" / "small" / "first_stage.trec"
-    status, out, err = evaluate(
-        shell, tiny_llama, tmp_path / "files", *files, "--name", "mine", "--first-stage", run,
-        "--table-layout", "columns",
-    )  # fmt: skip
+    status, out, err = evaluate(shell, tiny_llama, tmp_path / "files", *files, "--name", "mine", "--first-stage", run)
     assert status == 0, err
-    assert out.splitlines()[1].split() == ["System", "mine", "Average"]
+    assert out.splitlines()[3].split()[0] == "mine"
     mine, theirs = (read_run(tmp_path / name / "run.trec") for name in ("files/mine", "folder/small"))
     assert mine == theirs
 

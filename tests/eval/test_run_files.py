@@ -16,10 +16,8 @@ from modeling_tsarank.eval.run_files import (
     read_qrels,
     read_run,
     tag_of,
-    write_candidates_jsonl,
     write_run,
 )
-from modeling_tsarank.eval.types import Document
 from modeling_tsarank.ranking_errors import InputError
 
 
@@ -42,15 +40,6 @@ RUNS = st.dictionaries(
 def test_a_written_run_reads_back_with_every_digit(tmp_path_factory, run):
     path = tmp_path_factory.mktemp("runs") / "run.trec"
     write_run(path, run, "tag")
-    assert read_run(path) == run
-
-
-@settings(max_examples=150, deadline=None)
-@given(run=RUNS)
-def test_candidates_read_back_as_the_same_run(tmp_path_factory, run):
-    path = tmp_path_factory.mktemp("runs") / "candidates.jsonl"
-    documents = {document: Document("", "text") for scores in run.values() for document in scores}
-    write_candidates_jsonl(path, run, dict.fromkeys(run, "a query\u2028of two lines"), documents)
     assert read_run(path) == run
 
 
@@ -117,28 +106,6 @@ def test_ms_marco_ranks_and_candidates_without_scores_keep_their_order(tmp_path)
     assert read_run(written(tmp_path, "7\t11\t1\n7\t5\t2\n")) == {"7": {"11": 1.0, "5": 0.5}}
     record = {"query": {"qid": 7, "text": "x"}, "candidates": [{"docid": 11}, {"docid": 5, "score": None}]}
     assert read_run(written(tmp_path, json.dumps(record))) == {"7": {"11": 1.0, "5": 0.5}}
-
-
-def test_candidates_carry_the_texts_that_rank_llm_expects(tmp_path):
-    path = tmp_path / "candidates.jsonl"
-    documents = {"a": Document("Title", "body"), "b": Document("", "only body")}
-    write_candidates_jsonl(path, {"q": {"a": 1.0, "b": 2.0, "c": 0.0}}, {"q": "what?"}, documents, depth=2)
-    assert json.loads(path.read_text()) == {
-        "query": {"text": "what?", "qid": "q"},
-        "candidates": [
-            {"docid": "b", "score": 2.0, "doc": {"title": "", "contents": "only body"}},
-            {"docid": "a", "score": 1.0, "doc": {"title": "Title", "contents": "Title body"}},
-        ],
-    }
-
-
-@pytest.mark.parametrize(
-    ("run", "message"), [({"x": {"a": 1.0}}, "query 'x' of the run"), ({"q": {"zz": 1.0}}, "document 'zz' of the run")]
-)
-def test_candidates_without_a_text_are_refused(tmp_path, run, message):
-    with pytest.raises(InputError, match=message):
-        write_candidates_jsonl(tmp_path / "out", run, {"q": "text"}, {"a": Document("", "text")})
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ COMMANDS = {
     "publish metric": ["me/ndcg --dry-run"],
     "publish space": ["me/space --dry-run"],
 }
-OUTPUTS = ("--output", "--store", "--output_dir", "--card", "--plot", "--cache", "--cache-dir", "--index-cache")
+OUTPUTS = ("--output", "--store", "--output_dir", "--card", "--cache", "--cache-dir", "--index-cache")
 ODD_WORDS = [
     "",
     " ",

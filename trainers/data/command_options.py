@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,26 +14,6 @@ from modeling_tsarank.cli.command_line import real, whole
 if TYPE_CHECKING:
     from modeling_tsarank.eval.types import Collection, Document
     from modeling_tsarank.trainers.data.leakage_check import LeakageCheck
-
-
-def add_command(
-    subparsers: Any,
-    name: str,
-    help_text: str,
-    description: str,
-    examples: str,
-    run: Callable[[argparse.Namespace], int],
-) -> argparse.ArgumentParser:
-    """A subcommand whose help keeps its line breaks."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        name,
-        help=help_text,
-        description=description,
-        epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    return parser
 
 
 def add_corpus(parser: argparse.ArgumentParser) -> None:

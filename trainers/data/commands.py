@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from modeling_tsarank.trainers.data.command_options import add_command
+from modeling_tsarank.cli.command_line import add_command
 from modeling_tsarank.trainers.data.list_commands import register_lists
 from modeling_tsarank.trainers.data.mine_commands import register_mine
 from modeling_tsarank.trainers.data.query_commands import register_queries

@@ -10,10 +10,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modeling_tsarank.cli.command_line import real, seed, whole
+from modeling_tsarank.cli.command_line import add_command, real, seed, whole
 from modeling_tsarank.trainers.data.command_options import (
     add_cache,
-    add_command,
     add_corpus,
     add_leakage,
     add_lengths,

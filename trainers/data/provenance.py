@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from modeling_tsarank import __version__
 from modeling_tsarank.files.hashes import hash_file, hash_folder
 from modeling_tsarank.files.reading import read_json
+from modeling_tsarank.files.versions import installed_versions
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_errors import InputError
 
@@ -30,13 +30,7 @@ KINDS = ("weak_pairs", "hard_negatives", "queries", "distillation_lists")
 
 def package_versions(names: Iterable[str]) -> dict[str, str]:
     """Versions of Python, tsarank and the named packages, those that are not installed left out."""
-    found = {"python": platform.python_version(), "tsarank": __version__}
-    for name in sorted(names):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), "tsarank": __version__, **installed_versions(sorted(names))}
 
 
 def describe_file(path: Path) -> dict[str, Any]:

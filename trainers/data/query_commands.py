@@ -95,9 +95,6 @@ def _register_kinds(kinds: Any, common: argparse.ArgumentParser) -> None:
         "--top-k", type=whole(least=0), default=10, metavar="K", help="tokens to sample from (default: 10; 0: all)"
     )
     made.add_argument(
-        "--top-p", type=real(above=0, most=1), default=1.0, metavar="P", help="mass to sample from (default: 1)"
-    )
-    made.add_argument(
         "--temperature", type=real(least=0, most=1_000), default=1.0, help="of sampling; 0 is greedy (default: 1)"
     )
     made.add_argument(
@@ -158,7 +155,6 @@ def run_generated(args: argparse.Namespace) -> int:
 
     options = SamplingOptions(
         top_k=args.top_k,
-        top_p=args.top_p,
         temperature=args.temperature,
         max_new_tokens=args.max_new_tokens,
         per_passage=args.per_passage,

@@ -35,7 +35,6 @@ class SamplingOptions:
 
     Attributes:
         top_k: Most likely tokens to sample from (docT5query: 10); 0 for all.
-        top_p: Probability mass to sample from.
         temperature: Of sampling; 0 takes the most likely token.
         max_new_tokens: Longest query in tokens; one that is not finished by then is not taken.
         per_passage: Queries of one passage.
@@ -48,7 +47,6 @@ class SamplingOptions:
     """
 
     top_k: int = 10
-    top_p: float = 1.0
     temperature: float = 1.0
     max_new_tokens: int = 32
     per_passage: int = 1
@@ -59,10 +57,8 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         settle_whole_numbers(self, "max_new_tokens", "per_passage", "batch_size", "max_passage_tokens")
         settle_whole_numbers(self, "top_k", "seed", least=0)
-        if not 0 < self.top_p <= 1 or not self.temperature >= 0:
-            raise InputError(
-                f"top_p must be above 0 up to 1, temperature 0 or more: got {self.top_p}, {self.temperature}"
-            )
+        if not self.temperature >= 0:
+            raise InputError(f"temperature must be 0 or more, got {self.temperature}")
         if self.temperature == 0 and self.per_passage > 1:
             raise InputError("several queries of a passage need sampling: give a temperature above 0")
 
@@ -73,7 +69,6 @@ class SamplingOptions:
         return {
             "do_sample": True,
             "top_k": self.top_k,
-            "top_p": self.top_p,
             "temperature": self.temperature,
             "num_return_sequences": self.per_passage,
             "max_new_tokens": self.max_new_tokens,

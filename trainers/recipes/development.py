@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modeling_tsarank.eval.run_files import write_run
 from modeling_tsarank.eval.types import Document
 from modeling_tsarank.files.hashes import hash_file
 from modeling_tsarank.files.reading import parse_yaml, read_text
-from modeling_tsarank.files.writing import write_json, write_jsonl, write_text
+from modeling_tsarank.files.writing import write_json, write_jsonl
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.filters import build_options
 from modeling_tsarank.trainers.data.hard_negatives import MiningOptions
@@ -26,11 +25,10 @@ from modeling_tsarank.trainers.data.provenance import COUNTS, package_versions
 from modeling_tsarank.trainers.data.weak_text import words_of
 from modeling_tsarank.trainers.recipes.development_pools import PoolSource, write_pool
 from modeling_tsarank.trainers.recipes.development_reading import Judged, passages_of, queries_of, read_judged
-from modeling_tsarank.trainers.recipes.release_sources import LabelledQuery, Pool
+from modeling_tsarank.trainers.recipes.release_sources import LabelledQuery, Pool, write_collection
 
 
 DATA_VARIABLE = "$TSARANK_DATA"
-SPLIT, RUN = "dev", "candidates"
 _PACKAGES = ("bm25s", "datasketch", "numpy", "PyStemmer", "xxhash")
 _RUN_DEPTH = 1000
 
@@ -197,9 +195,14 @@ def _write_collection(
     run: dict[str, Mapping[str, float]] = {}
     for name, row in queries.items():
         scores = found.get(name, {})
-        judged = (pool.ids[text] for text in row.texts)
-        run[name] = scores if source.candidates else {one: scores.get(one, 0.0) for one in judged}
-    _write_beir(output / "dev" / source.name, pool, queries, run, source.lowest)
+        own = (pool.ids[text] for text in row.texts)
+        run[name] = scores if source.candidates else {one: scores.get(one, 0.0) for one in own}
+    judged = {
+        name: {text: max(int(value) - source.lowest, 0) for text, value in zip(row.texts, row.values, strict=True)}
+        for name, row in queries.items()
+    }
+    texts = {name: row.query for name, row in queries.items()}
+    write_collection(output / "dev" / source.name, pool, texts, judged, run)
     return {
         "rows": len(rows),
         "corpus": len(pool.documents),
@@ -209,25 +212,6 @@ def _write_collection(
         "pairs": sum(map(len, run.values())),
         "judged pairs": sum(len(row.texts) for row in queries.values()),
     }
-
-
-def _write_beir(
-    folder: Path, pool: Pool, queries: Mapping[str, Judged], run: Mapping[str, Mapping[str, float]], lowest: int
-) -> None:
-    """Candidates and judged passages are the corpus."""
-    needed = {name for scores in run.values() for name in scores}
-    needed |= {pool.ids[text] for row in queries.values() for text in row.texts}
-    documents = [{"_id": name, "text": one.text} for name, one in pool.documents.items() if name in needed]
-    write_jsonl(folder / "corpus.jsonl", documents)
-    write_jsonl(folder / "queries.jsonl", [{"_id": name, "text": row.query} for name, row in queries.items()])
-    judged = [
-        f"{name}\t{pool.ids[text]}\t{max(int(value) - lowest, 0)}\n"
-        for name, row in queries.items()
-        for text, value in zip(row.texts, row.values, strict=True)
-    ]
-    write_text(folder / "qrels" / f"{SPLIT}.tsv", "query-id\tcorpus-id\tscore\n" + "".join(judged))
-    (folder / "runs").mkdir(parents=True, exist_ok=True)
-    write_run(folder / "runs" / f"{RUN}.trec", run, "bm25")
 
 
 # ---- training lists --------------------------------------------------------------------------------

@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from modeling_tsarank.eval.run_files import write_run
 from modeling_tsarank.files.hashes import hash_file, hash_folder, hash_parts
 from modeling_tsarank.files.reading import parse_yaml, read_json, read_text
-from modeling_tsarank.files.writing import write_json, write_text
+from modeling_tsarank.files.writing import write_json, write_jsonl, write_text
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.filters import build_options
 from modeling_tsarank.trainers.data.list_building import SourceQuery
@@ -37,6 +36,7 @@ from modeling_tsarank.trainers.recipes.release_sources import (
     choose_dev,
     group_pairs,
     read_files,
+    write_collection,
 )
 from modeling_tsarank.trainers.training_sources import read_records
 
@@ -45,7 +45,6 @@ logger = logging.getLogger(__name__)
 
 DATA_VARIABLE = "$TSARANK_DATA"
 SETTINGS = "settings.json"
-DEV_SPLIT, DEV_RUN = "dev", "candidates"
 _PACKAGES = ("bm25s", "datasketch", "numpy", "PyStemmer", "xxhash")
 
 
@@ -268,7 +267,8 @@ def _prepare_source(
         dev_pool = Pool(f"{source.name}-dev", dev_texts, cache)
     dev, run = choose_dev(dev_rows, dev_pool, source.dev, plan.dev_depth, source.dev_hard, generator)
     if dev:
-        _write_dev(output / "dev" / source.name, dev_pool, dev, run)
+        judged = {row.query_id: dict.fromkeys(row.positives, 1) for row in dev}
+        write_collection(output / "dev" / source.name, dev_pool, {row.query_id: row.query for row in dev}, judged, run)
     taken = {row.query_id for row in dev}
     rest = [row for row in rows if row.query_id not in taken]
     if source.queries and len(rest) > source.queries:
@@ -294,31 +294,9 @@ def _passed(rows: Sequence[LabelledQuery], gates: Sequence[Gate]) -> list[Labell
 # ---- writing ---------------------------------------------------------------------------------------
 
 
-def _jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
 def _lines(path: Path) -> int:
     with path.open("rb") as file:
         return sum(1 for _ in file)
-
-
-def _write_dev(
-    folder: Path, pool: Pool, rows: Sequence[LabelledQuery], run: Mapping[str, Mapping[str, float]]
-) -> None:
-    """A collection in BEIR's layout: the candidates and the positives are its corpus."""
-    needed = {name for scores in run.values() for name in scores} | {
-        pool.ids[text] for row in rows for text in row.positives
-    }
-    _jsonl(
-        folder / "corpus.jsonl",
-        [{"_id": name, "text": one.text} for name, one in pool.documents.items() if name in needed],
-    )
-    _jsonl(folder / "queries.jsonl", [{"_id": row.query_id, "text": row.query} for row in rows])
-    judged = [f"{row.query_id}\t{pool.ids[text]}\t1\n" for row in rows for text in row.positives]
-    write_text(folder / "qrels" / f"{DEV_SPLIT}.tsv", "query-id\tcorpus-id\tscore\n" + "".join(judged))
-    (folder / "runs").mkdir(parents=True, exist_ok=True)
-    write_run(folder / "runs" / f"{DEV_RUN}.trec", run, "bm25")
 
 
 def _write_held_out(folder: Path, rows: Sequence[LabelledQuery]) -> Path | None:
@@ -326,8 +304,8 @@ def _write_held_out(folder: Path, rows: Sequence[LabelledQuery]) -> Path | None:
     if not rows:
         return None
     texts = dict.fromkeys(text for row in rows for text in row.positives)
-    _jsonl(folder / "corpus.jsonl", [{"_id": f"p{number}", "text": text} for number, text in enumerate(texts)])
-    _jsonl(folder / "queries.jsonl", [{"_id": row.query_id, "text": row.query} for row in rows])
+    write_jsonl(folder / "corpus.jsonl", [{"_id": f"p{number}", "text": text} for number, text in enumerate(texts)])
+    write_jsonl(folder / "queries.jsonl", [{"_id": row.query_id, "text": row.query} for row in rows])
     return folder
 
 
@@ -348,7 +326,7 @@ def _write_sft(plan: Plan, training: Mapping[str, list[LabelledQuery]], folder: 
             drawn += [row.row(name, plan.sft_words) for row in order]
             counts[name] = {"rows": wanted, "queries": len({row.query_id for row in order})}
         generator.shuffle(drawn)
-        _jsonl(folder / f"{mix}.jsonl", drawn)
+        write_jsonl(folder / f"{mix}.jsonl", drawn)
         report["sft"][mix] = counts
 
 
@@ -366,8 +344,8 @@ def _write_cpt(plan: Plan, pairs: Sequence[Pair], own: Gate | None, folder: Path
     left = [by_type[name][number] for _, name, number in drawn]
     left = left if own is None else own.pairs(left)
     held = min(sampling.validation, len(left) // 2)
-    _jsonl(folder / "validation.jsonl", [pair.row() for pair in left[:held]])
-    _jsonl(folder / "train.jsonl", [pair.row() for pair in left[held:]])
+    write_jsonl(folder / "validation.jsonl", [pair.row() for pair in left[:held]])
+    write_jsonl(folder / "train.jsonl", [pair.row() for pair in left[held:]])
     report["cpt"] = {
         "drawn": len(drawn),
         "train": len(left) - held,
@@ -383,7 +361,7 @@ def _write_pool(pool: Pool, own: Gate | None, folder: Path) -> int:
         keeps = own.keeps([Pair("", text, "question_answer", "") for text in texts])
         texts = [text for text, good in zip(texts, keeps, strict=True) if good]
     rows = [{"_id": f"{pool.name}-p{number}", "text": text} for number, text in enumerate(texts)]
-    _jsonl(folder / "corpus.jsonl", rows)
+    write_jsonl(folder / "corpus.jsonl", rows)
     return len(rows)
 
 
@@ -398,7 +376,7 @@ def _write_distill(
         own = list(dict.fromkeys(text for row in rows for text in (*row.positives, *row.negatives)))
         generator.shuffle(own)
         texts |= dict.fromkeys(own[: plan.distill_documents // len(sources)])
-    _jsonl(folder / "corpus.jsonl", [{"_id": f"c{number}", "text": text} for number, text in enumerate(texts)])
+    write_jsonl(folder / "corpus.jsonl", [{"_id": f"c{number}", "text": text} for number, text in enumerate(texts)])
     seen: set[str] = set()
     queries = []
     for rows in sources:

@@ -18,8 +18,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from modeling_tsarank.eval.run_files import ranked
+from modeling_tsarank.eval.run_files import ranked, write_run
 from modeling_tsarank.eval.types import Collection, Document
+from modeling_tsarank.files.writing import write_jsonl, write_text
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.filters import build_options
 from modeling_tsarank.trainers.data.filters_leakage import Leakage
@@ -34,6 +35,7 @@ from modeling_tsarank.trainers.training_sources import read_records
 
 BM25 = FirstStage("bm25", "bm25")
 SUFFIX = ".jsonl.gz"
+DEV_SPLIT, DEV_RUN = "dev", "candidates"
 
 
 @dataclass
@@ -316,6 +318,33 @@ class Pool:
 
 def _no_scorer(name: str) -> Any:
     raise InputError(f"mining by BM25 needs no reranker, got {name}")
+
+
+def write_collection(
+    folder: Path,
+    pool: Pool,
+    queries: Mapping[str, str],
+    judged: Mapping[str, Mapping[str, int]],
+    run: Mapping[str, Mapping[str, float]],
+) -> None:
+    """A development collection in BEIR's layout, whose corpus are the candidates and the judged passages.
+
+    Args:
+        folder: Where to write.
+        pool: Of the passages.
+        queries: Id to text.
+        judged: Query id to passage to grade.
+        run: Query id to passage id to BM25's score.
+    """
+    needed = {name for scores in run.values() for name in scores}
+    needed |= {pool.ids[text] for grades in judged.values() for text in grades}
+    documents = ({"_id": name, "text": one.text} for name, one in pool.documents.items() if name in needed)
+    write_jsonl(folder / "corpus.jsonl", documents)
+    write_jsonl(folder / "queries.jsonl", ({"_id": name, "text": text} for name, text in queries.items()))
+    lines = [f"{name}\t{pool.ids[text]}\t{grade}\n" for name, one in judged.items() for text, grade in one.items()]
+    write_text(folder / "qrels" / f"{DEV_SPLIT}.tsv", "query-id\tcorpus-id\tscore\n" + "".join(lines))
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    write_run(folder / "runs" / f"{DEV_RUN}.trec", run, "bm25")
 
 
 def choose_dev(

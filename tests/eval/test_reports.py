@@ -40,12 +40,6 @@ def test_the_table_of_the_papers() -> None:
     )
 
 
-def test_datasets_as_columns() -> None:
-    header, body = ResultTable(ROWS, ["BM25", "Model"], ["map"], "columns").cells("map")
-    assert header == ["System", "scifact", "a|b", "Average"]
-    assert body == [["BM25", "50.0", "20.0", "35.0"], ["Model", "62.5", "12.5", "37.5"]]
-
-
 def test_a_mixture_is_a_third_system(tmp_path: Path) -> None:
     rows = [Row("one", 3, {"map": 0.1}, {"map": 0.2}, {"map": 0.35})]
     table = ResultTable(rows, ["BM25", "Model", "Model + 0.2 x BM25"], ["map"])

@@ -17,7 +17,7 @@ LAYERS = [
     ["engine"],
     ["cache"],
     ["models"],
-    ["jobs", "rankers"],
+    ["jobs", "rankers", "integrations"],
     ["eval"],
     ["trainers"],
     ["hub_cards"],

@@ -1,0 +1,43 @@
+"""LangChain: `TSARankReranker` for `ContextualCompressionRetriever` and other users of document compressors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.callbacks import Callbacks
+from langchain_core.documents import BaseDocumentCompressor, Document
+from pydantic import ConfigDict, Field
+
+from . import as_ranker
+
+
+class TSARankReranker(BaseDocumentCompressor):
+    """Keeps the documents that are most relevant to the query, best first.
+
+    Attributes:
+        model: A name as `load_ranker` takes it, or a loaded ranker.
+        top_n: How many documents to keep; `None` keeps all.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
+    model: Any = Field(default=None, exclude=True)
+    top_n: int | None = 3
+
+    def model_post_init(self, context: Any) -> None:
+        """Loads the model."""
+        self.model = as_ranker(self.model)
+
+    def compress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> Sequence[Document]:
+        """Copies of the best documents, with the score as `relevance_score` in their metadata."""
+        if not documents:
+            return []
+        ranked = self.model.rank(query, [document.page_content for document in documents], self.top_n)
+        kept = []
+        for row in ranked:
+            document = documents[row["corpus_id"]]
+            metadata = {**document.metadata, "relevance_score": row["score"]}
+            kept.append(document.model_copy(update={"metadata": metadata}))
+        return kept

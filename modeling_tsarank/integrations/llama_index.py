@@ -1,0 +1,43 @@
+"""LlamaIndex: `TSARankReranker` as a node postprocessor of query engines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
+
+from . import as_ranker
+
+
+class TSARankReranker(BaseNodePostprocessor):
+    """Keeps the nodes that are most relevant to the query, best first.
+
+    Args:
+        model: A name as `load_ranker` takes it, or a loaded ranker.
+        top_n: How many nodes to keep.
+    """
+
+    top_n: int = Field(default=3, ge=1)
+    _ranker: Any = PrivateAttr()
+
+    def __init__(self, model: Any = None, top_n: int = 3) -> None:
+        super().__init__(top_n=top_n)
+        self._ranker = as_ranker(model)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name that LlamaIndex shows."""
+        return "TSARankReranker"
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        if query_bundle is None:
+            raise ValueError("a reranker needs the query; call postprocess_nodes with query_bundle or query_str")
+        if not nodes:
+            return []
+        texts = [node.node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
+        ranked = self._ranker.rank(query_bundle.query_str, texts, self.top_n)
+        return [NodeWithScore(node=nodes[row["corpus_id"]].node, score=row["score"]) for row in ranked]

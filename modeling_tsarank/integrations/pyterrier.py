@@ -11,7 +11,7 @@ from pyterrier.model import add_ranks
 from . import as_ranker
 
 
-class TSARankTransformer(pt.Transformer):  # type: ignore[misc]
+class TSARankTransformer(pt.Transformer):
     """Scores the rows of a result frame (`qid`, `query`, `docno`, `text`) and ranks them anew for each query.
 
     Args:

@@ -115,6 +115,15 @@ class TemplateEncoder(TextEncoder):
         return ids[: end - surplus] + ids[end:], offsets[: end - surplus] + offsets[end:]
 
 
+def decoder_start(backbone: Any) -> int:
+    """The token that an encoder-decoder's answer begins behind. Raises `ModelError` if no configuration names it."""
+    for config in (backbone.config, getattr(backbone, "generation_config", None)):
+        start = getattr(config, "decoder_start_token_id", None)
+        if start is not None:
+            return int(start)
+    raise ModelError(f"this {backbone.config.model_type} names no decoder_start_token_id in config.json")
+
+
 class TwolarModel(RankerModel):
     """A score read off the logits of one position (TWOLAR, section 3.1).
 
@@ -237,7 +246,7 @@ class TwolarModel(RankerModel):
         backbone = reading or self.backbone
         if self.config.is_encoder_decoder:
             check_attention(self.backbone)
-            start = self.config.decoder_start_token_id
+            start = decoder_start(self.backbone)
             decoder = torch.full((len(input_ids), 1), start, dtype=torch.long, device=input_ids.device)
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "decoder_input_ids": decoder}
             logits = backbone(**inputs, use_cache=False).logits[:, 0, :]

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from ..modeling_twolar import decoder_start
 from ..ranking_errors import InputError, ModelError
 from ..ranking_scoring import check_batch_tokens, plan_batches
 from ..user_text import UserText
@@ -129,7 +130,7 @@ class LabelModel:
             return [], encoded_conversation(self.tokenizer, [{"role": "user", "content": text}], answer)[1]
         end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
         ids = UserText(self.tokenizer).encode([text], [[(0, len(text))]])[0][0]
-        start = [self.backbone.config.decoder_start_token_id]
+        start = [decoder_start(self.backbone)]
         return [*ids, *end], start + self.tokenizer(answer, add_special_tokens=False)["input_ids"]
 
     def _prompt(self, question: Question) -> tuple[list[int], list[int]]:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from modeling_tsarank.cli.command_line import real, whole
+from modeling_tsarank.cli.command_line import whole
 from modeling_tsarank.models.arguments import add_model_arguments
+from modeling_tsarank.rankers import RANKERS
+from modeling_tsarank.rankers.arguments import check_list_options, list_ranker, ranker_options, refuse_options
 from modeling_tsarank.ranking_errors import InputError
 
 
@@ -27,28 +29,6 @@ def add_model_options(parser: argparse.ArgumentParser, several: bool = False) ->
         parser.add_argument(
             "--more-models", nargs="+", default=[], metavar="M", help="further models to show beside --model"
         )
-
-
-def add_api_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of a command that measures rankers behind an address as well."""
-    group = parser.add_argument_group("ranker behind an address (--model URL)")
-    group.add_argument("--api-model", default="", metavar="M", help="the model's name there")
-    group.add_argument(
-        "--api-key-variable",
-        default="TSARANK_API_KEY",
-        metavar="V",
-        help="environment variable with the key, if the service wants one (default: TSARANK_API_KEY)",
-    )
-    group.add_argument(
-        "--api-documents", type=whole(), metavar="N", help="documents in a request (default: all of a query)"
-    )
-    group.add_argument(
-        "--api-timeout",
-        type=real(least=0.001, most=1e6),
-        default=120.0,
-        metavar="S",
-        help="seconds a request may take as a whole (default: 120)",
-    )
 
 
 def display_name(model: str | None) -> str:
@@ -93,20 +73,7 @@ def scorer_source(model: str | None, args: argparse.Namespace, device: Any = Non
             use_store(ranker, store)
         return ranker
 
-    from modeling_tsarank.models.fingerprints import adapter_base, hub_commit, model_fingerprint
-    from modeling_tsarank.models.resolver import Kind, resolve
-
-    found = resolve(model)
-    base = None if model is None else adapter_base(Path(model))
-    on_hub = found.kind in (Kind.HUB, Kind.PUBLISHED)
-    settings = {
-        "checkpoint": _checkpoint(model),
-        "commit": hub_commit(str(model), args.revision) if on_hub else None,
-        "base": None if base is None else model_fingerprint(base),
-        "revision": args.revision,
-        "dtype": dtype,
-        **given,
-    }
+    settings = {**_checkpoint_settings(model, args.revision), "dtype": dtype, **given}
     if store is not None:  # rounded states change scores a little
         with open_store(store) as opened:
             settings["document_states"] = opened.dtype
@@ -114,12 +81,11 @@ def scorer_source(model: str | None, args: argparse.Namespace, device: Any = Non
 
 
 def evaluated_source(model: str | None, args: argparse.Namespace, device: Any = None) -> ScorerSource:
-    """Whatever `tsarank evaluate` can measure: a model of this project, of sentence-transformers, or a service.
+    """Whatever `tsarank evaluate` can measure: a model of this project or of sentence-transformers, a ranker of lists.
 
     Args:
-        model: As for `scorer_source`; `ce:`, `dense:` or `st:` and a sentence-transformers model; or the address of a
-            /rerank service.
-        args: Parsed options of `add_model_options` and `add_api_options`.
+        model: What `models.resolver` knows; with `--ranker` a language model or the address of a chat server.
+        args: Parsed options of `add_model_options` and `add_ranker_arguments`.
         device: Where to load it if the user named no device.
 
     Raises:
@@ -128,18 +94,12 @@ def evaluated_source(model: str | None, args: argparse.Namespace, device: Any = 
     from modeling_tsarank.models.resolver import OTHER_LIBRARIES, Kind, resolve
 
     found = resolve(model)
-    if found.kind is Kind.SERVICE:
-        return _service_source(found.name, args)
+    if found.kind is Kind.SERVICE or args.ranker != RANKERS[0]:
+        return _list_source(found, args, device)
+    ranker_options(args)  # refused where there is no such ranker
     if found.kind in OTHER_LIBRARIES:
         return _sentence_transformers_source(found, args, device)
     return scorer_source(model, args, device)
-
-
-def _refuse_options(args: argparse.Namespace, what: str, **unset: Any) -> None:
-    """Raises `InputError` for an option that is given and not used."""
-    for name, value in unset.items():
-        if getattr(args, name, value) != value:
-            raise InputError(f"--{name.replace('_', '-')} has no effect on {what}; leave it out")
 
 
 def _sentence_transformers_source(found: Source, args: argparse.Namespace, device: Any) -> ScorerSource:
@@ -148,7 +108,7 @@ def _sentence_transformers_source(found: Source, args: argparse.Namespace, devic
     from modeling_tsarank.models.loading import number_format, resolve_device
     from modeling_tsarank.rankers.pointwise import load_scorer, prefix_of
 
-    _refuse_options(args, "a model of sentence-transformers", store=None, max_query_length=None, batch_tokens=None)
+    refuse_options(args, "a model of sentence-transformers", store=None, max_query_length=None, batch_tokens=None)
     place = resolve_device(args.device or device)
     dtype = "float32" if args.dtype == "auto" else number_format(args.dtype, place)
     if dtype not in ("float32", "bfloat16"):
@@ -170,21 +130,47 @@ def _sentence_transformers_source(found: Source, args: argparse.Namespace, devic
     return ScorerSource(found.label, load, settings)
 
 
-def _service_source(url: str, args: argparse.Namespace) -> ScorerSource:
-    from modeling_tsarank.eval.scoring import ScorerSource
-    from modeling_tsarank.rankers.endpoint import EndpointSettings
-    from modeling_tsarank.rankers.rerank_service import RerankService
+def _list_source(found: Source, args: argparse.Namespace, device: Any) -> ScorerSource:
+    """A ranker of lists, over a language model or behind an address."""
+    from dataclasses import asdict
 
-    unset = dict.fromkeys(("store", "max_query_length", "max_length", "batch_tokens", "revision", "device"))
-    _refuse_options(args, "a service", dtype="auto", trust_remote_code=False, **unset)
-    endpoint = EndpointSettings(url, args.api_model, args.api_key_variable, args.api_timeout)
-    settings = {"checkpoint": url, "api_model": args.api_model, "api_documents": args.api_documents}
-    return ScorerSource(
-        args.api_model or str(urlsplit(url).hostname),
-        lambda: RerankService(endpoint, args.api_documents),
-        settings,
-        whole_lists=True,
-    )
+    from modeling_tsarank.eval.scoring import ScorerSource
+    from modeling_tsarank.models.loading import resolve_device, resolve_dtype
+    from modeling_tsarank.models.resolver import Kind
+    from modeling_tsarank.rankers.endpoint import EndpointSettings
+    from modeling_tsarank.rankers.loading import list_options
+
+    pointwise = args.ranker == RANKERS[0]
+    given = ranker_options(args)
+    settings: dict[str, Any] = {} if pointwise else {"ranker": args.ranker}
+    if not pointwise:
+        settings["ranker_options"] = asdict(list_options(args.ranker, given))
+    name, remote = found.label, found.kind is Kind.SERVICE
+    check_list_options(args, remote)
+    if remote:
+        EndpointSettings(found.name, args.api_model, args.api_key_variable, args.api_timeout)  # refused early
+        name = args.api_model or str(urlsplit(found.name).hostname)
+        settings |= {"checkpoint": found.name, "api_model": args.api_model, "api_documents": args.api_documents}
+    else:
+        dtype = resolve_dtype(args.dtype, resolve_device(args.device or device))
+        settings |= {**_checkpoint_settings(args.model, args.revision), "dtype": str(dtype).removeprefix("torch.")}
+    label = name if pointwise else f"{name} {args.ranker}"
+    return ScorerSource(label, lambda: list_ranker(args, device), settings, whole_lists=True)
+
+
+def _checkpoint_settings(model: str | None, revision: str | None) -> dict[str, Any]:
+    """What identifies a model's weights."""
+    from modeling_tsarank.models.fingerprints import adapter_base, hub_commit, model_fingerprint
+    from modeling_tsarank.models.resolver import Kind, resolve
+
+    base = None if model is None else adapter_base(Path(model))
+    on_hub = resolve(model).kind in (Kind.HUB, Kind.PUBLISHED)
+    return {
+        "checkpoint": _checkpoint(model),
+        "commit": hub_commit(str(model), revision) if on_hub else None,
+        "base": None if base is None else model_fingerprint(base),
+        "revision": revision,
+    }
 
 
 def _checkpoint(model: str | None) -> str:

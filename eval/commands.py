@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modeling_tsarank.cli.command_line import add_command, seed, whole
-from modeling_tsarank.eval.checkpoint_sources import add_api_options, add_model_options, evaluated_source
+from modeling_tsarank.eval.checkpoint_sources import add_model_options, evaluated_source
 from modeling_tsarank.models.arguments import add_store_argument
+from modeling_tsarank.rankers.arguments import RANKERS_HELP, add_ranker_arguments
 from modeling_tsarank.ranking_errors import InputError
 
 
@@ -49,6 +50,7 @@ _EVALUATE_EXAMPLES = """\
   tsarank evaluate --dataset beir/scifact --output results
   tsarank evaluate --model my-ranker --dataset BeIR/scifact BeIR/nfcorpus --first-stage rrf:bm25+dense --output results
   tsarank evaluate --model ce:cross-encoder/ms-marco-MiniLM-L6-v2 --dataset beir/scifact --output minilm
+  tsarank evaluate --model zero-shot --ranker setwise --top-k 20 --dataset beir/scifact --output setwise
   tsarank evaluate --model https://api.jina.ai/v1/rerank --api-model M --dataset beir/scifact --output service
   tsarank evaluate --dataset beir/trec-dl-19 --first-stage bm25.top100 --limit-queries 10 --output quick
   tsarank evaluate --dataset beir/scifact --interpolate fusion.json --output results    (see tsarank tune-fusion)
@@ -102,7 +104,7 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
         "evaluate",
         "measure a reranker over test collections",
         _EVALUATE,
-        _EVALUATE_EXAMPLES,
+        f"{RANKERS_HELP}\n{_EVALUATE_EXAMPLES}",
         run_evaluate,
     )
     data = parser.add_argument_group("data")
@@ -138,7 +140,7 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
     stage.add_argument("--cache-dir", type=Path, help="where indexes are cached (default: the user's cache)")
     add_model_options(parser)
     add_store_argument(parser)
-    add_api_options(parser)
+    add_ranker_arguments(parser)
     fusion = parser.add_argument_group("fusion with the first stage")
     fusion.add_argument(
         "--interpolate",

@@ -89,7 +89,7 @@ PLACES: dict[str, Callable[[Any], Any]] = {
     },
     "listwise window": _from_data("ListwiseOptions")("window"),
     "listwise step": _from_data("ListwiseOptions", window=9)("step"),
-    "listwise max_words": _from_data("ListwiseOptions")("max_words"),
+    "listwise passage_words": _from_data("ListwiseOptions")("passage_words"),
     "listwise attempts": _from_data("ListwiseOptions")("attempts"),
     "sampling rows": _from_data("Sampling")("rows"),
     "sampling validation": _from_data("Sampling")("validation"),

@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from ..models.arguments import add_model_arguments, add_store_argument, model_from_arguments
+from ..rankers.arguments import RANKERS_HELP, add_ranker_arguments, list_ranker
 from .command_line import whole
 
 
@@ -20,15 +21,18 @@ FILE holds the documents: .txt, one a line; .jsonl, one object a line with "text
 "-" reads standard input (JSON lines if the first line begins with a brace).
 """
 
-_EPILOG = """\
+_EPILOG = f"""\
+{RANKERS_HELP}
 scores:
   A true/false model (the default) gives the difference of two logits, a query-likelihood model the mean
   log-probability of the query's tokens given the document, which is at most 0. Scores order the documents of one
-  query; neither is a probability of relevance.
+  query; neither is a probability of relevance. A ranker of lists gives n for the first and 1 for the last, pairwise
+  allpair its wins, a /rerank service (--model URL) what it returns.
 
 examples:
   tsarank rank --query "how long does a flea live" --documents examples/fleas.jsonl
   grep -h . notes/*.txt | tsarank rank --query "what did we decide" --documents - --top-k 5
+  tsarank rank --query "…" --documents docs.jsonl --model Qwen/Qwen2.5-3B-Instruct --ranker setwise
   tsarank rank --query "…" --documents docs.jsonl --model ./my-ranker --json | jq .results[0]
 """
 
@@ -49,6 +53,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--json", action="store_true", help="JSON with full texts instead of a table")
     add_store_argument(parser)
     add_model_arguments(parser)
+    add_ranker_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -71,16 +76,21 @@ def run(args: argparse.Namespace) -> int:
     from ..cache.folder_store import use_store
     from ..cache.state_files import read_documents
     from ..models.resolver import resolve
+    from ..rankers.protocols import last_counts
     from ..ranking_text import clean_query
 
     query = clean_query(args.query)
     documents = read_documents(args.documents, args.format)
-    model = model_from_arguments(args)
     texts = [document.text for document in documents]
-    with contextlib.ExitStack() as stack:
-        if args.store is not None:
-            stack.enter_context(use_store(model, args.store))
-        ranked = model.rank(query, texts, args.top_k, batch_tokens=args.batch_tokens)
+    model: Any = list_ranker(args)
+    if model is not None:
+        ranked = model.rank(query, texts)[: args.top_k]
+    else:
+        model = model_from_arguments(args)
+        with contextlib.ExitStack() as stack:
+            if args.store is not None:
+                stack.enter_context(use_store(model, args.store))
+            ranked = model.rank(query, texts, args.top_k, batch_tokens=args.batch_tokens)
     rows = [
         {
             "rank": place,
@@ -91,8 +101,8 @@ def run(args: argparse.Namespace) -> int:
         for place, row in enumerate(ranked, 1)
     ]
     if args.json:
-        result = {"query": query, "model": resolve(args.model).name, "results": rows}
-        result["cut_documents"] = model.last_stats["cut_documents"]
+        named = {"query": query, "model": resolve(args.model).name, "results": rows}
+        result: dict[str, Any] = {**named, **last_counts(model)}
         sys.stdout.write(json.dumps(result, ensure_ascii=False, indent=2) + "\n")
     else:
         sys.stdout.write(_table(rows) + "\n")

@@ -1,1 +1,3 @@
-"""Ways to put a list in order: pointwise scorers, listwise rankers, services behind an address."""
+"""Ways to put a list in order: pointwise scorers, rankers of whole lists, services behind an address."""
+
+RANKERS = ("pointwise", "listwise", "first", "setwise", "pairwise")

@@ -35,7 +35,7 @@ class ListwiseOptions:
     Attributes:
         window: Passages in one prompt; None for the whole list.
         step: How far the window moves towards the front (RankGPT: half a window).
-        max_words: Words of a passage that are shown.
+        passage_words: Words of a passage that are shown.
         attempts: How often one prompt is asked before its answers count as a failure.
         prompt: One of `listwise_prompt.PROMPTS`.
         refuse_given_order: Whether an answer that keeps the given order of at least `LEAST_TO_COUNT` passages is
@@ -48,14 +48,14 @@ class ListwiseOptions:
 
     window: int | None = None
     step: int | None = None
-    max_words: int = DEFAULT_PASSAGE_WORDS
+    passage_words: int = DEFAULT_PASSAGE_WORDS
     attempts: int = 2
     prompt: str = "conversation"
     refuse_given_order: bool = False
 
     def __post_init__(self) -> None:
         settle_whole_numbers(self, "window", least=2)
-        settle_whole_numbers(self, "step", "attempts", "max_words")
+        settle_whole_numbers(self, "step", "attempts", "passage_words")
         if self.step is not None and (self.window is None or not self.step < self.window):
             raise InputError(f"the step must be at least 1 and less than the window ({self.window}), got {self.step}")
         check_prompt(self.prompt)
@@ -66,7 +66,7 @@ class ListwiseOptions:
             "prompt": PROMPTS[self.prompt],
             "window": self.window,
             "step": self.window and (self.step or max(self.window // 2, 1)),
-            "max_words": self.max_words,
+            "max_words": self.passage_words,
             "attempts": self.attempts,
             "refuse_given_order": self.refuse_given_order,
         }
@@ -205,7 +205,7 @@ class ListwiseRanker:
     def _ask(self, query: str, documents: Sequence[str], result: Ordering) -> ReadAnswer:
         """The first usable reading, else the last attempt's."""
         for attempt in range(self.options.attempts):
-            messages = listwise_messages(query, documents, self.options.max_words, attempt, self.options.prompt)
+            messages = listwise_messages(query, documents, self.options.passage_words, attempt, self.options.prompt)
             answer = self._model.complete(messages, attempt)
             result.answers.append(answer.text)
             result.tokens += (answer.prompt_tokens or 0) + (answer.completion_tokens or 0)

@@ -12,6 +12,7 @@ from ..models.loading import load_ranker as load_pointwise
 from ..models.loading import resolve_device, resolve_dtype
 from ..models.resolver import OTHER_LIBRARIES, Kind, resolve
 from ..ranking_errors import InputError, ModelError
+from . import RANKERS
 from .chat import ChatEndpoint, ChatModel, ChatSettings
 from .chat_local import LocalChat
 from .first import FirstOptions, FirstRanker
@@ -22,14 +23,12 @@ from .protocols import ListRanker
 from .setwise import SetwiseOptions, SetwiseRanker
 
 
-POINTWISE = "pointwise"
 _OPTIONS: dict[str, Any] = {
     "listwise": ListwiseOptions,
     "first": FirstOptions,
     "setwise": SetwiseOptions,
     "pairwise": PairwiseOptions,
 }
-RANKERS = (POINTWISE, *_OPTIONS)
 # RankGPT's, and the form that small models follow.
 _DEFAULTS = {"listwise": {"window": 20, "step": 10, "prompt": "single"}}
 
@@ -49,7 +48,7 @@ def load_ranker(
 def load_ranker(
     name_or_path: str | os.PathLike[str] | None = None,
     *,
-    ranker: str = POINTWISE,
+    ranker: str = RANKERS[0],
     ranker_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> RankerModel | ListRanker:
@@ -69,7 +68,7 @@ def load_ranker(
     Raises:
         InputError, ModelError, ResourceError: Each of one line.
     """
-    if ranker == POINTWISE:
+    if ranker == RANKERS[0]:
         if ranker_options:
             raise InputError("ranker_options are for rankers of lists; name one with ranker")
         return load_pointwise(name_or_path, **options)

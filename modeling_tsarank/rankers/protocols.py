@@ -12,9 +12,9 @@ import numpy as np
 from ..ranking_errors import ModelError, NonFiniteScoreError
 
 
-COUNTS = ("calls", "tokens", "unusable", "cut_documents")
-"""What a ranker may tell of its last call in `last_stats`: model calls, tokens read and written, answers of the model
-that could not be used, documents that were cut to its length."""
+COUNTS = ("cut_documents", "calls", "tokens", "unusable")
+"""What a ranker may tell of its last call in `last_stats`: documents that were cut to its length, model calls, tokens
+read and written, answers of the model that could not be used."""
 
 
 class Scorer(Protocol):

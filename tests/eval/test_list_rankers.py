@@ -177,6 +177,84 @@ def test_a_real_bi_encoder_scores_by_cosine(
     assert measures["measures"]["reranked"]["ndcg@10"] > 0.3
 
 
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama that reads bytes, so that every letter is a token."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), 2)}
+    letters = Tokenizer(models.BPE(vocab={"<s>": 0, "</s>": 1, **alphabet}, merges=[]))
+    letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    folder = tmp_path_factory.mktemp("models") / "bytes"
+    PreTrainedTokenizerFast(tokenizer_object=letters, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=258, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=4096, initializer_range=0.2, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_ranker_of_lists_over_a_language_model(
+    evaluate: Shell, language_model: Path, small_collection: Collection, tmp_path: Path
+) -> None:
+    from modeling_tsarank import load_ranker
+
+    chosen = ["--ranker", "setwise", "--limit-queries", 3, "--device", "cpu", "--dtype", "float32"]
+    status, err = evaluate(language_model, *chosen, "--ranker-options", "labels=3", "best=4")
+    assert status == 0, err
+    first, run = (read_run(tmp_path / "out" / "small" / f"{name}.trec") for name in ("first_stage", "run"))
+    ranker = load_ranker(
+        language_model, ranker="setwise", ranker_options={"labels": 3, "best": 4}, device="cpu", dtype="float32"
+    )
+    calls = 0
+    for query_id, scores in first.items():
+        names = ranked(scores)
+        texts = [small_collection.documents[name].full_text for name in names]
+        rows = ranker.rank(small_collection.queries[query_id], texts)
+        calls += ranker.last_stats["calls"]
+        assert ranked(run[query_id]) == [names[row["corpus_id"]] for row in rows]
+    metrics = read_json(tmp_path / "out" / "small" / "metrics.json")
+    assert (metrics["model"], metrics["model_calls"], metrics["unusable_answers"]) == ("bytes setwise", calls, 0)
+    assert metrics["ranker_options"]["labels"] == 3
+    for options, message in (
+        (["--ranker-options", "labels=4", "best=4"], "ranker_options was"),
+        (["--ranker-options", "labels"], "takes NAME=VALUE, such as labels=4, got 'labels'"),
+        (["--ranker-options", "k=4"], "setwise has no option 'k'"),
+        (["--ranker-options", "method=bubble"], "unknown method 'bubble'; expected one of heapsort, insertion"),
+        (["--ranker-options", "labels=[2]"], "labels"),
+        (["--ranker", "pointwise", "--ranker-options", "labels=4"], "name one with --ranker"),
+        (["--max-length", 100, "--overwrite"], "--max-length has no effect on a setwise ranker"),
+        (["--dtype", "int8"], "int8 is for ranking only"),
+    ):
+        status, err = evaluate(language_model, *chosen, *options)
+        assert status == 2, (options, err)
+        assert message in err.splitlines()[-1]
+
+
+def test_a_chat_server_as_a_ranker_of_lists(evaluate: Shell, tmp_path: Path) -> None:
+    def answer(_: object, number: int, payload: dict) -> str:
+        count = payload["messages"][0]["content"].count("\n[")
+        return "no" if number % 3 == 2 else " > ".join(f"[{place}]" for place in range(count, 0, -1))
+
+    chosen = ["--ranker", "listwise", "--api-model", "m", "--ranker-options", "attempts=1", "--limit-queries", 6]
+    with ChatServer(answer) as server:
+        status, err = evaluate(server.url, *chosen)
+        assert (status, len(server.payloads)) == (0, 6), err
+    assert "2 answers of the model could not be used" in err
+    first, run = (read_run(tmp_path / "out" / "small" / f"{name}.trec") for name in ("first_stage", "run"))
+    for number, (query_id, scores) in enumerate(first.items()):
+        assert ranked(run[query_id]) == (ranked(scores) if number % 3 == 2 else ranked(scores)[::-1])
+    metrics = read_json(tmp_path / "out" / "small" / "metrics.json")
+    assert (metrics["model_calls"], metrics["tokens"], metrics["unusable_answers"]) == (6, 660, 2)
+    status, err = evaluate(server.url, "--ranker", "listwise", "--overwrite")
+    assert status == 2
+    assert "needs its name there (--teacher-model, --api-model)" in err
+
+
 def test_a_service_behind_an_address(evaluate: Shell, small_folder: Path, tmp_path: Path) -> None:
     collection = load_collection(str(small_folder))
 

@@ -99,7 +99,7 @@ FIELDS: list[tuple[type, str, Any]] = [
     (FirstStage, "rerank_depth", 100),
     # TWOLAR, section 3.2, with RankGPT's prompt: all 30 passages in one, cut to 300 words, at temperature 0.
     (ListwiseOptions, "window", None),
-    (ListwiseOptions, "max_words", 300),
+    (ListwiseOptions, "passage_words", 300),
     (ListwiseOptions, "prompt", "conversation"),
     (ChatSettings, "temperature", 0.0),
 ]

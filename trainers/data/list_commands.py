@@ -270,7 +270,7 @@ def _teacher(
     options = ListwiseOptions(
         window=args.window,
         step=args.step,
-        max_words=args.passage_words,
+        passage_words=args.passage_words,
         prompt=args.prompt,
         refuse_given_order=args.refuse_given_order,
     )

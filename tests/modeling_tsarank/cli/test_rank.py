@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from chat_server import ChatServer
 from transformers import AutoModelForCausalLM
 
 from modeling_tsarank import TSARankModel, load_ranker
@@ -52,6 +53,27 @@ def test_a_table_and_the_same_in_json(run_python, model_folder, documents) -> No
     assert [line.split()[1] for line in lines[1:]] == [row["id"] for row in results[:2]]
     assert all(len(line) <= 60 for line in lines)
     assert "\x1b" not in run_python(*base).stdout
+
+
+def test_rankers_of_lists_here_and_behind_an_address(capsys, zoo, documents) -> None:
+    base = ["rank", "--query", "why does bread rise", "--documents", documents, "--json"]
+    here = ["--model", str(zoo.folders["llama"]), "--ranker", "pairwise", "--device", "cpu", "--dtype", "float32"]
+    assert main([*base, *here, "--ranker-options", "method=allpair"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["calls"], found["unusable"]) == (6, 0)
+    assert sum(row["score"] for row in found["results"]) == 3, "three comparisons, each a win or two halves"
+
+    def longest_first(_, number, payload):
+        rows = [{"index": n, "relevance_score": len(text)} for n, text in enumerate(payload["documents"])]
+        return 200, {}, {"results": rows}
+
+    with ChatServer(longest_first) as server:
+        assert main([*base, "--model", server.url, "--top-k", "2"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(row["id"], row["score"]) for row in found["results"]] == [("3", 28), ("b", 22)]
+    assert found["calls"] == 1
+    assert main([*base, *here, "--store", "somewhere"]) == 2
+    assert "--store has no effect on a pairwise ranker" in capsys.readouterr().err
 
 
 def test_kept_states_are_read_and_give_the_same_scores(capsys, model_folder, documents, tmp_path) -> None:

@@ -194,7 +194,7 @@ def test_lists_that_are_not_answered(error, outcome):
         {"window": 4, "step": 4},
         {"window": 4, "step": 0},
         {"attempts": 0},
-        {"max_words": 0},
+        {"passage_words": 0},
         {"prompt": "none"},
     ],
     ids=str,

@@ -1,0 +1,134 @@
+"""The command-line options that choose a ranker of lists, and the ranker that they describe."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from ..cli.command_line import real, whole
+from ..ranking_errors import InputError
+from . import RANKERS
+
+
+if TYPE_CHECKING:
+    from .protocols import ListRanker
+
+RANKERS_HELP = """\
+rankers (--ranker), over any language model; the costs are for n documents of a query:
+  pointwise  a score for each document by itself: n short prompts, the cheapest (the default)
+  listwise   RankGPT: the model writes the order of 20 documents at a time, (n - 10) / 10 answers; for strong chat
+             models, as weak ones answer by counting
+             options: window, step, prompt, passage_words, attempts, refuse_given_order
+  first      FIRST: as listwise, but nothing is written, the labels' logits give the order; for models trained for it
+             options: window, step, passage_words
+  setwise    the best of 4 documents, in a heap: about 130 prompts for the top 10 of 100
+             options: method (heapsort, insertion), labels, best, both_orders, passage_words
+  pairwise   PRP, the better of two documents, in both orders: up to 20 (n - 1) prompts for ten passes of sliding,
+             n (n - 1) for allpair
+             options: method (sliding, sorting, allpair), passes, passage_words
+Options are given as --ranker-options labels=8 best=20. With --model URL --api-model M an OpenAI-compatible server is
+asked instead of a model on this machine (not for first). Without --ranker the URL is a /rerank service.
+"""
+
+
+def add_ranker_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that make a ranker of lists of a language model, here or behind an address."""
+    group = parser.add_argument_group("ranker of lists")
+    group.add_argument("--ranker", choices=RANKERS, default=RANKERS[0], help="see below (default: pointwise)")
+    group.add_argument(
+        "--ranker-options", nargs="+", default=[], metavar="NAME=VALUE", help="of that ranker, such as labels=4"
+    )
+    group.add_argument("--api-model", default="", metavar="M", help="with --model URL: the model's name there")
+    group.add_argument(
+        "--api-key-variable",
+        default="TSARANK_API_KEY",
+        metavar="V",
+        help="environment variable with the key, if the service wants one (default: TSARANK_API_KEY)",
+    )
+    group.add_argument(
+        "--api-documents",
+        type=whole(),
+        metavar="N",
+        help="documents in a request to a /rerank service (default: all of a query)",
+    )
+    group.add_argument(
+        "--api-timeout",
+        type=real(least=0.001, most=1e6),
+        default=120.0,
+        metavar="S",
+        help="seconds a request may take as a whole (default: 120)",
+    )
+
+
+def ranker_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The values of `--ranker-options`. Raises `InputError` for what is not NAME=VALUE."""
+    from ..files.reading import parse_json
+
+    found: dict[str, Any] = {}
+    for given in args.ranker_options:
+        name, equals, value = given.partition("=")
+        if not equals or not name:
+            raise InputError(f"--ranker-options takes NAME=VALUE, such as labels=4, got {given!r}")
+        try:
+            found[name] = parse_json(value, given)
+        except InputError:  # a word, such as heapsort
+            found[name] = value
+    if found and args.ranker == RANKERS[0]:
+        raise InputError("--ranker-options are for rankers of lists; name one with --ranker")
+    return found
+
+
+def refuse_options(args: argparse.Namespace, what: str, **unset: Any) -> None:
+    """Raises `InputError` for an option that is given and has no effect."""
+    for name, value in unset.items():
+        if getattr(args, name, value) != value:
+            raise InputError(f"--{name.replace('_', '-')} has no effect on {what}; leave it out")
+
+
+def check_list_options(args: argparse.Namespace, remote: bool) -> None:
+    """Raises `InputError` for an option that has no effect on a ranker of lists, here or behind an address."""
+    unset = dict.fromkeys(("store", "max_query_length", "max_length"))
+    if remote:
+        unset |= dict.fromkeys(("batch_tokens", "revision", "device"))
+        refuse_options(args, "a service", dtype="auto", trust_remote_code=False, **unset)
+    else:
+        refuse_options(args, f"a {args.ranker} ranker", **unset)
+
+
+def list_ranker(args: argparse.Namespace, device: Any = None) -> ListRanker | None:
+    """The ranker of lists that the options describe, `None` for a pointwise model.
+
+    Args:
+        args: Parsed options of `add_ranker_arguments` and `models.arguments.add_model_arguments`.
+        device: Where to load it if the user named no device.
+
+    Raises:
+        InputError, ModelError, ResourceError: see `load_list_ranker` and `check_list_options`.
+    """
+    from ..models.resolver import Kind, resolve
+    from .chat import ChatSettings
+    from .endpoint import EndpointSettings
+    from .loading import load_list_ranker
+    from .rerank_service import RerankService
+
+    options = ranker_options(args)
+    source = resolve(args.model)
+    remote, pointwise = source.kind is Kind.SERVICE, args.ranker == RANKERS[0]
+    if pointwise and not remote:
+        return None
+    check_list_options(args, remote)
+    where = (source.name, args.api_model, args.api_key_variable, args.api_timeout)
+    if pointwise:
+        return RerankService(EndpointSettings(*where), args.api_documents)
+    if remote:
+        return load_list_ranker(source.name, args.ranker, options, endpoint=ChatSettings(*where))
+    return load_list_ranker(
+        args.model,
+        args.ranker,
+        options,
+        device=args.device or device,
+        dtype=args.dtype,
+        revision=args.revision,
+        trust_remote_code=args.trust_remote_code,
+        batch_tokens=args.batch_tokens,
+    )

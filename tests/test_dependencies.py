@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,16 @@ def test_dependencies_go_one_way(layer: str) -> None:
 def test_command_line_helpers_stand_low() -> None:
     found = {layer_of(name) for name in imported(ROOT / PACKAGE / "cli" / "command_line.py")}
     assert found <= {None, "flat", "files"}
+
+
+def test_no_import_leads_back_to_where_it_began() -> None:
+    """Also not by imports inside functions. A package's `__init__` gathers what stands in it and is left out."""
+    modules = {dotted_name(path): path for path in MODULES if path.name != "__init__.py"}
+    graph: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        found = imported(path)  # of `from a.b import c`, a.b.c: a module, or a name in the module a.b
+        graph[name] = ({*found, *(one.rpartition(".")[0] for one in found)} & modules.keys()) - {name}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
 
 
 def travelling_files() -> set[Path]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from modeling_tsarank.cli.command_line import DEBUG_VARIABLE, CommandParser, whole
 from modeling_tsarank.ranking_errors import InputError, ResourceError
-from modeling_tsarank.trainers.script_utils import ACCELERATE_RECIPES, find_recipe, recipe_names
+from modeling_tsarank.trainers.recipe_files import ACCELERATE_RECIPES, find_recipe, recipe_names
 from modeling_tsarank.trainers.stopping import (
     LAUNCHER,
     SIGNALS,

@@ -113,9 +113,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def run_prepare(args: argparse.Namespace) -> int:
     """Prepares and prints the counts."""
+    from modeling_tsarank.trainers.recipe_files import find_recipe
     from modeling_tsarank.trainers.recipes.development import is_development_plan, prepare_development
     from modeling_tsarank.trainers.recipes.release_data import prepare
-    from modeling_tsarank.trainers.script_utils import find_recipe
 
     if args.data is None or not Path(args.data).is_dir():
         raise InputError(f"--data must name the folder with weak_pairs, supervised and beir, got {args.data}")
@@ -132,8 +132,8 @@ def run_prepare(args: argparse.Namespace) -> int:
 
 def run_cross_encoder(args: argparse.Namespace) -> int:
     """Trains the teacher."""
+    from modeling_tsarank.trainers.recipe_files import find_recipe
     from modeling_tsarank.trainers.recipes.cross_encoder import read_plan, train_cross_encoder
-    from modeling_tsarank.trainers.script_utils import find_recipe
 
     plan = read_plan(find_recipe(args.plan), args.lists, args.base)
     report = train_cross_encoder(plan, args.output)

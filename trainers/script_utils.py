@@ -1,21 +1,19 @@
-"""What the training scripts have in common: recipes, parsing, data, reranking sets, and the way they end."""
+"""What the training scripts have in common: parsing, data, reranking sets, and the way they end."""
 
 from __future__ import annotations
 
 import difflib
 import logging
 import os
-import re
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from modeling_tsarank.cli.command_line import DEBUG_VARIABLE, run_command
-from modeling_tsarank.files.reading import parse_yaml, read_text
 from modeling_tsarank.ranking_errors import InputError, ResourceError, TSARankError
+from modeling_tsarank.trainers.recipe_files import config_options
 from modeling_tsarank.trainers.stopping import (
     LAUNCHER,
     StoppedError,
@@ -34,44 +32,6 @@ if TYPE_CHECKING:
     from modeling_tsarank.trainers.script_arguments import DataArguments, RerankingArguments
 
 logger = logging.getLogger(__name__)
-
-RECIPES = Path(__file__).resolve().parent / "recipes"
-ACCELERATE_RECIPES = RECIPES / "accelerate"
-_YAML_BOOLEAN = "tag:yaml.org,2002:bool"
-
-
-# ---- recipes ---------------------------------------------------------------------------------------
-
-
-def recipe_names(folder: Path = RECIPES) -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
-
-
-def find_recipe(name: str, folder: Path = RECIPES, what: str = "recipe") -> Path:
-    """The file of that path, or the shipped recipe of that name. Raises `InputError` for neither."""
-    for path in (Path(name), folder / f"{name.removesuffix('.yaml')}.yaml"):
-        if path.is_file():
-            return path
-    raise InputError(f"no file {name!r} and no {what} of that name; there are {', '.join(recipe_names(folder))}")
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The options of a YAML file. Raises `InputError` if it is not a mapping of options."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """As YAML 1.2 has it, `no` is a word, which `save_strategy` takes, and not false."""
-
-    Loader.yaml_implicit_resolvers = {
-        letter: [resolver for resolver in resolvers if resolver[0] != _YAML_BOOLEAN]
-        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    Loader.add_implicit_resolver(_YAML_BOOLEAN, re.compile("(?:true|false|True|False|TRUE|FALSE)$"), list("tTfF"))
-    values = parse_yaml(read_text(path), str(path), Loader)
-    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise InputError(f"{path}: expected one option a line, such as `learning_rate: 3e-5`")
-    return values
 
 
 # ---- parsing ---------------------------------------------------------------------------------------
@@ -113,26 +73,6 @@ def parse_arguments(types: Sequence[Any], arguments: Sequence[str] | None, progr
     if rest:
         raise InputError(_unknown(rest[0], parser, "option"))
     return parsed[: len(types)]
-
-
-def config_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """The arguments without `--config`, and the options of the files it names."""
-    kept: list[str] = []
-    options: dict[str, Any] = {}
-    position = 0
-    while position < len(arguments):
-        name, equals, value = arguments[position].partition("=")
-        position += 1
-        if name != "--config":
-            kept.append(arguments[position - 1])
-            continue
-        if not equals:
-            if position == len(arguments):
-                raise InputError("--config needs a file or the name of a recipe")
-            value = arguments[position]
-            position += 1
-        options |= read_recipe(find_recipe(value))
-    return kept, options
 
 
 def _set_defaults(parser: Any, defaults: dict[str, Any]) -> None:

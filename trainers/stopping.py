@@ -97,7 +97,7 @@ def exit_status(number: int) -> int:
 def stopped_line(number: int, arguments: Sequence[str]) -> str:
     """The one line of a stopped training, out of the options of its script."""
     from modeling_tsarank.ranking_errors import TSARankError
-    from modeling_tsarank.trainers.script_utils import config_options
+    from modeling_tsarank.trainers.recipe_files import config_options
 
     word = _WORDS.get(signal.Signals(number), f"stopped by {signal.Signals(number).name}")
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)

@@ -64,7 +64,7 @@ def test_a_damaged_file_is_one_line_and_status_2(here, capsys, command, damage):
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"a: " + b"9" * 5000, b"\xff", b"a: [1", b"a: 2024-13-45", b""])
 def test_a_damaged_configuration_is_refused(tmp_path, content):
     from modeling_tsarank.ranking_errors import InputError
-    from modeling_tsarank.trainers.script_utils import read_recipe
+    from modeling_tsarank.trainers.recipe_files import read_recipe
 
     path = tmp_path / "bad.yaml"
     path.write_bytes(content)

@@ -15,7 +15,7 @@ import pytest
 
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers import commands, cpt, distill, sft
-from modeling_tsarank.trainers.script_utils import ACCELERATE_RECIPES, recipe_names
+from modeling_tsarank.trainers.recipe_files import ACCELERATE_RECIPES, recipe_names
 
 
 _PLAIN = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]

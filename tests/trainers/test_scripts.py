@@ -27,20 +27,14 @@ from modeling_tsarank.trainers.base_models import load_base_ranker
 from modeling_tsarank.trainers.cpt_config import CPTConfig
 from modeling_tsarank.trainers.distill_config import RankingDistillConfig
 from modeling_tsarank.trainers.early_checks import check_settings
+from modeling_tsarank.trainers.recipe_files import ACCELERATE_RECIPES, RECIPES, find_recipe, recipe_names
 from modeling_tsarank.trainers.script_arguments import (
     BaseModelArguments,
     DataArguments,
     RankerArguments,
     RerankingArguments,
 )
-from modeling_tsarank.trainers.script_utils import (
-    ACCELERATE_RECIPES,
-    RECIPES,
-    find_recipe,
-    parse_arguments,
-    recipe_names,
-    run_script,
-)
+from modeling_tsarank.trainers.script_utils import parse_arguments, run_script
 from modeling_tsarank.trainers.sft_config import RankingSFTConfig
 
 

@@ -9,55 +9,23 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from fnmatch import fnmatchcase
 from itertools import compress, islice
 from numbers import Integral, Real
-from typing import Any, ClassVar, TypeAlias
+from typing import Any
 
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.data.filter_steps import Step
+from modeling_tsarank.trainers.data.filters_duplicates import NearDuplicates, Repeats
+from modeling_tsarank.trainers.data.filters_leakage import Leakage
+from modeling_tsarank.trainers.data.filters_relatedness import LexicalRelatedness
+from modeling_tsarank.trainers.data.filters_text import Boilerplate, Clean, Exclude, Language, Length
 from modeling_tsarank.trainers.data.weak_types import PAIR_TYPES, Pair
 
 
 BATCH = 2048
 """Pairs that stand in memory at once."""
 
-Outcome: TypeAlias = "Pair | str"
-"""What a step makes of a pair: the pair, perhaps mended, or the reason why it is dropped."""
-
-
-class Step:
-    """Base of all filters: a dataclass whose fields are the options.
-
-    Attributes:
-        name: Name in recipes.
-    """
-
-    name: ClassVar[str]
-
-    def apply(self, pairs: list[Pair]) -> list[Outcome]:
-        """One outcome for each pair, in order."""
-        return [self.judge(pair) for pair in pairs]
-
-    def judge(self, pair: Pair) -> Outcome:
-        """The outcome of one pair; for steps that look at each pair alone."""
-        raise NotImplementedError(f"{type(self).__name__} judges batches")
-
-    def facts(self) -> dict[str, Any]:
-        """What else the provenance is to say of this step."""
-        return {}
-
-    def public_options(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The declared options as the provenance may show them: without paths of one machine."""
-        return options
-
-    def close(self) -> None:
-        """Lets go of files and models."""
-
 
 def step_classes() -> dict[str, type[Step]]:
     """Every filter by its name."""
-    from modeling_tsarank.trainers.data.filters_duplicates import NearDuplicates, Repeats
-    from modeling_tsarank.trainers.data.filters_leakage import Leakage
-    from modeling_tsarank.trainers.data.filters_relatedness import LexicalRelatedness
-    from modeling_tsarank.trainers.data.filters_text import Boilerplate, Clean, Exclude, Language, Length
-
     classes: tuple[type[Step], ...] = (
         Clean,
         Exclude,

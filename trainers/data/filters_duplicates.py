@@ -10,7 +10,7 @@ import numpy as np
 
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import settle_whole_numbers
-from modeling_tsarank.trainers.data.filters import Outcome, Step
+from modeling_tsarank.trainers.data.filter_steps import Outcome, Step
 from modeling_tsarank.trainers.data.filters_index import KeyTable, SignatureIndex, stack
 from modeling_tsarank.trainers.data.weak_text import BANDS, PERMUTATIONS, band_keys, similarity
 from modeling_tsarank.trainers.data.weak_types import Pair

@@ -15,7 +15,7 @@ from modeling_tsarank.eval.beir import is_beir_folder, read_corpus, read_queries
 from modeling_tsarank.eval.bm25 import EnglishAnalyzer
 from modeling_tsarank.eval.collections import load_collections
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers.data.filters import Outcome, Step
+from modeling_tsarank.trainers.data.filter_steps import Outcome, Step
 from modeling_tsarank.trainers.data.filters_index import KeyTable, SignatureIndex, stack
 from modeling_tsarank.trainers.data.readers import expanded
 from modeling_tsarank.trainers.data.weak_text import TextView, words_of

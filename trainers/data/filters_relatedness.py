@@ -9,7 +9,7 @@ import numpy as np
 
 from modeling_tsarank.files.extras import require
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers.data.filters import Outcome, Step
+from modeling_tsarank.trainers.data.filter_steps import Outcome, Step
 from modeling_tsarank.trainers.data.weak_types import Pair
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from modeling_tsarank.files.extras import require
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers.data.filters import Outcome, Step
+from modeling_tsarank.trainers.data.filter_steps import Outcome, Step
 from modeling_tsarank.trainers.data.weak_text import words_of
 from modeling_tsarank.trainers.data.weak_types import Pair
 

@@ -12,8 +12,8 @@ import yaml
 from raw_files import Writer, write_gz, write_lines
 
 from modeling_tsarank.trainers.data.weak_types import PAIR_TYPES
+from modeling_tsarank.trainers.recipe_files import RECIPES
 from modeling_tsarank.trainers.recipes.release_data import prepare
-from modeling_tsarank.trainers.script_utils import RECIPES
 
 
 SEARCH = RECIPES.parent.parent / "benchmarks" / "search.py"

@@ -13,6 +13,7 @@ import torch
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers import recipe_commands
 from modeling_tsarank.trainers.losses import kl_to_teacher, margin_mse_loss
+from modeling_tsarank.trainers.recipe_files import RECIPES
 from modeling_tsarank.trainers.recipes.cross_encoder import (
     CrossEncoderPlan,
     ListLoss,
@@ -21,7 +22,6 @@ from modeling_tsarank.trainers.recipes.cross_encoder import (
     read_plan,
     train_cross_encoder,
 )
-from modeling_tsarank.trainers.script_utils import RECIPES
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from modeling_tsarank.eval.run_files import read_run
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers import recipe_commands
 from modeling_tsarank.trainers.data.list_building import read_queries
+from modeling_tsarank.trainers.recipe_files import RECIPES
 from modeling_tsarank.trainers.recipes.development import DevelopmentPlan, is_development_plan, prepare_development
-from modeling_tsarank.trainers.script_utils import RECIPES
 from modeling_tsarank.trainers.training_data import load_training_rows
 
 

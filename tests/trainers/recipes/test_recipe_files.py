@@ -11,6 +11,7 @@ from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.cpt_config import CPTConfig
 from modeling_tsarank.trainers.data.weak_types import PAIR_TYPES
 from modeling_tsarank.trainers.distill_config import RankingDistillConfig
+from modeling_tsarank.trainers.recipe_files import RECIPES, read_recipe
 from modeling_tsarank.trainers.recipes.release_data import read_plan
 from modeling_tsarank.trainers.script_arguments import (
     BaseModelArguments,
@@ -18,7 +19,7 @@ from modeling_tsarank.trainers.script_arguments import (
     RankerArguments,
     RerankingArguments,
 )
-from modeling_tsarank.trainers.script_utils import RECIPES, parse_arguments, read_recipe
+from modeling_tsarank.trainers.script_utils import parse_arguments
 from modeling_tsarank.trainers.sft_config import RankingSFTConfig
 
 

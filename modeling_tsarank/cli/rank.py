@@ -11,6 +11,7 @@ from typing import Any
 
 from ..models.arguments import add_model_arguments, add_store_argument, model_from_arguments
 from ..rankers.arguments import RANKERS_HELP, add_ranker_arguments, list_ranker
+from ..ranking_errors import InputError
 from .command_line import whole
 
 
@@ -51,10 +52,26 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--format", choices=("txt", "jsonl"), default=None, help="of FILE, if its name does not say")
     parser.add_argument("--top-k", type=whole(), default=None, metavar="N", help="show only the best N")
     parser.add_argument("--json", action="store_true", help="JSON with full texts instead of a table")
+    add_passage_arguments(parser)
     add_store_argument(parser)
     add_model_arguments(parser)
     add_ranker_arguments(parser)
     parser.set_defaults(run=run)
+
+
+def add_passage_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--passages` and what belongs to it."""
+    group = parser.add_argument_group("long documents")
+    group.add_argument(
+        "--passages",
+        metavar="HOW",
+        help="split documents into passages and score these: max (the best one counts), mean, top-K (mean of the K "
+        "best) or first; the best passage is shown. Without it, a long document is cut",
+    )
+    group.add_argument("--passage-length", type=whole(), metavar="N", help="tokens of a passage (default: what fits)")
+    group.add_argument(
+        "--passage-stride", type=whole(), metavar="N", help="tokens between their starts (default: half of that)"
+    )
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -76,10 +93,17 @@ def run(args: argparse.Namespace) -> int:
     from ..cache.folder_store import use_store
     from ..cache.state_files import read_documents
     from ..models.resolver import resolve
+    from ..rankers.passages import PassageRanker, aggregation
     from ..rankers.protocols import last_counts
     from ..ranking_text import clean_query
 
     query = clean_query(args.query)
+    if args.passages is not None:
+        aggregation(args.passages)
+        if args.ranker != "pointwise":
+            raise InputError("--passages is for models that score pairs; leave it out, or --ranker")
+    elif args.passage_length is not None or args.passage_stride is not None:
+        raise InputError("--passage-length and --passage-stride need --passages, such as --passages max")
     documents = read_documents(args.documents, args.format)
     texts = [document.text for document in documents]
     model: Any = list_ranker(args)
@@ -87,16 +111,20 @@ def run(args: argparse.Namespace) -> int:
         ranked = model.rank(query, texts)[: args.top_k]
     else:
         model = model_from_arguments(args)
+        ranker = model
+        if args.passages is not None:
+            ranker = PassageRanker(model, args.passages, args.passage_length, args.passage_stride)
         with contextlib.ExitStack() as stack:
             if args.store is not None:
                 stack.enter_context(use_store(model, args.store))
-            ranked = model.rank(query, texts, args.top_k, batch_tokens=args.batch_tokens)
+            ranked = ranker.rank(query, texts, args.top_k, batch_tokens=args.batch_tokens)
     rows = [
         {
             "rank": place,
             "id": documents[row["corpus_id"]].id,
             "score": round(row["score"], 6),
-            "text": documents[row["corpus_id"]].text,
+            "text": row["passage"]["text"] if "passage" in row else documents[row["corpus_id"]].text,
+            **({"passage": {name: row["passage"][name] for name in ("start", "end")}} if "passage" in row else {}),
         }
         for place, row in enumerate(ranked, 1)
     ]

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -28,7 +29,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from modeling_tsarank.files.reading import read_json_object
 from modeling_tsarank.files.writing import replace_folder, write_json
-from modeling_tsarank.ranking_errors import InputError, TSARankError
+from modeling_tsarank.ranking_errors import InputError, NonFiniteScoreError, TSARankError
 from modeling_tsarank.trainers.checkpoint_files import (
     check_checkpoint,
     check_no_checkpoints,
@@ -173,6 +174,30 @@ class CheckpointingTrainer(EvenBatchesTrainer):
             outcome[1].said_by_the_first = True
             raise outcome[1]
         return outcome[0]
+
+    # ---- stopping --------------------------------------------------------------------------------
+
+    def failed_batch(self) -> dict[str, Any]:
+        """What is written down of the batch in work when a loss or a gradient is NaN or infinite."""
+        raise NotImplementedError
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        # With a gradient scaler (fp16) an infinite gradient is ordinary: the step is skipped and the scale lowered.
+        scaled = self.accelerator.scaler is not None or self.is_deepspeed_enabled
+        if not scaled and norm is not None and not math.isfinite(float(norm)):
+            self.stop_training(f"the norm of the gradient became {float(norm)}")
+        return norm
+
+    def stop_training(self, what: str, **facts: Any) -> NoReturn:
+        """Writes the batch for inspection and raises `NonFiniteScoreError`, before any weight changes."""
+        step = self.state.global_step + 1
+        path = Path(str(self.args.output_dir)) / f"failed_batch-step{step}-process{self.args.process_index}.json"
+        write_json(path, {"what": what, "step": step, "epoch": self.state.epoch, **facts, **self.failed_batch()})
+        raise NonFiniteScoreError(
+            f"{what} at step {step}; the batch was written to {path}. No weight was changed by it: resume from the "
+            "last checkpoint with a lower learning rate or a higher temperature, or leave out the rows named there"
+        )
 
     # ---- writing ---------------------------------------------------------------------------------
 

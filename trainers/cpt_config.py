@@ -12,35 +12,20 @@ from modeling_tsarank.engine.batch_invariance import cpu_has_bfloat16
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import PROMPT_STYLES, QueryLikelihoodOptions
 from modeling_tsarank.trainers.config_checks import Bounds, settle_configuration
+from modeling_tsarank.trainers.part_config import PartConfig
 from modeling_tsarank.trainers.trainable import TRAINABLE_PARTS
 
 
 @dataclass
-class CPTConfig(SFTConfig):
+class CPTConfig(PartConfig, SFTConfig):
     r"""
     Configuration class for the [`CPTTrainer`].
 
-    This class includes only the parameters that are specific to continual pre-training. TRL's [`~trl.SFTConfig`] has
-    the rest: packing, activation checkpointing and offloading, kernels, and all of
-    [`~transformers.TrainingArguments`].
+    This class includes only the parameters that are specific to continual pre-training. [`PartConfig`] says what is
+    trained; TRL's [`~trl.SFTConfig`] has the rest: packing, activation checkpointing and offloading, kernels, and all
+    of [`~transformers.TrainingArguments`].
 
     Parameters:
-        > Parameters that control the model
-
-        trainable (`str`, *optional*, defaults to `"full"`):
-            What is trained: `"full"` everything, `"lora"` a LoRA adapter, `"top_blocks"` the last `top_blocks`
-            transformer blocks.
-        top_blocks (`int`, *optional*, defaults to `16`):
-            How many blocks `"top_blocks"` trains.
-        lora_r (`int`, *optional*, defaults to `16`):
-            Rank of the LoRA matrices.
-        lora_alpha (`int`, *optional*, defaults to `32`):
-            LoRA's scaling: the update is multiplied by `lora_alpha / lora_r`.
-        lora_dropout (`float`, *optional*, defaults to `0.0`):
-            Dropout in front of the LoRA matrices.
-        lora_target_modules (`list[str]`, *optional*):
-            Names of the linear layers that get LoRA; all but the output head if not given.
-
         > Parameters that control the data preprocessing
 
         document_template (`str`, *optional*, defaults to `"Document: {document} Query:"`):
@@ -53,14 +38,9 @@ class CPTConfig(SFTConfig):
         train_eos (`bool`, *optional*, defaults to `True`):
             Whether EOS follows the query and is trained, as in the published code.
 
-        > Parameters that control the saving
-
-        merge_adapter (`bool`, *optional*, defaults to `True`):
-            Whether `save_model` merges LoRA into an ordinary causal language model, beside the folder `adapter`. If
-            not, only the adapter is written.
-
     > [!NOTE]
     > These parameters have default values different from [`~trl.SFTConfig`]:
+    > - `trainable`: Defaults to `"full"` instead of `"top_blocks"`.
     > - `num_train_epochs`: Defaults to `1` instead of `3`.
     > - `learning_rate`: Defaults to `5e-5` instead of `2e-5`.
     > - `lr_scheduler_type`: Defaults to `"cosine"` instead of `"linear"`.
@@ -95,7 +75,6 @@ class CPTConfig(SFTConfig):
         default=None, metadata={"help": "Whether to recompute activations in the backward pass to save memory."}
     )
 
-    # Parameters that control the model
     trainable: str = field(
         default="full",
         metadata={
@@ -103,16 +82,6 @@ class CPTConfig(SFTConfig):
             "transformer blocks.",
             "choices": list(TRAINABLE_PARTS),
         },
-    )
-    top_blocks: int = field(default=16, metadata={"help": "How many transformer blocks 'top_blocks' trains."})
-    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA matrices."})
-    lora_alpha: int = field(
-        default=32, metadata={"help": "LoRA's scaling: the update is multiplied by lora_alpha / lora_r."}
-    )
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in front of the LoRA matrices."})
-    lora_target_modules: list[str] | None = field(
-        default=None,
-        metadata={"help": "Names of the linear layers that get LoRA; all but the output head if not given."},
     )
 
     # Parameters that control the data preprocessing
@@ -127,15 +96,6 @@ class CPTConfig(SFTConfig):
         default=128, metadata={"help": "Longest query in tokens; a longer one is cut on the right."}
     )
     train_eos: bool = field(default=True, metadata={"help": "Whether EOS follows the query and is trained."})
-
-    # Parameters that control the saving
-    merge_adapter: bool = field(
-        default=True,
-        metadata={
-            "help": "Whether `save_model` merges LoRA into an ordinary causal language model, beside the folder "
-            "`adapter`. If not, only the adapter is written."
-        },
-    )
 
     def __post_init__(self) -> None:
         settle_configuration(self)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ from transformers import PreTrainedModel
 from transformers.trainer import TRAINING_ARGS_NAME
 from trl import SFTTrainer
 
-from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.modeling_ranker import RankerModel
 from modeling_tsarank.modeling_tsarank import TSARankModel
-from modeling_tsarank.ranking_errors import InputError, ModelError, NonFiniteScoreError, ResourceError, TSARankError
+from modeling_tsarank.ranking_errors import InputError, ModelError, TSARankError
 from modeling_tsarank.ranking_options import CONFIG_KEY
 from modeling_tsarank.ranking_scoring import accepts
 from modeling_tsarank.trainers.base_models import load_base_model
@@ -28,7 +26,13 @@ from modeling_tsarank.trainers.ranking_module import token_log_probs
 from modeling_tsarank.trainers.reranking_evaluation import RerankingEvaluation
 from modeling_tsarank.trainers.row_checks import RowRules, checked_rows
 from modeling_tsarank.trainers.saving import set_config_dtype, whole_files
-from modeling_tsarank.trainers.trainable import ALL_LINEAR, TrainablePart, block_stacks, export_state_dict
+from modeling_tsarank.trainers.trainable import (
+    ALL_LINEAR,
+    TrainablePart,
+    export_state_dict,
+    lora_config,
+    train_top_blocks,
+)
 from modeling_tsarank.trainers.training_record import write_training_record
 
 
@@ -112,9 +116,10 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
         )
         peft_config = None
         if args.trainable == "lora":
-            peft_config = _lora_config(args)
+            targets = args.lora_target_modules or ALL_LINEAR
+            peft_config = lora_config(model, args.lora_r, args.lora_alpha, args.lora_dropout, targets)
         elif args.trainable == "top_blocks":
-            _train_top_blocks(model, args.top_blocks)
+            train_top_blocks(model, args.top_blocks)
         # One process writes the cache of the tokenized rows, the others read it.
         with args.main_process_first(desc="tokenizing"):
             tokenized = pair_tokenizer.tokenize(rows, "train", args.dataset_num_proc)
@@ -231,29 +236,12 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             loss = result[0] if return_outputs else result
         if not bool(torch.isfinite(loss)):
-            self._stop(f"the loss became {loss.item()}")
+            self.stop_training(f"the loss became {loss.item()}")
         return result
 
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm)
-        # With a gradient scaler (fp16) an infinite gradient is ordinary: the step is skipped and the scale lowered.
-        scaled = self.accelerator.scaler is not None or self.is_deepspeed_enabled
-        if not scaled and norm is not None and not math.isfinite(float(norm)):
-            self._stop(f"the norm of the gradient became {float(norm)}")
-        return norm
-
-    def _stop(self, what: str) -> None:
-        """Writes the batch for inspection and raises `NonFiniteScoreError`, before any weight changes."""
-        step = self.state.global_step + 1
-        path = Path(str(self.args.output_dir)) / f"failed_batch-step{step}-process{self.args.process_index}.json"
+    def failed_batch(self) -> dict[str, Any]:
         ids = self._last_batch["input_ids"]
-        texts = self._tokenizer.batch_decode(ids, skip_special_tokens=False)
-        record = {"what": what, "step": step, "epoch": self.state.epoch, "texts": texts, "input_ids": ids.tolist()}
-        write_json(path, record)
-        raise NonFiniteScoreError(
-            f"{what} at step {step}; the batch was written to {path}. No weight was changed by it: resume from the "
-            "last checkpoint with a lower learning rate, or leave out the rows named there"
-        )
+        return {"texts": self._tokenizer.batch_decode(ids, skip_special_tokens=False), "input_ids": ids.tolist()}
 
     # ---- writing and reading ---------------------------------------------------------------------
 
@@ -324,28 +312,3 @@ def _make_plain(model: PreTrainedModel) -> None:
     for name in (CONFIG_KEY, "auto_map", "custom_pipelines"):
         if hasattr(model.config, name):
             delattr(model.config, name)
-
-
-def _lora_config(args: CPTConfig) -> Any:
-    try:
-        from peft import LoraConfig, TaskType
-    except ImportError as error:
-        raise ResourceError("LoRA needs the package peft: pip install 'tsarank[train]'") from error
-    return LoraConfig(
-        r=args.lora_r,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
-        target_modules=args.lora_target_modules or ALL_LINEAR,
-        task_type=TaskType.CAUSAL_LM,
-        bias="none",
-    )
-
-
-def _train_top_blocks(model: PreTrainedModel, count: int) -> None:
-    model.requires_grad_(False)
-    for stack in block_stacks(model):
-        if count > len(stack.blocks):
-            raise InputError(
-                f"top_blocks must lie between 1 and {len(stack.blocks)}, the blocks of {stack.name}, got {count}"
-            )
-        stack.blocks[-count:].requires_grad_(True)

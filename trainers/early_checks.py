@@ -41,6 +41,10 @@ def check_settings(reranking: RerankingArguments, data: DataArguments, training:
             f"eval_strategy is {training.eval_strategy.value}, but there is nothing to evaluate; name eval_data or "
             "rerank_collection"
         )
+    if reranking.rerank_collection and training.eval_strategy == "no":
+        raise InputError("rerank_collection is given, but eval_strategy is no; set it to steps or epoch")
+    if reranking.rerank_queries < 0:
+        raise InputError(f"rerank_queries must be at least 0, got {reranking.rerank_queries}")
     _check_best(reranking, data, training)
     _check_loggers(training.report_to or [])
     _check_optimizer(training)

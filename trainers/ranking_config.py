@@ -14,9 +14,9 @@ from modeling_tsarank.trainers.collators import ONE_POSITIVE, SAMPLING
 from modeling_tsarank.trainers.config_checks import settle_configuration
 from modeling_tsarank.trainers.losses import SCORE_FORMS
 from modeling_tsarank.trainers.objectives import OBJECTIVES, TOKEN_VALUES, get_objective, parse_objectives
+from modeling_tsarank.trainers.part_config import PartConfig
 from modeling_tsarank.trainers.row_checks import RowRules
 from modeling_tsarank.trainers.rows import TARGETS
-from modeling_tsarank.trainers.trainable import TRAINABLE_PARTS
 
 
 FROZEN_DTYPES = ("bfloat16", "float16", "float32")
@@ -25,30 +25,17 @@ MODEL_SCORE = "model"
 
 
 @dataclass
-class RankingConfig(TrainingArguments):
+class RankingConfig(PartConfig, TrainingArguments):
     r"""
     Configuration class for the [`RankingTrainer`], with the presets [`RankingSFTConfig`] and [`RankingDistillConfig`].
 
-    This class includes only the parameters that are specific to training rankers. For a full list of training
-    arguments, please refer to the [`~transformers.TrainingArguments`] documentation. Using
+    This class includes only the parameters that are specific to training rankers. [`PartConfig`] says what is trained;
+    for a full list of training arguments, please refer to the [`~transformers.TrainingArguments`] documentation. Using
     [`~transformers.HfArgumentParser`] it can be turned into command line arguments.
 
     Parameters:
         > Parameters that control the model
 
-        trainable (`str`, *optional*, defaults to `"top_blocks"`):
-            What is trained: `"top_blocks"` the last `top_blocks` transformer blocks (TSARankLLM, section 4.1; the
-            final norm stays frozen), `"lora"` a LoRA adapter of the backbone, `"full"` everything.
-        top_blocks (`int`, *optional*, defaults to `16`):
-            How many blocks; of an encoder-decoder, that many of each of its two stacks.
-        lora_r (`int`, *optional*, defaults to `16`):
-            Rank of the LoRA matrices.
-        lora_alpha (`int`, *optional*, defaults to `32`):
-            LoRA's scaling: the update is multiplied by `lora_alpha / lora_r`.
-        lora_dropout (`float`, *optional*, defaults to `0.0`):
-            Dropout in front of the LoRA matrices.
-        lora_target_modules (`list[str]`, *optional*):
-            Names of the linear layers that get LoRA; all but the output head if not given.
         lora_top_blocks (`int`, *optional*):
             Put LoRA into the last so many blocks only (of each stack of an encoder-decoder). The lower ones are then
             run once, forwards, also where the Differential Penalty needs the reference's logits.
@@ -107,9 +94,6 @@ class RankingConfig(TrainingArguments):
 
         > Parameters that control the saving
 
-        merge_adapter (`bool`, *optional*, defaults to `True`):
-            Whether `save_model` writes a ranking folder with LoRA merged in, beside the folder `adapter`. If not, only
-            the adapter is written.
         checkpoint_ranker (`bool`, *optional*, defaults to `True`):
             Whether every checkpoint also holds a ranking folder that loads at once (not with LoRA, whose checkpoints
             hold the adapter). Switched off, a checkpoint is smaller and serves to resume only.
@@ -146,26 +130,6 @@ class RankingConfig(TrainingArguments):
     )
 
     # Parameters that control the model
-    trainable: str = field(
-        default="top_blocks",
-        metadata={
-            "help": "What is trained: 'top_blocks' the last `top_blocks` transformer blocks, 'lora' a LoRA adapter of "
-            "the backbone, 'full' everything.",
-            "choices": list(TRAINABLE_PARTS),
-        },
-    )
-    top_blocks: int = field(
-        default=16, metadata={"help": "How many blocks 'top_blocks' trains (of each stack of an encoder-decoder)."}
-    )
-    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA matrices."})
-    lora_alpha: int = field(
-        default=32, metadata={"help": "LoRA's scaling: the update is multiplied by lora_alpha / lora_r."}
-    )
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in front of the LoRA matrices."})
-    lora_target_modules: list[str] | None = field(
-        default=None,
-        metadata={"help": "Names of the linear layers that get LoRA; all but the output head if not given."},
-    )
     lora_top_blocks: int | None = field(
         default=None,
         metadata={
@@ -256,13 +220,6 @@ class RankingConfig(TrainingArguments):
     )
 
     # Parameters that control the saving
-    merge_adapter: bool = field(
-        default=True,
-        metadata={
-            "help": "Whether `save_model` writes a ranking folder with LoRA merged in, beside the folder `adapter`. "
-            "If not, only the adapter is written."
-        },
-    )
     checkpoint_ranker: bool = field(
         default=True,
         metadata={

@@ -24,9 +24,8 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
-from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.modeling_ranker import RankerModel
-from modeling_tsarank.ranking_errors import InputError, ModelError, NonFiniteScoreError
+from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.trainers.base_models import load_base_ranker
 from modeling_tsarank.trainers.checkpointing import CheckpointingTrainer
 from modeling_tsarank.trainers.collators import (
@@ -302,7 +301,9 @@ class RankingTrainer(CheckpointingTrainer):
     def _objective(self, batch: Batch, scale: float, values: Values, mode: str | None = None) -> Tensor:
         loss, metrics = self.losses(values, batch)
         if not bool(torch.isfinite(loss)):
-            self._stop(f"the loss became {loss.item()}", batch, values, metrics)
+            self._last_batch = (batch, values)
+            losses = {name: float(value) for name, value in metrics.items()}
+            self.stop_training(f"the loss became {loss.item()}", losses=losses)
         if mode is not None:
             self._note(mode, {**metrics, "loss": loss.detach()} if mode == "eval" else metrics, batch["queries"])
         return loss * scale
@@ -322,35 +323,13 @@ class RankingTrainer(CheckpointingTrainer):
         finally:
             state._set_sync_gradients(True)
 
-    # ---- stopping --------------------------------------------------------------------------------
-
-    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm)
-        # With a gradient scaler (fp16) an infinite gradient is ordinary: the step is skipped and the scale lowered.
-        scaled = self.accelerator.scaler is not None or self.is_deepspeed_enabled
-        if not scaled and self._last_batch is not None and not math.isfinite(float(norm)):
-            batch, values = self._last_batch
-            self._stop(f"the norm of the gradient became {float(norm)}", batch, values, {})
-        return norm
-
-    def _stop(self, what: str, batch: Batch, values: Values, metrics: Metrics) -> None:
-        """Writes the batch for inspection and raises `NonFiniteScoreError`, before any weight changes."""
-        step = self.state.global_step + 1
-        path = Path(str(self.args.output_dir)) / f"failed_batch-step{step}-process{self.args.process_index}.json"
+    def failed_batch(self) -> dict[str, Any]:
+        if self._last_batch is None:
+            return {}
+        batch, values = self._last_batch
         scores = pair_scores(self.ranker, values, batch).detach().float().split(batch["group_sizes"].tolist())
         groups = [{**row, "scores": part.tolist()} for row, part in zip(batch["rows"], scores, strict=True)]
-        record = {
-            "what": what,
-            "step": step,
-            "epoch": self.state.epoch,
-            "losses": {name: float(value) for name, value in metrics.items()},
-            "groups": groups,
-        }
-        write_json(path, record)
-        raise NonFiniteScoreError(
-            f"{what} at step {step}; the batch was written to {path}. No weight was changed by it: resume from the "
-            "last checkpoint with a lower learning rate or a higher temperature, or leave out the rows named there"
-        )
+        return {"groups": groups}
 
     # ---- logging ---------------------------------------------------------------------------------
 

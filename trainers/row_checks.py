@@ -167,6 +167,7 @@ def checked_rows(
     rows = source if is_read(source) else load_training_rows(source, positives=rules.positives, **reading)
     for name in rules.objectives:
         _check_targets(name, rows.column_names)
+    _check_size(rows, minimum_rows)
     kept: list[int] = []
     first, reasons = "", Counter[str]()
     for index, row in enumerate(tqdm(rows, desc="checking rows", unit="row", leave=False, disable=None)):
@@ -188,10 +189,14 @@ def checked_rows(
         logger.warning("left out %d of %d rows; by field: %s", bad, len(rows), listed)
     if len(kept) < len(rows):
         rows = rows.select(kept)
-    if len(rows) < minimum_rows:
-        found = f"{len(rows)} row{'' if len(rows) == 1 else 's'}"
-        raise InputError(f"the training data have {found}; training needs at least {minimum_rows}")
+    _check_size(rows, minimum_rows)
     return CheckedRows(rows, rules)
+
+
+def _check_size(rows: Dataset, minimum: int) -> None:
+    if len(rows) < minimum:
+        found = f"{len(rows)} row{'' if len(rows) == 1 else 's'}"
+        raise InputError(f"the training data have {found}; training needs at least {minimum}")
 
 
 def _check_targets(name: str, columns: Sequence[str]) -> None:

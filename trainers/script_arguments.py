@@ -14,20 +14,7 @@ DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 @dataclass
 class BaseModelArguments:
-    """
-    Which model is trained.
-
-    Parameters:
-        model_name_or_path (`str`, *optional*, defaults to `"smollm2-135m-instruct"`):
-            Hub id, folder or GGUF file; smollm2-135m-instruct is the language model in this package.
-        model_revision (`str`, *optional*):
-            Branch, tag or commit of a Hub model.
-        dtype (`str`, *optional*, defaults to `"float32"`):
-            Of the weights. Mixed precision (`bf16`) keeps float32 weights and is usually what is wanted; `auto` takes
-            the checkpoint's dtype.
-        attn_implementation (`str`, *optional*):
-            Attention kernel, such as `sdpa`, `eager` or `flash_attention_2`.
-    """
+    """Which model is trained."""
 
     model_name_or_path: str = field(
         default="smollm2-135m-instruct",
@@ -60,18 +47,7 @@ class BaseModelArguments:
 
 @dataclass
 class RankerArguments(BaseModelArguments):
-    """
-    Which ranking model is trained, or of what plain model it is made.
-
-    Parameters:
-        trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether to run the backbone's own code from the Hub.
-        family (`str`, *optional*):
-            Such as `query_likelihood`, `true_false_logits` or an installed one. A ranking checkpoint says it itself;
-            naming another one starts that from its weights.
-        ranking_options (`dict` or `str`, *optional*):
-            Choices of the ranking model to change, such as `{"prompt_style": "separate"}`.
-    """
+    """Which ranking model is trained, or of what plain model it is made."""
 
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Whether to run the backbone's own code from the Hub."}
@@ -106,27 +82,7 @@ class RankerArguments(BaseModelArguments):
 
 @dataclass
 class DataArguments:
-    """
-    What it is trained on. The layouts that can be read are listed in `training_data`.
-
-    Parameters:
-        train_data (`str`):
-            A file (.jsonl, .json, .parquet, also .gz), a folder of them, or the Hub id of a dataset.
-        train_split (`str`, *optional*, defaults to `"train"`):
-            Split of a folder or Hub dataset.
-        eval_data (`str`, *optional*):
-            Held-out rows, whose loss is computed at every evaluation.
-        eval_split (`str`, *optional*, defaults to `"validation"`):
-            Split of `eval_data`.
-        data_config (`str`, *optional*):
-            Configuration of a Hub dataset.
-        permutations (`str`, *optional*):
-            Distillation only: RankGPT's second file, with the teacher's answers to the rows of `train_data`.
-        max_train_rows (`int`, *optional*):
-            Only the first so many rows.
-        drop_unusable_rows (`bool`, *optional*, defaults to `False`):
-            Leave out rows that fail the checks, with a warning, where training would otherwise not start.
-    """
+    """What it is trained on. The layouts that can be read are listed in `training_data`."""
 
     train_data: str | None = field(
         default=None,
@@ -151,31 +107,7 @@ class DataArguments:
 
 @dataclass
 class RerankingArguments:
-    """
-    Reranking while training, see [`RerankingEvaluation`]. `eval_strategy` says when.
-
-    Parameters:
-        rerank_collection (`list[str]`, *optional*):
-            Collections to rerank at every evaluation: folders in BEIR's layout, Hub ids, `ir_datasets:NAME`.
-        rerank_split (`str`, *optional*, defaults to `"test"`):
-            Split of their judgments. Choose a development set: what picks the checkpoint cannot measure it.
-        rerank_first_stage (`str`, *optional*, defaults to `"bm25"`):
-            Where candidates come from: bm25, dense, splade, rrf, or a run file.
-        rerank_run_format (`str`, *optional*):
-            What the third of three columns of a run file is: ranks or scores; found out, or refused, by default.
-        rerank_depth (`int`, *optional*, defaults to `30`):
-            Candidates of a query.
-        rerank_queries (`int`, *optional*, defaults to `100`):
-            Only the first so many judged queries; 0 takes all.
-        rerank_measures (`list[str]`, *optional*, defaults to `["ndcg@10"]`):
-            What is measured; the metrics are called `eval_ndcg@10` and so on.
-        rerank_batch_tokens (`int`, *optional*):
-            Padded tokens of one batch of candidates.
-        early_stopping_patience (`int`, *optional*):
-            Stop after so many evaluations in a row without a better `metric_for_best_model`.
-        early_stopping_threshold (`float`, *optional*, defaults to `0.0`):
-            How much better counts as better.
-    """
+    """Reranking while training, see [`RerankingEvaluation`]. `eval_strategy` says when."""
 
     rerank_collection: list[str] | None = field(
         default=None,

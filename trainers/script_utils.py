@@ -135,19 +135,11 @@ def load_rows(args: DataArguments, training: TrainingArguments, rules: RowRules)
 
 
 def load_reranking_sets(args: RerankingArguments, training: TrainingArguments) -> list[RerankingSet]:
-    """The collections to rerank while training.
-
-    Raises:
-        InputError: a setting that would never take effect.
-    """
+    """The collections to rerank while training."""
     from modeling_tsarank.trainers.reranking_evaluation import RerankingSet
 
     if not args.rerank_collection:
         return []
-    if training.eval_strategy == "no":
-        raise InputError("rerank_collection is given, but eval_strategy is no; set it to steps or epoch")
-    if args.rerank_queries < 0:
-        raise InputError(f"rerank_queries must be at least 0, got {args.rerank_queries}")
     with training.main_process_first(desc="loading reranking sets"):
         return [
             RerankingSet.load(

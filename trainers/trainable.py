@@ -151,12 +151,10 @@ def make_trainable(
         if lora_top_blocks is not None:
             part.stacks, part.count = _top_of(backbone, lora_top_blocks, "lora_top_blocks"), lora_top_blocks
             targets = _linear_layers_of(part, lora_target_modules)
-        part.adapter = _add_lora(backbone, lora_r, lora_alpha, lora_dropout, targets)
+        part.adapter = _add_lora(backbone, lora_config(backbone, lora_r, lora_alpha, lora_dropout, targets))
         fuse_lora(backbone)
     else:
-        part.stacks, part.count = _top_of(backbone, top_blocks, "top_blocks"), top_blocks
-        for stack in part.stacks:
-            stack.blocks[-top_blocks:].requires_grad_(True)
+        part.stacks, part.count = train_top_blocks(backbone, top_blocks), top_blocks
     if frozen_dtype is not None:
         _cast_frozen(backbone, frozen_dtype)
         if kind == "top_blocks":
@@ -192,13 +190,23 @@ def _is_one_of(name: str, targets: list[str]) -> bool:
     return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
-def _add_lora(backbone: Any, r: int, alpha: int, dropout: float, targets: str | list[str]) -> Any:
+def train_top_blocks(backbone: Any, count: int) -> list[BlockStack]:
+    """Freezes all but the last `count` blocks of each stack. Raises `InputError` if a stack has fewer."""
+    backbone.requires_grad_(False)
+    stacks = _top_of(backbone, count, "top_blocks")
+    for stack in stacks:
+        stack.blocks[-count:].requires_grad_(True)
+    return stacks
+
+
+def lora_config(backbone: Any, r: int, alpha: int, dropout: float, targets: str | list[str]) -> Any:
+    """PEFT's configuration of an adapter for the backbone. Raises `ResourceError` where PEFT is missing."""
     try:
-        from peft import LoraConfig, TaskType, get_peft_model
+        from peft import LoraConfig, TaskType
     except ImportError as error:
         raise ResourceError("LoRA needs the package peft: pip install 'tsarank[train]'") from error
     encoder_decoder = getattr(backbone.config, "is_encoder_decoder", False)
-    config = LoraConfig(
+    return LoraConfig(
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
@@ -206,6 +214,11 @@ def _add_lora(backbone: Any, r: int, alpha: int, dropout: float, targets: str | 
         task_type=TaskType.SEQ_2_SEQ_LM if encoder_decoder else TaskType.CAUSAL_LM,
         bias="none",
     )
+
+
+def _add_lora(backbone: Any, config: Any) -> Any:
+    from peft import get_peft_model
+
     try:
         return get_peft_model(backbone, config)
     except ValueError as error:

@@ -22,6 +22,7 @@ from modeling_tsarank.trainers.base_models import load_base_model, load_base_ran
 from modeling_tsarank.trainers.cpt_config import CPTConfig
 from modeling_tsarank.trainers.cpt_data import PairTokenizer
 from modeling_tsarank.trainers.cpt_trainer import CPTTrainer
+from modeling_tsarank.trainers.rows import to_row
 from modeling_tsarank.trainers.trainable import block_stacks
 
 
@@ -92,7 +93,7 @@ def test_tokens_are_those_the_ranker_scores(
     causal_tokenizer: Any, query: str, document: str, style: str, eos: bool, max_length: int
 ) -> None:
     options = QueryLikelihoodOptions(max_length=max_length, max_query_length=8, prompt_style=style)
-    row = PairTokenizer(causal_tokenizer, options, eos)({"query": [query], "document": [document]})
+    row = PairTokenizer(causal_tokenizer, options, eos)(columns(query, document))
     ids, mask = row["input_ids"][0], row["completion_mask"][0]
     backbone = AutoModelForCausalLM.from_config(_tiny_config(causal_tokenizer))
     ranker = TSARankModel.from_backbone(backbone, tokenizer=causal_tokenizer, **_as_dict(options))
@@ -101,6 +102,19 @@ def test_tokens_are_those_the_ranker_scores(
     assert ids == [*pair.prompt, *pair.query, *ending]
     assert [i for i, learned in zip(ids, mask, strict=True) if learned] == [*pair.query, *ending]
     assert len(ids) <= max_length + len(ending)
+
+
+def columns(query: str, *documents: str, labels: list[float] | None = None) -> dict[str, list[Any]]:
+    """One row as `Dataset.map` gives a batch."""
+    row = to_row({"query": query, "documents": list(documents), "labels": labels or [1.0] * len(documents)})
+    return {name: [value] for name, value in row.items()}
+
+
+def test_every_positive_of_a_row_makes_a_pair(causal_tokenizer: Any) -> None:
+    tokenize = PairTokenizer(causal_tokenizer, QueryLikelihoodOptions())
+    found = tokenize(columns("bread", "yeast", "ship", "flour", labels=[1.0, 0.0, 2.0]))
+    expected = [tokenize(columns("bread", document))["input_ids"][0] for document in ("yeast", "flour")]
+    assert found["input_ids"] == expected
 
 
 def _tiny_config(tokenizer: Any) -> Any:
@@ -123,7 +137,7 @@ def _as_dict(options: QueryLikelihoodOptions) -> dict[str, Any]:
 
 
 def test_a_pair_is_tokenized_in_two_parts_without_a_merge_across_the_border(causal_tokenizer: Any) -> None:
-    row = PairTokenizer(causal_tokenizer, QueryLikelihoodOptions())({"query": ["bread"], "document": ["yeast"]})
+    row = PairTokenizer(causal_tokenizer, QueryLikelihoodOptions())(columns("bread", "yeast"))
     prompt = causal_tokenizer("Document: yeast Query:", add_special_tokens=False)["input_ids"]
     query = causal_tokenizer(" bread", add_special_tokens=False)["input_ids"]
     assert row["input_ids"] == [[*prompt, *query, causal_tokenizer.eos_token_id]]
@@ -354,7 +368,7 @@ def test_nan_stops_with_the_batch_saved_and_checkpoints_kept(make_cpt: Callable[
 
 
 def test_bad_rows_are_named(make_cpt: Callable[..., CPTTrainer]) -> None:
-    with pytest.raises(InputError, match="row 2: document: the text is empty"):
+    with pytest.raises(InputError, match=r"row 2: documents\[0\]: the document is empty"):
         make_cpt(rows=Dataset.from_list([ROWS[0], {"query": "bread", "document": " "}]))
     with pytest.raises(InputError, match="1 row"):
         make_cpt(rows=Dataset.from_list(ROWS[:1]))

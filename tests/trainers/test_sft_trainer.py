@@ -131,7 +131,7 @@ def test_a_teacher_needs_its_scores(make_trainer: Any, sft_rows: list[Any]) -> N
     with pytest.raises(InputError, match=r"row 3: negative_scores: expected one for each of \d+ documents, got 1"):
         make_trainer("sft", rows=rows, teacher_weight=0.5)
     rows[2] = with_scores(sft_rows[2]) | {"positive_scores": [float("nan")] * len(rows[2]["positives"])}
-    with pytest.raises(InputError, match=r"row 3: positive_scores\[0\]: expected a finite number"):
+    with pytest.raises(InputError, match=r"row 3: teacher_scores\[0\]: expected a finite number"):
         make_trainer("sft", rows=rows)
 
 
@@ -269,10 +269,10 @@ def test_another_family_is_refused(make_ranker: Any, make_trainer: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"negatives": []}, "row 2: negatives: the list is empty"),
+        ({"negatives": []}, "row 2: negatives: no document has the label 0"),
         ({"negatives": ["bread yeast", "x", "y"], "positives": ["bread yeast"]}, "has the text of a positive"),
         ({"negatives": ["x"]}, "expected at least the 3 asked for, got 1"),
-        ({"positives": [" "]}, r"positives\[0\]: the document is empty"),
+        ({"positives": [" "]}, r"documents\[0\]: the document is empty"),
         ({"query": ""}, "query: the text is empty"),
     ],
 )
@@ -285,7 +285,7 @@ def test_bad_rows_stop_before_training(
 
 
 def test_one_row_is_refused(make_trainer: Any, sft_rows: list[Any]) -> None:
-    with pytest.raises(InputError, match="has 1 row; training needs at least 2"):
+    with pytest.raises(InputError, match="the training data have 1 row; training needs at least 2"):
         make_trainer("sft", rows=sft_rows[:1])
 
 

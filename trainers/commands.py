@@ -72,6 +72,7 @@ _KINDS = {
         "Mixed-loss fine-tuning over rows {query, positives, negatives}: ranking loss, next-token prediction and\n"
         "Differential Penalty (TSARankLLM, Eq. 5). The result is a ranking model.",
         "  --num_negatives M, --alpha A, --temperature T, --score_form F, --dp true|false, --ntp true|false\n"
+        "  --loss NAME, or --objectives NAME:WEIGHT …   another ranking loss, or any weighted sum instead of Eq. 5\n"
         "  --chunk_tokens N            padded tokens in memory at once; gradients are exact whatever it is\n",
         "  tsarank train sft --config smollm2-135m-sft-cpu --train_data train.jsonl --output_dir my-ranker\n"
         "  tsarank train sft --accelerate-config fsdp2 --num-processes 4 --config tsarankllm-sft \\\n"
@@ -82,6 +83,7 @@ _KINDS = {
         "Distillation over rows {query, documents} with a permutation, teacher_scores or labels. The result is a\n"
         "ranking model: of a plain model a true/false ranker, encoder-decoder or decoder-only.",
         "  --loss NAME                 ranknet, listnet, lambdarank, margin_mse, dear …; --loss_options JSON\n"
+        "  --objectives NAME:WEIGHT …  a weighted sum instead, such as ranknet:0.6 next_token:0.2 penalty:0.2\n"
         "  --num_documents M, --score_temperature T, --permutations FILE, --family F\n"
         "  --chunk_tokens N            padded tokens in memory at once; gradients are exact whatever it is\n",
         "  tsarank train distill --config smollm2-135m-distill-cpu --train_data order.jsonl --output_dir my-twolar\n"

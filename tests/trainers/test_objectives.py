@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import loss_references
 import pytest
 import torch
 from torch import Tensor
 
 from modeling_tsarank.ranking_errors import InputError, ModelError
+from modeling_tsarank.trainers import losses_listwise
 from modeling_tsarank.trainers.objectives import OBJECTIVES, objective, parse_objectives
 from modeling_tsarank.trainers.ranking_config import RankingConfig
 from modeling_tsarank.trainers.ranking_trainer import RankingTrainer
@@ -172,6 +175,26 @@ def test_a_new_objective_trains_by_its_name(
     assert before[f"eval_{toy}_loss"] == pytest.approx(sum(errors) / len(distill_rows), rel=1e-4)
     trainer.train()
     assert trainer.evaluate()[f"eval_{toy}_loss"] < 0.8 * before[f"eval_{toy}_loss"]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_example_in_contributing_works(
+    padded: bool, make_ranker: Any, make_trainer: Any, first_batch: Any
+) -> None:
+    """Its loss equals the loops of its test, and trains by its name and option."""
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    loss, test = re.findall(r"```python\n(.*?)```", text[text.index("## A new loss") :], flags=re.DOTALL)[:2]
+    names = {**vars(losses_listwise), "ref": loss_references, "pytest": pytest}
+    try:
+        exec(loss, names)
+        exec(test, names)
+        names["test_squared_hinge_equals_equation"]((3, 4), padded)
+        options = {"squared_hinge": {"margin": 0.5}}
+        weights = ["squared_hinge:0.8", "next_token:0.2"]
+        trainer = make_trainer("distill", ranker=make_ranker(), objectives=weights, objective_options=options)
+        assert trainer.training_step(trainer.model, first_batch(trainer)).item() > 0
+    finally:
+        OBJECTIVES.pop("squared_hinge", None)
 
 
 # ---- naming them -----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.ranking_config import RankingConfig
 from modeling_tsarank.trainers.trainable import TRAINABLE_PARTS
 
@@ -45,5 +46,11 @@ class RankingDistillConfig(RankingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.temperature == 1.0:
-            self.temperature = self.score_temperature
+        if self.temperature not in (1.0, self.score_temperature) and self.score_temperature != 1.0:
+            raise InputError("temperature and score_temperature are two names of one option; give one of them")
+        self.temperature = self.score_temperature = max(
+            (self.temperature, self.score_temperature), key=lambda given: given != 1.0
+        )
+
+    def idle_settings(self) -> set[str]:
+        return super().idle_settings() | {"temperature"}

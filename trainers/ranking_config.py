@@ -319,6 +319,12 @@ class RankingConfig(PartConfig, TrainingArguments):
         """What a plain language model becomes."""
         return QueryLikelihoodOptions.family if self.needs_likelihood else LogitOptions.family
 
+    def idle_settings(self) -> set[str]:
+        """Names of options that have no effect beside the others, which no record needs."""
+        one_positive = self.document_sampling == ONE_POSITIVE
+        idle = {"num_documents"} if one_positive else {"num_negatives", "allow_fewer_negatives"}
+        return idle if self.loss in self.weights() else idle | {"loss", "loss_options"}
+
     def evaluation_figures(self) -> list[str]:
         """What an evaluation measures beside the loss."""
         accuracy = "ranking_accuracy" if self.document_sampling == ONE_POSITIVE else "pairwise_accuracy"

@@ -126,6 +126,12 @@ class RankingSFTConfig(RankingConfig):
                 weights[name] = weights.get(name, 0.0) + weight
         return weights
 
+    def idle_settings(self) -> set[str]:
+        idle = super().idle_settings()
+        idle |= {"ntp_reduction"} if "next_token" not in self.weights() else set()
+        idle |= {"teacher_temperature"} if "listnet" not in self.weights() else set()
+        return idle if self.objectives is None else idle | {"alpha", "ntp", "dp", "teacher_weight"}
+
     def options_of(self, name: str) -> dict[str, Any]:
         """The options of one objective."""
         own: dict[str, dict[str, Any]] = {

@@ -187,6 +187,8 @@ def _has_effect(name: str, args: Any) -> bool:
     if name.startswith(_NEVER_BEGINNING):
         return name == "dataloader_drop_last"  # the only one of them that decides on which rows is trained
     part = getattr(args, "trainable", None)
+    if name in getattr(args, "idle_settings", set)():
+        return False
     return not (name.startswith("lora_") and part != "lora") and not (name == "top_blocks" and part != "top_blocks")
 
 

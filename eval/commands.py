@@ -103,8 +103,8 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
         subparsers,
         "evaluate",
         "measure a reranker over test collections",
-        _EVALUATE,
-        f"{RANKERS_HELP}\n{_EVALUATE_EXAMPLES}",
+        f"{_EVALUATE}\n{RANKERS_HELP}",
+        _EVALUATE_EXAMPLES,
         run_evaluate,
     )
     data = parser.add_argument_group("data")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import re
 import string
@@ -14,9 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from ..engine.prefix_reader import PrefixReader
+from ..engine.read_outs import AnswerLogits
+from ..engine.tasks import Task
 from ..modeling_twolar import decoder_start
 from ..ranking_errors import InputError, ModelError
-from ..ranking_scoring import check_batch_tokens, plan_batches
+from ..ranking_scoring import check_batch_tokens, pad_right, plan_batches
 from ..user_text import UserText
 from .chat import ChatModel
 from .chat_local import encoded_conversation
@@ -147,36 +149,24 @@ class LabelModel:
     def _read(
         self, prompts: Sequence[tuple[list[int], list[int]]], labels: list[int], tally: Counter[str]
     ) -> list[torch.Tensor]:
-        """The logits of the labels behind each prompt, `(labels,)` each."""
-        tally["tokens"] += sum(len(encoder) + len(decoder) for encoder, decoder in prompts)
-        found: dict[int, torch.Tensor] = {}
-        lengths = [len(encoder) + len(decoder) for encoder, decoder in prompts]
-        for batch in plan_batches(lengths, check_batch_tokens(self._batch_tokens, self.device)):
-            found.update(zip(batch, self._forward([prompts[place] for place in batch])[:, labels], strict=True))
-        return [found[place] for place in range(len(prompts))]
-
-    def _forward(self, prompts: Sequence[tuple[list[int], list[int]]]) -> torch.Tensor:
-        """The logits behind the last token of each prompt, `(prompts, vocabulary)`."""
-        ids, mask = self._padded([decoder for _, decoder in prompts])
-        inputs = {"input_ids": ids, "attention_mask": mask}
-        if self._is_seq2seq:
-            encoder, seen = self._padded([encoder for encoder, _ in prompts])
-            inputs = {"input_ids": encoder, "attention_mask": seen, "decoder_input_ids": ids}
-        kept, places = (mask.sum(1) - 1).unique(return_inverse=True)
-        if "logits_to_keep" in inspect.signature(self.backbone.forward).parameters:
-            inputs["logits_to_keep"] = kept
-        else:
-            places = kept[places]
+        """The logits of the labels behind each prompt, `(labels,)` each; what prompts begin with is read once."""
+        budget, pad = check_batch_tokens(self._batch_tokens, self.device), self.tokenizer.pad_token_id or 0
         with torch.inference_mode():
-            logits: torch.Tensor = self.backbone(**inputs, use_cache=False).logits
-        return logits[torch.arange(len(prompts), device=logits.device), places.to(logits.device)]
-
-    def _padded(self, rows: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        width = max(map(len, rows))
-        pad = self.tokenizer.pad_token_id or 0
-        ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=self.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self.device)
-        return ids, mask
+            if not self._is_seq2seq:
+                reader = PrefixReader(self.backbone, AnswerLogits(labels), pad_id=pad)
+                tasks = [Task(tuple(ids), (len(ids) - 1,), length=len(ids)) for _, ids in prompts]
+                values = reader.read(tasks, budget, show_progress=False)
+                tally["tokens"] += reader.tokens
+                return [value[0] for value in values]
+            tally["tokens"] += sum(len(encoder) + len(decoder) for encoder, decoder in prompts)
+            found: dict[int, torch.Tensor] = {}
+            for batch in plan_batches([len(encoder) + len(decoder) for encoder, decoder in prompts], budget):
+                inputs, mask = pad_right([prompts[place][0] for place in batch], pad, self.device)
+                ids, _ = pad_right([prompts[place][1] for place in batch], pad, self.device)
+                logits = self.backbone(input_ids=inputs, attention_mask=mask, decoder_input_ids=ids).logits
+                for row, place in enumerate(batch):
+                    found[place] = logits[row, len(prompts[place][1]) - 1, labels]
+            return [found[place] for place in range(len(prompts))]
 
 
 class ChatLabels:

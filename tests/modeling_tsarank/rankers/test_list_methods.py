@@ -107,17 +107,14 @@ def order_of(rows: list[dict[str, Any]]) -> list[int]:
 
 
 def rows_read(model: LabelModel, ranker: Any, documents: list[str]) -> tuple[list[dict[str, Any]], int]:
-    """What a ranker returns, and how many prompts its backbone has read."""
+    """What a ranker returns, and how many prompts its model was given."""
     seen = []
-
-    def count(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        seen.append(len(kwargs["input_ids"]))
-
-    handle = model.backbone.register_forward_pre_hook(count, with_kwargs=True)
+    plain = model._read
+    model._read = lambda prompts, *args: seen.append(len(prompts)) or plain(prompts, *args)  # type: ignore[method-assign]
     try:
         return ranker.rank(QUERY, documents), sum(seen)
     finally:
-        handle.remove()
+        del model._read
 
 
 def test_allpair_counts_wins_and_half_ties(model: LabelModel) -> None:
@@ -130,6 +127,10 @@ def test_allpair_counts_wins_and_half_ties(model: LabelModel) -> None:
     assert order_of(rows) == sorted(range(7), key=lambda i: (-wins[i], i))
     assert ranker.last_stats["calls"] == read == 7 * 6
     assert ranker.last_stats["unusable"] == 0
+    pairs = [pairwise_question(QUERY, a, b) for a in documents for b in documents if a is not b]
+    alone = sum(sum(map(len, model._prompt(one))) for one in pairs)
+    if not model.backbone.config.is_encoder_decoder:
+        assert ranker.last_stats["tokens"] < 0.8 * alone, "what prompts begin with is read once"
 
 
 @pytest.mark.parametrize("passes", [1, 3])

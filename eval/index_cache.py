@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from modeling_tsarank.files.caches import CACHE_VARIABLE, cache_root
 from modeling_tsarank.files.reading import read_json_object
-from modeling_tsarank.files.writing import write_json
+from modeling_tsarank.files.writing import replace_folder, write_json
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 
 
@@ -108,9 +108,7 @@ def _load_or_build(
     try:
         build(unfinished)
         _write_manifest(unfinished, described)
-        if folder.exists():
-            os.replace(folder, unfinished.with_suffix(".broken.partial"))
-        os.replace(unfinished, folder)
+        replace_folder(unfinished, folder)
     finally:
         for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from modeling_tsarank.files.sizes import readable_size
 from modeling_tsarank.hub_cards.file_selection import Selection
 from modeling_tsarank.hub_cards.secret_scan import refuse_secrets
 from modeling_tsarank.hub_cards.uploading import Published, Target, check_repo_id, upload
@@ -61,9 +62,9 @@ class Publication:
         visibility = "public" if target.private is False else "private"
         tag = f", tag {target.tag}" if target.tag else ""
         lines = [f"{target.repo_type} {target.repo_id} ({visibility}, one commit{tag})", ""]
-        width = max(len(size_text(file.size)) for file in self.selection.files)
-        lines += [f"  {size_text(file.size):>{width}}  {file.path}" for file in self.selection.files]
-        lines.append(f"  {size_text(self.selection.size):>{width}}  in {len(self.selection.files)} files")
+        width = max(len(readable_size(file.size)) for file in self.selection.files)
+        lines += [f"  {readable_size(file.size):>{width}}  {file.path}" for file in self.selection.files]
+        lines.append(f"  {readable_size(self.selection.size):>{width}}  in {len(self.selection.files)} files")
         if self.selection.left_out:
             lines += ["", "left out:"]
             lines += [f"  {path}  ({why})" for path, why in self.selection.left_out]
@@ -71,13 +72,3 @@ class Publication:
             lines += ["", "the real run will refuse this:"]
             lines += [f"  {reason}" for reason in self.refusals]
         return "\n".join([*lines, "", f"{CARD_NAME}:", "", self.card])
-
-
-def size_text(size: int) -> str:
-    """Bytes in the largest fitting unit."""
-    value, unit = float(size), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

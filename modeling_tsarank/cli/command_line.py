@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TextIO
 
+from ..files.sizes import parse_size
 from ..ranking_errors import TSARankError
 
 
@@ -220,10 +221,9 @@ def real(
 
 def size(text: str) -> int:
     """The type of an option that is a number of bytes, such as 20GB, 500 MiB or 1000000."""
-    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)(i?)b?\s*", text.lower(), re.ASCII)
-    if found is None or (found[3] and not found[2]):
+    value = parse_size(text)
+    if value is None:
         raise argparse.ArgumentTypeError(f"expected a size such as 20GB or 500MB, got {quoted(text)}")
-    value = int(float(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " "))
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a size of at least one byte, got {quoted(text)}")
     return value

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files.sizes import readable_size
 from ..models.arguments import add_model_arguments, model_from_arguments
 from ..ranking_errors import ResourceError
 from ..ranking_text import cuts_reported
@@ -68,20 +69,11 @@ class Cost:
         line = f"{self.documents:,} documents, {self.kept:,} of them in the store"
         if new:
             line += (
-                f"; {new:,} to read, {self.tokens:,} tokens: {readable(self.bytes)} on disk as {dtype} "
-                f"({readable(self.bytes / new)} a document, {readable(self.bytes / max(self.tokens, 1))} a token), "
-                f"{readable(free)} free"
+                f"; {new:,} to read, {self.tokens:,} tokens: {readable_size(self.bytes)} on disk as {dtype} "
+                f"({readable_size(self.bytes / new)} a document, "
+                f"{readable_size(self.bytes / max(self.tokens, 1))} a token), {readable_size(free)} free"
             )
         return f"{line}; {self.cut:,} are cut to the model's length" if self.cut else line
-
-
-def readable(size: float) -> str:
-    """A number of bytes for people: 11.8 kB, 2.4 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
 
 
 def register(subparsers: Any) -> None:
@@ -135,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
         with cuts_reported():  # for all chunks together: above
             read = index_in_chunks(model, todo, store, args.batch_tokens)
         size = store.disk_bytes()
-    sys.stdout.write(f"{read:,} documents read; {args.store} takes {readable(size)}\n")
+    sys.stdout.write(f"{read:,} documents read; {args.store} takes {readable_size(size)}\n")
     return 0
 
 
@@ -179,14 +171,14 @@ def check_room(cost: Cost, free: int, max_disk: int | None, held: int, folder: P
     if max_disk is not None and held + cost.bytes > max_disk:
         logger.warning(
             "the states take %s, more than --max-disk %s leaves: the documents used least will leave the store",
-            readable(cost.bytes),
-            readable(max_disk),
+            readable_size(cost.bytes),
+            readable_size(max_disk),
         )
     wanted = cost.bytes if max_disk is None else min(cost.bytes, max(max_disk - held, 0))
     if wanted > free:
         raise ResourceError(
-            f"the document states would take {readable(wanted)}, but {folder} has only {readable(free)} free; "
-            "keep fewer documents, or name another --store or a smaller --store-dtype"
+            f"the document states would take {readable_size(wanted)}, but {folder} has only {readable_size(free)} "
+            "free; keep fewer documents, or name another --store or a smaller --store-dtype"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,7 +32,6 @@ OWN_WRITING = {
     "modeling_tsarank/cache/catalog.py": "into the temporary file of the one writer",
     "modeling_tsarank/crossencoder_tsarank.py": "travels with checkpoints; the folder is being saved",
     "modeling_tsarank/models/default_model.py": "a whole folder takes its name; the file is in a temporary folder",
-    "eval/index_cache.py": "a whole folder takes its name",
     "trainers/run_lock.py": "a lock",
 }
 
@@ -71,6 +71,24 @@ def test_files_are_read_and_written_in_one_place(does, allowed):
             assert not lines or name in allowed, f"{name}, line {lines[0]}: use modeling_tsarank.files"
             found |= {name} if lines else set()
     assert found == set(allowed), "no longer needed in this list"
+
+
+@pytest.mark.parametrize(
+    ("sign", "place"),
+    [
+        (r"metadata\.version\(|import version\b", "versions.py"),
+        (r'"kB"|"MB"|kmgt', "sizes.py"),
+        (r"XDG_CACHE_HOME\"", "caches.py"),
+    ],
+)
+def test_versions_sizes_and_cache_folders_have_one_place(sign, place):
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*.py")
+        if re.search(sign, path.read_text(encoding="utf-8"))
+    }
+    assert found == {f"modeling_tsarank/files/{place}"}
 
 
 def test_the_scan_finds_what_it_looks_for():

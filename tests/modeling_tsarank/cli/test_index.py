@@ -13,7 +13,8 @@ from modeling_tsarank import TSARankModel, TwolarModel
 from modeling_tsarank.cache.folder_store import FolderStore
 from modeling_tsarank.cache.memory_store import MemoryStore
 from modeling_tsarank.cli import main
-from modeling_tsarank.cli.index import Cost, estimate, readable
+from modeling_tsarank.cli.index import Cost, estimate
+from modeling_tsarank.files.sizes import readable_size
 
 
 def test_index_command(zoo, tmp_path, capsys) -> None:
@@ -68,7 +69,7 @@ def test_the_index_command_says_before_it_starts_that_the_disk_is_too_small(zoo,
 
 
 def test_sizes_for_people() -> None:
-    assert [readable(size) for size in (7, 11_880, 2.4e9, 3e15)] == ["7 B", "11.9 kB", "2.4 GB", "3e+03 TB"]
+    assert [readable_size(size) for size in (7, 11_880, 2.4e9, 3e15)] == ["7 B", "11.9 kB", "2.4 GB", "3e+03 TB"]
 
 
 # ---- commands that score from a store ------------------------------------------------------------------

@@ -112,7 +112,7 @@ class ModelShelf:
         with self._lock:
             tokens = self._check_tokens(model, [(query, document)])
             started = time.perf_counter()
-            explanation = model.explanation(query, document)
+            explanation = model.explain(query, document)
             seconds = time.perf_counter() - started
         return Explained(model.options.family, explanation, tokens, seconds)
 

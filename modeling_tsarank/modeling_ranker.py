@@ -348,7 +348,7 @@ class RankerModel(Family, PreTrainedModel):
         self.last_stats["tokens"] = tokens
         return values
 
-    def explain(self, query: str, document: Any) -> tuple[Any, EncodedPair, torch.Tensor]:
+    def _values_of(self, query: str, document: Any) -> tuple[Any, EncodedPair, torch.Tensor]:
         """The model as it is now, the pair's token ids, and the values `(positions, values)` that make its score."""
         call = copy.copy(self)
         pair = call.encoder.pairs([(clean_query(query), document_text(document))])[0]
@@ -496,7 +496,7 @@ class RankerModel(Family, PreTrainedModel):
                 row["text"] = documents[row["corpus_id"]]
         return ranked
 
-    def explanation(self, query: str, document: Any) -> Explanation:
+    def explain(self, query: str, document: Any) -> Explanation:
         """Why a document gets its score. Raises like `predict`."""
         score = float(self.predict((query, document), show_progress=False))
         return Explanation((), "logit", score, "this family does not take its scores apart")

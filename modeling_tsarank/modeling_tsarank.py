@@ -218,10 +218,10 @@ class TSARankModel(RankerModel):
 
     def token_log_probs(self, query: str, document: Any) -> list[tuple[str, float]]:
         """Why a document got its score: each query token and log p(token | document, tokens before it)."""
-        call, pair, values = self.explain(query, document)
+        call, pair, values = self._values_of(query, document)
         return list(zip(call.tokenizer.batch_decode([[i] for i in pair.query]), values[:, 0].tolist(), strict=True))
 
-    def explanation(self, query: str, document: Any) -> Explanation:
+    def explain(self, query: str, document: Any) -> Explanation:
         parts = tuple(self.token_log_probs(query, document))
         mean = self.options.aggregation == "mean"
         score = math.fsum(value for _, value in parts) / (len(parts) if mean else 1)

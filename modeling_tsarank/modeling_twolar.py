@@ -292,11 +292,11 @@ class TwolarModel(RankerModel):
 
     def answer_scores(self, query: str, document: Any) -> dict[str, float]:
         """Why a document got its score: the logit of each answer token."""
-        call, _, values = self.explain(query, document)
+        call, _, values = self._values_of(query, document)
         names = call.tokenizer.convert_ids_to_tokens(call.answer_ids())
         return dict(zip(names, values[-1].float().tolist(), strict=True))
 
-    def explanation(self, query: str, document: Any) -> Explanation:
+    def explain(self, query: str, document: Any) -> Explanation:
         parts = self.answer_scores(query, document)
         score = float(self.pool(torch.tensor([list(parts.values())])))
         rule = {

@@ -73,7 +73,17 @@ def describe(ranker: Any, name: str | None) -> dict[str, Any]:
         "answer_tokens": ranker.answer_tokens(),
         "context": ranker.encoder.context,
         "document_states": kept,
+        "read_by": read_by(ranker),
     }
+
+
+def read_by(ranker: Any) -> str:
+    """What reads a model's pairs: the installed engine, or plain batches."""
+    from ..ranking_engine import ENGINE_API, installed_engine
+
+    if ranker.config.is_encoder_decoder or installed_engine() is None:
+        return "plain padded batches"
+    return f"the engine of the installed package (API {ENGINE_API})"
 
 
 def run(args: argparse.Namespace) -> int:

@@ -49,8 +49,8 @@ class ToyModel(TwolarModel):
     def pool(self, logits):
         return 2 * super().pool(logits)
 
-    def explanation(self, query, document):
-        plain = super().explanation(query, document)
+    def explain(self, query, document):
+        plain = super().explain(query, document)
         return Explanation(plain.parts, plain.unit, plain.score, "twice the difference")
 '''
 QUERY = "why does bread rise"

@@ -80,7 +80,7 @@ def test_ranking_leaves_nothing_on_a_model(zoo, pairs, tmp_path, kind, family, t
     ranker.predict(pairs)
     ranker.predict(pairs[0])
     ranker.rank(pairs[0][0], documents, batch_tokens=64)
-    ranker.explanation(*pairs[0])
+    ranker.explain(*pairs[0])
     if kind != "gemma2":
         ranker.index(documents, MemoryStore())
         ranker.predict(pairs)
@@ -124,7 +124,7 @@ def test_eight_threads_on_one_model(zoo, pairs, kind) -> None:
         "shared": lambda n, i: (rankers[n].predict(pairs), expected[n]),
         "alone": lambda n, i: (rankers[n].predict(pairs[i]), expected[n][i]),
         "small batches": lambda n, i: (rankers[n].predict(pairs, batch_tokens=48), expected[n]),
-        "explained": lambda n, i: (rankers[n].explanation(*pairs[i]).score, expected[n][i]),
+        "explained": lambda n, i: (rankers[n].explain(*pairs[i]).score, expected[n][i]),
         "indexed": lambda n, i: (cached[n].index(documents, MemoryStore()), len(documents)),
         "from a store": lambda n, i: (cached[n].predict(pairs), expected[n]),
     }

@@ -26,6 +26,7 @@ def test_what_is_said_is_what_is_done(zoo, tmp_path, capsys) -> None:
     assert facts["context"] == 512
     assert facts["parameters"] == sum(parameter.numel() for parameter in ranker.backbone.parameters())
     assert facts["document_states"] == "can be kept"
+    assert facts["read_by"] == "the engine of the installed package (API 1)"
     assert main(asked) == 0
     shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert shown["family"] == "true_false_logits"
@@ -35,11 +36,16 @@ def test_what_is_said_is_what_is_done(zoo, tmp_path, capsys) -> None:
 
 @pytest.mark.parametrize(
     ("architecture", "cls", "reason"),
-    [("t5", TwolarModel, "encoder-decoder"), ("gemma2", TSARankModel, "sliding"), ("llama", TwolarModel, "template")],
+    [
+        ("t5", TwolarModel, "encoder-decoder"),
+        ("gemma2", TSARankModel, "window of 16"),
+        ("llama", TwolarModel, "template"),
+    ],
 )
 def test_states_that_cannot_be_kept_are_said_with_the_reason(architecture, cls, reason, zoo, tmp_path, capsys) -> None:
     cls.from_backbone(str(zoo.folders[architecture]), max_length=200, max_query_length=60).save_pretrained(tmp_path)
     assert main(["describe", str(tmp_path), "--device", "cpu", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert reason in facts["document_states"]
+    assert facts["read_by"].startswith("plain" if architecture == "t5" else "the engine")
     assert (facts["answer_tokens"] == {}) is (cls is TSARankModel)

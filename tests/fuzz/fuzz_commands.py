@@ -29,6 +29,7 @@ COMMANDS = {
         f"--port 0 --max-documents 10 --timeout 5 --max-body 1MB {_MODEL}",
         f"--port 0 --host 127.0.0.1 --store @store {_MODEL}",
     ],
+    "describe": [f"@model {_PLACE}", f"@model --json {_PLACE}"],
     "evaluate": [
         f"--dataset @beir --top-k 4 --output %out --quiet {_MODEL}",
         f"--dataset @beir --first-stage @a.trec --top-k 4 --output %out --quiet --interpolate @fusion.json {_MODEL}",

@@ -20,8 +20,8 @@ sizes and the card, names what the real run would refuse, and uploads nothing. A
 command is given again: until the commit, which comes last, nothing of it is visible.
 
 Optimizer states, caches, logs and hidden files are left out, and so is what is named like a secret. A file that holds
-what looks like a token or a key stops the publication, packed or not, and so does one that cannot be searched for them
-(encrypted, damaged, a PDF, an unknown kind); --not-secret lets it pass.
+what looks like a token or a key stops the publication, and so does one whose text cannot be read: anything but UTF-8
+text (as it is or in gzip), Parquet, safetensors and SentencePiece; --not-secret lets it pass.
 
 The Hub's token is that of `hf auth login`, or HF_TOKEN; HF_ENDPOINT names another Hub.
 """

@@ -1,44 +1,40 @@
-"""Texts that look like passwords and tokens, searched for in everything that is about to be published."""
+"""Texts that look like passwords and tokens, searched for in everything that is about to be published.
+
+Only files whose whole text can be read are published unasked: UTF-8 text, gzip of it, Parquet, safetensors and
+SentencePiece models. Everything else is refused unless its user allows it by name. What is not found: a secret that is
+encrypted, in base64, spelt by numbers, or shown in the pixels of an image.
+"""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import gzip
+import html
 import io
+import itertools
+import json
 import re
-import shutil
-import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 from tqdm.auto import tqdm
 
 from modeling_tsarank.hub_cards.file_selection import PublishedFile
-from modeling_tsarank.hub_cards.model_facts import safetensors_header
-from modeling_tsarank.hub_cards.secret_unpacking import (
-    BROKEN,
-    HEAD,
-    MAX_DEPTH,
-    Budget,
-    Stream,
-    Text,
-    Unreadable,
-    is_text,
-    opaque_kind,
-    read_head,
-    reader_of,
-)
-from modeling_tsarank.ranking_errors import InputError, ModelError
+from modeling_tsarank.ranking_errors import InputError
 
 
-# What a provider's tokens look like: signs they begin with, and the whole from the sign on. Each is specific enough
-# to be rare in ordinary text, and in weights, whose bytes are searched too.
+# What a provider's tokens look like: the letters they begin with, and the whole. Each is specific enough to be rare in
+# ordinary text.
 _PART = rb"[^\s:/@\"'{}<>\x00-\x20\x7f-\xff]"
 _PATTERNS: tuple[tuple[str, tuple[bytes, ...], bytes], ...] = (
     ("a Hugging Face token", (b"hf_", b"api_org_"), rb"(?:hf|hf_oauth|api_org)_[A-Za-z0-9]{30,}"),
     (
         "a GitHub token",
-        (b"gh", b"github_pat_"),
+        (b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_", b"github_pat_"),
         rb"(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{50,})",
     ),
     ("a GitLab token", (b"glpat-",), rb"glpat-[A-Za-z0-9_-]{20,}"),
@@ -56,57 +52,22 @@ _PATTERNS: tuple[tuple[str, tuple[bytes, ...], bytes], ...] = (
     ("a PyPI token", (b"pypi-",), rb"pypi-[A-Za-z0-9_-]{50,}"),
     ("a Weights & Biases key", (b"andb", b"ANDB"), rb"(?i:andb[_-]?api[_-]?key\W{1,5}[0-9a-f]{40}(?![0-9a-f]))"),
     ("a private key", (b"-----BEGIN ",), rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"),
-    ("a password in an address", (b"://",), rb"(?<=[a-z0-9+.-])://%b{0,64}:%b{3,128}@[\w.-]{3,}" % (_PART, _PART)),
+    (
+        "a password in an address",
+        (b"://",),
+        rb"(?<=[A-Za-z0-9+.-])://(?:%b{0,64}:%b{3,128}|%b{20,128})@[\w.-]{3,}" % (_PART, _PART, _PART),
+    ),
 )
-PATTERNS = tuple((what, pattern.decode("latin-1")) for what, _, pattern in _PATTERNS)
-_IN_TEXT = tuple((what, signs, re.compile(pattern)) for what, signs, pattern in _PATTERNS)
-# In a binary file letters may stand around a text by chance: its length, a checksum, an instruction of a pickle.
-_RANDOM = (
-    rb"sk-(?=[\w-]{0,64}[0-9])(?=[\w-]{0,64}[a-z])(?:(?=[\w-]{0,64}[A-Z])|(?=(?:[a-z]+-(?:v[0-9]+-)?)?[0-9a-f]{32}))"
+PATTERNS = tuple((what, signs, re.compile(pattern)) for what, signs, pattern in _PATTERNS)
+# How JSON, source code, addresses and HTML write characters; a token may follow one without a space.
+_ESCAPE = re.compile(
+    rb"[\\%&](?:(?<=\\)(?:[nrtbf]|(/)|(?:x|u00|u\{)([0-7][0-9a-fA-F])\}?|([01][0-7]{2}))"
+    rb"|(?<=%)([2-7][0-9a-fA-F])|(?<=&)(#?[A-Za-z0-9]{2,8};))"
 )
-_AROUND = re.compile(rb"^\\b|\(\?!\[0-9A-Z\]\)|\(\?!\[0-9a-f\]\)")
-_IN_BINARY = tuple(
-    (what, signs, re.compile(_AROUND.sub(b"", pattern).replace(b"sk-", _RANDOM, 1)))
-    for what, signs, pattern in _PATTERNS
-)
-# JSON and source code write line breaks and some ASCII characters so; a token may follow one without a space.
-_ESCAPE = re.compile(rb"\\(?:[nrtbf]|u00([0-7][0-9a-fA-F])|(/))")
 _PIECE = 1 << 20
-# Longer than anything the patterns match, in four bytes a character, so that nothing is missed where pieces meet.
+# Longer than any token, so that nothing is missed where pieces meet.
 _OVERLAP = 4096
-# Binary files whose texts stand in them as they are.
-_PLAIN_BINARY = (
-    *(
-        ".safetensors",
-        ".gguf",
-        ".bin",
-        ".pt",
-        ".pth",
-        ".ckpt",
-        ".pkl",
-        ".pickle",
-        ".joblib",
-        ".npy",
-        ".npz",
-        ".msgpack",
-    ),
-    *(
-        ".onnx",
-        ".onnx_data",
-        ".pb",
-        ".tflite",
-        ".mlmodel",
-        ".model",
-        ".index",
-        ".faiss",
-        ".ttf",
-        ".otf",
-        ".ico",
-        ".bmp",
-    ),
-    *(".png", ".jpg", ".jpeg", ".gif", ".webp", ".avif", ".tif", ".tiff", ".wav", ".mp3", ".flac", ".ogg", ".opus"),
-    *(".m4a", ".mp4", ".webm", ".mov"),
-)
+_WHAT_IS_READ = "neither UTF-8 text, as it is or in gzip, nor Parquet, safetensors or SentencePiece"
 
 
 @dataclass(frozen=True)
@@ -124,16 +85,20 @@ class Finding:
     what: str
 
 
+class _UnreadableError(ValueError):
+    """A file, or a part of one, whose text cannot be read."""
+
+
 def refuse_secrets(files: Sequence[PublishedFile], not_secret: Iterable[str] = (), show: bool | None = None) -> None:
     """Raises `InputError` if a file holds what looks like a secret, or cannot be searched for one.
 
     Args:
         files: what is about to be published.
-        not_secret: paths whose look-alikes the user has looked at.
+        not_secret: paths that the user has looked at.
         show: whether to show a progress bar; `None` where there is much to read.
 
     Raises:
-        InputError: names the first look-alikes, without their text.
+        InputError: names the first findings, without their text.
     """
     allowed, findings = set(not_secret), []
     total = sum(file.size for file in files)
@@ -166,162 +131,161 @@ def refuse_secrets(files: Sequence[PublishedFile], not_secret: Iterable[str] = (
 
 
 def find_secrets(file: PublishedFile) -> list[Finding]:
-    """Look-alikes in one file, in its bytes and in what can be unpacked of it; a file that cannot be is a finding."""
-    search = _Search(file)
-    with contextlib.ExitStack() as stack:
-        try:
-            stream: IO[bytes] = io.BytesIO(file.source) if isinstance(file.source, bytes) else file.source.open("rb")
-            stack.enter_context(stream)
-        except OSError as error:
-            return [Finding(file.path, "", f"it cannot be read: {error.strerror or error}")]
-        try:
-            search.look_into(file.path, "", stream, Budget(file.size))
-        except Unreadable as reason:
-            search.findings.append(Finding(file.path, "", str(reason)))
-        except OSError as error:  # no room to unpack it, for one
-            search.findings.append(Finding(file.path, "", f"it cannot be unpacked: {error.strerror or error}"))
-        stream.seek(0)
-        head = read_head(stream)
-        stream.seek(0)
-        texts = stream if (end := _numbers_begin(file, head)) is None else io.BytesIO(stream.read(end))
-        search.look_through(texts, "", head, _is_plain(head, file.path))
-        return search.findings
-
-
-def _numbers_begin(file: PublishedFile, head: bytes) -> int | None:
-    """Where the tensors of a sound safetensors file of floats begin: weights need not be searched."""
-    if not file.path.endswith(".safetensors") or isinstance(file.source, bytes):
-        return None
+    """Look-alikes in one file, the first of each kind in each part; a file that cannot be searched is a finding."""
+    findings: list[Finding] = []
     try:
-        tensors = [one for name, one in safetensors_header(file.source).items() if name != "__metadata__"]
-        end = max(one["data_offsets"][1] for one in tensors)
-        floats = all(one["dtype"].lstrip("B").startswith("F") for one in tensors)
-    except (ModelError, KeyError, IndexError, TypeError, ValueError, AttributeError):
-        return None
-    begin = 8 + int.from_bytes(head[:8], "little")
-    return begin if floats and begin + end == file.size else None
+        with contextlib.closing(_open(file)) as stream:
+            for part, pieces in _texts(file, stream):
+                for what, line in _look_alikes(pieces).items():
+                    finding = Finding(file.path, part or f"line {line}", what)
+                    if finding not in findings:
+                        findings.append(finding)
+    except ImportError as error:
+        findings.append(Finding(file.path, "", f"it needs a missing package: {error}"))
+    except OSError as error:
+        findings.append(Finding(file.path, "", f"it cannot be read: {error.strerror or error}"))
+    except UnicodeError:
+        findings.append(Finding(file.path, "", f"it is {_WHAT_IS_READ}"))
+    except (ValueError, EOFError, zlib.error, OverflowError) as error:
+        reason = str(error) if isinstance(error, _UnreadableError) else f"it is damaged ({type(error).__name__})"
+        findings.append(Finding(file.path, "", reason))
+    return findings
 
 
-class _Search:
-    """The findings of one file; what was found in a part of it is not found again in the whole."""
-
-    def __init__(self, file: PublishedFile) -> None:
-        self.path = file.path
-        self.findings: list[Finding] = []
-        self._known: set[tuple[str, bytes]] = set()
-
-    def look_into(self, name: str, place: str, stream: IO[bytes], budget: Budget, depth: int = 0) -> None:
-        """Searches a stream: its parts where it has some, else its bytes. A file's own bytes are searched elsewhere.
-
-        Raises:
-            Unreadable: it is damaged, encrypted, too large unpacked, or of a kind that cannot be read.
-        """
-        head = read_head(stream)
-        opaque, reader = opaque_kind(head), reader_of(head, name)
-        if opaque is not None:
-            raise Unreadable(f"{place}: {opaque}" if place else opaque)
-        if depth == 0 and reader is None and not is_text(head) and not name.lower().endswith(_PLAIN_BINARY):
-            raise Unreadable("a binary file of an unknown kind")
-        if depth > MAX_DEPTH:
-            raise Unreadable(f"{place}: packed more than {MAX_DEPTH} times")
-        with contextlib.ExitStack() as stack:
-            whole: Any = io.BufferedReader(Stream(head, stream))
-            if depth and (reader is None or reader[1]):
-                if reader is not None:
-                    copy = stack.enter_context(tempfile.SpooledTemporaryFile(max_size=64 << 20))
-                    shutil.copyfileobj(whole, copy)
-                    copy.seek(0)
-                    whole = copy
-                self.look_through(whole, place, head, _is_plain(head, name))
-                if reader is not None:
-                    whole.seek(0)
-            elif depth == 0 and stream.seekable():
-                stream.seek(0)
-                whole = stream
-            if reader is None:
-                return
-            try:
-                for inner, part in reader[0](whole, budget):
-                    where = "/".join(filter(None, (place, _shown(inner))))
-                    if isinstance(part, Text):
-                        self.look_through(part, where, part.getvalue()[:HEAD], _is_plain(part.getvalue(), ""), False)
-                    else:
-                        self.look_into(inner, where, part, budget, depth + 1)
-            except ImportError as error:
-                raise Unreadable(f"{place or 'it'} needs a missing package: {error}") from error
-            except BROKEN as error:
-                kind = type(error).__name__
-                raise Unreadable(f"{place or 'it'} is damaged, encrypted or of an unknown kind ({kind})") from error
-
-    def look_through(self, stream: IO[bytes], place: str, head: bytes, plain: bool, numbered: bool = True) -> None:
-        """Searches the bytes of a stream, which begins with `head`.
-
-        Args:
-            stream: it.
-            place: what it is in the file.
-            head: its first bytes.
-            plain: whether it is plain text, in which tokens stand between spaces or signs.
-            numbered: whether lines or bytes are counted.
-        """
-        text = is_text(head)
-        header = 8 + int.from_bytes(head[:8], "little") if self.path.endswith(".safetensors") and not place else 0
-        known = set(self._known)
-        for offset, line, what, token in _matches(stream, _IN_TEXT if plain else _IN_BINARY, text):
-            self._known.add((what, token))
-            if (what, token) not in known:
-                here = "header" if offset < header else f"line {line}" if text else f"byte {offset}"
-                shown = ", ".join(filter(None, (place, here))) if numbered else place
-                self.findings.append(Finding(self.path, shown, what))
+def _open(file: PublishedFile) -> IO[bytes]:
+    return io.BytesIO(file.source) if isinstance(file.source, bytes) else file.source.open("rb")
 
 
-def _shown(name: str) -> str:
-    """A name in an archive as a message may show it: on one line, and no secret itself."""
-    text = " ".join(name.encode("utf-8", "replace").decode("utf-8").split())
-    return "…" if next(_look_alikes(text.encode(), _IN_BINARY), None) else text[:80]
+# ---- what the text of a file is ----------------------------------------------------------------------
 
 
-def _is_plain(head: bytes, name: str) -> bool:
-    return is_text(head) and b"\0" not in head and not name.lower().endswith(_PLAIN_BINARY)
+def _texts(file: PublishedFile, stream: IO[bytes]) -> Iterator[tuple[str, Iterable[bytes]]]:
+    """The parts of a file by name, and the text of each in pieces; a file that is one text has a part without name."""
+    head = stream.read(4)
+    stream.seek(0)
+    if file.path.endswith(".safetensors"):
+        yield "header", [_safetensors_header(file, stream)]
+    elif file.path.endswith(".parquet") or head == b"PAR1":
+        yield from _parquet(stream)
+    elif file.path.endswith(".model") and head[:1] == b"\n":
+        # Each of its texts begins behind a byte for its length, which may look like a letter.
+        yield "bytes", (re.sub(rb"(?=sk-|A[KS]IA|AIza|xox)", b" ", piece) for piece in _pieces(stream))
+    elif head[:2] == b"\x1f\x8b":
+        yield "", _utf8(_pieces(gzip.GzipFile(fileobj=stream)))
+    else:
+        yield "", _utf8(_pieces(stream))
 
 
-def _matches(stream: IO[bytes], patterns: Any, text: bool) -> Iterator[tuple[int, int, str, bytes]]:
-    """Offset, line, kind and beginning of every look-alike, in pieces that overlap.
-
-    Bytes are searched as they are, without NULs (UTF-16 and UTF-32 have them between ASCII characters), and those of a
-    text with the escapes of JSON undone; offsets are those of the piece where the bytes are not as they are.
-    """
-    before, line, start = b"", 1, 0
-    seen: set[tuple[int, str]] = set()
+def _pieces(stream: Any) -> Iterator[bytes]:
     while piece := stream.read(_PIECE):
+        yield piece
+
+
+def _utf8(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The same pieces. Raises `UnicodeError` where they are no text."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for piece in pieces:
+        if b"\0" in piece:
+            raise UnicodeError("a NUL")
+        decoder.decode(piece)
+        yield piece
+    decoder.decode(b"", final=True)
+
+
+def _safetensors_header(file: PublishedFile, stream: IO[bytes]) -> bytes:
+    """The header of a file that is nothing but it and the numbers that it declares."""
+    import safetensors
+
+    try:
+        if isinstance(file.source, Path):
+            safetensors.safe_open(file.source, "numpy")
+        else:
+            safetensors.deserialize(file.source)
+    except safetensors.SafetensorError as error:
+        raise _UnreadableError(f"it is no sound safetensors file: {error}") from error
+    return stream.read(int.from_bytes(stream.read(8), "little"))
+
+
+def _parquet(stream: IO[bytes]) -> Iterator[tuple[str, Iterable[bytes]]]:
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(stream)
+        notes = [*_notes(table.schema_arrow), *_pairs(table.schema_arrow.metadata), *_pairs(table.metadata.metadata)]
+        yield "metadata", [b"\n".join(notes)]
+        columns = [field.name for field in table.schema_arrow if _holds_text(field.type)]
+        for batch in table.iter_batches(batch_size=256, columns=columns):
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                rows = json.dumps(column.to_pylist(), ensure_ascii=False, default=_as_text)
+                yield f"column {name}", _utf8([rows.encode("utf-8")])
+    except pyarrow.ArrowException as error:
+        raise _UnreadableError(f"it is damaged or encrypted ({type(error).__name__})") from error
+
+
+def _pairs(metadata: Any) -> Iterator[bytes]:
+    for pair in (metadata or {}).items():
+        yield from pair
+
+
+def _notes(fields: Iterable[Any]) -> Iterator[bytes]:
+    """Names and metadata of fields and of all fields in them."""
+    for field in fields:
+        yield field.name.encode("utf-8")
+        yield from _pairs(field.metadata)
+        yield from _notes(field.type.field(number) for number in range(field.type.num_fields))
+
+
+def _holds_text(kind: Any) -> bool:
+    """Whether a type is anything else than numbers and lists of numbers."""
+    import pyarrow
+
+    inside = [kind.field(number).type for number in range(kind.num_fields)]
+    return any(map(_holds_text, inside)) if inside else not pyarrow.types.is_primitive(kind)
+
+
+def _as_text(value: Any) -> str:
+    """What JSON has no form of: bytes, which must be text, dates and decimal numbers."""
+    if not isinstance(value, bytes):
+        return str(value)
+    if b"\0" in value:
+        raise UnicodeError("a NUL")
+    return value.decode("utf-8")
+
+
+# ---- searching ---------------------------------------------------------------------------------------
+
+
+def _look_alikes(pieces: Iterable[bytes]) -> dict[str, int]:
+    """What looks like a secret in a text and the line where the first of that kind stands, escapes undone or not."""
+    found: dict[str, int] = {}
+    before, line = b"", 1
+    for piece in itertools.chain(pieces, [b""]):
         data = before + piece
-        views = [data]
-        if b"\0" in data:
-            views.append(data.replace(b"\0", b""))
-        if text and b"\\" in data:
-            views.append(_ESCAPE.sub(_unescaped, views[-1]))
-        for number, view in enumerate(views):
-            for what, match in _look_alikes(view, patterns):
-                at = line + view.count(b"\n", 0, match.start())
-                if (at, what) not in seen:
-                    seen.add((at, what))
-                    yield start + (match.start() if number == 0 else 0), at, what, match.group()[:20]
-        kept = data[-_OVERLAP:]
-        line += data.count(b"\n", 0, len(data) - len(kept))
-        start += len(data) - len(kept)
-        before = kept
-        seen = {(at, what) for at, what in seen if at >= line}
+        for view in (data, _ESCAPE.sub(_unescaped, data)):
+            for what, signs, pattern in PATTERNS:
+                if what in found:
+                    continue
+                # To look for a few letters is much faster than to match everywhere.
+                places = (place for sign in signs for place in _places(view, sign, 1 if before else 0))
+                matches = (match for place in places if (match := pattern.match(view, place)))
+                # A match that ends with the piece may go on in the next one.
+                match = next((match for match in matches if match.end() < len(view) or not piece), None)
+                if match is not None:
+                    found[what] = line + view.count(b"\n", 0, match.start())
+        before = data[-_OVERLAP:]
+        line += data.count(b"\n", 0, len(data) - len(before))
+    return found
 
 
-def _look_alikes(data: bytes, patterns: Any) -> Iterator[tuple[str, re.Match[bytes]]]:
-    """What matches at a sign: to look for a few letters is much faster than to match everywhere."""
-    for what, signs, pattern in patterns:
-        for sign in signs:
-            place = data.find(sign)
-            while place >= 0:
-                if match := pattern.match(data, place):
-                    yield what, match
-                place = data.find(sign, place + 1)
+def _places(data: bytes, sign: bytes, start: int) -> Iterator[int]:
+    while (start := data.find(sign, start)) >= 0:
+        yield start
+        start += 1
 
 
 def _unescaped(match: re.Match[bytes]) -> bytes:
-    return bytes([int(match.group(1), 16)]) if match.group(1) else match.group(2) or b" "
+    slash, sixteen, eight, percent, entity = match.groups()
+    if entity is not None:
+        return html.unescape(f"&{entity.decode()}").replace("\n", " ").encode("utf-8", "replace")
+    code = int(eight, 8) if eight else int(sixteen or percent or b"20", 16)
+    return slash or bytes([code]).replace(b"\n", b" ")

@@ -24,7 +24,7 @@ OWN_READING = {
     "modeling_tsarank/user_text.py": "travels with checkpoints; a tokenizer's own JSON",
     "eval/run_files.py": "one line of a file that the shared reader has opened",
     "trainers/recipes/release_data.py": "what was made into JSON on the line before",
-    "hub_cards/secret_unpacking.py": "unpacks layer by layer within a budget, and refuses what it cannot",
+    "hub_cards/secret_scan.py": "text in memory is searched as well as files, and what cannot be read is refused",
 }
 OWN_WRITING = {
     "modeling_tsarank/jobs/bulk_scoring.py": "into the temporary file of the one writer",

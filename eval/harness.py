@@ -77,9 +77,11 @@ def evaluate_collection(
 
 
 def _warn(records: Sequence[dict[str, Any]], name: str) -> None:
-    cut, unusable = (total([record.get(count) for record in records]) for count in ("cut_documents", "unusable"))
-    if cut:
-        logger.warning("%s: %d documents were cut to the model's length (max_length)", name, cut)
+    for what, limit in (("documents", "max_length"), ("queries", "max_query_length")):
+        cut = total([record.get(f"cut_{what}") for record in records])
+        if cut:
+            logger.warning("%s: %d %s were cut to the model's length (%s)", name, cut, what, limit)
+    unusable = total([record.get("unusable") for record in records])
     if unusable:
         logger.warning(
             "%s: %d answers of the model could not be used; their documents kept the order before", name, unusable

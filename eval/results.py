@@ -127,6 +127,7 @@ def _metrics(
         "unusable_answers": total([record.get("unusable") for record in records]),
         "tokens": total([record.get("tokens") for record in records]),
         "cut_documents": total([record.get("cut_documents") for record in records]),
+        "cut_queries": total([record.get("cut_queries") for record in records]),
         "devices": sorted({record["device"] for record in records}),
         "dtypes": sorted({record["dtype"] for record in records}),
         "processes": session.processes,

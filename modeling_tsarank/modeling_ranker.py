@@ -20,9 +20,10 @@ from .ranking_checkpoints import (
     check_vocabulary,
     load_backbone,
     load_complete,
+    load_errors,
     refuse_shell_of_a_folder,
 )
-from .ranking_engine import Task, evaluating, installed_engine, read_values
+from .ranking_engine import Task, evaluating, installed_engine, read_values, while_idle
 from .ranking_errors import InputError, ModelError
 from .ranking_options import CONFIG_KEY, Explanation, Family, RankingOptions, whole_number
 from .ranking_scoring import (
@@ -30,8 +31,8 @@ from .ranking_scoring import (
     check_attention,
     check_batch_tokens,
     check_finite,
+    refuse_attention,
     refuse_encoder,
-    refuse_flex,
 )
 from .ranking_text import (
     EncodedPair,
@@ -81,6 +82,7 @@ class RankerModel(Family, PreTrainedModel):
             # The wrapper's choice of attention may be one the backbone refuses: BLOOM knows only eager.
             requested = getattr(config, "_attn_implementation_internal", None)
             inner._attn_implementation_internal = None
+            refuse_attention(requested)
             backbone = self.backbone_class(config).from_config(
                 inner, dtype=config.dtype, **attention_choice(self.backbone_class(config), inner, requested)
             )
@@ -104,9 +106,17 @@ class RankerModel(Family, PreTrainedModel):
         return requested_experts
 
     def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
-        """As for every model of transformers. Raises `ModelError` for `flex_attention`."""
-        refuse_flex(*attn_implementation.values() if isinstance(attn_implementation, dict) else [attn_implementation])
-        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+        """As for every model of transformers.
+
+        Raises `ModelError` for one that is unknown, not installed or not for ranking (`flex_attention`, `paged|…`),
+        and while a call is running.
+        """
+        names = attn_implementation.values() if isinstance(attn_implementation, dict) else [attn_implementation]
+        refuse_attention(*names)
+        with while_idle(self, "set_attn_implementation"), load_errors(f"with {attn_implementation!r:.200}"):
+            # The backbone first: it may refuse what this class takes, and both must name the same one.
+            self.backbone.set_attn_implementation(attn_implementation, *args, **kwargs)
+            super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
     # ---- loading ---------------------------------------------------------------------------------
 
@@ -125,14 +135,15 @@ class RankerModel(Family, PreTrainedModel):
         tokenizer = kwargs.pop("tokenizer", None)
         hub = {key: kwargs[key] for key in _HUB_OPTIONS if kwargs.get(key) is not None}
         refuse_shell_of_a_folder(pretrained_model_name_or_path)
-        if config is None:
-            config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub)
-        model, info = load_complete(
-            super().from_pretrained, pretrained_model_name_or_path, *args, config=config, **kwargs
-        )
-        if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub)
-            check_vocabulary(model, tokenizer)
+        with load_errors(pretrained_model_name_or_path):
+            if config is None:
+                config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+            model, info = load_complete(
+                super().from_pretrained, pretrained_model_name_or_path, *args, config=config, **kwargs
+            )
+            if tokenizer is None:
+                tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub)
+                check_vocabulary(model, tokenizer)
         model.tokenizer = tokenizer
         model.eval()
         return (model, info) if told else model

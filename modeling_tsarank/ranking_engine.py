@@ -110,6 +110,15 @@ _MODE = threading.Lock()
 
 
 @contextmanager
+def while_idle(model: Any, what: str) -> Iterator[None]:
+    """Within, no call on the model begins. Raises `ModelError`, with `what` is to be done, if one is running."""
+    with _MODE:
+        if model._running_calls["running"]:
+            raise ModelError(f"{what} would change the scores of a call that is running; wait until it is done")
+        yield
+
+
+@contextmanager
 def evaluating(model: Any) -> Iterator[None]:
     """Within, the model is in evaluation mode; the last of several calls that overlap puts it back as it was."""
     calls = model._running_calls

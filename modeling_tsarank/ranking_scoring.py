@@ -381,20 +381,22 @@ def readable_length(backbone: Any) -> int | None:
 # ---- attention -----------------------------------------------------------------------------------------------------
 
 
-def refuse_flex(*names: Any) -> None:
-    """Raises `ModelError` if one of these implementations of attention is `flex_attention`.
+def refuse_attention(*names: Any) -> None:
+    """Raises `ModelError` if one of these implementations of attention is `flex_attention` or a paged one.
 
-    It takes masks of its own: pairs behind a shared document would see other positions than alone.
+    The first takes masks of its own: pairs behind a shared document would see other positions than alone. The others
+    need the cache of transformers' continuous batching.
     """
     for name in names:
-        if "flex_attention" in str(name):
-            raise ModelError("flex_attention cannot be used for ranking; choose sdpa, eager or flash_attention_2")
+        for refused in ("flex_attention", "paged|"):
+            if refused in str(name):
+                raise ModelError(f"{name} cannot be used for ranking; choose sdpa, eager or flash_attention_2")
 
 
 def check_attention(backbone: Any) -> None:
-    """`refuse_flex` for what a model would use, whoever has set it and whenever."""
+    """`refuse_attention` for what a model would use, whoever has set it and whenever."""
     config = backbone.config
-    refuse_flex(config._attn_implementation, config.get_text_config()._attn_implementation)
+    refuse_attention(config._attn_implementation, config.get_text_config()._attn_implementation)
 
 
 def refuse_encoder(backbone: Any) -> None:

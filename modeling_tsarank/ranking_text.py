@@ -20,7 +20,7 @@ from .user_text import TOKENIZE, UserText
 
 logger = logging.getLogger(__name__)
 
-TEXT_FIELDS = ("text", "contents", "content")
+TEXT_FIELDS = ("text", "contents", "content", "passage")
 """What a document's text is called, the first one preferred; a field that is null counts as absent."""
 TITLE_FIELDS = ("title",)
 

@@ -15,8 +15,8 @@ _DESCRIPTION = """\
 Score any number of (query, document) pairs.
 
 PAIRS are .parquet or .jsonl files, or folders of them, with the columns "query" and "document" (a text, or an object
-of "text" and "title"). FOLDER receives scores-000000.parquet and so on, each with the columns "row" (the pair's
-number in the input, from 0) and "score". Run the same command again after an interruption: finished files stay, and
+of "text" and "title"), or another usual name of theirs ("question"; "passage", "text"). FOLDER receives
+scores-000000.parquet and so on, each with the columns "row" (the pair's number in the input, from 0) and "score". Run the same command again after an interruption: finished files stay, and
 the result is the same as without it. Memory does not grow with the number of pairs.
 """
 
@@ -130,8 +130,9 @@ def run(args: argparse.Namespace) -> int:
         text += f", {summary['done_before']:,} of them from before"
     if summary["unscored"]:
         text += f"; {summary['unscored']:,} could not be scored"
-    if summary["cut_documents"]:
-        text += f"; {summary['cut_documents']:,} documents were cut to the model's length"
+    for what, limit in (("documents", "max_length"), ("queries", "max_query_length")):
+        if summary[f"cut_{what}"]:
+            text += f"; {summary[f'cut_{what}']:,} {what} were cut ({limit})"
     sys.stdout.write(text + "\n")
     return 0
 

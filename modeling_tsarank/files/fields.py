@@ -21,7 +21,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "text": TEXT_FIELDS,
     "title": TITLE_FIELDS,
     "query": ("query", "anchor", "question"),
-    "query_text": (*TEXT_FIELDS, "query", "question"),
+    "query_text": ("text", "contents", "content", "query", "question"),
+    "document": ("document", "positive", *TEXT_FIELDS),
     "documents": ("documents", "docs", "passages"),
     "candidates": ("candidates", "hits"),
 }

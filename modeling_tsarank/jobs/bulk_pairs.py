@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files.fields import FIELDS
 from ..files.reading import parse_json_object, read_lines
 from ..files.tables import arrow, open_parquet, parquet_errors
 from ..ranking_errors import InputError
@@ -84,6 +85,26 @@ def find_files(sources: Sequence[str]) -> tuple[str, ...]:
 
 def _is_parquet(path: str) -> bool:
     return SUFFIXES[Path(path).suffix] == "parquet"
+
+
+def text_columns(path: str, query: str, document: str) -> tuple[str, str]:
+    """The columns of the two texts in a file: those named, or where it lacks one by its usual name, the first of
+    `files.fields.FIELDS` that it has.
+
+    Raises `InputError` for a file that cannot be read.
+    """
+    if _is_parquet(path):
+        names = open_parquet(path).schema_arrow.names
+    else:
+        place, first = next(iter(read_lines(path)), (path, "{}"))
+        names = list(parse_json_object(first, place))
+
+    def column(given: str, meaning: str) -> str:
+        if given in names or given != meaning:
+            return given
+        return next((name for name in FIELDS[meaning] if name in names), given)
+
+    return column(query, "query"), column(document, "document")
 
 
 def count_pairs(files: PairFiles) -> list[int]:

@@ -27,7 +27,7 @@ from ..files.writing import whole_file, write_json
 from ..ranking_errors import InputError
 from ..ranking_options import settle_whole_numbers
 from ..ranking_text import clean_query, cuts_reported, document_text
-from .bulk_pairs import Block, PairFiles, arrow, count_pairs, find_files, read_blocks
+from .bulk_pairs import Block, PairFiles, arrow, count_pairs, find_files, read_blocks, text_columns
 from .pools import Pool, lead
 
 
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 BLOCK_PAIRS = 4096
 _OLD_FILE = "manifest.json"
+_CUTS = ("cut_documents", "cut_queries")
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ def score_pairs(job: BulkJob, model: Any = None, pool: Pool | None = None, show:
         show: Progress bar; None shows it on a terminal.
 
     Returns:
-        `{"pairs", "shards", "unscored", "cut_documents", "done_before"}`, the last one in pairs. A document that was
-        cut to keep `max_length` counts once in each shard.
+        `{"pairs", "shards", "unscored", "cut_documents", "cut_queries", "done_before"}`, the last one in pairs. A text
+        that was cut to keep `max_length` or `max_query_length` counts once in each shard.
 
     Raises:
         InputError: input that cannot be read or scored, or an output folder that belongs to another job or process.
@@ -96,7 +97,8 @@ def score_pairs(job: BulkJob, model: Any = None, pool: Pool | None = None, show:
 
 def _score(job: BulkJob, pool: Pool, show: bool | None) -> dict[str, int]:
     output = Path(job.output)
-    files = PairFiles(find_files(job.pairs), job.query, job.document, job.keep)
+    paths = find_files(job.pairs)
+    files = PairFiles(paths, *text_columns(paths[0], job.query, job.document), job.keep)
     taken = {"row", "score"} & set(job.keep)
     if taken:
         raise InputError(f"the column {sorted(taken)[0]!r} cannot be kept: the output has one of its own by that name")
@@ -107,12 +109,12 @@ def _score(job: BulkJob, pool: Pool, show: bool | None) -> dict[str, int]:
                 "empty this one"
             )
         counts, inputs = count_pairs(files), [_hashed(path) for path in files.paths]
-        settings = _settings(job, inputs)
+        settings = _settings(job, files, inputs)
         check_settings(output, settings, complete=False)
         ((_, told),) = pool.map([(None, None)])
         settings |= {f"model_{name}": value for name, value in told.items()}
         claim_folder(output, settings)
-        work = _Shards(job, output, files, sum(counts), inputs, ResultLog(output / "log.jsonl", settings))
+        work = _Shards(job, output, files, counts, inputs, ResultLog(output / "log.jsonl", settings))
         before = work.score(pool, told, show)
         return {**work.finish(), "done_before": before}
 
@@ -130,10 +132,10 @@ def _reading(path: str) -> Iterator[None]:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _settings(job: BulkJob, inputs: list[HashedFile]) -> dict[str, Any]:
+def _settings(job: BulkJob, files: PairFiles, inputs: list[HashedFile]) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "pairs": [{"name": Path(file.path).name, "sha256": file.sha256} for file in inputs],
-        "columns": [job.query, job.document, *job.keep],
+        "columns": [files.query, files.document, *job.keep],
         "shard_pairs": job.shard_pairs,
         "by_document": job.by_document,
         "skip_bad_pairs": job.skip_bad_pairs,
@@ -152,9 +154,22 @@ class _Shards:
     job: BulkJob
     output: Path
     files: PairFiles
-    total: int
+    counts: list[int]
     inputs: list[HashedFile]
     log: ResultLog
+
+    @property
+    def total(self) -> int:
+        """Pairs of all files."""
+        return sum(self.counts)
+
+    def place(self, number: int) -> str:
+        """Where a pair stands, by its number over all files."""
+        for path, count in zip(self.files.paths, self.counts, strict=True):
+            if number < count:
+                return f"{path}, pair {number} (counted from 0)"
+            number -= count
+        raise IndexError(number)
 
     def path(self, index: int) -> Path:
         return self.output / f"scores-{index:06d}.parquet"
@@ -165,12 +180,12 @@ class _Shards:
         before = sum(self.log[str(index)]["rows"] for index in done)
         hidden = None if show is None else not show
         with tqdm(total=self.total, initial=before, desc="scoring", unit="pair", smoothing=0, disable=hidden) as bar:
-            for (block, places), (scores, cut, model) in pool.map(self._tasks(lambda index: index not in done)):
+            for (block, places), (scores, cuts, model) in pool.map(self._tasks(lambda index: index not in done)):
                 if model != told:
                     raise InputError(
                         f"the processes have loaded different models: {model} and {told}; give all the same files"
                     )
-                self._write(block, places, scores, cut)
+                self._write(block, places, scores, cuts)
                 bar.update(block.rows)
         return before
 
@@ -199,17 +214,17 @@ class _Shards:
         """The pairs that can be scored, and their places in the block."""
         places, pairs = [], []
         for i, (query, document) in enumerate(zip(block.queries, block.documents, strict=True)):
-            place = f"pair {block.numbers[i]} (counted from 0)"
+            place = self.place(block.numbers[i])
             try:
-                query = clean_query(query, f"the query of {place}")
-                pairs.append((query, document_text(document, f"the document of {place}")))
+                query = clean_query(query, f"{place}: {self.files.query!r}")
+                pairs.append((query, document_text(document, f"{place}: {self.files.document!r}")))
                 places.append(i)
             except InputError:
                 if not self.job.skip_bad_pairs:
                     raise
         return places, pairs
 
-    def _write(self, block: Block, places: list[int], values: list[float], cut: int) -> None:
+    def _write(self, block: Block, places: list[int], values: list[float], cuts: dict[str, int]) -> None:
         pyarrow = arrow()
         scores: list[float | None] = [None] * block.rows
         for i, value in zip(places, values, strict=True):
@@ -224,10 +239,12 @@ class _Shards:
                         "again, or score what it holds now into another --output"
                     )
         path = self.path(block.index)
+        if path.is_symlink():  # never written through: it may lead to another file of the job
+            path.unlink()
         with whole_file(path) as temporary, temporary.open("wb") as sink:
             pyarrow.parquet.write_table(pyarrow.table({**columns, **(block.kept or {})}), sink)
         unscored = block.rows - len(places)
-        done = {"rows": block.rows, "unscored": unscored, "cut_documents": cut, "sha256": hash_file(path)}
+        done = {"rows": block.rows, "unscored": unscored, **cuts, "sha256": hash_file(path)}
         self.log.add({str(block.index): done})
 
     def finish(self) -> dict[str, int]:
@@ -237,7 +254,7 @@ class _Shards:
             if re.fullmatch(r"scores-\d{6,}\.parquet", path.name) and str(int(path.stem[7:])) not in self.log:
                 logger.warning("%s belongs to another job and is removed", path)
                 path.unlink(missing_ok=True)
-        sums = {name: sum(record[name] for record in records) for name in ("unscored", "cut_documents")}
+        sums = {name: sum(record.get(name, 0) for record in records) for name in ("unscored", *_CUTS)}
         summary = {"pairs": self.total, "shards": len(records), **sums}
         write_json(self.output / "summary.json", summary)
         return summary
@@ -256,7 +273,7 @@ class PairWorker:
         self._told: Any = None
 
     def __call__(self, pairs: list[tuple[str, str]] | None) -> Any:
-        """(scores, cut documents, `describe_model`); for None instead of pairs the last alone."""
+        """(scores, how many texts were cut, `describe_model`); for None instead of pairs the last alone."""
         if self._model is None:
             self._model = self._load()
         if self._told is None:
@@ -264,10 +281,11 @@ class PairWorker:
         if pairs is None:
             return self._told
         if not pairs:
-            return [], 0, self._told
+            return [], {}, self._told
         with cuts_reported():
             scores = self._model.predict(pairs, batch_tokens=self._batch_tokens, show_progress=False)
-        return scores.tolist(), getattr(self._model, "last_stats", {}).get("cut_documents", 0), self._told
+        stats = getattr(self._model, "last_stats", {})
+        return scores.tolist(), {name: stats.get(name, 0) for name in _CUTS}, self._told
 
 
 def _load(arguments: dict[str, Any], store: str | None) -> Any:

@@ -12,9 +12,9 @@ import numpy as np
 from ..ranking_errors import ModelError, NonFiniteScoreError
 
 
-COUNTS = ("cut_documents", "calls", "tokens", "unusable")
-"""What a ranker may tell of its last call in `last_stats`: documents that were cut to its length, model calls, tokens
-read and written, answers of the model that could not be used."""
+COUNTS = ("cut_documents", "cut_queries", "calls", "tokens", "unusable")
+"""What a ranker may tell of its last call in `last_stats`: texts that were cut to its limits, model calls, tokens read
+and written, answers of the model that could not be used."""
 
 
 class Scorer(Protocol):

@@ -114,13 +114,13 @@ def test_results_are_what_the_scorer_says(small_collection: Collection, tmp_path
     assert not list((tmp_path / "out").glob(".*.png")), "a temporary file was left"
 
 
-def test_cut_documents_are_counted_in_the_results_and_told_once(
+def test_cut_texts_are_counted_in_the_results_and_told_once(
     small_collection: Collection, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Cutting(OverlapScorer):
         def predict(self, pairs: list[tuple[str, str]]) -> np.ndarray:
             scores = super().predict(pairs)
-            self.last_stats["cut_documents"] = 1
+            self.last_stats |= {"cut_documents": 1, "cut_queries": 2}
             return scores
 
     options = options_of(tmp_path, block_pairs=2)
@@ -129,8 +129,12 @@ def test_cut_documents_are_counted_in_the_results_and_told_once(
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     blocks = len((tmp_path / "out" / "scores.jsonl").read_text().splitlines())
     assert metrics["cut_documents"] == blocks > 1
+    assert metrics["cut_queries"] == 2 * blocks
     told = [record.getMessage() for record in caplog.records if "cut" in record.getMessage()]
-    assert told == [f"{small_collection.name}: {blocks} documents were cut to the model's length (max_length)"]
+    assert told == [
+        f"{small_collection.name}: {blocks} documents were cut to the model's length (max_length)",
+        f"{small_collection.name}: {2 * blocks} queries were cut to the model's length (max_query_length)",
+    ]
 
 
 def test_fusion_mixes_without_scoring_again(small_collection: Collection, tmp_path: Path) -> None:

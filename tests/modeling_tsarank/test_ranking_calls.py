@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -149,6 +150,60 @@ def test_flex_attention_is_refused_wherever_it_is_chosen(family, zoo, pairs, tmp
             calls[what]()
         plain.config._attn_implementation = before
     assert np.isfinite(model.predict(pairs)).all()
+
+
+UNUSABLE = {
+    "unknown": "nonsense",
+    "not installed": "flash_attention_2",
+    "paged": "paged|eager",
+    "flex": "flex_attention",
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE.values(), ids=UNUSABLE)
+@pytest.mark.parametrize("architecture", ["llama", "bloom", "t5"])
+def test_attention_that_cannot_be_used_is_one_line_and_changes_nothing(
+    architecture, name, zoo, pairs, tmp_path
+) -> None:
+    if name == "flash_attention_2" and importlib.util.find_spec("flash_attn"):
+        pytest.skip("it is installed")
+    cls, source = TwolarModel if architecture == "t5" else TSARankModel, str(zoo.folders[architecture])
+    model = cls.from_backbone(source)
+    model.save_pretrained(tmp_path / "ranker")
+    expected, used = model.predict(pairs), model.backbone.config._attn_implementation
+    choices: list[Callable[[], Any]] = [
+        lambda: model.set_attn_implementation(name),
+        lambda: cls.from_backbone(source, backbone_options={"attn_implementation": name}),
+        lambda: cls.from_pretrained(tmp_path / "ranker", attn_implementation=name),
+    ]
+    for choose in choices:
+        with pytest.raises(ModelError) as caught:
+            choose()
+        assert "\n" not in str(caught.value)
+    assert model.backbone.config._attn_implementation == used
+    np.testing.assert_array_equal(model.predict(pairs), expected)
+
+
+def test_attention_is_not_changed_under_a_running_call(zoo, pairs) -> None:
+    """A call's scores are those of the attention that it began with; a change meanwhile is refused, not made."""
+    model = TSARankModel.from_backbone(str(zoo.folders["qwen2"]))
+    refused: list[str] = []
+
+    def choose() -> None:
+        try:
+            model.set_attn_implementation("eager")
+        except ModelError as error:
+            refused.append(str(error))
+
+    expected = model.predict(pairs, batch_tokens=48)
+    found = model.predict(pairs, batch_tokens=48, stop=in_another_thread(choose))
+    assert refused == [
+        "set_attn_implementation would change the scores of a call that is running; wait until it is done"
+    ]
+    np.testing.assert_array_equal(found, expected)
+    model.set_attn_implementation("eager")
+    assert model.config._attn_implementation == model.backbone.config._attn_implementation == "eager"
+    np.testing.assert_allclose(model.predict(pairs, batch_tokens=48), expected, atol=1e-5)
 
 
 def test_flex_attention_may_train_a_plain_model(zoo) -> None:

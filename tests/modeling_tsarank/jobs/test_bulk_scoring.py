@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from modeling_tsarank import TSARankModel, TwolarModel
 from modeling_tsarank.cli import main
+from modeling_tsarank.files.fields import FIELDS
 from modeling_tsarank.files.result_log import ResultLog
 from modeling_tsarank.jobs.bulk_pairs import PairFiles, count_pairs, find_files, read_blocks
 from modeling_tsarank.jobs.bulk_scoring import BulkJob, PairWorker, score_pairs
@@ -165,6 +166,7 @@ def test_scores_are_those_of_predict_in_either_order(model, tmp_path, by_documen
         "shards": 5 if by_document else 6,
         "unscored": 0,
         "cut_documents": 0,
+        "cut_queries": 0,
         "done_before": 0,
     }
     np.testing.assert_allclose(in_input_order(tmp_path / "out"), model.predict(pairs), atol=1e-5)
@@ -453,7 +455,7 @@ def test_bad_pairs_are_named_or_skipped(model, tmp_path, by_document) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     job = BulkJob((str(path),), str(tmp_path / "out"), shard_pairs=25, by_document=by_document)
-    with pytest.raises(InputError, match=r"pair 5[789] \(counted from 0\)"):
+    with pytest.raises(InputError, match=r"a\.jsonl, pair 5[789] \(counted from 0\): '(query|document)'"):
         score_pairs(job, model)
     job = replace(job, output=str(tmp_path / "skipped"), skip_bad_pairs=True)
     assert score_pairs(job, model)["unscored"] == 3
@@ -464,11 +466,67 @@ def test_bad_pairs_are_named_or_skipped(model, tmp_path, by_document) -> None:
     np.testing.assert_allclose([scores[i] for i in good], model.predict([pairs[i] for i in good]), atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_every_name_of_query_and_document_is_known(model, tmp_path, kind) -> None:
+    expected = model.predict([("bread", "yeast rises")])
+    for query, document in itertools.product(FIELDS["query"], FIELDS["document"]):
+        path = tmp_path / f"{query}-{document}.{kind}"
+        row = {"other": "x", query: "bread", document: "yeast rises"}
+        if kind == "parquet":
+            pa.parquet.write_table(pa.Table.from_pylist([row]), path)
+        else:
+            path.write_text(json.dumps(row) + "\n")
+        score_pairs(BulkJob((str(path),), str(tmp_path / path.stem)), model)
+        np.testing.assert_allclose(read_output(tmp_path / path.stem)["score"].to_pylist(), expected, atol=1e-6)
+
+
+def test_a_bad_pair_of_a_later_file_is_named_by_its_place_there(model, tmp_path) -> None:
+    first = write_parquet(tmp_path / "a.parquet", make_pairs(7))
+    second = write_parquet(tmp_path / "b.parquet", [("bread", "yeast"), (" ", "oven")])
+    for by_document in (False, True):
+        job = BulkJob((first, second), str(tmp_path / f"out-{by_document}"), by_document=by_document)
+        with pytest.raises(InputError, match=r"b\.parquet, pair 1 \(counted from 0\): 'query' is empty"):
+            score_pairs(job, model)
+
+
+@pytest.mark.parametrize("target", ["another shard", "a file outside", "nothing"])
+def test_a_link_in_the_place_of_a_shard_is_replaced_and_not_written_through(model, tmp_path, target) -> None:
+    path = write_parquet(tmp_path / "p.parquet", make_pairs(40))
+    job = BulkJob((path,), str(tmp_path / "out"), shard_pairs=10)
+    score_pairs(job, model)
+    expected = output_bytes(tmp_path / "out")
+    outside = tmp_path / "outside.parquet"
+    outside.write_bytes(b"someone's")
+    leads_to = {"another shard": "scores-000001.parquet", "a file outside": str(outside), "nothing": "gone"}[target]
+    (tmp_path / "out" / "scores-000002.parquet").unlink()
+    (tmp_path / "out" / "scores-000002.parquet").symlink_to(leads_to)
+    assert score_pairs(job, model)["done_before"] == 30
+    assert output_bytes(tmp_path / "out") == expected
+    assert not any(file.is_symlink() for file in (tmp_path / "out").iterdir())
+    assert outside.read_bytes() == b"someone's"
+
+
+def test_cut_texts_are_counted_in_the_summary(zoo, tmp_path) -> None:
+    model = TSARankModel.from_backbone(str(zoo.folders["llama"]), max_length=60, max_query_length=8)
+    long = "bread rises in the oven " * 30
+    path = write_parquet(tmp_path / "p.parquet", [(long, "bread"), ("bread", long), (long, long)])
+    job = BulkJob((path,), str(tmp_path / "out"))
+    for _ in range(2):  # the second time out of the log
+        summary = score_pairs(job, model)
+        assert (summary["cut_documents"], summary["cut_queries"]) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
         (b'{"query": "a", "document": "b"}\n{"query": ', "p.jsonl", r"p.jsonl, line 2: not JSON"),
-        (b'{"query": "a", "text": "b"}\n', "p.jsonl", "no field 'document'; fields: query, text"),
+        (b'{"query": "a", "body": "b"}\n', "p.jsonl", "no field 'document'; fields: query, body"),
+        (b'{"query": "a", "text": null}\n', "p.jsonl", r"p.jsonl, pair 0 \(counted from 0\): 'text' must be a string"),
+        (
+            b'{"query": "a", "text": "b"}\n{"query": null, "text": "b"}\n',
+            "p.jsonl",
+            r"p.jsonl, pair 1 \(counted from 0\): 'query' must be a string, got NoneType",
+        ),
         (b"[1]\n", "p.jsonl", "a JSON object was expected, found list"),
         (b"\xff\n", "p.jsonl", "line 1: not UTF-8"),
         (b"\n \n", "p.jsonl", "no pairs in"),
@@ -555,7 +613,7 @@ def test_score_command(zoo, model, tmp_path, capsys) -> None:
     np.testing.assert_allclose(in_input_order(tmp_path / "out"), model.predict(pairs), atol=1e-5)
     assert main([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["done_before"] == 60
-    expected = {"pairs": 60, "shards": 3, "unscored": 0, "cut_documents": 0}
+    expected = {"pairs": 60, "shards": 3, "unscored": 0, "cut_documents": 0, "cut_queries": 0}
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == expected
     assert main(["score", "--pairs", "nowhere.parquet", "--output", str(tmp_path / "o")]) == 2
     assert capsys.readouterr().err == (
@@ -592,7 +650,7 @@ def test_ray_gives_the_same_files_and_the_same_errors(zoo, model, tmp_path, requ
     on_ray(by_document)
     np.testing.assert_allclose(in_input_order(tmp_path / "sorted"), in_input_order(tmp_path / "local"), atol=1e-5)
     bad = replace(job, pairs=(write_parquet(tmp_path / "b.parquet", [*pairs[:50], ("", "x")]),))
-    with pytest.raises(InputError, match=r"the query of pair 50 \(counted from 0\) is empty"):
+    with pytest.raises(InputError, match=r"b\.parquet, pair 50 \(counted from 0\): 'query' is empty"):
         on_ray(replace(bad, output=str(tmp_path / "bad")))
     assert output_bytes(tmp_path / "bad").keys() <= {"scores-000000.parquet"}
     missing = replace(job, output=str(tmp_path / "missing"), model={"name_or_path": str(tmp_path)})

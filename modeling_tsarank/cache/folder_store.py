@@ -109,6 +109,7 @@ class FolderStore(StateStore):
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{self.folder} is a file; a store of document states is a folder")
         try:
+            self._refuse_folders()
             if self.read_only:
                 if not self.catalog.path.is_file() and not any(self.folder.glob(f"*{SUFFIX}")):
                     name = self.catalog.path.name
@@ -125,6 +126,15 @@ class FolderStore(StateStore):
                 self._safely(self._enter_files)
         except OSError as error:
             raise disk_error(error, self.folder) from error
+
+    def _refuse_folders(self) -> None:
+        """Raises `InputError` where a folder has the name of one of the store's files."""
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.folder) as found:
+            for entry in found:
+                if _is_ours(Path(entry.path)) and entry.is_dir():
+                    raise InputError(
+                        f"{entry.path} is a folder, a file was expected; delete it, the store needs its name"
+                    )
 
     def _enter_files(self) -> None:
         """Brings the index up to date with the files: a killed process may have left some unlisted."""

@@ -16,8 +16,9 @@ Score any number of (query, document) pairs.
 
 PAIRS are .parquet or .jsonl files, or folders of them, with the columns "query" and "document" (a text, or an object
 of "text" and "title"), or another usual name of theirs ("question"; "passage", "text"). FOLDER receives
-scores-000000.parquet and so on, each with the columns "row" (the pair's number in the input, from 0) and "score". Run the same command again after an interruption: finished files stay, and
-the result is the same as without it. Memory does not grow with the number of pairs.
+scores-000000.parquet and so on, each with the columns "row" (the pair's number in the input, from 0) and "score". Run
+the same command again after an interruption: finished files stay, and the result is the same as without it. Memory
+does not grow with the number of pairs.
 """
 
 _EPILOG = """\

@@ -260,6 +260,18 @@ def test_a_folder_without_states_is_still_no_store(tmp_path) -> None:
         assert (store.dtype, len(store)) == ("int8", 0)
 
 
+@pytest.mark.parametrize("name", ["index.sqlite", "index.sqlite-journal", ".lock", "aaaa.safetensors"])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_folder_in_the_place_of_a_file_is_named(folder, name, read_only) -> None:
+    (folder / name).unlink(missing_ok=True)
+    (folder / name / "inside").mkdir(parents=True)
+    with pytest.raises(InputError, match=rf"{name} is a folder, a file was expected; delete it"):
+        FolderStore(folder, read_only=read_only)
+    shutil.rmtree(folder / name)
+    with FolderStore(folder) as store:
+        assert store.verify() == (COUNT, 0)
+
+
 def test_an_index_that_cannot_be_made_again_is_one_clear_error(whole, small_disk) -> None:
     folder = small_disk / "store"
     shutil.copytree(whole, folder)

@@ -18,6 +18,8 @@ from modeling_tsarank.ranking_errors import InputError
 logger = logging.getLogger(__name__)
 
 MANIFEST = "checkpoint_manifest.json"
+# Words for `resume_from_checkpoint` instead of a folder.
+LAST, AUTO = "last", "auto"
 # What resuming needs, each with the files of which one must be there; FSDP and DeepSpeed write folders.
 _NEEDED = {
     "weights": ("*.safetensors", "pytorch_model*", "global_step*"),
@@ -105,6 +107,19 @@ def newest_whole_checkpoint(output_dir: str | Path) -> Path:
         problems[folder.name] = problem
     listed = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
     raise InputError(f"no checkpoint in {output_dir} is whole ({listed}); move them away to start anew")
+
+
+def asked_checkpoint(asked: str | bool | None, output_dir: str | Path) -> str | bool:
+    """What `resume_from_checkpoint` means: a folder, `True` for the newest whole checkpoint, `False` for a new start.
+
+    `auto` is `True` where `output_dir` has checkpoints. Words are taken in any case; `./false` is a folder.
+    """
+    word = str(asked or "").lower()
+    if word == AUTO:
+        return bool(checkpoint_folders(output_dir))
+    if word in ("", "false", "no", "none"):
+        return False
+    return True if word in (LAST, "true") else str(asked)
 
 
 def check_no_checkpoints(output_dir: str | Path) -> None:

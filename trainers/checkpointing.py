@@ -31,6 +31,7 @@ from modeling_tsarank.files.reading import read_json_object
 from modeling_tsarank.files.writing import replace_folder, write_json
 from modeling_tsarank.ranking_errors import InputError, NonFiniteScoreError, TSARankError
 from modeling_tsarank.trainers.checkpoint_files import (
+    asked_checkpoint,
     check_checkpoint,
     check_no_checkpoints,
     checkpoint_problem,
@@ -88,7 +89,8 @@ class CheckpointingTrainer(EvenBatchesTrainer):
         """Trains, from the start or from a checkpoint; see `transformers.Trainer.train`.
 
         Args:
-            resume_from_checkpoint: a checkpoint folder, or `True` for the newest whole one in `output_dir`.
+            resume_from_checkpoint: a checkpoint folder, or `True` for the newest whole one in `output_dir`; the words
+                of the scripts (`last`, `auto`, `false`) too.
 
         Raises:
             InputError: another training is at work in `output_dir`, or it holds checkpoints of another run and
@@ -111,11 +113,12 @@ class CheckpointingTrainer(EvenBatchesTrainer):
     def _checkpoint_to_resume(self, asked: str | bool | None) -> str | None:
         """The folder to resume from, compared with what is asked for; `None` for a start."""
         output_dir = str(self.args.output_dir)
+        asked = asked_checkpoint(asked, output_dir)
         if not asked:
             if self.state.global_step == 0:
                 check_no_checkpoints(output_dir)
             return None
-        if asked is True or asked == "True":
+        if asked is True:
             checkpoint = newest_whole_checkpoint(output_dir)
         else:
             checkpoint = Path(asked)
@@ -233,7 +236,10 @@ class CheckpointingTrainer(EvenBatchesTrainer):
                 shutil.rmtree(staging, ignore_errors=True)
         if self.args.should_save:
             limit = self.args.save_total_limit
-            rotate_checkpoints(str(run_dir), limit, self.state.best_model_checkpoint, use_mtime=True)
+            try:
+                rotate_checkpoints(str(run_dir), limit, self.state.best_model_checkpoint, use_mtime=True)
+            except OSError as error:  # no reason to stop: the new one is whole
+                logger.warning("an old checkpoint in %s cannot be deleted (%s)", run_dir, error.strerror or error)
         self.accelerator.wait_for_everyone()
 
     def _run_settings(self) -> dict[str, Any]:

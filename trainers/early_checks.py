@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modeling_tsarank.ranking_errors import InputError, ResourceError
-from modeling_tsarank.trainers.checkpoint_files import check_no_checkpoints, checkpoint_folders
+from modeling_tsarank.trainers.checkpoint_files import asked_checkpoint, check_no_checkpoints, checkpoint_folders
 from modeling_tsarank.trainers.publishing import installed_publisher
 from modeling_tsarank.trainers.run_lock import only_training_in
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Words for `resume_from_checkpoint` instead of a folder.
-LAST, AUTO = "last", "auto"
 _MEASURED = ("loss", "runtime", "samples_per_second", "steps_per_second")
 _PROCESS_COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_NTASKS")
 
@@ -172,14 +170,15 @@ def output_folder(training: Any) -> Iterator[None]:
             are some and nothing was said about resuming.
         ResourceError: the folder cannot be written.
     """
-    folder, resume = str(training.output_dir), training.resume_from_checkpoint
+    folder = str(training.output_dir)
     with only_training_in(folder) if training.process_index == 0 else contextlib.nullcontext():
+        resume = asked_checkpoint(training.resume_from_checkpoint, folder)
         if not resume:
             check_no_checkpoints(folder)
-        elif str(resume).lower() in (LAST, "true"):
+        elif resume is True:
             if not checkpoint_folders(folder):
                 raise InputError(f"no checkpoint to resume from in {folder}")
-        elif str(resume).lower() != AUTO and not Path(resume).is_dir():
+        elif not Path(resume).is_dir():
             raise InputError(
                 f"{resume} is no whole checkpoint (there is no such folder); resume from another, or `auto`"
             )

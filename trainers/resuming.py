@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from modeling_tsarank.document_blocks import GROUPED
 from modeling_tsarank.files.hashes import hash_parts
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.ranking_options import CONFIG_KEY
 from modeling_tsarank.trainers.checkpoint_files import read_state
 from modeling_tsarank.trainers.rows import PLACE
 from modeling_tsarank.trainers.training_record import settings
@@ -41,7 +44,12 @@ _DIGESTS = {
     "evaluation": "the rows or collections that choose the best checkpoint",
     "frozen_weights": "the weights of the model it starts from",
     "start_weights": "the weights of the model it starts from",
+    "configuration": "the model's configuration (model_init_kwargs)",
 }
+# Of a configuration: where it came from, and what the trainers set themselves.
+_NO_CONFIGURATION = re.compile(
+    "_name_or_path|transformers_version|auto_map|custom_pipelines|use_cache|.*_token_id|dtype"
+)
 _WORDS = {
     "batch": "rows in an update (batch size x accumulation x processes)",
 }
@@ -59,10 +67,22 @@ def run_settings(trainer: Any) -> dict[str, Any]:
         "frozen_weights": weights_digest(trainer, trained=False),
         "start_weights": trainer.start_weights,
         "trainable": args.trainable,
+        **model_settings(trainer),
     }
     options = getattr(trainer.ranker, "options", None)
     found |= {} if options is None else {f"ranking option {k}": v for k, v in options.to_dict().items()}
     return dict(json.loads(json.dumps(found, default=str)))
+
+
+def model_settings(trainer: Any) -> dict[str, Any]:
+    """The attention and a hash of the configuration of the model in training."""
+    config = trainer.ranker.backbone.config
+    attention = config._attn_implementation
+    kept = {k: v for k, v in config.to_dict().items() if k != CONFIG_KEY and not _NO_CONFIGURATION.fullmatch(k)}
+    return {
+        "attn_implementation": "sdpa" if attention == GROUPED else attention,
+        "configuration": hash_parts([json.dumps(kept, sort_keys=True, default=str)]),
+    }
 
 
 def rows_digest(rows: Any) -> str:
@@ -150,7 +170,8 @@ def check_resumed(trainer: Any, checkpoint: Path, recorded: dict[str, Any] | Non
 def _unknown(name: str, recorded: dict[str, Any], asked: dict[str, Any]) -> bool:
     """Whether one side cannot tell, or has had no use for it."""
     either = (recorded.get(name), asked.get(name))
-    return None in either and name in (*_DIGESTS, "metric_for_best_model", "greater_is_better")
+    known_late = (*_DIGESTS, "metric_for_best_model", "greater_is_better", "attn_implementation")
+    return None in either and name in known_late
 
 
 def _said(name: str, before: Any, now: Any) -> str:

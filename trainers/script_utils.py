@@ -213,8 +213,7 @@ def train_and_save(trainer: Any, data: DataArguments | None = None) -> None:
     `resume_from_checkpoint` is a folder, `last` for the last whole checkpoint in `output_dir`, or `auto`, which starts
     anew where there is none: the same command then serves for the first start and for every restart.
     """
-    from modeling_tsarank.trainers.checkpoint_files import checkpoint_folders
-    from modeling_tsarank.trainers.early_checks import AUTO, LAST
+    from modeling_tsarank.trainers.checkpoint_files import asked_checkpoint
     from modeling_tsarank.trainers.gloo import settle_gloo
     from modeling_tsarank.trainers.saving import writing_errors
     from modeling_tsarank.trainers.training_record import DataSource
@@ -222,13 +221,8 @@ def train_and_save(trainer: Any, data: DataArguments | None = None) -> None:
     args = trainer.args
     if data is not None and data.train_data is not None:
         trainer.data_source = DataSource.of(data.train_data, data.data_config, data.train_split)
-    resume: Any = args.resume_from_checkpoint
-    if isinstance(resume, str) and resume.lower() == AUTO:
-        resume = bool(checkpoint_folders(args.output_dir))
-    elif isinstance(resume, str) and resume.lower() in (LAST, "true"):
-        resume = True
     try:
-        trainer.train(resume_from_checkpoint=resume)
+        trainer.train(resume_from_checkpoint=asked_checkpoint(args.resume_from_checkpoint, args.output_dir))
     except TSARankError as error:
         error.of_this_process = not getattr(error, "said_by_the_first", False) or trainer.is_world_process_zero()  # type: ignore[attr-defined]
         raise

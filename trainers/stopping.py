@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import sys
 import threading
@@ -81,12 +82,22 @@ def signals_held_back() -> Iterator[None]:
 
 
 def end_with_launcher() -> None:
-    """Lets the system terminate this process when the one that launched it is killed; on Linux."""
-    launcher = os.environ.get(LAUNCHER, "")
-    if sys.platform == "linux" and launcher == str(os.getppid()):
+    """Lets the system terminate this process when the one that launched it is killed; on Linux.
+
+    `accelerate launch` with one process, and every killed launcher, would leave it training.
+    """
+    parent = os.getppid()
+    if sys.platform == "linux" and (os.environ.get(LAUNCHER) == str(parent) or _is_launcher(parent)):
         ctypes.CDLL(None, use_errno=True).prctl(_PARENT_DEATH_SIGNAL, int(signal.SIGTERM), 0, 0, 0)
-        if os.getppid() != int(launcher):
+        if os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_launcher(process: int) -> bool:
+    with contextlib.suppress(OSError):
+        command = Path(f"/proc/{process}/cmdline").read_bytes()
+        return re.search(rb"accelerate|torchrun|torch[./]distributed", command) is not None
+    return False
 
 
 def exit_status(number: int) -> int:

@@ -100,7 +100,7 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def replace_folder(source: Path, target: Path) -> None:
     """Puts the folder `source` in the place of `target`, which may exist, so that one of the two is always whole."""
-    if not target.exists():
+    if not os.path.lexists(target):  # a link that leads nowhere is in the way, too
         os.replace(source, target)
         return
     aside = Path(tempfile.mkdtemp(prefix=".replaced-", dir=target.parent))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,18 +20,22 @@ from modeling_tsarank.files.reading import read_json_object
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.modeling_tsarank import TSARankModel
 from modeling_tsarank.ranking_errors import InputError, ResourceError
+from modeling_tsarank.trainers import checkpointing
 from modeling_tsarank.trainers.checkpoint_files import (
     MANIFEST,
+    asked_checkpoint,
     checkpoint_folders,
     checkpoint_problem,
     newest_whole_checkpoint,
     write_manifest,
 )
 from modeling_tsarank.trainers.checkpointing import TRAINED_WEIGHTS, UNFINISHED
+from modeling_tsarank.trainers.early_checks import output_folder
 from modeling_tsarank.trainers.resuming import RUN_SETTINGS
 from modeling_tsarank.trainers.run_lock import LOCK_NAME, only_training_in
 from modeling_tsarank.trainers.sft_config import RankingSFTConfig
 from modeling_tsarank.trainers.sft_trainer import RankingSFTTrainer
+from modeling_tsarank.trainers.stopping import StoppedError, stopping
 from modeling_tsarank.trainers.trainable import export_adapter
 from modeling_tsarank.trainers.training_record import training_record
 
@@ -203,6 +209,91 @@ def test_wrong_checkpoints_are_errors(make_trainer: Any, tmp_path: Path) -> None
     for changed in (other, wider):
         with pytest.raises(InputError, match=r"was written with other trained parameters \(.*lora_"):
             changed._load_trained(Path(checkpoint))
+
+
+@pytest.mark.parametrize("word", ["False", "none", ""])
+def test_a_word_for_no_is_a_new_start_and_no_folder(word: Any, make_trainer: Any, tmp_path: Path) -> None:
+    trainer = make_trainer("sft", **{**SHORT, "max_steps": 1}, output_dir=str(tmp_path / "run"))
+    trainer.args.resume_from_checkpoint = word
+    with output_folder(trainer.args):
+        trainer.train(resume_from_checkpoint=word)
+    with (
+        pytest.raises(InputError, match="already holds checkpoint-1 of another run"),
+        output_folder(trainer.args),
+    ):
+        pass
+    assert asked_checkpoint("AUTO", tmp_path / "run") is True
+    assert asked_checkpoint("auto", tmp_path) is False
+    assert asked_checkpoint("./false", tmp_path) == "./false"
+
+
+@pytest.mark.parametrize("what", ["a link to nothing", "a file", "a link to a folder"])
+def test_whatever_has_the_name_of_a_checkpoint_gives_way(what: str, make_trainer: Any, tmp_path: Path) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    run.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "kept.txt").write_text("kept")
+    if what == "a file":
+        (run / "checkpoint-1").write_text("x")
+    else:
+        (run / "checkpoint-1").symlink_to(elsewhere if what == "a link to a folder" else tmp_path / "nothing")
+    trainer = make_trainer("sft", **{**SHORT, "max_steps": 1}, output_dir=str(run))
+    trainer.train()
+    assert not (run / "checkpoint-1").is_symlink()
+    assert checkpoint_problem(run / "checkpoint-1") is None
+    assert (elsewhere / "kept.txt").read_text() == "kept"
+    assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_checkpoint_that_cannot_be_deleted_does_not_stop_the_training(
+    make_trainer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = shutil.rmtree
+
+    def refuse(path: Any, *args: Any, **kwargs: Any) -> None:
+        if Path(path).name == "checkpoint-1":
+            raise PermissionError(13, "Permission denied", str(path))
+        real(path, *args, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    trainer = make_trainer("sft", **{**SHORT, "max_steps": 3, "save_total_limit": 1})
+    trainer.train()
+    assert checkpoint_problem(Path(trainer.args.output_dir) / "checkpoint-3") is None
+    assert "an old checkpoint" in caplog.text
+
+
+@pytest.mark.parametrize("moment", ["saving", "evaluating"])
+def test_a_signal_while_saving_or_evaluating_leaves_whole_checkpoints_alone(
+    moment: str, make_trainer: Any, sft_rows: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real SIGTERM, in the middle of the second checkpoint or of the evaluation after it."""
+    calls: list[None] = []
+
+    def signalled(function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append(None)
+            if len(calls) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return function(*args, **kwargs)
+
+        return call
+
+    settings = {**SHORT, "output_dir": str(tmp_path / "run"), "eval_strategy": "steps", "eval_steps": 1}
+    trainer = make_trainer("sft", **settings, eval_rows=sft_rows[:4])
+    if moment == "saving":
+        monkeypatch.setattr(checkpointing, "write_manifest", signalled(checkpointing.write_manifest))
+    else:
+        trainer.prediction_step = signalled(trainer.prediction_step)
+    with pytest.raises(StoppedError), stopping():
+        trainer.train()
+    monkeypatch.undo()
+    left = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert left == [f"checkpoint-{step}" for step in range(1, len(left) + 1)]
+    assert left
+    assert all(checkpoint_problem(tmp_path / "run" / name) is None for name in left)
+    again = make_trainer("sft", **settings, eval_rows=sft_rows[:4])
+    again.train(resume_from_checkpoint="auto")
+    assert again.state.global_step == 3
 
 
 def test_what_publishes_is_given_or_the_one_that_is_installed(make_trainer: Any, monkeypatch: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -333,6 +334,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert again.state.global_step == whole.state.global_step == 6
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(again)[name]), name
+
+
+def test_resuming_notices_another_attention_and_another_configuration(plain_folder: Path, tmp_path: Path) -> None:
+    saved = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "output_dir": str(tmp_path / "run")}
+
+    def trained(**options: Any) -> CPTTrainer:
+        model, tokenizer = load_base_model(plain_folder, **options)
+        return CPTTrainer(model, CPTConfig(**{**SETTINGS, **saved}), ROWS, tokenizer=tokenizer)
+
+    trained().train()
+    shutil.rmtree(tmp_path / "run" / "checkpoint-3")
+    for options, message in (
+        ({"attn_implementation": "eager"}, 'attn_implementation was "sdpa", now "eager"'),
+        ({"rms_norm_eps": 0.1}, "the model's configuration"),
+    ):
+        with pytest.raises(InputError, match=message):
+            trained(**options).train(resume_from_checkpoint=True)
+    trained().train(resume_from_checkpoint=True)
 
 
 def test_another_run_does_not_overwrite_checkpoints(make_cpt: Callable[..., CPTTrainer]) -> None:

@@ -139,9 +139,9 @@ def test_argparse_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> Non
 # ---- standard streams ------------------------------------------------------------------------------
 
 
-def run_cli(redirection: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_cli(redirection: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     command = f'"$0" -m modeling_tsarank.cli "$@" {redirection}'
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | more
     return subprocess.run(
         ["bash", "-c", command, sys.executable, *arguments],
         capture_output=True,
@@ -160,10 +160,33 @@ def run_cli(redirection: str, *arguments: str) -> subprocess.CompletedProcess[st
         ("> /dev/full", {2}, "tsarank: error: standard output cannot be written (No space left on device)\n"),
     ],
 )
-def test_output_that_nobody_takes(redirection: str, statuses: set[int], said: str) -> None:
-    done = run_cli(redirection, "compare", "--help")
+@pytest.mark.parametrize("environment", [{}, {"PYTHONUNBUFFERED": "1"}], ids=str)
+def test_output_that_nobody_takes(
+    redirection: str, statuses: set[int], said: str, environment: dict[str, str]
+) -> None:
+    """As coreutils: help that cannot be written is an error, unlike python's own, which says nothing of it."""
+    done = run_cli(redirection, "compare", "--help", **environment)
     assert done.returncode in statuses
     assert done.stderr == said
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "-5", "abc", "9" * 30, ""])
+def test_help_is_written_in_a_window_of_any_width(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    for command in ([], ["rank"], ["data", "lists"], ["publish", "model"]):
+        assert cli.main([*command, "--help"]) == 0
+        assert "--help" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("environment", [{"LC_ALL": "C"}, {"PYTHONIOENCODING": "ascii"}, {"PYTHONUTF8": "0"}], ids=str)
+def test_a_locale_without_the_characters_of_a_text_stops_nothing(environment: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "fileé.txt"
+    path.write_text("yeast\n", encoding="utf-8")
+    done = run_cli("", "rank", "--query", " \u3000", "--documents", str(path), **environment)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "the query is empty" in done.stderr
 
 
 # ---- numbers ---------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TextIO
 
 from ..files.sizes import parse_size
-from ..ranking_errors import TSARankError
+from ..ranking_errors import ResourceError, TSARankError
 
 
 DEBUG_VARIABLE = "TSARANK_DEBUG"
@@ -251,6 +251,20 @@ class CommandParser(argparse.ArgumentParser):
         """One line on standard error, status 2."""
         line = one_line(f"{self.prog}: error: {message.removeprefix('argument ')}")
         self.exit(2, f"{line}; see `{self.prog} --help`\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """As argparse's, which would end with status 0 where `--help` cannot be written; coreutils fail there too."""
+        if file is not sys.stdout:
+            super()._print_message(message, file)
+            return
+        try:
+            file.write(message)
+            file.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            _discard_output()
+            raise ResourceError(f"standard output cannot be written ({error.strerror or error})") from error
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Each command refuses what it does not know itself: the error then names the command and a likely option."""

@@ -48,6 +48,16 @@ class UserText:
             for text, ids, offsets, own in rows
         ]
 
+    def encode_whole(self, texts: Sequence[str], limit: int) -> list[list[int]]:
+        """Ids of texts that are all the user's, with the special tokens that the tokenizer puts around one;
+        cut on the right to `limit` in all."""
+        whole, inside = self.tokenizer("a")["input_ids"], self.tokenizer("a", **TOKENIZE)["input_ids"]
+        at = next(at for at in range(len(whole)) if whole[at : at + len(inside)] == inside)
+        before, after = whole[:at], whole[at + len(inside) :]
+        room = limit - len(before) - len(after)
+        encoded = self.encode(texts, [[(0, len(text))] for text in texts])
+        return [[*before, *ids[:room], *after] for ids, _ in encoded]
+
     def _as_text(
         self, text: str, ids: Sequence[int], offsets: Sequence[Span], spans: Sequence[Span]
     ) -> tuple[list[int], list[Span]]:

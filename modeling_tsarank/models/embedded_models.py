@@ -7,6 +7,7 @@ A release may have been trained on another one; both adapters are then merged, o
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -20,6 +21,7 @@ from typing import Any
 from ..files.caches import cache_root
 from ..files.hashes import hash_file
 from ..files.reading import read_json_object
+from ..files.writing import replacement
 from ..ranking_errors import ModelError, ResourceError
 from .default_model import (
     DEFAULT_NAME,
@@ -162,16 +164,23 @@ def embedded_source(full_name: str) -> Path:
     if full_name == DEFAULT_NAME:
         return default_model_source()
     release = releases()[full_name]
-    return made_once(release.cached_folder, lambda folder: _save_merged(release, folder))
+    folder = made_once(release.cached_folder, lambda folder: _save_merged(release, folder))
+    _copy_record(release, folder)
+    return folder
 
 
 def _save_merged(release: Release, folder: Path) -> None:
     ranker = merged_ranker(release)
     save_in_any_process(ranker.backbone)
     ranker.save_pretrained(folder)
-    record = release.folder / RECORD_FILE
-    if record.is_file():
-        shutil.copy(record, folder)
+
+
+def _copy_record(release: Release, folder: Path) -> None:
+    """Brings the record of the training along, whenever it differs: it may be corrected where no weight changes."""
+    record, copied = release.folder / RECORD_FILE, folder / RECORD_FILE
+    if record.is_file() and not (copied.is_file() and copied.read_bytes() == record.read_bytes()):
+        with contextlib.suppress(OSError), replacement(copied) as temporary:  # a cache may be read-only
+            shutil.copyfile(record, temporary)
 
 
 def merged_ranker(release: Release, family: str | None = None, options: dict[str, Any] | None = None) -> Any:

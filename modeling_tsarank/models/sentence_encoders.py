@@ -57,6 +57,7 @@ def load_encoder(name: str, device: str | None = None, **kwargs: Any) -> Any:
     package = require("sentence_transformers", extra="dense", purpose="A bi-encoder")
     with _loading(name, "a sentence-transformers model"):
         encoder = package.SentenceTransformer(name, device=device, **kwargs)
+        _read_as_text(encoder)
         encoder.tokenize(["a"])
     # Sentence-transformers pools by itself: many encoders are published without BERT's pooler.
     _refuse_random(name, encoder, "pooler.")
@@ -73,6 +74,7 @@ def load_sparse_encoder(name: str, device: str | None = None, max_tokens: int = 
     package = require("sentence_transformers", extra="dense", purpose="The SPLADE first stage")
     with _loading(name, "a masked language model"):
         encoder = package.SparseEncoder(name, device=device, model_kwargs={"use_safetensors": True})
+        _read_as_text(encoder)
         encoder.tokenize(["a"])
     if not any(type(module).__name__ == "SpladePooling" for module in encoder):
         raise ModelError(f"{name!r} is no SPLADE model: it lacks the head of a masked language model")
@@ -91,9 +93,19 @@ def load_cross_encoder(name: str, device: str | None = None, max_length: int | N
     package = require("sentence_transformers", extra="dense", purpose="A cross-encoder")
     with _loading(name, "a CrossEncoder"):
         encoder = package.CrossEncoder(name, device=device, max_length=max_length, **kwargs)
+        _read_as_text(encoder)
         encoder.tokenizer(["a"], ["b"])
     _refuse_random(name, encoder)
     return encoder
+
+
+def _read_as_text(encoder: Any) -> None:
+    """Lets the control tokens that a text spells be its characters, unless the model's own prompts spell some."""
+    tokenizer = encoder.tokenizer
+    prompts = " ".join(map(str, (getattr(encoder, "prompts", None) or {}).values()))
+    own = any(token in prompts for token in tokenizer.all_special_tokens)
+    if not own and not getattr(tokenizer, "chat_template", None):
+        tokenizer.split_special_tokens = True
 
 
 @contextmanager

@@ -24,9 +24,12 @@ _NUMBER = re.compile(r"\d+")
 _BEFORE = re.compile(
     r"(?:[\[【][^\[\]【】\n]{0,40}\d[^\[\]【】\n]{0,40}[\]】]|\.\.)\s*(?:[>=<≥≤≻≈~,;/&|]|&gt;){1,4}\s*\Z"
 )
-# Tags that models put around their reasoning.
+# Tags that models put around their reasoning; what closes one has a group. gpt-oss names a channel instead, of which
+# only `final` is an answer; where special tokens were left out of the text, the bare names are left.
 _REASONING = re.compile(
-    r"<\s*(/?)\s*(?:seed:)?(?:think|thinking|thought|reasoning|reflection|analysis|scratchpad)\b[^<>]{0,40}>"
+    r"<\|channel\|>\s*(final)\b(?:\s*<\|message\|>)?|<\|channel\|>\s*\w*|<\|START_THINKING\|>|<\|(END)_THINKING\|>"
+    r"|\A\s*(?:analysis|commentary)(?=[a-z\[])|assistant(final)(?=\S)"
+    r"|<\s*(/?)\s*(?:seed:)?(?:think|thinking|thought|reasoning|reflection|analysis|scratchpad)\b[^<>]{0,40}>"
     r"|\[(?=/?THINK\])(/?)\w+\]|◁(?=/?think▷)(/?)\w+▷",
     re.IGNORECASE,
 )

@@ -56,6 +56,13 @@ def build(tiny_encoder: Path, cache: Path) -> DenseIndex:
     return DenseIndex.build(list(TEXTS), list(TEXTS.values()), cache, model=tiny_encoder, device="cpu")
 
 
+def test_control_tokens_in_a_text_are_its_characters(tiny_encoder):
+    encoder = load_encoder(str(tiny_encoder), "cpu")
+    for token in ("[SEP]", "[CLS]", "[PAD]", "[MASK]"):
+        spelled, apart = encoder.encode([f"ice {token} water", f"ice [ {token[1:-1]} ] water"])
+        np.testing.assert_allclose(spelled, apart, atol=1e-6)
+
+
 def test_equals_a_full_sort_of_cosines(tiny_encoder, tmp_path):
     model = sentence_transformers.SentenceTransformer(str(tiny_encoder), device="cpu")
     documents = model.encode(list(TEXTS.values())).astype(np.float64)

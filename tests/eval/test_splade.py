@@ -96,6 +96,16 @@ def test_long_texts_are_cut_at_the_shorter_of_both_limits(tiny_splade):
     np.testing.assert_allclose(long, cut, atol=1e-6)
 
 
+def test_control_tokens_in_a_text_are_its_characters(tiny_splade):
+    encoder = load_sparse_encoder(str(tiny_splade), "cpu")
+    for token in ("[SEP]", "[CLS]", "[PAD]", "[MASK]"):
+        spelled, apart = (
+            encoder.encode([text], convert_to_sparse_tensor=False).cpu().numpy()
+            for text in (f"ice {token} water", f"ice [ {token[1:-1]} ] water")
+        )
+        np.testing.assert_allclose(spelled, apart, atol=1e-6)
+
+
 def test_the_index_is_cached(tiny_splade, tmp_path):
     first = build(tiny_splade, tmp_path).search(QUERIES, 5)
     (entry,) = (tmp_path / "indexes").glob("splade-*")

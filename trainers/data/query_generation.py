@@ -21,6 +21,7 @@ from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.ranking_options import settle_whole_numbers
 from modeling_tsarank.trainers.data.query_files import QueryCollector, normalized
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
+from modeling_tsarank.user_text import UserText
 
 
 logger = logging.getLogger(__name__)
@@ -173,7 +174,7 @@ class QueryGenerator:
             rows = [prompt.cut(limit) for prompt in self._ranker.encoder.prompts(list(passages))]
             pad, left = self._ranker.pad_id, True
         else:
-            rows = self._tokenizer(list(passages), truncation=True, max_length=limit)["input_ids"]
+            rows = UserText(self._tokenizer).encode_whole(passages, limit)
             pad, left = self._tokenizer.pad_token_id or 0, False
         longest = max(len(row) for row in rows)
         padding = [[pad] * (longest - len(row)) for row in rows]

@@ -18,6 +18,7 @@ from modeling_tsarank import load_ranker
 from modeling_tsarank.cache.memory_store import MemoryStore
 from modeling_tsarank.cache.state_files import read_documents
 from modeling_tsarank.files.hashes import hash_file
+from modeling_tsarank.models import embedded_models
 from modeling_tsarank.models.embedded_models import (
     ADAPTER_WEIGHTS,
     DEFAULT_RELEASE,
@@ -117,6 +118,16 @@ def test_without_room_the_release_is_merged_in_memory(ranker) -> None:
         assert torch.equal(found[name], value), name
     with pytest.raises(ResourceError, match="disk is full"):
         load_without_room("smollm2-135m-instruct", error, None, {})
+
+
+@pytest.mark.parametrize("old", [b"{}", None])
+def test_a_merged_folder_of_an_earlier_version_gets_the_record_of_this_one(old, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(embedded_models, "made_once", lambda folder, make: tmp_path)
+    record = tmp_path / "training_run.json"
+    if old is not None:
+        record.write_bytes(old)
+    assert embedded_source(FIRST) == tmp_path
+    assert record.read_bytes() == (releases()[FIRST].folder / record.name).read_bytes()
 
 
 def test_the_merged_folder_is_made_once_and_is_an_ordinary_checkpoint(ranker) -> None:

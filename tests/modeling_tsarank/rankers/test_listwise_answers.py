@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_tsarank.rankers.listwise_answers import read_answer
+from modeling_tsarank.rankers.listwise_answers import read_answer, without_reasoning
 from modeling_tsarank.trainers.rows import to_row
 
 
@@ -232,3 +232,37 @@ def test_unclosed_reasoning_is_no_answer_however_its_tag_is_written(opened):
     closed = f"{opened}[3] > [1] > [2] > [4]{opened[0]}/{opened[1:]}"
     assert not read_answer(closed, 4).usable
     assert read_answer(closed + RUN, 4).permutation == (1, 3, 0, 2)
+
+
+ANALYSIS = "We need to rank: [3] > [1] > [2] > [4] perhaps."
+
+
+@pytest.mark.parametrize(
+    "unclosed",
+    [
+        f"<|channel|>analysis<|message|>{ANALYSIS}",
+        f"<|channel|>commentary<|message|>{ANALYSIS}",
+        f"<|start|>assistant<|channel|>analysis<|message|>{ANALYSIS}<|end|>",
+        f"<|channel|>analysis<|message|>{ANALYSIS}<|end|><|start|>assistant<|channel|>analysis<|message|>{ANALYSIS}",
+        f"analysis{ANALYSIS}",
+        f"<|START_THINKING|>{ANALYSIS}",
+    ],
+)
+def test_an_unclosed_channel_is_no_answer(unclosed):
+    assert not read_answer(unclosed, 4).usable
+    assert without_reasoning(unclosed) == ""
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f"<|channel|>analysis<|message|>{ANALYSIS}<|end|><|start|>assistant<|channel|>final<|message|>{RUN}<|return|>",
+        f"<|channel|>final<|message|>{RUN}",
+        f"analysis{ANALYSIS}assistantfinal{RUN}",
+        f"<|START_THINKING|>{ANALYSIS}<|END_THINKING|>{RUN}",
+        f"Analysis: passage 2 comes first. {RUN}",
+        f"analysis of the passages: {RUN}",
+    ],
+)
+def test_the_final_channel_is_the_answer(answer):
+    assert read_answer(answer, 4).permutation == (1, 3, 0, 2)

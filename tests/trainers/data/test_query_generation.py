@@ -85,6 +85,15 @@ def test_greedy_generation_of_a_batch_is_that_of_each_alone(folder):
     assert len({texts[0][0] for texts in together}) > 1, "passages are read"
 
 
+def test_control_tokens_in_a_passage_are_its_characters(seq2seq_folder):
+    generator = QueryGenerator(str(seq2seq_folder), SamplingOptions(seed=1))
+    generator._load()
+    end = generator._tokenizer.eos_token_id
+    plain, spelled = generator._inputs(["ice valley"]), generator._inputs(["ice </s> valley"])
+    assert plain["input_ids"][0].tolist() == generator._tokenizer("ice valley")["input_ids"]
+    assert [row.tolist().count(end) for row in (plain["input_ids"][0], spelled["input_ids"][0])] == [1, 1]
+
+
 def test_the_prompt_is_the_rankers_own(causal_folder):
     generator = QueryGenerator(
         str(causal_folder), SamplingOptions(temperature=0, max_new_tokens=6, max_passage_tokens=100)

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from modeling_tsarank.document_blocks import GROUPED
 from modeling_tsarank.files.hashes import hash_parts
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import CONFIG_KEY
@@ -77,10 +76,9 @@ def run_settings(trainer: Any) -> dict[str, Any]:
 def model_settings(trainer: Any) -> dict[str, Any]:
     """The attention and a hash of the configuration of the model in training."""
     config = trainer.ranker.backbone.config
-    attention = config._attn_implementation
     kept = {k: v for k, v in config.to_dict().items() if k != CONFIG_KEY and not _NO_CONFIGURATION.fullmatch(k)}
     return {
-        "attn_implementation": "sdpa" if attention == GROUPED else attention,
+        "attn_implementation": config._attn_implementation,
         "configuration": hash_parts([json.dumps(kept, sort_keys=True, default=str)]),
     }
 

@@ -106,13 +106,9 @@ class RankerModel(Family, PreTrainedModel):
         return requested_experts
 
     def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
-        """As for every model of transformers.
-
-        Raises `ModelError` for one that is unknown, not installed or not for ranking (`flex_attention`, `paged|…`),
-        and while a call is running.
-        """
-        names = attn_implementation.values() if isinstance(attn_implementation, dict) else [attn_implementation]
-        refuse_attention(*names)
+        """As for every model of transformers. Raises `ModelError` for attention that is unknown, missing or not for
+        ranking (`flex_attention`, `paged|…`), and while a call is running."""
+        refuse_attention(attn_implementation)
         with while_idle(self, "set_attn_implementation"), load_errors(f"with {attn_implementation!r:.200}"):
             # The backbone first: it may refuse what this class takes, and both must name the same one.
             self.backbone.set_attn_implementation(attn_implementation, *args, **kwargs)

@@ -388,9 +388,9 @@ def refuse_attention(*names: Any) -> None:
     need the cache of transformers' continuous batching.
     """
     for name in names:
-        for refused in ("flex_attention", "paged|"):
+        for refused, called in (("flex_attention", "flex_attention"), ("paged|", "paged attention")):
             if refused in str(name):
-                raise ModelError(f"{name} cannot be used for ranking; choose sdpa, eager or flash_attention_2")
+                raise ModelError(f"{called} cannot be used for ranking; choose sdpa, eager or flash_attention_2")
 
 
 def check_attention(backbone: Any) -> None:

@@ -35,7 +35,7 @@ from modeling_tsarank.eval.fusion import normalize
 from modeling_tsarank.eval.harness import evaluate_collection
 from modeling_tsarank.eval.options import EvaluationOptions
 from modeling_tsarank.eval.reports import markdown_table
-from modeling_tsarank.eval.run_files import ranked, read_run
+from modeling_tsarank.eval.run_files import read_run
 from modeling_tsarank.eval.scoring import ScorerSource
 from modeling_tsarank.eval.significance import compare_values, query_values
 from modeling_tsarank.eval.types import Qrels, Run
@@ -106,11 +106,6 @@ def mixture(runs: Mapping[str, Run], weights: Mapping[str, float]) -> Run:
     return mixed
 
 
-def first(scores: Mapping[str, float], depth: int) -> dict[str, float]:
-    """The best so many candidates of a query."""
-    return {name: scores[name] for name in ranked(scores, depth)}
-
-
 def grid(members: int, steps: int = 10) -> list[tuple[float, ...]]:
     """All weights of so many members in steps of one by `steps`, summing to 1."""
     if members == 1:
@@ -175,7 +170,9 @@ def main() -> None:
     parser.add_argument("--against", default=BM25, metavar="NAME", help="what all are compared with")
     parser.add_argument("--collections", nargs="+", metavar="C")
     parser.add_argument("--queries", type=int, metavar="N", help="the first N queries of every collection")
-    parser.add_argument("--depth", type=int, default=100, metavar="N", help="candidates of a query, BM25's best")
+    parser.add_argument(
+        "--depth", type=int, default=100, metavar="N", help="candidates that are scored; others follow in BM25's order"
+    )
     parser.add_argument("--max-length", type=int, default=256, metavar="N", help="tokens of a pair")
     parser.add_argument("--output", type=Path, metavar="FILE.json")
     args = parser.parse_args()
@@ -207,7 +204,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         qrels = {query: collection.qrels[query] for query in queries}
         counts[name] = len(queries)
         given = read_run(args.development / "dev" / name / "runs" / f"{DEV_RUN}.trec")
-        runs: dict[str, Run] = {BM25: {query: first(given[query], args.depth) for query in queries}}
+        runs: dict[str, Run] = {BM25: {query: given[query] for query in queries}}
         part = name if args.queries is None else f"{name}-{args.queries}"
         part = part if args.depth == 100 else f"{part}-top{args.depth}"
         options = EvaluationOptions(

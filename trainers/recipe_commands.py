@@ -102,7 +102,14 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     other = add_command(
         commands, "release", "one adapter of those of all stages", _RELEASE, _RELEASE_EXAMPLE, run_release
     )
-    other.add_argument("--adapters", type=Path, nargs="+", required=True, metavar="DIR", help="in the stages' order")
+    other.add_argument(
+        "--adapters",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="DIR",
+        help="in the stages' order; checkpoints of one stage joined by + give their mean",
+    )
     other.add_argument("--on", metavar="NAME", help="the release that the first of them was trained on")
     other.add_argument("--ranker", type=Path, required=True, metavar="DIR", help="what the last stage wrote")
     other.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder named like the release")

@@ -29,6 +29,7 @@ from modeling_tsarank.trainers.training_record import RECORD_NAME
 
 
 ADAPTER_LIMIT = 20_000_000
+JOIN = "+"
 
 
 def stack_adapters(folders: Sequence[str | Path], output: str | Path, dtype: torch.dtype = torch.bfloat16) -> int:
@@ -38,7 +39,8 @@ def stack_adapters(folders: Sequence[str | Path], output: str | Path, dtype: tor
     may have different ranks; every scaling of the result is 1.
 
     Args:
-        folders: PEFT folders of the same base model.
+        folders: PEFT folders of the same base model; checkpoints of one stage, joined by `+`, count as one adapter,
+            the mean of their matrices.
         output: becomes a PEFT folder that `PeftModel.from_pretrained` loads on the base.
         dtype: of the matrices; the rounding is the only loss.
 
@@ -51,7 +53,7 @@ def stack_adapters(folders: Sequence[str | Path], output: str | Path, dtype: tor
     if not folders:
         raise InputError("no adapter was named; give at least one folder")
     try:
-        parts = [read_adapter(Path(folder)) for folder in folders]
+        parts = [_mean_adapter(str(folder).split(JOIN)) for folder in folders]
     except ModelError as error:
         raise InputError(str(error)) from error
     stacked: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
@@ -70,6 +72,19 @@ def stack_adapters(folders: Sequence[str | Path], output: str | Path, dtype: tor
         weights[f"{ADAPTER_PREFIX}{name}.lora_B.weight"] = b.to(dtype).contiguous()
     config = {**parts[0][0], "target_modules": _targets([config for config, _ in parts], list(ranks))}
     return _write(Path(output), config, weights, ranks)
+
+
+def _mean_adapter(folders: Sequence[str]) -> tuple[dict[str, Any], dict[str, tuple[Tensor, Tensor]]]:
+    """The first folder's configuration, and the mean of each layer's A and scaled B."""
+    read = [read_adapter(Path(folder)) for folder in folders]
+    layers = [one for _, one in read]
+    shapes = [{name: (a.shape, b.shape) for name, (a, b) in one.items()} for one in layers]
+    if any(one != shapes[0] for one in shapes):
+        raise InputError(f"{JOIN.join(folders)} are not checkpoints of one training: their layers differ")
+    return read[0][0], {
+        name: (sum(one[name][0] for one in layers) / len(layers), sum(one[name][1] for one in layers) / len(layers))
+        for name in layers[0]
+    }
 
 
 def _targets(configs: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:

@@ -20,6 +20,7 @@ from modeling_tsarank.models.embedded_models import (
     RELEASE_FILE,
     add_adapter,
     merged_ranker,
+    read_adapter,
     read_release,
 )
 from modeling_tsarank.ranking_errors import InputError, ModelError
@@ -85,6 +86,18 @@ def test_bfloat16_halves_the_file_and_hardly_moves_the_scores(stages: Any, make_
     plain = make_ranker()
     add_adapter(plain.backbone, tmp_path / "bfloat16")
     assert np.abs(plain.predict(PAIRS) - ranker.predict(PAIRS)).max() < 0.05
+
+
+def test_checkpoints_joined_by_a_plus_give_their_mean(make_ranker: Any, stages: Any, tmp_path: Path) -> None:
+    train(make_ranker(), tmp_path / "later", 5, lora_r=4, lora_alpha=8)
+    pair = [tmp_path / "first" / "adapter", tmp_path / "later" / "adapter"]
+    stack_adapters([f"{pair[0]}+{pair[1]}", stages[1]], tmp_path / "mean", torch.float32)
+    (_, first), (_, later), (_, mean) = (read_adapter(folder) for folder in (*pair, tmp_path / "mean"))
+    for name, (a, b) in mean.items():
+        torch.testing.assert_close(a[:4], (first[name][0] + later[name][0]) / 2)
+        torch.testing.assert_close(b[:, :4], (first[name][1] + later[name][1]) / 2)
+    with pytest.raises(InputError, match="not checkpoints of one training"):
+        stack_adapters([f"{pair[0]}+{stages[1]}"], tmp_path / "out")
 
 
 @pytest.mark.parametrize("change", [{"peft_type": "LOHA"}, {"use_dora": True}, {"bias": "all"}])

@@ -59,8 +59,8 @@ def evaluated(folder: Path) -> Any:
 
 
 def local_teacher(folder: Path) -> Any:
-    with RequestCache(folder.parent / "cache.sqlite") as cache:
-        return LocalChat(str(folder), cache, device="cpu", dtype="float32")._identity
+    cache = RequestCache(folder.parent / "cache.jsonl")
+    return LocalChat(str(folder), cache, device="cpu", dtype="float32")._identity
 
 
 MODELS: dict[str, Callable[[Path], Any]] = {
@@ -125,9 +125,9 @@ def test_training_rows_are_converted_again_when_a_byte_has_changed(tmp_path: Pat
 
 
 def test_scores_of_other_documents_are_never_taken_from_the_cache(model: Path, tmp_path: Path) -> None:
-    with RequestCache(tmp_path / "cache.sqlite") as cache:
-        scorer = CachedScorer(str(model), cache)
-        one, other = scorer._request("q", ["a\0b", "c"]), scorer._request("q", ["a", "b\0c"])
+    cache = RequestCache(tmp_path / "cache.jsonl")
+    scorer = CachedScorer(str(model), cache)
+    one, other = scorer._request("q", ["a\0b", "c"]), scorer._request("q", ["a", "b\0c"])
     assert one != other
 
 

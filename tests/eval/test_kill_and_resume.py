@@ -14,6 +14,7 @@ from forked import join, start
 
 from modeling_tsarank.cli import main
 from modeling_tsarank.files.result_log import ResultLog
+from modeling_tsarank.trainers.data import teacher_scores
 
 
 SECONDS_A_LINE = 0.05  # so that a kill finds the command at work
@@ -22,6 +23,8 @@ MODEL = ["--device", "cpu", "--dtype", "float32"]
 
 class Case:
     """A command, where it logs, and what it makes."""
+
+    list_pairs = 4  # of a line of the log, where it is not an option
 
     def __init__(self, folder: Path, collection: Path, model: Path) -> None:
         self.folder, self.collection, self.model = folder, collection, model
@@ -76,7 +79,71 @@ class ScoreByDocument(Score):
         return [*super().arguments(), "--by-document"]
 
 
-CASES = [Evaluate, Score, ScoreByDocument]
+class Data(Case):
+    """A command of `tsarank data`, whose log is the cache of scores."""
+
+    def log(self) -> Path:
+        return self.folder / "out.cache.jsonl"
+
+    def place(self) -> list[str]:
+        output = self.folder / "out"
+        return ["--output", str(output), "--index-cache", str(self.folder / "indexes"), *MODEL]
+
+    def results(self) -> dict[str, bytes]:
+        paths = [self.output] if self.output.is_file() else (self.output / "data").iterdir()
+        return {path.name: path.read_bytes() for path in paths}
+
+
+class Mine(Data):
+    def arguments(self) -> list[str]:
+        judge = ["--judge", str(self.model), "--absolute-margin", "0", "--depth", "30", "--count", "3"]
+        return [
+            "data",
+            "mine",
+            "--dataset",
+            str(self.collection),
+            "--split",
+            "test",
+            "--first-stage",
+            "bm25",
+            *judge,
+            *self.place(),
+        ]
+
+
+class MineReranked(Data):
+    def arguments(self) -> list[str]:
+        stage = ["--first-stage", f"rerank:{self.model}", "--rerank-depth", "30", "--depth", "20", "--count", "3"]
+        return ["data", "mine", "--dataset", str(self.collection), "--split", "test", *stage, *self.place()]
+
+
+class Lists(Data):
+    def arguments(self) -> list[str]:
+        queries = self.folder / "queries.jsonl"
+        rows = [json.loads(line) for line in (self.collection / "queries.jsonl").read_text().splitlines()]
+        about = {"metadata": {"query_type": "given"}}
+        queries.write_text("".join(json.dumps({**row, **about}) + "\n" for row in rows))
+        given = ["--corpus", str(self.collection), "--queries", str(queries), "--validation-share", "0.25"]
+        teacher = ["--first-stages", "bm25", "--list-size", "20", "--teacher-scores", str(self.model)]
+        return ["data", "lists", *given, *teacher, *self.place()]
+
+
+class Scores(Data):
+    list_pairs = 16  # several lists a line
+
+    def arguments(self) -> list[str]:
+        rows = self.folder / "rows.jsonl"
+        texts = [json.loads(line)["text"] for line in (self.collection / "corpus.jsonl").read_text().splitlines()]
+        generator = random.Random(0)
+        lines = [
+            {"query": f"{text} {number}", "positive": text, "negatives": generator.sample(texts, 6)}
+            for number, text in enumerate(texts)
+        ]
+        rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return ["data", "scores", str(rows), "--teacher", str(self.model), "--output", str(self.output), *MODEL]
+
+
+CASES = [Evaluate, Score, ScoreByDocument, Mine, MineReranked, Lists, Scores]
 
 
 def command(arguments: list[str]) -> Callable[[int], None]:
@@ -100,8 +167,14 @@ def lines(path: Path) -> int:
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("case", CASES)
 def test_after_kills_the_bytes_are_the_same(
-    case: type[Case], processes: int, small_folder: Path, tiny_llama: Path, tmp_path: Path
+    case: type[Case],
+    processes: int,
+    small_folder: Path,
+    tiny_llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(teacher_scores, "CHUNK_PAIRS", case.list_pairs)
     cases = {name: case(tmp_path / name, small_folder, tiny_llama) for name in ("calm", "killed")}
     for one in cases.values():
         one.folder.mkdir()

@@ -165,8 +165,8 @@ ENCODER_DECODERS: dict[str, tuple[Callable[[Any, Path], Path], str]] = {
 
 
 def _teach(folder: Path, cache: Path) -> Any:
-    with RequestCache(cache / "answers.sqlite") as answers:
-        return LocalChat(str(folder), answers, device="cpu").complete([{"role": "user", "content": "who?"}])
+    answers = RequestCache(cache / "answers.jsonl")
+    return LocalChat(str(folder), answers, device="cpu").complete([{"role": "user", "content": "who?"}])
 
 
 @pytest.mark.parametrize("case", DECODERS)

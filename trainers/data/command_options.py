@@ -14,6 +14,7 @@ from modeling_tsarank.cli.command_line import real, whole
 if TYPE_CHECKING:
     from modeling_tsarank.eval.types import Collection, Document
     from modeling_tsarank.trainers.data.leakage_check import LeakageCheck
+    from modeling_tsarank.trainers.data.teacher_cache import RequestCache
 
 
 def add_corpus(parser: argparse.ArgumentParser) -> None:
@@ -123,6 +124,17 @@ def add_cache(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         "--cache", type=Path, default=None, metavar="FILE", help=f"where {what} are kept (default: beside the output)"
     )
+
+
+def open_cache(args: argparse.Namespace) -> RequestCache:
+    """The cache that `add_cache` names."""
+    from modeling_tsarank.trainers.data.teacher_cache import RequestCache
+
+    if args.cache is not None:
+        return RequestCache(args.cache)
+    output: Path = args.output
+    former = output.with_suffix(".cache.sqlite"), output.with_name(f"{output.name}.cache.sqlite")
+    return RequestCache(output.with_name(f"{output.name}.cache.jsonl"), former)
 
 
 def load_judged(args: argparse.Namespace) -> Collection:

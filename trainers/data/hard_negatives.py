@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import repeat
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -185,10 +186,23 @@ def mine_negatives(
     counts = MiningCounts(queries=len(positives))
     rows = []
     hidden = None if show_progress is None else not show_progress
-    for query_id in tqdm(positives, desc="mining negatives", unit="query", disable=hidden):
-        scores = run.get(query_id, {})
-        candidates = _candidates(collection, query_id, positives[query_id], scores, options, counts)
-        chosen = _choose(collection, query_id, positives[query_id], candidates, scores, options, judge, counts)
+    windows = {
+        query_id: _candidates(collection, query_id, names, run.get(query_id, {}), options, counts)
+        for query_id, names in positives.items()
+    }
+    judged: Iterable[list[float] | None] = repeat(None)
+    if judge is not None and options.has_margin:
+        judged = judge.scores_of(
+            (
+                collection.queries[query_id],
+                [collection.documents[name].full_text for name in (*names, *(one[0] for one in windows[query_id]))],
+            )
+            for query_id, names in positives.items()
+        )
+    bar = tqdm(positives, desc="mining negatives", unit="query", disable=hidden)
+    for query_id, values in zip(bar, judged, strict=False):
+        candidates = windows[query_id]
+        chosen = _choose(query_id, positives[query_id], candidates, run.get(query_id, {}), options, values, counts)
         if chosen is None:
             continue
         if len(chosen) < options.minimum:
@@ -230,20 +244,19 @@ def _candidates(
 
 
 def _choose(
-    collection: Collection,
     query_id: str,
     positives: Sequence[str],
     candidates: list[Candidate],
     scores: Mapping[str, float],
     options: MiningOptions,
-    judge: CachedScorer | None,
+    values: Sequence[float] | None,
     counts: MiningCounts,
 ) -> list[Candidate] | None:
     """The negatives, best first; None where there is nothing to compare scores with."""
     generator = random.Random(f"{options.seed}\0{query_id}")
     if not options.has_margin:
         return _sample(candidates, options, generator)
-    if judge is None:
+    if values is None:
         found = [scores[name] for name in positives if name in scores]
         if not found:
             counts.lost["positive not retrieved"] += 1
@@ -252,7 +265,6 @@ def _choose(
         judged = {name: score for name, _, score in candidates}
     else:
         names = [*positives, *(name for name, _, _ in candidates)]
-        values = judge.scores(collection.queries[query_id], [collection.documents[name].full_text for name in names])
         limit = options.threshold(values[: len(positives)])
         judged = dict(zip(names, values, strict=True))
     kept = [candidate for candidate in candidates if judged[candidate[0]] <= limit]

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,14 @@ from modeling_tsarank.trainers.data.command_options import (
     add_teacher_weights,
     add_trained_on,
     given_lengths,
+    open_cache,
     open_check,
     read_passages,
 )
 
 
 if TYPE_CHECKING:
+    from modeling_tsarank.jobs.pools import Pool
     from modeling_tsarank.rankers.endpoint import Usage
     from modeling_tsarank.rankers.listwise import Ordering
     from modeling_tsarank.trainers.data.list_building import ListTask
@@ -183,6 +186,13 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
 
 def run_lists(args: argparse.Namespace) -> int:
     """Runs `tsarank data lists`."""
+    from modeling_tsarank.jobs.pools import lead
+    from modeling_tsarank.trainers.data.teacher_scores import ScorerWorker
+
+    return lead(partial(_make_lists, args), ScorerWorker())
+
+
+def _make_lists(args: argparse.Namespace, pool: Pool) -> int:
     from modeling_tsarank.rankers.endpoint import Usage
     from modeling_tsarank.ranking_errors import InputError
     from modeling_tsarank.trainers.data.list_building import (
@@ -194,7 +204,6 @@ def run_lists(args: argparse.Namespace) -> int:
         spread,
     )
     from modeling_tsarank.trainers.data.list_ordering import order_lists, summarize
-    from modeling_tsarank.trainers.data.teacher_cache import RequestCache
     from modeling_tsarank.trainers.data.teacher_facts import teacher_facts
     from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
 
@@ -205,20 +214,17 @@ def run_lists(args: argparse.Namespace) -> int:
     documents = read_passages(args.corpus)
     lengths = given_lengths(args)
     with ExitStack() as stack:
-        cache = stack.enter_context(
-            RequestCache(args.cache or args.output.with_name(f"{args.output.name}.cache.sqlite"))
-        )
-        check = open_check(args, stack)
+        cache, check = open_cache(args), open_check(args, stack)
         if check is not None:
             asked = len(queries)
             queries = check.clean_queries(queries)
             if not queries:
                 raise InputError(f"all {asked} queries are queries or passages of the test collections (--leakage)")
         usage = Usage()
-        teacher, description, concurrency, stop = _teacher(args, cache, usage, stack)
+        teacher, description, concurrency, stop = _teacher(args, cache, usage, stack, pool)
 
         def make_scorer(name: str) -> CachedScorer:
-            return CachedScorer(name, cache, None, None, args.device, args.dtype, **lengths)
+            return CachedScorer(name, cache, None, None, args.device, args.dtype, pool, **lengths)
 
         options = {} if args.device is None else {kind: {"device": args.device} for kind in ("dense", "splade")}
         retriever = Retriever(documents, args.index_cache, make_scorer, options)
@@ -251,7 +257,7 @@ def run_lists(args: argparse.Namespace) -> int:
 
 
 def _teacher(
-    args: argparse.Namespace, cache: RequestCache, usage: Usage, stack: ExitStack
+    args: argparse.Namespace, cache: RequestCache, usage: Usage, stack: ExitStack, pool: Pool
 ) -> tuple[Any, Any, int, Any]:
     """The teacher, its description, how many lists it is asked about at a time, and what ends its waiting."""
     from modeling_tsarank.rankers.chat import ChatEndpoint, ChatSettings
@@ -262,7 +268,7 @@ def _teacher(
     from modeling_tsarank.trainers.data.teacher_scores import ScoringTeacher
 
     if args.teacher_scores is not None:
-        place = None, args.device, args.dtype
+        place = None, args.device, args.dtype, pool
         scorer = teacher_scorer(args.teacher_scores, args.teacher_weights, cache, usage, *place, **given_lengths(args))
         return ScoringTeacher(scorer), scorer.describe(), 1, None
     if args.teacher_weights is not None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modeling_tsarank.cli.command_line import add_command, real, seed, whole
 from modeling_tsarank.trainers.data.command_options import (
@@ -14,9 +16,13 @@ from modeling_tsarank.trainers.data.command_options import (
     add_leakage,
     add_model_place,
     load_judged,
+    open_cache,
     open_check,
 )
 
+
+if TYPE_CHECKING:
+    from modeling_tsarank.jobs.pools import Pool
 
 _MINE = """\
 Mine hard negatives for `tsarank train sft`: for every query with relevant documents, m documents out of a window of a
@@ -74,10 +80,16 @@ def register_mine(subparsers: Any) -> None:
 
 def run_mine(args: argparse.Namespace) -> int:
     """Runs `tsarank data mine`."""
+    from modeling_tsarank.jobs.pools import lead
+    from modeling_tsarank.trainers.data.teacher_scores import ScorerWorker
+
+    return lead(partial(_mine, args), ScorerWorker())
+
+
+def _mine(args: argparse.Namespace, pool: Pool) -> int:
     from modeling_tsarank.ranking_errors import InputError
     from modeling_tsarank.trainers.data.hard_negatives import MiningOptions, mine_negatives
     from modeling_tsarank.trainers.data.list_building import Retriever, parse_stage
-    from modeling_tsarank.trainers.data.teacher_cache import RequestCache
     from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
 
     names = (
@@ -95,20 +107,16 @@ def run_mine(args: argparse.Namespace) -> int:
     if args.judge is not None and not options.has_margin:
         raise InputError("--judge scores for the margins: give --absolute-margin or --relative-margin with it")
     collection = load_judged(args)
-    with ExitStack() as stack:
-        caches: list[RequestCache] = []
+    cache = functools.cache(lambda: open_cache(args))  # made only where something is scored
 
-        def make_scorer(name: str) -> CachedScorer:
-            if not caches:
-                path = args.cache or args.output.with_suffix(".cache.sqlite")
-                caches.append(stack.enter_context(RequestCache(path)))
-            return CachedScorer(name, caches[0], None, args.batch_tokens, args.device, args.dtype)
+    def make_scorer(name: str) -> CachedScorer:
+        return CachedScorer(name, cache(), None, args.batch_tokens, args.device, args.dtype, pool)
 
-        devices = {} if args.device is None else {kind: {"device": args.device} for kind in ("dense", "splade")}
-        retriever = Retriever(collection.documents, args.index_cache, make_scorer, devices)
-        stage = parse_stage(args.first_stage, rerank_depth=args.rerank_depth)
-        scorer = None if args.judge is None else make_scorer(args.judge)
-        rows, counts = mine_negatives(collection, stage, retriever, options, scorer)
+    devices = {} if args.device is None else {kind: {"device": args.device} for kind in ("dense", "splade")}
+    retriever = Retriever(collection.documents, args.index_cache, make_scorer, devices)
+    stage = parse_stage(args.first_stage, rerank_depth=args.rerank_depth)
+    scorer = None if args.judge is None else make_scorer(args.judge)
+    rows, counts = mine_negatives(collection, stage, retriever, options, scorer)
     return _finish_mining(args, rows, counts)
 
 

@@ -15,6 +15,7 @@ from modeling_tsarank.trainers.data.command_options import (
     add_corpus,
     add_leakage,
     add_model_place,
+    open_cache,
     open_check,
     read_passages,
 )
@@ -151,7 +152,6 @@ def run_cropped(args: argparse.Namespace) -> int:
 def run_generated(args: argparse.Namespace) -> int:
     """Runs `tsarank data queries generated`."""
     from modeling_tsarank.trainers.data.query_generation import QueryGenerator, SamplingOptions, generate_queries
-    from modeling_tsarank.trainers.data.teacher_cache import RequestCache
 
     options = SamplingOptions(
         top_k=args.top_k,
@@ -165,8 +165,7 @@ def run_generated(args: argparse.Namespace) -> int:
     documents = read_passages(args.corpus)
     with ExitStack() as stack:
         check = open_check(args, stack)
-        cache = stack.enter_context(RequestCache(args.cache or args.output.with_suffix(".cache.sqlite")))
-        generator = QueryGenerator(args.model, options, cache, args.device, args.dtype)
+        generator = QueryGenerator(args.model, options, open_cache(args), args.device, args.dtype)
         collector = _collector(args, "generated", generator.name, documents, check)
         generate_queries(documents, generator, collector, args.min_shared)
         return _finish(args, collector, {**vars(options), "min_shared": args.min_shared}, check)

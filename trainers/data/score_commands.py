@@ -7,8 +7,10 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
+from itertools import tee
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modeling_tsarank.cli.command_line import add_command, whole
 from modeling_tsarank.trainers.data.command_options import (
@@ -19,9 +21,13 @@ from modeling_tsarank.trainers.data.command_options import (
     add_teacher_weights,
     add_trained_on,
     given_lengths,
+    open_cache,
     open_check,
 )
 
+
+if TYPE_CHECKING:
+    from modeling_tsarank.jobs.pools import Pool
 
 _DESCRIPTION = """\
 Add a teacher's scores to labelled rows, for `tsarank train sft --teacher_weight W` (what is right stays what people
@@ -76,13 +82,19 @@ def register_scores(subparsers: Any) -> None:
 
 def run_scores(args: argparse.Namespace) -> int:
     """Runs `tsarank data scores`."""
+    from modeling_tsarank.jobs.pools import lead
+    from modeling_tsarank.trainers.data.teacher_scores import ScorerWorker
+
+    return lead(partial(_score_rows, args), ScorerWorker())
+
+
+def _score_rows(args: argparse.Namespace, pool: Pool) -> int:
     from tqdm.auto import tqdm
 
     from modeling_tsarank.eval.reports import text_table
     from modeling_tsarank.files.writing import write_jsonl
     from modeling_tsarank.ranking_errors import InputError
     from modeling_tsarank.trainers.data.provenance import recorded_origin, write_report
-    from modeling_tsarank.trainers.data.teacher_cache import RequestCache
     from modeling_tsarank.trainers.data.teacher_facts import teacher_facts
     from modeling_tsarank.trainers.data.teacher_mixture import teacher_scorer
     from modeling_tsarank.trainers.row_checks import RowRules, checked_rows
@@ -92,10 +104,9 @@ def run_scores(args: argparse.Namespace) -> int:
     rules = RowRules(positives=True, negatives=1)
     rows = checked_rows(args.rows, rules, minimum_rows=1).rows
     counts: Counter[str] = Counter()
-    path = args.cache or args.output.with_name(f"{args.output.name}.cache.sqlite")
     with ExitStack() as stack:
-        cache, check = stack.enter_context(RequestCache(path)), open_check(args, stack)
-        place = args.batch_tokens, args.device, args.dtype
+        cache, check = open_cache(args), open_check(args, stack)
+        place = args.batch_tokens, args.device, args.dtype, pool
         scorer = teacher_scorer(args.teacher, args.teacher_weights, cache, None, *place, **given_lengths(args))
         bar = map(positives_and_negatives, tqdm(rows, desc="scoring rows", unit="row", disable=None))
         scored = _scored(bar if check is None else check.clean_rows(bar), scorer, counts)
@@ -131,24 +142,13 @@ def _consistent(row: Mapping[str, Any]) -> bool:
 
 
 def _scored(rows: Any, scorer: Any, counts: Counter[str]) -> Iterator[Mapping[str, Any]]:
-    """The rows with their scores, in order, some at a time."""
+    """The rows with their scores, in order."""
     from modeling_tsarank.ranking_text import document_text
-    from modeling_tsarank.trainers.data.teacher_scores import CHUNK_PAIRS
 
-    def finish(chunk: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        lists = [(row["query"], [document_text(d) for d in row["positives"] + row["negatives"]]) for row in chunk]
-        for row, scores in zip(chunk, scorer.scores_of(lists), strict=True):
-            count = len(row["positives"])
-            row["positive_scores"], row["negative_scores"] = scores[:count], scores[count:]
-            counts.update(rows=1, documents=len(scores), labelled_first=_consistent(row))
-            yield {name: value for name, value in row.items() if value is not None}
-
-    chunk: list[dict[str, Any]] = []
-    pairs = 0
-    for row in rows:
-        chunk.append(dict(row))
-        pairs += len(row["positives"]) + len(row["negatives"])
-        if pairs >= CHUNK_PAIRS:
-            yield from finish(chunk)
-            chunk, pairs = [], 0
-    yield from finish(chunk)
+    scored, given = tee(map(dict, rows))
+    lists = ((row["query"], [document_text(d) for d in row["positives"] + row["negatives"]]) for row in given)
+    for row, scores in zip(scored, scorer.scores_of(lists), strict=True):
+        count = len(row["positives"])
+        row["positive_scores"], row["negative_scores"] = scores[:count], scores[count:]
+        counts.update(rows=1, documents=len(scores), labelled_first=_consistent(row))
+        yield {name: value for name, value in row.items() if value is not None}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from modeling_tsarank.eval.fusion import normalize
+from modeling_tsarank.jobs.pools import Pool
 from modeling_tsarank.rankers.endpoint import Usage
 from modeling_tsarank.rankers.pointwise import scorer_identity
 from modeling_tsarank.ranking_errors import InputError
@@ -67,6 +68,7 @@ def teacher_scorer(
     batch_tokens: int | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    pool: Pool | None = None,
     **options: Any,
 ) -> CachedScorer | MixedScorer:
     """The scorer of one name as it is, or the mixture of several.
@@ -74,7 +76,7 @@ def teacher_scorer(
     Args:
         names: One or more; see `load_scorer`.
         weights: Of the mixture; None for equal ones.
-        cache, usage, batch_tokens, device, dtype, **options: See `CachedScorer`.
+        cache, usage, batch_tokens, device, dtype, pool, **options: See `CachedScorer`.
 
     Raises:
         InputError: weights without a mixture, one teacher twice, or wrong weights (see `MixedScorer`).
@@ -84,7 +86,7 @@ def teacher_scorer(
     # Lists are counted once, by the first.
     counts = [usage, *(None for _ in names[1:])]
     scorers = [
-        CachedScorer(name, cache, count, batch_tokens, device, dtype, **options)
+        CachedScorer(name, cache, count, batch_tokens, device, dtype, pool, **options)
         for name, count in zip(names, counts, strict=True)
     ]
     if len(scorers) > 1:

@@ -2,29 +2,70 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 
 from modeling_tsarank.eval.checkpoint_sources import display_name
 from modeling_tsarank.files.hashes import hash_parts
+from modeling_tsarank.jobs.pools import LocalPool, Pool
 from modeling_tsarank.models.resolver import resolve
 from modeling_tsarank.rankers.endpoint import Usage
 from modeling_tsarank.rankers.listwise import Ordering
 from modeling_tsarank.rankers.pointwise import load_scorer, prefix_of, scorer_identity
 from modeling_tsarank.rankers.protocols import Scorer, predict
 from modeling_tsarank.ranking_errors import InputError, NonFiniteScoreError
-from modeling_tsarank.trainers.data.teacher_cache import RequestCache
+from modeling_tsarank.trainers.data.teacher_cache import RequestCache, request_key
 
 
 CHUNK_PAIRS = 1024
 """Lists are scored together until they have so many pairs: batches are full then, and a document that several lists
-share is read once, while a killed run loses no more than these."""
+share is read once. They are kept together, so that a run that was killed scores the rest in the same batches, to the
+same bits."""
+CHUNKS_AHEAD = 128
+"""So many chunks are in memory at a time."""
 
 Texts = tuple[str, Sequence[str]]
 """A query and its documents."""
+
+
+class ScorerWorker:
+    """Scores lists with the scorer that a task names; each is loaded once."""
+
+    def __init__(self) -> None:
+        self._scorers: dict[str, Scorer] = {}
+
+    def __call__(self, task: tuple[str, dict[str, Any], int | None, list[Texts]]) -> list[list[float]]:
+        """The scores of each list.
+
+        Args:
+            task: Name and options of `load_scorer`, token budget of a batch, lists.
+
+        Raises:
+            ModelError: the scorer did not return one number a document.
+        """
+        name, options, batch_tokens, lists = task
+        key = repr((name, options))
+        if key not in self._scorers:
+            self._scorers[key] = load_scorer(name, **options)
+        pairs = [(query, document) for query, documents in lists for document in documents]
+        values = iter(predict(self._scorers[key], pairs, batch_tokens).tolist())
+        return [[float(value) for value in islice(values, len(documents))] for _, documents in lists]
+
+
+def _chunks(lists: Iterable[Texts]) -> Iterator[list[Texts]]:
+    chunk: list[Texts] = []
+    pairs = 0
+    for texts in lists:
+        chunk.append(texts)
+        pairs += len(texts[1])
+        if pairs >= CHUNK_PAIRS:
+            yield chunk
+            chunk, pairs = [], 0
+    if chunk:
+        yield chunk
 
 
 class CachedScorer:
@@ -37,6 +78,7 @@ class CachedScorer:
         batch_tokens: Token budget of a batch.
         device: Torch device.
         dtype: Number format.
+        pool: Does the work with a `ScorerWorker`; None works in this process.
         **options: See `load_scorer`.
     """
 
@@ -48,6 +90,7 @@ class CachedScorer:
         batch_tokens: int | None = None,
         device: str | None = None,
         dtype: str | None = None,
+        pool: Pool | None = None,
         **options: Any,
     ) -> None:
         kind = prefix_of(resolve(name))
@@ -59,7 +102,7 @@ class CachedScorer:
         self._given, self._cache, self._batch_tokens = name, cache, batch_tokens
         self._load_options = {"device": device, "dtype": dtype, **options}
         self._identity = {**scorer_identity(name), "dtype": dtype, "options": options}
-        self._scorer: Scorer | None = None
+        self._pool = pool or LocalPool(ScorerWorker())
 
     def describe(self) -> dict[str, Any]:
         """For a card."""
@@ -76,35 +119,36 @@ class CachedScorer:
             NonFiniteScoreError: the model returned NaN or an infinity.
             ModelError: it did not return one number a document.
         """
-        chunk: list[Texts] = []
-        for texts in lists:
-            chunk.append(texts)
-            if sum(len(documents) for _, documents in chunk) >= CHUNK_PAIRS:
-                yield from self._score(chunk)
-                chunk = []
-        if chunk:
-            yield from self._score(chunk)
+        chunks = _chunks(lists)
+        while ahead := list(islice(chunks, CHUNKS_AHEAD)):
+            yield from self._score(ahead)
 
-    def _score(self, lists: Sequence[Texts]) -> list[list[float]]:
-        requests = [self._request(query, documents) for query, documents in lists]
-        cached = [self._cache.get(request) for request in requests]
-        lacking = [place for place, scores in enumerate(cached) if scores is None]
-        kept: list[list[float]] = [[] if scores is None else [float(score) for score in scores] for scores in cached]
-        if lacking:
-            if self._scorer is None:
-                self._scorer = load_scorer(self._given, **self._load_options)
-            pairs = [(lists[place][0], document) for place in lacking for document in lists[place][1]]
-            values = iter(float(score) for score in predict(self._scorer, pairs, self._batch_tokens))
-            for place in lacking:
-                query, documents = lists[place]
-                kept[place] = [next(values) for _ in documents]
-                if not all(math.isfinite(score) for score in kept[place]):
-                    raise NonFiniteScoreError(
-                        f"{self.name} gave a score that is not finite for the query {query[:60]!r}"
-                    )
-                self._cache.put(requests[place], kept[place])
-        self.usage.add(requests=len(lacking), answers=len(lacking), cached=len(lists) - len(lacking))
-        return kept
+    def _score(self, chunks: Sequence[Sequence[Texts]]) -> Iterator[list[float]]:
+        keys = [[request_key(self._request(*texts)) for texts in chunk] for chunk in chunks]
+        asked: set[str] = set()
+
+        def tasks() -> Iterator[tuple[list[str], Any]]:
+            for own, chunk in zip(keys, chunks, strict=True):
+                lacking = {
+                    key: texts
+                    for key, texts in zip(own, chunk, strict=True)
+                    if key not in self._cache and key not in asked
+                }
+                asked.update(lacking)
+                self.usage.add(cached=len(own) - len(lacking))
+                if lacking:
+                    yield list(lacking), (self._given, self._load_options, self._batch_tokens, list(lacking.values()))
+
+        done = 0
+        for lacking, values in self._pool.map(tasks()):
+            if not np.isfinite(np.concatenate(values)).all():
+                raise NonFiniteScoreError(f"{self.name} gave a score that is not finite")
+            self._cache.add(dict(zip(lacking, values, strict=True)))  # all or none: see `CHUNK_PAIRS`
+            self.usage.add(requests=len(lacking), answers=len(lacking))
+            while done < len(keys) and all(key in self._cache for key in keys[done]):
+                yield from (self._cache[key] for key in keys[done])
+                done += 1
+        yield from (self._cache[key] for own in keys[done:] for key in own)
 
     def _request(self, query: str, documents: Sequence[str]) -> dict[str, Any]:
         return {"scorer": self._identity, "query": query, "documents": hash_parts(documents)}

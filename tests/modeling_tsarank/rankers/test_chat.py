@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import email.utils
+import hashlib
+import json
 import logging
+import sqlite3
 import time
 from pathlib import Path
 
@@ -35,8 +38,7 @@ def _key_is_set(monkeypatch):
 
 @pytest.fixture
 def cache(tmp_path):
-    with RequestCache(tmp_path / "cache.sqlite") as opened:
-        yield opened
+    return RequestCache(tmp_path / "cache.jsonl")
 
 
 def client(server: ChatServer, cache: RequestCache, **changes) -> ChatEndpoint:
@@ -237,20 +239,21 @@ def test_a_request_that_is_refused_is_not_repeated(cache):
 
 
 def test_nothing_is_asked_twice(tmp_path):
-    path = tmp_path / "cache.sqlite"
+    path = tmp_path / "cache.jsonl"
     with ChatServer(scripted()) as server:
         for cached in (False, True):
-            with RequestCache(path) as cache, client(server, cache) as teacher:
+            cache = RequestCache(path)
+            with client(server, cache) as teacher:
                 answer = teacher.complete(MESSAGES)
                 assert answer.cached is cached
                 assert answer.text == "[2] > [3] > [1]"
                 assert teacher.usage.cached == int(cached)
         assert len(server.payloads) == 1
-        with RequestCache(path) as cache:
-            with client(server, cache, temperature=0.5) as other:
-                other.complete(MESSAGES)
-            with client(server, cache) as teacher:
-                teacher.complete(MESSAGES, attempt=1)
+        cache = RequestCache(path)
+        with client(server, cache, temperature=0.5) as other:
+            other.complete(MESSAGES)
+        with client(server, cache) as teacher:
+            teacher.complete(MESSAGES, attempt=1)
     assert len(server.payloads) == 3, "other settings and later attempts are other requests"
 
 
@@ -286,7 +289,7 @@ def test_the_key_reaches_no_log_no_cache_no_message_and_no_card(tmp_path, monkey
     """The server gives the key away in every way it can: in an error, in an answer, in a header."""
     monkeypatch.setenv(VARIABLE, KEY)
     caplog.set_level(logging.DEBUG)
-    path = tmp_path / "cache.sqlite"
+    path = tmp_path / "cache.jsonl"
 
     def behave(_, number, payload):
         echo = {"X-Echo": KEY}
@@ -299,7 +302,8 @@ def test_the_key_reaches_no_log_no_cache_no_message_and_no_card(tmp_path, monkey
         return replies[number]
 
     said = []
-    with ChatServer(behave) as server, RequestCache(path) as cache, client(server, cache) as teacher:
+    cache = RequestCache(path)
+    with ChatServer(behave) as server, client(server, cache) as teacher:
         answer = teacher.complete(MESSAGES)
         assert answer.text == "[1] > [2] > [3] [key]"
         for attempt, error in ((1, RequestRefusedError), (2, ResourceError)):
@@ -409,5 +413,24 @@ def test_a_file_that_is_no_cache(tmp_path: Path):
     with pytest.raises(InputError, match="is no cache of answers"):
         RequestCache(path)
     assert path.read_text().startswith("these are my notes")
+    path.write_bytes(b"SQLite format 3\0 and no more")
+    with pytest.raises(InputError, match="is no cache of answers"):
+        RequestCache(path)
     with pytest.raises(ResourceError, match="cannot"):
-        RequestCache(path / "below" / "cache.sqlite")
+        RequestCache(path / "below" / "cache.jsonl")
+
+
+@pytest.mark.parametrize("name", ["cache.sqlite", "cache.jsonl"])
+def test_a_cache_of_an_earlier_version_is_taken_over(tmp_path: Path, name: str):
+    request, former = {"url": "http://a", "payload": {"ü": 1}}, tmp_path / "cache.sqlite"
+    connection = sqlite3.connect(former, isolation_level=None)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("CREATE TABLE answers (key TEXT PRIMARY KEY, request TEXT NOT NULL, answer TEXT NOT NULL)")
+    key = hashlib.sha256(json.dumps(request, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    connection.execute("INSERT INTO answers VALUES (?, ?, ?)", (key, "", '{"text": "yes"}'))
+    connection.close()
+    cache = RequestCache(tmp_path / name, [former])
+    assert cache.get(request) == {"text": "yes"}
+    cache.put("new", 1)
+    again = RequestCache(tmp_path / name, [former])
+    assert (len(again), again.get(request), again.get("new")) == (2, {"text": "yes"}, 1)

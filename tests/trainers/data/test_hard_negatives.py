@@ -120,15 +120,15 @@ def test_margins_by_a_reranker(mine, tmp_path, make_ranker):
     collection = make_collection()
     folder = tmp_path / "ranker"
     make_ranker("tsarank").save_pretrained(folder)
-    with RequestCache(tmp_path / "cache.sqlite") as cache:
-        judge = CachedScorer(str(folder), cache, dtype="float32", device="cpu")
-        rows, counts = mine(judge=judge, depth=20, count=20, sampling="top", absolute_margin=0.0)
-        everything, _ = mine(depth=20, count=20, sampling="top")
-        texts = {name: document.full_text for name, document in collection.documents.items()}
-        for row in rows:
-            positives = judge.scores(row["query"], [texts[one["docid"]] for one in row["positives"]])
-            negatives = judge.scores(row["query"], [texts[one["docid"]] for one in row["negatives"]])
-            assert max(negatives) <= min(positives) + 1e-5
+    cache = RequestCache(tmp_path / "cache.jsonl")
+    judge = CachedScorer(str(folder), cache, dtype="float32", device="cpu")
+    rows, counts = mine(judge=judge, depth=20, count=20, sampling="top", absolute_margin=0.0)
+    everything, _ = mine(depth=20, count=20, sampling="top")
+    texts = {name: document.full_text for name, document in collection.documents.items()}
+    for row in rows:
+        positives = judge.scores(row["query"], [texts[one["docid"]] for one in row["positives"]])
+        negatives = judge.scores(row["query"], [texts[one["docid"]] for one in row["negatives"]])
+        assert max(negatives) <= min(positives) + 1e-5
     assert counts.lost["positive not retrieved"] == 0
     before = sum(len(row["negatives"]) for row in everything)
     assert counts.negatives + counts.candidates["above the margin"] == before

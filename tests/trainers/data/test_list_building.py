@@ -69,16 +69,16 @@ def test_stages_as_they_are_given():
 
 @pytest.fixture
 def retriever(tmp_path, make_ranker):
-    with RequestCache(tmp_path / "cache.sqlite") as cache:
-        folder = tmp_path / "ranker"
-        make_ranker("tsarank").save_pretrained(folder)
+    cache = RequestCache(tmp_path / "cache.jsonl")
+    folder = tmp_path / "ranker"
+    make_ranker("tsarank").save_pretrained(folder)
 
-        def make_scorer(name):
-            return CachedScorer(name, cache, dtype="float32")
+    def make_scorer(name):
+        return CachedScorer(name, cache, dtype="float32")
 
-        retriever = Retriever(DOCUMENTS, tmp_path / "indexes", make_scorer)
-        retriever.folder = folder
-        yield retriever
+    retriever = Retriever(DOCUMENTS, tmp_path / "indexes", make_scorer)
+    retriever.folder = folder
+    return retriever
 
 
 def test_lists_come_from_the_stage_that_a_query_is_dealt_to(retriever):

@@ -24,7 +24,8 @@ KEY = "sk-card-secret-42"
 def record(tmp_path, monkeypatch):
     monkeypatch.setenv("CARD_KEY", KEY)
     settings = ChatSettings("https://host/v1", "big | model", key_variable="CARD_KEY")
-    with RequestCache(tmp_path / "c.sqlite") as cache, ChatEndpoint(settings, cache) as teacher:
+    cache = RequestCache(tmp_path / "c.jsonl")
+    with ChatEndpoint(settings, cache) as teacher:
         description, usage = teacher.describe(), teacher.usage.as_dict()
     tasks = [ListTask(SourceQuery(f"q{n}", "x", "cropped"), "bm25", ("a", "b")) for n in range(3)]
     readings = [read_answer(text, 2) for text in ("[2] > [1]", "[1]")]

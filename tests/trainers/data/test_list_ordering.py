@@ -75,7 +75,8 @@ EXPECTED = {
 def order(server, path, tasks, concurrency=4, **changes):
     options = {"timeout": 0.5, "first_wait": 0.01, "longest_wait": 2.0, "tries": 3, **changes}
     settings = ChatSettings(server.url, "tiny", **options)
-    with RequestCache(path) as cache, ChatEndpoint(settings, cache) as client:
+    cache = RequestCache(path)
+    with ChatEndpoint(settings, cache) as client:
         results = order_lists(ListwiseRanker(client), tasks, DOCUMENTS, concurrency, client.stop, show_progress=False)
     return results, client.usage
 
@@ -88,10 +89,10 @@ def true_order(one: ListTask) -> list[int]:
 def test_a_teacher_that_fails_in_every_way(tmp_path):
     tasks = [task(number, TROUBLES[number % len(TROUBLES)]) for number in range(4 * len(TROUBLES))]
     with ChatServer(faulty) as server:
-        results, usage = order(server, tmp_path / "cache.sqlite", tasks)
+        results, usage = order(server, tmp_path / "cache.jsonl", tasks)
         assert server.most_at_once > 1
         asked = len(server.payloads)
-        again, second = order(server, tmp_path / "cache.sqlite", tasks)
+        again, second = order(server, tmp_path / "cache.jsonl", tasks)
         extra = [trouble_of(payload) for payload in server.payloads[asked:]]
 
     assert len(results) == len(tasks)
@@ -135,13 +136,13 @@ def test_a_server_that_is_gone_ends_the_run(tmp_path):
         with pytest.raises(
             ResourceError, match=r"8 lists in a row unanswered .*status 502.*what was answered is kept"
         ):
-            order(server, tmp_path / "cache.sqlite", tasks, concurrency=2)
+            order(server, tmp_path / "cache.jsonl", tasks, concurrency=2)
         assert len(server.payloads) < 60
-    with RequestCache(tmp_path / "cache.sqlite") as cache:
-        assert len(cache) == 3
+    cache = RequestCache(tmp_path / "cache.jsonl")
+    assert len(cache) == 3
     gone = ChatSettings("http://127.0.0.1:9/v1", "tiny", tries=2, first_wait=0.01)
+    cache = RequestCache(tmp_path / "other.jsonl")
     with (
-        RequestCache(tmp_path / "other.sqlite") as cache,
         ChatEndpoint(gone, cache) as client,
         pytest.raises(ResourceError, match=r"gave no answer in 2 tries \(ConnectError"),
     ):
@@ -151,14 +152,14 @@ def test_a_server_that_is_gone_ends_the_run(tmp_path):
 def test_a_teacher_that_takes_nothing_ends_the_run(tmp_path):
     with ChatServer(faulty) as server:
         with pytest.raises(ResourceError, match=r"takes no list at all .*this is too long"):
-            order(server, tmp_path / "cache.sqlite", [task(number, "refused") for number in range(30)], concurrency=1)
+            order(server, tmp_path / "cache.jsonl", [task(number, "refused") for number in range(30)], concurrency=1)
         assert len(server.payloads) == 8
 
 
 def test_a_wrong_key_ends_the_run_at_the_first_request(tmp_path):
     with ChatServer(lambda *_: (401, {}, {})) as server:
         with pytest.raises(ResourceError, match="does not accept the key"):
-            order(server, tmp_path / "cache.sqlite", [task(number, "none") for number in range(30)], concurrency=1)
+            order(server, tmp_path / "cache.jsonl", [task(number, "none") for number in range(30)], concurrency=1)
         assert len(server.payloads) == 1
 
 

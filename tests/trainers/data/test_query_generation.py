@@ -111,11 +111,11 @@ def test_the_prompt_is_the_rankers_own(causal_folder):
 
 def test_a_second_run_generates_nothing(causal_folder, tmp_path):
     options = SamplingOptions(max_new_tokens=6, batch_size=2, max_passage_tokens=100)
-    with RequestCache(tmp_path / "cache.sqlite") as cache:
-        first = QueryGenerator(str(causal_folder), options, cache).generate(PASSAGES)
-        second = QueryGenerator(str(causal_folder), options, cache)
-        assert second.generate(PASSAGES) == first
-        assert second._model is None, "the model was not even loaded"
+    cache = RequestCache(tmp_path / "cache.jsonl")
+    first = QueryGenerator(str(causal_folder), options, cache).generate(PASSAGES)
+    second = QueryGenerator(str(causal_folder), options, cache)
+    assert second.generate(PASSAGES) == first
+    assert second._model is None, "the model was not even loaded"
 
 
 def test_queries_of_a_corpus_with_their_passages(causal_folder):

@@ -21,8 +21,7 @@ LISTS = [("dough", DOCUMENTS), ("ice", DOCUMENTS[::-1]), ("a ship", DOCUMENTS[1:
 
 @pytest.fixture
 def cache(tmp_path):
-    with RequestCache(tmp_path / "cache.sqlite") as opened:
-        yield opened
+    return RequestCache(tmp_path / "cache.jsonl")
 
 
 @pytest.fixture

@@ -22,8 +22,7 @@ DOCUMENTS = ["flour yeast dough", "ice valley", "dough crust knead", "ice valley
 
 @pytest.fixture
 def cache(tmp_path):
-    with RequestCache(tmp_path / "cache.sqlite") as opened:
-        yield opened
+    return RequestCache(tmp_path / "cache.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +49,7 @@ def test_scores_are_worked_out_once(cache, ranker_folder):
     scores = first.scores("dough", DOCUMENTS)
     second = CachedScorer(str(ranker_folder), cache, dtype="float32")
     assert second.scores("dough", DOCUMENTS) == scores
-    assert second._scorer is None
+    assert not second._pool._worker._scorers, "the model was not even loaded"
     assert (second.usage.cached, second.usage.requests, first.usage.requests) == (1, 0, 1)
     second.scores("dough", DOCUMENTS[::-1])
     second.scores("ice", DOCUMENTS)
@@ -65,7 +64,7 @@ def test_many_lists_are_scored_together_and_kept_one_by_one(cache, ranker_folder
     expected = [[float(score) for score in ranker.predict([(query, d) for d in texts])] for query, texts in lists]
     monkeypatch.setattr("modeling_tsarank.trainers.data.teacher_scores.CHUNK_PAIRS", 6)
     scorer = CachedScorer(str(ranker_folder), cache, dtype="float32", device="cpu")
-    scorer._scorer = ranker
+    monkeypatch.setattr("modeling_tsarank.trainers.data.teacher_scores.load_scorer", lambda *_, **__: ranker)
     calls = []
     predict = ranker.predict
     monkeypatch.setattr(ranker, "predict", lambda pairs, **options: calls.append(pairs) or predict(pairs, **options))
@@ -86,7 +85,7 @@ def test_many_lists_are_scored_together_and_kept_one_by_one(cache, ranker_folder
     again = CachedScorer(str(ranker_folder), cache, dtype="float32", device="cpu")
     orders = list(ScoringTeacher(again).order_many(lists))
     assert [order.scores for order in orders] == [pytest.approx(scores, abs=1e-5) for scores in expected]
-    assert again._scorer is None
+    assert not again._pool._worker._scorers
     assert again.usage.cached == 3
 
 

@@ -63,7 +63,7 @@ def scorer_source(model: str | None, args: argparse.Namespace, device: Any = Non
     def load() -> Any:
         ranker = load_ranker(
             model,
-            device=device,
+            device=args.device,
             dtype=dtype,
             revision=args.revision,
             trust_remote_code=args.trust_remote_code,

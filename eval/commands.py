@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from modeling_tsarank.cli.command_line import add_command, seed, whole
 from modeling_tsarank.eval.checkpoint_sources import add_model_options, evaluated_source
+from modeling_tsarank.jobs.arguments import add_pool_arguments, with_pool
 from modeling_tsarank.models.arguments import add_store_argument
 from modeling_tsarank.rankers.arguments import RANKERS_HELP, add_ranker_arguments
 from modeling_tsarank.ranking_errors import InputError
@@ -141,6 +142,7 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
     add_model_options(parser)
     add_store_argument(parser)
     add_ranker_arguments(parser)
+    add_pool_arguments(parser)
     fusion = parser.add_argument_group("fusion with the first stage")
     fusion.add_argument(
         "--interpolate",
@@ -218,7 +220,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     """Runs `tsarank evaluate`."""
     from modeling_tsarank.eval.options import DEFAULT_MEASURES, EvaluationOptions
     from modeling_tsarank.eval.scoring import BlockScorer
-    from modeling_tsarank.jobs.pools import lead, leads
+    from modeling_tsarank.jobs.pools import leads
 
     options = EvaluationOptions(
         split=args.split,
@@ -235,7 +237,8 @@ def run_evaluate(args: argparse.Namespace) -> int:
         show_progress=not args.quiet,
     )
     source = evaluated_source(args.model, args)
-    return lead(partial(_evaluate, args, options, source), BlockScorer(source, options.show_progress and leads()))
+    scorer = BlockScorer(source, options.show_progress and args.ray is None and leads())
+    return with_pool(args, partial(_evaluate, args, options, source), scorer)
 
 
 def _evaluate(args: argparse.Namespace, options: EvaluationOptions, source: ScorerSource, pool: Pool) -> int:

@@ -7,8 +7,9 @@ import json
 import sys
 from typing import Any
 
+from ..jobs.arguments import add_pool_arguments, with_pool
 from ..models.arguments import add_model_arguments, add_store_argument
-from .command_line import real, whole
+from .command_line import whole
 
 
 _DESCRIPTION = """\
@@ -27,17 +28,12 @@ order:
   --by-document sorts the pairs first (on disk, in the output folder, about twice the input's size), so that each
   document is read once for all its queries; the files then hold the pairs in that order, told apart by "row".
 
-several processes or machines:
-  Started by accelerate launch or torchrun, all processes share the work; --engine ray does it on a Ray cluster, where
-  each of --actors processes holds the model and a lost one is replaced. The output is the same, and only the process
-  that reads PAIRS and writes FOLDER needs to see them.
-
 examples:
   tsarank score --pairs pairs.parquet --output scores
   tsarank score --pairs pairs.parquet --output scores --store states
   tsarank score --pairs mined/ --output scores --by-document --keep query_id --keep document_id --model ./my-ranker
   accelerate launch --num-processes 4 -m modeling_tsarank.cli score --pairs pairs.parquet --output scores
-  tsarank score --pairs pairs --output scores --engine ray --ray-address auto --actors 8 --actor-gpus 1
+  tsarank score --pairs pairs --output scores --ray auto --actors 8 --actor-gpus 1
 """
 
 
@@ -68,20 +64,7 @@ def register(subparsers: Any) -> None:
     )
     add_store_argument(parser)
     parser.add_argument("--json", action="store_true", help="JSON instead of a line of text at the end")
-    group = parser.add_argument_group("engine")
-    group.add_argument(
-        "--engine", choices=("local", "ray"), default="local", help="the processes started here (default) or Ray"
-    )
-    group.add_argument("--ray-address", default=None, metavar="A", help="of a running cluster: auto, ray://host:10001")
-    group.add_argument(
-        "--actors", type=whole(most=65_536), default=1, metavar="N", help="processes that hold the model (default 1)"
-    )
-    group.add_argument(
-        "--actor-cpus", type=real(above=0, most=65_536), default=1, metavar="N", help="CPUs of each (default 1)"
-    )
-    group.add_argument(
-        "--actor-gpus", type=real(least=0, most=65_536), default=0, metavar="N", help="GPUs of each (default 0)"
-    )
+    add_pool_arguments(parser)
     add_model_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -114,13 +97,7 @@ def run(args: argparse.Namespace) -> int:
         model,
         args.store,
     )
-    if args.engine == "ray":
-        from ..jobs.ray_pool import RayPool
-
-        with RayPool(PairWorker(job), args.ray_address, args.actors, args.actor_cpus, args.actor_gpus) as pool:
-            summary = score_pairs(job, pool=pool)
-    else:
-        summary = score_pairs(job)
+    summary = with_pool(args, lambda pool: score_pairs(job, pool=pool), PairWorker(job))
     if not leads():
         return 0
     if args.json:

@@ -180,7 +180,8 @@ class _Shards:
         before = sum(self.log[str(index)]["rows"] for index in done)
         hidden = None if show is None else not show
         with tqdm(total=self.total, initial=before, desc="scoring", unit="pair", smoothing=0, disable=hidden) as bar:
-            for (block, places), (scores, cuts, model) in pool.map(self._tasks(lambda index: index not in done)):
+            tasks = self._tasks(lambda index: index not in done) if len(done) < self._files() else iter(())
+            for (block, places), (scores, cuts, model) in pool.map(tasks):
                 if model != told:
                     raise InputError(
                         f"the processes have loaded different models: {model} and {told}; give all the same files"
@@ -188,6 +189,11 @@ class _Shards:
                 self._write(block, places, scores, cuts)
                 bar.update(block.rows)
         return before
+
+    def _files(self) -> int:
+        """How many files there will be; those that are read in order have blocks of their own."""
+        sizes = [self.total] if self.job.by_document else self.counts
+        return sum(-(-size // self.job.shard_pairs) for size in sizes)
 
     def _is_whole(self, index: int) -> bool:
         path = self.path(index)

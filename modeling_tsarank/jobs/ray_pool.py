@@ -115,5 +115,5 @@ def _import_ray() -> Any:
         import ray
         import ray.util
     except ModuleNotFoundError as error:
-        raise ResourceError("--engine ray needs Ray: run pip install 'tsarank[ray]'") from error
+        raise ResourceError("--ray needs Ray: run pip install 'tsarank[ray]'") from error
     return ray

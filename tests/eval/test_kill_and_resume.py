@@ -121,8 +121,8 @@ class Lists(Data):
     def arguments(self) -> list[str]:
         queries = self.folder / "queries.jsonl"
         rows = [json.loads(line) for line in (self.collection / "queries.jsonl").read_text().splitlines()]
-        about = {"metadata": {"query_type": "given"}}
-        queries.write_text("".join(json.dumps({**row, **about}) + "\n" for row in rows))
+        unique = {row["text"]: row for row in rows}.values()
+        queries.write_text("".join(json.dumps({**row, "metadata": {"query_type": "given"}}) + "\n" for row in unique))
         given = ["--corpus", str(self.collection), "--queries", str(queries), "--validation-share", "0.25"]
         teacher = ["--first-stages", "bm25", "--list-size", "20", "--teacher-scores", str(self.model)]
         return ["data", "lists", *given, *teacher, *self.place()]
@@ -136,7 +136,11 @@ class Scores(Data):
         texts = [json.loads(line)["text"] for line in (self.collection / "corpus.jsonl").read_text().splitlines()]
         generator = random.Random(0)
         lines = [
-            {"query": f"{text} {number}", "positive": text, "negatives": generator.sample(texts, 6)}
+            {
+                "query": f"{text} {number}",
+                "positive": text,
+                "negatives": generator.sample([other for other in texts if other != text], 6),
+            }
             for number, text in enumerate(texts)
         ]
         rows.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modeling_tsarank.cli.command_line import add_command, real, seed, whole
+from modeling_tsarank.jobs.arguments import add_pool_arguments, with_pool
 from modeling_tsarank.trainers.data.command_options import (
     add_cache,
     add_corpus,
@@ -107,6 +108,7 @@ def register_lists(subparsers: Any) -> None:
     _add_teachers(parser)
     _add_endpoint(parser)
     add_model_place(parser)
+    add_pool_arguments(parser)
 
 
 def _add_stages(parser: argparse.ArgumentParser) -> None:
@@ -186,10 +188,9 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
 
 def run_lists(args: argparse.Namespace) -> int:
     """Runs `tsarank data lists`."""
-    from modeling_tsarank.jobs.pools import lead
     from modeling_tsarank.trainers.data.teacher_scores import ScorerWorker
 
-    return lead(partial(_make_lists, args), ScorerWorker())
+    return with_pool(args, partial(_make_lists, args), ScorerWorker())
 
 
 def _make_lists(args: argparse.Namespace, pool: Pool) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modeling_tsarank.cli.command_line import add_command, real, seed, whole
+from modeling_tsarank.jobs.arguments import add_pool_arguments, with_pool
 from modeling_tsarank.trainers.data.command_options import (
     add_cache,
     add_leakage,
@@ -76,14 +77,14 @@ def register_mine(subparsers: Any) -> None:
     parser.add_argument("--batch-tokens", type=whole(), default=None, metavar="N", help="tokens in a reranker's batch")
     add_cache(parser, "a reranker's scores")
     add_model_place(parser)
+    add_pool_arguments(parser)
 
 
 def run_mine(args: argparse.Namespace) -> int:
     """Runs `tsarank data mine`."""
-    from modeling_tsarank.jobs.pools import lead
     from modeling_tsarank.trainers.data.teacher_scores import ScorerWorker
 
-    return lead(partial(_mine, args), ScorerWorker())
+    return with_pool(args, partial(_mine, args), ScorerWorker())
 
 
 def _mine(args: argparse.Namespace, pool: Pool) -> int:

@@ -619,7 +619,7 @@ def test_score_command(zoo, model, tmp_path, capsys) -> None:
     assert capsys.readouterr().err == (
         "tsarank: error: no file nowhere.parquet; expected .parquet or .jsonl files of pairs, or a folder of them\n"
     )
-    assert main([*command, "--engine", "ray", "--actors", "0"]) == 2
+    assert main([*command, "--ray", "local", "--actors", "0"]) == 2
 
 
 @pytest.mark.slow

@@ -1,0 +1,40 @@
+"""The command-line options that say where a job's work is done."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from ..cli.command_line import real, whole
+from .pools import Pool, Result, Worker, lead
+
+
+def add_pool_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of every command whose work several processes can share; `with_pool` reads them."""
+    group = parser.add_argument_group(
+        "several processes or machines",
+        "Started by accelerate launch or torchrun, all processes share the work. The result is the same, and only the "
+        "first process reads and writes files.",
+    )
+    group.add_argument(
+        "--ray", metavar="ADDRESS", help="work on a Ray cluster: auto, ray://host:10001, or local for this machine"
+    )
+    most = {"most": 65_536}
+    group.add_argument("--actors", type=whole(**most), default=1, metavar="N", help="Ray processes (default 1)")
+    group.add_argument(
+        "--actor-cpus", type=real(above=0, **most), default=1, metavar="N", help="CPUs of each (default 1)"
+    )
+    group.add_argument(
+        "--actor-gpus", type=real(least=0, **most), default=0, metavar="N", help="GPUs of each (default 0)"
+    )
+
+
+def with_pool(args: argparse.Namespace, work: Callable[[Pool], Result], worker: Worker) -> Result:
+    """Calls `work` with the pool that `add_pool_arguments` describes; see `lead`."""
+    if args.ray is None:
+        return lead(work, worker)
+    from .ray_pool import RayPool
+
+    address = None if args.ray == "local" else args.ray
+    with RayPool(worker, address, args.actors, args.actor_cpus, args.actor_gpus) as pool:
+        return work(pool)

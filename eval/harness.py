@@ -28,6 +28,7 @@ from modeling_tsarank.ranking_errors import InputError
 logger = logging.getLogger(__name__)
 
 _LOG = "scores.jsonl"
+_FORMER_LOGS = "scores.*.jsonl"  # one of each process, in earlier versions
 _ADVICE = "choose another --output, or --overwrite to throw its scores away"
 
 
@@ -67,6 +68,11 @@ def evaluate_collection(
     with exclusive(folder):
         candidates, settings = _start(source, collection, options, folder)
         log = ResultLog(folder / _LOG, settings)
+        for path in sorted(folder.glob(_FORMER_LOGS)):
+            former = ResultLog(path, settings)
+            if len(former):
+                log.add({block: former[block] for block in former})
+            path.unlink()
         records = score_blocks(pool, candidates, log, options.show_progress)
         _warn(records, collection.name)
         qrels = _judgments(collection, candidates.query_ids)
@@ -109,12 +115,9 @@ def _start(
     query_ids = _evaluated_queries(collection, options)
     if options.fusion is not None:
         options.fusion.refuse_tuned_split(_judgments(collection, query_ids), collection.name)
-    old = sorted(folder.glob("scores.*.jsonl"))
     if options.overwrite:  # the settings last: a kill leaves no mixture
-        for path in (*old, folder / _LOG, folder / SETTINGS_FILE):
+        for path in (*folder.glob(_FORMER_LOGS), folder / _LOG, folder / SETTINGS_FILE):
             path.unlink(missing_ok=True)
-    elif old:
-        raise InputError(f"{folder} holds scores of an earlier version of tsarank ({old[0].name}): {_ADVICE}")
     settings = _settings(source, collection, options)
     check_settings(folder, settings, _ADVICE, complete=False)
     first = _first_stage(collection, options, query_ids, folder)

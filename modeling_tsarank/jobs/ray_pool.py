@@ -105,7 +105,7 @@ class RayPool:
             options = {"num_cpus": max(self.actors * self.cpus, 1) + 1, "include_dashboard": False}
         try:
             ray.init(address=self.address, logging_level=logging.ERROR, log_to_driver=False, **options)
-        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises plain ones too, where a node does not start in time
             where = self.address or os.environ.get("RAY_ADDRESS") or "this machine"
             raise ResourceError(f"no Ray at {where}: {str(error).strip().splitlines()[0]}") from error
 

@@ -33,6 +33,7 @@ OWN_WRITING = {
     "modeling_tsarank/crossencoder_tsarank.py": "travels with checkpoints; the folder is being saved",
     "modeling_tsarank/models/default_model.py": "a whole folder takes its name; the file is in a temporary folder",
     "trainers/run_lock.py": "a lock",
+    "trainers/data/teacher_cache.py": "finds out whether a log can be written, before anything is paid",
 }
 
 

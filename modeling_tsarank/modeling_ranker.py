@@ -6,6 +6,7 @@ import copy
 import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,7 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from .crossencoder_tsarank import CrossEncoderRanker, code_reference, write_cross_encoder_files
 from .pipeline_text_ranking import TextRankingPipeline
-from .ranking_checkpoints import (
-    check_vocabulary,
-    load_backbone,
-    load_complete,
-    load_errors,
-    refuse_shell_of_a_folder,
-)
-from .ranking_engine import Task, evaluating, installed_engine, read_values, while_idle
+from .ranking_engine import Task, evaluating, installed_engine, load_errors, read_values, while_idle
 from .ranking_errors import InputError, ModelError
 from .ranking_options import CONFIG_KEY, Explanation, Family, RankingOptions, whole_number
 from .ranking_scoring import (
@@ -32,7 +26,6 @@ from .ranking_scoring import (
     check_batch_tokens,
     check_finite,
     refuse_attention,
-    refuse_encoder,
 )
 from .ranking_text import (
     EncodedPair,
@@ -42,8 +35,6 @@ from .ranking_text import (
     document_list,
     document_text,
     encode_counted,
-    is_cut,
-    warn_of_cuts,
 )
 
 
@@ -93,7 +84,6 @@ class RankerModel(Family, PreTrainedModel):
             # tie a head again that was trained apart.
             self.post_init()
             self.backbone = backbone
-        self.check_backbone(backbone)
         check_attention(backbone)
         self._tokenizer: Any = None
         self._encoder: Any = None
@@ -130,95 +120,44 @@ class RankerModel(Family, PreTrainedModel):
         told = kwargs.pop("output_loading_info", False)
         tokenizer = kwargs.pop("tokenizer", None)
         hub = {key: kwargs[key] for key in _HUB_OPTIONS if kwargs.get(key) is not None}
-        refuse_shell_of_a_folder(pretrained_model_name_or_path)
+        engine = installed_engine()
+        load: Callable[..., Any] = super().from_pretrained
+        if engine is not None:
+            engine.refuse_shell_of_a_folder(pretrained_model_name_or_path)
+            load = partial(engine.load_complete, load)
         with load_errors(pretrained_model_name_or_path):
             if config is None:
                 config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub)
-            model, info = load_complete(
-                super().from_pretrained, pretrained_model_name_or_path, *args, config=config, **kwargs
-            )
+            kwargs |= {"config": config, "output_loading_info": True}
+            model, info = load(pretrained_model_name_or_path, *args, **kwargs)
+            if info["missing_keys"]:
+                lacking = ", ".join(sorted(info["missing_keys"]))
+                raise ModelError(f"{pretrained_model_name_or_path} lacks weights: {lacking}")
             if tokenizer is None:
                 tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub)
-                check_vocabulary(model, tokenizer)
+                if engine is not None:
+                    engine.check_vocabulary(model, tokenizer)
         model.tokenizer = tokenizer
         model.eval()
         return (model, info) if told else model
 
     @classmethod
-    def from_backbone(
-        cls,
-        name_or_path: str | os.PathLike | PreTrainedModel,
-        *,
-        gguf_file: str | None = None,
-        tokenizer: Any = None,
-        dtype: Any = None,
-        device: Any = None,
-        trust_remote_code: bool = False,
-        backbone_options: dict[str, Any] | None = None,
-        revision: str | None = None,
-        **options: Any,
-    ) -> Any:
+    def from_backbone(cls, name_or_path: str | os.PathLike | PreTrainedModel, **arguments: Any) -> Any:
         """Makes a ranker of a plain language model.
 
         Parameters:
             name_or_path: a Hub id, a folder, a GGUF file, or a model already loaded (then `tokenizer` is needed).
             gguf_file: the GGUF file inside the folder or Hub repository.
+            tokenizer, device, trust_remote_code, revision: as of any model.
             dtype: of the weights; `None` keeps the checkpoint's.
             backbone_options: further arguments of the backbone's own `from_pretrained`.
-            options: ranking options (`QueryLikelihoodOptions`, `LogitOptions`) to change. A known published checkpoint
-                brings its own; an unknown plain model gets the family's defaults, and a message says so.
+            options: ranking options (`QueryLikelihoodOptions`, `LogitOptions`) to change, each under its name. A known
+                published checkpoint brings its own; an unknown plain model gets the family's defaults, and a message
+                says so.
 
         Raises `ModelError` if there is no such model or it is of the wrong kind.
         """
-        if isinstance(name_or_path, PreTrainedModel):
-            if tokenizer is None:
-                raise ModelError("from_backbone was given a loaded model without its tokenizer")
-            backbone = name_or_path
-        else:
-            backbone, loaded_tokenizer = load_backbone(
-                name_or_path,
-                cls.backbone_class,
-                gguf_file=gguf_file,
-                tokenizer=tokenizer,
-                dtype=dtype,
-                trust_remote_code=trust_remote_code,
-                revision=revision,
-                **(backbone_options or {}),
-            )
-            tokenizer = loaded_tokenizer
-        config = copy.deepcopy(backbone.config)
-        chosen = cls._starting_options(name_or_path, config).override(**options)
-        setattr(config, CONFIG_KEY, chosen.to_dict())
-        model = cls(config, backbone=backbone)
-        model.tokenizer = tokenizer
-        model.name_or_path = str(getattr(backbone, "name_or_path", ""))
-        if device is not None:
-            model.to(device)
-        return model.eval()
-
-    @classmethod
-    def check_backbone(cls, backbone: PreTrainedModel) -> None:
-        """Raises `ModelError` for what is no language model of this family: no output head, or an encoder."""
-        cls.backbone_class(backbone.config)
-        if backbone.get_output_embeddings() is None:
-            raise ModelError(
-                f"{type(backbone).__name__} has no head over the vocabulary; load the checkpoint as a language model, "
-                "such as AutoModelForCausalLM"
-            )
-        refuse_encoder(backbone)
-
-    @classmethod
-    def _starting_options(cls, name_or_path: Any, config: Any) -> RankingOptions:
-        saved = getattr(config, CONFIG_KEY, None)
-        if saved:
-            return cls.options_class.from_dict(saved)
-        known = cls.published_options(name_or_path) if isinstance(name_or_path, str) else None
-        if known is not None:
-            return cls.options_class.from_dict(known)
-        defaults = cls.options_class()
-        name = type(name_or_path).__name__ if isinstance(name_or_path, PreTrainedModel) else name_or_path
-        logger.info("%s is not a known reranker: using the defaults of %s: %s", name, cls.__name__, defaults)
-        return defaults
+        return installed_engine("from_backbone").make_ranker(cls, name_or_path, **arguments)
 
     # ---- saving ----------------------------------------------------------------------------------
 
@@ -350,7 +289,7 @@ class RankerModel(Family, PreTrainedModel):
         """For each pair the values at its wanted positions."""
         check_attention(self.backbone)
         if self.document_store is not None:
-            self._check_document_first()
+            self.check_cacheable()
         values, tokens = read_values(self, [self._task(pair) for pair in pairs], batch_tokens, show_progress, stop)
         self.last_stats["tokens"] = tokens
         return values
@@ -365,60 +304,30 @@ class RankerModel(Family, PreTrainedModel):
 
     # ---- document states ---------------------------------------------------------------------------
 
-    def _check_document_first(self) -> None:
-        """Raises `ModelError` where a document's states depend on the query."""
-
     def check_cacheable(self) -> None:
         """Raises `ModelError` where document states cannot be kept: states that depend on the query, sliding windows,
         recurrent layers."""
         check_attention(self.backbone)
-        self._check_document_first()
-        engine = installed_engine("a store of document states")
-        engine.check_store(self.backbone, self.options.max_length)
+        installed_engine("a store of document states").check_cacheable(self)
 
-    def cache_prefixes(self, texts: Sequence[str]) -> tuple[list[tuple[tuple[int, ...], int]], int]:
-        """What a store keeps of each document, and how many are cut for every query.
-
-        Returns:
-            For each text the token ids whose states are kept, and the tokens of the shortest pair that begins so.
-        """
-        prompts = self.encoder.prompts(list(texts))
-        ids = [cacheable_ids(prompt, self.options) for prompt in prompts]
-        behind = self._task(EncodedPair((0,), (0,))).length  # one token of the prompt and one of the query
-        return [(row, len(row) + behind) for row in ids], sum(is_cut(prompt, self.options) for prompt in prompts)
-
-    def index(
-        self,
-        documents: Sequence[Any],
-        store: Any,
-        *,
-        batch_tokens: int | None = None,
-        show_progress: bool | None = None,
-        stop: Callable[[], bool] | None = None,
-    ) -> int:
+    def index(self, documents: Sequence[Any], store: Any, **options: Any) -> int:
         """Reads documents ahead of any query and keeps their states: ranking them then costs the query's tokens only.
 
         Parameters:
+            documents: strings, or mappings with `text` and optionally `title`.
             store: a `MemoryStore` or a `FolderStore`. It becomes the model's `document_store`: `rank` and `predict`
                 then read from it, and put into it what it lacks.
-            documents, batch_tokens, show_progress, stop: as in `rank`.
+            options: `batch_tokens`, `show_progress` and `stop`, as of `predict`.
 
         Returns how many documents were read; those that the store already held are not read again.
 
         Raises `ModelError` for a model whose states cannot be kept, otherwise like `predict` and the store.
         """
         call = copy.copy(self)
-        texts = [document_text(document, f"document {i}") for i, document in enumerate(document_list(documents))]
-        budget = check_batch_tokens(batch_tokens, self.device)
         with evaluating(self), torch.inference_mode():
             call.check_cacheable()
-            prefixes, cut = call.cache_prefixes(list(dict.fromkeys(texts)))
-            warn_of_cuts(cut, len(prefixes), call.options.max_length)
-            read, tokens = installed_engine("a store of document states").index(
-                self.backbone, prefixes, store, call.pad_id, budget, show_progress, stop
-            )
-        self.document_store = store
-        self.last_stats = {"documents": read, "tokens": tokens, "cut_documents": cut}
+            read = installed_engine("a store of document states").index_documents(call, documents, store, **options)
+        self.document_store, self.last_stats = store, call.last_stats
         return int(read)
 
     # ---- the verbs -------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from .modeling_ranker import RankerModel
-from .ranking_engine import Task
+from .ranking_engine import Task, logits_at, readable_length
 from .ranking_errors import InputError, ModelError
 from .ranking_options import Explanation, QueryLikelihoodOptions
 from .ranking_scoring import (
@@ -18,9 +18,7 @@ from .ranking_scoring import (
     align_left,
     gathered_log_probs,
     group_loss,
-    logits_at,
     pad_right,
-    readable_length,
 )
 from .ranking_text import EncodedPair, Prompt, TextEncoder, split_around
 from .user_text import Span

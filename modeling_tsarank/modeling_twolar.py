@@ -9,17 +9,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from .modeling_ranker import RankerModel
-from .ranking_engine import Task
+from .ranking_engine import Task, logits_at, readable_length
 from .ranking_errors import ModelError
 from .ranking_options import Explanation, LogitOptions
 from .ranking_scoring import (
     RankingOutput,
     align_left,
-    check_attention,
+    first_step_logits,
     group_loss,
-    logits_at,
     pad_right,
-    readable_length,
     with_answer_head,
 )
 from .ranking_text import EncodedPair, Prompt, TextEncoder, split_around
@@ -113,15 +111,6 @@ class TemplateEncoder(TextEncoder):
         self._cut_query(list(parts.document), self.options.max_query_length)
         end = len(parts.before) + len(parts.document)
         return ids[: end - surplus] + ids[end:], offsets[: end - surplus] + offsets[end:]
-
-
-def decoder_start(backbone: Any) -> int:
-    """The token that an encoder-decoder's answer begins behind. Raises `ModelError` if no configuration names it."""
-    for config in (backbone.config, getattr(backbone, "generation_config", None)):
-        start = getattr(config, "decoder_start_token_id", None)
-        if start is not None:
-            return int(start)
-    raise ModelError(f"this {backbone.config.model_type} names no decoder_start_token_id in config.json")
 
 
 class TwolarModel(RankerModel):
@@ -242,19 +231,13 @@ class TwolarModel(RankerModel):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         answers = self.answer_ids()
-        reading = with_answer_head(self.backbone, answers)
-        backbone = reading or self.backbone
         if self.config.is_encoder_decoder:
-            check_attention(self.backbone)
-            start = decoder_start(self.backbone)
-            decoder = torch.full((len(input_ids), 1), start, dtype=torch.long, device=input_ids.device)
-            inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "decoder_input_ids": decoder}
-            logits = backbone(**inputs, use_cache=False).logits[:, 0, :]
-        else:
-            (aligned,) = align_left(attention_mask, input_ids)
-            keep = torch.zeros_like(aligned, dtype=torch.bool)
-            keep[torch.arange(len(keep), device=keep.device), attention_mask.sum(-1) - 1] = True
-            logits = logits_at(backbone, aligned, keep)
+            return first_step_logits(self.backbone, input_ids, attention_mask, answers)
+        (aligned,) = align_left(attention_mask, input_ids)
+        keep = torch.zeros_like(aligned, dtype=torch.bool)
+        keep[torch.arange(len(keep), device=keep.device), attention_mask.sum(-1) - 1] = True
+        reading = with_answer_head(self.backbone, answers)
+        logits = logits_at(reading or self.backbone, aligned, keep)
         return logits if reading else logits[:, answers]
 
     def pool(self, logits: torch.Tensor) -> torch.Tensor:
@@ -277,18 +260,6 @@ class TwolarModel(RankerModel):
         return RankingOutput(loss=None if labels is None else group_loss(scores, labels), scores=scores)
 
     # ---- text in, scores out ---------------------------------------------------------------------
-
-    def _check_document_first(self) -> None:
-        if self.config.is_encoder_decoder:
-            raise ModelError(
-                f"no document states can be kept: {self.config.model_type} is an encoder-decoder, which reads query "
-                "and document at once"
-            )
-        if not self.encoder.document_first:
-            raise ModelError(
-                "no document states can be kept: the template puts the query before the document, whose states then "
-                'depend on it; only a template such as "Document: {document} Query: {query} Relevant:" allows it'
-            )
 
     def answer_scores(self, query: str, document: Any) -> dict[str, float]:
         """Why a document got its score: the logit of each answer token."""

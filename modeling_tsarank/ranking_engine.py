@@ -8,13 +8,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 
 from .ranking_errors import ModelError
-from .ranking_scoring import Progress, run_batches
+from .ranking_scoring import RankingCancelled, accepts, check_attention, context_length, plan_batches, rope_limits
 
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,12 @@ def installed_engine(needed_for: str = "") -> Any:
     return None
 
 
+def load_errors(name: Any) -> AbstractContextManager[None]:
+    """Within, what is raised for a damaged checkpoint is a `ModelError` of one line, where there is an engine."""
+    engine = installed_engine()
+    return nullcontext() if engine is None else engine.load_errors(name)
+
+
 def read_values(
     model: Any,
     tasks: Sequence[Task],
@@ -86,8 +92,7 @@ def read_values(
         batch_tokens, show_progress, stop: as in `RankerModel.predict`.
     """
     needed_for = "a store of document states" if model.document_store is not None else model.number_format or ""
-    # The engine is for decoders.
-    engine = None if model.config.is_encoder_decoder else installed_engine(needed_for)
+    engine = installed_engine(needed_for)
     if engine is not None:
         budget = model.pad_id, batch_tokens, show_progress, stop
         found: tuple[list[torch.Tensor], int] = engine.read(
@@ -95,15 +100,49 @@ def read_values(
         )
         return found
     values: list[torch.Tensor] = [torch.empty(0)] * len(tasks)
-
-    def run(batch: Sequence[int]) -> None:
+    lengths = [len(task.ids) for task in tasks]
+    for batch in plan_batches(lengths, batch_tokens):
+        if stop is not None and stop():
+            raise RankingCancelled("scoring was cancelled")
         for i, value in zip(batch, model._read_plainly([tasks[i] for i in batch]), strict=True):
             values[i] = value
-
-    lengths = [len(task.ids) for task in tasks]
-    with Progress(len(tasks), show_progress, stop) as progress:
-        run_batches(lengths, batch_tokens, run, progress)
     return values, sum(lengths)
+
+
+def logits_at(backbone: Any, input_ids: torch.Tensor, keep: torch.Tensor, behind: int = 0) -> torch.Tensor:
+    """A decoder's logits `(kept positions, vocabulary)`; the output head runs on these positions only, where it can.
+
+    Padding must stand on the right, where causal attention never looks: no mask is needed, and the fastest attention
+    kernel applies.
+
+    Parameters:
+        input_ids: `(rows, length)`.
+        keep: boolean `(rows, length)`, the positions wanted.
+        behind: tokens of a text behind the last of them.
+    """
+    check_attention(backbone)
+    engine = installed_engine() if rope_limits(backbone.config.get_text_config()) else None
+    if engine is not None:
+        last = keep.shape[1] - keep.flip(-1).int().argmax(-1)
+        backbone = engine.with_own_lengths(backbone, (last + behind).tolist())
+    if accepts(backbone.forward, "logits_to_keep"):
+        kept: torch.Tensor = backbone(input_ids=input_ids, use_cache=False, logits_to_keep=keep).logits
+        return kept
+    logits: torch.Tensor = backbone(input_ids=input_ids, use_cache=False).logits[keep]
+    return logits
+
+
+def readable_length(backbone: Any) -> int | None:
+    """How many tokens a text may have, `None` if the configuration does not say.
+
+    Some rotary embeddings depend on the longest text of a batch. Without the engine, none may be so long.
+    """
+    limits = rope_limits(backbone.config.get_text_config())
+    if not limits:
+        return context_length(backbone.config)
+    engine = installed_engine()
+    found: int | None = min(limit for limit, _ in limits) if engine is None else engine.readable_length(backbone)
+    return found
 
 
 _MODE = threading.Lock()

@@ -1,21 +1,17 @@
-"""What scoring needs without the engine: batches under a token budget, progress, one plain forward pass."""
+"""What scoring needs with and without the engine: batches under a token budget, heads, scores."""
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import math
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import ModelOutput
 
-from .ranking_errors import InputError, ModelError, NonFiniteScoreError, ResourceError
+from .ranking_errors import InputError, ModelError, NonFiniteScoreError
 from .ranking_options import whole_number
 
 
@@ -24,8 +20,6 @@ CPU_BATCH_TOKENS = 2048
 ACCELERATOR_BATCH_TOKENS = 32768
 # Rows whose numbers of read tokens differ by less count as reading the same.
 SAME_READ = 8
-# A bar is shown only when it would stay on screen for a while.
-_PROGRESS_FROM = 64
 
 
 class RankingCancelled(Exception):  # noqa: N818 - a request that was granted, not an error
@@ -91,83 +85,6 @@ def align_left(attention_mask: torch.Tensor, *rows: torch.Tensor) -> tuple[torch
     return tuple(row.gather(1, order) for row in rows)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    # The CPU allocator has no exception class of its own.
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-
-
-@contextlib.contextmanager
-def memory_errors(batch_tokens: int, longest: int) -> Iterator[None]:
-    """Turns running out of memory, and tokens that the model does not know, into one line that says what to change."""
-    try:
-        yield
-    except IndexError as error:
-        if "index out of range in self" not in str(error):  # what torch says of an embedding
-            raise
-        raise ModelError(
-            "the tokenizer gives a token that the model has no embedding of; are both of one model?"
-        ) from error
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        advice = (
-            f"lower batch_tokens (now {batch_tokens})"
-            if batch_tokens > longest
-            else "lower max_length or use a smaller model or dtype"
-        )
-        message = f"out of memory on a batch whose longest sequence has {longest} tokens; {advice}"
-        raise ResourceError(message) from error
-
-
-class Progress:
-    """A progress bar, and the question before every batch whether to stop.
-
-    Parameters:
-        total: what there is to do, in pairs.
-        show_progress: `None` shows the bar on a terminal when there is enough to do.
-        stop: asked by `check`.
-    """
-
-    def __init__(self, total: int, show_progress: bool | None = None, stop: Callable[[], bool] | None = None) -> None:
-        shown = show_progress if show_progress is not None else (total >= _PROGRESS_FROM and sys.stderr.isatty())
-        self._bar = tqdm(total=total, desc="scoring", unit="pair", disable=not shown, smoothing=0.1)
-        self._stop = stop
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def check(self) -> None:
-        """Raises `RankingCancelled` if the caller wants to stop."""
-        if self._stop is not None and self._stop():
-            raise RankingCancelled("scoring was cancelled")
-
-    def add(self, count: int) -> None:
-        """So many more pairs are done."""
-        self._bar.update(count)
-
-
-def run_batches(
-    lengths: Sequence[int], batch_tokens: int, run: Callable[[Sequence[int]], None], progress: Progress
-) -> None:
-    """Calls `run` on every planned batch of task indexes, which keeps their results.
-
-    Parameters:
-        lengths: tokens of each task, the measure of the budget.
-
-    Raises `ResourceError` when memory runs out.
-    """
-    for batch in plan_batches(lengths, batch_tokens):
-        progress.check()
-        with memory_errors(batch_tokens, lengths[batch[0]]):
-            run(batch)
-        progress.add(len(batch))
-
-
 def check_finite(scores: Sequence[float], describe: Callable[[int], str]) -> None:
     """Raises `NonFiniteScoreError` naming the first task whose score is NaN or infinite."""
     for i, score in enumerate(scores):
@@ -197,50 +114,9 @@ def gathered_log_probs(logits: torch.Tensor, targets: torch.Tensor, chunk: int |
     return torch.cat(parts) if parts else logits.new_zeros(0, dtype=torch.float32)
 
 
-# ---- the plain forward pass ----------------------------------------------------------------------------------------
-
-
 def accepts(function: Callable[..., Any], name: str) -> bool:
     """Whether `function` takes an argument called `name`."""
     return name in inspect.signature(function).parameters
-
-
-def logits_at(backbone: Any, input_ids: torch.Tensor, keep: torch.Tensor, behind: int = 0) -> torch.Tensor:
-    """A decoder's logits `(kept positions, vocabulary)`; the output head runs on these positions only, where it can.
-
-    Padding must stand on the right, where causal attention never looks: no mask is needed, and the fastest attention
-    kernel applies.
-
-    Args:
-        input_ids: `(rows, length)`.
-        keep: Boolean `(rows, length)`, the positions wanted.
-        behind: Tokens of a text behind the last of them.
-    """
-    check_attention(backbone)
-    if has_rope_limits(backbone.config.get_text_config()):
-        return _rows_alone(backbone, input_ids, keep, behind)
-    return _logits_at(backbone, input_ids, keep)
-
-
-def _logits_at(backbone: Any, input_ids: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    if accepts(backbone.forward, "logits_to_keep"):
-        kept: torch.Tensor = backbone(input_ids=input_ids, use_cache=False, logits_to_keep=keep).logits
-        return kept
-    logits: torch.Tensor = backbone(input_ids=input_ids, use_cache=False).logits[keep]
-    return logits
-
-
-def _rows_alone(backbone: Any, input_ids: torch.Tensor, keep: torch.Tensor, behind: int) -> torch.Tensor:
-    """Row by row: transformers would turn the keys of all rows as the longest one's length says."""
-    parts = []
-    for row, wanted in zip(input_ids, keep, strict=True):
-        for _, module in rotary_modules(backbone):
-            if hasattr(module, "original_max_seq_len"):  # or the longest text so far would count
-                module.inv_freq = getattr(module, ORIGINAL_FREQUENCIES).clone()
-                module.max_seq_len_cached = module.original_max_seq_len
-        end = min(int(wanted.nonzero().max()) + 1 + behind, len(row))
-        parts.append(_logits_at(backbone, row[None, :end], wanted[None, :end]))
-    return torch.cat(parts)
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------------
@@ -327,9 +203,35 @@ def with_answer_head(backbone: Any, tokens: Sequence[int]) -> Any:
     return made
 
 
-# ---- rotary embeddings whose frequencies depend on the length -------------------------------------------------------
+def decoder_start(backbone: Any) -> int:
+    """The token that an encoder-decoder's answer begins behind. Raises `ModelError` if no configuration names it."""
+    for config in (backbone.config, getattr(backbone, "generation_config", None)):
+        start = getattr(config, "decoder_start_token_id", None)
+        if start is not None:
+            return int(start)
+    raise ModelError(f"this {backbone.config.model_type} names no decoder_start_token_id in config.json")
 
-ORIGINAL_FREQUENCIES = "original_inv_freq"
+
+def first_step_logits(
+    backbone: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, tokens: Sequence[int]
+) -> torch.Tensor:
+    """Logits `(rows, tokens)` of a few tokens at the decoder's first step of an encoder-decoder."""
+    check_attention(backbone)
+    reading = with_answer_head(backbone, tokens)
+    decoder = torch.full((len(input_ids), 1), decoder_start(backbone), dtype=torch.long, device=input_ids.device)
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "decoder_input_ids": decoder}
+    logits: torch.Tensor = (reading or backbone)(**inputs, use_cache=False).logits[:, 0, :]
+    return logits if reading else logits[:, list(tokens)]
+
+
+# ---- what a configuration says of lengths ---------------------------------------------------------------------------
+
+
+def context_length(config: Any) -> int | None:
+    """How many tokens a text may have, `None` if the configuration does not say."""
+    config = config.get_text_config()
+    names = ("max_position_embeddings", "max_seq_len", "n_positions")
+    return next((getattr(config, name) for name in names if getattr(config, name, None)), None)
 
 
 def rope_limit(config: Any, parameters: dict[str, Any]) -> tuple[int, bool] | None:
@@ -345,37 +247,6 @@ def rope_limits(config: Any) -> list[tuple[int, bool]]:
     parameters = getattr(config, "rope_parameters", None) or {}
     parts = [part for part in parameters.values() if isinstance(part, dict)] or [parameters]
     return [limit for part in parts if (limit := rope_limit(config, part)) is not None]
-
-
-def has_rope_limits(config: Any) -> bool:
-    """Whether a model (by the configuration of its decoder) has frequencies that depend on the length of a text."""
-    return bool(rope_limits(config))
-
-
-def rotary_modules(model: torch.nn.Module) -> list[tuple[str, Any]]:
-    """Names and modules of the rotary embeddings of transformers that `rope_limits` is about."""
-    config: Any = model.config
-    if not has_rope_limits(config.get_text_config()):
-        return []
-    return [
-        (name, module)
-        for name, module in model.named_modules()
-        if hasattr(module, "rope_type")
-        and any(buffer.endswith(ORIGINAL_FREQUENCIES) for buffer, _ in module.named_buffers())
-    ]
-
-
-def readable_length(backbone: Any) -> int | None:
-    """How many tokens a text may have, `None` if the configuration does not say.
-
-    Where a model's own code turns keys in a way that is not known here, no longer ones than are right in every batch.
-    """
-    config = backbone.config.get_text_config()
-    names = ("max_position_embeddings", "max_seq_len", "n_positions")
-    context = next((getattr(config, name) for name in names if getattr(config, name, None)), None)
-    if not has_rope_limits(config) or rotary_modules(backbone):
-        return context
-    return min(limit for limit, _ in rope_limits(config))
 
 
 # ---- attention -----------------------------------------------------------------------------------------------------
@@ -397,29 +268,6 @@ def check_attention(backbone: Any) -> None:
     """`refuse_attention` for what a model would use, whoever has set it and whenever."""
     config = backbone.config
     refuse_attention(config._attn_implementation, config.get_text_config()._attn_implementation)
-
-
-def refuse_encoder(backbone: Any) -> None:
-    """Raises `ModelError` for a decoder's place taken by an encoder, such as a masked language model."""
-    config = backbone.config.get_text_config()
-    sees_ahead = (
-        getattr(config, "is_causal", None) is False
-        or getattr(config, "use_bidirectional_attention", None) is True
-        or (
-            config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-            and not getattr(config, "is_decoder", False)
-            and not getattr(config, "causal", False)  # XLM's word for it
-        )
-        or (
-            getattr(config, "is_decoder", None) is False  # GPT-NeoX says so too
-            and any(getattr(module, "is_causal", None) is False for module in backbone.modules())
-        )
-    )
-    if sees_ahead and not backbone.config.is_encoder_decoder:
-        raise ModelError(
-            f"this {config.model_type} model is an encoder, in which every token sees those behind it; a ranker is "
-            "made of a decoder-only model or an encoder-decoder"
-        )
 
 
 def attention_choice(auto_class: Any, config: Any, requested: str | None) -> dict[str, str]:

@@ -244,8 +244,3 @@ def cacheable_ids(prompt: Prompt, options: RankingOptions) -> tuple[int, ...]:
     room = options.max_length - 1 - len(prompt.before) - len(prompt.after)
     ids = (*prompt.before, *prompt.document[: max(room, 0)])
     return ids if prompt.after else ids[:-1]
-
-
-def is_cut(prompt: Prompt, options: RankingOptions) -> bool:
-    """Whether a document is cut for every query, of which at least one token is read behind its prompt."""
-    return len(prompt) >= options.max_length

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from modeling_tsarank.engine.checkpoints import first_line, refuse_incomplete
 from modeling_tsarank.modeling_ranker import RankerModel
-from modeling_tsarank.ranking_checkpoints import first_line, refuse_incomplete
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
 from modeling_tsarank.trainers.lora_linear import fuse_lora
 from modeling_tsarank.trainers.saving import set_config_dtype, whole_files

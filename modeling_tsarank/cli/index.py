@@ -139,6 +139,7 @@ def estimate(model: Any, texts: Sequence[str], store: Any) -> tuple[Cost, list[t
     import torch
 
     from ..cache.state_bytes import encoded_bytes
+    from ..engine.indexing import cache_prefixes
     from ..engine.prefix_reader import PrefixReader
     from ..engine.read_outs import TokenLogProbs
     from ..engine.state_blocks import Shape
@@ -152,7 +153,7 @@ def estimate(model: Any, texts: Sequence[str], store: Any) -> tuple[Cost, list[t
         reader.close()
     for start in range(0, len(texts), _CHUNK):
         part = texts[start : start + _CHUNK]
-        prefixes, cut_here = model.cache_prefixes(part)
+        prefixes, cut_here = cache_prefixes(model, part)
         cut += cut_here
         keys = [reader.key(*prefix) for prefix in prefixes]
         missing = set(store.missing(keys))

@@ -11,10 +11,28 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import PreTrainedModel
 
+from .checkpoints import check_vocabulary, load_complete, load_errors, make_ranker, refuse_shell_of_a_folder
+from .indexing import check_cacheable, index_documents
 from .prefix_reader import PrefixReader, StateStore
 from .read_outs import AnswerLogits, ReadOut, TokenLogProbs
+from .rope_regimes import readable_length, with_own_lengths
 from .tasks import Task
 
+
+__all__ = [
+    "ENGINE_API",
+    "OLDEST_API",
+    "check_cacheable",
+    "check_vocabulary",
+    "index_documents",
+    "load_complete",
+    "load_errors",
+    "make_ranker",
+    "read",
+    "readable_length",
+    "refuse_shell_of_a_folder",
+    "with_own_lengths",
+]
 
 # What these functions take and give; raised when that changes. Code of any version from the oldest on is served.
 ENGINE_API, OLDEST_API = 1, 1
@@ -47,25 +65,3 @@ def read(
     reader = PrefixReader(backbone, _read_out(read_out), store, pad_id=pad_id)
     values = reader.read([Task(*task) for task in tasks], batch_tokens, show_progress, stop)
     return values, reader.tokens
-
-
-def index(
-    backbone: PreTrainedModel,
-    prefixes: Sequence[tuple[tuple[int, ...], int]],
-    store: StateStore,
-    pad_id: int,
-    batch_tokens: int,
-    show_progress: bool | None = None,
-    stop: Callable[[], bool] | None = None,
-) -> tuple[int, int]:
-    """Puts states into a store, as `PrefixReader.index`; how many prefixes it lacked, how many tokens were read."""
-    reader = PrefixReader(backbone, TokenLogProbs(), store, pad_id=pad_id)
-    return reader.index(prefixes, batch_tokens, show_progress, stop), reader.tokens
-
-
-def check_store(backbone: PreTrainedModel, longest: int) -> None:
-    """Raises `ModelError` if a store cannot hold states for texts of up to `longest` tokens."""
-    with torch.inference_mode():
-        reader = PrefixReader(backbone, TokenLogProbs())
-        reader.check_store(longest)
-        reader.close()

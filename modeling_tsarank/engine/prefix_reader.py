@@ -10,12 +10,15 @@ import torch
 from transformers import PreTrainedModel
 
 from ..ranking_errors import ModelError
-from ..ranking_scoring import Progress, memory_errors, plan_batches, run_batches
+from ..ranking_scoring import plan_batches
+from .batches import Progress, memory_errors, run_batches
+from .forward import Forward, Sharing
 from .read_outs import ReadOut
+from .seq2seq_forward import Seq2SeqForward
 from .state_blocks import Groups, Layers, Shape, fill_groups, stack_layers
 from .state_keys import model_identity, state_key
 from .tasks import Group, Task, by_regime, cached_groups, common_length, prefix_groups
-from .torch_forward import Forward, Sharing, TorchForward
+from .torch_forward import TorchForward
 
 
 # How many tokens of states count as one token to read in a batch's budget, unless the states of a batch would take
@@ -52,7 +55,7 @@ class PrefixReader:
     """Reads tasks on a model, in as few passes and tokens as a budget allows.
 
     Args:
-        backbone: A decoder-only model of transformers, or another backend's `Forward`.
+        backbone: A model of transformers, or another backend's `Forward`.
         read_out: What is read off.
         store: Holds states of documents, and gets what it lacks; `None` for none.
         pad_id: A token id that fills rows up.
@@ -71,7 +74,8 @@ class PrefixReader:
     ) -> None:
         self._forward: Forward
         if isinstance(backbone, PreTrainedModel):
-            self._forward = TorchForward(backbone, read_out, pad_id)
+            backend = Seq2SeqForward if backbone.config.is_encoder_decoder else TorchForward
+            self._forward = backend(backbone, read_out, pad_id)
         else:
             self._forward = backbone
         self._store = store

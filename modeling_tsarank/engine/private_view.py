@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedConfig
 
 
-def private_view(model: torch.nn.Module) -> Any:
+def private_view(model: torch.nn.Module, keep_mode: bool = False) -> Any:
     """A copy of a model's tree of modules around the same weights, or `None` where a copy would not compute the same.
 
     That is so where somebody has put another `forward` in the place of a module's own (offloading, compilation), which
@@ -27,10 +27,12 @@ def private_view(model: torch.nn.Module) -> Any:
         return None
     if any(type(part).__module__.startswith("torch.distributed") for part in parts):
         return None
-    return _view(model, {}, {})
+    return _view(model, {}, {}, keep_mode)
 
 
-def _view(module: torch.nn.Module, made: dict[int, torch.nn.Module], configs: dict[int, Any]) -> torch.nn.Module:
+def _view(
+    module: torch.nn.Module, made: dict[int, torch.nn.Module], configs: dict[int, Any], keep_mode: bool
+) -> torch.nn.Module:
     if id(module) in made:
         return made[id(module)]
     copied: Any = object.__new__(type(module))
@@ -40,9 +42,9 @@ def _view(module: torch.nn.Module, made: dict[int, torch.nn.Module], configs: di
         own[name] = type(own[name])(own[name])
     if isinstance(own.get("config"), PreTrainedConfig):
         own["config"] = copy.deepcopy(own["config"], configs)  # nested ones stay the same ones, by that memory
-    own |= {"_compiled_call_impl": None, "training": False}
+    own |= {"_compiled_call_impl": None, "training": module.training and keep_mode}
     own["_modules"] = {
-        name: None if part is None else _view(part, made, configs) for name, part in module._modules.items()
+        name: None if part is None else _view(part, made, configs, keep_mode) for name, part in module._modules.items()
     }
     copied.__dict__.update(own)
     return copied

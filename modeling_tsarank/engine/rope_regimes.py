@@ -16,7 +16,24 @@ from typing import Any
 import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from ..ranking_scoring import ORIGINAL_FREQUENCIES, rope_limit, rope_limits, rotary_modules
+from ..ranking_scoring import context_length, rope_limit, rope_limits
+from .private_view import private_view
+
+
+ORIGINAL_FREQUENCIES = "original_inv_freq"
+
+
+def rotary_modules(model: torch.nn.Module) -> list[tuple[str, Any]]:
+    """Names and modules of the rotary embeddings of transformers that `rope_limits` is about."""
+    config: Any = model.config
+    if not rope_limits(config.get_text_config()):
+        return []
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if hasattr(module, "rope_type")
+        and any(buffer.endswith(ORIGINAL_FREQUENCIES) for buffer, _ in module.named_buffers())
+    ]
 
 
 def rope_regime(config: Any, length: int) -> int:
@@ -106,3 +123,26 @@ def _angles(
     changed = _Frequencies(module, f"{prefix}inv_freq", frequencies.to(x.device))
     cos, sin = inspect.unwrap(type(module).forward)(changed, x, positions, **more)
     return (cos[:, :-1], sin[:, :-1]) if limit is not None and regime > limit[0] else (cos, sin)
+
+
+def readable_length(backbone: Any) -> int | None:
+    """How many tokens a text may have, `None` if the configuration does not say.
+
+    Where a model's own code turns keys in a way that is not known here, no longer ones than are right in every batch.
+    """
+    limits = rope_limits(backbone.config.get_text_config())
+    if not limits or rotary_modules(backbone):
+        return context_length(backbone.config)
+    return min(limit for limit, _ in limits)
+
+
+def with_own_lengths(backbone: Any, lengths: Sequence[int]) -> Any:
+    """The model for one pass in which each row's keys are turned as its own length says; for training as well."""
+    view = private_view(backbone, keep_mode=True)
+    rotary = [] if view is None else use_regimes(view)
+    if not rotary:
+        return backbone
+    regimes = [rope_regime(backbone.config.get_text_config(), length) for length in lengths]
+    for one in rotary:
+        one.regimes = regimes
+    return view

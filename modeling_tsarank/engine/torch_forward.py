@@ -5,20 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from ..ranking_scoring import accepts, has_rope_limits, head_place, pad_right
+from ..ranking_scoring import accepts, head_place, pad_right, rope_limits
 from .batch_invariance import make_linears_invariant, takes
+from .forward import Forward, Sharing
 from .grouped_attention import GROUPED, takes_grouped
 from .last_block import Wanted, pick_positions
 from .private_view import hooked, private_view
 from .read_outs import ReadOut
 from .rope_regimes import rope_regime, use_regimes
-from .state_blocks import Layers, Shape, StateBlocks, Workspace, fill_groups, shapes_of, stack_layers
+from .state_blocks import Layers, StateBlocks, Workspace, fill_groups, shapes_of, stack_layers
 from .tasks import Task
 
 
@@ -34,56 +35,6 @@ ARCHITECTURES = (
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 # Of a trial, relative to the largest value: what rounding does in half precision and in others.
 _HALF_TOLERANCE, _TOLERANCE = 0.1, 1e-3
-
-
-class Forward(Protocol):
-    """What the planner (`PrefixReader`) asks of a backend. One that shares nothing needs `read` alone.
-
-    Attributes:
-        device, dtype: Of the computation.
-        invariant: Whether a row's values do not depend on the other rows, to the last bit.
-    """
-
-    device: torch.device
-    dtype: torch.dtype
-    invariant: bool
-
-    def read(self, tasks: Sequence[Task]) -> list[torch.Tensor]:
-        """For each task the values `(positions, values)` at its wanted positions; on the CPU."""
-
-    def shares(self, longest: int) -> Sharing | None:
-        """How tasks of up to `longest` tokens may be read behind the states of a prefix; `None` if they may not."""
-
-    def describe(self, longest: int) -> str:
-        """Why `shares` says `None`."""
-
-    def regime(self, length: int) -> int:
-        """What a text's rotary embedding depends on (`rope_regimes`); states serve texts of one regime."""
-
-    def states(self, prefixes: Sequence[Sequence[int]], regimes: Sequence[int]) -> list[Layers]:
-        """Keys and values of every layer for each prefix."""
-
-    def blocks(self, counts: Sequence[int], room: int) -> StateBlocks:
-        """Room for the states of a batch of rows, to be filled and given to `read_behind`."""
-
-    def read_behind(self, tasks: Sequence[Task], blocks: StateBlocks) -> list[torch.Tensor]:
-        """As `read`, each task behind the states of its first tokens."""
-
-    def close(self) -> None:
-        """Returns memory for the next call to use again."""
-
-
-@dataclass(frozen=True)
-class Sharing:
-    """How rows may be read behind states.
-
-    Attributes:
-        shapes: Of the states.
-        unequal: Whether prefixes of unequal lengths may stand in one batch.
-    """
-
-    shapes: list[Shape]
-    unequal: bool
 
 
 @dataclass
@@ -107,7 +58,7 @@ def longest_full_attention(config: Any) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-class TorchForward:
+class TorchForward(Forward):
     """`Forward` on a private view of a decoder-only model of transformers.
 
     Args:
@@ -175,7 +126,7 @@ class TorchForward:
 
     def read(self, tasks: Sequence[Task]) -> list[torch.Tensor]:
         """Tasks in one padded batch. Padding stands on the right, where causal attention never looks."""
-        if not self._is_view and has_rope_limits(self._config) and len(tasks) > 1:
+        if not self._is_view and rope_limits(self._config) and len(tasks) > 1:
             return [found for task in tasks for found in self.read([task])]
         ids, _ = pad_right([task.ids for task in tasks], self._pad_id, self.device)
         return self._values(tasks, [0] * len(tasks), ids)
@@ -287,7 +238,7 @@ class TorchForward:
     def _find_sharing(self) -> Sharing | None:
         if "past_key_values" not in self._accepts or getattr(self._model, "_is_stateful", False):
             return None
-        if not self._is_view and has_rope_limits(self._config):
+        if not self._is_view and rope_limits(self._config):
             return None
         if self._known:
             return Sharing(shapes_of(self.states([[self._pad_id]], [0])[0]), True)

@@ -13,10 +13,10 @@ from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from ..engine.batch_invariance import cpu_has_bfloat16
+from ..engine.checkpoints import load_backbone, load_errors, refuse_shell_of_a_folder
 from ..engine.int8_weights import use_int8_weights
 from ..files.reading import read_json_object
 from ..modeling_ranker import RankerModel
-from ..ranking_checkpoints import load_backbone, load_errors, refuse_shell_of_a_folder
 from ..ranking_errors import InputError, ModelError, ResourceError
 from ..ranking_options import CONFIG_KEY
 from .embedded_models import ADAPTER_CONFIG, RECORD_FILE, add_adapter, load_without_room

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from ..engine.checkpoints import holds_adapter_alone
 from ..files.reading import read_json_object
-from ..ranking_checkpoints import holds_adapter_alone
 from ..ranking_errors import InputError, ModelError
 from ..ranking_options import CONFIG_KEY
 from .default_model import DEFAULT_NAME, unpacked_folder

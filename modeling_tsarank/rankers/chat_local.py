@@ -90,7 +90,7 @@ class LocalChat(ChatModel):
         return completion
 
     def _load(self) -> None:
-        from ..ranking_checkpoints import load_backbone
+        from ..engine.checkpoints import load_backbone
 
         try:
             model, self._tokenizer = load_backbone(self._source, _causal_class, dtype=self._dtype, **self._hub)

@@ -16,9 +16,8 @@ import torch
 from ..engine.prefix_reader import PrefixReader
 from ..engine.read_outs import AnswerLogits
 from ..engine.tasks import Task
-from ..modeling_twolar import decoder_start
 from ..ranking_errors import InputError, ModelError
-from ..ranking_scoring import check_batch_tokens, pad_right, plan_batches
+from ..ranking_scoring import check_batch_tokens, decoder_start, pad_right, plan_batches
 from ..user_text import UserText
 from .chat import ChatModel
 from .chat_local import encoded_conversation

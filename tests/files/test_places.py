@@ -20,7 +20,7 @@ READERS = {
 OWN_READING = {
     "modeling_tsarank/jobs/bulk_scoring.py": "a tokenizer's own JSON",
     "modeling_tsarank/cache/state_bytes.py": "the bytes have a checksum",
-    "modeling_tsarank/ranking_checkpoints.py": "travels with checkpoints; the name for an error message",
+    "modeling_tsarank/engine/checkpoints.py": "travels with checkpoints; the name for an error message",
     "modeling_tsarank/user_text.py": "travels with checkpoints; a tokenizer's own JSON",
     "eval/run_files.py": "one line of a file that the shared reader has opened",
     "trainers/recipes/release_data.py": "what was made into JSON on the line before",

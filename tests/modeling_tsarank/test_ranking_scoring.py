@@ -9,16 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_tsarank.ranking_errors import InputError, ModelError, NonFiniteScoreError, ResourceError
+from modeling_tsarank.ranking_errors import InputError, NonFiniteScoreError
 from modeling_tsarank.ranking_scoring import (
-    Progress,
     align_left,
     check_batch_tokens,
     check_finite,
     gathered_log_probs,
     pad_right,
     plan_batches,
-    run_batches,
 )
 
 
@@ -52,47 +50,6 @@ def test_gathered_log_probs_equal_log_softmax() -> None:
     expected = logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
     torch.testing.assert_close(gathered_log_probs(logits, targets).double(), expected, atol=1e-5, rtol=1e-5)
     assert gathered_log_probs(logits[:0], targets[:0]).shape == (0,)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"),
-    ],
-)
-def test_running_out_of_memory_says_what_to_lower(error) -> None:
-    def run(_):
-        raise error
-
-    with pytest.raises(ResourceError, match=r"lower batch_tokens \(now 100\)"):
-        run_batches([7], 100, run, Progress(1))
-    with pytest.raises(ResourceError, match="lower max_length"):
-        run_batches([700], 100, run, Progress(1))
-
-
-def test_a_real_allocation_failure_is_recognised() -> None:
-    def run(_):
-        torch.empty(1 << 60)
-
-    with pytest.raises(ResourceError, match="out of memory"):
-        run_batches([7], 100, run, Progress(1))
-
-
-def test_a_token_that_the_model_has_no_embedding_of_is_a_model_error() -> None:
-    with pytest.raises(ModelError, match="has no embedding of"):
-        run_batches([1], 10, lambda _: torch.nn.Embedding(4, 2)(torch.tensor([4])), Progress(1))
-    with pytest.raises(IndexError):
-        run_batches([1], 10, lambda _: [][1], Progress(1))
-
-
-def test_other_errors_pass_through() -> None:
-    def run(_):
-        raise RuntimeError("shape mismatch")
-
-    with pytest.raises(RuntimeError, match="shape mismatch"):
-        run_batches([7], 100, run, Progress(1))
 
 
 def test_non_finite_scores_are_counted_and_named() -> None:

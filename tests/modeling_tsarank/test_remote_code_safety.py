@@ -52,7 +52,6 @@ FORBIDDEN_ATTRIBUTES = {
 FILE_METHODS = {"write_text", "write_bytes", "read_text", "read_bytes", "unlink", "rmdir", "mkdir", "touch", "rename"}
 ALLOWED_FILE_METHODS = {
     ("crossencoder_tsarank.py", "write_text", "write_cross_encoder_files"),
-    ("ranking_checkpoints.py", "read_bytes", "_refuse_adapter"),
 }
 
 

@@ -127,8 +127,8 @@ class QueryGenerator:
     def _load(self) -> None:
         from transformers import AutoConfig
 
+        from modeling_tsarank.engine.checkpoints import load_errors
         from modeling_tsarank.models.loading import load_ranker, resolve_device, resolve_dtype
-        from modeling_tsarank.ranking_checkpoints import load_errors
 
         device = resolve_device(self._device)
         dtype = resolve_dtype(self._dtype, device)
@@ -160,7 +160,7 @@ class QueryGenerator:
     def _load_seq2seq(self, source: str, device: Any, dtype: Any) -> None:
         from transformers import AutoModelForSeq2SeqLM
 
-        from modeling_tsarank.ranking_checkpoints import load_backbone
+        from modeling_tsarank.engine.checkpoints import load_backbone
 
         model, self._tokenizer = load_backbone(source, lambda config: AutoModelForSeq2SeqLM, dtype=dtype)
         self._model = model.to(device).eval()

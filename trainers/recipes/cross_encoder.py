@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_tsarank.engine.batch_invariance import cpu_has_bfloat16
+from modeling_tsarank.engine.checkpoints import load_errors
 from modeling_tsarank.files.hashes import hash_file
 from modeling_tsarank.files.reading import parse_yaml, read_json, read_text
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.rankers.pointwise import exact_scores
-from modeling_tsarank.ranking_checkpoints import load_errors
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.filters import build_options
 from modeling_tsarank.trainers.losses import kl_to_teacher, margin_mse_loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import logging
 import os
@@ -13,10 +14,14 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import cached_file
 
-from .ranking_errors import ModelError, TSARankError
+from ..ranking_errors import ModelError, TSARankError
+from ..ranking_options import CONFIG_KEY, RankingOptions
 
+
+logger = logging.getLogger(__name__)
 
 # What older versions of transformers, fairseq and vLLM save beside the weights: nothing that was trained.
 _CONSTANTS = re.compile(r"(^|\.)(inv_freq|masked_bias|position_ids|version|[kv]_scale)$")
@@ -251,3 +256,92 @@ def _forget_quantization(backbone: Any) -> None:
     backbone.is_quantized = False
     if getattr(backbone.config, "quantization_config", None) is not None:
         del backbone.config.quantization_config
+
+
+def make_ranker(
+    cls: Any,
+    name_or_path: str | os.PathLike | PreTrainedModel,
+    *,
+    gguf_file: str | None = None,
+    tokenizer: Any = None,
+    dtype: Any = None,
+    device: Any = None,
+    trust_remote_code: bool = False,
+    backbone_options: dict[str, Any] | None = None,
+    revision: str | None = None,
+    **options: Any,
+) -> Any:
+    """A ranker of a plain language model: `RankerModel.from_backbone` of the family `cls`, which says more."""
+    if isinstance(name_or_path, PreTrainedModel):
+        if tokenizer is None:
+            raise ModelError("from_backbone was given a loaded model without its tokenizer")
+        backbone = name_or_path
+    else:
+        backbone, loaded_tokenizer = load_backbone(
+            name_or_path,
+            cls.backbone_class,
+            gguf_file=gguf_file,
+            tokenizer=tokenizer,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+            **(backbone_options or {}),
+        )
+        tokenizer = loaded_tokenizer
+    check_backbone(cls, backbone)
+    config = copy.deepcopy(backbone.config)
+    chosen = _starting_options(cls, name_or_path, config).override(**options)
+    setattr(config, CONFIG_KEY, chosen.to_dict())
+    model = cls(config, backbone=backbone)
+    model.tokenizer = tokenizer
+    model.name_or_path = str(getattr(backbone, "name_or_path", ""))
+    if device is not None:
+        model.to(device)
+    return model.eval()
+
+
+def check_backbone(cls: Any, backbone: PreTrainedModel) -> None:
+    """Raises `ModelError` for what is no language model of this family: no output head, or an encoder."""
+    cls.backbone_class(backbone.config)
+    if backbone.get_output_embeddings() is None:
+        raise ModelError(
+            f"{type(backbone).__name__} has no head over the vocabulary; load the checkpoint as a language model, "
+            "such as AutoModelForCausalLM"
+        )
+    refuse_encoder(backbone)
+
+
+def refuse_encoder(backbone: Any) -> None:
+    """Raises `ModelError` for a decoder's place taken by an encoder, such as a masked language model."""
+    config = backbone.config.get_text_config()
+    sees_ahead = (
+        getattr(config, "is_causal", None) is False
+        or getattr(config, "use_bidirectional_attention", None) is True
+        or (
+            config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+            and not getattr(config, "is_decoder", False)
+            and not getattr(config, "causal", False)  # XLM's word for it
+        )
+        or (
+            getattr(config, "is_decoder", None) is False  # GPT-NeoX says so too
+            and any(getattr(module, "is_causal", None) is False for module in backbone.modules())
+        )
+    )
+    if sees_ahead and not backbone.config.is_encoder_decoder:
+        raise ModelError(
+            f"this {config.model_type} model is an encoder, in which every token sees those behind it; a ranker is "
+            "made of a decoder-only model or an encoder-decoder"
+        )
+
+
+def _starting_options(cls: Any, name_or_path: Any, config: Any) -> RankingOptions:
+    saved = getattr(config, CONFIG_KEY, None)
+    if saved:
+        return cls.options_class.from_dict(saved)
+    known = cls.published_options(name_or_path) if isinstance(name_or_path, str) else None
+    if known is not None:
+        return cls.options_class.from_dict(known)
+    defaults = cls.options_class()
+    name = type(name_or_path).__name__ if isinstance(name_or_path, PreTrainedModel) else name_or_path
+    logger.info("%s is not a known reranker: using the defaults of %s: %s", name, cls.__name__, defaults)
+    return defaults

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, cast
@@ -268,7 +268,8 @@ def parse_yaml(text: str, place: str, loader: Any = None) -> Any:
         loader: A subclass of `yaml.SafeLoader`, which is the default.
 
     Raises:
-        InputError: It is not YAML, too deep, or has a value that Python cannot hold.
+        InputError: It is not YAML, too deep, or has a value that Python cannot hold, or a text with a NUL character,
+            which no name and no path has.
         ResourceError: PyYAML is missing.
     """
     try:
@@ -276,11 +277,26 @@ def parse_yaml(text: str, place: str, loader: Any = None) -> Any:
     except ModuleNotFoundError as error:
         raise ResourceError("YAML files need PyYAML: pip install 'tsarank[train]'") from error
     try:
-        return yaml.load(text, loader or yaml.SafeLoader)
+        value = yaml.load(text, loader or yaml.SafeLoader)
     except RecursionError:
         raise InputError(f"{place}: YAML nested too deep") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise InputError(f"{place}: not YAML ({' '.join(str(error).split()):.300})") from error
+    if _holds_nul(value):
+        raise InputError(f"{place}: a text in it holds a NUL character")
+    return value
+
+
+def _holds_nul(value: Any) -> bool:
+    waiting, seen = [value], set[int]()  # an alias may stand for a value many times, or for itself
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str) and "\0" in one:
+            return True
+        if isinstance(one, Mapping | list) and id(one) not in seen:
+            seen.add(id(one))
+            waiting += [*one, *one.values()] if isinstance(one, Mapping) else one
+    return False
 
 
 def read_json_rows(path: str | os.PathLike[str], allow_nan: bool = False) -> Iterator[tuple[str, Any]]:

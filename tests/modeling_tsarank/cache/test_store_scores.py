@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -162,7 +163,8 @@ def test_rank_gives_the_same_bytes_over_a_new_a_filled_and_a_read_only_store(
 
     def ranked(folder: Path) -> str:
         assert main([*command, "--store", str(folder)]) == 0
-        return capsys.readouterr().out
+        # How many tokens were read depends on what was stored, the scores do not.
+        return re.sub(r'"tokens": \d+', "", capsys.readouterr().out)
 
     FolderStore(tmp_path / "store").close()
     first = ranked(tmp_path / "store")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from ..ranking_errors import ModelError
 from ..ranking_scoring import check_batch_tokens
 from ..ranking_text import EncodedPair, cacheable_ids, document_list, document_text, warn_of_cuts
@@ -12,6 +14,7 @@ from .prefix_reader import PrefixReader
 from .read_outs import TokenLogProbs
 
 
+@torch.inference_mode()
 def check_cacheable(ranker: Any) -> None:
     """Raises `ModelError` where a store cannot hold a ranking model's document states."""
     config = ranker.config

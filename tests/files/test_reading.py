@@ -235,7 +235,7 @@ def test_wrong_tables_are_one_line_with_the_line_number(tmp_path, content):
 
 @pytest.mark.parametrize("text", ['a: "x\\0y"', 'a: [1, {"b\\0": 2}]', 'a: &one [*one, "\\x00"]', '"\\u0000"'])
 def test_a_nul_in_yaml_is_one_line(text: str) -> None:
-    with pytest.raises(InputError, match="plan.yaml: a text in it holds a NUL character"):
+    with pytest.raises(InputError, match=r"plan\.yaml: a text in it holds a NUL character"):
         parse_yaml(text, "plan.yaml")
     many = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 20)}]\n" for n in range(1, 30))
     assert len(parse_yaml(many, "plan.yaml")) == 30  # 20**29 texts, if each alias was followed

@@ -133,6 +133,8 @@ def read_model(folder: Path, base: BaseModel | None = None) -> ModelFacts:
         hint = "; it holds only an adapter: publish that with --adapter-only" if (folder / "adapter").is_dir() else ""
         raise ModelError(f"{folder} is no model folder: it holds no config.json{hint}")
     config = read_json_object(path, allow_nan=True)
+    if not adapter and not isinstance(config.get("model_type"), str):
+        raise ModelError(f"{path} names no model_type")
     record_at = next((p for p in (folder / RECORD_NAME, folder.parent / RECORD_NAME) if p.is_file()), None)
     record = None if record_at is None else read_training_record(record_at)
     if not adapter and record_at is not None and record_at.parent != folder:

@@ -6,6 +6,7 @@ import argparse
 import io
 import logging
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 
 from modeling_tsarank import cli
 from modeling_tsarank.cli.command_line import DEBUG_VARIABLE, Number, one_line, run_command, size
+from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.commands import launcher_parser
 
 
@@ -272,3 +274,35 @@ def test_a_name_that_is_not_utf_8_is_one_line(capsys: pytest.CaptureFixture[str]
 
     assert run_command(command) == 2
     assert "not UTF-8: 'caf\\udce9'" in capsys.readouterr().err
+
+
+# ---- what the long fuzz found -------------------------------------------------------------------------
+
+
+def test_an_address_that_cannot_be_listened_on_is_named_before_a_model_is_loaded(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("uvicorn")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for host, number in (("127.0.0.1", port), ("no-such-host.invalid", "0")):
+            assert cli.main(["serve", "--host", host, "--port", number, "--model", "/nowhere"]) == 2
+            error = capsys.readouterr().err
+            assert error.startswith(f"tsarank: error: cannot listen on {host}, port {number}: ")
+            assert error.count("\n") == 1
+
+
+def test_a_training_without_any_option_is_one_line() -> None:
+    own, rest = launcher_parser("distill").parse_known_args([])
+    assert (own.num_processes, rest) == (None, [])
+
+
+def test_a_field_whose_name_is_broken_unicode_is_one_line(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    assert datasets
+    from modeling_tsarank.trainers.training_data import load_training_rows
+
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"query": "a", "positives": ["b"], "negatives": ["c"], "x\\ud800": "d"}\n')
+    with pytest.raises(InputError, match="of a field is broken Unicode"):
+        load_training_rows(path, cache_dir=tmp_path / "cache")

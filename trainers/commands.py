@@ -132,7 +132,7 @@ class _LauncherParser(CommandParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """A lone --debug is this command's, `--debug underflow_overflow` is transformers'."""
         values = [*args[1:], "--"]
-        own = [arg == "--debug" and value.startswith("-") for arg, value in zip(args, values, strict=True)]
+        own = [arg == "--debug" and values[at].startswith("-") for at, arg in enumerate(args)]
         if any(own):
             os.environ[DEBUG_VARIABLE] = "1"
         return super().parse_known_args([arg for arg, is_own in zip(args, own, strict=True) if not is_own], namespace)

@@ -120,6 +120,10 @@ def _convert_files(
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
+        if isinstance(error.__cause__, UnicodeEncodeError):
+            raise InputError(
+                f"{files[0]}: the name {error.__cause__.object!a:.80} of a field is broken Unicode"
+            ) from None
         if isinstance(error.__cause__, OSError):
             reason = error.__cause__.strerror or error.__cause__
             raise ResourceError(f"the cache of converted training data cannot be written: {reason}") from error

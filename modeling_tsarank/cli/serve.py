@@ -6,10 +6,12 @@ import argparse
 import contextlib
 import logging
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 from ..models.arguments import add_model_arguments, add_store_argument, model_from_arguments
+from ..ranking_errors import InputError
 from .command_line import real, size, whole
 
 
@@ -68,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from ..cache.folder_store import FolderStore
     from ..serving.application import Limits, create_app
 
+    _check_address(args.host, args.port)
     logging.getLogger("modeling_tsarank.serving").setLevel(logging.INFO)
     limits = Limits(args.max_documents, args.max_body, args.max_queue, args.timeout, args.batch_tokens)
     models: dict[str, Any] = {}
@@ -85,6 +88,15 @@ def run(args: argparse.Namespace) -> int:
         server = uvicorn.Server(config)
         server.run()
     return 0 if server.started else 2
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raises `InputError`, before any model is loaded, for an address that cannot be listened on."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"cannot listen on {host}, port {port}: {reason}; give another --host or --port") from error
 
 
 def served_name(name: str | None) -> str:

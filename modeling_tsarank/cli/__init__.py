@@ -83,6 +83,7 @@ def _run(arguments: Sequence[str]) -> int:
         # Read when these libraries are imported; their bars would fill a log with lines.
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
     if any("\0" in argument for argument in arguments):
         raise InputError("an argument contains a NUL character, which no text, file name or address may")
     args = build_parser().parse_args(arguments)

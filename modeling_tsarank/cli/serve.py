@@ -94,8 +94,8 @@ def _check_address(host: str, port: int) -> None:
     """Raises `InputError`, before any model is loaded, for an address that cannot be listened on."""
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, TypeError, UnicodeError) as error:  # the last two: a name that no host can have
+        reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot listen on {host}, port {port}: {reason}; give another --host or --port") from error
 
 

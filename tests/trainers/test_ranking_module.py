@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from modeling_tsarank.ranking_scoring import gathered_log_probs
 from modeling_tsarank.trainers.collators import pad_pairs
+from modeling_tsarank.trainers.mixture import pair_scores
 from modeling_tsarank.trainers.ranking_module import PASS_TOKENS, plan_passes, token_log_probs
 
 
@@ -25,7 +26,7 @@ def test_values_are_the_scores_of_predict(
     batch = first_batch(trainer)
     pairs = [(row["query"], document) for row in batch["rows"] for document in row["documents"]]
     values = trainer.model(**pad_pairs(batch, range(len(pairs)), 3))
-    scores = trainer.pair_scores(values, batch)
+    scores = pair_scores(ranker, values, batch)
     one_by_one = np.array([ranker.predict(pair) for pair in pairs])
     assert np.abs(scores.detach().numpy() - one_by_one).max() < 1e-5
 

@@ -12,18 +12,18 @@ from __future__ import annotations
 import functools
 import logging
 from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..modeling_ranker import RankerModel
-from ..modeling_tsarank import TSARankModel
-from ..modeling_twolar import TwolarModel
 from ..ranking_errors import InputError
 
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from ..modeling_ranker import RankerModel
 
 logger = logging.getLogger(__name__)
 
 GROUP = "tsarank.families"
-FamilyT = TypeVar("FamilyT", bound=type[RankerModel])
+FamilyT = TypeVar("FamilyT", bound="type[RankerModel]")
 
 _known: dict[str, type[RankerModel]] = {}
 
@@ -34,6 +34,9 @@ def register_family(cls: FamilyT) -> FamilyT:
     Raises:
         InputError: it is no ranking model class with a family name, or another class has that name.
     """
+    _register_own()
+    from ..modeling_ranker import RankerModel
+
     name = cls.options_class.family if isinstance(cls, type) and issubclass(cls, RankerModel) else ""
     if not name:
         raise InputError(f"{cls!r:.80} is no family: expected a RankerModel whose options_class has a family name")
@@ -44,12 +47,17 @@ def register_family(cls: FamilyT) -> FamilyT:
     return cls
 
 
-register_family(TSARankModel)
-register_family(TwolarModel)
+@functools.cache
+def _register_own() -> None:
+    from ..modeling_tsarank import TSARankModel
+    from ..modeling_twolar import TwolarModel
+
+    _known.update({cls.options_class.family: cls for cls in (TSARankModel, TwolarModel)})
 
 
 @functools.cache
 def _register_installed() -> None:
+    _register_own()
     for entry in entry_points(group=GROUP):
         try:
             register_family(entry.load())

@@ -65,7 +65,6 @@ def test_the_card_of_lists(lists: Path) -> None:
         "7 rows in 2 splits",
         "| `train` | 5 |",
         "| `permutation` |",
-        "`generated` 4, `cropped` 3",
         "tsarank train distill",
         "| teachers | not recorded |",
         "| leakage check | not recorded",

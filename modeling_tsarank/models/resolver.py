@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from ..engine.checkpoints import holds_adapter_alone
 from ..files.reading import read_json_object
 from ..ranking_errors import InputError, ModelError
 from ..ranking_options import CONFIG_KEY
@@ -138,6 +137,8 @@ def packaged_name(path: str) -> str:
 
 
 def _kind_of_folder(folder: Path) -> Kind:
+    from ..engine.checkpoints import holds_adapter_alone  # late: it imports torch
+
     if holds_adapter_alone(folder):
         return Kind.ADAPTER
     if not any((folder / file).is_file() for file in ("modules.json", "config_sentence_transformers.json")):

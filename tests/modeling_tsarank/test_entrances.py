@@ -82,7 +82,7 @@ def test_pipeline_options_without_a_meaning_are_refused(ranking: Any, options: d
         list(ranking(TASKS, **options))
 
 
-NO_LISTS = ["yeast", b"yeast", {"a": "yeast"}, {"yeast", "flour"}, None, 3]
+NO_LISTS = ["yeast", b"yeast", {"a": "yeast"}, {"yeast"}, None, 3]
 
 
 @pytest.mark.parametrize("documents", NO_LISTS, ids=repr)

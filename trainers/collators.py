@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ from modeling_tsarank.trainers.rows import PERMUTATION, TARGETS, positive_places
 
 
 # How a group's documents are drawn from those of its row.
-ONE_POSITIVE = "one_positive"
-SAMPLING = ("first", "random", ONE_POSITIVE)
+Sampling = Literal["first", "random", "one_positive"]
+ONE_POSITIVE: Sampling = "one_positive"
 
 Batch = dict[str, Any]
 Group = dict[str, Any]
@@ -43,7 +43,7 @@ class SampledGroups(Dataset):
     Args:
         rows: canonical rows, by index.
         seed: of the draw.
-        sampling: one of `SAMPLING`.
+        sampling: see above.
         num_documents: of a list; `None` takes all.
         num_negatives: beside one positive; a row with fewer gives a smaller group.
     """
@@ -52,7 +52,7 @@ class SampledGroups(Dataset):
         self,
         rows: Any,
         seed: int,
-        sampling: str = "first",
+        sampling: Sampling = "first",
         *,
         num_documents: int | None = None,
         num_negatives: int = 0,

@@ -12,7 +12,8 @@ import torch._inductor
 from accelerate.utils import DynamoBackend
 
 from modeling_tsarank.ranking_errors import InputError, ResourceError
-from modeling_tsarank.trainers.trainable import ALL_LINEAR, TRAINABLE_PARTS
+from modeling_tsarank.trainers.options import check_choices
+from modeling_tsarank.trainers.trainable import ALL_LINEAR
 
 
 class Bounds(NamedTuple):
@@ -139,9 +140,8 @@ def settle_configuration(args: Any) -> None:
         ResourceError: a package is not installed.
     """
     check_numbers(args)
+    check_choices(args)
     _check_together(args)
-    if args.trainable not in TRAINABLE_PARTS:
-        raise InputError(f"unknown trainable {args.trainable!r}; expected one of {', '.join(TRAINABLE_PARTS)}")
     if isinstance(args.lora_target_modules, str):
         args.lora_target_modules = [args.lora_target_modules]
     if args.lora_target_modules == [ALL_LINEAR]:

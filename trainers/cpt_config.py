@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from trl import SFTConfig
 
 from modeling_tsarank.engine.batch_invariance import cpu_has_bfloat16
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.ranking_options import PROMPT_STYLES, QueryLikelihoodOptions
+from modeling_tsarank.ranking_options import QueryLikelihoodOptions
 from modeling_tsarank.trainers.config_checks import Bounds, settle_configuration
+from modeling_tsarank.trainers.options import documented
 from modeling_tsarank.trainers.part_config import PartConfig
-from modeling_tsarank.trainers.trainable import TRAINABLE_PARTS
+from modeling_tsarank.trainers.trainable import Part
 
 
+@documented
 @dataclass
 class CPTConfig(PartConfig, SFTConfig):
     r"""
@@ -35,6 +37,9 @@ class CPTConfig(PartConfig, SFTConfig):
         max_query_length (`int`, *optional*, defaults to `128`):
             Longest query in tokens; a longer one is cut on the right. `max_length` bounds prompt, query and EOS
             together, and is kept by cutting the document alone.
+        max_length (`int`, *optional*, defaults to `512`):
+            Longest training sequence in tokens: prompt, query and EOS together; only the document is cut. With
+            packing, the length of a packed sequence.
         train_eos (`bool`, *optional*, defaults to `True`):
             Whether EOS follows the query and is trained, as in the published code.
 
@@ -52,50 +57,21 @@ class CPTConfig(PartConfig, SFTConfig):
     """
 
     # Parameters whose default values are overridden from SFTConfig
-    num_train_epochs: float = field(default=1.0, metadata={"help": "Total number of training epochs to perform."})
-    learning_rate: float = field(default=5e-5, metadata={"help": "The initial learning rate for AdamW."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "The scheduler type to use."})
-    warmup_steps: float = field(
-        default=0.1,
-        metadata={"help": "Steps of linear warm-up: an integer, or a float in [0, 1) as a share of all steps."},
-    )
-    max_length: int | None = field(
-        default=512,
-        metadata={
-            "help": "Longest training sequence in tokens: prompt, query and EOS together; only the document is cut. "
-            "With packing, the length of a packed sequence."
-        },
-    )
-    completion_only_loss: bool | None = field(
-        default=True,
-        metadata={"help": "Whether only the query (and EOS) is trained, not the document and the prompt's words."},
-    )
+    num_train_epochs: float = 1.0
+    learning_rate: float = 5e-5
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = 0.1
+    max_length: int | None = 512
+    completion_only_loss: bool | None = True
     # Not False: transformers takes a value for the use of its deprecated name.
-    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Whether to recompute activations in the backward pass to save memory."}
-    )
-
-    trainable: str = field(
-        default="full",
-        metadata={
-            "help": "What is trained: 'full' everything, 'lora' a LoRA adapter, 'top_blocks' the last `top_blocks` "
-            "transformer blocks.",
-            "choices": list(TRAINABLE_PARTS),
-        },
-    )
+    gradient_checkpointing: bool | None = None  # type: ignore[assignment]
+    trainable: Part = "full"
 
     # Parameters that control the data preprocessing
-    document_template: str = field(
-        default=QueryLikelihoodOptions.document_template, metadata={"help": "What stands before the query."}
-    )
-    prompt_style: str = field(
-        default=QueryLikelihoodOptions.prompt_style,
-        metadata={"help": "How the query follows the prompt.", "choices": list(PROMPT_STYLES)},
-    )
-    max_query_length: int = field(
-        default=128, metadata={"help": "Longest query in tokens; a longer one is cut on the right."}
-    )
-    train_eos: bool = field(default=True, metadata={"help": "Whether EOS follows the query and is trained."})
+    document_template: str = QueryLikelihoodOptions.document_template
+    prompt_style: Literal["separate_space", "separate", "joined"] = "separate_space"
+    max_query_length: int = 128
+    train_eos: bool = True
 
     def __post_init__(self) -> None:
         settle_configuration(self)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.options import documented
 from modeling_tsarank.trainers.ranking_config import RankingConfig
-from modeling_tsarank.trainers.trainable import TRAINABLE_PARTS
+from modeling_tsarank.trainers.trainable import Part
 
 
+@documented
 @dataclass
 class RankingDistillConfig(RankingConfig):
     r"""
@@ -28,21 +30,11 @@ class RankingDistillConfig(RankingConfig):
     """
 
     # Parameters whose default values are overridden
-    trainable: str = field(
-        default="full",
-        metadata={
-            "help": "What is trained: 'full' everything, 'lora' a LoRA adapter of the backbone, 'top_blocks' the last "
-            "`top_blocks` transformer blocks.",
-            "choices": list(TRAINABLE_PARTS),
-        },
-    )
-    lr_scheduler_type: str = field(default="constant", metadata={"help": "The scheduler type to use."})
+    trainable: Part = "full"
+    lr_scheduler_type: str = "constant"
 
     # Parameters that control the loss
-    score_temperature: float = field(
-        default=1.0,
-        metadata={"help": "Another name of temperature; about 0.1 suits query likelihood."},
-    )
+    score_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from modeling_tsarank.trainers.trainable import TRAINABLE_PARTS
+from modeling_tsarank.trainers.options import documented
+from modeling_tsarank.trainers.trainable import Part
 
 
+@documented
 @dataclass
 class PartConfig:
     r"""
@@ -31,30 +33,10 @@ class PartConfig:
             the adapter is written.
     """
 
-    trainable: str = field(
-        default="top_blocks",
-        metadata={
-            "help": "What is trained: 'top_blocks' the last `top_blocks` transformer blocks, 'lora' a LoRA adapter of "
-            "the backbone, 'full' everything.",
-            "choices": list(TRAINABLE_PARTS),
-        },
-    )
-    top_blocks: int = field(
-        default=16, metadata={"help": "How many blocks 'top_blocks' trains (of each stack of an encoder-decoder)."}
-    )
-    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA matrices."})
-    lora_alpha: int = field(
-        default=32, metadata={"help": "LoRA's scaling: the update is multiplied by lora_alpha / lora_r."}
-    )
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in front of the LoRA matrices."})
-    lora_target_modules: list[str] | None = field(
-        default=None,
-        metadata={"help": "Names of the linear layers that get LoRA; all but the output head if not given."},
-    )
-    merge_adapter: bool = field(
-        default=True,
-        metadata={
-            "help": "Whether `save_model` writes the model with LoRA merged in, beside the folder `adapter`. "
-            "If not, only the adapter is written."
-        },
-    )
+    trainable: Part = "top_blocks"
+    top_blocks: int = 16
+    lora_r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    lora_target_modules: list[str] | None = None
+    merge_adapter: bool = True

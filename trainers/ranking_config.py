@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from transformers import TrainingArguments
 
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import LogitOptions, QueryLikelihoodOptions
-from modeling_tsarank.trainers.collators import ONE_POSITIVE, SAMPLING
+from modeling_tsarank.trainers.collators import ONE_POSITIVE, Sampling
 from modeling_tsarank.trainers.config_checks import settle_configuration
-from modeling_tsarank.trainers.losses import SCORE_FORMS
+from modeling_tsarank.trainers.losses import ScoreForm
 from modeling_tsarank.trainers.objectives import OBJECTIVES, TOKEN_VALUES, get_objective, parse_objectives
+from modeling_tsarank.trainers.options import documented
 from modeling_tsarank.trainers.part_config import PartConfig
 from modeling_tsarank.trainers.row_checks import RowRules
 from modeling_tsarank.trainers.rows import TARGETS
 
 
-FROZEN_DTYPES = ("bfloat16", "float16", "float32")
 # The model's own ranking score, beside the forms of the query likelihood.
-MODEL_SCORE = "model"
+MODEL_SCORE: Literal["model"] = "model"
+Score = Literal[ScoreForm, "model"]
 
 
+@documented
 @dataclass
 class RankingConfig(PartConfig, TrainingArguments):
     r"""
@@ -51,7 +53,7 @@ class RankingConfig(PartConfig, TrainingArguments):
             Longest training sequence in tokens, query included; only the document is cut. The model's own limit if not
             given. A saved model keeps its own limit.
         max_query_length (`int`, *optional*):
-            Longest query in training, in tokens.
+            Longest query in training, in tokens; the model's own limit if not given.
         document_sampling (`str`, *optional*, defaults to `"first"`):
             Which documents of a row make a group: `"first"` the first `num_documents` in the given (first-stage)
             order, `"random"` as many drawn anew in every epoch, `"one_positive"` one positive and `num_negatives`
@@ -87,6 +89,8 @@ class RankingConfig(PartConfig, TrainingArguments):
 
         > Parameters that control the training
 
+        per_device_train_batch_size (`int`, *optional*, defaults to `32`):
+            Queries, each with all its documents, per device and backward pass.
         chunk_tokens (`int`, *optional*, defaults to `4096`):
             Padded tokens that are run at once, with activations kept for the backward pass. A batch with more is
             worked on in chunks, with gradients that are exactly those of the whole (gradient caching), so that groups
@@ -101,7 +105,7 @@ class RankingConfig(PartConfig, TrainingArguments):
     > [!NOTE]
     > These parameters have default values different from [`~transformers.TrainingArguments`]:
     > - `num_train_epochs`: Defaults to `1` instead of `3`.
-    > - `per_device_train_batch_size`: Defaults to `32` instead of `8`; it counts queries, each with its documents.
+    > - `per_device_train_batch_size`: Defaults to `32` instead of `8`.
     > - `logging_steps`: Defaults to `10` instead of `500`.
     > - `remove_unused_columns`: Defaults to `False` instead of `True`.
     """
@@ -114,119 +118,41 @@ class RankingConfig(PartConfig, TrainingArguments):
     ]
 
     # Parameters whose default values are overridden from TrainingArguments
-    num_train_epochs: float = field(default=1.0, metadata={"help": "Total number of training epochs to perform."})
-    per_device_train_batch_size: int = field(
-        default=32, metadata={"help": "Queries, each with all its documents, per device and backward pass."}
-    )
-    logging_steps: float = field(
-        default=10,
-        metadata={
-            "help": "Log every X updates steps. Should be an integer or a float in range `[0,1)`. If smaller than 1, "
-            "will be interpreted as ratio of total training steps."
-        },
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Ranking trainers read the columns they need; leave this off."}
-    )
+    num_train_epochs: float = 1.0
+    per_device_train_batch_size: int = 32
+    logging_steps: float = 10
+    remove_unused_columns: bool = False
 
     # Parameters that control the model
-    lora_top_blocks: int | None = field(
-        default=None,
-        metadata={
-            "help": "Put LoRA into the last so many blocks only; the lower ones are then run once, forwards, for the "
-            "trained model and the penalty's reference together."
-        },
-    )
-    frozen_dtype: str | None = field(
-        default=None,
-        metadata={
-            "help": "Keep frozen weights in this dtype; 'bfloat16' halves their memory. Trained weights keep their "
-            "own, and a saved model has the original dtype throughout."
-        },
-    )
-    disable_dropout: bool = field(
-        default=True, metadata={"help": "Whether to switch the backbone's dropout off (lora_dropout stays)."}
-    )
+    lora_top_blocks: int | None = None
+    frozen_dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    disable_dropout: bool = True
 
     # Parameters that control the data preprocessing
-    max_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "Longest training sequence in tokens, query included; only the document is cut. The model's own "
-            "limit if not given."
-        },
-    )
-    max_query_length: int | None = field(
-        default=None, metadata={"help": "Longest query in training, in tokens. The model's own limit if not given."}
-    )
-
-    document_sampling: str = field(
-        default="first",
-        metadata={
-            "help": "Documents of a group: 'first' the first num_documents in the given order, 'random' as many drawn "
-            "anew in every epoch, 'one_positive' one positive and num_negatives negatives drawn anew.",
-            "choices": list(SAMPLING),
-        },
-    )
-    num_documents: int = field(
-        default=30, metadata={"help": "M, documents of each query; a longer list is cut. 0 takes all."}
-    )
-    num_negatives: int = field(default=48, metadata={"help": "m, the negatives drawn for each query and epoch."})
-    allow_fewer_negatives: bool = field(
-        default=False, metadata={"help": "Whether a row may have fewer than num_negatives; its group is smaller then."}
-    )
+    max_length: int | None = None
+    max_query_length: int | None = None
+    document_sampling: Sampling = "first"
+    num_documents: int = 30
+    num_negatives: int = 48
+    allow_fewer_negatives: bool = False
 
     # Parameters that control the loss
     loss: str = field(
         default="ranknet",
         metadata={"help": "The ranking loss: " + "; ".join(f"{n} ({o.description})" for n, o in OBJECTIVES.items())},
     )
-    loss_options: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": 'Options of the loss as JSON, such as \'{"reduction": "sum"}\'.'}
-    )
-    objectives: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "A weighted sum of losses by name instead of one, such as "
-            "'listwise_softmax:0.6 next_token:0.2 penalty:0.2'."
-        },
-    )
-    objective_options: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": 'Options of objectives as JSON, such as \'{"listnet": {"teacher_temperature": 0.05}}\'.'},
-    )
-    score_form: str = field(
-        default=MODEL_SCORE,
-        metadata={
-            "help": "The score that ranking losses compare: the model's own, or a form of the query likelihood.",
-            "choices": [MODEL_SCORE, *SCORE_FORMS],
-        },
-    )
-    temperature: float = field(default=1.0, metadata={"help": "Scores are divided by it before the ranking losses."})
-    ref_model: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder or Hub id of the penalty's reference; the model training started from if not given."
-        },
-    )
+    loss_options: dict[str, Any] | str | None = None
+    objectives: list[str] | None = None
+    objective_options: dict[str, Any] | str | None = None
+    score_form: Score = MODEL_SCORE
+    temperature: float = 1.0
+    ref_model: str | None = None
 
     # Parameters that control the training
-    chunk_tokens: int = field(
-        default=4096,
-        metadata={
-            "help": "Padded tokens that are run at once. A batch with more is worked on in chunks with exact "
-            "gradients (gradient caching), so that groups of any size fit. 0 never cuts a batch."
-        },
-    )
+    chunk_tokens: int = 4096
 
     # Parameters that control the saving
-    checkpoint_ranker: bool = field(
-        default=True,
-        metadata={
-            "help": "Whether every checkpoint also holds a ranking folder that loads at once (not with LoRA, whose "
-            "checkpoints hold the adapter)."
-        },
-    )
+    checkpoint_ranker: bool = True
 
     def __post_init__(self) -> None:
         settle_configuration(self)
@@ -238,15 +164,14 @@ class RankingConfig(PartConfig, TrainingArguments):
             # Without it the order of the rows follows torch's global seed at the time `train` is called, and whoever
             # reseeds in between would resume with other batches.
             self.data_seed = self.seed
-        self._check_choice("train_sampling_strategy", ("random", "sequential"))
+        if self.train_sampling_strategy not in ("random", "sequential"):
+            raise InputError(
+                f"unknown train_sampling_strategy {self.train_sampling_strategy!r}; expected one of random, sequential"
+            )
         if self.remove_unused_columns:
             raise InputError("remove_unused_columns is on; ranking trainers read the columns they need, leave it out")
         if self.neftune_noise_alpha is not None:
             raise InputError("neftune_noise_alpha is for language modelling; leave it out for a ranking training")
-        if self.frozen_dtype is not None:
-            self._check_choice("frozen_dtype", FROZEN_DTYPES)
-        self._check_choice("document_sampling", SAMPLING)
-        self._check_choice("score_form", (MODEL_SCORE, *SCORE_FORMS))
         if self.num_documents == 1:
             raise InputError("num_documents is 1; a ranking loss needs at least 2 documents of a query (0 takes all)")
         self._check_options()
@@ -334,8 +259,3 @@ class RankingConfig(PartConfig, TrainingArguments):
     def frozen_torch_dtype(self) -> torch.dtype | None:
         """`frozen_dtype` as torch's."""
         return None if self.frozen_dtype is None else getattr(torch, self.frozen_dtype)
-
-    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
-        value: Any = getattr(self, name)
-        if value not in choices:
-            raise InputError(f"unknown {name} {value!r}; expected one of {', '.join(choices)}")

@@ -3,41 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from modeling_tsarank.files.reading import parse_json
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.options import check_choices, documented
 
 
-DTYPES = ("float32", "bfloat16", "float16", "auto")
-
-
+@documented
 @dataclass
 class BaseModelArguments:
-    """Which model is trained."""
+    """Which model is trained.
 
-    model_name_or_path: str = field(
-        default="smollm2-135m-instruct",
-        metadata={"help": "Hub id, folder or GGUF file; by default the language model in this package."},
-    )
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
-    dtype: str = field(
-        default="float32",
-        metadata={
-            "help": "Of the weights. Mixed precision (bf16) keeps float32 weights; 'auto' takes the checkpoint's.",
-            "choices": list(DTYPES),
-        },
-    )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "Attention kernel, such as sdpa, eager or flash_attention_2."}
-    )
+    Parameters:
+        model_name_or_path: Hub id, folder or GGUF file; by default the language model in this package.
+        model_revision: Branch, tag or commit of a Hub model.
+        dtype: Of the weights. Mixed precision (bf16) keeps float32 weights; 'auto' takes the checkpoint's.
+        attn_implementation: Attention kernel, such as sdpa, eager or flash_attention_2.
+    """
+
+    model_name_or_path: str = "smollm2-135m-instruct"
+    model_revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    attn_implementation: str | None = None
 
     def loading_options(self) -> dict[str, Any]:
         """Keyword arguments of `load_base_model` and `load_base_ranker`. Raises `InputError` for an unknown dtype."""
         import torch
 
-        if self.dtype not in DTYPES:
-            raise InputError(f"unknown dtype {self.dtype!r}; expected one of {', '.join(DTYPES)}")
+        check_choices(self)
         options: dict[str, Any] = {"revision": self.model_revision}
         options["dtype"] = None if self.dtype == "auto" else getattr(torch, self.dtype)
         if self.attn_implementation is not None:
@@ -45,24 +39,21 @@ class BaseModelArguments:
         return options
 
 
+@documented
 @dataclass
 class RankerArguments(BaseModelArguments):
-    """Which ranking model is trained, or of what plain model it is made."""
+    """Which ranking model is trained, or of what plain model it is made.
 
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Whether to run the backbone's own code from the Hub."}
-    )
-    family: str | None = field(
-        default=None,
-        metadata={
-            "help": "What a plain model becomes: fine-tuning makes query_likelihood, distillation true_false_logits. "
-            "A ranking checkpoint says it itself; naming another one starts that from its weights.",
-        },
-    )
-    ranking_options: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": 'Ranking options to change as JSON, such as \'{"prompt_style": "separate"}\'.'},
-    )
+    Parameters:
+        trust_remote_code: Whether to run the backbone's own code from the Hub.
+        family: What a plain model becomes: fine-tuning makes query_likelihood, distillation true_false_logits. A
+            ranking checkpoint says it itself; naming another one starts that from its weights.
+        ranking_options: Ranking options to change as JSON, such as '{"prompt_style": "separate"}'.
+    """
+
+    trust_remote_code: bool = False
+    family: str | None = None
+    ranking_options: dict[str, Any] | str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.ranking_options, str):
@@ -80,57 +71,57 @@ class RankerArguments(BaseModelArguments):
         }
 
 
+@documented
 @dataclass
 class DataArguments:
-    """What it is trained on. The layouts that can be read are listed in `training_data`."""
+    """What it is trained on. The layouts that can be read are listed in `training_data`.
 
-    train_data: str | None = field(
-        default=None,
-        metadata={"help": "A file (.jsonl, .json, .parquet, also .gz), a folder of them, or the Hub id of a dataset."},
-    )
-    train_split: str = field(default="train", metadata={"help": "Split of a folder or Hub dataset."})
-    eval_data: str | None = field(
-        default=None, metadata={"help": "Held-out rows, whose loss is computed at every evaluation."}
-    )
-    eval_split: str = field(default="validation", metadata={"help": "Split of eval_data."})
-    data_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    permutations: str | None = field(
-        default=None,
-        metadata={"help": "Distillation only: RankGPT's second file, the teacher's answers to train_data's rows."},
-    )
-    max_train_rows: int | None = field(default=None, metadata={"help": "Only the first so many rows."})
-    drop_unusable_rows: bool = field(
-        default=False,
-        metadata={"help": "Leave out rows that fail the checks, with a warning; otherwise they are an error."},
-    )
+    Parameters:
+        train_data: A file (.jsonl, .json, .parquet, also .gz), a folder of them, or the Hub id of a dataset.
+        train_split: Split of a folder or Hub dataset.
+        eval_data: Held-out rows, whose loss is computed at every evaluation.
+        eval_split: Split of eval_data.
+        data_config: Configuration of a Hub dataset.
+        permutations: Distillation only: RankGPT's second file, the teacher's answers to train_data's rows.
+        max_train_rows: Only the first so many rows.
+        drop_unusable_rows: Leave out rows that fail the checks, with a warning; otherwise they are an error.
+    """
+
+    train_data: str | None = None
+    train_split: str = "train"
+    eval_data: str | None = None
+    eval_split: str = "validation"
+    data_config: str | None = None
+    permutations: str | None = None
+    max_train_rows: int | None = None
+    drop_unusable_rows: bool = False
 
 
+@documented
 @dataclass
 class RerankingArguments:
-    """Reranking while training, see [`RerankingEvaluation`]. `eval_strategy` says when."""
+    """Reranking while training, see [`RerankingEvaluation`]. `eval_strategy` says when.
 
-    rerank_collection: list[str] | None = field(
-        default=None,
-        metadata={"help": "Collections to rerank at every evaluation: BEIR folders, Hub ids, ir_datasets:NAME."},
-    )
-    rerank_split: str = field(default="test", metadata={"help": "Split of their judgments; choose a development set."})
-    rerank_first_stage: str = field(
-        default="bm25", metadata={"help": "Where candidates come from: bm25, dense, splade, rrf, or a run file."}
-    )
-    rerank_run_format: str | None = field(
-        default=None,
-        metadata={"help": "What the third column of a three-column run file is.", "choices": ["ranks", "scores"]},
-    )
-    rerank_depth: int = field(default=30, metadata={"help": "Candidates of a query."})
-    rerank_queries: int = field(default=100, metadata={"help": "Only the first so many judged queries; 0 takes all."})
-    rerank_measures: list[str] = field(
-        default_factory=lambda: ["ndcg@10"], metadata={"help": "What is measured, such as ndcg@10 or mrr@10."}
-    )
-    rerank_batch_tokens: int | None = field(
-        default=None, metadata={"help": "Padded tokens of one batch of candidates."}
-    )
-    early_stopping_patience: int | None = field(
-        default=None,
-        metadata={"help": "Stop after so many evaluations in a row without a better metric_for_best_model."},
-    )
-    early_stopping_threshold: float = field(default=0.0, metadata={"help": "How much better counts as better."})
+    Parameters:
+        rerank_collection: Collections to rerank at every evaluation: BEIR folders, Hub ids, ir_datasets:NAME.
+        rerank_split: Split of their judgments; choose a development set.
+        rerank_first_stage: Where candidates come from: bm25, dense, splade, rrf, or a run file.
+        rerank_run_format: What the third column of a three-column run file is.
+        rerank_depth: Candidates of a query.
+        rerank_queries: Only the first so many judged queries; 0 takes all.
+        rerank_measures: What is measured, such as ndcg@10 or mrr@10.
+        rerank_batch_tokens: Padded tokens of one batch of candidates.
+        early_stopping_patience: Stop after so many evaluations in a row without a better metric_for_best_model.
+        early_stopping_threshold: How much better counts as better.
+    """
+
+    rerank_collection: list[str] | None = None
+    rerank_split: str = "test"
+    rerank_first_stage: str = "bm25"
+    rerank_run_format: Literal["ranks", "scores"] | None = None
+    rerank_depth: int = 30
+    rerank_queries: int = 100
+    rerank_measures: list[str] = field(default_factory=lambda: ["ndcg@10"])
+    rerank_batch_tokens: int | None = None
+    early_stopping_patience: int | None = None
+    early_stopping_threshold: float = 0.0

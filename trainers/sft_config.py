@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers.collators import ONE_POSITIVE, SAMPLING
-from modeling_tsarank.trainers.losses import SCORE_FORMS
-from modeling_tsarank.trainers.ranking_config import MODEL_SCORE, RankingConfig
+from modeling_tsarank.trainers.collators import ONE_POSITIVE, Sampling
+from modeling_tsarank.trainers.options import documented
+from modeling_tsarank.trainers.ranking_config import RankingConfig, Score
 
 
+@documented
 @dataclass
 class RankingSFTConfig(RankingConfig):
     r"""
@@ -54,54 +55,25 @@ class RankingSFTConfig(RankingConfig):
     """
 
     # Parameters whose default values are overridden
-    learning_rate: float = field(
-        default=3e-5, metadata={"help": "The initial learning rate for AdamW. LoRA wants more: 1e-4 to 2e-4."}
-    )
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "The scheduler type to use."})
-    warmup_steps: float = field(
-        default=0.03,
-        metadata={"help": "Steps of linear warm-up: an integer, or a float in [0, 1) as a share of all steps."},
-    )
-    max_length: int | None = field(
-        default=160,
-        metadata={"help": "Longest training sequence in tokens, query included; only the document is cut."},
-    )
-    max_query_length: int | None = field(default=32, metadata={"help": "Longest query in training, in tokens."})
-    document_sampling: str = field(
-        default=ONE_POSITIVE,
-        metadata={
-            "help": "Documents of a group: 'one_positive' one positive and num_negatives negatives drawn anew in "
-            "every epoch, 'first' the first num_documents in the given order, 'random' as many drawn anew.",
-            "choices": list(SAMPLING),
-        },
-    )
-    loss: str = field(default="listwise_softmax", metadata={"help": "The ranking loss, one of those of distillation."})
-    score_form: str = field(
-        default="geometric_mean",
-        metadata={"help": "S in the ranking loss (Eq. 3).", "choices": [*SCORE_FORMS, MODEL_SCORE]},
-    )
-    temperature: float = field(
-        default=0.001,
-        metadata={"help": "tau in the ranking loss; 0.001 suits 'geometric_mean', about 0.1 'mean_log_prob'."},
-    )
+    learning_rate: float = 3e-5
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = 0.03
+    max_length: int | None = 160
+    max_query_length: int | None = 32
+    document_sampling: Sampling = ONE_POSITIVE
+    loss: str = "listwise_softmax"
+    score_form: Score = "geometric_mean"
+    temperature: float = 0.001
 
     # Parameters that control the loss
-    alpha: float = field(default=0.6, metadata={"help": "Eq. 5: alpha * rank + (1 - alpha) * (ntp + dp)."})
-    ntp: bool = field(
-        default=True, metadata={"help": "Whether next-token prediction of the positives' queries is in the mixture."}
-    )
-    ntp_reduction: str = field(default="mean", metadata={"help": "Over a query's tokens.", "choices": ["mean", "sum"]})
-    dp: bool = field(default=True, metadata={"help": "Whether the Differential Penalty is in the mixture."})
-    teacher_weight: float = field(
-        default=0.0, metadata={"help": "Share, 0 to 1, of a teacher's scores in the ranking term."}
-    )
-    teacher_temperature: float = field(
-        default=1.0,
-        metadata={"help": "The teacher's scores are divided by it before their softmax; cosines want about 0.05."},
-    )
+    alpha: float = 0.6
+    ntp: bool = True
+    ntp_reduction: Literal["mean", "sum"] = "mean"
+    dp: bool = True
+    teacher_weight: float = 0.0
+    teacher_temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        self._check_choice("ntp_reduction", ("mean", "sum"))
         for name in ("alpha", "teacher_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must lie between 0 and 1, got {getattr(self, name)!r}")

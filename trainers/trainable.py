@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,8 @@ from modeling_tsarank.trainers.lora_linear import fuse_lora
 from modeling_tsarank.trainers.saving import set_config_dtype, whole_files
 
 
-TRAINABLE_PARTS = ("top_blocks", "lora", "full")
+Part = Literal["top_blocks", "lora", "full"]
+TRAINABLE_PARTS: tuple[Part, ...] = get_args(Part)
 ALL_LINEAR = "all-linear"
 
 

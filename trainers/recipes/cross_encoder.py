@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,17 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import TrainerCallback
 
 from modeling_tsarank.engine.batch_invariance import cpu_has_bfloat16
 from modeling_tsarank.engine.checkpoints import load_errors
-from modeling_tsarank.files.hashes import hash_file
-from modeling_tsarank.files.reading import parse_yaml, read_json, read_text
+from modeling_tsarank.files.hashes import hash_file, hash_folder
+from modeling_tsarank.files.reading import parse_yaml, read_json, read_json_object, read_text
 from modeling_tsarank.files.writing import write_json
+from modeling_tsarank.models.fingerprints import model_fingerprint
 from modeling_tsarank.rankers.pointwise import exact_scores
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.checkpoint_files import checkpoint_folders, newest_whole_checkpoint, write_manifest
 from modeling_tsarank.trainers.data.filters import build_options
 from modeling_tsarank.trainers.losses import kl_to_teacher, margin_mse_loss
+from modeling_tsarank.trainers.run_lock import only_training_in
 from modeling_tsarank.trainers.training_data import load_training_rows
 
 
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from sentence_transformers import CrossEncoder
 
+
+logger = logging.getLogger(__name__)
 
 LOG, SETTINGS, CHECKPOINTS = "log.json", "settings.json", "checkpoints"
 
@@ -203,22 +209,48 @@ def _datasets(plan: CrossEncoderPlan) -> tuple[dict[str, Dataset], dict[str, Lis
     return data, settings
 
 
+class _Manifests(TrainerCallback):
+    """Writes each checkpoint's manifest last: one without is the remains of a kill."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        write_manifest(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+def _settings(plan: CrossEncoderPlan) -> dict[str, Any]:
+    """The plan and the content of all that it names: a file that was edited under its name is another plan."""
+    files = {one.file: hash_file(one.file) for one in plan.sources if Path(one.file).is_file()}
+    settings = {**asdict(plan), "files": files, "base_files": model_fingerprint(plan.base)}
+    return dict(json.loads(json.dumps(settings)))
+
+
 def train_cross_encoder(plan: CrossEncoderPlan, output: Path) -> dict[str, Any]:
-    """Trains, or goes on from the newest checkpoint in `output`; the model goes to `output/model`.
+    """Trains, or goes on from the newest whole checkpoint in `output`; the model goes to `output/model`.
 
     Returns:
         What was trained on, for how long, and the losses, as in `output/log.json`.
 
     Raises:
-        InputError: a list has no target, or `output` was begun with another plan.
+        InputError: a list has no target, `output` was begun with another plan, base model or lists, or another
+            training is at work there.
     """
+    with only_training_in(output):
+        return _train(plan, output)
+
+
+def _train(plan: CrossEncoderPlan, output: Path) -> dict[str, Any]:
     from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
 
-    settings = json.loads(json.dumps(asdict(plan)))
+    settings = _settings(plan)
     if (output / SETTINGS).is_file() and read_json(output / SETTINGS) != settings:
-        raise InputError(f"{output} was begun with another plan; choose another folder or remove it")
+        raise InputError(
+            f"{output} was begun with another plan, or the base model or lists have changed since; choose another "
+            "folder or remove it"
+        )
     if (output / LOG).is_file():
-        return dict(read_json(output / LOG))
+        report = read_json_object(output / LOG, allow_nan=True)
+        if report.get("model") == _hash_of(output / "model"):
+            return report
+        logger.warning("%s is not the model that was trained, and is made again", output / "model")
     torch.manual_seed(plan.seed)
     with load_errors(plan.base):
         model = make_model(plan)
@@ -250,21 +282,28 @@ def train_cross_encoder(plan: CrossEncoderPlan, output: Path) -> dict[str, Any]:
         args=arguments,
         train_dataset=data,
         loss=losses,
+        callbacks=[_Manifests()],
     )
-    last = get_last_checkpoint(str(output / CHECKPOINTS)) if (output / CHECKPOINTS).is_dir() else None
+    kept = output / CHECKPOINTS
+    last = str(newest_whole_checkpoint(kept)) if checkpoint_folders(kept) else None
     trainer.train(resume_from_checkpoint=last)
     model.save_pretrained(str(output / "model"))
     without_folders = [{**one, "file": Path(one["file"]).name} for one in settings["lists"]]
     report = {
         "plan": {
-            **{name: value for name, value in settings.items() if name != "sources"},
+            **{name: value for name, value in settings.items() if name not in ("sources", "files", "base_files")},
             "base": Path(plan.base).name,
             "lists": without_folders,
         },
         "lists": {name: len(one) for name, one in data.items()},
-        "files": {Path(one.file).name: hash_file(Path(one.file)) for one in lists.values()},
+        "files": {Path(name).name: one for name, one in settings["files"].items()},
+        "model": _hash_of(output / "model"),
         "bf16": bf16,
         "log": trainer.state.log_history,
     }
     write_json(output / LOG, report)
     return report
+
+
+def _hash_of(folder: Path) -> str | None:
+    return hash_folder(folder, deep=True) if folder.is_dir() else None

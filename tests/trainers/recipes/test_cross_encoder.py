@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers import recipe_commands
+from modeling_tsarank.files.writing import write_json
+from modeling_tsarank.ranking_errors import InputError, ModelError
+from modeling_tsarank.trainers import recipe_commands, run_lock
+from modeling_tsarank.trainers.checkpoint_files import checkpoint_folders
 from modeling_tsarank.trainers.losses import kl_to_teacher, margin_mse_loss
 from modeling_tsarank.trainers.recipe_files import RECIPES
+from modeling_tsarank.trainers.recipes import cross_encoder
 from modeling_tsarank.trainers.recipes.cross_encoder import (
     CrossEncoderPlan,
     ListLoss,
@@ -22,6 +29,7 @@ from modeling_tsarank.trainers.recipes.cross_encoder import (
     read_plan,
     train_cross_encoder,
 )
+from modeling_tsarank.trainers.run_lock import only_training_in
 
 
 @pytest.fixture
@@ -107,10 +115,51 @@ def test_a_stopped_training_goes_on_and_ends_like_one_that_was_not(plan: CrossEn
     assert scores[0][0] > scores[0][1]
 
 
-def test_a_folder_begun_with_another_plan_is_refused(plan: CrossEncoderPlan, tmp_path: Path) -> None:
-    (tmp_path / "settings.json").write_text("{}")
-    with pytest.raises(InputError, match="begun with another plan"):
-        train_cross_encoder(plan, tmp_path)
+@pytest.mark.parametrize("edited", ["the lists", "the base", "the plan"])
+def test_a_folder_begun_with_other_lists_base_or_plan_is_refused(
+    plan: CrossEncoderPlan, tmp_path: Path, edited: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The names stay: what is compared is the content."""
+    base = shutil.copytree(plan.base, tmp_path / "base")
+    plan = replace(plan, base=str(base))
+    monkeypatch.setattr(cross_encoder, "make_model", Mock(side_effect=InterruptedError))
+    with pytest.raises(ModelError, match="cannot load"):
+        train_cross_encoder(plan, tmp_path / "out")
+    write_json(tmp_path / "out" / "settings.json", cross_encoder._settings(plan))
+    with pytest.raises(ModelError, match="cannot load"):
+        train_cross_encoder(plan, tmp_path / "out")
+    if edited == "the plan":
+        plan = replace(plan, seed=1)
+    else:
+        path = tmp_path / "scored.jsonl" if edited == "the lists" else base / "model.safetensors"
+        content = bytearray(path.read_bytes())
+        content[-4] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(InputError, match="begun with another plan, or the base model or lists have changed"):
+        train_cross_encoder(plan, tmp_path / "out")
+
+
+def test_a_finished_training_is_not_repeated_and_a_damaged_one_ends_as_before(
+    plan: CrossEncoderPlan, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = replace(plan, lists=plan.lists[1:], save_steps=2)
+    report = train_cross_encoder(plan, tmp_path / "out")
+    weights = tmp_path / "out" / "model" / "model.safetensors"
+    before = weights.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(cross_encoder, "make_model", Mock(side_effect=AssertionError))
+        assert train_cross_encoder(plan, tmp_path / "out") == report
+        with only_training_in(tmp_path / "out"):
+            patch.setattr(run_lock, "_held", set())  # as in another process
+            with pytest.raises(InputError, match="another training is at work"):
+                train_cross_encoder(plan, tmp_path / "out")
+    weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    newest = checkpoint_folders(tmp_path / "out" / "checkpoints")[-1]
+    os.truncate(newest / "optimizer.pt", 100)
+    train_cross_encoder(plan, tmp_path / "out")
+    assert weights.read_bytes() == before
+    assert "is not the model that was trained" in caplog.text
+    assert f"{newest.name} is not whole (optimizer.pt has 100 bytes" in caplog.text
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (RECIPES / "smollm2_135m").glob("cross_encoder_*.yaml")))

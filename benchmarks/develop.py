@@ -43,7 +43,7 @@ from modeling_tsarank.files.hashes import hash_folder
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.rankers.pointwise import load_scorer, scorer_identity
 from modeling_tsarank.ranking_errors import InputError, TSARankError
-from modeling_tsarank.trainers.recipes.release_sources import DEV_RUN, DEV_SPLIT
+from modeling_tsarank.trainers.recipes.judged import DEV_RUN, DEV_SPLIT
 
 
 MEASURE = "ndcg@10"

@@ -34,7 +34,7 @@ from modeling_tsarank.files.reading import read_json
 from modeling_tsarank.files.writing import write_json, write_text
 from modeling_tsarank.ranking_errors import InputError, ModelError, TSARankError
 from modeling_tsarank.trainers.recipe_files import find_recipe, read_recipe
-from modeling_tsarank.trainers.recipes.release_sources import DEV_RUN, DEV_SPLIT
+from modeling_tsarank.trainers.recipes.judged import DEV_RUN, DEV_SPLIT
 
 
 logger = logging.getLogger("search")

@@ -61,8 +61,6 @@ COMMANDS = {
         "--corpus @passages.jsonl --queries @cropped.jsonl --depth 6 --count 2 --output %mined.jsonl",
     ],
     "recipe prepare": ["@raw/plan.yaml --data @raw --output %out"],
-    "recipe covered-queries": ["@beir --encoder @model --count 2 --output %covered.jsonl"],
-    "recipe cross-encoder": ["@cross.yaml --lists @lists --base @model --output %out"],
     "recipe release": ["--adapters @adapter --ranker @model --output %release"],
     "train cpt": [
         "--model_name_or_path @model --train_data @cpt.jsonl --output_dir %out --max_steps 1 --use_cpu true "

@@ -149,8 +149,6 @@ def valid_files(folder: Path, tiny_model: Callable[[], Path], main: Callable[[li
     (data / "plan.yaml").write_text(yaml.safe_dump(plan))
     shutil.copytree(folder / "beir", folder / "lists")
     shutil.copy(folder / "distill.jsonl", folder / "lists" / "train.jsonl")
-    cross = {"base": "nowhere/nothing", "lists": [{"file": "$LISTS/train.jsonl", "documents": 3}], "max_length": 99}
-    (folder / "cross.yaml").write_text(yaml.safe_dump(cross))
     adapter = folder / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))

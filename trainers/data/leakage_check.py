@@ -9,10 +9,13 @@ from itertools import islice
 from types import TracebackType
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from modeling_tsarank.eval.types import Document
 from modeling_tsarank.trainers.data.filters_leakage import Leakage
 from modeling_tsarank.trainers.data.list_building import ListTask, SourceQuery
 from modeling_tsarank.trainers.data.weak_text import TextView
+from modeling_tsarank.trainers.data.weak_types import Pair
 
 
 SIMILAR_QUERIES = 0.7
@@ -27,13 +30,14 @@ class LeakageCheck:
 
     Args:
         collections: As in that filter.
+        options: Other options of that filter.
 
     Raises:
         InputError: a collection that cannot be read.
     """
 
-    def __init__(self, collections: Sequence[str]) -> None:
-        self._step = Leakage(collections=tuple(collections), similar_queries=SIMILAR_QUERIES)
+    def __init__(self, collections: Sequence[str], **options: Any) -> None:
+        self._step = Leakage(collections=tuple(collections), **{"similar_queries": SIMILAR_QUERIES, **options})
         self._found: Counter[str] = Counter()
 
     def __enter__(self) -> LeakageCheck:
@@ -60,7 +64,7 @@ class LeakageCheck:
 
     def _leaks(self, texts: Sequence[tuple[str, ...]], side: str) -> list[bool]:
         leaks = []
-        for start in range(0, len(texts), _BATCH):
+        for start in tqdm(range(0, len(texts), _BATCH), desc=f"checking each {side}", disable=None, leave=False):
             batch = texts[start : start + _BATCH]
             reasons = iter(self._step.find([TextView(text) for forms in batch for text in forms], side))
             for forms in batch:
@@ -73,6 +77,13 @@ class LeakageCheck:
         """The queries that are in no test collection."""
         leaks = self.query_leaks([query.text for query in queries])
         return [query for query, leak in zip(queries, leaks, strict=True) if not leak]
+
+    def clean_pairs(self, pairs: Sequence[Pair]) -> list[Pair]:
+        """The weak pairs neither of whose texts is in a test collection."""
+        queries = self.query_leaks([pair.query for pair in pairs])
+        left = [pair for pair, leak in zip(pairs, queries, strict=True) if not leak]
+        documents = self.passage_leaks([Document("", pair.document) for pair in left])
+        return [pair for pair, leak in zip(left, documents, strict=True) if not leak]
 
     def clean_lists(self, tasks: Sequence[ListTask], documents: Mapping[str, Document]) -> list[ListTask]:
         """The lists without the passages of test collections; how many are left of each is for the caller to see."""

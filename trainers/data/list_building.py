@@ -170,7 +170,7 @@ class Retriever:
         self,
         documents: Mapping[str, Document],
         cache_dir: str | Path | None,
-        make_scorer: Callable[[str], CachedScorer],
+        make_scorer: Callable[[str], CachedScorer] | None = None,
         options: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.documents = documents
@@ -210,6 +210,8 @@ class Retriever:
 
     def _scorer(self, name: str) -> CachedScorer:
         if name not in self._scorers:
+            if self._make_scorer is None:
+                raise InputError(f"no reranker is loaded here, got {name}")
             self._scorers[name] = self._make_scorer(name)
         return self._scorers[name]
 

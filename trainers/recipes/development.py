@@ -6,30 +6,37 @@ A model is chosen on the collections. The lists hold no text of theirs and none 
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from modeling_tsarank.eval.beir import read_queries
 from modeling_tsarank.eval.types import Document
 from modeling_tsarank.files.hashes import hash_file
-from modeling_tsarank.files.reading import parse_yaml, read_text
 from modeling_tsarank.files.writing import write_json, write_jsonl
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.filters import build_options
 from modeling_tsarank.trainers.data.hard_negatives import MiningOptions
 from modeling_tsarank.trainers.data.leakage_check import LeakageCheck
-from modeling_tsarank.trainers.data.provenance import COUNTS, package_versions
+from modeling_tsarank.trainers.data.list_building import SourceQuery
+from modeling_tsarank.trainers.data.provenance import COUNTS, describe_file, package_versions
+from modeling_tsarank.trainers.data.query_files import write_queries
 from modeling_tsarank.trainers.data.weak_text import words_of
-from modeling_tsarank.trainers.recipes.development_pools import PoolSource, write_pool
-from modeling_tsarank.trainers.recipes.development_reading import Judged, passages_of, queries_of, read_judged
-from modeling_tsarank.trainers.recipes.release_sources import LabelledQuery, Pool, write_collection
+from modeling_tsarank.trainers.recipes.judged import (
+    Judged,
+    Pool,
+    check_names,
+    clean_judged,
+    raw_records,
+    read_plan,
+    read_row,
+)
+from modeling_tsarank.trainers.recipes.release_data import PACKAGES
 
 
-DATA_VARIABLE = "$TSARANK_DATA"
-_PACKAGES = ("bm25s", "datasketch", "numpy", "PyStemmer", "xxhash")
 _RUN_DEPTH = 1000
 
 
@@ -79,6 +86,26 @@ class ListSource:
     words: int = 300
 
 
+@dataclass(frozen=True)
+class PoolSource:
+    """A corpus and queries for it, of which `tsarank data lists` makes lists at scale.
+
+    Attributes:
+        name: Of the folder.
+        passages: Files under the data folder, without their ending, whose passages are the corpus.
+        queries: Files whose queries are taken; one with an ending is read as BEIR's, such as `queries.tsv.gz`.
+        words: A passage is cut after so many.
+        least_words, most_words: Of a query.
+    """
+
+    name: str
+    passages: tuple[str, ...]
+    queries: tuple[str, ...]
+    words: int = 200
+    least_words: int = 3
+    most_words: int = 30
+
+
 @dataclass
 class DevelopmentPlan:
     """What `development.yaml` says: see the sources; `leakage` names the test collections."""
@@ -93,9 +120,8 @@ class DevelopmentPlan:
         self.dev = [build_options(DevelopmentSource, one, f"collection {n}") for n, one in enumerate(self.collections)]
         self.training = [build_options(ListSource, one, f"list {n}") for n, one in enumerate(self.lists)]
         self.corpora = [build_options(PoolSource, one, f"pool {n}") for n, one in enumerate(self.pools)]
-        names = [one.name for one in (*self.dev, *self.training)]
-        if not all(re.fullmatch(r"[\w-]+", name) for name in names) or len(set(names)) < len(names):
-            raise InputError(f"collections and lists need different names of letters, digits, - and _, got {names}")
+        check_names("collections and lists", [one.name for one in (*self.dev, *self.training)])
+        check_names("pools", [one.name for one in self.corpora])
         named = {file for one in self.dev if not one.origins for file in one.files}
         read = {file for one in self.training for file in (*one.files, *one.pool)}
         shared = sorted(named & (read | {file for one in self.corpora for file in (*one.passages, *one.queries)}))
@@ -121,120 +147,131 @@ def prepare_development(plan_file: Path, data: Path, output: Path, limit: int = 
     Raises:
         InputError: the plan or a file is wrong.
     """
-    plan = build_options(DevelopmentPlan, _content(plan_file, data), str(plan_file))
-    report: dict[str, Any] = {
-        "limit": limit,
-        "seed": plan.seed,
-        "collections": {},
-        "lists": {},
-        "pools": {},
-        "inputs": {},
-    }
+    plan = build_options(DevelopmentPlan, read_plan(plan_file, data), str(plan_file))
+    report: dict[str, Any] = {"limit": limit, "seed": plan.seed, "inputs": {}}
+    raw = _Raw(data, limit, report["inputs"])
     with LeakageCheck(plan.leakage) as check:
-        for source in plan.dev:
-            report["collections"][source.name] = _write_collection(source, plan, data, output, limit, check, report)
+        report["collections"] = {
+            source.name: _write_collection(source, plan.seed, raw, output, check) for source in plan.dev
+        }
         report["leakage"] = {"development": check.record()}
     with LeakageCheck([*plan.leakage, str(output / "dev")]) as check:
-        for one in plan.training:
-            report["lists"][one.name] = _write_lists(one, plan, data, output, limit, check, report)
-        for pool in plan.corpora:
-            passages = (text for name in pool.passages for text in passages_of(data, name, pool.words, limit, report))
-            queries = {name: queries_of(data, name, limit, report) for name in pool.queries}
-            report["pools"][pool.name] = write_pool(pool, output / "pools" / pool.name, passages, queries, check)
+        report["lists"] = {one.name: _write_lists(one, plan.seed, raw, output, check) for one in plan.training}
+        report["pools"] = {one.name: _write_pool(one, raw, output / "pools" / one.name, check) for one in plan.corpora}
         report["leakage"]["lists and pools"] = check.record()
     report["files"] = {
         str(path.relative_to(output)): hash_file(path)
         for folder in ("dev", "lists", "pools")
         for path in sorted((output / folder).rglob("*.jsonl"))
     }
-    report["versions"] = package_versions(_PACKAGES)
+    report["versions"] = package_versions(PACKAGES)
     write_json(output / COUNTS, report)
     return report
 
 
 def is_development_plan(path: Path) -> bool:
     """Whether a plan of `tsarank recipe prepare` is one of these."""
-    return "collections" in _content(path, Path())
+    return "collections" in read_plan(path, Path())
 
 
-def _content(path: Path, data: Path) -> dict[str, Any]:
-    content = parse_yaml(read_text(path).replace(DATA_VARIABLE, str(data)), str(path))
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected options by name")
-    return content
+@dataclass
+class _Raw:
+    """The raw files, and what is recorded of those that were read."""
 
+    data: Path
+    limit: int
+    inputs: dict[str, Any]
 
-# ---- development collections -----------------------------------------------------------------------
+    def rows(self, name: str, words: int, origins: Sequence[str] = ()) -> Iterator[Judged]:
+        """The rows of a file, passages cut after so many words; without what has no passage."""
+        for place, record in raw_records(self.data, name, self.limit, self.inputs):
+            if not origins or any(fnmatchcase(record["source"], one) for one in origins):
+                row = read_row(record, place, "")
+                values: dict[str, float] = {}
+                for text, value in zip(row.texts, row.values, strict=True):
+                    text = " ".join(text.split()[:words])
+                    if text:
+                        values[text] = max(value, values.get(text, value))
+                if values:
+                    yield replace(row.with_values(values), query=" ".join(row.query.split()))
+
+    def judged(self, names: Sequence[str], words: int, origins: Sequence[str] = ()) -> list[Judged]:
+        """The rows of files, one for each query; of a passage that two rows have the higher value."""
+        found: dict[tuple[str, ...], Judged] = {}
+        for row in (row for name in names for row in self.rows(name, words, origins) if row.query):
+            key = tuple(words_of(row.query))
+            if key in found:
+                values = dict(zip(row.texts, row.values, strict=True))
+                for text, value in zip(found[key].texts, found[key].values, strict=True):
+                    values[text] = max(value, values.get(text, value))
+                row = found[key].with_values(values)
+            found[key] = row
+        return list(found.values())
+
+    def queries(self, name: str) -> list[str]:
+        """The queries of a file, as they are."""
+        if not name.endswith(".gz"):
+            return [str(one["query"]) for _, one in raw_records(self.data, name, self.limit, self.inputs)]
+        path = self.data / name
+        self.inputs[name] = describe_file(path)
+        return list(read_queries(path).values())[: self.limit or None]
 
 
 def _write_collection(
-    source: DevelopmentSource,
-    plan: DevelopmentPlan,
-    data: Path,
-    output: Path,
-    limit: int,
-    check: LeakageCheck,
-    report: dict[str, Any],
+    source: DevelopmentSource, seed: int, raw: _Raw, output: Path, check: LeakageCheck
 ) -> dict[str, Any]:
-    rows = read_judged(data, source.files, source.words, limit, report, source.origins)
+    rows = raw.judged(source.files, source.words, source.origins)
     pool = Pool(source.name, (text for row in rows for text in row.texts), output / ".indexes")
     usable = [
         row
         for row in rows
         if max(row.values) > source.lowest and (source.candidates or min(row.values) < max(row.values))
     ]
-    taken = {tuple(words_of(one.query)) for one in read_judged(data, source.apart_from, source.words, 0, report)}
+    apart = replace(raw, limit=0)
+    taken = {tuple(words_of(one.query)) for one in apart.judged(source.apart_from, source.words)}
     free = [row for row in usable if tuple(words_of(row.query)) not in taken]
     leaks = check.query_leaks([row.query for row in free])
     chosen = [row for row, leak in zip(free, leaks, strict=True) if not leak]
     if source.queries and len(chosen) > source.queries:
-        chosen = random.Random(f"{plan.seed}/{source.name}").sample(chosen, source.queries)
-    queries = {f"{source.name}-{number}": row for number, row in enumerate(chosen)}
-    labelled = [LabelledQuery(name, row.query, row.texts) for name, row in queries.items()]
-    found = pool.candidates(labelled, min(source.candidates or _RUN_DEPTH, len(pool.documents)))
+        chosen = random.Random(f"{seed}/{source.name}").sample(chosen, source.queries)
+    chosen = [replace(row, query_id=f"{source.name}-{number}") for number, row in enumerate(chosen)]
+    found = pool.candidates(chosen, min(source.candidates or _RUN_DEPTH, len(pool.documents)))
     run: dict[str, Mapping[str, float]] = {}
-    for name, row in queries.items():
-        scores = found.get(name, {})
+    for row in chosen:
+        scores = found.get(row.query_id, {})
         own = (pool.ids[text] for text in row.texts)
-        run[name] = scores if source.candidates else {one: scores.get(one, 0.0) for one in own}
+        run[row.query_id] = scores if source.candidates else {one: scores.get(one, 0.0) for one in own}
     judged = {
-        name: {text: max(int(value) - source.lowest, 0) for text, value in zip(row.texts, row.values, strict=True)}
-        for name, row in queries.items()
+        row.query_id: {
+            text: max(int(value) - source.lowest, 0) for text, value in zip(row.texts, row.values, strict=True)
+        }
+        for row in chosen
     }
-    texts = {name: row.query for name, row in queries.items()}
-    write_collection(output / "dev" / source.name, pool, texts, judged, run)
+    pool.write_collection(output / "dev" / source.name, {row.query_id: row.query for row in chosen}, judged, run)
     return {
         "rows": len(rows),
         "corpus": len(pool.documents),
         "usable": len(usable),
         "also in apart_from": len(usable) - len(free),
-        "queries": len(queries),
+        "queries": len(chosen),
         "pairs": sum(map(len, run.values())),
-        "judged pairs": sum(len(row.texts) for row in queries.values()),
+        "judged pairs": sum(len(row.texts) for row in chosen),
     }
 
 
-# ---- training lists --------------------------------------------------------------------------------
-
-
-def _write_lists(
-    source: ListSource,
-    plan: DevelopmentPlan,
-    data: Path,
-    output: Path,
-    limit: int,
-    check: LeakageCheck,
-    report: dict[str, Any],
-) -> dict[str, Any]:
-    """Lists without the texts that a gate keeps out; one whose query it keeps out goes, and one with nothing left."""
+def _write_lists(source: ListSource, seed: int, raw: _Raw, output: Path, check: LeakageCheck) -> dict[str, Any]:
+    """Lists without what a test or development collection has; one with nothing left to tell apart goes."""
     lost: Counter[str] = Counter()
-    rows = read_judged(data, source.files, source.words, limit, report)
-    facts = {"rows": len(rows)}
+    everything = rows = raw.judged(source.files, source.words)
     if source.queries and len(rows) > source.queries:
-        rows = random.Random(f"{plan.seed}/{source.name}").sample(rows, source.queries)
+        rows = random.Random(f"{seed}/{source.name}").sample(rows, source.queries)
     if source.mining:
-        rows = _mined(source, plan, data, output, limit, rows, lost, report)
-    rows = _passed(rows, check, lost)
+        options = build_options(MiningOptions, {"seed": seed, **source.mining}, f"the list {source.name}, mining")
+        texts = [text for row in everything for text in row.texts]
+        texts += [text for name in source.pool for row in raw.rows(name, source.words) for text in row.texts]
+        named = [replace(row, query_id=str(number)) for number, row in enumerate(rows) if row.positives]
+        rows = Pool(source.name, texts, output / ".indexes").with_negatives(named, options, lost)
+    rows = clean_judged(rows, check, lost)
     left = [row for row in rows if len(set(row.values)) > 1 or (len(row.texts) > 1 and not any(row.values))]
     lost["nothing to tell apart"] += len(rows) - len(left)
     write_jsonl(
@@ -244,54 +281,27 @@ def _write_lists(
             for number, row in enumerate(left)
         ],
     )
-    return {**facts, "lists": len(left), "passages": sum(len(row.texts) for row in left), "lost": dict(lost)}
+    passages = sum(len(row.texts) for row in left)
+    return {"rows": len(everything), "lists": len(left), "passages": passages, "lost": dict(lost)}
 
 
-def _mined(
-    source: ListSource,
-    plan: DevelopmentPlan,
-    data: Path,
-    output: Path,
-    limit: int,
-    rows: Sequence[Judged],
-    lost: Counter[str],
-    report: dict[str, Any],
-) -> list[Judged]:
-    """The rows, those with few negatives filled up with BM25's over the passages of the source and its pool."""
-    options = build_options(MiningOptions, {"seed": plan.seed, **source.mining}, f"the list {source.name}, mining")
-    everything = read_judged(data, source.files, source.words, limit, report)
-    texts = [text for row in everything for text in row.texts]
-    texts += [text for name in source.pool for text in passages_of(data, name, source.words, limit, report)]
-    pool = Pool(source.name, texts, output / ".indexes")
-    labelled = [
-        LabelledQuery(
-            str(number),
-            row.query,
-            tuple(text for text, value in zip(row.texts, row.values, strict=True) if value > 0),
-            tuple(text for text, value in zip(row.texts, row.values, strict=True) if value <= 0),
-        )
-        for number, row in enumerate(rows)
-    ]
-    filled = pool.with_negatives([row for row in labelled if row.positives], options, lost)
-    return [
-        Judged(row.query, (*row.positives, *row.negatives), (1.0,) * len(row.positives) + (0.0,) * len(row.negatives))
-        for row in filled
-    ]
-
-
-def _passed(rows: Sequence[Judged], check: LeakageCheck, lost: Counter[str]) -> list[Judged]:
-    leaks = check.query_leaks([row.query for row in rows])
-    clean = [row for row, leak in zip(rows, leaks, strict=True) if not leak]
-    lost["query of a test or development collection"] += len(rows) - len(clean)
-    texts = list(dict.fromkeys(text for row in clean for text in row.texts))
-    leaked = {
-        text
-        for text, leak in zip(texts, check.passage_leaks([Document("", one) for one in texts]), strict=True)
-        if leak
-    }
-    left = []
-    for row in clean:
-        kept = {text: value for text, value in zip(row.texts, row.values, strict=True) if text not in leaked}
-        lost["passages of a test or development collection"] += len(row.texts) - len(kept)
-        left.append(Judged(row.query, tuple(kept), tuple(kept.values()), row.target))
-    return left
+def _write_pool(source: PoolSource, raw: _Raw, folder: Path, check: LeakageCheck) -> dict[str, Any]:
+    """Writes `corpus.jsonl` and `queries.jsonl` without what the check finds; returns counts."""
+    rows = (row for name in source.passages for row in raw.rows(name, source.words))
+    texts = list(dict.fromkeys(text for row in rows for text in row.texts))
+    leaks = check.passage_leaks([Document("", text) for text in texts])
+    clean = [text for text, leak in zip(texts, leaks, strict=True) if not leak]
+    corpus = ({"_id": f"{source.name}-p{number}", "text": text} for number, text in enumerate(clean))
+    write_jsonl(folder / "corpus.jsonl", corpus)
+    unique: dict[tuple[str, ...], tuple[str, str]] = {}
+    for name in source.queries:
+        for query in raw.queries(name):
+            words = tuple(words_of(query))
+            if source.least_words <= len(words) <= source.most_words:
+                unique.setdefault(words, (query, name.rpartition("/")[2]))
+    leaks = check.query_leaks([query for query, _ in unique.values()])
+    kept = [one for one, leak in zip(unique.values(), leaks, strict=True) if not leak]
+    counts = {"queries": len(kept), "queries kept out": len(unique) - len(kept)}
+    queries = [SourceQuery(f"{source.name}-q{number}", query, kind) for number, (query, kind) in enumerate(kept)]
+    write_queries(folder / "queries.jsonl", queries, counts)
+    return {"passages": len(clean), "passages kept out": len(texts) - len(clean), **counts}

@@ -2,50 +2,43 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 import random
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from modeling_tsarank.files.hashes import hash_file, hash_folder, hash_parts
-from modeling_tsarank.files.reading import parse_yaml, read_json, read_text
-from modeling_tsarank.files.writing import write_json, write_jsonl, write_text
+from modeling_tsarank.eval.types import Document
+from modeling_tsarank.files.hashes import hash_file
+from modeling_tsarank.files.reading import read_json
+from modeling_tsarank.files.writing import write_json, write_jsonl
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.filters import build_options
+from modeling_tsarank.trainers.data.leakage_check import LeakageCheck
 from modeling_tsarank.trainers.data.list_building import SourceQuery
-from modeling_tsarank.trainers.data.provenance import COUNTS, describe_file, package_versions
+from modeling_tsarank.trainers.data.provenance import COUNTS, package_versions
 from modeling_tsarank.trainers.data.query_files import write_queries
 from modeling_tsarank.trainers.data.weak_pairs import build_weak_pairs
 from modeling_tsarank.trainers.data.weak_recipe import Sampling, build_recipe, choose
 from modeling_tsarank.trainers.data.weak_types import COLUMNS, Pair
-from modeling_tsarank.trainers.recipes.release_sources import (
-    SUFFIX,
-    Gate,
-    LabelledQuery,
-    LabelledSource,
+from modeling_tsarank.trainers.recipes.judged import (
+    Judged,
     Pool,
-    choose_dev,
-    group_pairs,
-    read_files,
-    write_collection,
+    check_names,
+    clean_judged,
+    raw_records,
+    read_plan,
+    read_row,
 )
+from modeling_tsarank.trainers.recipes.labelled import LabelledSource, choose_dev, cleaned, group_pairs, usable
 from modeling_tsarank.trainers.training_sources import read_records
 
 
-logger = logging.getLogger(__name__)
-
-DATA_VARIABLE = "$TSARANK_DATA"
-SETTINGS = "settings.json"
-_PACKAGES = ("bm25s", "datasketch", "numpy", "PyStemmer", "xxhash")
+PACKAGES = ("bm25s", "datasketch", "numpy", "PyStemmer", "xxhash")
 
 
 @dataclass
@@ -81,51 +74,28 @@ class Plan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.weak_recipe, str):
-            raise InputError(f"weak_recipe must name a file, got {self.weak_recipe!r:.60}")
         self.labelled = [
             build_options(LabelledSource, one, f"source {number}") for number, one in enumerate(self.sources, start=1)
         ]
         names = [one.name for one in self.labelled]
-        if len(set(names)) < len(names):
-            raise InputError(f"sources need different names, got {', '.join(names)}")
+        check_names("sources", names)
+        check_names("mixes", list(self.mixes))
         if not self.leakage or not self.sources:
             raise InputError("a plan needs sources, and leakage must name the test collections")
         if self.dev_depth < 2 or self.sft_rows < 1 or self.sft_words < 1:
             raise InputError("dev_depth must be at least 2, sft_rows and sft_words at least 1")
         self.sampling = build_options(Sampling, {"seed": self.seed, **self.cpt}, "cpt")
         for mix, shares in self.mixes.items():
-            if not re.fullmatch(r"[\w-]+", str(mix)):
-                raise InputError(f"a mix's name is letters, digits, - and _, for it names a file; got {mix!r}")
             if not isinstance(shares, Mapping) or not shares or not all(_is_share(one) for one in shares.values()):
                 raise InputError(f"the mix {mix} must give shares above 0 by source, got {shares!r:.80}")
-            unknown = next((name for name in shares if name not in names), None)
+        for what, given in {"pools": self.pools, **{f"the mix {mix}": one for mix, one in self.mixes.items()}}.items():
+            unknown = next((name for name in given if name not in names), None)
             if unknown is not None:
-                raise InputError(f"the mix {mix} names {unknown!r}; there are {', '.join(names)}")
-        unknown = next((name for name in self.pools if name not in names), None)
-        if unknown is not None:
-            raise InputError(f"pools names {unknown!r}; there are {', '.join(names)}")
+                raise InputError(f"{what} names {unknown!r}; there are {', '.join(names)}")
 
 
 def _is_share(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-
-
-def read_plan(path: Path, data: Path) -> tuple[Plan, dict[str, Any]]:
-    """The plan of a file and the content of its weak recipe, `$TSARANK_DATA` replaced by `data`.
-
-    Raises:
-        InputError: a file is missing or not YAML, an option is unknown, or a value is wrong.
-    """
-
-    def content_of(file: Path) -> Any:
-        content = parse_yaml(read_text(file).replace(DATA_VARIABLE, str(data)), str(file))
-        if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-            raise InputError(f"{file}: expected options by name")
-        return content
-
-    plan = build_options(Plan, {k: v for k, v in content_of(path).items() if not k.startswith("x-")}, str(path))
-    return plan, content_of((path.parent / plan.weak_recipe).resolve())
 
 
 def prepare(plan_file: Path, data: Path, output: Path, limit: int = 0) -> dict[str, Any]:
@@ -134,8 +104,7 @@ def prepare(plan_file: Path, data: Path, output: Path, limit: int = 0) -> dict[s
     The output folder gets `weak/` (all clean weak pairs), `cpt/`, `sft/MIX.jsonl`, `dev/SOURCE/` (BEIR's layout,
     judged split `dev`, run `candidates`), `held_out/` (development queries and their positives, which no training
     file holds), `pools/SOURCE/` (a corpus), `distill/` (corpus and queries) and `counts.json`. The same plan over
-    the same files gives the same bytes. An interrupted preparation goes on where it was: the weak pairs, which take
-    most of the time, are kept.
+    the same files gives the same bytes.
 
     Args:
         plan_file: `data.yaml`.
@@ -147,148 +116,122 @@ def prepare(plan_file: Path, data: Path, output: Path, limit: int = 0) -> dict[s
         The content of `counts.json`.
 
     Raises:
-        InputError: the plan or a file is wrong, or `output` was filled with other settings.
+        InputError: the plan or a file is wrong.
     """
-    plan, weak_content = read_plan(plan_file, data)
-    _check_settings(output, plan, weak_content, limit, data)
-    report: dict[str, Any] = {"limit": limit, "seed": plan.seed, "sources": {}, "leakage": {}}
-    kept = _weak_pairs(weak_content, output / "weak", limit, report)
+    plan = build_options(Plan, read_plan(plan_file, data), str(plan_file))
+    weak = read_plan((plan_file.parent / plan.weak_recipe).resolve(), data)
+    report: dict[str, Any] = {"limit": limit, "seed": plan.seed, "inputs": {}, "sources": {}, "leakage": {}}
+    kept = _weak_pairs(weak, output / "weak", limit, report)
     with ExitStack() as stack:
-        tests = stack.enter_context(closing(Gate("test_collections", plan.leakage)))
+        tests = stack.enter_context(LeakageCheck(plan.leakage, similar_queries=0))
+        checks = {"test_collections": tests}
         # Again, whatever the recipe's own filters did: they may have looked before they mended.
-        pairs = tests.pairs(kept)
-        prepared = {
-            source.name: _prepare_source(source, plan, data, pairs, tests, output, limit, report)
-            for source in plan.labelled
-        }
+        pairs = tests.clean_pairs(kept)
+        sources = _Sources(plan, data, pairs, tests, output, limit, report)
+        prepared = {source.name: sources.prepare(source) for source in plan.labelled}
         held = _write_held_out(output / "held_out", [one for _, dev, _ in prepared.values() for one in dev])
-        own: Gate | None = None
         if held is not None:
             # Without shared runs of words: answers and abstracts share formulas, and only copies give anything away.
-            own = stack.enter_context(closing(Gate("held_out", [str(held)], run_words=0)))
-        gates = [gate for gate in (tests, own) if gate is not None]
-        training = {name: _passed(rows, gates) for name, (rows, _, _) in prepared.items()}
+            own = LeakageCheck([str(held)], similar_queries=0, run_words=0)
+            checks["held_out"] = stack.enter_context(own)
+        training = {name: _passed(rows, list(checks.values())) for name, (rows, _, _) in prepared.items()}
         for name, rows in training.items():
             report["sources"][name]["train"] = len(rows)
         _write_sft(plan, training, output / "sft", report)
-        _write_cpt(plan, pairs, own, output / "cpt", report)
+        _write_cpt(plan, pairs, checks.get("held_out"), output / "cpt", report)
         _write_distill(plan, training, output / "distill", report)
         for name in plan.pools:
-            report["sources"][name]["corpus"] = _write_pool(prepared[name][2], own, output / "pools" / name)
-        report["leakage"] = {gate.name: gate.facts() for gate in gates}
+            corpus = _write_pool(prepared[name][2], checks.get("held_out"), output / "pools" / name)
+            report["sources"][name]["corpus"] = corpus
+        report["leakage"] = {name: check.record() for name, check in checks.items()}
     report["files"] = {
         str(path.relative_to(output)): {"rows": _lines(path), "sha256": hash_file(path)}
         for folder in ("cpt", "sft", "dev", "held_out", "pools", "distill")
         for path in sorted((output / folder).rglob("*.jsonl"))
     }
-    report["versions"] = package_versions(_PACKAGES)
+    report["versions"] = package_versions(PACKAGES)
     write_json(output / COUNTS, report)
     return report
 
 
-def _check_settings(output: Path, plan: Plan, weak_content: Any, limit: int, data: Path) -> None:
-    """Refuses a folder that was filled with other settings: a kept part of it would not fit."""
-    # The data's place may change between runs; what is in it is recorded by fingerprints in the counts.
-    settings = json.loads(json.dumps({"plan": plan.__dict__, "weak": weak_content, "limit": limit}, default=vars))
-    text = json.dumps(settings).replace(str(data), DATA_VARIABLE)
-    path = output / SETTINGS
-    if path.is_file() and read_json(path) != json.loads(text):
-        raise InputError(f"{output} was filled with another plan or limit; choose another folder or remove it")
-    write_text(path, json.dumps(json.loads(text), indent=1) + "\n")
-
-
 def _weak_pairs(content: dict[str, Any], folder: Path, limit: int, report: dict[str, Any]) -> list[Pair]:
-    """All clean weak pairs, made if they are not there."""
+    """All clean weak pairs."""
     content = {name: value for name, value in content.items() if name != "sampling"}
     if limit:
         content["sources"] = [{**one, "limit": limit} for one in content["sources"]]
-    # Everything that they are made from, and they themselves, by content: raw files are corrected, too.
-    made = folder.with_name(f"{folder.name}.json")
-    sources = {path: hash_folder(path, deep=True) if path.is_dir() else hash_file(path) for path in _paths_in(content)}
-    text = json.dumps(content, sort_keys=True, default=str)
-    for path in sorted(sources, key=lambda path: -len(str(path))):
-        text = text.replace(json.dumps(str(path))[1:-1], sources[path])
-    wanted = {"made_from": hash_parts([text])}
-    if not made.is_file() or read_json(made) != {**wanted, "made": _folder_hash(folder)}:
-        if folder.exists():
-            logger.warning("the weak pairs in %s are not those of these files, and are made again", folder)
-        build_weak_pairs(build_recipe(content), folder, overwrite=folder.exists())
-        write_json(made, {**wanted, "made": _folder_hash(folder)})
+    build_weak_pairs(build_recipe(content), folder, overwrite=folder.exists())
     facts = read_json(folder / "provenance.json")
     report["weak"] = {"read": sum(one["pairs"] for one in facts["inputs"]), "kept_by_type": facts["kept_by_type"]}
-    report["inputs"] = {one["file"]["name"]: one["file"] for one in facts["inputs"]}
-    pairs = []
-    for path in sorted((folder / "data").glob("*.parquet")):
-        pairs += [Pair(**{name: record[name] for name in COLUMNS}) for _, record in read_records(path)]
-    return pairs
+    report["inputs"] |= {one["file"]["name"]: one["file"] for one in facts["inputs"]}
+    return [
+        Pair(**{name: record[name] for name in COLUMNS})
+        for path in sorted((folder / "data").glob("*.parquet"))
+        for _, record in read_records(path)
+    ]
 
 
-def _folder_hash(folder: Path) -> str | None:
-    return hash_folder(folder, deep=True) if folder.is_dir() else None
+@dataclass
+class _Sources:
+    """What the labelled sources are read from, and what is noted of them."""
+
+    plan: Plan
+    data: Path
+    pairs: Sequence[Pair]
+    tests: LeakageCheck
+    output: Path
+    limit: int
+    report: dict[str, Any]
+
+    def prepare(self, source: LabelledSource) -> tuple[list[Judged], list[Judged], Pool]:
+        """Training and development queries of a source, whose collection is written, and the source's documents."""
+        generator = random.Random(f"{self.plan.seed}/{source.name}")
+        lost: Counter[str] = Counter()
+        own = [pair for pair in self.pairs if source.takes(pair)]
+        rows = self._read(source, source.files, lost) if source.files else group_pairs(source, own, lost)
+        cache = self.output / ".indexes"
+        texts = [text for row in rows for text in row.texts]
+        pool = Pool(source.name, [*texts, *(pair.document for pair in own)], cache)
+        dev_rows, dev_pool = rows, pool
+        if source.dev_files:
+            dev_rows = self._read(source, source.dev_files, lost)
+            dev_pool = Pool(f"{source.name}-dev", (text for row in dev_rows for text in row.texts), cache)
+        dev, run = choose_dev(dev_rows, dev_pool, source.dev, self.plan.dev_depth, source.dev_hard, generator)
+        if dev:
+            judged = {row.query_id: dict.fromkeys(row.positives, 1) for row in dev}
+            queries = {row.query_id: row.query for row in dev}
+            dev_pool.write_collection(self.output / "dev" / source.name, queries, judged, run)
+        taken = {row.query_id for row in dev}
+        rest = [row for row in rows if row.query_id not in taken]
+        if source.queries and len(rest) > source.queries:
+            rest = generator.sample(rest, source.queries)
+        rest = pool.with_negatives(rest, source.mining_options(self.plan.seed), lost) if rest else []
+        self.report["sources"][source.name] = {
+            "usable": len(rows),
+            "pool": len(pool.documents),
+            "dev": len(dev),
+            "with_negatives": len(rest),
+            "left_out": dict(sorted(lost.items())),
+        }
+        return rest, dev, pool
+
+    def _read(self, source: LabelledSource, names: Sequence[str], lost: Counter[str]) -> list[Judged]:
+        """The usable queries of files, cleaned; why others are not goes into `lost`."""
+        rows = []
+        for name in names:
+            records = raw_records(self.data / "supervised", name, self.limit, self.report["inputs"])
+            rows += [
+                cleaned(source.cleaner, read_row(record, place, f"{name}-{number}"))
+                for number, (place, record) in enumerate(records)
+            ]
+        return _passed(usable(rows, source, lost), [self.tests], needed="positives")
 
 
-def _paths_in(value: Any) -> set[Path]:
-    """All files and folders that are named anywhere in a recipe."""
-    if isinstance(value, Mapping):
-        return set().union(*map(_paths_in, value.values()))
-    if isinstance(value, list | tuple):
-        return set().union(*map(_paths_in, value))
-    return {Path(value)} if isinstance(value, str) and os.sep in value and Path(value).exists() else set()
-
-
-def _prepare_source(
-    source: LabelledSource,
-    plan: Plan,
-    data: Path,
-    pairs: Sequence[Pair],
-    tests: Gate,
-    output: Path,
-    limit: int,
-    report: dict[str, Any],
-) -> tuple[list[LabelledQuery], list[LabelledQuery], Pool]:
-    """Training and development queries of a source, whose collection is written, and the source's documents."""
-    generator = random.Random(f"{plan.seed}/{source.name}")
-    lost: Counter[str] = Counter()
-    folder = data / "supervised"
-    own = [pair for pair in pairs if source.takes(pair)]
-    if source.files:
-        rows = tests.rows(read_files(source, folder, source.files, limit, lost))
-    else:
-        rows = group_pairs(source, own, lost)
-    for name in (*source.files, *source.dev_files):
-        report["inputs"][f"{name}{SUFFIX}"] = describe_file(folder / f"{name}{SUFFIX}")
-    texts = [text for row in rows for text in (*row.positives, *row.negatives)]
-    cache = output / ".indexes"
-    pool = Pool(source.name, [*texts, *(pair.document for pair in own)], cache)
-    dev_rows, dev_pool = rows, pool
-    if source.dev_files:
-        dev_rows = tests.rows(read_files(source, folder, source.dev_files, limit, lost))
-        dev_texts = [text for row in dev_rows for text in (*row.positives, *row.negatives)]
-        dev_pool = Pool(f"{source.name}-dev", dev_texts, cache)
-    dev, run = choose_dev(dev_rows, dev_pool, source.dev, plan.dev_depth, source.dev_hard, generator)
-    if dev:
-        judged = {row.query_id: dict.fromkeys(row.positives, 1) for row in dev}
-        write_collection(output / "dev" / source.name, dev_pool, {row.query_id: row.query for row in dev}, judged, run)
-    taken = {row.query_id for row in dev}
-    rest = [row for row in rows if row.query_id not in taken]
-    if source.queries and len(rest) > source.queries:
-        rest = generator.sample(rest, source.queries)
-    rest = pool.with_negatives(rest, source.mining_options(plan.seed), lost) if rest else []
-    report["sources"][source.name] = {
-        "usable": len(rows),
-        "pool": len(pool.documents),
-        "dev": len(dev),
-        "with_negatives": len(rest),
-        "left_out": dict(sorted(lost.items())),
-    }
-    return rest, dev, pool
-
-
-def _passed(rows: Sequence[LabelledQuery], gates: Sequence[Gate]) -> list[LabelledQuery]:
+def _passed(rows: Sequence[Judged], checks: Sequence[LeakageCheck], needed: str = "negatives") -> list[Judged]:
+    """The rows without what the collections have, as far as they keep a positive, and what is `needed`."""
     left = list(rows)
-    for gate in gates:
-        left = gate.rows(left)
-    return [row for row in left if row.negatives]
+    for check in checks:
+        left = [row for row in clean_judged(left, check, Counter()) if row.positives]
+    return [row for row in left if getattr(row, needed)]
 
 
 # ---- writing ---------------------------------------------------------------------------------------
@@ -299,7 +242,7 @@ def _lines(path: Path) -> int:
         return sum(1 for _ in file)
 
 
-def _write_held_out(folder: Path, rows: Sequence[LabelledQuery]) -> Path | None:
+def _write_held_out(folder: Path, rows: Sequence[Judged]) -> Path | None:
     """Development queries and positives in a form that the filter `leakage` reads."""
     if not rows:
         return None
@@ -309,7 +252,7 @@ def _write_held_out(folder: Path, rows: Sequence[LabelledQuery]) -> Path | None:
     return folder
 
 
-def _write_sft(plan: Plan, training: Mapping[str, list[LabelledQuery]], folder: Path, report: dict[str, Any]) -> None:
+def _write_sft(plan: Plan, training: Mapping[str, list[Judged]], folder: Path, report: dict[str, Any]) -> None:
     report["sft"] = {}
     for mix, shares in plan.mixes.items():
         generator = random.Random(f"{plan.seed}/{mix}")
@@ -320,17 +263,30 @@ def _write_sft(plan: Plan, training: Mapping[str, list[LabelledQuery]], folder: 
         counts = {}
         for name, share in present.items():
             wanted = max(round(plan.sft_rows * share / sum(present.values())), 1)
-            order: list[LabelledQuery] = []
+            order: list[Judged] = []
             while len(order) < wanted:  # every row as often as any other, give or take one
                 order += generator.sample(training[name], min(len(training[name]), wanted - len(order)))
-            drawn += [row.row(name, plan.sft_words) for row in order]
+            drawn += [_sft_row(row, name, plan.sft_words) for row in order]
             counts[name] = {"rows": wanted, "queries": len({row.query_id for row in order})}
         generator.shuffle(drawn)
         write_jsonl(folder / f"{mix}.jsonl", drawn)
         report["sft"][mix] = counts
 
 
-def _write_cpt(plan: Plan, pairs: Sequence[Pair], own: Gate | None, folder: Path, report: dict[str, Any]) -> None:
+def _sft_row(row: Judged, source: str, words: int) -> dict[str, Any]:
+    """The row of a training file, documents cut after so many words."""
+    positives, negatives = (
+        list(dict.fromkeys(" ".join(text.split()[:words]) for text in texts))
+        for texts in (row.positives, row.negatives)
+    )
+    negatives = [text for text in negatives if text not in positives]
+    both = {"positives": positives, "negatives": negatives}
+    return {"query_id": row.query_id, "query": row.query, **both, "source": source}
+
+
+def _write_cpt(
+    plan: Plan, pairs: Sequence[Pair], own: LeakageCheck | None, folder: Path, report: dict[str, Any]
+) -> None:
     """The sampled pairs without those held out, in random order; the first ones are for validation."""
     by_type: dict[str, list[Pair]] = defaultdict(list)
     for pair in pairs:
@@ -342,7 +298,7 @@ def _write_cpt(plan: Plan, pairs: Sequence[Pair], own: Gate | None, folder: Path
         ((int(places[name][number]), name, number) for name in places for number in np.flatnonzero(places[name] >= 0)),
     )
     left = [by_type[name][number] for _, name, number in drawn]
-    left = left if own is None else own.pairs(left)
+    left = left if own is None else own.clean_pairs(left)
     held = min(sampling.validation, len(left) // 2)
     write_jsonl(folder / "validation.jsonl", [pair.row() for pair in left[:held]])
     write_jsonl(folder / "train.jsonl", [pair.row() for pair in left[held:]])
@@ -354,26 +310,24 @@ def _write_cpt(plan: Plan, pairs: Sequence[Pair], own: Gate | None, folder: Path
     }
 
 
-def _write_pool(pool: Pool, own: Gate | None, folder: Path) -> int:
+def _write_pool(pool: Pool, own: LeakageCheck | None, folder: Path) -> int:
     """A source's documents as a corpus, without the development queries' positives; their number."""
     texts = list(pool.ids)
     if own is not None:
-        keeps = own.keeps([Pair("", text, "question_answer", "") for text in texts])
-        texts = [text for text, good in zip(texts, keeps, strict=True) if good]
+        leaks = own.passage_leaks([Document("", text) for text in texts])
+        texts = [text for text, leak in zip(texts, leaks, strict=True) if not leak]
     rows = [{"_id": f"{pool.name}-p{number}", "text": text} for number, text in enumerate(texts)]
     write_jsonl(folder / "corpus.jsonl", rows)
     return len(rows)
 
 
-def _write_distill(
-    plan: Plan, training: Mapping[str, list[LabelledQuery]], folder: Path, report: dict[str, Any]
-) -> None:
+def _write_distill(plan: Plan, training: Mapping[str, list[Judged]], folder: Path, report: dict[str, Any]) -> None:
     """Corpus and queries for `tsarank data lists`: documents of training rows, an even share of each source."""
     generator = random.Random(f"{plan.seed}/distill")
     sources = [rows for rows in training.values() if rows]
     texts: dict[str, None] = {}
     for rows in sources:
-        own = list(dict.fromkeys(text for row in rows for text in (*row.positives, *row.negatives)))
+        own = list(dict.fromkeys(text for row in rows for text in row.texts))
         generator.shuffle(own)
         texts |= dict.fromkeys(own[: plan.distill_documents // len(sources)])
     write_jsonl(folder / "corpus.jsonl", [{"_id": f"c{number}", "text": text} for number, text in enumerate(texts)])

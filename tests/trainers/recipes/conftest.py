@@ -115,24 +115,3 @@ def search_script(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="session")
-def tiny_bert(tmp_path_factory: pytest.TempPathFactory, t5_tokenizer: Any) -> Path:
-    """The folder of one block of BERT with random weights."""
-    import torch
-    from transformers import BertConfig, BertModel
-
-    folder = tmp_path_factory.mktemp("encoder") / "bert"
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(t5_tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        pad_token_id=0,
-    )
-    BertModel(config).save_pretrained(folder)
-    t5_tokenizer.save_pretrained(folder)
-    return folder

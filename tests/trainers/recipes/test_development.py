@@ -33,17 +33,6 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def bi_encoder(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> str:
-    """The folder of a bi-encoder with random weights."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Pooling, Transformer
-
-    folder = tmp_path_factory.mktemp("bi-encoder")
-    SentenceTransformer(modules=[Transformer(str(tiny_bert)), Pooling(16)], device="cpu").save(str(folder))
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A prepared development set: 12 graded queries, 8 with answers of their own, and lists with planted leaks."""
     folder, writer = tmp_path_factory.mktemp("development"), Writer(5)
@@ -146,17 +135,6 @@ def test_pools_hold_clean_passages_and_queries_with_the_file_they_come_from(made
     queries = read_queries([made.out / "pools" / "web" / "queries.jsonl"])
     assert Counter(query.query_type for query in queries) == {"scored": 4, "more.tsv.gz": 1}
     assert made.report["pools"]["web"]["queries kept out"] == 3
-
-
-def test_the_queries_that_a_corpus_answers_come_first(tmp_path: Path, bi_encoder: str) -> None:
-    passages = ["bread dough oven rye", "tea leaves in hot water", "a long river runs to the sea"]
-    write_lines(tmp_path / "corpus.jsonl", [{"_id": f"p{n}", "text": text} for n, text in enumerate(passages)])
-    queries = ["who wrote this", "what is it", *passages]
-    write_lines(tmp_path / "queries.jsonl", [{"_id": f"q{n}", "text": text} for n, text in enumerate(queries)])
-    covered = tmp_path / "covered.jsonl"
-    command = ["covered-queries", str(tmp_path), "--encoder", bi_encoder, "--count", "3", "--output", str(covered)]
-    assert recipe_commands.main([*command, "--index-cache", str(tmp_path / "cache")]) == 0
-    assert {query.text for query in read_queries([covered])} == set(passages)
 
 
 def test_a_source_named_development_cannot_be_trained_on() -> None:

@@ -12,7 +12,8 @@ from modeling_tsarank.trainers.cpt_config import CPTConfig
 from modeling_tsarank.trainers.data.weak_types import PAIR_TYPES
 from modeling_tsarank.trainers.distill_config import RankingDistillConfig
 from modeling_tsarank.trainers.recipe_files import RECIPES, read_recipe
-from modeling_tsarank.trainers.recipes.release_data import read_plan
+from modeling_tsarank.trainers.recipes.judged import read_plan
+from modeling_tsarank.trainers.recipes.release_data import Plan
 from modeling_tsarank.trainers.script_arguments import (
     BaseModelArguments,
     DataArguments,
@@ -68,7 +69,7 @@ def test_all_three_terms_are_in_the_release_and_the_ablations_take_them_out(
 @pytest.mark.parametrize("name", ["search", "search_length", "ablations"])
 def test_every_run_of_a_shipped_grid_is_understood(name: str, search_script: Any, tmp_path: Path) -> None:
     grid = search_script.read_grid(FOLDER / f"{name}.yaml", tmp_path)
-    mixes = read_plan(FOLDER / "data.yaml", tmp_path)[0].mixes
+    mixes = read_plan(FOLDER / "data.yaml", tmp_path)["mixes"]
     configs = [word for one in grid["config"] for word in ("--config", one)]
     for run, changes in grid["runs"].items():
         options = {**grid["options"], **changes, "output_dir": str(tmp_path)}
@@ -83,15 +84,16 @@ def test_every_run_of_a_shipped_grid_is_understood(name: str, search_script: Any
 
 
 def test_the_shipped_plan_names_only_training_data(tmp_path: Path) -> None:
-    plan, weak = read_plan(FOLDER / "data.yaml", tmp_path)
-    assert plan.leakage == (f"{tmp_path}/beir",)
+    plan = Plan(**read_plan(FOLDER / "data.yaml", tmp_path))
+    weak = read_plan((FOLDER / plan.weak_recipe).resolve(), tmp_path)
+    assert plan.leakage == [f"{tmp_path}/beir"]
     files = [name for source in plan.labelled for name in (*source.files, *source.dev_files)]
     assert files
     assert not any("test" in name or "scifact" in name for name in files)
     assert {one["type"] for one in weak["sources"]} == set(PAIR_TYPES)
     assert all(one["path"].startswith(f"{tmp_path}/weak_pairs/") for one in weak["sources"])
     # The brackets of the Treebank, which the plan's cleaning undoes.
-    wikiqa = next(source for source in plan.labelled if source.name == "wikiqa").cleaner()
+    wikiqa = next(source for source in plan.labelled if source.name == "wikiqa").cleaner
     assert wikiqa._mend("-LRB- a , b -RRB- it 's $ 2", wikiqa._document) == "(a, b) it's $2"
 
 

@@ -1,0 +1,231 @@
+"""What both preparations of data work on: queries with judged passages, read from raw files, and pools of passages.
+
+A pool is every passage of a source. BM25 over the pool finds the candidates of the development queries and the hard
+negatives of the training queries, so that both come from the same distribution as a reranker's input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from modeling_tsarank.eval.run_files import write_run
+from modeling_tsarank.eval.types import Collection, Document
+from modeling_tsarank.files.reading import parse_yaml, read_text
+from modeling_tsarank.files.writing import write_jsonl, write_text
+from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.data.hard_negatives import MiningOptions, mine_negatives
+from modeling_tsarank.trainers.data.leakage_check import LeakageCheck
+from modeling_tsarank.trainers.data.list_building import FirstStage, Retriever
+from modeling_tsarank.trainers.data.provenance import describe_file
+from modeling_tsarank.trainers.rows import to_row
+from modeling_tsarank.trainers.training_sources import read_records
+
+
+DATA_VARIABLE = "$TSARANK_DATA"
+BM25 = FirstStage("bm25", "bm25")
+SUFFIX = ".jsonl.gz"
+DEV_SPLIT, DEV_RUN = "dev", "candidates"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A query with passages and what is known of each.
+
+    Attributes:
+        query_id: unique in its source.
+        query: the text; empty for a passage that no query asks for.
+        texts: passages, each once.
+        values: of each passage a grade, a label or a teacher's score.
+        target: what the values are in a training row: `labels` or `teacher_scores`.
+    """
+
+    query_id: str
+    query: str
+    texts: tuple[str, ...]
+    values: tuple[float, ...]
+    target: str = "labels"
+
+    @property
+    def positives(self) -> list[str]:
+        """Passages with a value above 0."""
+        return [text for text, value in zip(self.texts, self.values, strict=True) if value > 0]
+
+    @property
+    def negatives(self) -> list[str]:
+        """The other passages."""
+        return [text for text, value in zip(self.texts, self.values, strict=True) if value <= 0]
+
+    def with_values(self, values: Mapping[str, float]) -> Judged:
+        """The same query with these passages."""
+        return replace(self, texts=tuple(values), values=tuple(values.values()))
+
+
+# ---- plans and files -------------------------------------------------------------------------------
+
+
+def read_plan(path: Path, data: Path) -> dict[str, Any]:
+    """The options of a YAML file by name, `$TSARANK_DATA` replaced by `data`. Raises `InputError` for another file."""
+    content = parse_yaml(read_text(path).replace(DATA_VARIABLE, str(data)), str(path))
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise InputError(f"{path}: expected options by name")
+    return {name: value for name, value in content.items() if not name.startswith("x-")}
+
+
+def check_names(what: str, names: Sequence[Any]) -> None:
+    """Raises `InputError` for names that cannot all name a folder or a file."""
+    wrong = next((name for name in names if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name)), None)
+    if wrong is not None:
+        raise InputError(f"{what}: a name is letters, digits, - and _, for it names a folder; got {wrong!r}")
+    if len(set(names)) < len(names):
+        raise InputError(f"{what} need different names, got {', '.join(names)}")
+
+
+def reread(text: str) -> str:
+    """UTF-8 that somebody read as Latin-1 (`cafÃ©`) read again; any other text as it is."""
+    with contextlib.suppress(UnicodeEncodeError, UnicodeDecodeError):
+        return text.encode("latin-1").decode("utf-8")
+    return text
+
+
+def raw_records(folder: Path, name: str, limit: int, inputs: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Place and record of each row of a raw file, which is described in `inputs`; of at most `limit` rows, 0 for all.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read.
+    """
+    path = folder / f"{name}{SUFFIX}"
+    if not path.is_file():
+        raise InputError(f"there is no {path}")
+    inputs[f"{name}{SUFFIX}"] = describe_file(path)
+    for number, one in enumerate(read_records(path)):
+        if limit and number >= limit:
+            return
+        yield one
+
+
+def read_row(record: Mapping[str, Any], place: str, query_id: str) -> Judged:
+    """A raw row: passages with score, grade or label, candidates, a passage alone, or any layout of fine-tuning data.
+
+    Raises:
+        InputError: it is none of these; names its place.
+    """
+    target = "labels"
+    if "passages" in record:
+        given = record["passages"]
+        name = next((one for one in ("score", "grade", "label") if given and one in given[0]), "label")
+        try:
+            pairs = [(one["text"], float(one[name])) for one in given]
+        except KeyError as error:
+            raise InputError(f"{place}: passages have neither score, grade nor label") from error
+        target = "teacher_scores" if name == "score" else target
+    elif "candidates" in record:
+        pairs = [(text, 0.0) for text in record["candidates"]]
+    elif "text" in record:
+        pairs = [(record["text"], 0.0)]
+    else:
+        try:
+            row = to_row(record, positives=True)
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from error
+        texts = (f"{one['title'] or ''} {one['text']}".strip() for one in row["documents"])
+        pairs = list(zip(texts, row["labels"], strict=True))
+    best: dict[str, float] = {}
+    for text, value in pairs:
+        text = reread(text)
+        best[text] = max(value, best.get(text, value))
+    return Judged(query_id, reread(record.get("query") or ""), tuple(best), tuple(best.values()), target)
+
+
+def clean_judged(rows: Sequence[Judged], check: LeakageCheck, lost: Counter[str]) -> list[Judged]:
+    """The rows without what a test or development collection has: queries with their rows, passages out of theirs."""
+    leaks = check.query_leaks([row.query for row in rows])
+    clean = [row for row, leak in zip(rows, leaks, strict=True) if not leak]
+    texts = list(dict.fromkeys(text for row in clean for text in row.texts))
+    found = check.passage_leaks([Document("", text) for text in texts])
+    leaked = {text for text, leak in zip(texts, found, strict=True) if leak}
+    lost["query of a test or development collection"] += len(rows) - len(clean)
+    lost["passages of a test or development collection"] += sum(text in leaked for row in clean for text in row.texts)
+    pairs = [(row, zip(row.texts, row.values, strict=True)) for row in clean]
+    return [row.with_values({text: value for text, value in one if text not in leaked}) for row, one in pairs]
+
+
+# ---- pools -----------------------------------------------------------------------------------------
+
+
+class Pool:
+    """All passages of a source under ids, with BM25 over them.
+
+    Args:
+        name: Prefix of the ids.
+        texts: Passages; copies become one.
+        cache_dir: Of the index.
+    """
+
+    def __init__(self, name: str, texts: Iterable[str], cache_dir: Path) -> None:
+        self.name = name
+        self.ids = {text: f"{name}-d{number}" for number, text in enumerate(dict.fromkeys(texts))}
+        self.documents = {identifier: Document("", text) for text, identifier in self.ids.items()}
+        self._retriever = Retriever(self.documents, cache_dir)
+
+    def candidates(self, rows: Sequence[Judged], depth: int) -> dict[str, dict[str, float]]:
+        """BM25's best passages of every row's query."""
+        return self._retriever.run(BM25, {row.query_id: row.query for row in rows}, depth)
+
+    def with_negatives(self, rows: Sequence[Judged], options: MiningOptions, lost: Counter[str]) -> list[Judged]:
+        """The rows with values of 1 and 0, those with fewer than `options.count` negatives filled up with mined ones.
+
+        A row that has none in the end is left out and counted in `lost`.
+        """
+        short = [row for row in rows if len(row.negatives) < options.count]
+        mined: dict[str, list[str]] = {}
+        if short:
+            qrels = {
+                row.query_id: {
+                    self.ids[text]: int(value > 0)
+                    for text, value in zip(row.texts, row.values, strict=True)
+                    if text in self.ids
+                }
+                for row in short
+            }
+            collection = Collection(self.name, self.documents, {row.query_id: row.query for row in short}, qrels)
+            found, counts = mine_negatives(collection, BM25, self._retriever, options)
+            mined = {one["query_id"]: [document["text"] for document in one["negatives"]] for one in found}
+            lost.update({f"mining: {reason}": number for reason, number in counts.lost.items()})
+        filled = []
+        for row in rows:
+            more = [text for text in mined.get(row.query_id, []) if text not in row.texts]
+            negatives = [*row.negatives, *more[: max(options.count - len(row.negatives), 0)]]
+            if negatives:
+                filled.append(row.with_values({**dict.fromkeys(row.positives, 1.0), **dict.fromkeys(negatives, 0.0)}))
+        return filled
+
+    def write_collection(
+        self,
+        folder: Path,
+        queries: Mapping[str, str],
+        judged: Mapping[str, Mapping[str, int]],
+        run: Mapping[str, Mapping[str, float]],
+    ) -> None:
+        """A development collection in BEIR's layout, whose corpus are the candidates and the judged passages.
+
+        Args:
+            folder: Where to write.
+            queries: Id to text.
+            judged: Query id to passage to grade.
+            run: Query id to passage id to BM25's score.
+        """
+        needed = {name for scores in run.values() for name in scores}
+        needed |= {self.ids[text] for grades in judged.values() for text in grades}
+        documents = ({"_id": name, "text": one.text} for name, one in self.documents.items() if name in needed)
+        write_jsonl(folder / "corpus.jsonl", documents)
+        write_jsonl(folder / "queries.jsonl", ({"_id": name, "text": text} for name, text in queries.items()))
+        lines = [f"{name}\t{self.ids[text]}\t{grade}\n" for name, one in judged.items() for text, grade in one.items()]
+        write_text(folder / "qrels" / f"{DEV_SPLIT}.tsv", "query-id\tcorpus-id\tscore\n" + "".join(lines))
+        (folder / "runs").mkdir(parents=True, exist_ok=True)
+        write_run(folder / "runs" / f"{DEV_RUN}.trec", run, "bm25")

@@ -1,0 +1,140 @@
+"""The labelled queries of a release: read from files or made of weak pairs, and which of them are for development."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from modeling_tsarank.eval.run_files import ranked
+from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.data.filters import build_options
+from modeling_tsarank.trainers.data.filters_text import Clean
+from modeling_tsarank.trainers.data.hard_negatives import MiningOptions
+from modeling_tsarank.trainers.data.weak_text import words_of
+from modeling_tsarank.trainers.data.weak_types import Pair
+from modeling_tsarank.trainers.recipes.judged import Judged, Pool
+
+
+@dataclass
+class LabelledSource:
+    """One source of labelled queries, as `data.yaml` declares it: files, or types of weak pairs.
+
+    Attributes:
+        name: Name in mixes, and of the development collection.
+        files: Files of the folder `supervised` without their ending; any layout of SFT data will do.
+        dev_files: Files for the development queries alone; without them these are held out from `files` or pairs.
+        types: Types of weak pairs whose queries are labelled with their own documents.
+        origins: Patterns of the pairs' sources; all where empty.
+        queries: Most training queries; 0 takes all.
+        dev: Development queries.
+        dev_hard: Take only development queries that BM25 answers wrongly at the first place. For sources whose queries
+            share most words with their documents, and which could not tell two rerankers apart otherwise; no weight
+            of BM25 may be tuned on such queries.
+        query_words: Queries with more words are left out.
+        clean: Options of the filter `clean`, for files (weak pairs are clean already).
+        mining: Options of `MiningOptions`; `count` is also the number of negatives below which a row of a file gets
+            more of them.
+    """
+
+    name: str
+    files: tuple[str, ...] = ()
+    dev_files: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    queries: int = 0
+    dev: int = 0
+    dev_hard: bool = False
+    query_words: int = 40
+    clean: dict[str, Any] = field(default_factory=dict)
+    mining: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if bool(self.files) == bool(self.types):
+            raise InputError(f"the source {self.name} needs either files or types of weak pairs")
+        if self.dev_files and not self.files:
+            raise InputError(f"the source {self.name} has dev_files without files")
+        if min(self.queries, self.dev) < 0:
+            raise InputError(f"the source {self.name}: queries and dev must be at least 0")
+        self.cleaner = build_options(Clean, self.clean, f"the source {self.name}, clean")
+        self.mining_options(0)
+
+    def mining_options(self, seed: int) -> MiningOptions:
+        """How negatives are mined. Raises `InputError` for options that do not go."""
+        return build_options(MiningOptions, {"seed": seed, **self.mining}, f"the source {self.name}, mining")
+
+    def takes(self, pair: Pair) -> bool:
+        """Whether a weak pair belongs to this source."""
+        return pair.type in self.types and (
+            not self.origins or any(fnmatchcase(pair.source, pattern) for pattern in self.origins)
+        )
+
+
+def cleaned(cleaner: Clean, row: Judged) -> Judged:
+    """The row with its texts mended; those with nothing left go."""
+
+    def mended(query: str, document: str) -> tuple[str, str]:
+        pair = cleaner.judge(Pair(query, document, "question_answer", row.query_id))
+        return (query, document) if isinstance(pair, str) else (pair.query, pair.document)
+
+    values: dict[str, float] = {}
+    for text, value in zip(row.texts, row.values, strict=True):
+        text = mended(row.query, text)[1]
+        if text:
+            values[text] = max(value, values.get(text, value))
+    return replace(row.with_values(values), query=mended(row.query, "")[0])
+
+
+def usable(rows: Sequence[Judged], source: LabelledSource, lost: Counter[str]) -> list[Judged]:
+    """The rows that a training can use; why others are not goes into `lost`."""
+    kept = []
+    for row in rows:
+        if not row.query or len(row.query.split()) > source.query_words:
+            lost["query empty or too long"] += 1
+        elif not row.positives:
+            lost["no positive"] += 1
+        else:
+            kept.append(row)
+    return kept
+
+
+def group_pairs(source: LabelledSource, pairs: Sequence[Pair], lost: Counter[str]) -> list[Judged]:
+    """Weak pairs as queries; the documents of pairs whose queries have the same words are positives of one query."""
+    groups: dict[tuple[str, ...], list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(tuple(words_of(pair.query)), []).append(pair)
+    rows = []
+    for number, group in enumerate(groups.values()):
+        documents = tuple(dict.fromkeys(pair.document for pair in group))
+        rows.append(Judged(f"{source.name}-{number}", group[0].query, documents, (1.0,) * len(documents)))
+    return usable(rows, source, lost)
+
+
+def choose_dev(
+    rows: Sequence[Judged], pool: Pool, count: int, depth: int, hard: bool, generator: random.Random
+) -> tuple[list[Judged], dict[str, dict[str, float]]]:
+    """Development queries with their candidates: the first `count` in random order that can tell rankers apart.
+
+    BM25's top `depth` must hold a positive, with `hard` at another place than the first. The choice looks at no other
+    model.
+    """
+    order = list(rows) if count else []
+    generator.shuffle(order)
+    chosen: list[Judged] = []
+    run: dict[str, dict[str, float]] = {}
+    for start in range(0, len(order), max(4 * count, 1)):
+        batch = order[start : start + 4 * count]
+        found = pool.candidates(batch, depth)
+        for row in batch:
+            names = ranked(found.get(row.query_id, {}))
+            positives = {pool.ids[text] for text in row.positives}
+            tells_apart = positives & set(names) and not (hard and names[0] in positives)
+            if len(chosen) < count and tells_apart:
+                chosen.append(row)
+                run[row.query_id] = found[row.query_id]
+        if len(chosen) >= count:
+            break
+    return chosen, run

@@ -12,7 +12,7 @@ from typing import Any
 from ..models.arguments import add_model_arguments, add_store_argument, model_from_arguments
 from ..rankers.arguments import RANKERS_HELP, add_ranker_arguments, list_ranker
 from ..ranking_errors import InputError
-from .command_line import whole
+from .command_line import real, whole
 
 
 _DESCRIPTION = """\
@@ -27,8 +27,8 @@ _EPILOG = f"""\
 scores:
   A true/false model (the default) gives the difference of two logits, a query-likelihood model the mean
   log-probability of the query's tokens given the document, which is at most 0. Scores order the documents of one
-  query; neither is a probability of relevance. A ranker of lists gives n for the first and 1 for the last, pairwise
-  allpair its wins, a /rerank service (--model URL) what it returns.
+  query; neither is a probability of relevance: `tsarank calibrate` makes one of it. A ranker of lists gives n for the
+  first and 1 for the last, pairwise allpair its wins, a /rerank service (--model URL) what it returns.
 
 examples:
   tsarank rank --query "how long does a flea live" --documents examples/fleas.jsonl
@@ -52,6 +52,16 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--format", choices=("txt", "jsonl"), default=None, help="of FILE, if its name does not say")
     parser.add_argument("--top-k", type=whole(), default=None, metavar="N", help="show only the best N")
     parser.add_argument("--json", action="store_true", help="JSON with full texts instead of a table")
+    group = parser.add_argument_group("probabilities")
+    group.add_argument(
+        "--calibration", metavar="FILE", help="of `tsarank calibrate` for this model: shows probabilities of relevance"
+    )
+    group.add_argument(
+        "--threshold",
+        type=real(0, 1),
+        metavar="P",
+        help="with --calibration: only documents of this probability or more",
+    )
     add_passage_arguments(parser)
     add_store_argument(parser)
     add_model_arguments(parser)
@@ -77,14 +87,16 @@ def add_passage_arguments(parser: argparse.ArgumentParser) -> None:
 def _table(rows: list[dict[str, Any]]) -> str:
     width = shutil.get_terminal_size((100, 24)).columns
     id_width = min(max([2, *(len(row["id"]) for row in rows)]), 24)
-    text_width = max(width - id_width - 20, 20)
-    lines = [f"{'rank':>4}  {'id':<{id_width}}  {'score':>9}  text"]
+    calibrated = "probability" in rows[0] if rows else False
+    text_width = max(width - id_width - (33 if calibrated else 20), 20)
+    lines = [f"{'rank':>4}  {'id':<{id_width}}  {'score':>9}  {'probability  ' if calibrated else ''}text"]
     for row in rows:
         # Control characters in a document must not reach the terminal.
         text = " ".join("".join(c if c.isprintable() else " " for c in row["text"]).split())
         text = text if len(text) <= text_width else text[: text_width - 1] + "…"
         identifier = row["id"] if len(row["id"]) <= id_width else row["id"][: id_width - 1] + "…"
-        lines.append(f"{row['rank']:>4}  {identifier:<{id_width}}  {row['score']:>9.4f}  {text}")
+        probability = f"{row['probability']:>11.4f}  " if calibrated else ""
+        lines.append(f"{row['rank']:>4}  {identifier:<{id_width}}  {row['score']:>9.4f}  {probability}{text}")
     return "\n".join(lines)
 
 
@@ -93,11 +105,15 @@ def run(args: argparse.Namespace) -> int:
     from ..cache.folder_store import use_store
     from ..cache.state_files import read_documents
     from ..models.resolver import resolve
+    from ..rankers.calibration import Calibration
     from ..rankers.passages import PassageRanker, aggregation
     from ..rankers.protocols import last_counts
     from ..ranking_text import clean_query
 
     query = clean_query(args.query)
+    calibration = None if args.calibration is None else Calibration.load(args.calibration)
+    if calibration is None and args.threshold is not None:
+        raise InputError("--threshold is a probability and needs --calibration, a file of `tsarank calibrate`")
     if args.passages is not None:
         aggregation(args.passages)
         if args.ranker != "pointwise":
@@ -108,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     texts = [document.text for document in documents]
     model: Any = list_ranker(args)
     if model is not None:
-        ranked = model.rank(query, texts)[: args.top_k]
+        ranked = model.rank(query, texts)
     else:
         model = model_from_arguments(args)
         ranker = model
@@ -117,12 +133,18 @@ def run(args: argparse.Namespace) -> int:
         with contextlib.ExitStack() as stack:
             if args.store is not None:
                 stack.enter_context(use_store(model, args.store))
-            ranked = ranker.rank(query, texts, args.top_k, batch_tokens=args.batch_tokens)
+            ranked = ranker.rank(query, texts, batch_tokens=args.batch_tokens)
+    if calibration is not None:
+        for row, value in zip(ranked, calibration.probabilities([row["score"] for row in ranked]), strict=True):
+            row["probability"] = round(float(value), 6)
+        ranked = [row for row in ranked if row["probability"] >= (args.threshold or 0)]
+    ranked = ranked[: args.top_k]
     rows = [
         {
             "rank": place,
             "id": documents[row["corpus_id"]].id,
             "score": round(row["score"], 6),
+            **({"probability": row["probability"]} if calibration else {}),
             "text": row["passage"]["text"] if "passage" in row else documents[row["corpus_id"]].text,
             **({"passage": {name: row["passage"][name] for name in ("start", "end")}} if "passage" in row else {}),
         }

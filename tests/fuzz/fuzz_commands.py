@@ -41,6 +41,7 @@ COMMANDS = {
         "--pair one @a.trec @b.trec @beir/qrels/test.tsv --json --measure map --resamples 50",
     ],
     "tune-fusion": ["@a.trec @b.trec --qrels @beir/qrels/test.tsv --steps 3 --output %fusion.json"],
+    "calibrate": ["@a.trec --qrels @beir/qrels/test.tsv --output %calibration.json"],
     "data weak-pairs": [
         "--config @weak.yaml --output %out",
     ],

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         require(module, "serve", "tsarank serve")
     import uvicorn
 
-    from ..cache.folder_store import FolderStore
+    from ..cache.folder_store import FolderStore, open_store
     from ..serving.application import Limits, create_app
 
     _check_address(args.host, args.port)
@@ -75,14 +75,16 @@ def run(args: argparse.Namespace) -> int:
     limits = Limits(args.max_documents, args.max_body, args.max_queue, args.timeout, args.batch_tokens)
     models: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
-        store = None if args.store is None else stack.enter_context(FolderStore(args.store))
+        there = args.store is not None and Path(args.store).is_dir()
+        opened = None if args.store is None else open_store(args.store) if there else FolderStore(args.store)
+        store = None if opened is None else stack.enter_context(opened)
         for name in args.model or [None]:
             model = model_from_arguments(argparse.Namespace(**{**vars(args), "model": name}))
             if store is not None:
                 model.check_cacheable()
                 model.document_store = store
             models[served_name(name)] = model
-        uploads = None if args.store is None else Path(args.store) / "documents.sqlite"
+        uploads = None if store is None or store.read_only else store.folder / "documents.sqlite"
         app = create_app(models, limits, api_key=os.environ.get("TSARANK_API_KEY") or None, uploads=uploads)
         config = uvicorn.Config(app, args.host, args.port, log_level="warning", timeout_graceful_shutdown=30)
         server = uvicorn.Server(config)

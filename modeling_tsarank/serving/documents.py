@@ -25,7 +25,11 @@ class UploadedTexts:
         try:
             self._database = sqlite3.connect(":memory:" if path is None else path, check_same_thread=False)
             with self._database:
+                tables = self._database.execute("select name from sqlite_master where type = 'table'").fetchall()
+                if set(tables) - {("documents",)}:
+                    raise sqlite3.DatabaseError("it is the database of another program")
                 self._database.execute("create table if not exists documents (id text primary key, title, text)")
+                self._database.execute("select id, title, text from documents limit 1")
         except sqlite3.Error as error:
             raise ResourceError(f"{path} cannot be used for uploaded documents: {error}") from error
 
@@ -39,9 +43,13 @@ class UploadedTexts:
                 raise ResourceError(f"uploaded documents cannot be written: {error}") from error
 
     def get(self, identifier: str) -> dict[str, str] | None:
-        """`{"title", "text"}`, or `None`."""
-        with self._lock:
-            row = self._database.execute("select title, text from documents where id = ?", (identifier,)).fetchone()
+        """`{"title", "text"}`, or `None`. Raises `ResourceError` if the file is damaged."""
+        try:
+            with self._lock:
+                found = self._database.execute("select title, text from documents where id = ?", (identifier,))
+                row = found.fetchone()
+        except sqlite3.Error as error:
+            raise ResourceError(f"uploaded documents cannot be read: {error}") from error
         return None if row is None else {"title": row[0], "text": row[1]}
 
     def close(self) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, StrictBool, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, StrictBool, Tag, model_validator
+
+from ..files.fields import field_value, without_nulls
 
 
 def _well_formed(text: Any) -> Any:
@@ -13,13 +16,28 @@ def _well_formed(text: Any) -> Any:
 
 
 def _as_document(value: Any) -> Any:
-    return {"text": value} if isinstance(value, str) else value
+    """Any name of a field that files may have, too; a number as an id is its digits."""
+    if not isinstance(value, Mapping):
+        return {"text": value} if isinstance(value, str) else value
+    found = {name: field_value(value, name) for name in ("id", "title", "text")}
+    if type(found["id"]) is int:
+        found["id"] = str(found["id"])
+    return found
 
 
 Text = Annotated[str, BeforeValidator(_well_formed)]
 
 
-class Document(BaseModel):
+class _Given(BaseModel):
+    """What a client sends: a field that is null counts as absent, as in files."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, value: Any) -> Any:
+        return without_nulls(value) if isinstance(value, Mapping) else value
+
+
+class Document(_Given):
     """A text, or the id of a document that was uploaded before."""
 
     text: Text | None = None
@@ -30,7 +48,7 @@ class Document(BaseModel):
 AnyDocument = Annotated[Document, BeforeValidator(_as_document)]
 
 
-class _Request(BaseModel):
+class _Request(_Given):
     query: Text = Field(min_length=1, description="What is asked.")
 
 
@@ -65,7 +83,7 @@ class TeiRequest(_Request):
 def _api_of(value: Any) -> str | None:
     if isinstance(value, JinaRequest | TeiRequest):
         return "texts" if isinstance(value, TeiRequest) else "documents"
-    given = {"documents", "texts"} & set(value) if isinstance(value, dict) else set()
+    given = {"documents", "texts"} & set(without_nulls(value)) if isinstance(value, dict) else set()
     return given.pop() if len(given) == 1 else None
 
 
@@ -79,14 +97,14 @@ JinaOrTeiRequest = Annotated[
 ]
 
 
-class Upload(BaseModel):
+class Upload(_Given):
     """`/v1/documents`: documents to encode ahead of any query."""
 
     model: str | None = None
-    documents: list[UploadedDocument] = Field(min_length=1)
+    documents: list[Annotated[UploadedDocument, BeforeValidator(_as_document)]] = Field(min_length=1)
 
 
-class UploadedDocument(BaseModel):
+class UploadedDocument(_Given):
     """A document that requests can then name by its id."""
 
     id: Text = Field(min_length=1)

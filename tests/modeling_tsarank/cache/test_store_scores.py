@@ -193,6 +193,35 @@ def test_score_with_a_store_on_a_read_only_mount_equals_a_writable_one(
     assert "cannot be written" in caplog.text
 
 
+def test_serve_with_a_store_on_a_read_only_mount_ranks_as_with_a_writable_one(
+    options, tmp_path, read_only_folder, monkeypatch
+) -> None:
+    pytest.importorskip("uvicorn")
+    from fastapi.testclient import TestClient
+
+    answers = []
+
+    def ask(server) -> None:
+        server.started = True
+        rows = [{"id": str(number), "text": text} for number, text in enumerate(DOCUMENTS)]
+        with TestClient(server.config.app) as client:
+            assert client.post("/v1/documents", json={"documents": rows}).status_code == 200
+            ids = [{"id": row["id"]} for row in rows]
+            answers.append(
+                client.post("/v1/rerank", json={"query": "bread dough", "documents": ids}).json()["results"]
+            )
+
+    monkeypatch.setattr("uvicorn.Server.run", ask)
+    FolderStore(read_only_folder).close()
+    mount_read_only(read_only_folder)
+    before = {path.name: path.read_bytes() for path in read_only_folder.iterdir()}
+    for folder in (tmp_path / "store", read_only_folder):
+        assert main(["serve", "--port", "0", "--store", str(folder), *options]) == 0
+    assert answers[0] == answers[1]
+    assert (tmp_path / "store" / "documents.sqlite").is_file()
+    assert {path.name: path.read_bytes() for path in read_only_folder.iterdir()} == before
+
+
 def test_killed_and_resumed_over_a_store_the_files_are_those_of_an_undisturbed_run(options, tmp_path) -> None:
     """Two processes are killed in the middle over one store, one after the other; then two at once go on."""
     source = str(write_pairs(tmp_path, copies=30))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from modeling_tsarank import MemoryStore, TSARankModel, load_ranker
+from modeling_tsarank.ranking_errors import ResourceError
 from modeling_tsarank.serving.application import Limits, create_app
+from modeling_tsarank.serving.documents import UploadedTexts
 
 
 QUERY = "why does bread rise"
@@ -120,6 +123,46 @@ def test_half_a_surrogate_is_replaced(client: TestClient) -> None:
     answer = client.post("/v1/rerank", content=content, headers={"Content-Type": "application/json"})
     assert answer.status_code == 200
     assert answer.json()["results"][0]["document"]["text"] == "a ?"
+
+
+def test_null_is_absent_and_fields_have_the_names_they_have_in_files(client: TestClient, expected: Any) -> None:
+    documents: list[Any] = [{"contents": text, "title": None, "id": None} for text in DOCUMENTS]
+    body = {"query": QUERY, "documents": documents, "top_n": None, "return_documents": None, "model": None}
+    for path, more in (("/v1/rerank", {}), ("/rerank", {"texts": None}), ("/v2/rerank", {"max_tokens_per_doc": None})):
+        answer = client.post(path, json={**body, **more})
+        assert answer.status_code == 200, answer.text
+        assert [(row["index"], row["relevance_score"]) for row in answer.json()["results"]] == expected
+    tei = {"query": QUERY, "texts": DOCUMENTS, "documents": None, "raw_scores": True, "truncate": None}
+    assert [(row["index"], row["score"]) for row in client.post("/rerank", json=tei).json()] == expected
+    rows = [{"docid": n, "content": text, "title": None} for n, text in enumerate(DOCUMENTS)]
+    assert client.post("/v1/documents", json={"documents": rows}).status_code == 200
+    answer = client.post("/v1/rerank", json={**body, "documents": [{"_id": str(n)} for n in range(4)]}).json()
+    assert [(row["index"], row["relevance_score"]) for row in answer["results"]] == expected
+    for name in ("query", "documents"):
+        refused = client.post("/v1/rerank", json={**body, name: None})
+        assert refused.status_code == 422
+        assert refused.json()["detail"][0]["loc"] == ["body", name]
+
+
+def test_a_database_of_another_program_or_a_damaged_one_is_named(tmp_path: Any) -> None:
+    for name, statement in (("other", "create table entries (a)"), ("columns", "create table documents (id, body)")):
+        with sqlite3.connect(tmp_path / name) as database:
+            database.execute(statement)
+        database.close()
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(ResourceError, match=f"{name} cannot be used for uploaded documents"):
+            UploadedTexts(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == before
+    uploads = UploadedTexts(tmp_path / "own")
+    uploads.put((f"d{number}", "", "yeast " * 200) for number in range(200))
+    uploads.close()
+    damaged = bytearray((tmp_path / "own").read_bytes())
+    damaged[len(damaged) // 2 :] = b"\xff" * (len(damaged) - len(damaged) // 2)
+    (tmp_path / "own").write_bytes(damaged)
+    uploads = UploadedTexts(tmp_path / "own")
+    with pytest.raises(ResourceError, match="cannot be read"):
+        uploads.get("d150")
+    uploads.close()
 
 
 def test_a_body_sent_in_pieces_is_bounded(client: TestClient) -> None:

@@ -44,6 +44,7 @@ from rank_speed import WORDS, make_documents, matmul_peak
 from modeling_tsarank import load_ranker
 from modeling_tsarank.cache.folder_store import FolderStore
 from modeling_tsarank.cache.memory_store import MemoryStore
+from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.models.loading import resolve_dtype
 
 
@@ -219,7 +220,7 @@ def main() -> None:
     report = {"dtype": args.dtype, "threads": args.threads, "matmul_gflops": [round(p / 1e9, 1) for p in peaks]}
     sys.stdout.write(f"{table(results)}\n\n{json.dumps(report)}\n")
     if args.output is not None:
-        args.output.write_text(json.dumps({**report, "results": results}, indent=2) + "\n")
+        write_json(args.output, {**report, "results": results})
 
 
 if __name__ == "__main__":

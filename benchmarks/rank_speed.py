@@ -19,7 +19,6 @@ import platform
 import random
 import statistics
 import sys
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ import torch
 import transformers
 
 from modeling_tsarank import load_ranker
+from modeling_tsarank.files.writing import write_text
 from modeling_tsarank.models.loading import resolve_dtype
 from modeling_tsarank.ranking_scoring import default_batch_tokens, plan_batches
 
@@ -149,9 +149,7 @@ def main() -> None:
     text = json.dumps(result, indent=2)
     sys.stdout.write(text + "\n")
     if args.output is not None:
-        with tempfile.NamedTemporaryFile("w", dir=args.output.parent, delete=False) as file:
-            file.write(text + "\n")
-        os.replace(file.name, args.output)
+        write_text(args.output, text + "\n")
 
 
 if __name__ == "__main__":

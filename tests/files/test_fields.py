@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,3 +187,39 @@ def test_the_names_of_fields_are_written_down_once():
                     names = {part.value for part in node.elts if isinstance(part, ast.Constant)}
                     second = len(names) == len(node.elts) and any(names <= table for table in tables)
                     assert not second, f"{path}, line {node.lineno}: {sorted(names)}"
+
+
+# Where the records of files are read, and where null and the names of fields are tried out there. What is not tried
+# in this file goes through `to_row`, whose tests are here, or has tests beside its own.
+READ_BY = {
+    "benchmarks/list_agreement.py": "lists that the trainers have read before",
+    "eval/beir.py": "here",
+    "eval/run_files.py": "tests/eval/test_run_files.py: candidates without scores, ids or queries",
+    "hub_cards/dataset_publishing.py": "rows are counted",
+    "modeling_tsarank/cache/state_files.py": "here",
+    "modeling_tsarank/jobs/bulk_pairs.py": "tests/modeling_tsarank/jobs/test_bulk_scoring.py: bad pairs",
+    "trainers/data/list_building.py": "here",
+    "trainers/data/readers.py": "tests/trainers/data/test_readers.py: fields of a declaration's own names",
+    "trainers/recipes/development_reading.py": "tests/trainers/recipes/test_development.py: a raw row",
+    "trainers/recipes/release_data.py": "what was written on the lines before",
+    "trainers/recipes/release_sources.py": "to_row",
+    "trainers/training_data.py": "to_row",
+    "trainers/training_sources.py": "to_row",
+}
+
+
+def test_every_place_that_reads_records_is_known() -> None:
+    """Whoever reads rows anew is asked here what null does to them."""
+    readers = re.compile(
+        r"\b(read_records|read_json_rows|read_jsonl|read_parquet|read_csv)\(|= parse_json_object\(line"
+    )
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("modeling_tsarank", "eval", "trainers", "hub_cards", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+        if "files" not in path.parts and readers.search(path.read_text(encoding="utf-8"))
+    }
+    assert found == set(READ_BY)
+    for where in READ_BY.values():
+        file, is_file, _ = where.partition(": ")
+        assert not is_file or (ROOT / file).is_file()

@@ -70,15 +70,12 @@ def cuts_reported() -> Iterator[None]:
         _CUTS_REPORTED.reset(token)
 
 
-def warn_of_cuts(cut: int, documents: int, max_length: int) -> None:
-    """One warning with the number of documents that were cut, if any were."""
+def warn_of_cuts(cut: int, documents: int, limit: int, of: str = "tokens") -> None:
+    """One warning with the number of documents that were cut, if any were: to a pair's tokens, or to own `words`."""
     if cut and not _CUTS_REPORTED.get():
-        logger.warning(
-            "%d of %d documents were cut: prompt, query and document have at most %d tokens together (max_length)",
-            cut,
-            documents,
-            max_length,
-        )
+        what = "prompt, query and document have at most %d tokens together (max_length)"
+        what = what if of == "tokens" else "%d words of each are shown (passage_words)"
+        logger.warning(f"%d of %d documents were cut: {what}", cut, documents, limit)
 
 
 # Set while `encode_counted` counts cut queries; the encoder warns of the first one elsewhere, as in training.

@@ -18,6 +18,7 @@ from ..ranking_options import settle_whole_numbers
 from .labels import LETTERS, Labels, Question
 from .listwise import window_bounds
 from .listwise_prompt import DEFAULT_PASSAGE_WORDS, passage_text
+from .protocols import clean_list
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class FirstRanker:
         self.name = labels.name
         self.last_stats: dict[str, int] = {}
 
-    def rank(self, query: str, documents: Sequence[str]) -> list[dict[str, Any]]:
+    def rank(self, query: str, documents: Sequence[Any]) -> list[dict[str, Any]]:
         """The documents, given in the first stage's order, best first; equal logits keep that order.
 
         Returns:
@@ -85,12 +86,13 @@ class FirstRanker:
         Raises:
             ModelError: a prompt is longer than the model's context.
         """
-        tally: Counter[str] = Counter(calls=0, tokens=0, unusable=0)
-        order = list(range(len(documents)))
+        query, texts, cut = clean_list(query, documents, self.options.passage_words)
+        tally: Counter[str] = Counter(calls=0, tokens=0, unusable=0, cut_documents=cut)
+        order = list(range(len(texts)))
         windows = window_bounds(len(order), self.options.window, self.options.step) if len(order) > 1 else []
         for start, end in windows:
             shown = order[start:end]
-            question = first_question(query, [documents[i] for i in shown], self.options.passage_words)
+            question = first_question(query, [texts[i] for i in shown], self.options.passage_words)
             (scores,) = self.labels.scores([question], tally)
             if scores is not None:
                 order[start:end] = [shown[place] for place in np.argsort(-scores, kind="stable")]

@@ -16,6 +16,7 @@ from .chat import ChatModel
 from .endpoint import RequestRefusedError, UnreachableError
 from .listwise_answers import ReadAnswer, read_answer
 from .listwise_prompt import DEFAULT_PASSAGE_WORDS, EXAMPLES, PROMPTS, check_prompt, listwise_messages
+from .protocols import clean_list
 
 
 OUTCOMES = ("clean", "repaired", "failed", "refused", "unanswered")
@@ -140,7 +141,7 @@ class ListwiseRanker:
         self.name = model.name
         self.last_stats: dict[str, int] = {}
 
-    def rank(self, query: str, documents: Sequence[str]) -> list[dict[str, Any]]:
+    def rank(self, query: str, documents: Sequence[Any]) -> list[dict[str, Any]]:
         """The documents, given in the first stage's order, best first; an unusable answer leaves a window as it was.
 
         Returns:
@@ -149,12 +150,14 @@ class ListwiseRanker:
         Raises:
             TSARankError: the model cannot be asked; see `ChatModel.complete`.
         """
-        ordering = self.order(query, documents, fall_back=True)
-        self.last_stats = {"calls": len(ordering.answers), "tokens": ordering.tokens, "unusable": ordering.unusable}
+        query, texts, cut = clean_list(query, documents, self.options.passage_words)
+        ordering = self.order(query, texts, fall_back=True)
+        counts = {"calls": len(ordering.answers), "tokens": ordering.tokens, "unusable": ordering.unusable}
+        self.last_stats = {**counts, "cut_documents": cut}
         if ordering.outcome == "unanswered":
             raise UnreachableError(str(ordering.reason))
-        order = ordering.permutation or range(len(documents))
-        return [{"corpus_id": index, "score": float(len(documents) - place)} for place, index in enumerate(order)]
+        order = ordering.permutation or range(len(texts))
+        return [{"corpus_id": index, "score": float(len(texts) - place)} for place, index in enumerate(order)]
 
     def order(self, query: str, documents: Sequence[str], fall_back: bool = False) -> Ordering:
         """The order of n documents, given in the first stage's order.

@@ -16,6 +16,7 @@ from typing import Any
 from ..ranking_options import settle_whole_numbers
 from .labels import Labels, Question, check_choice
 from .listwise_prompt import DEFAULT_PASSAGE_WORDS, passage_text
+from .protocols import clean_list
 
 
 METHODS = ("sliding", "sorting", "allpair")
@@ -73,7 +74,7 @@ class PairwiseRanker:
         self.name = labels.name
         self.last_stats: dict[str, int] = {}
 
-    def rank(self, query: str, documents: Sequence[str]) -> list[dict[str, Any]]:
+    def rank(self, query: str, documents: Sequence[Any]) -> list[dict[str, Any]]:
         """The documents, given in the first stage's order, best first.
 
         Returns:
@@ -84,8 +85,9 @@ class PairwiseRanker:
             ModelError: a prompt is longer than the model's context.
             TSARankError: the model cannot be asked.
         """
-        comparisons = Comparisons(self.labels, query, documents, self.options.passage_words)
-        places = range(len(documents))
+        query, texts, cut = clean_list(query, documents, self.options.passage_words)
+        comparisons = Comparisons(self.labels, query, texts, self.options.passage_words)
+        places = range(len(texts))
         if self.options.method == "allpair":
             comparisons.ask(list(itertools.combinations(places, 2)))
             wins = [sum(comparisons.wins(i, j) for j in places if j != i) for i in places]
@@ -93,7 +95,7 @@ class PairwiseRanker:
         else:
             order = _heapsort(comparisons) if self.options.method == "sorting" else self._sliding(comparisons)
             rows = [{"corpus_id": i, "score": float(len(order) - place)} for place, i in enumerate(order)]
-        self.last_stats = dict(comparisons.tally)
+        self.last_stats = {**comparisons.tally, "cut_documents": cut}
         return rows
 
     def _sliding(self, comparisons: Comparisons) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..ranking_errors import ModelError, NonFiniteScoreError
+from ..ranking_text import clean_query, document_list, document_text, warn_of_cuts
 
 
 COUNTS = ("cut_documents", "cut_queries", "calls", "tokens", "unusable")
@@ -34,6 +35,24 @@ class ListRanker(Protocol):
             One `{"corpus_id": index of the document, "score": number}` a document, as sentence-transformers' `rank`
             gives them; without scores the order of the rows counts.
         """
+
+
+def clean_list(query: Any, documents: Any, words: int | None = None) -> tuple[str, list[str], int]:
+    """The query and texts of a list, taken and refused as `RankerModel.rank` does, and how many are cut to `words`.
+
+    Args:
+        query: Text, not empty.
+        documents: Strings, or mappings with a text and perhaps a title.
+        words: How many words of a document are shown; a warning says how many documents have more.
+
+    Raises:
+        InputError: the query is empty, or the documents are no list of texts.
+    """
+    texts = [document_text(one, f"document {place}") for place, one in enumerate(document_list(documents))]
+    cut = 0 if words is None else sum(len(text.split()) > words for text in texts)
+    if words is not None:
+        warn_of_cuts(cut, len(texts), words, "words")
+    return clean_query(query), texts, cut
 
 
 def predict(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .endpoint import Endpoint, EndpointSettings, RequestRefusedError, token_count
+from .protocols import clean_list
 
 
 # Jina, Cohere, vLLM, llama.cpp; and text-embeddings-inference.
@@ -37,7 +38,7 @@ class RerankService:
         self._field: str | None = None
         self.last_stats: dict[str, int] = {}
 
-    def rank(self, query: str, documents: Sequence[str]) -> list[dict[str, Any]]:
+    def rank(self, query: str, documents: Sequence[Any]) -> list[dict[str, Any]]:
         """The documents, best first, by the service's scores.
 
         Raises:
@@ -45,9 +46,10 @@ class RerankService:
         """
         rows: list[dict[str, Any]] = []
         self.last_stats = {"calls": 0}
-        size = self._documents or max(len(documents), 1)
-        for start in range(0, len(documents), size):
-            scores = self._ask(query, list(documents[start : start + size]))
+        query, texts, _ = clean_list(query, documents)
+        size = self._documents or max(len(texts), 1)
+        for start in range(0, len(texts), size):
+            scores = self._ask(query, texts[start : start + size])
             rows += [{"corpus_id": start + place, "score": score} for place, score in enumerate(scores)]
         return sorted(rows, key=lambda row: (-row["score"], row["corpus_id"]))
 

@@ -15,6 +15,7 @@ from typing import Any
 from ..ranking_options import settle_whole_numbers
 from .labels import LETTERS, Labels, Question, check_choice
 from .listwise_prompt import DEFAULT_PASSAGE_WORDS, passage_text
+from .protocols import clean_list
 
 
 METHODS = ("heapsort", "insertion")
@@ -83,7 +84,7 @@ class SetwiseRanker:
         self.name = labels.name
         self.last_stats: dict[str, int] = {}
 
-    def rank(self, query: str, documents: Sequence[str]) -> list[dict[str, Any]]:
+    def rank(self, query: str, documents: Sequence[Any]) -> list[dict[str, Any]]:
         """The documents, given in the first stage's order, best first.
 
         Returns:
@@ -93,11 +94,12 @@ class SetwiseRanker:
             ModelError: a prompt is longer than the model's context.
             TSARankError: the model cannot be asked.
         """
-        choices = Choices(self.labels, query, documents, self.options)
+        query, texts, cut = clean_list(query, documents, self.options.passage_words)
+        choices = Choices(self.labels, query, texts, self.options)
         best = self._inserted(choices) if self.options.method == "insertion" else self._heapsort(choices)
         chosen = set(best)
-        order = best + [place for place in range(len(documents)) if place not in chosen]
-        self.last_stats = dict(choices.tally)
+        order = best + [place for place in range(len(texts)) if place not in chosen]
+        self.last_stats = {**choices.tally, "cut_documents": cut}
         return [{"corpus_id": i, "score": float(len(order) - place)} for place, i in enumerate(order)]
 
     def _heapsort(self, choices: Choices, count: int | None = None) -> list[int]:

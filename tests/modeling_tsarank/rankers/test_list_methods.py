@@ -18,12 +18,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from modeling_tsarank import load_ranker
 from modeling_tsarank.rankers.chat import ChatSettings
+from modeling_tsarank.rankers.endpoint import EndpointSettings
 from modeling_tsarank.rankers.first import FirstOptions, FirstRanker, first_question
 from modeling_tsarank.rankers.labels import LETTERS, LabelModel
 from modeling_tsarank.rankers.listwise import window_bounds
 from modeling_tsarank.rankers.pairwise import PairwiseOptions, PairwiseRanker, pairwise_question
+from modeling_tsarank.rankers.rerank_service import RerankService
 from modeling_tsarank.rankers.setwise import SetwiseOptions, SetwiseRanker, setwise_question
 from modeling_tsarank.ranking_errors import InputError, ModelError
+from modeling_tsarank.ranking_text import cuts_reported
 
 
 ARCHITECTURES = ["llama", "qwen3", "gpt2", "t5"]
@@ -265,7 +268,7 @@ def test_short_lists_and_texts_that_are_all_alike(model: LabelModel, make: Any) 
     ranker = make(model)
     assert ranker.rank(QUERY, []) == []
     assert [row["corpus_id"] for row in ranker.rank(QUERY, ["only"])] == [0]
-    assert ranker.last_stats == {"calls": 0, "tokens": 0, "unusable": 0}
+    assert ranker.last_stats == {"calls": 0, "tokens": 0, "unusable": 0, "cut_documents": 0}
     for count in (2, 3, 5):
         assert sorted(order_of(ranker.rank(QUERY, texts(count)))) == list(range(count))
         assert ranker.last_stats["calls"] > 0
@@ -368,7 +371,8 @@ def test_a_server_is_asked_and_a_faultless_one_sorts(ranker: str, options: dict[
     found = 2 if options.get("window") == 4 else 10
     assert order[:found] == BY_VALUE[:found]
     assert loaded.last_stats["calls"] == len(server.payloads) == (calls or len(server.payloads))
-    assert loaded.last_stats == {"calls": len(server.payloads), "tokens": 110 * len(server.payloads), "unusable": 0}
+    counts = {"calls": len(server.payloads), "tokens": 110 * len(server.payloads), "unusable": 0, "cut_documents": 0}
+    assert loaded.last_stats == counts
 
 
 def test_answers_of_no_use_keep_the_first_stages_order_and_are_counted() -> None:
@@ -381,7 +385,38 @@ def test_answers_of_no_use_keep_the_first_stages_order_and_are_counted() -> None
     with ChatServer(lambda *_: "no order") as server:
         loaded = remote(server, "listwise", window=4, step=2)
         assert order_of(loaded.rank("q", DOCUMENTS)) == list(range(10))
-        assert loaded.last_stats == {"calls": 8, "tokens": 880, "unusable": 4}
+        assert loaded.last_stats == {"calls": 8, "tokens": 880, "unusable": 4, "cut_documents": 0}
+
+
+@pytest.mark.parametrize("kind", ["pairwise", "setwise", "listwise"])
+def test_documents_that_are_shown_in_part_are_counted(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    with ChatServer(by_value) as server:
+        ranker = remote(server, kind, passage_words=3)
+        ranker.rank("q", ["is 1", "is 2 in four", {"title": "is 3", "text": "with a title"}])
+        assert ranker.last_stats["cut_documents"] == 2
+        assert "2 of 3 documents were cut: 3 words of each are shown (passage_words)" in caplog.text
+        assert all("four" not in str(payload) for payload in server.payloads)
+        caplog.clear()
+        with cuts_reported():
+            ranker.rank("q", ["is 1", "is 2 in four"])
+        assert ranker.last_stats["cut_documents"] == 1
+    assert "cut" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["pairwise", "setwise", "listwise", "service"])
+def test_a_single_text_is_no_list_of_documents(kind: str) -> None:
+    """Its letters, or the keys of a mapping, would be ranked; nothing is asked before."""
+    with ChatServer(by_value) as server:
+        ranker = RerankService(EndpointSettings(server.url, "m")) if kind == "service" else remote(server, kind)
+        for documents in ("yeast", {"a": "yeast"}, {"yeast"}, None, 3):
+            with pytest.raises(InputError, match="documents must be a list of texts, got"):
+                ranker.rank("q", documents)
+        for documents in (["a", None], ["a", 3], ["a", {"title": "no text"}]):
+            with pytest.raises(InputError, match="document 1"):
+                ranker.rank("q", documents)
+        with pytest.raises(InputError, match="the query is empty"):
+            ranker.rank(" ", ["a", "b"])
+        assert server.payloads == []
 
 
 def test_first_and_addresses_without_a_model_are_refused() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from modeling_tsarank.files.hashes import hash_parts
+from modeling_tsarank.jobs.bulk_scoring import tokenizer_identity
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import CONFIG_KEY
 from modeling_tsarank.trainers.checkpoint_files import read_state
@@ -44,6 +45,7 @@ _DIGESTS = {
     "frozen_weights": "the weights of the model it starts from",
     "start_weights": "the weights of the model it starts from",
     "configuration": "the model's configuration (model_init_kwargs)",
+    "tokenizer": "the tokenizer's vocabulary or settings",
 }
 # Of a configuration: where it came from, and what the trainers set themselves.
 _NO_CONFIGURATION = re.compile(
@@ -74,12 +76,13 @@ def run_settings(trainer: Any) -> dict[str, Any]:
 
 
 def model_settings(trainer: Any) -> dict[str, Any]:
-    """The attention and a hash of the configuration of the model in training."""
+    """The attention, and hashes of the configuration and the tokenizer of the model in training."""
     config = trainer.ranker.backbone.config
     kept = {k: v for k, v in config.to_dict().items() if k != CONFIG_KEY and not _NO_CONFIGURATION.fullmatch(k)}
     return {
         "attn_implementation": config._attn_implementation,
         "configuration": hash_parts([json.dumps(kept, sort_keys=True, default=str)]),
+        "tokenizer": tokenizer_identity(trainer.ranker.tokenizer),
     }
 
 

@@ -456,6 +456,14 @@ def test_another_base_model_is_refused(make_ranker: Any, make_trainer: Any, trai
         other.train(resume_from_checkpoint=str(trained / "checkpoint-3"))
 
 
+def test_another_tokenizer_is_refused(make_ranker: Any, make_trainer: Any, trained: Path, tmp_path: Path) -> None:
+    ranker = make_ranker()
+    ranker.tokenizer.add_tokens(["bread"])
+    other = make_trainer("sft", ranker=ranker, **SHORT, output_dir=str(tmp_path / "run"))
+    with pytest.raises(InputError, match=r"settings: the tokenizer's vocabulary or settings are others\. Resume"):
+        other.train(resume_from_checkpoint=str(trained / "checkpoint-3"))
+
+
 @pytest.mark.parametrize("change", ["weights", "dtype"])
 def test_another_base_model_is_refused_where_all_of_it_is_trained(
     change: str, make_ranker: Any, make_trainer: Any, tmp_path: Path

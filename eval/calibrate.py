@@ -137,17 +137,15 @@ def quality(probabilities: np.ndarray, relevant: np.ndarray) -> Quality:
 
 def plot_reliability(path: Path, curves: dict[str, Quality]) -> None:
     """Draws the share of relevant documents against the mean probability of each bin, a line for each of `curves`."""
-    require("matplotlib", extra="eval", purpose="The plot")
-    from matplotlib.figure import Figure
+    from modeling_tsarank.eval.plots import new_figure, save_figure
 
-    figure = Figure(figsize=(5, 5), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_figure(width=5.0, height=5.0)
     axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="perfect")
     for name, one in curves.items():
         axes.plot([row[1] for row in one.bins], [row[2] for row in one.bins], marker="o", label=name)
     axes.set(xlabel="mean probability", ylabel="share of relevant documents", xlim=(0, 1), ylim=(0, 1))
     axes.legend()
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def run_calibrate(args: argparse.Namespace) -> int:

@@ -25,7 +25,7 @@ def plot_gains(path: Path, gains: Sequence[float], measure: str, dataset: str, s
         system: Name of the reranker.
         baseline: Name of the first stage.
     """
-    figure, axes = _figure(width=8.0, height=4.2)
+    figure, axes = new_figure(width=8.0, height=4.2)
     ordered = sorted(gains, reverse=True)
     colors = [BLUE if gain > 0 else VERMILION for gain in ordered]
     # Bars of one unit leave no gaps: with hundreds of queries, gaps turn into a moiré pattern.
@@ -41,10 +41,11 @@ def plot_gains(path: Path, gains: Sequence[float], measure: str, dataset: str, s
     axes.set_xlim(0.5, len(ordered) + 0.5)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(loc="upper right", frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def new_figure(width: float, height: float) -> tuple[Any, Any]:
+    """A figure and its axes; sizes in inches. Raises `ResourceError` where matplotlib is missing."""
     figure_module = require("matplotlib.figure", extra="eval", purpose="A plot")
     # Without pyplot there is no global state, no display, and nothing to close.
     figure = figure_module.Figure(figsize=(width, height), dpi=150, layout="constrained")
@@ -53,7 +54,8 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a figure, whole or not at all, in the format of the file's ending or else as PNG."""
     kind = path.suffix.lower().removeprefix(".")
     with whole_file(path) as temporary:
         figure.savefig(temporary, format=kind if kind in figure.canvas.get_supported_filetypes() else "png")

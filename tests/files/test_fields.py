@@ -200,9 +200,8 @@ READ_BY = {
     "modeling_tsarank/jobs/bulk_pairs.py": "tests/modeling_tsarank/jobs/test_bulk_scoring.py: bad pairs",
     "trainers/data/list_building.py": "here",
     "trainers/data/readers.py": "tests/trainers/data/test_readers.py: fields of a declaration's own names",
-    "trainers/recipes/development_reading.py": "tests/trainers/recipes/test_development.py: a raw row",
+    "trainers/recipes/judged.py": "tests/trainers/recipes/test_development.py: a raw row",
     "trainers/recipes/release_data.py": "what was written on the lines before",
-    "trainers/recipes/release_sources.py": "to_row",
     "trainers/training_data.py": "to_row",
     "trainers/training_sources.py": "to_row",
 }

@@ -52,7 +52,6 @@ OWN_READING = {
     "modeling_tsarank/user_text.py": ("loads", "travels with checkpoints; a tokenizer's own JSON"),
     "trainers/checkpointing.py": ("load_file", "a checkpoint whose manifest was checked"),
     "trainers/data/teacher_cache.py": ("read_bytes", "finds out whether a file has lines at all"),
-    "trainers/recipes/release_data.py": ("loads", "what was made into JSON on the line before"),
     "trainers/stopping.py": ("read_bytes", "/proc"),
     "trainers/training_record.py": ("read_text", "/proc"),
 }

@@ -16,6 +16,7 @@ COMMANDS = {
         f"--query bread --documents @documents.jsonl {_MODEL}",
         f"--query bread --documents @documents.jsonl.gz --json {_MODEL}",
         f"--query bread --documents @documents.txt --store @store {_MODEL}",
+        f"--query bread --documents @documents.txt --calibration @calibration.json --threshold 0.5 {_MODEL}",
     ],
     "index": [
         f"--documents @documents.txt --store %store {_MODEL}",
@@ -41,7 +42,7 @@ COMMANDS = {
         "--pair one @a.trec @b.trec @beir/qrels/test.tsv --json --measure map --resamples 50",
     ],
     "tune-fusion": ["@a.trec @b.trec --qrels @beir/qrels/test.tsv --steps 3 --output %fusion.json"],
-    "calibrate": ["@a.trec --qrels @beir/qrels/test.tsv --output %calibration.json"],
+    "calibrate": ["@a.trec --qrels @beir/qrels/test.tsv --output %calibration.json --plot %plot.svg"],
     "data weak-pairs": [
         "--config @weak.yaml --output %out",
     ],
@@ -61,7 +62,10 @@ COMMANDS = {
         "--dataset @beir --split test --depth 6 --count 2 --output %mined.jsonl",
         "--corpus @passages.jsonl --queries @cropped.jsonl --depth 6 --count 2 --output %mined.jsonl",
     ],
-    "recipe prepare": ["@raw/plan.yaml --data @raw --output %out"],
+    "recipe prepare": [
+        "@raw/plan.yaml --data @raw --output %out",
+        "@raw/development.yaml --data @raw --output %out",
+    ],
     "recipe release": ["--adapters @adapter --ranker @model --output %release"],
     "train cpt": [
         "--model_name_or_path @model --train_data @cpt.jsonl --output_dir %out --max_steps 1 --use_cpu true "

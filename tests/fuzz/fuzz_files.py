@@ -147,6 +147,26 @@ def valid_files(folder: Path, tiny_model: Callable[[], Path], main: Callable[[li
         "distill_documents": 5,
     }
     (data / "plan.yaml").write_text(yaml.safe_dump(plan))
+    passages = [{"text": text, "grade": n % 3, "score": None} for n, text in enumerate(texts[:4])]
+    (data / "marco").mkdir()
+    kinds = {
+        "graded": [{"query": row["query"], "passages": passages} for row in pairs[:5]],
+        "listed": [{"query": row["query"], "candidates": texts[:3]} for row in pairs[5:8]],
+        "passages": [{"text": text} for text in texts[:5]],
+    }
+    for name, rows in kinds.items():
+        lines(f"raw/marco/{name}.jsonl.gz", rows)
+    (data / "marco" / "more.tsv.gz").write_bytes(gzip.compress(b"1\tof what is bread made\n2\tship\n", mtime=0))
+    development = {
+        "leakage": ["$TSARANK_DATA/beir"],
+        "collections": [{"name": "graded", "files": ["marco/graded"], "candidates": 3, "queries": 3, "words": 9}],
+        "lists": [
+            {"name": "texts", "files": ["supervised/texts"], "pool": ["marco/passages"], "mining": mining},
+            {"name": "listed", "files": ["marco/listed"], "queries": 2},
+        ],
+        "pools": [{"name": "web", "passages": ["marco/passages"], "queries": ["marco/listed", "marco/more.tsv.gz"]}],
+    }
+    (data / "development.yaml").write_text(yaml.safe_dump(development))
     shutil.copytree(folder / "beir", folder / "lists")
     shutil.copy(folder / "distill.jsonl", folder / "lists" / "train.jsonl")
     adapter = folder / "adapter"
@@ -155,6 +175,7 @@ def valid_files(folder: Path, tiny_model: Callable[[], Path], main: Callable[[li
     shutil.copy(folder / "model" / "model.safetensors", adapter / "adapter_model.safetensors")
     for line in (
         "tune-fusion {0}/a.trec {0}/b.trec --qrels {0}/beir/qrels/test.tsv --output {0}/fusion.json",
+        "calibrate {0}/a.trec --qrels {0}/beir/qrels/test.tsv --output {0}/calibration.json",
         "index --documents {0}/documents.txt --store {0}/store --model {0}/model --device cpu",
         "data weak-pairs --config {0}/weak.yaml --output {0}/weak-set",
         "data queries cropped --corpus {0}/passages.jsonl --count 4 --min-words 1 --output {0}/cropped.jsonl",

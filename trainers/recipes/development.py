@@ -15,6 +15,7 @@ from typing import Any
 
 from modeling_tsarank.eval.beir import read_queries
 from modeling_tsarank.eval.types import Document
+from modeling_tsarank.files.fields import field_text, record_text
 from modeling_tsarank.files.hashes import hash_file
 from modeling_tsarank.files.writing import write_json, write_jsonl
 from modeling_tsarank.ranking_errors import InputError
@@ -29,6 +30,7 @@ from modeling_tsarank.trainers.recipes.judged import (
     Judged,
     Pool,
     check_names,
+    checked_record,
     clean_judged,
     raw_records,
     read_plan,
@@ -185,7 +187,8 @@ class _Raw:
     def rows(self, name: str, words: int, origins: Sequence[str] = ()) -> Iterator[Judged]:
         """The rows of a file, passages cut after so many words; without what has no passage."""
         for place, record in raw_records(self.data, name, self.limit, self.inputs):
-            if not origins or any(fnmatchcase(record["source"], one) for one in origins):
+            source = field_text(checked_record(record, place), "source", place) or "" if origins else ""
+            if not origins or any(fnmatchcase(source, one) for one in origins):
                 row = read_row(record, place, "")
                 values: dict[str, float] = {}
                 for text, value in zip(row.texts, row.values, strict=True):
@@ -211,7 +214,8 @@ class _Raw:
     def queries(self, name: str) -> list[str]:
         """The queries of a file, as they are."""
         if not name.endswith(".gz"):
-            return [str(one["query"]) for _, one in raw_records(self.data, name, self.limit, self.inputs)]
+            records = raw_records(self.data, name, self.limit, self.inputs)
+            return [record_text(checked_record(one, place), place, "query") for place, one in records]
         path = self.data / name
         self.inputs[name] = describe_file(path)
         return list(read_queries(path).values())[: self.limit or None]

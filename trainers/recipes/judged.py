@@ -16,6 +16,7 @@ from typing import Any
 
 from modeling_tsarank.eval.run_files import write_run
 from modeling_tsarank.eval.types import Collection, Document
+from modeling_tsarank.files.fields import field_text, record_text, shown, without_nulls
 from modeling_tsarank.files.reading import parse_yaml, read_text
 from modeling_tsarank.files.writing import write_jsonl, write_text
 from modeling_tsarank.ranking_errors import InputError
@@ -23,7 +24,7 @@ from modeling_tsarank.trainers.data.hard_negatives import MiningOptions, mine_ne
 from modeling_tsarank.trainers.data.leakage_check import LeakageCheck
 from modeling_tsarank.trainers.data.list_building import FirstStage, Retriever
 from modeling_tsarank.trainers.data.provenance import describe_file
-from modeling_tsarank.trainers.rows import to_row
+from modeling_tsarank.trainers.rows import read_document, read_documents, read_list, read_numbers, to_row
 from modeling_tsarank.trainers.training_sources import read_records
 
 
@@ -109,37 +110,50 @@ def raw_records(folder: Path, name: str, limit: int, inputs: dict[str, Any]) -> 
         yield one
 
 
-def read_row(record: Mapping[str, Any], place: str, query_id: str) -> Judged:
+def read_row(record: Any, place: str, query_id: str) -> Judged:
     """A raw row: passages with score, grade or label, candidates, a passage alone, or any layout of fine-tuning data.
 
     Raises:
-        InputError: it is none of these; names its place.
+        InputError: it is none of these, or a text or number in it is none; names its place.
     """
-    target = "labels"
-    if "passages" in record:
-        given = record["passages"]
-        name = next((one for one in ("score", "grade", "label") if given and one in given[0]), "label")
-        try:
-            pairs = [(one["text"], float(one[name])) for one in given]
-        except KeyError as error:
-            raise InputError(f"{place}: passages have neither score, grade nor label") from error
-        target = "teacher_scores" if name == "score" else target
-    elif "candidates" in record:
-        pairs = [(text, 0.0) for text in record["candidates"]]
-    elif "text" in record:
-        pairs = [(record["text"], 0.0)]
-    else:
-        try:
+    record, target = checked_record(record, place), "labels"
+    try:
+        if "passages" in record:
+            pairs, target = _passages(read_list(record, "passages"))
+        elif "candidates" in record:
+            pairs = [(str(one["text"]), 0.0) for one in read_documents(record, "candidates")]
+        elif "text" in record:
+            pairs = [(record_text(record, "the row"), 0.0)]
+        else:
             row = to_row(record, positives=True)
-        except InputError as error:
-            raise InputError(f"{place}: {error}") from error
-        texts = (f"{one['title'] or ''} {one['text']}".strip() for one in row["documents"])
-        pairs = list(zip(texts, row["labels"], strict=True))
+            texts = (f"{one['title'] or ''} {one['text']}".strip() for one in row["documents"])
+            pairs = list(zip(texts, row["labels"], strict=True))
+        query = field_text(record, "query", "the row") or ""
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
     best: dict[str, float] = {}
     for text, value in pairs:
         text = reread(text)
         best[text] = max(value, best.get(text, value))
-    return Judged(query_id, reread(record.get("query") or ""), tuple(best), tuple(best.values()), target)
+    return Judged(query_id, reread(query), tuple(best), tuple(best.values()), target)
+
+
+def checked_record(record: Any, place: str) -> dict[str, Any]:
+    """The fields of a raw row that are not null. Raises `InputError` for what is no row."""
+    if not isinstance(record, Mapping):
+        raise InputError(f"{place}: expected a row with named fields, found {shown(record)}")
+    return without_nulls(record)
+
+
+def _passages(given: Sequence[Any]) -> tuple[list[tuple[str, float]], str]:
+    """Texts and values of passages, and what the values are in a training row."""
+    rows = [checked_record(one, f"passages[{number}]") for number, one in enumerate(given)]
+    name = next((one for one in ("score", "grade", "label") if rows and one in rows[0]), "")
+    if rows and not name:
+        raise InputError("passages have neither score, grade nor label")
+    values = read_numbers({name: [row.get(name) for row in rows]}, name)
+    texts = [str(read_document(row, f"passages[{number}]")["text"]) for number, row in enumerate(rows)]
+    return list(zip(texts, values, strict=True)), "teacher_scores" if name == "score" else "labels"
 
 
 def clean_judged(rows: Sequence[Judged], check: LeakageCheck, lost: Counter[str]) -> list[Judged]:

@@ -21,7 +21,12 @@ from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers import recipe_commands
 from modeling_tsarank.trainers.data.list_building import read_queries
 from modeling_tsarank.trainers.recipe_files import RECIPES
-from modeling_tsarank.trainers.recipes.development import DevelopmentPlan, is_development_plan, prepare_development
+from modeling_tsarank.trainers.recipes.development import (
+    DevelopmentPlan,
+    _Raw,
+    is_development_plan,
+    prepare_development,
+)
 from modeling_tsarank.trainers.training_data import load_training_rows
 
 
@@ -254,3 +259,32 @@ def test_the_interval_of_the_mean_counts_each_collection_alike(develop: Any) -> 
 def test_a_mixture_of_an_unknown_model_is_refused(develop: Any) -> None:
     with pytest.raises(InputError, match="names 'b'"):
         develop.mixture({"a": {"q": {"d": 1.0}}}, {"a": 0.5, "b": 0.5})
+
+
+WRONG_ROWS: list[tuple[Any, str]] = [
+    (None, "expected a row with named fields, found None"),
+    ({"query": 3, "candidates": ["a"]}, "'query' must be a string"),
+    ({"query": None, "positives": ["a"]}, r"fields \['positives'\] fit no layout"),
+    ({"query": "q", "document": None}, r"fields \['query'\] fit no layout"),
+    ({"query": "q", "passages": {"a": 1}}, "passages: expected a list"),
+    ({"query": "q", "passages": [None]}, r"passages\[0\]: expected a row"),
+    ({"query": "q", "passages": [{"text": None, "grade": 1}]}, r"passages\[0\]\.text: expected a string"),
+    ({"query": "q", "passages": [{"text": "a", "grade": None}]}, "neither score, grade nor label"),
+    ({"query": "q", "passages": [{"text": "a", "grade": 1}, {"text": "b"}]}, r"grade\[1\]: expected a number"),
+    ({"query": "q", "candidates": [3]}, r"candidates\[0\]: expected a text"),
+    ({"query": "q", "positives": ["a"], "negatives": [3]}, r"negatives\[0\]: expected a text"),
+    ({"text": 3}, "'text' must be a string"),
+]
+
+
+@pytest.mark.parametrize(("row", "message"), WRONG_ROWS)
+def test_a_raw_row_of_no_layout_or_with_null_is_named(row: Any, message: str, tmp_path: Path) -> None:
+    write_gz(tmp_path / "raw.jsonl.gz", [{"query": "whole", "document": "a", "source": None}, row])
+    with pytest.raises(InputError, match=f"line 2: .*{message}"):
+        _Raw(tmp_path, 0, {}).judged(["raw"], 9)
+
+
+def test_a_query_that_is_null_is_not_the_query_none(tmp_path: Path) -> None:
+    write_gz(tmp_path / "raw.jsonl.gz", [{"query": "bread", "document": "a"}, {"query": None, "document": "a"}])
+    with pytest.raises(InputError, match="line 2: no 'query'"):
+        _Raw(tmp_path, 0, {}).queries("raw")

@@ -13,6 +13,7 @@ from modeling_tsarank.hub_cards.model_facts import BaseModel, Evaluation, ModelF
 from modeling_tsarank.modeling_ranker import RankerModel
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.provenance import leakage_text, teachers_text
+from modeling_tsarank.trainers.losses import OBJECTIVES
 
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
@@ -282,9 +283,14 @@ def _training_facts(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _is_taught(record: dict[str, Any]) -> bool:
     """Whether a teacher's orders or scores went into the training, as far as that is recorded."""
-    weight = float(record["settings"].get("teacher_weight") or 0)
-    used = record["kind"] == "distill" or (record["kind"] == "sft" and weight > 0)
-    return used and record["data"].get("teachers") != []
+    teachers, settings = record["data"].get("teachers"), record["settings"]
+    if record["kind"] != "sft":
+        return record["kind"] == "distill" and teachers != []
+    # Fine-tuning records `teacher_weight`, or the objectives that were given instead of its mixture.
+    names = [str(one).partition(":")[0] for one in settings.get("objectives") or [settings.get("loss")]]
+    objectives = [OBJECTIVES[name] for name in names if name in OBJECTIVES]
+    asked = float(settings.get("teacher_weight") or 0) > 0 or any("teacher_scores" in one.needs for one in objectives)
+    return teachers != [] if asked else bool(teachers) and any(one.takes("ranks") for one in objectives)
 
 
 def _teacher_notes(facts: ModelFacts) -> list[str]:

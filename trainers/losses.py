@@ -44,9 +44,11 @@ from modeling_tsarank.trainers.losses_targets import (
     ranks_to_labels,
     scores_to_ranks,
 )
+from modeling_tsarank.trainers.objectives import OBJECTIVES
 
 
 __all__ = [
+    "OBJECTIVES",
     "SCORE_FORMS",
     "ScoreForm",
     "dear_loss",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import re
 from dataclasses import fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from modeling_tsarank.cli.command_line import real, whole
 from modeling_tsarank.ranking_errors import InputError
 
 
 ClassT = TypeVar("ClassT", bound=type)
+InstanceT = TypeVar("InstanceT")
 
 # `name: text` or, as in transformers, ``name (`type`, *optional*):`` over the text; both go on further to the right.
 _ENTRY = re.compile(r"^    (\w+)(?: \(.*\))?:(.*(?:\n {8,}.*)*)", re.MULTILINE)
@@ -48,3 +51,24 @@ def check_choices(instance: Any) -> None:
         allowed = [choice for one in literals for choice in get_args(one)]
         if literals and value not in allowed and (value is not None or type(None) not in get_args(hint)):
             raise InputError(f"unknown {name} {value!r}; expected one of {', '.join(map(str, allowed))}")
+
+
+def add_options(parser: argparse._ActionsContainer, cls: Any, *names: str) -> None:
+    """Adds an option for each field of a dataclass, or of those named, with its type, default and docstring."""
+    texts, hints = field_texts(cls), get_type_hints(cls)
+    for field in fields(cls):
+        if names and field.name not in names:
+            continue
+        flag, hint = f"--{field.name.replace('_', '-')}", hints[field.name]
+        text = texts[field.name].rstrip(".") + ("" if field.default is None else f" (default: {field.default})")
+        kinds: dict[Any, Any] = {int: whole(least=0), float: real()}
+        if get_origin(hint) is Literal:
+            parser.add_argument(flag, choices=get_args(hint), default=field.default, help=text)
+        else:
+            kind = next(kinds[one] for one in (hint, *get_args(hint)) if one in kinds)
+            parser.add_argument(flag, type=kind, default=field.default, metavar="N", help=text)
+
+
+def given_options(cls: type[InstanceT], args: argparse.Namespace) -> InstanceT:
+    """The instance of a dataclass that options of `add_options` describe. Raises `InputError` as the class does."""
+    return cls(**{one.name: getattr(args, one.name) for one in fields(cls) if hasattr(args, one.name)})  # type: ignore[arg-type]

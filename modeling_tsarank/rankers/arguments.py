@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..cli.command_line import real, whole
@@ -62,19 +63,25 @@ def add_ranker_arguments(parser: argparse.ArgumentParser) -> None:
 
 def ranker_options(args: argparse.Namespace) -> dict[str, Any]:
     """The values of `--ranker-options`. Raises `InputError` for what is not NAME=VALUE."""
+    found = named_values(args.ranker_options, "--ranker-options")
+    if found and args.ranker == RANKERS[0]:
+        raise InputError("--ranker-options are for rankers of lists; name one with --ranker")
+    return found
+
+
+def named_values(entries: Iterable[str], option: str) -> dict[str, Any]:
+    """The values of an option that takes NAME=VALUE several times. Raises `InputError` for what is not."""
     from ..files.reading import parse_json
 
     found: dict[str, Any] = {}
-    for given in args.ranker_options:
+    for given in entries:
         name, equals, value = given.partition("=")
         if not equals or not name:
-            raise InputError(f"--ranker-options takes NAME=VALUE, such as labels=4, got {given!r}")
+            raise InputError(f"{option} takes NAME=VALUE, such as window=10, got {given!r}")
         try:
             found[name] = parse_json(value, given)
         except InputError:  # a word, such as heapsort
             found[name] = value
-    if found and args.ranker == RANKERS[0]:
-        raise InputError("--ranker-options are for rankers of lists; name one with --ranker")
     return found
 
 

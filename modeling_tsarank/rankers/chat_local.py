@@ -108,8 +108,8 @@ class LocalChat(ChatModel):
         if limit is not None and len(ids) + self._max_new_tokens > limit:
             raise RequestRefusedError(
                 f"the conversation has {len(ids)} tokens, with an answer of {self._max_new_tokens} more than the "
-                f"{limit} of {self.name}; use windows (--window), fewer words a passage (--passage-words) or another "
-                f"model"
+                f"{limit} of {self.name}; use windows (window=10), fewer words a passage (passage_words=100) or "
+                f"another model"
             )
         end = self._tokenizer.eos_token_id
         pad = self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else end

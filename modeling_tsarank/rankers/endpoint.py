@@ -279,7 +279,7 @@ class Endpoint:
         if limit is not None and self.usage.cost >= limit:
             raise ResourceError(
                 f"the answers of {self.name} have cost {self.usage.cost:.4f}, the limit is {limit}: what was paid for "
-                "is kept, run again with a higher limit (--max-cost) to go on"
+                "is kept, run again with a higher limit (max_cost) to go on"
             )
 
     def _honour_retry_after(self, answer: Answer) -> None:

@@ -222,7 +222,7 @@ def test_a_ranker_of_lists_over_a_language_model(
     assert metrics["ranker_options"]["labels"] == 3
     for options, message in (
         (["--ranker-options", "labels=4", "best=4"], "ranker_options was"),
-        (["--ranker-options", "labels"], "takes NAME=VALUE, such as labels=4, got 'labels'"),
+        (["--ranker-options", "labels"], "takes NAME=VALUE, such as window=10, got 'labels'"),
         (["--ranker-options", "k=4"], "setwise has no option 'k'"),
         (["--ranker-options", "method=bubble"], "unknown method 'bubble'; expected one of heapsort, insertion"),
         (["--ranker-options", "labels=[2]"], "labels"),

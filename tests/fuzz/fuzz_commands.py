@@ -53,7 +53,7 @@ COMMANDS = {
     ],
     "data lists": [
         "--corpus @passages.jsonl --queries @cropped.jsonl --list-size 3 --teacher-url SERVER --teacher-model m "
-        "--tries 1 --timeout 0.3 --output %out",
+        "--teacher-options tries=1 timeout=0.3 --output %out",
         "--corpus @passages.jsonl --queries @cropped.jsonl --list-size 3 --teacher-scores @model --output %out "
         f"{_PLACE}",
     ],

@@ -179,6 +179,30 @@ def test_a_card_says_where_teacher_and_leakage_check_are_not_recorded(trained: A
     assert "| Leakage check | not recorded" in card
 
 
+@pytest.mark.parametrize(
+    ("objectives", "teachers", "named"),
+    [
+        (["listwise_softmax:0.5", "listnet:0.5"], None, "not recorded"),
+        (["listnet"], [{"name": "big", "trained_on": "MS MARCO"}], "big, trained on MS MARCO"),
+        (["ranknet:1"], [{"name": "big", "trained_on": "MS MARCO"}], "big, trained on MS MARCO"),
+        (["ranknet:1"], None, None),
+        (["listwise_softmax", "next_token"], [{"name": "big", "trained_on": None}], None),
+    ],
+)
+def test_a_card_names_the_teacher_of_objectives(
+    objectives: list[str], teachers: Any, named: str | None, trained: Any, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(trained("tsarank"), tmp_path / "mixed")
+    record = json.loads((folder / "training_run.json").read_text())
+    for name in ("alpha", "ntp", "dp", "teacher_weight", "loss"):
+        record["settings"].pop(name, None)
+    record["settings"]["objectives"], record["data"]["teachers"] = objectives, teachers
+    (folder / "training_run.json").write_text(json.dumps(record))
+    card = prepare_model(folder, "alice/x", ModelOptions(license="mit")).card
+    assert ("| Teacher |" in card) == (named is not None)
+    assert named is None or f"| Teacher | {named} |" in card
+
+
 def test_results_of_another_checkpoint_are_refused(trained: Any, tmp_path: Path) -> None:
     folder = trained("tsarank")
     results = evaluation_of(folder, tmp_path, checkpoint="sha256:0123456789abcdef")

@@ -22,7 +22,7 @@ from modeling_tsarank.trainers import losses, losses_listwise, losses_pairwise, 
 from modeling_tsarank.trainers.cpt_config import CPTConfig
 from modeling_tsarank.trainers.data import list_building, list_writing
 from modeling_tsarank.trainers.data.commands import register_commands
-from modeling_tsarank.trainers.data.hard_negatives import MiningOptions
+from modeling_tsarank.trainers.data.data_options import MiningOptions
 from modeling_tsarank.trainers.data.list_building import FirstStage
 from modeling_tsarank.trainers.distill_config import RankingDistillConfig
 from modeling_tsarank.trainers.ranking_config import RankingConfig

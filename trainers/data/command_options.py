@@ -1,4 +1,4 @@
-"""Options that the commands of this room share."""
+"""What the commands of `tsarank data` share: options by name, and what is made of them."""
 
 from __future__ import annotations
 
@@ -8,27 +8,71 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modeling_tsarank.cli.command_line import real, whole
+from modeling_tsarank.cli.command_line import real, seed, whole
 
 
 if TYPE_CHECKING:
     from modeling_tsarank.eval.types import Collection, Document
+    from modeling_tsarank.jobs.pools import Pool
     from modeling_tsarank.trainers.data.leakage_check import LeakageCheck
+    from modeling_tsarank.trainers.data.list_building import Retriever
     from modeling_tsarank.trainers.data.teacher_cache import RequestCache
+    from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
+
+_SHARED: dict[str, dict[str, Any]] = {
+    "corpus": {
+        "required": True,
+        "metavar": "C",
+        "help": 'JSON lines of {"_id", "title", "text"} (.gz too), or a folder with such a corpus.jsonl',
+    },
+    "output": {"type": Path, "required": True, "metavar": "FILE", "help": ".jsonl file to write"},
+    "seed": {"type": seed(), "default": 0, "help": "of every draw (default: 0)"},
+    "leakage": {
+        "nargs": "+",
+        "default": [],
+        "metavar": "D",
+        "help": "test collections whose queries and passages are left out, exact copies and near ones: folders in "
+        "BEIR's layout, or a folder of them, Hub ids, ir_datasets:NAME",
+    },
+    "cache": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "where answers, scores and generated batches are kept (default: beside the output)",
+    },
+    "index-cache": {"type": Path, "metavar": "DIR", "help": "where indexes are kept"},
+    "rerank-depth": {"type": whole(), "default": 100, "metavar": "N", "help": "documents that rerank: reads (100)"},
+    "batch-tokens": {"type": whole(), "metavar": "N", "help": "tokens in a reranker's batch"},
+    "teacher-weights": {
+        "nargs": "+",
+        "action": "extend",
+        "type": real(least=0, most=1e9),
+        "metavar": "W",
+        "help": "one a teacher, where several score; they are divided by their sum (default: all alike)",
+    },
+    "teacher-trained-on": {
+        "nargs": "+",
+        "metavar": "TEXT",
+        "help": "what the teacher was trained on, one text a teacher, for the cards (default: what its own card says)",
+    },
+    "max-length": {"type": whole(), "metavar": "N", "help": "tokens a reranker reads of a pair"},
+    "max-query-length": {
+        "type": whole(),
+        "metavar": "N",
+        "help": "tokens of the query among them, for this project's rerankers (default: the model's, mostly 256)",
+    },
+    "device": {"help": "cpu, cuda, cuda:1, mps (default: the best there is)"},
+    "dtype": {"default": "auto", "help": "float32, bfloat16, float16 or auto (default)"},
+}
 
 
-def add_corpus(parser: argparse.ArgumentParser) -> None:
-    """Where passages come from."""
-    parser.add_argument(
-        "--corpus",
-        required=True,
-        metavar="C",
-        help='JSON lines of {"_id", "title", "text"} (.gz too), or a folder with such a corpus.jsonl',
-    )
+def add_shared(parser: argparse._ActionsContainer, *names: str, **changes: Any) -> None:
+    """Adds options of `_SHARED` by name; `changes` are other arguments of `add_argument` for each of them."""
+    for name in names:
+        parser.add_argument(f"--{name}", **{**_SHARED[name], **changes})
 
 
 def read_passages(source: str) -> Mapping[str, Document]:
-    """The corpus that `add_corpus` names.
+    """The corpus of `--corpus`.
 
     Raises:
         InputError: no such file, or a line that is no document (with its number).
@@ -51,90 +95,52 @@ def corpus_file(source: str) -> Path:
     return path
 
 
-def add_model_place(parser: argparse.ArgumentParser) -> None:
-    """Where models run."""
-    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: the best there is)")
-    parser.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 or auto (default)")
-
-
-def add_teacher_weights(parser: argparse._ActionsContainer) -> None:
-    """How several teachers are mixed."""
-    parser.add_argument(
-        "--teacher-weights",
-        nargs="+",
-        action="extend",
-        type=real(least=0, most=1e9),
-        default=None,
-        metavar="W",
-        help="one a teacher, where several score; they are divided by their sum (default: all alike)",
-    )
-
-
-def add_trained_on(parser: argparse._ActionsContainer) -> None:
-    """What teachers were trained on."""
-    parser.add_argument(
-        "--teacher-trained-on",
-        nargs="+",
-        default=None,
-        metavar="TEXT",
-        help="what the teacher was trained on, one text a teacher, for the cards (default: what its own card says)",
-    )
-
-
-def add_leakage(parser: argparse._ActionsContainer) -> None:
-    """What must not come into training data."""
-    parser.add_argument(
-        "--leakage",
-        nargs="+",
-        default=[],
-        metavar="D",
-        help="test collections whose queries and passages are left out, exact copies and near ones: folders in BEIR's "
-        "layout, or a folder of them, Hub ids, ir_datasets:NAME",
-    )
-
-
 def open_check(args: argparse.Namespace, stack: ExitStack) -> LeakageCheck | None:
-    """The check of `add_leakage`, or None where no collection was named."""
+    """The check of `--leakage`, or None where no collection was named."""
     from modeling_tsarank.trainers.data.leakage_check import LeakageCheck
 
     return stack.enter_context(LeakageCheck(args.leakage)) if args.leakage else None
 
 
-def add_lengths(parser: argparse._ActionsContainer, who: str) -> None:
-    """How much of a pair a scorer reads; `given_lengths` gives what was said."""
-    parser.add_argument("--max-length", type=whole(), default=None, metavar="N", help=f"tokens {who} reads of a pair")
-    parser.add_argument(
-        "--max-query-length",
-        type=whole(),
-        default=None,
-        metavar="N",
-        help="tokens of the query among them, for this project's rerankers; less than --max-length (default: the "
-        "model's, mostly 256)",
-    )
-
-
 def given_lengths(args: argparse.Namespace) -> dict[str, Any]:
-    """Those of `add_lengths` that were given, as options of `load_scorer`."""
-    given = {"max_length": args.max_length, "max_query_length": args.max_query_length}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def add_cache(parser: argparse.ArgumentParser, what: str) -> None:
-    """Where things that were worked out or paid for are kept."""
-    parser.add_argument(
-        "--cache", type=Path, default=None, metavar="FILE", help=f"where {what} are kept (default: beside the output)"
-    )
+    """Those of `--max-length` and `--max-query-length` that were given, as options of `load_scorer`."""
+    names = ("max_length", "max_query_length")
+    return {name: value for name in names if (value := getattr(args, name, None)) is not None}
 
 
 def open_cache(args: argparse.Namespace) -> RequestCache:
-    """The cache that `add_cache` names."""
+    """The cache of `--cache`."""
     from modeling_tsarank.trainers.data.teacher_cache import RequestCache
 
-    if args.cache is not None:
-        return RequestCache(args.cache)
     output: Path = args.output
-    former = output.with_suffix(".cache.sqlite"), output.with_name(f"{output.name}.cache.sqlite")
-    return RequestCache(output.with_name(f"{output.name}.cache.jsonl"), former)
+    return RequestCache(args.cache or output.with_name(f"{output.name}.cache.jsonl"))
+
+
+def make_scorer(args: argparse.Namespace, pool: Pool, name: str) -> CachedScorer:
+    """A scorer on the machines of the pool, whose scores go into `--cache`, which is made when first needed."""
+    from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
+
+    if getattr(args, "opened_cache", None) is None:
+        args.opened_cache = open_cache(args)
+    tokens = getattr(args, "batch_tokens", None)
+    return CachedScorer(name, args.opened_cache, None, tokens, args.device, args.dtype, pool, **given_lengths(args))
+
+
+def make_retriever(args: argparse.Namespace, pool: Pool, documents: Mapping[str, Document]) -> Retriever:
+    """First stages over the documents; their rerankers score on the machines of the pool."""
+    from modeling_tsarank.trainers.data.list_building import Retriever
+
+    devices = {} if args.device is None else {kind: {"device": args.device} for kind in ("dense", "splade")}
+    return Retriever(documents, args.index_cache, lambda name: make_scorer(args, pool, name), devices)
+
+
+def print_counts(title: str, rows: list[tuple[str, Any]]) -> None:
+    """A table of names and numbers on standard output."""
+    import sys
+
+    from modeling_tsarank.eval.reports import text_table
+
+    sys.stdout.write(text_table([title, "Number"], [[name, str(value)] for name, value in rows]))
 
 
 def load_judged(args: argparse.Namespace) -> Collection:

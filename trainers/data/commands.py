@@ -1,27 +1,6 @@
-"""`tsarank data`: training sets out of raw text."""
-
-from __future__ import annotations
-
-import argparse
-import sys
-from pathlib import Path
-from typing import Any
-
-from modeling_tsarank.cli.command_line import add_command
-from modeling_tsarank.trainers.data.list_commands import register_lists
-from modeling_tsarank.trainers.data.mine_commands import register_mine
-from modeling_tsarank.trainers.data.query_commands import register_queries
-from modeling_tsarank.trainers.data.score_commands import register_scores
-
-
-_DESCRIPTION = """\
-Make training data: weakly supervised pairs for continual pre-training, hard negatives for fine-tuning, queries and
-lists in a teacher's order for distillation. Every set keeps where its rows come from, in provenance.json.
-"""
-_WEAK_PAIRS = """\
-Make a training set of weakly supervised pairs (TSARankLLM, section 2.2) out of raw text: a folder with parquet shards
-(query, document, type, source, licence), provenance.json and a dataset card. datasets.load_dataset(FOLDER) loads it,
-and `tsarank train cpt --train_data FOLDER` trains on it.
+"""Make a training set of weakly supervised pairs (TSARankLLM, section 2.2) out of raw text: a folder with parquet
+shards (query, document, type, source, licence), provenance.json and a dataset card. datasets.load_dataset(FOLDER)
+loads it, and `tsarank train cpt --train_data FOLDER` trains on it.
 
 A recipe is a YAML file. Sources are .jsonl, .csv, .tsv (packed or not) or .parquet files, folders of them, or datasets
 of the Hub, with the names of their fields:
@@ -37,6 +16,25 @@ of the Hub, with the names of their fields:
     - near_duplicates: {threshold: 0.8, types: [title_body]}
     - leakage: {collections: [beir/scifact, "ir_datasets:beir/nfcorpus/test"]}
   sampling: {rows: 100000, temperature: 3, caps: {post_comment: 20000}, validation: 1000, seed: 0}
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from modeling_tsarank.cli.command_line import add_command
+from modeling_tsarank.trainers.data.command_options import add_shared, print_counts
+from modeling_tsarank.trainers.data.list_commands import register_lists
+from modeling_tsarank.trainers.data.mine_commands import register_mine
+from modeling_tsarank.trainers.data.query_commands import register_queries
+from modeling_tsarank.trainers.data.score_commands import register_scores
+
+
+_DESCRIPTION = """\
+Make training data: weakly supervised pairs for continual pre-training, hard negatives for fine-tuning, queries and
+lists in a teacher's order for distillation. Every set keeps where its rows come from, in provenance.json.
 """
 _EXAMPLES = """\
   tsarank data weak-pairs --config recipe.yaml --output my-pairs --dropped-examples lost.jsonl
@@ -58,11 +56,11 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 def register_commands(commands: argparse._SubParsersAction) -> None:
     """Adds all of them."""
     weak = add_command(
-        commands, "weak-pairs", "weakly supervised pairs out of raw text", _WEAK_PAIRS, _EXAMPLES, run_weak_pairs
+        commands, "weak-pairs", "weakly supervised pairs out of raw text", str(__doc__), _EXAMPLES, run_weak_pairs
     )
     weak.formatter_class = _WithFilters
     weak.add_argument("--config", type=Path, required=True, metavar="FILE", help="recipe")
-    weak.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder to make")
+    add_shared(weak, "output", metavar="FOLDER", help="folder to make")
     weak.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
     weak.add_argument("--dropped-examples", type=Path, metavar="FILE", help="JSON lines: some dropped pairs, and why")
     register_queries(commands)
@@ -99,12 +97,12 @@ def run_weak_pairs(args: argparse.Namespace) -> int:
 
     recipe = build_recipe(read_recipe(args.config))
     facts = build_weak_pairs(recipe, args.output, overwrite=args.overwrite, dropped_examples=args.dropped_examples)
-    lines = [f"{'read':<18} {sum(one['pairs'] for one in facts['inputs']):>10,}"]
+    rows: list[tuple[str, Any]] = [("read", sum(one["pairs"] for one in facts["inputs"]))]
     for step in facts["filters"]:
-        reasons = ", ".join(f"{reason} {number:,}" for reason, number in step["dropped"].items())
-        mended = f", mended {step['mended']:,}" if step["mended"] else ""
-        lines.append(f"{step['filter']:<18} {step['out']:>10,}   {reasons or 'none dropped'}{mended}")
-    lines.append(f"{'taken':<18} {sum(facts['types'].values()):>10,}   seed {facts['sampling']['seed']}")
-    lines += [f"  {name:<18} {rows:>8,}   of {facts['kept_by_type'][name]:,}" for name, rows in facts["types"].items()]
-    sys.stdout.write("\n".join(lines) + "\n")
+        rows.append((f"after {step['filter']}", step["out"]))
+        rows += [(f"  {reason}", number) for reason, number in step["dropped"].items()]
+        rows += [("  mended", step["mended"])] if step["mended"] else []
+    rows.append(("taken", sum(facts["types"].values())))
+    rows += [(f"  {name} of {facts['kept_by_type'][name]:,}", number) for name, number in facts["types"].items()]
+    print_counts("Weak pairs", rows)
     return 0

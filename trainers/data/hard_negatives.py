@@ -19,84 +19,10 @@ from tqdm.auto import tqdm
 from modeling_tsarank.eval.run_files import ranked
 from modeling_tsarank.eval.types import Collection
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.data.data_options import MiningOptions
 from modeling_tsarank.trainers.data.list_building import FirstStage, Retriever
 from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
 from modeling_tsarank.trainers.row_checks import plain_text
-
-
-SAMPLINGS = ("random", "top")
-MARGINS = ("lowest", "highest")
-
-
-@dataclass(frozen=True)
-class MiningOptions:
-    """Which negatives are taken.
-
-    Attributes:
-        depth: Documents of the first stage that are looked at.
-        count: m, negatives of a query.
-        rank_min: Ranks skipped at the top, counted after the positives are taken out.
-        rank_max: Last rank of the window; None for all of `depth`.
-        absolute_margin: A candidate is dropped if its score is above the positive's minus this.
-        relative_margin: The same with this share of the positive's score, by its magnitude.
-        margin_of: The positive whose score counts where there are several: the `lowest` (the safe side, as in
-            sentence-transformers) or the `highest`.
-        sampling: `random` from the window, or the `top` of it.
-        seed: Of the sampling.
-        minimum: Negatives a query needs for a row.
-
-    Raises:
-        InputError: a value out of range.
-    """
-
-    depth: int = 1000
-    count: int = 48
-    rank_min: int = 0
-    rank_max: int | None = None
-    absolute_margin: float | None = None
-    relative_margin: float | None = None
-    margin_of: str = "lowest"
-    sampling: str = "random"
-    seed: int = 0
-    minimum: int = 1
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.minimum <= self.count:
-            raise InputError(f"negatives of a query: at least 1 and at most {self.count}, got {self.minimum}")
-        last = self.depth if self.rank_max is None else self.rank_max
-        if not 0 <= self.rank_min < last <= self.depth:
-            raise InputError(
-                f"the window of ranks must lie inside the top {self.depth}: after {self.rank_min}, up to {last}"
-            )
-        if self.count > last - self.rank_min:
-            raise InputError(f"{self.count} negatives do not fit in the {last - self.rank_min} ranks of the window")
-        if self.sampling not in SAMPLINGS:
-            raise InputError(f"unknown sampling {self.sampling!r}; expected one of {', '.join(SAMPLINGS)}")
-        if self.margin_of not in MARGINS:
-            raise InputError(f"unknown positive {self.margin_of!r} for the margins; expected {' or '.join(MARGINS)}")
-        for name in ("absolute_margin", "relative_margin"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise InputError(f"{name} must be 0 or more, got {value}")
-
-    @property
-    def has_margin(self) -> bool:
-        """Whether scores of positives matter."""
-        return self.absolute_margin is not None or self.relative_margin is not None
-
-    def threshold(self, positives: Sequence[float]) -> float:
-        """The highest score a negative may have beside positives with these.
-
-        `positive - |positive| * relative`, as sentence-transformers has it, is a margin for negative scores as well:
-        log-probabilities are never above 0.
-        """
-        positive = min(positives) if self.margin_of == "lowest" else max(positives)
-        limits = [positive]
-        if self.absolute_margin is not None:
-            limits.append(positive - self.absolute_margin)
-        if self.relative_margin is not None:
-            limits.append(positive - abs(positive) * self.relative_margin)
-        return min(limits)
 
 
 @dataclass

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any, Protocol, runtime_checkable
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import Any, Protocol
 
 from tqdm.auto import tqdm
 
 from modeling_tsarank.eval.types import Document
-from modeling_tsarank.rankers.listwise import OUTCOMES, Ordering
+from modeling_tsarank.rankers.chat import ChatEndpoint
+from modeling_tsarank.rankers.listwise import OUTCOMES, ListwiseOptions, ListwiseRanker, Ordering
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 from modeling_tsarank.ranking_options import whole_number
 from modeling_tsarank.trainers.data.list_building import ListTask
+from modeling_tsarank.trainers.data.teacher_scores import Texts
 
 
-logger = logging.getLogger(__name__)
-
-ORDERED = ("clean", "repaired")
 UNANSWERED_IN_A_ROW = 8
 """After so many lists in a row without an answer a server is taken to be gone, and the run stops."""
 REFUSED_AT_START = 8
@@ -28,30 +27,69 @@ REFUSED_AT_START = 8
 
 
 class Teacher(Protocol):
-    """Anything that puts a list in order."""
+    """Anything that puts lists in order."""
 
     name: str
 
-    def order(self, query: str, documents: Sequence[str]) -> Ordering:
-        """The order of n documents, given in the first stage's order."""
+    def order_many(self, lists: Sequence[Texts]) -> Iterator[Ordering]:
+        """The order of each list, whose documents are in the first stage's order."""
 
 
-@runtime_checkable
-class ManyTeacher(Protocol):
-    """A teacher that does many lists better together."""
+class EndpointTeacher:
+    """Orders lists by asking a language model behind an address.
 
-    name: str
+    Args:
+        client: Asks it.
+        how: How lists are asked about.
+        concurrency: Lists asked about at the same time.
 
-    def order_many(self, lists: Sequence[tuple[str, Sequence[str]]]) -> Iterator[Ordering]:
-        """The order of each (query, documents), in the given order."""
+    Raises:
+        InputError: `concurrency` below 1.
+    """
+
+    def __init__(self, client: ChatEndpoint, how: ListwiseOptions | None = None, concurrency: int = 1) -> None:
+        self.name = client.name
+        self._client, self._ranker = client, ListwiseRanker(client, how)
+        self._concurrency = whole_number(concurrency, "the number of lists asked about at a time")
+        self._ended = threading.Event()
+
+    def order_many(self, lists: Sequence[Texts]) -> Iterator[Ordering]:
+        """What became of each list, in the given order.
+
+        Raises:
+            TSARankError: nothing can be asked at all; see `ChatModel.complete`.
+        """
+        waiting: deque[Future[Ordering]] = deque()
+        pool = ThreadPoolExecutor(self._concurrency)
+        try:
+            for texts in lists:
+                waiting.append(pool.submit(self._order, texts))
+                # Only a few are handed over, so that an interrupt leaves no queue behind.
+                if len(waiting) == 2 * self._concurrency:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BaseException:
+            self._ended.set()
+            self._client.stop()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _order(self, texts: Texts) -> Ordering:
+        if self._ended.is_set():
+            return Ordering("unanswered")
+        try:
+            return self._ranker.order(*texts)
+        except BaseException:
+            self._ended.set()
+            raise
 
 
 def order_lists(
     teacher: Teacher,
     tasks: Sequence[ListTask],
     documents: Mapping[str, Document],
-    concurrency: int = 1,
-    stop: Callable[[], None] | None = None,
     show_progress: bool | None = None,
 ) -> list[Ordering]:
     """The orderings of all lists, in the order of `tasks`.
@@ -63,60 +101,26 @@ def order_lists(
         teacher: Who orders.
         tasks: The lists.
         documents: Document id to document.
-        concurrency: Lists asked about at the same time; a teacher that scores does many in one call instead.
-        stop: Called when the run ends early, to end a teacher's waiting.
         show_progress: Progress bar on stderr; None shows it on a terminal only.
 
     Raises:
-        InputError: `concurrency` below 1.
         ResourceError: the server is gone, or takes no list at all.
         TSARankError: what the teacher raised.
     """
-    concurrency = whole_number(concurrency, "the number of lists asked about at a time")
     watch = _Watch(teacher.name)
-    results: list[Ordering | None] = [None] * len(tasks)
-    ended = threading.Event()
-
-    def work(place: int) -> Ordering | None:
-        if ended.is_set():
-            return None
-        task = tasks[place]
-        return teacher.order(task.query.text, [documents[name].full_text for name in task.document_ids])
-
     hidden = None if show_progress is None else not show_progress
-    if isinstance(teacher, ManyTeacher):
-        texts = [(task.query.text, [documents[name].full_text for name in task.document_ids]) for task in tasks]
-        scored = teacher.order_many(texts)
-        return list(tqdm(scored, total=len(tasks), desc=f"asking {teacher.name}", unit="list", disable=hidden))
+    texts = [(task.query.text, [documents[name].full_text for name in task.document_ids]) for task in tasks]
+    results = []
     with (
         tqdm(total=len(tasks), desc=f"asking {teacher.name}", unit="list", disable=hidden) as bar,
-        ThreadPoolExecutor(concurrency) as pool,
+        closing(teacher.order_many(texts)) as orderings,  # type: ignore[type-var]
     ):
-        waiting: dict[Future[Ordering | None], int] = {}
-        upcoming = iter(range(len(tasks)))
-        try:
-            while True:
-                # Only as many as are asked at a time are handed over, so that an interrupt leaves no queue behind.
-                for place in upcoming:
-                    waiting[pool.submit(work, place)] = place
-                    if len(waiting) >= concurrency:
-                        break
-                if not waiting:
-                    break
-                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    place = waiting.pop(future)
-                    ordering = results[place] = future.result()
-                    if ordering is not None:
-                        watch.see(ordering)
-                    bar.update(1)
-                    bar.set_postfix(watch.shown(), refresh=False)
-        except BaseException:
-            ended.set()
-            if stop is not None:
-                stop()
-            raise
-    return [ordering for ordering in results if ordering is not None]
+        for ordering in orderings:
+            watch.see(ordering)
+            results.append(ordering)
+            bar.update(1)
+            bar.set_postfix(watch.shown(), refresh=False)
+    return results
 
 
 class _Watch:
@@ -138,7 +142,7 @@ class _Watch:
         if self._counts["refused"] >= REFUSED_AT_START and self._counts["refused"] == sum(self._counts.values()):
             raise ResourceError(
                 f"the teacher {self._name} takes no list at all ({ordering.reason}); give it less to read "
-                f"(--list-size, --window, --passage-words) or other settings"
+                f"(--list-size; window, passage_words) or other settings"
             )
 
     def shown(self) -> dict[str, int]:

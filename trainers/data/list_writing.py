@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 from modeling_tsarank.eval.types import Document
 from modeling_tsarank.files.tables import arrow
-from modeling_tsarank.files.writing import whole_file
+from modeling_tsarank.files.writing import whole_file, write_jsonl
 from modeling_tsarank.rankers.listwise import Ordering
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.list_building import ListTask, place_of
+from modeling_tsarank.trainers.data.provenance import write_provenance
 
 
 PACKAGES = ("bm25s", "httpx2", "pyarrow", "sentence-transformers", "torch", "transformers")
@@ -97,14 +98,54 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         pa.parquet.write_table(pa.Table.from_pylist(list(rows), schema=schema), temporary)
 
 
-def write_splits(folder: Path, train: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]) -> None:
-    """Writes `train` and `validation` as `datasets.load_dataset(folder)` finds them; an empty split has no file."""
-    for name, rows in (("train", train), ("validation", validation)):
-        path = folder / f"{name}-00000-of-00001.parquet"
-        if rows:
-            write_parquet(path, rows)
+def write_lists(
+    output: Path,
+    tasks: Sequence[ListTask],
+    orderings: Sequence[Ordering],
+    documents: Mapping[str, Document],
+    teacher: str,
+    report: Mapping[str, Any],
+    validation_share: float,
+) -> dict[str, int]:
+    """Writes `data/` with the splits as `datasets.load_dataset(output)` finds them, the failures and the provenance.
+
+    Args:
+        output: The set's folder.
+        tasks: All lists.
+        orderings: What became of each.
+        documents: Document id to document.
+        teacher: Its name.
+        report: For the provenance; its `seed` is the split's.
+        validation_share: Share of the lists in the validation split.
+
+    Returns:
+        Rows of each split; an empty one has no file.
+    """
+    prompt = report["teacher"].get("prompt")
+    pairs = list(zip(tasks, orderings, strict=True))
+    failed = [failed_row(task, ordering, teacher) for task, ordering in pairs if ordering.permutation is None]
+    write_jsonl(output / FAILED_FILE, failed)
+    rows = [
+        distillation_row(task, ordering, documents, teacher, prompt)
+        for task, ordering in pairs
+        if ordering.permutation is not None
+    ]
+    train, validation = stratified_split(
+        rows,
+        lambda row: row["query_id"],
+        lambda row: (row["query_type"], row["first_stage"]),
+        validation_share,
+        report["seed"],
+    )
+    for name, own in (("train", train), ("validation", validation)):
+        path = output / "data" / f"{name}-00000-of-00001.parquet"
+        if own:
+            write_parquet(path, own)
         else:
             path.unlink(missing_ok=True)
+    splits = {"train": len(train), "validation": len(validation), "failed": len(failed)}
+    write_provenance(output, "distillation_lists", {**report, "splits": splits}, PACKAGES)
+    return splits
 
 
 VALIDATION_SHARE = Fraction(1, 20)

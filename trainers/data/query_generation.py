@@ -10,7 +10,7 @@ import logging
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from modeling_tsarank.eval.bm25 import EnglishAnalyzer
 from modeling_tsarank.eval.types import Document
 from modeling_tsarank.ranking_errors import InputError, ModelError
-from modeling_tsarank.ranking_options import settle_whole_numbers
+from modeling_tsarank.trainers.data.data_options import SamplingOptions
 from modeling_tsarank.trainers.data.query_files import QueryCollector, normalized
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
 from modeling_tsarank.user_text import UserText
@@ -28,52 +28,6 @@ logger = logging.getLogger(__name__)
 
 _NUMBERING = re.compile(r"^(?:\d{1,3}[.):]\s*)+")
 _QUOTES = " \t\"'\u201c\u201d\u2018\u2019\u00ab\u00bb*`"
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How queries are sampled.
-
-    Attributes:
-        top_k: Most likely tokens to sample from (docT5query: 10); 0 for all.
-        temperature: Of sampling; 0 takes the most likely token.
-        max_new_tokens: Longest query in tokens; one that is not finished by then is not taken.
-        per_passage: Queries of one passage.
-        max_passage_tokens: Prompt and passage together; a longer passage is cut.
-        batch_size: Passages at a time.
-        seed: Of passages and sampling.
-
-    Raises:
-        InputError: a value out of range.
-    """
-
-    top_k: int = 10
-    temperature: float = 1.0
-    max_new_tokens: int = 32
-    per_passage: int = 1
-    max_passage_tokens: int = 384
-    batch_size: int = 16
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        settle_whole_numbers(self, "max_new_tokens", "per_passage", "batch_size", "max_passage_tokens")
-        settle_whole_numbers(self, "top_k", "seed", least=0)
-        if not self.temperature >= 0:
-            raise InputError(f"temperature must be 0 or more, got {self.temperature}")
-        if self.temperature == 0 and self.per_passage > 1:
-            raise InputError("several queries of a passage need sampling: give a temperature above 0")
-
-    def for_generate(self) -> dict[str, Any]:
-        """Arguments of `generate`."""
-        if self.temperature == 0:
-            return {"do_sample": False, "max_new_tokens": self.max_new_tokens}
-        return {
-            "do_sample": True,
-            "top_k": self.top_k,
-            "temperature": self.temperature,
-            "num_return_sequences": self.per_passage,
-            "max_new_tokens": self.max_new_tokens,
-        }
 
 
 class QueryGenerator:

@@ -1,37 +1,4 @@
-"""`tsarank data scores`: a teacher's scores beside the positives and negatives of training rows."""
-
-from __future__ import annotations
-
-import argparse
-import sys
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
-from functools import partial
-from itertools import tee
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from modeling_tsarank.cli.command_line import add_command, whole
-from modeling_tsarank.jobs.arguments import add_pool_arguments, with_pool
-from modeling_tsarank.trainers.data.command_options import (
-    add_cache,
-    add_leakage,
-    add_lengths,
-    add_model_place,
-    add_teacher_weights,
-    add_trained_on,
-    given_lengths,
-    open_cache,
-    open_check,
-)
-
-
-if TYPE_CHECKING:
-    from modeling_tsarank.jobs.pools import Pool
-
-_DESCRIPTION = """\
-Add a teacher's scores to labelled rows, for `tsarank train sft --teacher_weight W` (what is right stays what people
+"""Add a teacher's scores to labelled rows, for `tsarank train sft --teacher_weight W` (what is right stays what people
 labelled; how relevant the rest is, the teacher says) or for `tsarank train distill` with a loss on scores.
 
 With --leakage, what a test collection has as well, exactly or nearly, is left out of the rows.
@@ -42,9 +9,34 @@ rows, NAME.report.txt names the teacher and the leakage check, for the cards, an
 labelled document first; --consistent-only keeps no other rows, for queries that a model generated and that may not fit
 their passages (Promptagator's round trip, 2022).
 """
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
+from itertools import tee
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modeling_tsarank.cli.command_line import add_command
+from modeling_tsarank.jobs.arguments import add_pool_arguments, with_pool
+from modeling_tsarank.trainers.data.command_options import (
+    add_shared,
+    given_lengths,
+    open_cache,
+    open_check,
+    print_counts,
+)
+
+
+if TYPE_CHECKING:
+    from modeling_tsarank.jobs.pools import Pool
+
 _EXAMPLES = """\
   tsarank data scores sft.jsonl --teacher ce:cross-encoder/ms-marco-MiniLM-L6-v2 --output scored.jsonl
-  tsarank data scores sft.jsonl --teacher dense:sentence-transformers/all-MiniLM-L6-v2 --output scored.jsonl
   tsarank data scores mined.jsonl --teacher dense:sentence-transformers/all-MiniLM-L6-v2 --consistent-only \\
       --output consistent.jsonl
   tsarank train sft --train_data scored.jsonl --teacher_weight 0.5 --teacher_temperature 0.05 ...
@@ -57,7 +49,7 @@ _EXAMPLES = """\
 def register_scores(subparsers: Any) -> None:
     """Adds `scores`."""
     parser = add_command(
-        subparsers, "scores", "a teacher's scores beside labelled documents", _DESCRIPTION, _EXAMPLES, run_scores
+        subparsers, "scores", "a teacher's scores beside labelled documents", str(__doc__), _EXAMPLES, run_scores
     )
     parser.add_argument("rows", metavar="ROWS", help="file, folder or Hub id of fine-tuning data")
     parser.add_argument(
@@ -68,31 +60,24 @@ def register_scores(subparsers: Any) -> None:
         help="a reranker of this project (`default`: the released one), or of sentence-transformers ce:M, a "
         "CrossEncoder, or dense:M, a bi-encoder; given several times, the mean of their z-scores in each row",
     )
-    add_teacher_weights(parser)
-    add_trained_on(parser)
-    add_leakage(parser)
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".jsonl file to write")
+    add_shared(parser, "teacher-weights", "teacher-trained-on", "leakage", "output")
     parser.add_argument(
         "--consistent-only", action="store_true", help="only rows whose labelled documents the teacher puts first"
     )
-    add_lengths(parser, "a teacher")
-    parser.add_argument("--batch-tokens", type=whole(), default=None, metavar="N", help="tokens in a reranker's batch")
-    add_cache(parser, "scores")
-    add_model_place(parser)
+    add_shared(parser, "max-length", "max-query-length", "batch-tokens", "cache", "device", "dtype")
     add_pool_arguments(parser)
 
 
 def run_scores(args: argparse.Namespace) -> int:
     """Runs `tsarank data scores`."""
-    from modeling_tsarank.trainers.data.teacher_scores import ScorerWorker
+    from modeling_tsarank.trainers.data.teacher_scores import TeacherWorker
 
-    return with_pool(args, partial(_score_rows, args), ScorerWorker())
+    return with_pool(args, partial(_score_rows, args), TeacherWorker())
 
 
 def _score_rows(args: argparse.Namespace, pool: Pool) -> int:
     from tqdm.auto import tqdm
 
-    from modeling_tsarank.eval.reports import text_table
     from modeling_tsarank.files.writing import write_jsonl
     from modeling_tsarank.ranking_errors import InputError
     from modeling_tsarank.trainers.data.provenance import recorded_origin, write_report
@@ -102,8 +87,7 @@ def _score_rows(args: argparse.Namespace, pool: Pool) -> int:
     from modeling_tsarank.trainers.rows import positives_and_negatives
 
     teachers = teacher_facts(args.teacher, args.teacher_trained_on)
-    rules = RowRules(positives=True, negatives=1)
-    rows = checked_rows(args.rows, rules, minimum_rows=1).rows
+    rows = checked_rows(args.rows, RowRules(positives=True, negatives=1), minimum_rows=1).rows
     counts: Counter[str] = Counter()
     with ExitStack() as stack:
         cache, check = open_cache(args), open_check(args, stack)
@@ -120,20 +104,16 @@ def _score_rows(args: argparse.Namespace, pool: Pool) -> int:
         raise InputError(f"the test collections (--leakage) leave none of {len(rows)} rows")
     # Without a check of its own, what is recorded of the given rows still holds.
     leakage = recorded_origin(Path(args.rows))["leakage"] if check is None else check.record()
-    report = {
-        "teacher": scorer.describe(),
-        "teachers": teachers,
-        "leakage": leakage,
-        "rows_before": len(rows),
-        **counts,
-    }
-    write_report(args.output, report)
+    facts = {"teacher": scorer.describe(), "teachers": teachers, "leakage": leakage}
+    write_report(args.output, {**facts, "rows_before": len(rows), **counts})
     share = counts["labelled_first"] / max(1, counts["rows"])
-    table = [["rows", str(counts["rows"])], ["documents", str(counts["documents"])]]
-    table += [["a labelled document first", f"{share:.1%}"]]
-    if args.consistent_only:
-        table.append(["rows kept", str(counts["labelled_first"])])
-    sys.stdout.write(text_table(["Scores", "Number"], table))
+    table = [
+        ("rows", counts["rows"]),
+        ("documents", counts["documents"]),
+        ("a labelled document first", f"{share:.1%}"),
+    ]
+    kept = [("rows kept", counts["labelled_first"])] if args.consistent_only else []
+    print_counts("Scores", [*table, *kept])
     return 0
 
 

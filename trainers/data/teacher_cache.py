@@ -8,18 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modeling_tsarank.files.reading import parse_json
 from modeling_tsarank.files.result_log import ResultLog
-from modeling_tsarank.files.writing import whole_file, write_errors
+from modeling_tsarank.files.writing import write_errors
 from modeling_tsarank.ranking_errors import InputError
-
-
-_SQLITE = b"SQLite format 3\0"  # which files of earlier versions begin with
 
 
 def request_key(request: Any) -> str:
@@ -31,30 +25,21 @@ def request_key(request: Any) -> str:
 class RequestCache(ResultLog):
     """Request to answer, both JSON-able: a `ResultLog` whose units are the keys of requests.
 
-    A cache of an earlier version is taken over.
-
     Args:
         path: The file; its folder is made if need be.
-        former: Where an earlier version may have kept this cache, if not in `path`.
 
     Raises:
         InputError: the file is no such cache.
         ResourceError: it cannot be written.
     """
 
-    def __init__(self, path: str | Path, former: Sequence[Path] = ()) -> None:
+    def __init__(self, path: str | Path) -> None:
         path = Path(path)
         with write_errors(path):  # found out before anything is paid
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab+") as file:
-                file.seek(0)
-                begin = file.read(len(_SQLITE))
-        if begin in (b"", _SQLITE):
-            for old in former if begin == b"" else [path]:
-                if old.is_file():
-                    _take_over(old, path)
+            path.open("ab").close()
         super().__init__(path)
-        if begin and not len(self) and b"\n" in path.read_bytes():
+        if not len(self) and b"\n" in path.read_bytes():
             raise InputError(f"{path} is no cache of answers; name another file, or remove it")
 
     def get(self, request: Any) -> Any | None:
@@ -67,14 +52,3 @@ class RequestCache(ResultLog):
     def put(self, request: Any, answer: Any) -> None:
         """Keeps an answer; on disk when this returns. An answer that is there already is replaced."""
         self.add({request_key(request): answer})
-
-
-def _take_over(old: Path, path: Path) -> None:
-    try:
-        connection = sqlite3.connect(f"{old.absolute().as_uri()}?mode=ro", uri=True)
-        rows = connection.execute("SELECT key, answer FROM answers").fetchall()
-        connection.close()
-    except sqlite3.DatabaseError as error:
-        raise InputError(f"{old} is no cache of answers ({error}); name another file, or remove it") from error
-    with whole_file(path) as temporary:
-        ResultLog(temporary).add({key: parse_json(answer, str(old)) for key, answer in rows})

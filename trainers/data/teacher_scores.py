@@ -1,8 +1,9 @@
-"""Rerankers as teachers: they give every document a score, and the scores give the order."""
+"""Teachers whose work the processes of a job share: rerankers, whose scores give the order, and language models."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from itertools import islice
 from typing import Any, Protocol
 
@@ -12,10 +13,12 @@ from modeling_tsarank.eval.checkpoint_sources import display_name
 from modeling_tsarank.files.hashes import hash_parts
 from modeling_tsarank.jobs.pools import LocalPool, Pool
 from modeling_tsarank.models.resolver import resolve
+from modeling_tsarank.rankers.chat_local import LocalChat
 from modeling_tsarank.rankers.endpoint import Usage
-from modeling_tsarank.rankers.listwise import Ordering
+from modeling_tsarank.rankers.listwise import ListwiseOptions, ListwiseRanker, Ordering
+from modeling_tsarank.rankers.listwise_answers import ReadAnswer
 from modeling_tsarank.rankers.pointwise import load_scorer, prefix_of, scorer_identity
-from modeling_tsarank.rankers.protocols import Scorer, predict
+from modeling_tsarank.rankers.protocols import predict
 from modeling_tsarank.ranking_errors import InputError, NonFiniteScoreError
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache, request_key
 
@@ -31,41 +34,112 @@ Texts = tuple[str, Sequence[str]]
 """A query and its documents."""
 
 
-class ScorerWorker:
-    """Scores lists with the scorer that a task names; each is loaded once."""
+class TeacherWorker:
+    """Does the lists of a task with the model that it names; each model is loaded once."""
 
     def __init__(self) -> None:
-        self._scorers: dict[str, Scorer] = {}
+        self._models: dict[str, Any] = {}
 
-    def __call__(self, task: tuple[str, dict[str, Any], int | None, list[Texts]]) -> list[list[float]]:
-        """The scores of each list.
+    def __call__(self, task: tuple[str, str, dict[str, Any], Any, list[Texts]]) -> list[Any]:
+        """Of each list the scores, or what a language model made of it (see `LocalTeacher`).
 
         Args:
-            task: Name and options of `load_scorer`, token budget of a batch, lists.
+            task: `score` or `order`, name and options of the model, token budget of a batch or how lists are asked
+                about, lists.
 
         Raises:
             ModelError: the scorer did not return one number a document.
         """
-        name, options, batch_tokens, lists = task
-        key = repr((name, options))
-        if key not in self._scorers:
-            self._scorers[key] = load_scorer(name, **options)
+        kind, name, options, how, lists = task
+        key, load = repr((kind, name, options)), load_scorer if kind == "score" else LocalChat
+        if key not in self._models:
+            self._models[key] = load(name, **options)
+        if kind == "order":
+            return [_answered(self._models[key], how, *one) for one in lists]
         pairs = [(query, document) for query, documents in lists for document in documents]
-        values = iter(predict(self._scorers[key], pairs, batch_tokens).tolist())
+        values = iter(predict(self._models[key], pairs, how).tolist())
         return [[float(value) for value in islice(values, len(documents))] for _, documents in lists]
 
 
-def _chunks(lists: Iterable[Texts]) -> Iterator[list[Texts]]:
+def _answered(chat: LocalChat, how: ListwiseOptions, query: str, documents: Sequence[str]) -> dict[str, Any]:
+    """An ordering and what it cost, as values of JSON."""
+    chat.usage = Usage()
+    ordering = asdict(ListwiseRanker(chat, how).order(query, documents))
+    return {"ordering": ordering, "usage": {name: value for name, value in chat.usage.as_dict().items() if value}}
+
+
+def _chunks(lists: Iterable[Texts], most: int) -> Iterator[list[Texts]]:
     chunk: list[Texts] = []
     pairs = 0
     for texts in lists:
         chunk.append(texts)
         pairs += len(texts[1])
-        if pairs >= CHUNK_PAIRS:
+        if pairs >= most:
             yield chunk
             chunk, pairs = [], 0
     if chunk:
         yield chunk
+
+
+class _SharedWork:
+    """What is worked out for lists, from the cache or by the pool.
+
+    Args:
+        identity: All that the results depend on beside the lists.
+        task: Makes a task of the pool out of lists.
+        cache: Where results are kept, a list at a time.
+        pool: Does the work with a `TeacherWorker`; None works in this process.
+        chunk_pairs: Lists are one task until they have so many pairs.
+        check: Looks at the results of a task before they are kept.
+    """
+
+    def __init__(
+        self,
+        identity: dict[str, Any],
+        task: Callable[[list[Texts]], Any],
+        cache: RequestCache,
+        pool: Pool | None,
+        chunk_pairs: int,
+        check: Callable[[list[Any]], None],
+    ) -> None:
+        self._identity, self._task, self._cache, self._check = identity, task, cache, check
+        self._pool, self._chunk_pairs = pool or LocalPool(TeacherWorker()), chunk_pairs
+
+    def results(self, lists: Iterable[Texts]) -> Iterator[tuple[Any, bool]]:
+        """The result of each list in the given order, and whether it was kept before."""
+        chunks = _chunks(lists, self._chunk_pairs)
+        while ahead := list(islice(chunks, CHUNKS_AHEAD)):
+            yield from self._work(ahead)
+
+    def _work(self, chunks: Sequence[Sequence[Texts]]) -> Iterator[tuple[Any, bool]]:
+        keys = [[self._key(*texts) for texts in chunk] for chunk in chunks]
+        asked: set[str] = set()
+        fresh: list[list[bool]] = []
+
+        def tasks() -> Iterator[tuple[list[str], Any]]:
+            for own, chunk in zip(keys, chunks, strict=True):
+                lacking: dict[str, Texts] = {}
+                fresh.append([])
+                for key, texts in zip(own, chunk, strict=True):
+                    fresh[-1].append(key not in self._cache and key not in asked)
+                    if fresh[-1][-1]:
+                        asked.add(key)
+                        lacking[key] = texts
+                if lacking:
+                    yield list(lacking), self._task(list(lacking.values()))
+
+        done = 0
+        for lacking, values in self._pool.map(tasks()):
+            self._check(values)
+            self._cache.add(dict(zip(lacking, values, strict=True)))  # all or none: see `CHUNK_PAIRS`
+            while done < len(fresh) and all(key in self._cache for key in keys[done]):
+                yield from ((self._cache[key], not new) for key, new in zip(keys[done], fresh[done], strict=True))
+                done += 1
+        for own, new_ones in zip(keys[done:], fresh[done:], strict=True):
+            yield from ((self._cache[key], not new) for key, new in zip(own, new_ones, strict=True))
+
+    def _key(self, query: str, documents: Sequence[str]) -> str:
+        return request_key({**self._identity, "query": query, "documents": hash_parts(documents)})
 
 
 class CachedScorer:
@@ -78,7 +152,7 @@ class CachedScorer:
         batch_tokens: Token budget of a batch.
         device: Torch device.
         dtype: Number format.
-        pool: Does the work with a `ScorerWorker`; None works in this process.
+        pool: Does the work with a `TeacherWorker`; None works in this process.
         **options: See `load_scorer`.
     """
 
@@ -99,10 +173,15 @@ class CachedScorer:
         self.usage = usage or Usage()
         if kind:
             options = {key: value for key, value in options.items() if key != "max_query_length"}
-        self._given, self._cache, self._batch_tokens = name, cache, batch_tokens
-        self._load_options = {"device": device, "dtype": dtype, **options}
-        self._identity = {**scorer_identity(name), "dtype": dtype, "options": options}
-        self._pool = pool or LocalPool(ScorerWorker())
+        load = self._load_options = {"device": device, "dtype": dtype, **options}
+        identity = {"scorer": {**scorer_identity(name), "dtype": dtype, "options": options}}
+        self._work = _SharedWork(
+            identity, lambda lists: ("score", name, load, batch_tokens, lists), cache, pool, CHUNK_PAIRS, self._check
+        )
+
+    def _check(self, values: list[Any]) -> None:
+        if not np.isfinite(np.concatenate(values)).all():
+            raise NonFiniteScoreError(f"{self.name} gave a score that is not finite")
 
     def describe(self) -> dict[str, Any]:
         """For a card."""
@@ -119,39 +198,49 @@ class CachedScorer:
             NonFiniteScoreError: the model returned NaN or an infinity.
             ModelError: it did not return one number a document.
         """
-        chunks = _chunks(lists)
-        while ahead := list(islice(chunks, CHUNKS_AHEAD)):
-            yield from self._score(ahead)
+        for scores, kept in self._work.results(lists):
+            self.usage.add(**({"cached": 1} if kept else {"requests": 1, "answers": 1}))
+            yield scores
 
-    def _score(self, chunks: Sequence[Sequence[Texts]]) -> Iterator[list[float]]:
-        keys = [[request_key(self._request(*texts)) for texts in chunk] for chunk in chunks]
-        asked: set[str] = set()
 
-        def tasks() -> Iterator[tuple[list[str], Any]]:
-            for own, chunk in zip(keys, chunks, strict=True):
-                lacking = {
-                    key: texts
-                    for key, texts in zip(own, chunk, strict=True)
-                    if key not in self._cache and key not in asked
-                }
-                asked.update(lacking)
-                self.usage.add(cached=len(own) - len(lacking))
-                if lacking:
-                    yield list(lacking), (self._given, self._load_options, self._batch_tokens, list(lacking.values()))
+class LocalTeacher:
+    """Orders lists by asking a causal language model on the machines of the pool.
 
-        done = 0
-        for lacking, values in self._pool.map(tasks()):
-            if not np.isfinite(np.concatenate(values)).all():
-                raise NonFiniteScoreError(f"{self.name} gave a score that is not finite")
-            self._cache.add(dict(zip(lacking, values, strict=True)))  # all or none: see `CHUNK_PAIRS`
-            self.usage.add(requests=len(lacking), answers=len(lacking))
-            while done < len(keys) and all(key in self._cache for key in keys[done]):
-                yield from (self._cache[key] for key in keys[done])
-                done += 1
-        yield from (self._cache[key] for own in keys[done:] for key in own)
+    Args:
+        name: See `LocalChat`.
+        how: How lists are asked about.
+        cache: Where what became of each list is kept.
+        usage: Counts requests and tokens; lists from the cache as such.
+        pool: Does the work with a `TeacherWorker`; None works in this process.
+        options: Of `LocalChat`.
+    """
 
-    def _request(self, query: str, documents: Sequence[str]) -> dict[str, Any]:
-        return {"scorer": self._identity, "query": query, "documents": hash_parts(documents)}
+    def __init__(
+        self,
+        name: str,
+        how: ListwiseOptions,
+        cache: RequestCache,
+        usage: Usage | None = None,
+        pool: Pool | None = None,
+        **options: Any,
+    ) -> None:
+        chat = LocalChat(name, **options)  # loads nothing yet
+        self.name, self.usage = chat.name, usage or Usage()
+        self.description = {**chat.describe(), **how.describe()}
+        identity = {"order": chat.request([]), "how": asdict(how)}
+        self._work = _SharedWork(
+            identity, lambda lists: ("order", name, options, how, lists), cache, pool, 1, lambda values: None
+        )
+
+    def order_many(self, lists: Sequence[Texts]) -> Iterator[Ordering]:
+        """What became of each list, in the given order."""
+        for found, kept in self._work.results(lists):
+            ordering = Ordering(**found["ordering"])
+            ordering.reading = [
+                ReadAnswer(**{**one, "permutation": tuple(one["permutation"])}) for one in found["ordering"]["reading"]
+            ]
+            self.usage.add(**({"cached": len(ordering.answers)} if kept else found["usage"]))
+            yield ordering
 
 
 class ListScorer(Protocol):
@@ -174,16 +263,8 @@ class ScoringTeacher:
         self._scorer = scorer
         self.name = scorer.name
 
-    def order(self, query: str, documents: Sequence[str]) -> Ordering:
-        """The order of n documents, with the scores; always `clean`.
-
-        Raises:
-            InputError: fewer than two documents.
-        """
-        return next(self.order_many([(query, documents)]))
-
     def order_many(self, lists: Sequence[Texts]) -> Iterator[Ordering]:
-        """The order of each list, as `order` gives it; many are scored together.
+        """The order of each list with its scores, always `clean`; many are scored together.
 
         Raises:
             InputError: fewer than two documents in a list.

@@ -19,8 +19,8 @@ from modeling_tsarank.files.fields import field_text, record_text
 from modeling_tsarank.files.hashes import hash_file
 from modeling_tsarank.files.writing import write_json, write_jsonl
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.data.data_options import MiningOptions
 from modeling_tsarank.trainers.data.filters import build_options
-from modeling_tsarank.trainers.data.hard_negatives import MiningOptions
 from modeling_tsarank.trainers.data.leakage_check import LeakageCheck
 from modeling_tsarank.trainers.data.list_building import SourceQuery
 from modeling_tsarank.trainers.data.provenance import COUNTS, describe_file, package_versions

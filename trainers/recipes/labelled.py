@@ -11,9 +11,9 @@ from typing import Any
 
 from modeling_tsarank.eval.run_files import ranked
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.data.data_options import MiningOptions
 from modeling_tsarank.trainers.data.filters import build_options
 from modeling_tsarank.trainers.data.filters_text import Clean
-from modeling_tsarank.trainers.data.hard_negatives import MiningOptions
 from modeling_tsarank.trainers.data.weak_text import words_of
 from modeling_tsarank.trainers.data.weak_types import Pair
 from modeling_tsarank.trainers.recipes.judged import Judged, Pool

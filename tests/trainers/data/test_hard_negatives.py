@@ -11,7 +11,8 @@ import pytest
 from modeling_tsarank.eval.run_files import ranked
 from modeling_tsarank.eval.types import Collection, Document
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers.data.hard_negatives import MiningOptions, mine_negatives
+from modeling_tsarank.trainers.data.data_options import MiningOptions
+from modeling_tsarank.trainers.data.hard_negatives import mine_negatives
 from modeling_tsarank.trainers.data.list_building import FirstStage, Retriever
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
 from modeling_tsarank.trainers.data.teacher_scores import CachedScorer

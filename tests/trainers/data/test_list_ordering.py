@@ -16,10 +16,10 @@ from chat_server import ChatServer, right_answer
 
 from modeling_tsarank.eval.types import Document
 from modeling_tsarank.rankers.chat import ChatEndpoint, ChatSettings
-from modeling_tsarank.rankers.listwise import ListwiseRanker, Ordering
+from modeling_tsarank.rankers.listwise import Ordering
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 from modeling_tsarank.trainers.data.list_building import ListTask, SourceQuery
-from modeling_tsarank.trainers.data.list_ordering import order_lists, summarize
+from modeling_tsarank.trainers.data.list_ordering import EndpointTeacher, order_lists, summarize
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
 
 
@@ -77,7 +77,7 @@ def order(server, path, tasks, concurrency=4, **changes):
     settings = ChatSettings(server.url, "tiny", **options)
     cache = RequestCache(path)
     with ChatEndpoint(settings, cache) as client:
-        results = order_lists(ListwiseRanker(client), tasks, DOCUMENTS, concurrency, client.stop, show_progress=False)
+        results = order_lists(EndpointTeacher(client, None, concurrency), tasks, DOCUMENTS, show_progress=False)
     return results, client.usage
 
 
@@ -146,14 +146,14 @@ def test_a_server_that_is_gone_ends_the_run(tmp_path):
         ChatEndpoint(gone, cache) as client,
         pytest.raises(ResourceError, match=r"gave no answer in 2 tries \(ConnectError"),
     ):
-        order_lists(ListwiseRanker(client), tasks, DOCUMENTS, 2, client.stop, show_progress=False)
+        order_lists(EndpointTeacher(client, None, 2), tasks, DOCUMENTS, show_progress=False)
 
 
 def test_a_teacher_that_takes_nothing_ends_the_run(tmp_path):
     with ChatServer(faulty) as server:
         with pytest.raises(ResourceError, match=r"takes no list at all .*this is too long"):
             order(server, tmp_path / "cache.jsonl", [task(number, "refused") for number in range(30)], concurrency=1)
-        assert len(server.payloads) == 8
+        assert 8 <= len(server.payloads) <= 10, "one or two are handed over when the last answer is seen"
 
 
 def test_a_wrong_key_ends_the_run_at_the_first_request(tmp_path):

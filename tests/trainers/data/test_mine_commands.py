@@ -112,7 +112,16 @@ def test_a_teacher_that_cannot_do_it_leaves_a_report_and_no_rows(corpus, tmp_pat
     cropped = tmp_path / "cropped.jsonl"
     run("queries", "cropped", "--corpus", corpus, "--count", 5, "--output", cropped)
     arguments = ["lists", "--corpus", corpus, "--queries", cropped, "--output", tmp_path / "lists", "--list-size", 2]
-    arguments += ["--teacher-local", ranker, "--max-tokens", 3, "--dtype", "float32", "--device", "cpu"]
+    arguments += [
+        "--teacher-local",
+        ranker,
+        "--teacher-options",
+        "max_tokens=3",
+        "--dtype",
+        "float32",
+        "--device",
+        "cpu",
+    ]
     arguments += ["--index-cache", tmp_path / "indexes"]
     with pytest.raises(ModelError, match="ordered none of 5 lists"):
         run(*arguments)

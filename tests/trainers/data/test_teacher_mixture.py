@@ -70,7 +70,7 @@ def test_a_teacher_that_says_nothing_leaves_the_order_to_the_other(cache, teache
     assert only == pytest.approx(mixed_by_hand([ranker.scores(*LISTS[0])], [1]), abs=1e-9)
     # The cache is what a scorer answers from: here with one score for all documents.
     query, texts = LISTS[0]
-    cache.put(other._request(query, texts), [0.5] * len(texts))
+    cache.add({other._work._key(query, texts): [0.5] * len(texts)})
     silent = next(MixedScorer([ranker, other]).scores_of([(query, texts)]))
     assert silent == pytest.approx([score / 2 for score in only], abs=1e-9)
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
 
 import pytest
+from forked import together
 
 from modeling_tsarank.engine.batch_invariance import cpu_has_bfloat16
+from modeling_tsarank.jobs.pools import LocalPool, lead
 from modeling_tsarank.rankers.chat_local import LocalChat, conversation_text
 from modeling_tsarank.rankers.endpoint import RequestRefusedError
 from modeling_tsarank.rankers.listwise import ListwiseOptions, ListwiseRanker
@@ -14,7 +19,7 @@ from modeling_tsarank.rankers.listwise_prompt import listwise_messages
 from modeling_tsarank.rankers.pointwise import exact_scores, load_scorer
 from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
-from modeling_tsarank.trainers.data.teacher_scores import CachedScorer, ScoringTeacher
+from modeling_tsarank.trainers.data.teacher_scores import CachedScorer, LocalTeacher, ScoringTeacher, TeacherWorker
 
 
 DOCUMENTS = ["flour yeast dough", "ice valley", "dough crust knead", "ice valley", "ship crane"]
@@ -34,14 +39,14 @@ def ranker_folder(tmp_path_factory, make_ranker):
 
 def test_this_projects_reranker_orders_by_its_scores(cache, ranker_folder):
     teacher = ScoringTeacher(CachedScorer(str(ranker_folder), cache, dtype="float32", device="cpu"))
-    ordering = teacher.order("dough", DOCUMENTS)
+    ordering = next(teacher.order_many([("dough", DOCUMENTS)]))
     ranker = load_scorer(str(ranker_folder), dtype="float32", device="cpu")
     assert ordering.scores == pytest.approx([float(x) for x in ranker.predict([("dough", d) for d in DOCUMENTS])])
     assert ordering.outcome == "clean"
     assert ordering.permutation == sorted(range(5), key=lambda place: -ordering.scores[place])
     assert ordering.permutation.index(1) + 1 == ordering.permutation.index(3), "equal scores keep the given order"
     with pytest.raises(InputError, match="at least two"):
-        teacher.order("dough", ["one"])
+        next(teacher.order_many([("dough", ["one"])]))
 
 
 def test_scores_are_worked_out_once(cache, ranker_folder):
@@ -49,7 +54,7 @@ def test_scores_are_worked_out_once(cache, ranker_folder):
     scores = first.scores("dough", DOCUMENTS)
     second = CachedScorer(str(ranker_folder), cache, dtype="float32")
     assert second.scores("dough", DOCUMENTS) == scores
-    assert not second._pool._worker._scorers, "the model was not even loaded"
+    assert not second._work._pool._worker._models, "the model was not even loaded"
     assert (second.usage.cached, second.usage.requests, first.usage.requests) == (1, 0, 1)
     second.scores("dough", DOCUMENTS[::-1])
     second.scores("ice", DOCUMENTS)
@@ -85,7 +90,7 @@ def test_many_lists_are_scored_together_and_kept_one_by_one(cache, ranker_folder
     again = CachedScorer(str(ranker_folder), cache, dtype="float32", device="cpu")
     orders = list(ScoringTeacher(again).order_many(lists))
     assert [order.scores for order in orders] == [pytest.approx(scores, abs=1e-5) for scores in expected]
-    assert not again._pool._worker._scorers
+    assert not again._work._pool._worker._models
     assert again.usage.cached == 3
 
 
@@ -101,7 +106,7 @@ def test_a_cross_encoder_orders_too(cache, tmp_path, t5_tokenizer, bert_config):
     t5_tokenizer.save_pretrained(folder)
     teacher = ScoringTeacher(CachedScorer(f"ce:{folder}", cache, device="cpu"))
     assert teacher.name == "cross-encoder"
-    ordering = teacher.order("dough", DOCUMENTS)
+    ordering = next(teacher.order_many([("dough", DOCUMENTS)]))
     expected = CrossEncoder(str(folder), device="cpu").predict([("dough", text) for text in DOCUMENTS])
     assert ordering.scores == pytest.approx([float(score) for score in expected], abs=1e-6)
     if cpu_has_bfloat16():
@@ -153,7 +158,7 @@ def test_a_bi_encoder_scores_by_cosine_and_encodes_a_text_once(cache, tmp_path, 
     assert read == ["a new one"]
     teacher = ScoringTeacher(CachedScorer(f"dense:{folder}", cache, device="cpu"))
     assert teacher.name == "bi-encoder"
-    assert teacher.order("dough", DOCUMENTS).outcome == "clean"
+    assert next(teacher.order_many([("dough", DOCUMENTS)])).outcome == "clean"
     CachedScorer(f"ce:{folder}", cache, device="cpu")
     with pytest.raises(ModelError, match="cannot be loaded as a sentence-transformers model"):
         load_scorer(f"dense:{tmp_path / 'nothing'}")
@@ -228,6 +233,35 @@ def test_a_local_model_is_asked_and_remembered(cache, ranker_folder):
     assert other._model is None
     with pytest.raises(InputError, match="at least 1, got 0"):
         LocalChat(str(ranker_folder), cache, max_new_tokens=0)
+
+
+def test_a_local_model_is_asked_in_all_processes_and_about_a_list_once(ranker_folder, tmp_path):
+    how = ListwiseOptions(attempts=2, prompt="single", passage_words=2)
+    lists = [(query, DOCUMENTS[:count]) for query in ("dough", "ice", "ship", "oven") for count in (2, 3)]
+    place = {"max_new_tokens": 4, "device": "cpu", "dtype": "float32"}
+    folder = shutil.copytree(ranker_folder, tmp_path / "wide")
+    config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 4096}
+    (folder / "config.json").write_text(json.dumps(config))
+    alone = ListwiseRanker(LocalChat(str(folder), **place), how)
+    expected = [(one.outcome, one.answers, one.reason) for one in (alone.order(*texts) for texts in lists)]
+    assert {outcome for outcome, _, _ in expected} == {"failed"}, "a model of random weights names nothing"
+
+    class Noting(TeacherWorker):
+        def __call__(self, task):
+            (tmp_path / f"worked-{os.environ.get('RANK')}").touch()
+            return super().__call__(task)
+
+    def ask(pool):
+        teacher = LocalTeacher(str(folder), how, RequestCache(tmp_path / "kept.jsonl"), pool=pool, **place)
+        found = [(one.outcome, one.answers, one.reason) for one in teacher.order_many(lists)]
+        return found, teacher.usage.requests, teacher.usage.cached
+
+    for outcome in together(2, lambda: lead(ask, Noting()), tmp_path):
+        assert outcome == (expected, 2 * len(lists), 0)
+    assert {path.name for path in tmp_path.glob("worked-*")} == {"worked-0", "worked-1"}
+    worker = TeacherWorker()
+    assert ask(LocalPool(worker)) == (expected, 0, 2 * len(lists))
+    assert not worker._models, "the model was not even loaded"
 
 
 def test_a_local_model_writes_what_generate_writes(cache, ranker_folder):

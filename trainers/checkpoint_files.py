@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import os
 import re
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 
 from modeling_tsarank.files.hashes import hash_file
-from modeling_tsarank.files.reading import read_json_object
-from modeling_tsarank.files.writing import write_json
-from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.files.reading import read_json, read_json_object
+from modeling_tsarank.files.writing import whole_file, write_json
+from modeling_tsarank.ranking_errors import InputError, ResourceError, TSARankError
 
 
 logger = logging.getLogger(__name__)
@@ -142,3 +153,122 @@ def check_checkpoint(folder: str | Path) -> None:
 def read_state(folder: Path) -> dict[str, Any]:
     """The trainer's state of a whole checkpoint."""
     return read_json_object(folder / TRAINER_STATE_NAME, allow_nan=True)
+
+
+# ---- one training at a time ----------------------------------------------------------------------------
+
+
+LOCK_NAME = ".training.lock"
+_held: set[Path] = set()
+
+
+@contextmanager
+def only_training_in(output_dir: str | Path) -> Iterator[None]:
+    """Keeps every other training out of the folder while its body runs; within this process it may be nested.
+
+    The system drops the lock with the process, however that ends. A folder that is still empty afterwards goes again.
+
+    Raises:
+        InputError: another training is at work there; says which.
+        ResourceError: the folder cannot be made or written.
+    """
+    from filelock import FileLock, Timeout
+
+    folder = Path(output_dir).absolute()
+    if folder in _held:
+        yield
+        return
+    path = folder / LOCK_NAME
+    made = not folder.exists()
+    lock = FileLock(path, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        owner = _owner(path)
+        lock.acquire()
+        mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat(" ", "seconds")}
+        path.write_text(json.dumps(mine), encoding="utf-8")
+    except Timeout:
+        raise InputError(
+            f"another training is at work in {output_dir} ({owner}); name another output_dir, or wait for its end"
+        ) from None
+    except OSError as error:
+        raise ResourceError(
+            f"cannot write to the output folder {output_dir}: {error.strerror or error}; name another output_dir"
+        ) from error
+    _held.add(folder)
+    try:
+        yield
+    finally:
+        _held.discard(folder)
+        # Taken away while it is held: whoever waits finds out, and makes a new one.
+        path.unlink(missing_ok=True)
+        lock.release()
+        if made and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _owner(path: Path) -> str:
+    """The process that wrote the lock file, in words."""
+    try:
+        owner = read_json(path)
+        return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
+    except (TSARankError, KeyError, TypeError):
+        return "a process that has not said which it is"
+
+
+# ---- writing whole or not at all -----------------------------------------------------------------------
+
+
+_FULL_BYTES = 1 << 20
+
+
+@contextlib.contextmanager
+def writing_errors(what: str, folder: str | Path) -> Iterator[None]:
+    """Turns the refusal to write into one line, whichever library meets it.
+
+    Raises:
+        ResourceError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, TSARankError):
+            raise
+        # torch and safetensors say of a full disk that a position is unexpected.
+        full = False
+        with contextlib.suppress(OSError):
+            full = shutil.disk_usage(folder).free < _FULL_BYTES
+        if isinstance(error, RuntimeError) and not full and "inline_container" not in str(error):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        reason = "no space left on device" if full else reason
+        raise ResourceError(
+            f"{what} cannot be written to {folder}: {reason}; make room and resume from the last checkpoint"
+        ) from error
+
+
+@contextlib.contextmanager
+def whole_files(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder inside `folder`, whose files are moved into `folder` when the body ends without an error.
+
+    Files of the same name are replaced one by one, each in one step; other files of `folder` are left alone. After an
+    error nothing has changed.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
+    try:
+        yield staging
+        for source in sorted(path for path in staging.rglob("*") if path.is_file()):
+            with whole_file(folder / source.relative_to(staging)) as temporary:
+                shutil.move(source, temporary)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def set_config_dtype(folder: Path, dtype: torch.dtype) -> None:
+    """Writes the dtype into the folder's config.json."""
+    path = folder / "config.json"
+    config = read_json_object(path)
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    write_json(path, config)

@@ -36,17 +36,17 @@ from modeling_tsarank.trainers.checkpoint_files import (
     check_no_checkpoints,
     checkpoint_problem,
     newest_whole_checkpoint,
+    only_training_in,
     read_state,
+    whole_files,
     write_manifest,
+    writing_errors,
 )
-from modeling_tsarank.trainers.even_batches import EvenBatchesTrainer
-from modeling_tsarank.trainers.gloo import settle_gloo_at_exit
+from modeling_tsarank.trainers.even_batches import EvenBatchesTrainer, settle_gloo_at_exit
 from modeling_tsarank.trainers.publishing import Publisher, installed_publisher
 from modeling_tsarank.trainers.ranking_config import RankingConfig
 from modeling_tsarank.trainers.ranking_module import RankingModule
 from modeling_tsarank.trainers.resuming import RUN_SETTINGS, check_resumed, run_settings, weights_digest
-from modeling_tsarank.trainers.run_lock import only_training_in
-from modeling_tsarank.trainers.saving import whole_files, writing_errors
 from modeling_tsarank.trainers.trainable import save_ranker, trained_parameters
 from modeling_tsarank.trainers.training_record import DataSource, write_training_record
 

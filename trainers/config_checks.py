@@ -3,55 +3,28 @@
 from __future__ import annotations
 
 import importlib.util
-import math
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch._inductor
 from accelerate.utils import DynamoBackend
 
+from modeling_tsarank.cli.command_line import Number
 from modeling_tsarank.ranking_errors import InputError, ResourceError
-from modeling_tsarank.trainers.options import check_choices
-from modeling_tsarank.trainers.trainable import ALL_LINEAR
+from modeling_tsarank.trainers.options import check_choices, documented
+from modeling_tsarank.trainers.trainable import ALL_LINEAR, Part
 
 
-class Bounds(NamedTuple):
-    """What a number may be: a whole one or not, from `low` to `high`, with or without the two."""
-
-    low: float
-    high: float = math.inf
-    whole: bool = True
-    low_included: bool = True
-    high_included: bool = True
-
-    def __str__(self) -> str:
-        if self == _SOME:
-            return "a positive number"
-        kind = "a whole number" if self.whole else "a number"
-        low = f"{'of at least' if self.low_included else 'above'} {self.low:g}"
-        if math.isinf(self.high):
-            return f"{kind} {low}"
-        return f"{kind} {low} and {'at most' if self.high_included else 'below'} {self.high:g}"
-
-    def allows(self, value: Any) -> bool:
-        """Whether the value is such a number."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            return False
-        above = value >= self.low if self.low_included else value > self.low
-        below = value <= self.high if self.high_included else value < self.high
-        return above and below and (not self.whole or isinstance(value, int))
-
-
-_AT_LEAST_1 = Bounds(1)
-_AT_LEAST_0 = Bounds(0)
-_SHARE = Bounds(0, 1, whole=False, high_included=False)
-_SOME = Bounds(0, whole=False, low_included=False)
-_SOME_OR_NONE = Bounds(0, whole=False)
+_AT_LEAST_1, _AT_LEAST_0 = Number(int, 1), Number(int, 0)
+_SHARE = Number(float, 0, below=1)
+_SOME = Number(float, above=0)
+_SOME_OR_NONE = Number(float, 0)
 # A rank beyond the width of any model adds nothing but memory.
-_RANK = Bounds(1, 2**16)
+_RANK = Number(int, 1, 2**16)
 # NumPy's generator takes seeds of 32 bits.
-_SEED = Bounds(0, 2**32 - 1)
+_SEED = Number(int, 0, 2**32 - 1)
 
 BOUNDS = {
     "per_device_train_batch_size": _AT_LEAST_1,
@@ -105,11 +78,17 @@ def check_numbers(args: Any) -> None:
             setattr(args, name, value.item())  # arguments are saved as JSON
     for name, bounds in BOUNDS.items():
         value = getattr(args, name, None)
-        if value is not None and not bounds.allows(value):
-            raise InputError(f"{name} must be {bounds}, got {value!r}")
-    steps = args.max_steps
-    if steps != -1 and not _AT_LEAST_1.allows(steps):
-        raise InputError(f"max_steps must be {_AT_LEAST_1}, or -1 for num_train_epochs, got {steps!r}")
+        if value is not None:
+            check_number(name, value, bounds)
+    if args.max_steps != -1:
+        check_number("max_steps", args.max_steps, _AT_LEAST_1, ", or -1 for num_train_epochs")
+
+
+def check_number(name: str, value: Any, bounds: Number, more: str = "") -> None:
+    """Raises `InputError` for a value that is no such number."""
+    kinds = int if bounds.kind is int else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not bounds.allows(value):
+        raise InputError(f"{name} must be {bounds}{more}, got {value!r}")
 
 
 def _check_together(args: Any) -> None:
@@ -149,3 +128,40 @@ def settle_configuration(args: Any) -> None:
         args.lora_target_modules = None
     if not torch.accelerator.is_available():
         args.use_cpu = True
+
+
+# ---- what is trained -----------------------------------------------------------------------------------
+
+
+@documented
+@dataclass
+class PartConfig:
+    r"""
+    What is trained of a model.
+
+    Parameters:
+        trainable (`str`, *optional*, defaults to `"top_blocks"`):
+            What is trained: `"top_blocks"` the last `top_blocks` transformer blocks (TSARankLLM, section 4.1; the
+            final norm stays frozen), `"lora"` a LoRA adapter of the backbone, `"full"` everything.
+        top_blocks (`int`, *optional*, defaults to `16`):
+            How many blocks; of an encoder-decoder, that many of each of its two stacks.
+        lora_r (`int`, *optional*, defaults to `16`):
+            Rank of the LoRA matrices.
+        lora_alpha (`int`, *optional*, defaults to `32`):
+            LoRA's scaling: the update is multiplied by `lora_alpha / lora_r`.
+        lora_dropout (`float`, *optional*, defaults to `0.0`):
+            Dropout in front of the LoRA matrices.
+        lora_target_modules (`list[str]`, *optional*):
+            Names of the linear layers that get LoRA; all but the output head if not given.
+        merge_adapter (`bool`, *optional*, defaults to `True`):
+            Whether `save_model` writes the model with LoRA merged in, beside the folder `adapter`. If not, only
+            the adapter is written.
+    """
+
+    trainable: Part = "top_blocks"
+    top_blocks: int = 16
+    lora_r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    lora_target_modules: list[str] | None = None
+    merge_adapter: bool = True

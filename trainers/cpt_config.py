@@ -8,12 +8,12 @@ from typing import Any, Literal
 import torch
 from trl import SFTConfig
 
+from modeling_tsarank.cli.command_line import Number
 from modeling_tsarank.engine.batch_invariance import cpu_has_bfloat16
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import QueryLikelihoodOptions
-from modeling_tsarank.trainers.config_checks import Bounds, settle_configuration
+from modeling_tsarank.trainers.config_checks import PartConfig, check_number, settle_configuration
 from modeling_tsarank.trainers.options import documented
-from modeling_tsarank.trainers.part_config import PartConfig
 from modeling_tsarank.trainers.trainable import Part
 
 
@@ -89,8 +89,8 @@ class CPTConfig(PartConfig, SFTConfig):
             raise InputError("activation_offloading takes activations from an accelerator to the CPU; leave it out")
         # Known once TRL has taken its "auto" and "none" for what they say.
         multiple: Any = self.pad_to_multiple_of
-        if multiple is not None and not Bounds(1, 2**16).allows(multiple):
-            raise InputError(f"pad_to_multiple_of must be {Bounds(1, 2**16)}, got {multiple!r}")
+        if multiple is not None:
+            check_number("pad_to_multiple_of", multiple, Number(int, 1, 2**16))
         if self.max_length is None:
             raise InputError("max_length must be a number of tokens, got none: the document is cut to keep it")
         self.ranking_options()

@@ -18,6 +18,7 @@ from modeling_tsarank.ranking_errors import InputError, ModelError, TSARankError
 from modeling_tsarank.ranking_options import CONFIG_KEY
 from modeling_tsarank.ranking_scoring import accepts
 from modeling_tsarank.trainers.base_models import load_base_model
+from modeling_tsarank.trainers.checkpoint_files import set_config_dtype, whole_files
 from modeling_tsarank.trainers.checkpointing import ADAPTER_FOLDER, CheckpointingTrainer
 from modeling_tsarank.trainers.cpt_config import CPTConfig
 from modeling_tsarank.trainers.cpt_data import PairTokenizer
@@ -25,7 +26,6 @@ from modeling_tsarank.trainers.lora_linear import fuse_lora
 from modeling_tsarank.trainers.ranking_module import token_log_probs
 from modeling_tsarank.trainers.reranking_evaluation import RerankingEvaluation
 from modeling_tsarank.trainers.row_checks import RowRules, checked_rows
-from modeling_tsarank.trainers.saving import set_config_dtype, whole_files
 from modeling_tsarank.trainers.trainable import (
     ALL_LINEAR,
     TrainablePart,

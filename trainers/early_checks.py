@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modeling_tsarank.ranking_errors import InputError, ResourceError
-from modeling_tsarank.trainers.checkpoint_files import asked_checkpoint, check_no_checkpoints, checkpoint_folders
+from modeling_tsarank.trainers.checkpoint_files import (
+    asked_checkpoint,
+    check_no_checkpoints,
+    checkpoint_folders,
+    only_training_in,
+)
 from modeling_tsarank.trainers.publishing import installed_publisher
-from modeling_tsarank.trainers.run_lock import only_training_in
 
 
 if TYPE_CHECKING:

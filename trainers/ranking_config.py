@@ -11,11 +11,10 @@ from transformers import TrainingArguments
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import LogitOptions, QueryLikelihoodOptions
 from modeling_tsarank.trainers.collators import ONE_POSITIVE, Sampling
-from modeling_tsarank.trainers.config_checks import settle_configuration
+from modeling_tsarank.trainers.config_checks import PartConfig, settle_configuration
 from modeling_tsarank.trainers.losses import ScoreForm
 from modeling_tsarank.trainers.objectives import OBJECTIVES, TOKEN_VALUES, get_objective, parse_objectives
 from modeling_tsarank.trainers.options import documented
-from modeling_tsarank.trainers.part_config import PartConfig
 from modeling_tsarank.trainers.row_checks import RowRules
 from modeling_tsarank.trainers.rows import TARGETS
 

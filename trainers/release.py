@@ -24,7 +24,7 @@ from modeling_tsarank.models.embedded_models import (
 )
 from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.ranking_options import CONFIG_KEY
-from modeling_tsarank.trainers.saving import whole_files
+from modeling_tsarank.trainers.checkpoint_files import whole_files
 from modeling_tsarank.trainers.training_record import RECORD_NAME
 
 

@@ -213,9 +213,8 @@ def train_and_save(trainer: Any, data: DataArguments | None = None) -> None:
     `resume_from_checkpoint` is a folder, `last` for the last whole checkpoint in `output_dir`, or `auto`, which starts
     anew where there is none: the same command then serves for the first start and for every restart.
     """
-    from modeling_tsarank.trainers.checkpoint_files import asked_checkpoint
-    from modeling_tsarank.trainers.gloo import settle_gloo
-    from modeling_tsarank.trainers.saving import writing_errors
+    from modeling_tsarank.trainers.checkpoint_files import asked_checkpoint, writing_errors
+    from modeling_tsarank.trainers.even_batches import settle_gloo
     from modeling_tsarank.trainers.training_record import DataSource
 
     args = trainer.args

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from modeling_tsarank.engine.checkpoints import first_line, refuse_incomplete
 from modeling_tsarank.modeling_ranker import RankerModel
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
+from modeling_tsarank.trainers.checkpoint_files import set_config_dtype, whole_files
 from modeling_tsarank.trainers.lora_linear import fuse_lora
-from modeling_tsarank.trainers.saving import set_config_dtype, whole_files
 
 
 Part = Literal["top_blocks", "lora", "full"]
@@ -334,38 +333,6 @@ def _merged(backbone: nn.Module, part: TrainablePart, state: dict[str, Tensor]) 
         delta = delta.T if layer.fan_in_fan_out else delta
         merged[f"{prefix}.weight"] = (value.to(delta.dtype) + delta).to(part.dtypes[f"{prefix}.weight"])
     return merged
-
-
-def export_adapter(ranker: RankerModel, adapter_folder: str | Path, output_dir: str | Path) -> None:
-    """Merges a saved adapter (`adapter/` of a checkpoint) into the ranker it was trained from and saves the whole.
-
-    Args:
-        ranker: the ranker the training started from; its backbone takes the adapter.
-        adapter_folder: the PEFT folder.
-        output_dir: becomes a ranking folder.
-
-    Raises:
-        InputError: the folder holds no adapter.
-        ModelError: it is not whole, or an adapter of another model.
-        ResourceError: the `peft` package is missing.
-    """
-    if not (Path(adapter_folder) / "adapter_config.json").is_file():
-        raise InputError(f"{adapter_folder} holds no adapter (adapter_config.json is missing)")
-    try:
-        from peft import PeftModel, get_peft_model_state_dict
-        from peft.utils import load_peft_weights
-    except ImportError as error:
-        raise ResourceError("LoRA needs the package peft: pip install 'tsarank[train]'") from error
-    dtypes = {name: parameter.dtype for name, parameter in ranker.backbone.named_parameters()}
-    try:
-        adapter = PeftModel.from_pretrained(ranker.backbone, str(adapter_folder))
-    except (RuntimeError, ValueError) as error:
-        raise ModelError(f"{adapter_folder} is an adapter of another model: {first_line(error)}") from error
-    needed, held = set(get_peft_model_state_dict(adapter)), set(load_peft_weights(str(adapter_folder), device="cpu"))
-    # PEFT would fill up what is missing.
-    info = {"missing_keys": needed - held, "unexpected_keys": held - needed, "mismatched_keys": ()}
-    refuse_incomplete(adapter_folder, ranker.backbone, info)
-    save_ranker(ranker, TrainablePart("lora", dtypes, adapter=adapter), output_dir)
 
 
 def save_ranker(

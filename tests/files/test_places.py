@@ -74,15 +74,11 @@ OWN_WRITING = {
     "modeling_tsarank/serving/documents.py": ("connect", "SQLite has its own"),
     "trainers/checkpointing.py": ("save save_file", "into the temporary folder of a checkpoint"),
     "trainers/cpt_trainer.py": ("save", "into the temporary folder of a checkpoint"),
-    "trainers/run_lock.py": ("write_text", "a lock"),
+    "trainers/checkpoint_files.py": ("move write_text", "into the temporary file of the one writer; a lock"),
     "trainers/data/list_writing.py": ("write_table", "into the temporary file of the one writer"),
-    "trainers/data/teacher_cache.py": (
-        "connect open",
-        "finds out whether a log can be written, before anything is paid",
-    ),
+    "trainers/data/teacher_cache.py": ("open", "finds out whether a log can be written, before anything is paid"),
     "trainers/data/weak_pairs.py": ("write_table", "into the temporary folder of the set"),
     "trainers/release.py": ("save_file", "into the temporary folder of the release"),
-    "trainers/saving.py": ("move", "from a whole folder into the temporary file of the one writer"),
 }
 
 

@@ -19,7 +19,7 @@ from modeling_tsarank.trainers.cpt_config import CPTConfig
 from modeling_tsarank.trainers.cpt_trainer import CPTTrainer
 from modeling_tsarank.trainers.distill_config import RankingDistillConfig
 from modeling_tsarank.trainers.distill_trainer import RankingDistillTrainer
-from modeling_tsarank.trainers.gloo import settle_gloo_at_exit
+from modeling_tsarank.trainers.even_batches import settle_gloo_at_exit
 from modeling_tsarank.trainers.sft_config import RankingSFTConfig
 from modeling_tsarank.trainers.sft_trainer import RankingSFTTrainer
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback
 
@@ -22,21 +23,21 @@ from modeling_tsarank.modeling_tsarank import TSARankModel
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 from modeling_tsarank.trainers import checkpointing
 from modeling_tsarank.trainers.checkpoint_files import (
+    LOCK_NAME,
     MANIFEST,
     asked_checkpoint,
     checkpoint_folders,
     checkpoint_problem,
     newest_whole_checkpoint,
+    only_training_in,
     write_manifest,
 )
 from modeling_tsarank.trainers.checkpointing import TRAINED_WEIGHTS, UNFINISHED
 from modeling_tsarank.trainers.early_checks import output_folder
 from modeling_tsarank.trainers.resuming import RUN_SETTINGS
-from modeling_tsarank.trainers.run_lock import LOCK_NAME, only_training_in
 from modeling_tsarank.trainers.sft_config import RankingSFTConfig
 from modeling_tsarank.trainers.sft_trainer import RankingSFTTrainer
 from modeling_tsarank.trainers.stopping import StoppedError, stopping
-from modeling_tsarank.trainers.trainable import export_adapter
 from modeling_tsarank.trainers.training_record import training_record
 
 
@@ -189,9 +190,9 @@ def test_checkpoints_load_as_rankers(make_ranker: Any, make_trainer: Any, tmp_pa
     assert (tmp_path / "s" / "checkpoint-1" / TRAINED_WEIGHTS).is_file()
     lora = make_trainer("sft", trainable="lora", **{**SETTINGS, "max_steps": 2}, output_dir=str(tmp_path / "lora"))
     lora.train()
-    export_adapter(make_ranker(), tmp_path / "lora" / "checkpoint-2" / "adapter", tmp_path / "merged")
-    merged = TSARankModel.from_pretrained(tmp_path / "merged").predict(PAIRS)
-    assert np.abs(merged - lora.model.predict(PAIRS)).max() < 1e-5
+    base = make_ranker()
+    PeftModel.from_pretrained(base.backbone, tmp_path / "lora" / "checkpoint-2" / "adapter")
+    assert np.abs(base.predict(PAIRS) - lora.model.predict(PAIRS)).max() < 1e-5
 
 
 def test_wrong_checkpoints_are_errors(make_trainer: Any, tmp_path: Path) -> None:
@@ -563,7 +564,7 @@ def test_a_later_end_is_carried_out_and_recorded(make_trainer: Any, trained: Pat
 def test_a_second_training_in_the_folder_is_refused_and_names_the_first(make_trainer: Any, tmp_path: Path) -> None:
     code = (
         "import sys, time\n"
-        "from modeling_tsarank.trainers.run_lock import only_training_in\n"
+        "from modeling_tsarank.trainers.checkpoint_files import only_training_in\n"
         f"with only_training_in({str(tmp_path / 'run')!r}):\n"
         "    print('locked', flush=True)\n"
         "    sys.stdin.read()\n"

@@ -399,13 +399,13 @@ def test_bad_rows_are_named(make_cpt: Callable[..., CPTTrainer]) -> None:
     ("changes", "message"),
     [
         ({"trainable": "some"}, "unknown trainable 'some'"),
-        ({"top_blocks": 0}, "top_blocks must be a whole number of at least 1"),
-        ({"lora_dropout": 1.0}, "lora_dropout must be a number of at least 0 and below 1"),
+        ({"top_blocks": 0}, "top_blocks must be a whole number from 1"),
+        ({"lora_dropout": 1.0}, "lora_dropout must be a number from 0 to below 1"),
         ({"max_length": None}, "max_length must be a number"),
         ({"max_length": 20, "max_query_length": 20}, "must be smaller than max_length"),
         ({"document_template": "no place"}, "must contain {document}"),
         ({"prompt_style": "glued"}, "unknown prompt_style"),
-        ({"pad_to_multiple_of": 0}, "pad_to_multiple_of must be a whole number of at least 1"),
+        ({"pad_to_multiple_of": 0}, "pad_to_multiple_of must be a whole number from 1"),
     ],
 )
 def test_bad_settings(changes: dict[str, Any], message: str) -> None:

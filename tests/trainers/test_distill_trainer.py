@@ -114,7 +114,7 @@ def test_options_reach_the_loss(make_ranker: Any, make_trainer: Any, first_batch
         ({"loss_options": {"margin": 1}}, "does not take the options {'margin': 1}"),
         ({"loss_options": {"reduction": "max"}}, "reduction"),
         ({"loss_options": "reduction"}, "loss_options must be a JSON object"),
-        ({"score_temperature": 0}, "score_temperature must be a positive number"),
+        ({"score_temperature": 0}, "score_temperature must be a number above 0"),
         ({"score_temperature": 0.1, "temperature": 0.2}, "are two names of one option"),
         ({"num_documents": 1}, "num_documents is 1"),
         ({"document_sampling": "best"}, "unknown document_sampling"),

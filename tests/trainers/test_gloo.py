@@ -18,7 +18,7 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from modeling_tsarank.trainers.gloo import settle_gloo_at_exit
+from modeling_tsarank.trainers.even_batches import settle_gloo_at_exit
 
 state = PartialState(cpu=True)
 settle_gloo_at_exit()

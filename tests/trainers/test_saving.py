@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from modeling_tsarank.files.writing import replace_folder, write_json
-from modeling_tsarank.trainers.saving import set_config_dtype, whole_files
+from modeling_tsarank.trainers.checkpoint_files import set_config_dtype, whole_files
 
 
 def test_files_appear_together_and_others_stay(tmp_path: Path) -> None:

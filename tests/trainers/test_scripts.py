@@ -190,7 +190,7 @@ def test_yamls_no_is_the_word_that_strategies_take(tmp_path: Path) -> None:
         (["--config", "nowhere"], "no file 'nowhere' and no recipe"),
         (["--ranking_options", "{"], "ranking_options: not JSON"),
         (["--ranking_options", "3"], "ranking_options must be a JSON object"),
-        (["--temperature", "0"], "temperature must be a positive number"),
+        (["--temperature", "0"], "temperature must be a number above 0"),
         (["--load_best_model_at_end", "true", "--eval_strategy", "steps", "--save_strategy", "epoch"], "strategy"),
     ],
 )

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -27,7 +26,6 @@ from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.trainers.trainable import (
     block_stacks,
     disable_dropout,
-    export_adapter,
     export_state_dict,
     make_trainable,
     save_ranker,
@@ -263,26 +261,6 @@ def test_adapter_is_one_of_the_plain_model(make_ranker: Any, tmp_path: Path) -> 
     adapted = PeftModel.from_pretrained(plain.backbone, str(tmp_path / "adapter"))
     assert np.array_equal(plain.predict(PAIRS), scores)
     assert adapted.peft_config["default"].task_type == "CAUSAL_LM"
-    export_adapter(make_ranker(), tmp_path / "adapter", tmp_path / "merged")
-    merged = TSARankModel.from_pretrained(tmp_path / "merged")
-    assert np.abs(merged.predict(PAIRS) - scores).max() < 1e-5
-    with pytest.raises(InputError, match="holds no adapter"):
-        export_adapter(make_ranker(), tmp_path / "merged", tmp_path / "again")
-
-
-def test_an_adapter_that_lost_a_matrix_is_not_exported(make_ranker: Any, tmp_path: Path) -> None:
-    ranker = make_ranker()
-    part = make_trainable(ranker, "lora", lora_target_modules=["q_proj"])
-    part.adapter.save_pretrained(tmp_path / "adapter")
-    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    lost = min(weights)
-    save_file(
-        {name: value for name, value in weights.items() if name != lost},
-        tmp_path / "adapter" / "adapter_model.safetensors",
-    )
-    with pytest.raises(ModelError, match=f"it lacks {re.escape(lost)}"):
-        export_adapter(make_ranker(), tmp_path / "adapter", tmp_path / "merged")
-    assert not (tmp_path / "merged").exists()
 
 
 @pytest.mark.parametrize("part", ["lora", "top_blocks"])

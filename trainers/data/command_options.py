@@ -14,7 +14,7 @@ from modeling_tsarank.cli.command_line import real, seed, whole
 if TYPE_CHECKING:
     from modeling_tsarank.eval.types import Collection, Document
     from modeling_tsarank.jobs.pools import Pool
-    from modeling_tsarank.trainers.data.leakage_check import LeakageCheck
+    from modeling_tsarank.trainers.data.filters_leakage import LeakageCheck
     from modeling_tsarank.trainers.data.list_building import Retriever
     from modeling_tsarank.trainers.data.teacher_cache import RequestCache
     from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
@@ -97,7 +97,7 @@ def corpus_file(source: str) -> Path:
 
 def open_check(args: argparse.Namespace, stack: ExitStack) -> LeakageCheck | None:
     """The check of `--leakage`, or None where no collection was named."""
-    from modeling_tsarank.trainers.data.leakage_check import LeakageCheck
+    from modeling_tsarank.trainers.data.filters_leakage import LeakageCheck
 
     return stack.enter_context(LeakageCheck(args.leakage)) if args.leakage else None
 

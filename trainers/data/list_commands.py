@@ -82,8 +82,9 @@ def register_lists(subparsers: Any) -> None:
     parser.add_argument(
         "--limit", type=whole(), default=None, metavar="N", help="order only N lists, spread over all kinds"
     )
-    share = {"type": real(least=0, below=1), "default": 0.05, "metavar": "X"}
-    parser.add_argument("--validation-share", **share, help="default: 0.05, that is 19:1")
+    parser.add_argument(
+        "--validation-share", type=real(least=0, below=1), default=0.05, metavar="X", help="default: 0.05 (19:1)"
+    )
     parser.add_argument("--first-stages", nargs="+", default=["bm25"], metavar="S", help="see above (default: bm25)")
     parser.add_argument(
         "--list-size", type=whole(least=2), default=30, metavar="N", help="documents of a list (default: 30)"
@@ -132,8 +133,7 @@ def _make_lists(args: argparse.Namespace, pool: Pool) -> int:
     )
     from modeling_tsarank.trainers.data.list_ordering import order_lists, summarize
     from modeling_tsarank.trainers.data.list_writing import write_lists
-    from modeling_tsarank.trainers.data.provenance import describe_file
-    from modeling_tsarank.trainers.data.teacher_facts import teacher_facts
+    from modeling_tsarank.trainers.data.provenance import describe_file, teacher_facts
 
     given = args.teacher_scores or [args.teacher_local or args.teacher_model]
     teachers = teacher_facts(given, args.teacher_trained_on, here=not args.teacher_url)
@@ -193,8 +193,7 @@ def _teacher(args: argparse.Namespace, usage: Usage, stack: ExitStack, pool: Poo
     from modeling_tsarank.ranking_errors import InputError
     from modeling_tsarank.trainers.data.filters import build_options, option_defaults
     from modeling_tsarank.trainers.data.list_ordering import EndpointTeacher
-    from modeling_tsarank.trainers.data.teacher_mixture import teacher_scorer
-    from modeling_tsarank.trainers.data.teacher_scores import LocalTeacher, ScoringTeacher
+    from modeling_tsarank.trainers.data.teacher_scores import LocalTeacher, ScoringTeacher, teacher_scorer
 
     options, cache = named_values(args.teacher_options, "--teacher-options"), args.opened_cache
     if args.teacher_scores is not None:

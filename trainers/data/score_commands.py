@@ -80,9 +80,8 @@ def _score_rows(args: argparse.Namespace, pool: Pool) -> int:
 
     from modeling_tsarank.files.writing import write_jsonl
     from modeling_tsarank.ranking_errors import InputError
-    from modeling_tsarank.trainers.data.provenance import recorded_origin, write_report
-    from modeling_tsarank.trainers.data.teacher_facts import teacher_facts
-    from modeling_tsarank.trainers.data.teacher_mixture import teacher_scorer
+    from modeling_tsarank.trainers.data.provenance import recorded_origin, teacher_facts, write_report
+    from modeling_tsarank.trainers.data.teacher_scores import teacher_scorer
     from modeling_tsarank.trainers.row_checks import RowRules, checked_rows
     from modeling_tsarank.trainers.rows import positives_and_negatives
 

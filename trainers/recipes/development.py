@@ -21,7 +21,7 @@ from modeling_tsarank.files.writing import write_json, write_jsonl
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.data_options import MiningOptions
 from modeling_tsarank.trainers.data.filters import build_options
-from modeling_tsarank.trainers.data.leakage_check import LeakageCheck
+from modeling_tsarank.trainers.data.filters_leakage import LeakageCheck
 from modeling_tsarank.trainers.data.list_building import SourceQuery
 from modeling_tsarank.trainers.data.provenance import COUNTS, describe_file, package_versions
 from modeling_tsarank.trainers.data.query_files import write_queries

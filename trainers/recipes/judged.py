@@ -21,8 +21,8 @@ from modeling_tsarank.files.reading import parse_yaml, read_text
 from modeling_tsarank.files.writing import write_jsonl, write_text
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.data_options import MiningOptions
+from modeling_tsarank.trainers.data.filters_leakage import LeakageCheck
 from modeling_tsarank.trainers.data.hard_negatives import mine_negatives
-from modeling_tsarank.trainers.data.leakage_check import LeakageCheck
 from modeling_tsarank.trainers.data.list_building import FirstStage, Retriever
 from modeling_tsarank.trainers.data.provenance import describe_file
 from modeling_tsarank.trainers.rows import read_document, read_documents, read_list, read_numbers, to_row

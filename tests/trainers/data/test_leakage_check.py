@@ -16,8 +16,12 @@ from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.cards import render_card
 from modeling_tsarank.trainers.data.commands import register_commands
 from modeling_tsarank.trainers.data.filters_leakage import SimilarQueries
-from modeling_tsarank.trainers.data.provenance import recorded_origin, write_report
-from modeling_tsarank.trainers.data.teacher_facts import recorded_training_data, teacher_facts
+from modeling_tsarank.trainers.data.provenance import (
+    recorded_origin,
+    recorded_training_data,
+    teacher_facts,
+    write_report,
+)
 from modeling_tsarank.trainers.training_record import DataSource
 
 

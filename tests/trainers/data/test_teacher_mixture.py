@@ -11,8 +11,7 @@ from modeling_tsarank.cli import main
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.cards import render_card
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
-from modeling_tsarank.trainers.data.teacher_mixture import MixedScorer, teacher_scorer
-from modeling_tsarank.trainers.data.teacher_scores import CachedScorer, ScoringTeacher
+from modeling_tsarank.trainers.data.teacher_scores import CachedScorer, MixedScorer, ScoringTeacher, teacher_scorer
 
 
 DOCUMENTS = ["flour yeast dough", "ice valley", "dough crust knead", "ship crane", "bread oven"]

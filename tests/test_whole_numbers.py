@@ -127,6 +127,6 @@ def test_numpy_floats_are_weights_labels_and_temperatures() -> None:
 
     assert type(FusionSetting(np.float32(0.5)).weight) is float
     assert read_numbers({"labels": [np.int64(1), np.float32(0.5), 2]}, "labels") == [1.0, 0.5, 2.0]
-    assert type(_training_arguments(score_temperature=np.float32(0.5)).score_temperature) is float
+    assert type(_training_arguments(temperature=np.float32(0.5)).temperature) is float
     with pytest.raises(InputError):
         read_numbers({"labels": [np.True_]}, "labels")

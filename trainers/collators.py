@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from modeling_tsarank.ranking_text import EncodedPair, TextEncoder, clean_query, document_text
-from modeling_tsarank.trainers.losses import permutation_to_ranks
+from modeling_tsarank.trainers.losses_targets import permutation_to_ranks
 from modeling_tsarank.trainers.rows import PERMUTATION, TARGETS, positive_places
 
 

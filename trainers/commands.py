@@ -84,7 +84,7 @@ _KINDS = {
         "ranking model: of a plain model a true/false ranker, encoder-decoder or decoder-only.",
         "  --loss NAME                 ranknet, listnet, lambdarank, margin_mse, dear …; --loss_options JSON\n"
         "  --objectives NAME:WEIGHT …  a weighted sum instead, such as ranknet:0.6 next_token:0.2 penalty:0.2\n"
-        "  --num_documents M, --score_temperature T, --permutations FILE, --family F\n"
+        "  --num_documents M, --temperature T, --permutations FILE, --family F\n"
         "  --chunk_tokens N            padded tokens in memory at once; gradients are exact whatever it is\n",
         "  tsarank train distill --config smollm2-135m-distill-cpu --train_data order.jsonl --output_dir my-twolar\n"
         "  tsarank train distill --accelerate-config zero2 --config twolar-distill --model_name_or_path "

@@ -65,7 +65,6 @@ BOUNDS = {
     "num_documents": _AT_LEAST_0,
     "temperature": _SOME,
     "teacher_temperature": _SOME,
-    "score_temperature": _SOME,
     "dataset_num_proc": _AT_LEAST_1,
 }
 """Every number that shapes a training, of `TrainingArguments` and of the trainers' own; `None` is left alone."""

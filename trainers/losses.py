@@ -20,53 +20,8 @@ value. Half precision is raised to float32, float32 and float64 are kept.
 
 from __future__ import annotations
 
-from modeling_tsarank.trainers.losses_likelihood import (
-    SCORE_FORMS,
-    ScoreForm,
-    differential_penalty,
-    next_token_loss,
-    ranking_score,
-    token_kl,
-)
-from modeling_tsarank.trainers.losses_listwise import (
-    dear_loss,
-    kl_to_teacher,
-    lambdarank_loss,
-    listnet_loss,
-    listwise_softmax_loss,
-)
-from modeling_tsarank.trainers.losses_pairwise import margin_mse_loss, ranknet_loss, soft_ranknet_loss
-from modeling_tsarank.trainers.losses_targets import (
-    in_batch_ndcg,
-    pairwise_accuracy,
-    permutation_to_ranks,
-    ranking_accuracy,
-    ranks_to_labels,
-    scores_to_ranks,
-)
-from modeling_tsarank.trainers.objectives import OBJECTIVES
+from modeling_tsarank.trainers import losses_likelihood, losses_listwise, losses_pairwise
+from modeling_tsarank.trainers.objectives import OBJECTIVES, get_objective
 
 
-__all__ = [
-    "OBJECTIVES",
-    "SCORE_FORMS",
-    "ScoreForm",
-    "dear_loss",
-    "differential_penalty",
-    "in_batch_ndcg",
-    "kl_to_teacher",
-    "lambdarank_loss",
-    "listnet_loss",
-    "listwise_softmax_loss",
-    "margin_mse_loss",
-    "next_token_loss",
-    "pairwise_accuracy",
-    "permutation_to_ranks",
-    "ranking_accuracy",
-    "ranking_score",
-    "ranknet_loss",
-    "ranks_to_labels",
-    "scores_to_ranks",
-    "soft_ranknet_loss",
-    "token_kl",
-]
+__all__ = ["OBJECTIVES", "get_objective", "losses_likelihood", "losses_listwise", "losses_pairwise"]

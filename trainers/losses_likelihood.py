@@ -103,7 +103,7 @@ def next_token_loss(
     """
     check_choice("reduction", reduction, ("mean", "sum"))
     values, mask = prepare_scores(log_likelihoods, mask, query_lengths=query_lengths, labels=labels)
-    positives = positive_mask(values, mask, labels=labels) & (query_lengths > 0)
+    positives = positive_mask(mask, labels) & (query_lengths > 0)
     if reduction == "mean":
         values = values / query_lengths.clamp(min=1)
     sums = -torch.where(positives, values, torch.zeros_like(values)).sum(dim=1)

@@ -41,7 +41,6 @@ def masked_log_softmax(scores: Tensor, mask: Tensor) -> Tensor:
 @objective("listwise_softmax", "softmax cross-entropy of the positive", needs=("labels",), positives=True)
 def listwise_softmax_loss(
     scores: Tensor,
-    positive_index: Tensor | int | None = None,
     labels: Tensor | None = None,
     mask: Tensor | None = None,
     temperature: float = 1.0,
@@ -56,8 +55,7 @@ def listwise_softmax_loss(
 
     Args:
         scores: `(groups, documents)`, S before the temperature.
-        positive_index: one index for all groups or `(groups,)`; 0 where neither this nor `labels` is given.
-        labels: `(groups, documents)`, above 0 for positives.
+        labels: `(groups, documents)`, above 0 for positives; without them the first document is the positive.
         mask: `(groups, documents)`, true for real documents.
         temperature: tau, above 0.
 
@@ -65,12 +63,12 @@ def listwise_softmax_loss(
         A scalar, the mean over groups; a group without a negative (or without a positive) adds 0.
 
     Raises:
-        InputError: tau is not positive, shapes differ, or an index is outside the list.
+        InputError: tau is not positive, or shapes differ.
     """
     check_temperature(temperature)
     scores, mask = prepare_scores(scores, mask, labels=labels)
     scores = scores / temperature
-    positives = positive_mask(scores, mask, positive_index, labels)
+    positives = positive_mask(mask, labels)
     negatives = mask & ~positives
     rivals = torch.logsumexp(_fill_padding(scores, negatives), dim=1, keepdim=True)
     losses = log1p_exp(rivals - scores)
@@ -240,7 +238,6 @@ def dear_loss(
     teacher_scores: Tensor,
     mask: Tensor | None = None,
     labels: Tensor | None = None,
-    positive_index: Tensor | int | None = None,
     cross_entropy_weight: float = 0.45,
     ranknet_weight: float = 0.45,
     kl_weight: float = 0.1,
@@ -262,8 +259,7 @@ def dear_loss(
         scores: `(groups, documents)`.
         teacher_scores: `(groups, documents)`; constants.
         mask: `(groups, documents)`, true for real documents.
-        labels: `(groups, documents)`, above 0 for positives.
-        positive_index: instead of labels; where neither is given, the teacher's best document is the positive.
+        labels: `(groups, documents)`, above 0 for positives; by default the teacher's best document is the positive.
         cross_entropy_weight: w_ce, at least 0.
         ranknet_weight: w_rn, at least 0.
         kl_weight: w_kl, at least 0.
@@ -285,9 +281,10 @@ def dear_loss(
     if min(weights) < 0 or max(weights) == 0:
         raise InputError(f"the three weights must be at least 0 and not all 0, got {weights}")
     prepared, real = prepare_scores(scores, mask, teacher_scores=teacher_scores, labels=labels)
-    if labels is None and positive_index is None:
-        positive_index = _fill_padding(prepare_scores(teacher_scores.detach(), real)[0], real).argmax(dim=1)
-    cross_entropy = listwise_softmax_loss(prepared, positive_index, labels, real)
+    if labels is None:
+        best = _fill_padding(prepare_scores(teacher_scores.detach(), real)[0], real).argmax(dim=1, keepdim=True)
+        labels = torch.zeros_like(prepared).scatter_(1, best, 1.0)
+    cross_entropy = listwise_softmax_loss(prepared, labels, real)
     if ranknet_targets == "soft":
         ranknet = soft_ranknet_loss(prepared, teacher_scores, real)
     else:

@@ -101,7 +101,6 @@ def margin_mse_loss(
     teacher_scores: Tensor,
     mask: Tensor | None = None,
     labels: Tensor | None = None,
-    positive_index: Tensor | int | None = None,
     pairs: Literal["all", "positive_negative"] = "all",
 ) -> Tensor:
     """Mean squared error between the student's and the teacher's score margins.
@@ -113,7 +112,6 @@ def margin_mse_loss(
         teacher_scores: `(groups, documents)`; constants, in the student's scale (a margin has no temperature).
         mask: `(groups, documents)`, true for real documents.
         labels: `(groups, documents)`, above 0 for positives; read only with `pairs="positive_negative"`.
-        positive_index: instead of labels: one index or `(groups,)`; 0 where neither is given.
         pairs: "all" takes every pair i < j (a list without labels); "positive_negative" takes each positive against
             each negative, the original form.
 
@@ -130,7 +128,7 @@ def margin_mse_loss(
     if pairs == "all":
         counted = _unordered_pairs(mask)
     else:
-        positives = positive_mask(scores, mask, positive_index, labels)
+        positives = positive_mask(mask, labels)
         counted = positives[:, :, None] & (mask & ~positives)[:, None, :]
     errors = scores - teacher.to(scores.dtype)
     return reduce_pairs((errors[:, :, None] - errors[:, None, :]).square(), counted, mask, "mean")

@@ -71,34 +71,17 @@ def mean_over_groups(group_losses: Tensor, mask: Tensor) -> Tensor:
     return group_losses.sum() / mask.any(dim=1).sum().clamp(min=1)
 
 
-def positive_mask(
-    scores: Tensor, mask: Tensor, positive_index: Tensor | int | None = None, labels: Tensor | None = None
-) -> Tensor:
+def positive_mask(mask: Tensor, labels: Tensor | None = None) -> Tensor:
     """Which documents are positives, boolean `(groups, documents)`.
 
     Args:
-        scores: gives the shape.
         mask: real documents.
-        positive_index: one index for all groups or `(groups,)`; 0 where neither this nor `labels` is given, as the
-            collators put the positive first.
-        labels: `(groups, documents)`; a label above 0 marks a positive.
-
-    Raises:
-        InputError: both are given, or an index is outside the list.
+        labels: `(groups, documents)`; a label above 0 marks a positive. `None`: the first document is the positive, as
+            the collators put it there.
     """
     if labels is not None:
-        if positive_index is not None:
-            raise InputError("positive_index and labels were both given; give one of them")
         return (labels > 0) & mask
-    index = torch.as_tensor(0 if positive_index is None else positive_index, device=scores.device)
-    if index.ndim == 0:
-        index = index.expand(scores.shape[0])
-    if index.shape != scores.shape[:1]:
-        raise InputError(f"positive_index must hold one index for each of {len(scores)} groups, got {len(index)}")
-    if bool(((index < 0) | (index >= scores.shape[1])).any()):
-        raise InputError(f"positive_index must lie in 0..{scores.shape[1] - 1}, got {index.tolist()}")
-    columns = torch.arange(scores.shape[1], device=scores.device)
-    return (columns[None, :] == index[:, None]) & mask
+    return (torch.arange(mask.shape[1], device=mask.device) == 0) & mask
 
 
 def permutation_to_ranks(permutation: Tensor | Sequence[Sequence[int]], width: int | None = None) -> Tensor:
@@ -175,18 +158,13 @@ def ranks_to_labels(
     return torch.where(mask, labels, torch.zeros_like(labels))
 
 
-def ranking_accuracy(
-    scores: Tensor,
-    mask: Tensor | None = None,
-    positive_index: Tensor | int | None = None,
-    labels: Tensor | None = None,
-) -> Tensor:
+def ranking_accuracy(scores: Tensor, mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
     """Share of groups whose best-scored document is a positive (a tie with a negative counts as a miss).
 
     A figure for the training log, over the documents of the batch. Shapes as in `positive_mask`.
     """
     scores, mask = prepare_scores(scores.detach(), mask, labels=labels)
-    positives = positive_mask(scores, mask, positive_index, labels)
+    positives = positive_mask(mask, labels)
     lowest = torch.finfo(scores.dtype).min
     best_positive = scores.masked_fill(~positives, lowest).amax(dim=1)
     negatives = mask & ~positives

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from modeling_tsarank.trainers.collators import ONE_POSITIVE, Batch, group_mask, to_grid
 from modeling_tsarank.trainers.gradient_cache import Values
-from modeling_tsarank.trainers.losses import (
-    ScoreForm,
+from modeling_tsarank.trainers.losses import get_objective
+from modeling_tsarank.trainers.losses_likelihood import ScoreForm, ranking_score
+from modeling_tsarank.trainers.losses_targets import (
     in_batch_ndcg,
     pairwise_accuracy,
     ranking_accuracy,
-    ranking_score,
     ranks_to_labels,
 )
-from modeling_tsarank.trainers.objectives import derived_ranks, get_objective
+from modeling_tsarank.trainers.objectives import derived_ranks
 from modeling_tsarank.trainers.ranking_config import MODEL_SCORE, RankingConfig
 from modeling_tsarank.trainers.rows import TARGETS
 

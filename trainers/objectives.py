@@ -46,20 +46,20 @@ class Objective:
     Attributes:
         name: in configurations; its value is logged as `NAME_loss`.
         function: see the module's head.
+        description: one line for help texts.
         needs: targets without which it cannot work.
         positives: it asks which documents are relevant, so that positives and negatives are read as labels.
         labels_from_ranks: how labels are made of ranks where there are none.
         linear: linear in the model's values, so that its gradient needs no first pass over a batch in chunks.
-        description: one line for help texts.
     """
 
     name: str
     function: Loss
-    needs: tuple[str, ...]
-    positives: bool
-    labels_from_ranks: Callable[[Tensor, Tensor | None], Tensor] | None
-    linear: bool
     description: str
+    needs: tuple[str, ...] = ()
+    positives: bool = False
+    labels_from_ranks: Callable[[Tensor, Tensor | None], Tensor] | None = None
+    linear: bool = False
 
     def takes(self, name: str) -> bool:
         """Whether the function has a parameter of that name."""
@@ -101,19 +101,11 @@ def best_as_positive(ranks: Tensor, mask: Tensor | None) -> Tensor:
 OBJECTIVES: dict[str, Objective] = {}
 
 
-def objective(
-    name: str,
-    description: str,
-    *,
-    needs: tuple[str, ...] = (),
-    positives: bool = False,
-    labels_from_ranks: Callable[[Tensor, Tensor | None], Tensor] | None = None,
-    linear: bool = False,
-) -> Callable[[Loss], Loss]:
-    """Makes a loss function known under a name: `--objectives NAME:WEIGHT`. See `Objective` for the arguments."""
+def objective(name: str, description: str, **facts: Any) -> Callable[[Loss], Loss]:
+    """Makes a loss function known under a name: `--objectives NAME:WEIGHT`. See `Objective` for the facts."""
 
     def register(function: Loss) -> Loss:
-        OBJECTIVES[name] = Objective(name, function, needs, positives, labels_from_ranks, linear, description)
+        OBJECTIVES[name] = Objective(name, function, description, **facts)
         return function
 
     return register

@@ -12,8 +12,9 @@ from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import LogitOptions, QueryLikelihoodOptions
 from modeling_tsarank.trainers.collators import ONE_POSITIVE, Sampling
 from modeling_tsarank.trainers.config_checks import PartConfig, settle_configuration
-from modeling_tsarank.trainers.losses import ScoreForm
-from modeling_tsarank.trainers.objectives import OBJECTIVES, TOKEN_VALUES, get_objective, parse_objectives
+from modeling_tsarank.trainers.losses import OBJECTIVES, get_objective
+from modeling_tsarank.trainers.losses_likelihood import ScoreForm
+from modeling_tsarank.trainers.objectives import TOKEN_VALUES, parse_objectives
 from modeling_tsarank.trainers.options import documented
 from modeling_tsarank.trainers.row_checks import RowRules
 from modeling_tsarank.trainers.rows import TARGETS

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from modeling_tsarank.modeling_ranker import RankerModel
 from modeling_tsarank.trainers.gradient_cache import Values
-from modeling_tsarank.trainers.losses import token_kl
+from modeling_tsarank.trainers.losses_likelihood import token_kl
 from modeling_tsarank.trainers.losses_targets import full_precision
 from modeling_tsarank.trainers.reference import Reference
 from modeling_tsarank.trainers.trainable import TrainablePart

@@ -42,8 +42,9 @@ from modeling_tsarank.trainers.gradient_cache import (
     plan_chunks,
     run_chunks,
 )
+from modeling_tsarank.trainers.losses import get_objective
 from modeling_tsarank.trainers.mixture import Metrics, linear_values, make_grids, mixed_loss, pair_scores
-from modeling_tsarank.trainers.objectives import TOKEN_VALUES, get_objective
+from modeling_tsarank.trainers.objectives import TOKEN_VALUES
 from modeling_tsarank.trainers.ranking_config import RankingConfig
 from modeling_tsarank.trainers.ranking_module import RankingModule
 from modeling_tsarank.trainers.reference import Reference, make_reference

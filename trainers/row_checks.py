@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_text import document_text
-from modeling_tsarank.trainers.objectives import get_objective
+from modeling_tsarank.trainers.losses import get_objective
 from modeling_tsarank.trainers.rows import PERMUTATION, PLACE, TARGETS, Record, count_problem, positive_places
 from modeling_tsarank.trainers.training_data import is_read, load_training_rows
 

@@ -39,10 +39,10 @@ def test_every_number_of_a_training_has_bounds(config: type, tmp_path: Path) -> 
     for name, bounds in BOUNDS.items():
         if name not in known:
             continue
-        outside = [math.nan, math.inf, -math.inf, -1, True, "3", bounds.low - 1]
-        outside += [] if bounds.low_included else [bounds.low]
-        outside += [] if math.isinf(bounds.high) else [bounds.high + 1]
-        outside += [2.5] if bounds.whole else []
+        outside = [math.nan, math.inf, -math.inf, -1, True, "3"]
+        outside += [bounds.above] if bounds.least is None else [bounds.least - 1]
+        outside += [value for value in (bounds.below, bounds.most and bounds.most + 1) if value is not None]
+        outside += [2.5] if bounds.kind is int else []
         for value in outside:
             with pytest.raises(InputError, match=rf"^{name} must be a"):
                 config(str(tmp_path), **{name: value})

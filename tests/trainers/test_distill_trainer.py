@@ -16,7 +16,7 @@ from modeling_tsarank.modeling_twolar import TwolarModel
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.distill_config import RankingDistillConfig
 from modeling_tsarank.trainers.distill_trainer import RankingDistillTrainer
-from modeling_tsarank.trainers.objectives import OBJECTIVES
+from modeling_tsarank.trainers.losses import OBJECTIVES
 
 
 FAMILIES = ["tsarank", "twolar", "twolar_t5"]
@@ -29,7 +29,7 @@ def test_loss_is_ranknet_of_predicted_scores(
 ) -> None:
     """TWOLAR's Eq. 2 with its sign put right, written out, for lists of three to seven documents."""
     ranker = make_ranker(family, sharpen=False)
-    trainer = make_trainer("distill", ranker=ranker, score_temperature=0.5)
+    trainer = make_trainer("distill", ranker=ranker, temperature=0.5)
     batch = first_batch(trainer, 5)
     losses = []
     for row in batch["rows"]:
@@ -67,7 +67,7 @@ def test_it_learns_a_teachers_order(
         trainable=part,
         learning_rate=2e-3,
         num_train_epochs=8,
-        score_temperature=0.2,
+        temperature=0.2,
         chunk_tokens=0,
         logging_steps=50,
     )
@@ -114,8 +114,7 @@ def test_options_reach_the_loss(make_ranker: Any, make_trainer: Any, first_batch
         ({"loss_options": {"margin": 1}}, "does not take the options {'margin': 1}"),
         ({"loss_options": {"reduction": "max"}}, "reduction"),
         ({"loss_options": "reduction"}, "loss_options must be a JSON object"),
-        ({"score_temperature": 0}, "score_temperature must be a number above 0"),
-        ({"score_temperature": 0.1, "temperature": 0.2}, "are two names of one option"),
+        ({"temperature": 0}, "temperature must be a number above 0"),
         ({"num_documents": 1}, "num_documents is 1"),
         ({"document_sampling": "best"}, "unknown document_sampling"),
     ],

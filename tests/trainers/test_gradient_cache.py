@@ -19,8 +19,8 @@ from modeling_tsarank.trainers.gradient_cache import (
     plan_chunks,
     run_chunks,
 )
-from modeling_tsarank.trainers.losses import SCORE_FORMS
-from modeling_tsarank.trainers.objectives import OBJECTIVES
+from modeling_tsarank.trainers.losses import OBJECTIVES
+from modeling_tsarank.trainers.losses_likelihood import SCORE_FORMS
 
 
 CPU = torch.device("cpu")

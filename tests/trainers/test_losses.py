@@ -11,20 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers.losses import (
+from modeling_tsarank.trainers.losses import OBJECTIVES, get_objective
+from modeling_tsarank.trainers.losses_likelihood import (
     SCORE_FORMS,
     differential_penalty,
-    lambdarank_loss,
-    listwise_softmax_loss,
     next_token_loss,
-    permutation_to_ranks,
     ranking_score,
-    ranknet_loss,
-    ranks_to_labels,
-    scores_to_ranks,
     token_kl,
 )
-from modeling_tsarank.trainers.objectives import OBJECTIVES, get_objective
+from modeling_tsarank.trainers.losses_listwise import lambdarank_loss, listwise_softmax_loss
+from modeling_tsarank.trainers.losses_pairwise import ranknet_loss
+from modeling_tsarank.trainers.losses_targets import permutation_to_ranks, ranks_to_labels, scores_to_ranks
 
 
 FORMULAS = {

@@ -11,15 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers.losses import (
+from modeling_tsarank.trainers.losses_listwise import (
     dear_loss,
     kl_to_teacher,
     lambdarank_loss,
     listnet_loss,
     listwise_softmax_loss,
-    ranks_to_labels,
-    scores_to_ranks,
 )
+from modeling_tsarank.trainers.losses_targets import ranks_to_labels, scores_to_ranks
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -34,7 +33,8 @@ def test_softmax_equals_equation(shape: tuple[int, int], padded: bool, tau: floa
         return ref.mean([ref.softmax_ce(group, [index], tau) for group, index in groups])
 
     def loss(values: torch.Tensor) -> torch.Tensor:
-        return listwise_softmax_loss(values, positive, mask=mask, temperature=tau)
+        labels = torch.nn.functional.one_hot(positive, shape[1])
+        return listwise_softmax_loss(values, labels, mask=mask, temperature=tau)
 
     ref.assert_same(loss, reference, scores / 4)
     ref.assert_padding_is_inert(loss, scores / 4, mask)
@@ -197,9 +197,8 @@ def test_dear_takes_given_positives() -> None:
     scores, teacher, _ = ref.random_case((2, 4), 29, padded=False)
     options = {"cross_entropy_weight": 1.0, "ranknet_weight": 0.0, "kl_weight": 0.0}
     by_label = dear_loss(scores, teacher, labels=torch.tensor([[0, 1, 0, 0], [0, 0, 0, 1]]), **options)
-    by_index = dear_loss(scores, teacher, positive_index=torch.tensor([1, 3]), **options)
-    torch.testing.assert_close(by_label, by_index)
-    torch.testing.assert_close(by_index, listwise_softmax_loss(scores, torch.tensor([1, 3])))
+    of_labels = listwise_softmax_loss(scores, torch.tensor([[0, 1, 0, 0], [0, 0, 0, 1]]))
+    torch.testing.assert_close(by_label, of_labels)
 
 
 def test_extreme_scores_stay_finite() -> None:
@@ -225,9 +224,6 @@ ZEROS = torch.zeros(1, 3)
     [
         (lambda: listwise_softmax_loss(ZEROS, temperature=0.0), "temperature must be a positive number, got 0.0"),
         (lambda: listwise_softmax_loss(ZEROS, temperature=float("nan")), "temperature"),
-        (lambda: listwise_softmax_loss(ZEROS, positive_index=0, labels=ZEROS), "both given"),
-        (lambda: listwise_softmax_loss(ZEROS, positive_index=torch.tensor([0, 0])), "each of 1 groups"),
-        (lambda: listwise_softmax_loss(ZEROS, positive_index=-1), r"0\.\.2"),
         (lambda: listnet_loss(ZEROS, ZEROS, teacher_temperature=-1), "teacher_temperature"),
         (lambda: lambdarank_loss(ZEROS, ZEROS - 1), "at least 0"),
         (lambda: lambdarank_loss(ZEROS, ZEROS + 200, gain="exponential"), "overflow"),

@@ -12,13 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers.losses import (
-    margin_mse_loss,
-    permutation_to_ranks,
-    ranknet_loss,
-    scores_to_ranks,
-    soft_ranknet_loss,
-)
+from modeling_tsarank.trainers.losses_pairwise import margin_mse_loss, ranknet_loss, soft_ranknet_loss
+from modeling_tsarank.trainers.losses_targets import permutation_to_ranks, scores_to_ranks
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -115,8 +110,8 @@ def test_margin_mse_equals_equation(shape: tuple[int, int], padded: bool, pairs:
         return ref.mean([ref.margin_mse(s, t, None if pairs == "all" else [p]) for s, t, p in groups])
 
     def loss(values: torch.Tensor) -> torch.Tensor:
-        index = None if pairs == "all" else positive
-        return margin_mse_loss(values, teacher, mask, positive_index=index, pairs=pairs)
+        labels = None if pairs == "all" else torch.nn.functional.one_hot(positive, shape[1])
+        return margin_mse_loss(values, teacher, mask, labels=labels, pairs=pairs)
 
     ref.assert_same(loss, reference, scores)
     ref.assert_padding_is_inert(loss, scores, mask)
@@ -163,10 +158,6 @@ def test_half_precision_is_raised() -> None:
         (lambda: ranknet_loss(torch.zeros(1, 3), torch.zeros(1, 3), torch.ones(3)), "mask must have the shape"),
         (lambda: ranknet_loss(torch.zeros(1, 3), torch.zeros(1, 3), None, "max"), "reduction"),
         (lambda: margin_mse_loss(torch.zeros(1, 3), torch.zeros(1, 3), pairs="some"), "pairs"),
-        (
-            lambda: margin_mse_loss(torch.zeros(1, 3), torch.zeros(1, 3), positive_index=3, pairs="positive_negative"),
-            "0..2",
-        ),
     ],
 )
 def test_wrong_input_is_named(call, message: str) -> None:

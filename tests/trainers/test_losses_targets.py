@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers.losses import (
+from modeling_tsarank.trainers.losses_targets import (
     in_batch_ndcg,
     pairwise_accuracy,
     permutation_to_ranks,
@@ -72,7 +72,7 @@ def test_ranking_accuracy() -> None:
     scores = torch.tensor([[2.0, 1.0, 9.0], [1.0, 2.0, 0.0], [1.0, 1.0, 0.0], [5.0, 4.0, 3.0]])
     mask = torch.tensor([[True, True, False], [True] * 3, [True] * 3, [True] * 3])
     assert ranking_accuracy(scores, mask).item() == pytest.approx(0.5)  # hit, miss, tie, hit
-    assert ranking_accuracy(scores, mask, positive_index=1).item() == pytest.approx(0.25)
+    assert ranking_accuracy(scores, mask, labels=torch.tensor([[0, 1, 0]] * 4)).item() == pytest.approx(0.25)
     labels = torch.tensor([[0, 1, 1], [0, 0, 1], [1, 1, 0], [0, 0, 2]])
     assert ranking_accuracy(scores, mask, labels=labels).item() == pytest.approx(0.25)
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.trainers import losses_listwise
 from modeling_tsarank.trainers.distill_config import RankingDistillConfig
-from modeling_tsarank.trainers.objectives import OBJECTIVES, objective, parse_objectives
+from modeling_tsarank.trainers.losses import OBJECTIVES
+from modeling_tsarank.trainers.objectives import objective, parse_objectives
 from modeling_tsarank.trainers.ranking_config import RankingConfig
 from modeling_tsarank.trainers.ranking_trainer import RankingTrainer
 from modeling_tsarank.trainers.script_utils import parse_arguments
@@ -224,9 +225,9 @@ def test_objectives_come_from_the_command_line_or_a_config(tmp_path: Path) -> No
 def test_a_record_holds_the_settings_that_have_an_effect(tmp_path: Path) -> None:
     common = {"output_dir": str(tmp_path), "use_cpu": True}
     found = settings(RankingDistillConfig(**common, temperature=0.1))
-    assert found["score_temperature"] == 0.1
+    assert found["temperature"] == 0.1
     assert {"num_documents", "loss"} <= found.keys()
-    assert not {"num_negatives", "temperature", "objectives"} & found.keys()
+    assert not {"num_negatives", "objectives"} & found.keys()
     found = settings(RankingSFTConfig(**common, alpha=1.0))
     assert {"alpha", "num_negatives", "loss", "temperature"} <= found.keys()
     assert not {"num_documents", "ntp_reduction", "teacher_temperature"} & found.keys()

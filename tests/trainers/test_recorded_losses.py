@@ -29,7 +29,7 @@ SFT: list[dict[str, Any]] = [
 DISTILL: list[dict[str, Any]] = [
     *({"loss": loss} for loss in LOSSES),
     *({"family": "twolar_t5", "loss": loss, "trainable": "lora"} for loss in LOSSES),
-    *({"family": "tsarank", "loss": loss, "score_temperature": 0.1, "trainable": "top_blocks"} for loss in LOSSES),
+    *({"family": "tsarank", "loss": loss, "temperature": 0.1, "trainable": "top_blocks"} for loss in LOSSES),
     {"loss_options": {"reduction": "sum"}, "family": "twolar_t5"},
     {"loss": "lambdarank", "loss_options": {"k": 3, "gain": "exponential"}},
     {"num_documents": 3, "document_sampling": "random"},

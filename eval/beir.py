@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import mmap
 import os
-from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from modeling_tsarank.eval.run_files import read_qrels
-from modeling_tsarank.eval.types import Collection, Document
+from modeling_tsarank.eval.types import Collection, Document, StoredDocuments
 from modeling_tsarank.files.fields import record_id, record_text, record_title
 from modeling_tsarank.files.reading import open_stream, parse_json_object, read_jsonl, read_lines
 from modeling_tsarank.ranking_errors import InputError
@@ -22,54 +21,36 @@ LAZY_BYTES = 512 * 1024 * 1024
 RUN_SUFFIXES = (".trec", ".txt", ".run", ".tsv", ".jsonl", ".json", ".trec.gz", ".txt.gz", ".jsonl.gz")
 
 
-class LazyDocuments(Mapping[str, Document]):
-    """Documents of a corpus file, read from disk one by one when asked for.
+def stored_documents(path: Path) -> StoredDocuments:
+    """Documents of an uncompressed `corpus.jsonl`, read from disk one by one when asked for.
 
-    Args:
-        path: An uncompressed `corpus.jsonl`. It is read through once, to find where each document stands, and must
-            not change afterwards.
+    The file is read through once, to find where each document begins, and must not change afterwards.
 
     Raises:
         InputError: A line is not a document, or an id appears twice (with the line's number).
     """
+    places: dict[str, int] = {}
+    begin = 0
+    with open_stream(path) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                place = f"{path}, line {number}"
+                add_once(places, document_from_record(parse_json_object(line, place), place)[0], begin, place)
+            begin += len(line)
+    return StoredDocuments(places, partial(_document_at, path))
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self._offsets = array("q")
-        self._positions: dict[str, int] = {}
-        with open_stream(self.path) as file:
-            offset = 0
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    place = f"{self.path}, line {number}"
-                    document_id, _ = document_from_record(parse_json_object(line, place), place)
-                    if document_id in self._positions:
-                        raise InputError(f"{place}: the document id {document_id!r} appeared before; ids are unique")
-                    self._positions[document_id] = len(self._offsets)
-                    self._offsets.append(offset)
-                offset += len(line)
-        self._map: mmap.mmap | None = None
 
-    def __getitem__(self, document_id: str) -> Document:
-        offset = self._offsets[self._positions[document_id]]
-        if self._map is None:
-            with self.path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        end = self._map.find(b"\n", offset)
-        line = self._map[offset : len(self._map) if end < 0 else end]
-        return document_from_record(parse_json_object(line, f"{self.path}, byte {offset}"), str(self.path))[1]
+def _document_at(path: Path, begin: int) -> Document:
+    with path.open("rb") as file:
+        file.seek(begin)
+        return document_from_record(parse_json_object(file.readline(), f"{path}, byte {begin}"), str(path))[1]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._positions)
 
-    def __len__(self) -> int:
-        return len(self._positions)
-
-    def __contains__(self, document_id: object) -> bool:
-        return document_id in self._positions
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_map": None}  # another process maps the file for itself
+def add_once(records: dict[str, Any], identifier: str, value: Any, place: str) -> None:
+    """Adds a record under its id. Raises `InputError` if there is one already."""
+    if identifier in records:
+        raise InputError(f"{place}: the id {identifier!r} appeared before; ids are unique")
+    records[identifier] = value
 
 
 def document_from_record(record: Mapping[str, Any], place: str) -> tuple[str, Document]:
@@ -92,7 +73,7 @@ def query_from_record(record: Mapping[str, Any], place: str) -> tuple[str, str]:
 
 
 def read_corpus(path: str | os.PathLike[str], lazy_bytes: int = LAZY_BYTES) -> Mapping[str, Document]:
-    """Reads a corpus file (`.jsonl` or `.jsonl.gz`); a large uncompressed one lazily, see `LazyDocuments`.
+    """Reads a corpus file (`.jsonl` or `.jsonl.gz`); a large uncompressed one lazily, see `stored_documents`.
 
     Raises:
         InputError: No such file, a line that is not a document (with its number), a repeated id, or no document.
@@ -100,7 +81,7 @@ def read_corpus(path: str | os.PathLike[str], lazy_bytes: int = LAZY_BYTES) -> M
     path = Path(path)
     documents: Mapping[str, Document]
     if path.suffix != ".gz" and path.is_file() and path.stat().st_size > lazy_bytes:
-        documents = LazyDocuments(path)
+        documents = stored_documents(path)
     else:
         documents = read_records(path, document_from_record)
     if not documents:
@@ -129,10 +110,7 @@ def read_records(path: Path, parse: Callable[[dict[str, Any], str], tuple[str, A
     """
     records: dict[str, Any] = {}
     for place, record in read_jsonl(path):
-        identifier, value = parse(record, place)
-        if identifier in records:
-            raise InputError(f"{place}: the id {identifier!r} appeared before; ids are unique")
-        records[identifier] = value
+        add_once(records, *parse(record, place), place)
     return records
 
 
@@ -142,9 +120,7 @@ def _read_tsv_queries(path: Path) -> dict[str, str]:
         query_id, tab, text = line.partition("\t")
         if not tab or not query_id:
             raise InputError(f"{place}: expected a query id, a tab and the query's text")
-        if query_id in queries:
-            raise InputError(f"{place}: the id {query_id!r} appeared before; ids are unique")
-        queries[query_id] = text
+        add_once(queries, query_id, text, place)
     return queries
 
 

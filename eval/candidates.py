@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from modeling_tsarank.eval.run_files import ranked
-from modeling_tsarank.eval.types import Collection, Run
+from modeling_tsarank.eval.types import Collection, Qrels, Run
 from modeling_tsarank.files.hashes import hash_parts
 from modeling_tsarank.ranking_errors import InputError
 
@@ -81,10 +81,6 @@ class Candidates:
         """
         return [self.pairs[position] for position in self.blocks[block]]
 
-    def block_size(self, block: int) -> int:
-        """The number of pairs of one block."""
-        return len(self.blocks[block])
-
     def block_texts(self, block: int) -> list[tuple[str, Any]]:
         """The same as (query, document) texts, of whole lists as (query, documents)."""
         texts = [
@@ -99,9 +95,9 @@ class Candidates:
         return list(lists.values())
 
     @property
-    def pair_count(self) -> int:
-        """The number of pairs of all blocks."""
-        return len(self.pairs)
+    def qrels(self) -> Qrels:
+        """Judgments of the evaluated queries."""
+        return {query_id: self.collection.qrels[query_id] for query_id in self.query_ids}
 
     def digest(self) -> str:
         """Digest of the texts to be scored, the first stage's order and scores, and the judgments of these queries."""

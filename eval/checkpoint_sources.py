@@ -19,16 +19,12 @@ if TYPE_CHECKING:
     from modeling_tsarank.models.resolver import Source
 
 
-def add_model_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """Adds the options of every command that loads a model, and where wanted one for further models beside it."""
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that choose a model and bound its queries."""
     add_model_arguments(parser)
     parser.add_argument(
         "--max-query-length", type=whole(), metavar="N", help="tokens of a query at most (ArguAna: 256)"
     )
-    if several:
-        parser.add_argument(
-            "--more-models", nargs="+", default=[], metavar="M", help="further models to show beside --model"
-        )
 
 
 def display_name(model: str | None) -> str:
@@ -38,13 +34,12 @@ def display_name(model: str | None) -> str:
     return resolve(model).label
 
 
-def scorer_source(model: str | None, args: argparse.Namespace, device: Any = None) -> ScorerSource:
+def scorer_source(model: str | None, args: argparse.Namespace) -> ScorerSource:
     """The model as a source that loads it when the first pair is to be scored.
 
     Args:
         model: Hub id, folder, GGUF file or None for the embedded default.
         args: Parsed options of `add_model_options`.
-        device: Where to load it if the user named no device.
 
     Raises:
         InputError: a number format, device or store that does not exist here.
@@ -53,7 +48,7 @@ def scorer_source(model: str | None, args: argparse.Namespace, device: Any = Non
     from modeling_tsarank.eval.scoring import ScorerSource
     from modeling_tsarank.models.loading import load_ranker, number_format, resolve_device
 
-    device = resolve_device(args.device or device)
+    device = resolve_device(args.device)
     dtype = number_format(args.dtype, device)
     given = {"max_length": args.max_length, "max_query_length": args.max_query_length}
     lengths = {name: value for name, value in given.items() if value is not None}
@@ -80,13 +75,12 @@ def scorer_source(model: str | None, args: argparse.Namespace, device: Any = Non
     return ScorerSource(display_name(model), load, settings, args.batch_tokens)
 
 
-def evaluated_source(model: str | None, args: argparse.Namespace, device: Any = None) -> ScorerSource:
+def evaluated_source(model: str | None, args: argparse.Namespace) -> ScorerSource:
     """Whatever `tsarank evaluate` can measure: a model of this project or of sentence-transformers, a ranker of lists.
 
     Args:
         model: What `models.resolver` knows; with `--ranker` a language model or the address of a chat server.
         args: Parsed options of `add_model_options` and `add_ranker_arguments`.
-        device: Where to load it if the user named no device.
 
     Raises:
         InputError: an option that has no effect on such a model, or a value that does not exist here.
@@ -95,21 +89,21 @@ def evaluated_source(model: str | None, args: argparse.Namespace, device: Any = 
 
     found = resolve(model)
     if found.kind is Kind.SERVICE or args.ranker != RANKERS[0]:
-        return _list_source(found, args, device)
+        return _list_source(found, args)
     ranker_options(args)  # refused where there is no such ranker
     if found.kind in OTHER_LIBRARIES:
-        return _sentence_transformers_source(found, args, device)
-    return scorer_source(model, args, device)
+        return _sentence_transformers_source(found, args)
+    return scorer_source(model, args)
 
 
-def _sentence_transformers_source(found: Source, args: argparse.Namespace, device: Any) -> ScorerSource:
+def _sentence_transformers_source(found: Source, args: argparse.Namespace) -> ScorerSource:
     from modeling_tsarank.eval.scoring import ScorerSource
     from modeling_tsarank.models.fingerprints import hub_commit, model_fingerprint
     from modeling_tsarank.models.loading import number_format, resolve_device
     from modeling_tsarank.rankers.pointwise import load_scorer, prefix_of
 
     refuse_options(args, "a model of sentence-transformers", store=None, max_query_length=None, batch_tokens=None)
-    place = resolve_device(args.device or device)
+    place = resolve_device(args.device)
     dtype = "float32" if args.dtype == "auto" else number_format(args.dtype, place)
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"models of sentence-transformers rank in float32 (auto) or bfloat16, not in {args.dtype}")
@@ -130,7 +124,7 @@ def _sentence_transformers_source(found: Source, args: argparse.Namespace, devic
     return ScorerSource(found.label, load, settings)
 
 
-def _list_source(found: Source, args: argparse.Namespace, device: Any) -> ScorerSource:
+def _list_source(found: Source, args: argparse.Namespace) -> ScorerSource:
     """A ranker of lists, over a language model or behind an address."""
     from dataclasses import asdict
 
@@ -152,10 +146,10 @@ def _list_source(found: Source, args: argparse.Namespace, device: Any) -> Scorer
         name = args.api_model or str(urlsplit(found.name).hostname)
         settings |= {"checkpoint": found.name, "api_model": args.api_model, "api_documents": args.api_documents}
     else:
-        dtype = resolve_dtype(args.dtype, resolve_device(args.device or device))
+        dtype = resolve_dtype(args.dtype, resolve_device(args.device))
         settings |= {**_checkpoint_settings(args.model, args.revision), "dtype": str(dtype).removeprefix("torch.")}
     label = name if pointwise else f"{name} {args.ranker}"
-    return ScorerSource(label, lambda: list_ranker(args, device), settings, whole_lists=True)
+    return ScorerSource(label, lambda: list_ranker(args), settings, whole_lists=True)
 
 
 def _checkpoint_settings(model: str | None, revision: str | None) -> dict[str, Any]:

@@ -45,7 +45,6 @@ Files in OUTPUT:
   DATASET/run.trec         the final ranking; first_stage.trec is what was reranked
   DATASET/metrics.json     measures, settings, versions, device, time
   DATASET/per_query.csv    every measure of every query
-  DATASET/gain.png         gain over the first stage, query by query
 """
 _EVALUATE_EXAMPLES = """\
   tsarank evaluate --dataset beir/scifact --output results

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,9 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol, overload
 
 from modeling_tsarank.eval.bm25 import BM25Index
-from modeling_tsarank.eval.dense import DenseIndex
+from modeling_tsarank.eval.encoders import DenseIndex, SpladeIndex
 from modeling_tsarank.eval.run_files import ranked, read_run
-from modeling_tsarank.eval.splade import SpladeIndex
 from modeling_tsarank.eval.types import Collection, Run
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import whole_number
@@ -82,7 +80,7 @@ def build_index(
         **options: Keyword arguments of the index's `build`, such as `k1`, `batch_size` or `device`.
 
     Raises:
-        InputError: No such stage or option, no documents, or ids that are not unique.
+        InputError: No such stage, no documents, or ids that are not unique.
         ModelError: A model cannot be loaded.
         ResourceError: A package is missing or the cache cannot be written.
     """
@@ -91,26 +89,16 @@ def build_index(
         raise InputError(f"no index for the first stage {stage!r}; expected bm25, dense[:MODEL] or splade[:MODEL]")
     if colon:
         options = {**options, "model": model}
-    builder = _BUILDERS[kind]
-    known = [
-        name
-        for name, parameter in inspect.signature(builder).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    ]
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise InputError(f"the first stage {stage!r} has no option {', '.join(unknown)}; it has {', '.join(known)}")
-    return builder(ids, texts, cache_dir, **options)
+    return _BUILDERS[kind](ids, texts, cache_dir, **options)
 
 
 def retrieve(
     collection: Collection,
     stage: str | os.PathLike[str],
-    depth: int = 100,
+    depth: int | None = 100,
     cache_dir: str | os.PathLike[str] | None = None,
     query_ids: Iterable[str] | None = None,
     run_format: str | None = None,
-    **options: Any,
 ) -> Run:
     """The candidates of a collection's queries.
 
@@ -119,24 +107,22 @@ def retrieve(
     Args:
         collection: Where to search.
         stage: One of `STAGES`; the name of a run that came with the collection will also do.
-        depth: Candidates a query at most, 1 or more.
+        depth: Candidates a query at most, 1 or more; None for all of a given run.
         cache_dir: See `files.caches.cache_root`.
         query_ids: Which queries; all judged ones by default.
         run_format: Of a run file, see `run_files.read_run`.
-        **options: Of the index (see `build_index`). For `rrf`: `k`, and per stage a dictionary of options under the
-            stage's kind, such as `dense={"batch_size": 8}`.
 
     Returns:
         Query id to document id to score, best first, in the order of `query_ids`. A query for which nothing was
         found has an empty entry.
 
     Raises:
-        InputError: No such stage, option, query or run file; a run without any of the queries, or with a document
+        InputError: No such stage, query or run file; a run without any of the queries, or with a document
             that the collection lacks.
         ModelError: A model cannot be loaded.
         ResourceError: A package is missing or the cache cannot be written.
     """
-    depth = whole_number(depth, "the depth of a first stage")
+    depth = None if depth is None else whole_number(depth, "the depth of a first stage")
     wanted = list(collection.judged_queries() if query_ids is None else query_ids)
     unknown = [query_id for query_id in wanted if query_id not in collection.queries]
     if unknown:
@@ -147,23 +133,24 @@ def retrieve(
     kind, _, rest = name.partition(":")
     if kind == "rrf":
         parts = (rest or _RRF_DEFAULT).split("+")
-        return _fused_stages(collection, parts, depth, cache_dir, wanted, run_format, options)
-    # One more than asked for: the query's own document may be among them.
-    fetched = depth + 1 if collection.self_match else depth
+        runs = [retrieve(collection, part, depth, cache_dir, wanted, run_format) for part in parts]
+        return reciprocal_rank_fusion(runs, depth)
     if kind in _BUILDERS:
         texts = CollectionTexts(collection)
-        index = build_index(name, texts.ids, texts, cache_dir, **options)
+        index = build_index(name, texts.ids, texts, cache_dir)
+        # One more than asked for: the query's own document may be among them.
+        fetched = (depth or len(texts)) + collection.self_match
         found = index.search({query_id: collection.queries[query_id] for query_id in wanted}, fetched)
     else:
-        if options:
-            raise InputError(f"a given run has no options, got {', '.join(options)}")
         found = _given_run(collection, _run_path(collection, name), wanted, run_format)
     run = {query_id: _candidates(collection, query_id, found.get(query_id, {}), depth) for query_id in wanted}
     _check_known(collection, run, name)
     return run
 
 
-def reciprocal_rank_fusion(runs: Sequence[Mapping[str, Mapping[str, float]]], depth: int, k: float = RRF_K) -> Run:
+def reciprocal_rank_fusion(
+    runs: Sequence[Mapping[str, Mapping[str, float]]], depth: int | None, k: float = RRF_K
+) -> Run:
     """Fuses runs: the score of a document is the sum over runs of 1 / (k + rank), ranks from 1 in trec_eval's order.
 
     Reference: Cormack, Clarke and Buettcher, Reciprocal Rank Fusion Outperforms Condorcet and Individual Rank
@@ -191,26 +178,6 @@ def reciprocal_rank_fusion(runs: Sequence[Mapping[str, Mapping[str, float]]], de
     return fused
 
 
-def _fused_stages(
-    collection: Collection,
-    stages: Sequence[str],
-    depth: int,
-    cache_dir: str | os.PathLike[str] | None,
-    query_ids: Sequence[str],
-    run_format: str | None,
-    options: Mapping[str, Any],
-) -> Run:
-    kinds = {stage.partition(":")[0] for stage in stages} & set(_BUILDERS)
-    unknown = [name for name in options if name != "k" and name not in kinds]
-    if unknown:
-        raise InputError(f"rrf has no option {', '.join(unknown)}; it has k{''.join(f', {kind}' for kind in kinds)}")
-    runs = []
-    for stage in stages:
-        stage_options = options.get(stage.partition(":")[0], {})
-        runs.append(retrieve(collection, stage, depth, cache_dir, query_ids, run_format, **stage_options))
-    return reciprocal_rank_fusion(runs, depth, options.get("k", RRF_K))
-
-
 def _run_path(collection: Collection, name: str) -> Path:
     if name in collection.runs:
         return collection.runs[name]
@@ -234,7 +201,9 @@ def _given_run(collection: Collection, path: Path, query_ids: Sequence[str], run
     return run
 
 
-def _candidates(collection: Collection, query_id: str, scores: Mapping[str, float], depth: int) -> dict[str, float]:
+def _candidates(
+    collection: Collection, query_id: str, scores: Mapping[str, float], depth: int | None
+) -> dict[str, float]:
     own = query_id if collection.self_match else None
     kept = {document_id: score for document_id, score in scores.items() if document_id != own}
     return {document_id: kept[document_id] for document_id in ranked(kept, depth)}

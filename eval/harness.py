@@ -14,13 +14,12 @@ from modeling_tsarank.eval.first_stages import retrieve
 from modeling_tsarank.eval.fusion import FusionSetting, append_tail, fuse_query
 from modeling_tsarank.eval.metrics import compute_metrics
 from modeling_tsarank.eval.options import EvaluationOptions, is_retrieved
-from modeling_tsarank.eval.results import DatasetResult, Session, total, write_dataset_files
+from modeling_tsarank.eval.results import DatasetResult, total, write_dataset_files
 from modeling_tsarank.eval.run_files import read_run, tag_of, write_run
 from modeling_tsarank.eval.scoring import BlockScorer, ScorerSource, score_blocks
-from modeling_tsarank.eval.types import Collection, Qrels, Run
+from modeling_tsarank.eval.types import Collection, Run
 from modeling_tsarank.files.hashes import hash_file
 from modeling_tsarank.files.result_log import SETTINGS_FILE, ResultLog, check_settings, claim_folder, exclusive
-from modeling_tsarank.files.writing import write_errors
 from modeling_tsarank.jobs.pools import Pool, lead, leads
 from modeling_tsarank.ranking_errors import InputError
 
@@ -75,10 +74,9 @@ def evaluate_collection(
             path.unlink()
         records = score_blocks(pool, candidates, log, options.show_progress)
         _warn(records, collection.name)
-        qrels = _judgments(collection, candidates.query_ids)
-        result = _measure(source, candidates, options, folder, records, qrels)
-        session = Session(pool.size, time.perf_counter() - started)
-        write_dataset_files(result, options, settings, records, qrels, session)
+        result = _measure(source, candidates, options, folder, records)
+        seconds = time.perf_counter() - started
+        write_dataset_files(result, options, settings, records, candidates.qrels, pool.size, seconds)
     return result
 
 
@@ -94,27 +92,18 @@ def _warn(records: Sequence[dict[str, Any]], name: str) -> None:
         )
 
 
-def _evaluated_queries(collection: Collection, options: EvaluationOptions) -> list[str]:
+def _start(
+    source: ScorerSource, collection: Collection, options: EvaluationOptions, folder: Path
+) -> tuple[Candidates, dict[str, Any]]:
+    """Everything before scoring: checks, the first stage, and the settings that the folder is claimed for."""
     query_ids = collection.judged_queries()[: options.limit_queries]
     if not query_ids:
         raise InputError(
             f"{collection.name} has no judged query in the split {options.split!r}: "
             f"{len(collection.queries)} queries and judgments of {len(collection.qrels)}"
         )
-    return query_ids
-
-
-def _judgments(collection: Collection, query_ids: list[str]) -> Qrels:
-    return {query_id: collection.qrels[query_id] for query_id in query_ids}
-
-
-def _start(
-    source: ScorerSource, collection: Collection, options: EvaluationOptions, folder: Path
-) -> tuple[Candidates, dict[str, Any]]:
-    """Everything before scoring: checks, the first stage, and the settings that the folder is claimed for."""
-    query_ids = _evaluated_queries(collection, options)
     if options.fusion is not None:
-        options.fusion.refuse_tuned_split(_judgments(collection, query_ids), collection.name)
+        options.fusion.refuse_tuned_split({one: collection.qrels[one] for one in query_ids}, collection.name)
     if options.overwrite:  # the settings last: a kill leaves no mixture
         for path in (*folder.glob(_FORMER_LOGS), folder / _LOG, folder / SETTINGS_FILE):
             path.unlink(missing_ok=True)
@@ -149,32 +138,18 @@ def _first_stage(collection: Collection, options: EvaluationOptions, query_ids: 
     """Retrieves once and keeps the run: what is resumed reranks exactly the candidates that it started with."""
     path = folder / "first_stage.trec"
     if not (path.is_file() and (folder / SETTINGS_FILE).is_file()):
-        depth = max(options.depth or 0, options.top_k)
-        run_file = _run_file(collection, options.first_stage)
-        if run_file is not None:
-            depth = max(depth, *map(len, read_run(run_file, options.run_format).values()))
-        run = retrieve(
-            collection,
-            options.first_stage,
-            depth=depth,
-            cache_dir=options.cache_dir,
-            query_ids=query_ids,
-            run_format=options.run_format,
-        )
+        stage = options.first_stage
+        depth = (options.depth or options.top_k) if is_retrieved(stage) else None
+        run = retrieve(collection, stage, depth, options.cache_dir, query_ids, options.run_format)
         run = {query_id: run[query_id] for query_id in query_ids if run.get(query_id)}
         if not run:
             raise InputError(
                 f"the first stage {options.first_stage} has no candidate for any of the {len(query_ids)} judged "
                 f"queries of {collection.name}: give a run of this collection"
             )
-        _write_run(path, run, options.first_stage_name)
+        write_run(path, run, tag_of(options.first_stage_name))
     # Read back in any case, so that a resumed evaluation cannot differ by a digit lost in the file.
     return read_run(path)
-
-
-def _write_run(path: Path, run: Run, system: str) -> None:
-    with write_errors(path):
-        write_run(path, run, tag=tag_of(system))
 
 
 def _run_file(collection: Collection, stage: str) -> Path | None:
@@ -191,7 +166,6 @@ def _measure(
     options: EvaluationOptions,
     folder: Path,
     records: Sequence[dict[str, Any]],
-    qrels: Qrels,
 ) -> DatasetResult:
     """The runs and their measures, once all blocks are scored."""
     scores: Run = {}
@@ -200,21 +174,16 @@ def _measure(
             scores.setdefault(query_id, {})[document_id] = score
     reranked = _rerank(candidates, scores, None)
     final = reranked if options.fusion is None else _rerank(candidates, scores, options.fusion)
-    result = DatasetResult(
-        name=candidates.collection.name,
-        folder=folder,
-        queries=len(candidates.query_ids),
-        pairs=candidates.pair_count,
-        first=compute_metrics(candidates.first, qrels, measures=options.measures),
-        reranked=compute_metrics(reranked, qrels, measures=options.measures),
-        fused=None if options.fusion is None else compute_metrics(final, qrels, measures=options.measures),
-    )
+    runs = {"first_stage": candidates.first, "reranked": reranked}
     if options.fusion is None:
         (folder / "reranker.trec").unlink(missing_ok=True)
     else:
-        _write_run(folder / "reranker.trec", reranked, source.name)
-    _write_run(folder / "run.trec", final, source.name)
-    return result
+        runs["fused"] = final
+        write_run(folder / "reranker.trec", reranked, tag_of(source.name))
+    write_run(folder / "run.trec", final, tag_of(source.name))
+    systems = {name: compute_metrics(run, candidates.qrels, options.measures) for name, run in runs.items()}
+    name = candidates.collection.name
+    return DatasetResult(name, folder, len(candidates.query_ids), len(candidates.pairs), systems)
 
 
 def _rerank(candidates: Candidates, scores: Run, fusion: FusionSetting | None) -> Run:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from modeling_tsarank.eval.types import Collection, Document, Qrels
+from modeling_tsarank.eval.types import Collection, Document, Qrels, StoredDocuments
 from modeling_tsarank.files.extras import require
 from modeling_tsarank.files.fields import FIELDS, as_id, one_of, record_text, record_title
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 
 
-class TableDocuments(Mapping[str, Document]):
-    """Documents in the rows of a `datasets` table, which stays on disk; ids are kept in memory.
+def table_documents(table: Any, place: str = "the corpus") -> StoredDocuments:
+    """Documents in the rows of a `datasets` table, which stays on disk.
 
     Args:
         table: A `datasets.Dataset` with columns for id, text and perhaps title, called as `files.fields` knows them.
@@ -23,28 +24,16 @@ class TableDocuments(Mapping[str, Document]):
     Raises:
         InputError: A column is missing, or an id is null or appears twice.
     """
+    _column(table, "text", place)
+    rows = {identifier: row for row, identifier in enumerate(_ids(table, "id", place))}
+    if len(rows) != len(table):
+        raise InputError(f"the corpus has {len(table)} rows and only {len(rows)} different ids")
+    return StoredDocuments(rows, partial(_document, table, place))
 
-    def __init__(self, table: Any, place: str = "the corpus") -> None:
-        self._table = table
-        self._place = place
-        _column(table, "text", place)
-        self._rows = {identifier: row for row, identifier in enumerate(_ids(table, "id", place))}
-        if len(self._rows) != len(table):
-            raise InputError(f"the corpus has {len(table)} rows and only {len(self._rows)} different ids")
 
-    def __getitem__(self, document_id: str) -> Document:
-        number = self._rows[document_id]
-        row, place = self._table[number], f"{self._place}, row {number + 1}"
-        return Document(title=record_title(row, place), text=record_text(row, place))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __contains__(self, document_id: object) -> bool:
-        return document_id in self._rows
+def _document(table: Any, place: str, number: int) -> Document:
+    row, place = table[number], f"{place}, row {number + 1}"
+    return Document(title=record_title(row, place), text=record_text(row, place))
 
 
 def load_hub_collection(
@@ -72,7 +61,7 @@ def load_hub_collection(
     texts = queries[_column(queries, "query_text", place)]
     return Collection(
         name=name,
-        documents=TableDocuments(corpus, f"{repository}, corpus"),
+        documents=table_documents(corpus, f"{repository}, corpus"),
         queries={
             query_id: record_text({"text": text}, f"{place}, row {number}")
             for number, (query_id, text) in enumerate(zip(_ids(queries, "query_id", place), texts, strict=True), 1)
@@ -90,7 +79,10 @@ def _load_qrels(repository: str, split: str, cache_dir: str | os.PathLike[str] |
         table = _load_table(repository, "default", (split,), cache_dir)
     else:
         table = _load_table(f"{repository}-qrels", None, (split,), cache_dir)
-    _expect_columns(table, ("query-id", "corpus-id", "score"), f"{repository}, judgments")
+    names = table.column_names
+    missing = [column for column in ("query-id", "corpus-id", "score") if column not in names]
+    if missing:
+        raise InputError(f"{repository}, judgments: no column {', '.join(missing)}; there are {', '.join(names)}")
     qrels: Qrels = {}
     rows = zip(table["query-id"], table["corpus-id"], table["score"], strict=True)
     for number, (query_id, document_id, grade) in enumerate(rows, start=1):
@@ -154,9 +146,3 @@ def _column(table: Any, meaning: str, place: str) -> str:
 def _ids(table: Any, meaning: str, place: str) -> Iterator[str]:
     name = _column(table, meaning, place)
     return (as_id(value, f"{place}, row {number}: {name!r}") for number, value in enumerate(table[name], start=1))
-
-
-def _expect_columns(table: Any, columns: Iterable[str], place: str) -> None:
-    missing = [column for column in columns if column not in table.column_names]
-    if missing:
-        raise InputError(f"{place}: no column {', '.join(missing)}; there are {', '.join(table.column_names)}")

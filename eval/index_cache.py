@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import shutil
-import tempfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,8 +13,9 @@ from typing import Any, TypeVar
 from filelock import FileLock
 
 from modeling_tsarank.files.caches import CACHE_VARIABLE, cache_root
-from modeling_tsarank.files.reading import read_json_object
-from modeling_tsarank.files.writing import replace_folder, write_json
+from modeling_tsarank.files.hashes import hash_file, hash_parts
+from modeling_tsarank.files.reading import read_json
+from modeling_tsarank.files.writing import whole_folder, write_json
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 
 
@@ -42,13 +40,7 @@ def content_hash(ids: Sequence[str], texts: Sequence[str]) -> str:
         raise InputError(f"an index needs one id for every text and at least one: {len(ids)} ids, {len(texts)} texts")
     if len(set(ids)) != len(ids):
         raise InputError(f"an index needs unique ids: {len(ids)} ids, {len(set(ids))} different ones")
-    digest = hashlib.blake2b(digest_size=16)
-    for document_id, text in zip(ids, texts, strict=True):
-        for part in (document_id, text):
-            data = part.encode("utf-8", "surrogatepass")
-            digest.update(len(data).to_bytes(8, "little"))
-            digest.update(data)
-    return digest.hexdigest()
+    return hash_parts(part for pair in zip(ids, texts, strict=True) for part in pair)[:32]
 
 
 def cached_index(
@@ -61,9 +53,8 @@ def cached_index(
     """Loads the index of `made_from` from the cache, building it first if need be.
 
     The entry is the folder `CACHE/indexes/KIND-KEY`. It appears whole, by a rename; a manifest inside holds
-    `made_from` and the size and checksum of every file. An entry that does not agree with its manifest or that
-    `load` refuses is rebuilt, with a warning. Of several processes that want the same index one builds, the others
-    wait for it.
+    `made_from` and the SHA-256 of every file. An entry that does not agree with its manifest or that `load` refuses is
+    rebuilt, with a warning. Of several processes that want the same index one builds, the others wait for it.
 
     Args:
         kind: `bm25`, `dense` or `splade`.
@@ -76,7 +67,7 @@ def cached_index(
         ResourceError: The cache folder cannot be written.
     """
     described = {"kind": kind, **made_from}
-    key = hashlib.blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=12).hexdigest()
+    key = hash_parts([json.dumps(described, sort_keys=True)])[:24]
     folder = cache_root(cache_dir) / "indexes" / f"{kind}-{key}"
     try:
         return _load_checked(folder, described, load)
@@ -104,14 +95,9 @@ def _load_or_build(
             logger.warning("the cached index %s is not whole (%s): it is built again", folder, error)
     for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
         shutil.rmtree(leftover, ignore_errors=True)  # of a build that was killed; the lock says it is not running
-    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
-    try:
+    with whole_folder(folder) as unfinished:
         build(unfinished)
-        _write_manifest(unfinished, described)
-        replace_folder(unfinished, folder)
-    finally:
-        for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        write_json(unfinished / _MANIFEST, _manifest(unfinished, described))
     try:
         return _load_checked(folder, described, load)
     except BrokenIndexError as error:
@@ -120,32 +106,13 @@ def _load_or_build(
 
 def _load_checked(folder: Path, described: Mapping[str, Any], load: Callable[[Path], T]) -> T:
     try:
-        manifest = read_json_object(folder / _MANIFEST)
-        if manifest["made_from"] != json.loads(json.dumps(described)):
-            raise BrokenIndexError("it was made from something else")
-        for name, (size, checksum) in manifest["files"].items():
-            if (folder / name).stat().st_size != size or _checksum(folder / name) != checksum:
-                raise BrokenIndexError(f"{name} is damaged")
+        if read_json(folder / _MANIFEST) != json.loads(json.dumps(_manifest(folder, described))):
+            raise BrokenIndexError("its files are not those that were written")
         return load(folder)
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise BrokenIndexError(f"{type(error).__name__}: {error}") from error
 
 
-def _write_manifest(folder: Path, described: Mapping[str, Any]) -> None:
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-            files[path.relative_to(folder).as_posix()] = (path.stat().st_size, _checksum(path))
-    manifest = {"made_from": described, "files": files}
-    write_json(folder / _MANIFEST, manifest)
-
-
-def _checksum(path: Path) -> int:
-    """CRC-32: it finds torn and zeroed files, which is all it is for, at the disk's speed."""
-    value = 0
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            value = zlib.crc32(chunk, value)
-    return value
+def _manifest(folder: Path, described: Mapping[str, Any]) -> dict[str, Any]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _MANIFEST)
+    return {"made_from": described, "files": {path.relative_to(folder).as_posix(): hash_file(path) for path in paths}}

@@ -2,34 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
-from modeling_tsarank.eval.types import Collection, Document, Qrels
+from modeling_tsarank.eval.types import Collection, Document, Qrels, StoredDocuments
 from modeling_tsarank.files.extras import require
 from modeling_tsarank.ranking_errors import InputError, ResourceError
-
-
-class StoredDocuments(Mapping[str, Document]):
-    """Documents of an ir_datasets dataset, fetched from its document store one by one; ids are kept in memory."""
-
-    def __init__(self, dataset: Any) -> None:
-        self._store = dataset.docs_store()
-        self._ids = dict.fromkeys(document.doc_id for document in dataset.docs_iter())
-
-    def __getitem__(self, document_id: str) -> Document:
-        if document_id not in self._ids:
-            raise KeyError(document_id)
-        return _document(self._store.get(document_id))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._ids)
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def __contains__(self, document_id: object) -> bool:
-        return document_id in self._ids
 
 
 def load_ir_dataset(dataset_id: str, name: str, split: str = "test") -> Collection:
@@ -59,9 +36,11 @@ def load_ir_dataset(dataset_id: str, name: str, split: str = "test") -> Collecti
                     f"relevance {grade}; a whole number was expected, and one a document"
                 )
             grades[document_id] = int(grade)
-        documents = StoredDocuments(dataset)
+        ids = {document.doc_id: document.doc_id for document in dataset.docs_iter()}
+        store = dataset.docs_store()
     except (OSError, RuntimeError) as error:
         raise ResourceError(f"ir_datasets cannot provide {dataset_id!r}: {str(error).splitlines()[0]}") from error
+    documents = StoredDocuments(ids, lambda document_id: _document(store.get(document_id)))
     return Collection(name=name, documents=documents, queries=queries, qrels=qrels)
 
 

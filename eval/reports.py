@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from modeling_tsarank.eval.collections import mean_results
 from modeling_tsarank.eval.significance import Comparison
@@ -19,22 +19,12 @@ class Row:
     Attributes:
         dataset: Its name.
         queries: Number of evaluated queries.
-        first: Measure to mean of the first stage.
-        reranked: The same of the reranker.
-        fused: The same of the mixed scores, or None.
-        parts: Number of collections that the means are averaged over (twelve for CQADupStack).
+        systems: Measure to mean of the first stage, of the reranker and, where there is one, of their mixture.
     """
 
     dataset: str
     queries: int
-    first: Mapping[str, float]
-    reranked: Mapping[str, float]
-    fused: Mapping[str, float] | None = None
-    parts: int = 1
-
-    def systems(self) -> list[Mapping[str, float]]:
-        """The compared systems' means: first stage, reranker and, where there is one, their mixture."""
-        return [self.first, self.reranked] + ([] if self.fused is None else [self.fused])
+    systems: Sequence[Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -50,52 +40,40 @@ class ResultTable:
     rows: Sequence[Row]
     systems: Sequence[str]
     measures: Sequence[str]
-    average: Row = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "average", average_row("Average", self.rows))
+    @property
+    def all_rows(self) -> list[Row]:
+        """The rows and their average."""
+        return [*self.rows, average_row("Average", self.rows)]
 
     def markdown(self) -> str:
         """One table for each measure, values times 100 with one decimal, each under its heading."""
-        sections = []
-        for measure in self.measures:
-            header, cells = self.cells(measure)
-            sections.append(f"## {measure_title(measure)} (x 100)\n\n{markdown_table(header, cells)}")
-        return "\n".join(sections)
+        tables = {measure: markdown_table(*self.cells(measure)) for measure in self.measures}
+        return "\n".join(f"## {measure_title(measure)} (x 100)\n\n{table}" for measure, table in tables.items())
 
     def cells(self, measure: str) -> tuple[list[str], list[list[str]]]:
         """Header and body of one measure's table; the last row is the average over datasets."""
-        rows = [*self.rows, self.average]
-        header = ["Dataset", "Queries", *self.systems, "Gain"]
         body = []
-        for row in rows:
-            values = [system[measure] for system in row.systems()]
+        for row in self.all_rows:
+            values = [system[measure] for system in row.systems]
             gain = f"{100 * (values[-1] - values[0]):+.1f}"
             body.append([row.dataset, str(row.queries), *map(_percent, values), gain])
-        return header, body
+        return ["Dataset", "Queries", *self.systems, "Gain"], body
 
     def csv_rows(self) -> tuple[list[str], list[list[str]]]:
         """Header and body of the machine-readable table: one line a dataset and system, values x 100, two decimals."""
-        header = ["dataset", "queries", "system", *self.measures]
         body = [
             [row.dataset, str(row.queries), name, *(f"{100 * values[measure]:.2f}" for measure in self.measures)]
-            for row in [*self.rows, self.average]
-            for name, values in zip(self.systems, row.systems(), strict=True)
+            for row in self.all_rows
+            for name, values in zip(self.systems, row.systems, strict=True)
         ]
-        return header, body
+        return ["dataset", "queries", "system", *self.measures], body
 
 
 def average_row(name: str, rows: Sequence[Row]) -> Row:
     """The mean over datasets, each counted once whatever its number of queries; queries are summed."""
-    fused = [row.fused for row in rows if row.fused is not None]
-    return Row(
-        dataset=name,
-        queries=sum(row.queries for row in rows),
-        first=mean_results(row.first for row in rows),
-        reranked=mean_results(row.reranked for row in rows),
-        fused=mean_results(fused) if fused else None,
-        parts=len(rows),
-    )
+    columns = zip(*(row.systems for row in rows), strict=True)
+    return Row(name, sum(row.queries for row in rows), [mean_results(column) for column in columns])
 
 
 def measure_title(measure: str) -> str:

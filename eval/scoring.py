@@ -68,13 +68,14 @@ def score_blocks(pool: Pool, candidates: Candidates, log: ResultLog, show: bool)
     """
     name, blocks = candidates.collection.name, range(len(candidates.blocks))
     left = [block for block in blocks if str(block) not in log]
-    done = candidates.pair_count - sum(map(candidates.block_size, left))
+    pairs = len(candidates.pairs)
+    done = pairs - sum(len(candidates.blocks[block]) for block in left)
     if done:
-        logger.info("%s: %d of %d pairs are scored already", name, done, candidates.pair_count)
+        logger.info("%s: %d of %d pairs are scored already", name, done, pairs)
     if left:
         next(pool.map([(None, None)]))  # before the bar starts: loading is not scoring, and would spoil the rate
     bar = tqdm(
-        total=candidates.pair_count,
+        total=pairs,
         initial=done,
         desc=f"reranking {name}",
         unit="pair",
@@ -92,7 +93,7 @@ def score_blocks(pool: Pool, candidates: Candidates, log: ResultLog, show: bool)
                     "try --dtype float32, and look at the document's text"
                 )
             log.add({str(block): record})
-            bar.update(candidates.block_size(block))
+            bar.update(len(candidates.blocks[block]))
     return [log[str(block)] for block in blocks]
 
 

@@ -1,10 +1,11 @@
-"""The shapes that the measuring room passes around: runs, relevance judgments, documents and collections."""
+"""Runs, relevance judgments, documents and collections."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 Run = dict[str, dict[str, float]]
@@ -30,6 +31,30 @@ class Document:
     def full_text(self) -> str:
         """Title, one space and text, without surrounding white space: how BEIR shows a document to a ranker."""
         return f"{self.title} {self.text}".strip()
+
+
+class StoredDocuments(Mapping[str, Document]):
+    """Documents that stay where they are stored, each fetched when asked for; only ids and places are in memory.
+
+    Args:
+        places: Document id to whatever `fetch` finds it by.
+        fetch: Reads one document; picklable, where the documents are handed to other processes.
+    """
+
+    def __init__(self, places: Mapping[str, Any], fetch: Callable[[Any], Document]) -> None:
+        self._places, self._fetch = places, fetch
+
+    def __getitem__(self, document_id: str) -> Document:
+        return self._fetch(self._places[document_id])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, document_id: object) -> bool:
+        return document_id in self._places
 
 
 @dataclass

@@ -1,9 +1,13 @@
-"""Versions of installed packages, for records."""
+"""Versions of installed packages and the machine, for records."""
 
 from __future__ import annotations
 
+import contextlib
+import platform
+import re
 from collections.abc import Iterable
 from importlib import metadata
+from pathlib import Path
 
 
 def installed_version(package: str) -> str | None:
@@ -18,3 +22,12 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
     """Versions of those distributions that are installed."""
     found = {package: installed_version(package) for package in packages}
     return {package: version for package, version in found.items() if version is not None}
+
+
+def cpu_name() -> str:
+    """The processor's model name where Linux tells it, else what Python knows."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()

@@ -28,8 +28,8 @@ def test_blocks_of_themselves_leave_work_for_several_processes(
     queries: int, documents: int, fewest: int, largest: int
 ) -> None:
     candidates = candidates_of(queries, documents)
-    sizes = [candidates.block_size(block) for block in range(len(candidates.blocks))]
-    assert sum(sizes) == queries * documents == candidates.pair_count
+    sizes = [len(block) for block in candidates.blocks]
+    assert sum(sizes) == queries * documents == len(candidates.pairs)
     assert len(sizes) >= fewest
     assert max(sizes) <= largest
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_tsarank.eval.beir import LazyDocuments, load_beir_folder, read_corpus
+from modeling_tsarank.eval.beir import load_beir_folder, read_corpus
 from modeling_tsarank.eval.collections import (
     CQADUPSTACK_PARTS,
     load_collection,
@@ -18,7 +18,7 @@ from modeling_tsarank.eval.collections import (
     load_collections,
     mean_results,
 )
-from modeling_tsarank.eval.types import Collection, Document
+from modeling_tsarank.eval.types import Collection, Document, StoredDocuments
 from modeling_tsarank.ranking_errors import InputError
 
 
@@ -83,7 +83,7 @@ def test_packed_files_and_other_splits(tmp_path):
 def test_a_large_corpus_stays_on_disk_and_reads_the_same(tmp_path):
     folder = make(tmp_path / "kitchen", corpus="\n" + lines(CORPUS).rstrip("\n"))
     lazy = load_beir_folder(folder, "kitchen", "test", lazy_bytes=0).documents
-    assert isinstance(lazy, LazyDocuments)
+    assert isinstance(lazy, StoredDocuments)
     eager = read_corpus(folder / "corpus.jsonl")
     assert dict(lazy) == dict(eager)
     assert list(lazy) == list(eager)

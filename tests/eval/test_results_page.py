@@ -102,7 +102,6 @@ def test_an_evaluation_is_taken_in(script: Any, results: Path, tmp_path: Path) -
     for name in ("first", "second"):
         shutil.copytree(results / name / "b", output / name)
         (output / name / "run.trec").write_text("q1 Q0 d1 1 2.5 b\n")
-        (output / name / "gain.png").write_bytes(b"x")
     assert script.keep(output, "new", results) == [results / "first" / "new", results / "second" / "new"]
     taken = {path.name: path.read_bytes() for path in (results / "first" / "new").iterdir()}
     assert sorted(taken) == ["metrics.json", "per_query.csv", "run.trec.gz"]

@@ -61,11 +61,11 @@ def as_corpus(lazy_bytes: int) -> Callable[[Path, Any], tuple[str | None, str]]:
 
 def as_table(folder: Path, record: Any) -> tuple[str | None, str]:
     datasets = pytest.importorskip("datasets")
-    from modeling_tsarank.eval.hub_collections import TableDocuments
+    from modeling_tsarank.eval.hub_collections import table_documents
 
     if isinstance(record.get("_id"), bool | float | list | dict):
         raise InputError("row 1: a column of a table has one type")
-    table = TableDocuments(datasets.Dataset.from_list([record]))
+    table = table_documents(datasets.Dataset.from_list([record]))
     found = next(iter(table))
     return found, table[found].text
 

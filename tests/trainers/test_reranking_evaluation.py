@@ -141,8 +141,12 @@ def test_figures_are_those_of_an_evaluation(
     options = EvaluationOptions(top_k=8, measures=("ndcg@10",))
     source = ScorerSource("tiny", lambda: ranker)
     result = evaluate_collection(source, load_collection(collection_folder), options, tmp_path / "evaluation")
-    assert reranking_set.measure(run)["ndcg@10"] == pytest.approx(result.reranked.aggregate["ndcg@10"], abs=1e-9)
-    assert reranking_set.first_stage["ndcg@10"] == pytest.approx(result.first.aggregate["ndcg@10"], abs=1e-9)
+    assert reranking_set.measure(run)["ndcg@10"] == pytest.approx(
+        result.systems["reranked"].aggregate["ndcg@10"], abs=1e-9
+    )
+    assert reranking_set.first_stage["ndcg@10"] == pytest.approx(
+        result.systems["first_stage"].aggregate["ndcg@10"], abs=1e-9
+    )
 
 
 def test_a_query_without_candidates_counts_nothing(make_ranker: Callable[..., Any]) -> None:

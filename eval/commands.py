@@ -30,30 +30,24 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _EVALUATE = """\
-Rerank a first stage's candidates over test collections and measure the result.
+Rerank a first stage's candidates over test collections and measure the result. A killed or interrupted evaluation goes
+on where it stopped when the same command is given again; other measures or another fusion weight score nothing anew.
 
-A killed or interrupted evaluation goes on where it stopped when the same command is given again. Scores are kept per
-block of pairs (--block-pairs); changing the measures or the fusion weight later does not score anything anew.
-
+OUTPUT receives a table over all datasets (table.md, table.csv) and for each DATASET a folder with run.trec,
+first_stage.trec, metrics.json and per_query.csv.
+"""
+_EVALUATE_DETAILS = f"""\
 --model may also name what others have made: ce:MODEL, a CrossEncoder of sentence-transformers; dense:MODEL, one of its
 bi-encoders; st:MODEL, whichever of the two it is (float32 unless --dtype says bfloat16); or the address of a /rerank
 service (Jina, Cohere, vLLM, text-embeddings-inference), which is asked about all documents of a query together. Such
 a ranker of lists has ties broken in the first stage's order, and a query a block.
 
-Files in OUTPUT:
-  table.md, table.csv      all datasets, first stage beside reranked, and their average
-  DATASET/run.trec         the final ranking; first_stage.trec is what was reranked
-  DATASET/metrics.json     measures, settings, versions, device, time
-  DATASET/per_query.csv    every measure of every query
-"""
+{RANKERS_HELP}"""
 _EVALUATE_EXAMPLES = """\
   tsarank evaluate --dataset beir/scifact --output results
   tsarank evaluate --model my-ranker --dataset BeIR/scifact BeIR/nfcorpus --first-stage rrf:bm25+dense --output results
   tsarank evaluate --model ce:cross-encoder/ms-marco-MiniLM-L6-v2 --dataset beir/scifact --output minilm
   tsarank evaluate --model zero-shot --ranker setwise --top-k 20 --dataset beir/scifact --output setwise
-  tsarank evaluate --model https://api.jina.ai/v1/rerank --api-model M --dataset beir/scifact --output service
-  tsarank evaluate --dataset beir/trec-dl-19 --first-stage bm25.top100 --limit-queries 10 --output quick
-  tsarank evaluate --dataset beir/scifact --interpolate fusion.json --output results    (see tsarank tune-fusion)
   accelerate launch --num-processes 4 -m modeling_tsarank.cli evaluate --dataset beir/fiqa --output results
 """
 _COMPARE = """\
@@ -103,9 +97,11 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
         subparsers,
         "evaluate",
         "measure a reranker over test collections",
-        f"{_EVALUATE}\n{RANKERS_HELP}",
+        _EVALUATE,
         _EVALUATE_EXAMPLES,
         run_evaluate,
+        common="dataset split first-stage top-k model dtype device batch-tokens ranker interpolate measures",
+        details=_EVALUATE_DETAILS,
     )
     data = parser.add_argument_group("data")
     data.add_argument(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +21,14 @@ Everything is published as one commit with a tag, private unless --public is sai
 sizes and the card, names what the real run would refuse, and uploads nothing. A broken upload goes on when the same
 command is given again: until the commit, which comes last, nothing of it is visible.
 
+The Hub's token is that of `hf auth login`, or HF_TOKEN; HF_ENDPOINT names another Hub.
+"""
+_DETAILS = """\
 Optimizer states, caches, logs and hidden files are left out, and so is what is named like a secret. A file that holds
 what looks like a token or a key stops the publication, and so does one whose text cannot be read: anything but UTF-8
 text (as it is or in gzip), Parquet, safetensors and SentencePiece; --not-secret lets it pass.
-
-The Hub's token is that of `hf auth login`, or HF_TOKEN; HF_ENDPOINT names another Hub.
 """
+_COMMON_OPTIONS = "dry-run public tag "
 _MODEL = """\
 Publish a ranker that save_pretrained or a training wrote: weights, modeling files, tokenizer, and a card out of what
 the training recorded (training_run.json) and of the results of `tsarank evaluate`. A release of the package, named
@@ -41,7 +45,7 @@ _MODEL_EXAMPLES = """\
   tsarank publish model my-ranker me/my-adapter --adapter-only --base-model Qwen/Qwen3-0.6B
 """
 _DATASET = """\
-Publish a dataset: its Parquet, JSON Lines or CSV files as they are, and a card. What `tsarank data weak-pairs` made
+Publish a dataset: its Parquet, JSON Lines or CSV files as they are, and a card. What `tsarank data` made
 has a card of its own out of provenance.json; a README.md in the folder is taken as it is; else a card is made of the
 columns and rows. datasets.load_dataset(REPO_ID) then loads it.
 
@@ -81,18 +85,18 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
-    _register_model(kinds)
-    _register_dataset(kinds)
-    _register_metric(kinds)
-    _register_space(kinds)
+    for register_one in (_register_model, _register_dataset, _register_metric, _register_space):
+        register_one(kinds)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("repo_id", metavar="REPO_ID", help="owner/name")
     group = parser.add_argument_group("publication")
-    group.add_argument("--dry-run", action="store_true", help="show files, sizes and card; upload nothing")
+    group.add_argument(
+        "--dry-run", dest="preview", action="store_true", help="show files, sizes and card; upload nothing"
+    )
     group.add_argument("--card", type=Path, metavar="FILE", help="also write the card there")
-    group.add_argument("--public", action="store_true", help="not private")
+    group.add_argument("--public", dest="private", action="store_false", help="not private")
     group.add_argument(
         "--tag", default="v1", help="name of this version, which the card's snippets name (default: v1)"
     )
@@ -108,7 +112,14 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def _add_license(parser: argparse._ActionsContainer, default: str) -> None:
     parser.add_argument("--license", metavar="ID", help=f"the Hub's identifier, such as apache-2.0 ({default})")
-    parser.add_argument("--language", action="append", default=[], metavar="CODE", help="such as en; may be repeated")
+    parser.add_argument(
+        "--language",
+        dest="languages",
+        action="append",
+        default=[],
+        metavar="CODE",
+        help="such as en; may be repeated",
+    )
 
 
 def _add_include(parser: argparse._ActionsContainer) -> None:
@@ -123,7 +134,14 @@ def _add_include(parser: argparse._ActionsContainer) -> None:
 
 def _register_model(kinds: Any) -> None:
     parser = add_command(
-        kinds, "model", "a ranker, a plain model or an adapter", _MODEL + _COMMON, _MODEL_EXAMPLES, _model
+        kinds,
+        "model",
+        "a ranker, a plain model or an adapter",
+        _MODEL + _COMMON,
+        _MODEL_EXAMPLES,
+        _model,
+        common=_COMMON_OPTIONS + "license base-model results adapter-only max-shard-size",
+        details=_DETAILS,
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the saved model, or a release's name")
     _add_common(parser)
@@ -147,7 +165,16 @@ def _register_model(kinds: Any) -> None:
 
 
 def _register_dataset(kinds: Any) -> None:
-    parser = add_command(kinds, "dataset", "a folder of rows", _DATASET + _COMMON, _DATASET_EXAMPLES, _dataset)
+    parser = add_command(
+        kinds,
+        "dataset",
+        "a folder of rows",
+        _DATASET + _COMMON,
+        _DATASET_EXAMPLES,
+        _dataset,
+        _COMMON_OPTIONS + "license title",
+        _DETAILS,
+    )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the dataset")
     _add_common(parser)
     _add_license(parser, "needed unless it is recorded")
@@ -157,17 +184,26 @@ def _register_dataset(kinds: Any) -> None:
 
 def _register_metric(kinds: Any) -> None:
     parser = add_command(
-        kinds, "metric", "the nDCG metric of `evaluate`", _METRIC + _COMMON, _METRIC_EXAMPLES, _metric
+        kinds, "metric", "the nDCG metric of `evaluate`", _METRIC + _COMMON, _METRIC_EXAMPLES, _metric, _COMMON_OPTIONS
     )
     _add_common(parser)
 
 
 def _register_space(kinds: Any) -> None:
-    parser = add_command(kinds, "space", "the demonstration page", _SPACE + _COMMON, _SPACE_EXAMPLES, _space)
+    parser = add_command(
+        kinds,
+        "space",
+        "the demonstration page",
+        _SPACE + _COMMON,
+        _SPACE_EXAMPLES,
+        _space,
+        _COMMON_OPTIONS + "model bake",
+        _DETAILS,
+    )
     _add_common(parser)
     parser.add_argument("--model", metavar="ID", help="Hub id of the model that it shows (default: the embedded one)")
     parser.add_argument("--bake", type=Path, metavar="FOLDER", help="a ranker's folder, put into the Space")
-    parser.add_argument("--title", metavar="TEXT", default="Reranking, explained")
+    parser.add_argument("--title", metavar="TEXT", default="Reranking, explained", help="of the page's card")
     parser.add_argument("--app", type=Path, metavar="FILE", help="app.py, where it is not beside the package")
 
 
@@ -179,7 +215,7 @@ def _finish(publication: Publication, args: argparse.Namespace) -> int:
         from modeling_tsarank.files.writing import write_text
 
         write_text(args.card, publication.card)
-    if args.dry_run:
+    if args.preview:
         publication.check_files()
         sys.stdout.write(publication.describe())
         return 0
@@ -190,67 +226,33 @@ def _finish(publication: Publication, args: argparse.Namespace) -> int:
     return 0
 
 
-def _common(args: argparse.Namespace) -> dict[str, Any]:
-    return {"tag": args.tag, "private": not args.public, "message": args.message}
+def _given(function: Callable[..., Any], args: argparse.Namespace) -> dict[str, Any]:
+    """The options of a command that a function has as parameters, by the same names."""
+    return {name: getattr(args, name) for name in inspect.signature(function).parameters if hasattr(args, name)}
 
 
 def _model(args: argparse.Namespace) -> int:
     from modeling_tsarank.hub_cards.model_publishing import ModelOptions, prepare_model
     from modeling_tsarank.models.resolver import resolve
 
-    options = ModelOptions(
-        **_common(args),
-        license=args.license,
-        license_name=args.license_name,
-        languages=args.language,
-        base_model=args.base_model,
-        base_revision=args.base_revision,
-        results=args.results,
-        accept_other_checkpoint=args.accept_other_checkpoint,
-        adapter_only=args.adapter_only,
-        max_shard_size=args.max_shard_size,
-        include=args.include,
-        not_secret=args.not_secret,
-        preview=args.dry_run,
-    )
     source = None if args.folder.exists() else resolve(str(args.folder))
     folder = Path(source.location()) if source is not None and source.packaged else args.folder
-    return _finish(prepare_model(folder, args.repo_id, options), args)
+    return _finish(prepare_model(folder, args.repo_id, ModelOptions(**_given(ModelOptions, args))), args)
 
 
 def _dataset(args: argparse.Namespace) -> int:
     from modeling_tsarank.hub_cards.dataset_publishing import prepare_dataset
 
-    publication = prepare_dataset(
-        args.folder,
-        args.repo_id,
-        **_common(args),
-        license_id=args.license,
-        title=args.title,
-        languages=args.language,
-        include=args.include,
-        not_secret=args.not_secret,
-        preview=args.dry_run,
-    )
-    return _finish(publication, args)
+    return _finish(prepare_dataset(**_given(prepare_dataset, args)), args)
 
 
 def _metric(args: argparse.Namespace) -> int:
     from modeling_tsarank.hub_cards.space_publishing import prepare_metric
 
-    return _finish(prepare_metric(args.repo_id, **_common(args)), args)
+    return _finish(prepare_metric(**_given(prepare_metric, args)), args)
 
 
 def _space(args: argparse.Namespace) -> int:
     from modeling_tsarank.hub_cards.space_publishing import prepare_space
 
-    publication = prepare_space(
-        args.repo_id,
-        **_common(args),
-        model=args.model,
-        bake=args.bake,
-        title=args.title,
-        app=args.app,
-        not_secret=args.not_secret,
-    )
-    return _finish(publication, args)
+    return _finish(prepare_space(**_given(prepare_space, args)), args)

@@ -49,7 +49,7 @@ def prepare_dataset(
     repo_id: str,
     tag: str = DEFAULT_TAG,
     private: bool | None = True,
-    license_id: str | None = None,
+    license: str | None = None,
     title: str | None = None,
     languages: Sequence[str] = (),
     include: Sequence[str] = (),
@@ -73,13 +73,13 @@ def prepare_dataset(
     data = [path for path in sorted(selection.paths) if any(fnmatch.fnmatchcase(path, name) for name in _DATA)]
     if not data:
         raise InputError(f"{folder} holds no data ({', '.join(_DATA)})")
-    card, refusals = _recorded_card(folder, title, license_id) or _own_card(folder, selection), []
+    card, refusals = _recorded_card(folder, title, license) or _own_card(folder, selection), []
     if card is None:
-        if license_id is None:
+        if license is None:
             refusals.append("the license is not recorded; name it with --license, such as cc-by-4.0")
             if not preview:
                 raise InputError(refusals[0])
-        known = license_id or UNKNOWN_LICENSE
+        known = license or UNKNOWN_LICENSE
         card = _made_card(folder, data, repo_id, tag, known, title or repo_id.rpartition("/")[2], languages)
     selection.add(CARD_NAME, card.encode("utf-8"))
     kept = selection.paths

@@ -56,51 +56,29 @@ class Selection:
         return sum(file.size for file in self.files)
 
 
-SECRET = "looks like a secret"
-TRAINING_STATE = "training state"
-CACHE = "a cache or a log"
+# Names of files and folders that are never published, whatever was asked for, by the reason.
+NEVER = {
+    "looks like a secret": """
+        .env .env.* *.env *.key *.pem *.p12 *.pfx *.keystore id_rsa* id_dsa* id_ecdsa* id_ed25519* .netrc .npmrc
+        .pypirc .git-credentials credentials* secrets* token *.token *_token .ssh .aws .gnupg stored_tokens *.kdbx
+        *.jks *.ovpn""",
+    "training state": """
+        optimizer.* optimizer_* scheduler.* scaler.* rng_state* training_args.bin trainer_state.json
+        trained_weights.safetensors checkpoint-* global_step* pytorch_model_fsdp* *.distcp failed_batch-*
+        zero_to_fp32.py latest zero_pp_rank_*""",
+    "a cache or a log": """
+        __pycache__ *.pyc *.lock *.arrow cache-* wandb mlruns runs trackio events.out.tfevents* *.log logs
+        teacher_cache* *.sqlite* *.tmp *~ *.swp Thumbs.db desktop.ini node_modules""",
+}
 HIDDEN = "hidden"
-
-# Names of files and folders that are never published, whatever was asked for. The first that matches gives the reason.
-_NEVER: tuple[tuple[str, str], ...] = (
-    *((pattern, SECRET) for pattern in (".env", ".env.*", "*.env", "*.key", "*.pem", "*.p12", "*.pfx", "*.keystore")),
-    *(
-        (pattern, SECRET)
-        for pattern in ("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", ".netrc", ".npmrc", ".pypirc")
-    ),
-    *(
-        (pattern, SECRET)
-        for pattern in (".git-credentials", "credentials*", "secrets*", "token", "*.token", "*_token")
-    ),
-    *((pattern, SECRET) for pattern in (".ssh", ".aws", ".gnupg", "stored_tokens", "*.kdbx", "*.jks", "*.ovpn")),
-    *(
-        (pattern, TRAINING_STATE)
-        for pattern in ("optimizer.*", "optimizer_*", "scheduler.*", "scaler.*", "rng_state*")
-    ),
-    *(
-        (pattern, TRAINING_STATE)
-        for pattern in ("training_args.bin", "trainer_state.json", "trained_weights.safetensors")
-    ),
-    *((pattern, TRAINING_STATE) for pattern in ("checkpoint-*", "global_step*", "pytorch_model_fsdp*", "*.distcp")),
-    *((pattern, TRAINING_STATE) for pattern in ("failed_batch-*", "zero_to_fp32.py", "latest", "zero_pp_rank_*")),
-    *(
-        (pattern, CACHE)
-        for pattern in ("__pycache__", "*.pyc", "*.lock", "*.arrow", "cache-*", "wandb", "mlruns", "runs")
-    ),
-    *(
-        (pattern, CACHE)
-        for pattern in ("trackio", "events.out.tfevents*", "*.log", "logs", "teacher_cache*", "*.sqlite*")
-    ),
-    *((pattern, CACHE) for pattern in ("*.tmp", "*~", "*.swp", "Thumbs.db", "desktop.ini", "node_modules")),
-)
 _HIDDEN_ALLOWED = {".gitattributes"}
 
 
 def refusal(path: str) -> str | None:
     """Why a file of that path is never published, or `None`. Every folder on the way counts."""
     for part in path.split("/"):
-        for pattern, reason in _NEVER:
-            if fnmatch.fnmatchcase(part.lower(), pattern):
+        for reason, patterns in NEVER.items():
+            if any(fnmatch.fnmatchcase(part.lower(), pattern) for pattern in patterns.split()):
                 return reason
         if part.startswith(".") and part not in _HIDDEN_ALLOWED:
             return HIDDEN

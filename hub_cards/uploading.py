@@ -1,6 +1,6 @@
 """Putting a selection of files into a repository of the Hub: one commit, a tag, and nothing half done.
 
-Large files are uploaded first, one by one, as objects that no branch knows yet; the Hub keeps them, so a broken upload
+huggingface_hub uploads large files first, as objects that no branch knows yet; the Hub keeps them, so a broken upload
 goes on where it stopped when the same command is given again. Only then one commit makes everything visible at once.
 """
 
@@ -16,15 +16,16 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
-from tqdm.auto import tqdm
+from huggingface_hub.utils.sha import git_hash
 
+from modeling_tsarank.files.hashes import hash_file
 from modeling_tsarank.hub_cards.file_selection import PublishedFile
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 
@@ -40,8 +41,6 @@ WAIT_VARIABLE = "TSARANK_UPLOAD_WAIT"
 BROKEN_CONNECTIONS = tuple(
     importlib.import_module(name).TransportError for name in ("httpx", "httpx2") if importlib.util.find_spec(name)
 )
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -114,49 +113,68 @@ def upload(
     check_repo_id(target.repo_id)
     if target.token is None and get_token() is None:
         raise InputError("no Hub token: set HF_TOKEN, or log in with `hf auth login`")
-    return _Upload(files, target, stale).run()
+    first_wait = _first_wait()
+    publisher = _Upload(files, target, stale)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return publisher.run()
+        except (HfHubHTTPError, OSError, RuntimeError, *BROKEN_CONNECTIONS) as error:
+            cause = _cause(error)
+            status = getattr(getattr(cause, "response", None), "status_code", None)
+            if isinstance(error, ResourceError):
+                raise
+            if status is not None and status not in (408, 429) and status < 500:
+                raise _refused(publisher.name, status, cause) from error
+            if attempt == ATTEMPTS:
+                raise ResourceError(
+                    f"the Hub at {publisher.api.endpoint} failed {ATTEMPTS} times ({_short(cause)}); nothing of "
+                    f"{publisher.name} has changed, what was uploaded is kept: run the same command again"
+                ) from error
+            wait = first_wait * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
+            logger.warning("%s; trying again in %.0f s (%d of %d)", _short(cause), wait, attempt, ATTEMPTS)
+            time.sleep(wait)
+    raise AssertionError("the loop returns or raises")
 
 
 class _Upload:
+    """An upload that may be run again after any failure: what the Hub has already is not sent twice."""
+
     def __init__(self, files: Sequence[PublishedFile], target: Target, stale: Callable[[str], bool]) -> None:
-        self.files, self.target, self.stale = files, target, stale
-        self.first_wait = _first_wait()
+        self.target, self.stale = target, stale
+        self.sources = {file.path: file.source for file in files}
         self.api = HfApi(token=target.token)
         self.repo: dict[str, Any] = {"repo_id": target.repo_id, "repo_type": target.repo_type}
-        self.digests: dict[tuple[str, str], str] = {}
         self.name = f"the {target.repo_type} {target.repo_id}"
+        self.before: str | None = None
 
     def run(self) -> Published:
         head = self._prepare()
-        tags = {tag.name: tag.target_commit for tag in self._ask(lambda: self.api.list_repo_refs(**self.repo)).tags}
+        self.before = self.before or head
+        tags = {tag.name: tag.target_commit for tag in self.api.list_repo_refs(**self.repo).tags}
         url = f"{self.api.endpoint}/{_PREFIX[self.target.repo_type]}{self.target.repo_id}"
         tag = self.target.tag
         if tag is not None and tag in tags:
             if self._holds(tags[tag]):
-                return Published(url, tags[tag], tag, False)
+                return Published(url, tags[tag], tag, head != self.before)
             raise InputError(
                 f"{self.name} already has a {tag}, whose files are others ({tags[tag][:8]}); "
                 "give this version another --tag"
             )
-        changed = not self._holds(head)
-        commit = self._commit(head) if changed else head
+        commit = head if self._holds(head) else self._commit(head)
         if tag is not None:
-            self._ask(lambda: self.api.create_tag(**self.repo, tag=tag, revision=commit, exist_ok=True))
-        return Published(url, commit, tag, changed)
-
-    # ---- the repository --------------------------------------------------------------------------
+            self.api.create_tag(**self.repo, tag=tag, revision=commit, exist_ok=True)
+        return Published(url, commit, tag, commit != self.before)
 
     def _prepare(self) -> str:
         """Makes the repository if there is none; returns the commit that `main` stands at."""
         target = self.target
         try:
-            info = self._ask(lambda: self.api.repo_info(**self.repo))
+            info = self.api.repo_info(**self.repo)
         except RepositoryNotFoundError:
-            sdk: dict[str, Any] = {"space_sdk": target.space_sdk} if target.repo_type == "space" else {}
-            self._ask(
-                lambda: self.api.create_repo(**self.repo, private=target.private is not False, exist_ok=True, **sdk)
+            self.api.create_repo(
+                **self.repo, private=target.private is not False, exist_ok=True, space_sdk=target.space_sdk
             )
-            info = self._ask(lambda: self.api.repo_info(**self.repo))
+            info = self.api.repo_info(**self.repo)
         if target.private is not None and bool(info.private) != target.private:
             there, option = ("private", "leave out --public") if info.private else ("public", "say --public")
             raise InputError(f"{self.name} exists and is {there}; {option} to publish there, or change it on the Hub")
@@ -164,49 +182,25 @@ class _Upload:
 
     def _holds(self, revision: str) -> bool:
         """Whether that revision has exactly these files, and nothing stale beside them."""
+        remote = self._remote(revision)
+        if any(self.stale(path) and path not in self.sources for path in remote):
+            return False
+        return all(path in remote and _is_same(source, remote[path]) for path, source in self.sources.items())
+
+    def _remote(self, revision: str) -> dict[str, RepoFile]:
         try:
-            remote = self._remote(revision)
+            tree = list(self.api.list_repo_tree(**self.repo, recursive=True, revision=revision))
         except RevisionNotFoundError:
-            return False
-        if any(self.stale(path) and path not in {file.path for file in self.files} for path in remote):
-            return False
-        return all(file.path in remote and self._is_same(file, remote[file.path]) for file in self.files)
-
-    def _is_same(self, file: PublishedFile, oid: str) -> bool:
-        """Whether the content has that id: git's of a blob, or the SHA-256 of what is stored by LFS."""
-        key = (file.path, "sha1" if len(oid) == 40 else "sha256")
-        if key not in self.digests:
-            self.digests[key] = _digest(file, key[1])
-        return self.digests[key] == oid
-
-    def _remote(self, revision: str) -> dict[str, str]:
-        tree = self._ask(lambda: list(self.api.list_repo_tree(**self.repo, recursive=True, revision=revision)))
-        files = [item for item in tree if isinstance(item, RepoFile)]
-        return {item.path: item.lfs.sha256 if item.lfs else item.blob_id for item in files}
-
-    # ---- the commit ------------------------------------------------------------------------------
+            return {}
+        return {item.path: item for item in tree if isinstance(item, RepoFile)}
 
     def _commit(self, head: str) -> str:
-        additions = [CommitOperationAdd(file.path, _argument(file)) for file in self.files]
-        total = sum(file.size for file in self.files)
-        with tqdm(total=total, desc="uploading", unit="B", unit_scale=True, disable=total < 50_000_000) as bar:
-            for file, addition in zip(self.files, additions, strict=True):
-                self._ask(partial(self._store, addition))
-                bar.update(file.size)
-        new = {file.path for file in self.files}
-        gone = [path for path in self._remote(head) if path not in new and self.stale(path)]
-        operations = [*additions, *(CommitOperationDelete(path) for path in gone)]
-        for path in gone:
-            logger.warning("%s: %s of the earlier version is taken out", self.target.repo_id, path)
-        return self._ask(lambda: self._commit_once(operations, head))
-
-    def _store(self, addition: CommitOperationAdd) -> None:
-        """Uploads a large file's content, unless the Hub has it already; small ones travel in the commit."""
-        self.api.preupload_lfs_files(
-            self.target.repo_id, [addition], repo_type=self.target.repo_type, free_memory=False
-        )
-
-    def _commit_once(self, operations: list[Any], head: str) -> str:
+        """Uploads large files, then makes everything visible by one commit."""
+        operations: list[Any] = [CommitOperationAdd(path, source) for path, source in self.sources.items()]
+        for path in self._remote(head):
+            if path not in self.sources and self.stale(path):
+                logger.warning("%s: %s of the earlier version is taken out", self.target.repo_id, path)
+                operations.append(CommitOperationDelete(path))
         try:
             info = self.api.create_commit(
                 **self.repo, operations=operations, commit_message=self.target.message, parent_commit=head
@@ -215,49 +209,29 @@ class _Upload:
         except HfHubHTTPError as error:
             if error.response is None or error.response.status_code != 412:
                 raise
-            # The branch has moved. Perhaps by ourselves: the answer to an earlier attempt was lost on the way.
-            now = str(self.api.repo_info(**self.repo).sha)
-            if self._holds(now):
-                return now
             raise ResourceError(
                 f"{self.name} was changed by somebody else meanwhile; run the same command again"
             ) from error
 
-    # ---- asking ----------------------------------------------------------------------------------
-
-    def _ask(self, action: Callable[[], T]) -> T:
-        """Does it, again after a pause where the failure may pass, with errors turned into one line."""
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return action()
-            except (RepositoryNotFoundError, RevisionNotFoundError):
-                raise
-            except (HfHubHTTPError, OSError, RuntimeError, *BROKEN_CONNECTIONS) as error:
-                cause = _cause(error)
-                status = getattr(getattr(cause, "response", None), "status_code", None)
-                if isinstance(error, ResourceError):
-                    raise
-                if status is not None and status not in (408, 429) and status < 500:
-                    raise self._refused(status, cause) from error
-                if attempt == ATTEMPTS:
-                    raise ResourceError(
-                        f"the Hub at {self.api.endpoint} failed {ATTEMPTS} times ({_short(cause)}); nothing of "
-                        f"{self.name} has changed, what was uploaded is kept: run the same command again"
-                    ) from error
-                wait = self.first_wait * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
-                logger.warning("%s; trying again in %.0f s (%d of %d)", _short(cause), wait, attempt, ATTEMPTS)
-                time.sleep(wait)
-        raise AssertionError("the loop returns or raises")
-
-    def _refused(self, status: int, error: BaseException) -> InputError:
-        if status == 401:
-            return InputError("the Hub refused the token; log in anew with `hf auth login`, or set another HF_TOKEN")
-        if status == 403:
-            return InputError(f"this token may not write to {self.name}; it needs the right to write there")
-        return InputError(f"the Hub refused {self.name}: {_short(error)}")
-
 
 _PREFIX = {"model": "", "dataset": "datasets/", "space": "spaces/"}
+
+
+def _is_same(source: Path | bytes, remote: RepoFile) -> bool:
+    """Whether a file's content has the remote one's id: git's of a blob, or the SHA-256 of what is stored by LFS."""
+    if remote.lfs is None:
+        return git_hash(source if isinstance(source, bytes) else source.read_bytes()) == remote.blob_id
+    return (
+        hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else hash_file(source)
+    ) == remote.lfs.sha256
+
+
+def _refused(name: str, status: int, error: BaseException) -> InputError:
+    if status == 401:
+        return InputError("the Hub refused the token; log in anew with `hf auth login`, or set another HF_TOKEN")
+    if status == 403:
+        return InputError(f"this token may not write to {name}; it needs the right to write there")
+    return InputError(f"the Hub refused {name}: {_short(error)}")
 
 
 def _first_wait() -> float:
@@ -269,23 +243,6 @@ def _first_wait() -> float:
     if not 0 <= wait <= 3600:
         raise InputError(f"{WAIT_VARIABLE} must be a number of seconds from 0 to 3600, got {text!r:.60}")
     return wait
-
-
-def _argument(file: PublishedFile) -> Any:
-    return file.source if isinstance(file.source, bytes) else str(file.source)
-
-
-def _digest(file: PublishedFile, algorithm: str) -> str:
-    digest = hashlib.new(algorithm)
-    if algorithm == "sha1":
-        digest.update(b"blob %d\0" % file.size)
-    if isinstance(file.source, bytes):
-        digest.update(file.source)
-    else:
-        with file.source.open("rb") as stream:
-            while piece := stream.read(1 << 20):
-                digest.update(piece)
-    return digest.hexdigest()
 
 
 def _cause(error: BaseException) -> BaseException:

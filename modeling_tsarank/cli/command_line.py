@@ -239,13 +239,57 @@ class _ShowTraces(argparse.Action):
         os.environ[DEBUG_VARIABLE] = "1"
 
 
+class _ShowAll(argparse.Action):
+    """Shows the help with all options."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+    def __call__(self, parser: Any, *_: Any) -> None:
+        parser.common = ()
+        parser.print_help()
+        parser.exit()
+
+
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose errors are one line; every command takes --debug."""
+    """A parser whose errors are one line; every command takes --debug and --help-all.
+
+    Attributes:
+        common: The options that --help shows; empty for all.
+        details: What only --help-all says, behind the options.
+    """
+
+    common: Sequence[str] = ()
+    details: str = ""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         if self.add_help:
             self.add_argument("--debug", action=_ShowTraces)
+            self.add_argument("--help-all", action=_ShowAll)
+
+    def format_help(self) -> str:
+        """As argparse's, with the options of `common` only, or with all and the details."""
+        known = {"--help", *self.common}
+        hidden = [
+            action
+            for action in self._actions
+            if self.common and action.option_strings and not action.required and not known & {*action.option_strings}
+        ]
+        formatter = self.formatter_class(prog=f"{self.prog} [options]" if hidden else self.prog)
+        wanted = [action for action in self._actions if not hidden or action.required]
+        formatter.add_usage(self.usage, wanted, [])
+        formatter.add_text(self.description)
+        for group in self._action_groups:
+            shown = [action for action in group._group_actions if action not in hidden]
+            if shown:
+                formatter.start_section(group.title)
+                formatter.add_text(group.description)
+                formatter.add_arguments(shown)
+                formatter.end_section()
+        formatter.add_text(f"`{self.prog} --help-all` shows all options." if hidden else self.details)
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
 
     def error(self, message: str) -> NoReturn:
         """One line on standard error, status 2."""
@@ -288,14 +332,28 @@ def add_command(
     description: str,
     examples: str,
     run: Callable[[argparse.Namespace], int],
+    common: str = "",
+    details: str = "",
 ) -> argparse.ArgumentParser:
-    """Adds a subcommand that `run` carries out, whose help keeps its line breaks."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
+    """Adds a subcommand that `run` carries out, whose help keeps its line breaks.
+
+    Args:
+        subparsers: Of the program, or of a command that has some of its own.
+        name: Of the subcommand.
+        help_text: Its line in the list of commands.
+        description: What it does.
+        examples: Of its use, one a line.
+        run: Gets the parsed options and returns the exit status.
+        common: The options that --help shows, without their dashes; empty for all.
+        details: What --help-all says as well.
+    """
+    parser: Any = subparsers.add_parser(
         name,
         help=help_text,
         description=description,
         epilog=f"examples:\n{examples}" if examples else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.common, parser.details = [f"--{option}" for option in common.split()], details
     parser.set_defaults(run=run)
     return parser

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from ..models.arguments import add_model_arguments, model_from_arguments
+from .command_line import add_command
 
 
 _DESCRIPTION = """\
@@ -15,8 +16,7 @@ Load a model and say what it is: what its name stands for, its family, prompt, a
 computed in, and whether its document states can be kept.
 """
 
-_EPILOG = """\
-examples:
+_EXAMPLES = """\
   tsarank describe
   tsarank describe castorini/monot5-base-msmarco
   tsarank describe ./my-ranker --max-length 1024 --json
@@ -25,16 +25,9 @@ examples:
 
 def register(subparsers: Any) -> None:
     """Adds `describe` to the command line."""
-    parser = subparsers.add_parser(
-        "describe",
-        help="say what a model is and how it scores",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(subparsers, "describe", "say what a model is and how it scores", _DESCRIPTION, _EXAMPLES, run)
     add_model_arguments(parser, positional=True)
     parser.add_argument("--json", action="store_true", help="JSON instead of lines")
-    parser.set_defaults(run=run)
 
 
 def describe(ranker: Any, name: str | None) -> dict[str, Any]:

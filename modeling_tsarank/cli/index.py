@@ -15,7 +15,7 @@ from ..files.sizes import readable_size
 from ..models.arguments import add_model_arguments, model_from_arguments
 from ..ranking_errors import ResourceError
 from ..ranking_text import cuts_reported
-from .command_line import size
+from .command_line import add_command, size
 
 
 logger = logging.getLogger(__name__)
@@ -29,14 +29,14 @@ The model must read the document first: query likelihood, or a true/false ranker
 has {document} before {query}.
 """
 
-_EPILOG = """\
+_DETAILS = """\
 formats:
   int8 (default) keeps a state in one byte, with scales: about 11.9 KB a token for the embedded default model; float16
   and bfloat16 take two bytes; float32 takes four. In the model's own dtype nothing is lost: scores are as without a
   store, in float32 but for rounding, in bfloat16 on a CPU to the last bit. A store keeps one format; other models'
   states may lie in the same folder and are never mixed up.
-
-examples:
+"""
+_EXAMPLES = """\
   tsarank index --documents corpus.jsonl --store corpus-states
   tsarank index --documents corpus.jsonl --store corpus-states --store-dtype bfloat16 --max-disk 50GB
 """
@@ -78,12 +78,15 @@ class Cost:
 
 def register(subparsers: Any) -> None:
     """Adds `index` to the command line."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "index",
-        help="keep documents' states, so that ranking them is many times faster",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "keep documents' states, so that ranking them is many times faster",
+        _DESCRIPTION,
+        _EXAMPLES,
+        run,
+        common="store-dtype max-disk verify model dtype device max-length batch-tokens",
+        details=_DETAILS,
     )
     parser.add_argument("--documents", required=True, metavar="FILE", help=".txt, .jsonl, or - for standard input")
     parser.add_argument("--format", choices=("txt", "jsonl"), default=None, help="of FILE, if its name does not say")
@@ -105,7 +108,6 @@ def register(subparsers: Any) -> None:
         "--verify", action="store_true", help="first read all that is kept, and read damaged documents again"
     )
     add_model_arguments(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

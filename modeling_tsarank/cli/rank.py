@@ -12,7 +12,7 @@ from typing import Any
 from ..models.arguments import add_model_arguments, add_store_argument, model_from_arguments
 from ..rankers.arguments import RANKERS_HELP, add_ranker_arguments, list_ranker
 from ..ranking_errors import InputError
-from .command_line import real, whole
+from .command_line import add_command, real, whole
 
 
 _DESCRIPTION = """\
@@ -22,15 +22,15 @@ FILE holds the documents: .txt, one a line; .jsonl, one object a line with "text
 "-" reads standard input (JSON lines if the first line begins with a brace).
 """
 
-_EPILOG = f"""\
+_DETAILS = f"""\
 {RANKERS_HELP}
 scores:
   A true/false model (the default) gives the difference of two logits, a query-likelihood model the mean
   log-probability of the query's tokens given the document, which is at most 0. Scores order the documents of one
   query; neither is a probability of relevance: `tsarank calibrate` makes one of it. A ranker of lists gives n for the
   first and 1 for the last, pairwise allpair its wins, a /rerank service (--model URL) what it returns.
-
-examples:
+"""
+_EXAMPLES = """\
   tsarank rank --query "how long does a flea live" --documents examples/fleas.jsonl
   grep -h . notes/*.txt | tsarank rank --query "what did we decide" --documents - --top-k 5
   tsarank rank --query "…" --documents docs.jsonl --model Qwen/Qwen2.5-3B-Instruct --ranker setwise
@@ -40,12 +40,15 @@ examples:
 
 def register(subparsers: Any) -> None:
     """Adds `rank` to the command line."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "rank",
-        help="put documents in order for a query",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "put documents in order for a query",
+        _DESCRIPTION,
+        _EXAMPLES,
+        run,
+        common="top-k json passages calibration store model dtype device max-length batch-tokens ranker",
+        details=_DETAILS,
     )
     parser.add_argument("--query", required=True, help="what is asked")
     parser.add_argument("--documents", required=True, metavar="FILE", help=".txt, .jsonl, or - for standard input")
@@ -66,7 +69,6 @@ def register(subparsers: Any) -> None:
     add_store_argument(parser)
     add_model_arguments(parser)
     add_ranker_arguments(parser)
-    parser.set_defaults(run=run)
 
 
 def add_passage_arguments(parser: argparse.ArgumentParser) -> None:

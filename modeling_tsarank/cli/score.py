@@ -9,7 +9,7 @@ from typing import Any
 
 from ..jobs.arguments import add_pool_arguments, with_pool
 from ..models.arguments import add_model_arguments, add_store_argument
-from .command_line import whole
+from .command_line import add_command, whole
 
 
 _DESCRIPTION = """\
@@ -22,13 +22,13 @@ the same command again after an interruption: finished files stay, and the resul
 does not grow with the number of pairs.
 """
 
-_EPILOG = """\
+_DETAILS = """\
 order:
   Pairs are scored in the order given, and a document's states are shared by all its queries within one output file.
   --by-document sorts the pairs first (on disk, in the output folder, about twice the input's size), so that each
   document is read once for all its queries; the files then hold the pairs in that order, told apart by "row".
-
-examples:
+"""
+_EXAMPLES = """\
   tsarank score --pairs pairs.parquet --output scores
   tsarank score --pairs pairs.parquet --output scores --store states
   tsarank score --pairs mined/ --output scores --by-document --keep query_id --keep document_id --model ./my-ranker
@@ -39,12 +39,15 @@ examples:
 
 def register(subparsers: Any) -> None:
     """Adds `score` to the command line."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "score",
-        help="score files of (query, document) pairs, of any size",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "score files of (query, document) pairs, of any size",
+        _DESCRIPTION,
+        _EXAMPLES,
+        run,
+        common="keep by-document skip-bad-pairs store model dtype device max-length batch-tokens ray",
+        details=_DETAILS,
     )
     parser.add_argument("--pairs", required=True, nargs="+", metavar="PAIRS", help=".parquet or .jsonl, or folders")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where the scores go")
@@ -66,7 +69,6 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--json", action="store_true", help="JSON instead of a line of text at the end")
     add_pool_arguments(parser)
     add_model_arguments(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

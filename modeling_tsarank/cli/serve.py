@@ -12,7 +12,7 @@ from typing import Any
 
 from ..models.arguments import add_model_arguments, add_store_argument, model_from_arguments
 from ..ranking_errors import InputError
-from .command_line import real, size, whole
+from .command_line import add_command, real, size, whole
 
 
 _DESCRIPTION = """\
@@ -24,12 +24,12 @@ Requests that arrive together are scored together. With --store, document states
 that was seen before costs the query's tokens only.
 """
 
-_EPILOG = """\
+_DETAILS = """\
 scores:
   relevance_score is the model's score as `tsarank rank` gives it: it orders the documents of one query and is no
   probability. TEI's shape gives its sigmoid unless raw_scores is true.
-
-examples:
+"""
+_EXAMPLES = """\
   tsarank serve
   tsarank serve --model ./my-ranker --model tsarank-smollm2-135m --port 8080
   TSARANK_API_KEY=secret tsarank serve --host 0.0.0.0 --store states
@@ -40,12 +40,8 @@ examples:
 
 def register(subparsers: Any) -> None:
     """Adds `serve` to the command line."""
-    parser = subparsers.add_parser(
-        "serve",
-        help="serve rerankers over HTTP",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = add_command(
+        subparsers, "serve", "serve rerankers over HTTP", _DESCRIPTION, _EXAMPLES, run, details=_DETAILS
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=whole(0), default=8000, metavar="N", help="default 8000; 0: any free one")
@@ -56,7 +52,6 @@ def register(subparsers: Any) -> None:
     limits.add_argument("--timeout", type=real(above=0), default=60.0, metavar="S", help="of one request (60)")
     add_store_argument(parser)
     add_model_arguments(parser, several=True)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

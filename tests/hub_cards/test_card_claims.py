@@ -43,7 +43,7 @@ def test_no_card_says_that_a_movable_tag_is_pinned(trained: Any, make_ranker: An
         "true/false": prepare_model(trained("twolar"), "alice/x", options),
         "plain": prepare_model(tmp_path / "plain", "alice/x", options),
         "adapter": prepare_model(trained("adapter"), "alice/x", adapter),
-        "dataset": prepare_dataset(rows, "alice/x", license_id="mit"),
+        "dataset": prepare_dataset(rows, "alice/x", license="mit"),
         "metric": prepare_metric("alice/x"),
         "space": prepare_space("alice/x", app=ROOT / "app.py"),
     }

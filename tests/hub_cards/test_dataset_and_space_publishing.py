@@ -54,7 +54,7 @@ def pairs(tmp_path: Path) -> Path:
 
 
 def test_the_card_of_lists(lists: Path) -> None:
-    publication = prepare_dataset(lists, "alice/lists", license_id="cc-by-4.0", languages=["en"])
+    publication = prepare_dataset(lists, "alice/lists", license="cc-by-4.0", languages=["en"])
     data, errors = validate_card(publication.card)
     assert errors == []
     assert data is not None
@@ -79,7 +79,7 @@ def test_the_card_of_pairs(pairs: Path) -> None:
     (pairs / "provenance.json").write_text(
         json.dumps({"format": 1, "kind": "queries", "seed": 7, "sources": ["a", "b"]})
     )
-    card = prepare_dataset(pairs, "alice/pairs", license_id="mit", title="Pairs | of <texts>").card
+    card = prepare_dataset(pairs, "alice/pairs", license="mit", title="Pairs | of <texts>").card
     assert validate_card(card)[1] == []
     for text in (
         "4 rows in 1 split,",
@@ -91,7 +91,7 @@ def test_the_card_of_pairs(pairs: Path) -> None:
         assert text in card
     (pairs / "more.jsonl").write_text('{"other": 1}\n')
     with pytest.raises(InputError, match="other columns"):
-        prepare_dataset(pairs, "alice/pairs", license_id="mit")
+        prepare_dataset(pairs, "alice/pairs", license="mit")
 
 
 def test_the_card_of_recorded_weak_pairs(tmp_path: Path) -> None:

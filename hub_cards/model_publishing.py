@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import fnmatch
 import inspect
 import json
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modeling_tsarank.files.reading import read_json_object, read_text
+from modeling_tsarank.files.reading import read_json_object
 from modeling_tsarank.hub_cards.file_selection import Selection, select_files
 from modeling_tsarank.hub_cards.model_cards import render_model_card
 from modeling_tsarank.hub_cards.model_facts import (
@@ -237,6 +236,8 @@ def _weight_names(folder: Path) -> set[str]:
 
 def _code(facts: ModelFacts) -> dict[str, Path]:
     """The modeling files by name: the folder's own, or the installed ones where its own predate `modules.json`."""
+    from transformers.dynamic_module_utils import get_relative_import_files
+
     if facts.family is None:
         return {}
     reference = (facts.config.get("auto_map") or {}).get("AutoModel")
@@ -245,27 +246,13 @@ def _code(facts: ModelFacts) -> dict[str, Path]:
     own = facts.folder / f"{reference.partition('.')[0]}.py"
     if not (facts.folder / "modules.json").is_file() or not own.is_file():
         own = Path(inspect.getfile(facts.family))
-    found = _with_imports(own, {})
-    for name in ("pipeline_text_ranking.py", "crossencoder_tsarank.py"):  # a family elsewhere does not import them
-        _with_imports(own.with_name(name), found)
-    return found
-
-
-def _with_imports(file: Path, found: dict[str, Path]) -> dict[str, Path]:
-    """A modeling file and those beside it that it imports, directly or not. Raises `ModelError` if one is missing."""
-    if not file.is_file():
-        raise ModelError(f"{file.parent} lacks the modeling file {file.name}; save the model again")
-    found[file.name] = file
+    # A family that is defined elsewhere does not import the last two.
+    entries = [own, own.with_name("pipeline_text_ranking.py"), own.with_name("crossencoder_tsarank.py")]
     try:
-        code = ast.parse(read_text(file))
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ModelError(f"{file} is no Python file ({error}); save the model again") from error
-    for node in ast.walk(code):
-        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
-            beside = file.with_name(f"{node.module}.py")
-            if beside.name not in found:
-                _with_imports(beside, found)
-    return found
+        files = [Path(path) for entry in entries for path in (entry, *get_relative_import_files(entry))]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{own.parent} lacks a modeling file ({error}); save the model again") from error
+    return {file.name: file for file in files}
 
 
 def _select_adapter(facts: ModelFacts, options: ModelOptions) -> Selection:

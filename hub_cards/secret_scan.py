@@ -84,6 +84,9 @@ class Finding:
     place: str
     what: str
 
+    def __str__(self) -> str:
+        return f"{self.path} ({self.place}): {self.what}" if self.place else f"{self.path} ({self.what})"
+
 
 class _UnreadableError(ValueError):
     """A file, or a part of one, whose text cannot be read."""
@@ -113,20 +116,15 @@ def refuse_secrets(files: Sequence[PublishedFile], not_secret: Iterable[str] = (
             if file.path not in allowed:
                 findings += find_secrets(file)
             bar.update(file.size)
-    secrets = [finding for finding in findings if finding.place]
-    if secrets:
-        shown = "; ".join(f"{f.path} ({f.place}): {f.what}" for f in secrets[:3])
-        more = f" and {len(secrets) - 3} more" if len(secrets) > 3 else ""
+    worst = [finding for finding in findings if finding.place] or findings
+    if worst:
+        reason, advice = "looks like a secret", "take it out, or, if it is none,"
+        if not worst[0].place:
+            reason, advice = "cannot be searched for secrets", "publish it in another format, or, if it has none,"
+        more = f" and {len(worst) - 3} more" if len(worst) > 3 else ""
         raise InputError(
-            f"not published, because this looks like a secret: {shown}{more}; take it out, or, if it is none, "
-            f"allow the file with --not-secret {secrets[0].path}"
-        )
-    if findings:
-        shown = "; ".join(f"{f.path} ({f.what})" for f in findings[:3])
-        more = f" and {len(findings) - 3} more" if len(findings) > 3 else ""
-        raise InputError(
-            f"not published, because this cannot be searched for secrets: {shown}{more}; publish it unpacked or in "
-            f"another format, or, if it has none, allow the file with --not-secret {findings[0].path}"
+            f"not published, because this {reason}: {'; '.join(map(str, worst[:3]))}{more}; {advice} allow the file "
+            f"with --not-secret {worst[0].path}"
         )
 
 
@@ -211,8 +209,10 @@ def _parquet(stream: IO[bytes]) -> Iterator[tuple[str, Iterable[bytes]]]:
 
     try:
         table = pyarrow.parquet.ParquetFile(stream)
-        notes = [*_notes(table.schema_arrow), *_pairs(table.schema_arrow.metadata), *_pairs(table.metadata.metadata)]
-        yield "metadata", [b"\n".join(notes)]
+        names = table.schema_arrow.to_string(truncate_metadata=False).encode("utf-8", "replace")
+        # What to_string shows of the metadata may be escaped.
+        pairs = [*(table.schema_arrow.metadata or {}).items(), *(table.metadata.metadata or {}).items()]
+        yield "metadata", [b"\n".join([names, *(part for pair in pairs for part in pair)])]
         columns = [field.name for field in table.schema_arrow if _holds_text(field.type)]
         for batch in table.iter_batches(batch_size=256, columns=columns):
             for name, column in zip(batch.schema.names, batch.columns, strict=True):
@@ -220,19 +220,6 @@ def _parquet(stream: IO[bytes]) -> Iterator[tuple[str, Iterable[bytes]]]:
                 yield f"column {name}", _utf8([rows.encode("utf-8")])
     except pyarrow.ArrowException as error:
         raise _UnreadableError(f"it is damaged or encrypted ({type(error).__name__})") from error
-
-
-def _pairs(metadata: Any) -> Iterator[bytes]:
-    for pair in (metadata or {}).items():
-        yield from pair
-
-
-def _notes(fields: Iterable[Any]) -> Iterator[bytes]:
-    """Names and metadata of fields and of all fields in them."""
-    for field in fields:
-        yield field.name.encode("utf-8")
-        yield from _pairs(field.metadata)
-        yield from _notes(field.type.field(number) for number in range(field.type.num_fields))
 
 
 def _holds_text(kind: Any) -> bool:

@@ -6,7 +6,7 @@ import argparse
 import logging
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,8 +126,8 @@ def run(args: argparse.Namespace) -> int:
         free = shutil.disk_usage(store.folder).free
         sys.stderr.write(f"tsarank: {cost.describe(store.dtype, free)}\n")
         check_room(cost, free, args.max_disk, store.disk_bytes(), store.folder)
-        with cuts_reported():  # for all chunks together: above
-            read = index_in_chunks(model, todo, store, args.batch_tokens)
+        with cuts_reported():  # above
+            read = model.index([text for text, _ in todo], store, batch_tokens=args.batch_tokens) if todo else 0
         size = store.disk_bytes()
     sys.stdout.write(f"{read:,} documents read; {args.store} takes {readable_size(size)}\n")
     return 0
@@ -183,32 +183,3 @@ def check_room(cost: Cost, free: int, max_disk: int | None, held: int, folder: P
             f"the document states would take {readable_size(wanted)}, but {folder} has only {readable_size(free)} "
             "free; keep fewer documents, or name another --store or a smaller --store-dtype"
         )
-
-
-def _chunks(todo: Sequence[tuple[str, int]], tokens: int) -> Iterator[list[str]]:
-    """Documents of together about `tokens` tokens: often enough for the progress bar, enough for full batches."""
-    chunk: list[str] = []
-    total = 0
-    for text, length in todo:
-        chunk.append(text)
-        total += length
-        if total >= tokens:
-            yield chunk
-            chunk, total = [], 0
-    if chunk:
-        yield chunk
-
-
-def index_in_chunks(model: Any, todo: Sequence[tuple[str, int]], store: Any, batch_tokens: int | None) -> int:
-    """Keeps the states of documents, some at a time, with a progress bar; returns how many were read."""
-    from tqdm.auto import tqdm
-
-    from ..ranking_scoring import check_batch_tokens
-
-    budget = check_batch_tokens(batch_tokens, model.device)
-    read = 0
-    with tqdm(total=len(todo), desc="indexing", unit="document", disable=None) as bar:
-        for chunk in _chunks(todo, 4 * budget):
-            read += model.index(chunk, store, batch_tokens=budget, show_progress=False)
-            bar.update(len(chunk))
-    return read

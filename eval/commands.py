@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modeling_tsarank.cli.command_line import add_command, seed, whole
+from modeling_tsarank.cli.command_line import add_command, given, seed, whole
 from modeling_tsarank.eval.checkpoint_sources import add_model_options, evaluated_source
 from modeling_tsarank.jobs.arguments import add_pool_arguments, with_pool
 from modeling_tsarank.models.arguments import add_store_argument
@@ -88,7 +88,7 @@ def add_run_format(parser: Any) -> None:
     parser.add_argument(
         "--run-format",
         choices=("ranks", "scores"),
-        help="what the third column of a run file with three columns is (default: found out, or refused)",
+        help="what the third column of a run file with three columns is",
     )
 
 
@@ -150,7 +150,11 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for all results")
     output.add_argument(
-        "--measures", nargs="+", metavar="M", help="default: ndcg@10 ndcg@1 ndcg@5 map mrr@10 recall@100"
+        "--measures",
+        nargs="+",
+        metavar="M",
+        default=argparse.SUPPRESS,
+        help="default: ndcg@10 ndcg@1 ndcg@5 map mrr@10 recall@100",
     )
     output.add_argument(
         "--block-pairs",
@@ -159,7 +163,7 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
         help="pairs scored between two saves, and dealt to one process (default: by their number, 100 to 2,000)",
     )
     output.add_argument("--overwrite", action="store_true", help="throw scores of an earlier evaluation away")
-    output.add_argument("--quiet", action="store_true", help="no progress bar")
+    output.add_argument("--quiet", dest="show_progress", action="store_false", help="no progress bar")
 
 
 def _register_compare(subparsers: argparse._SubParsersAction) -> None:
@@ -213,24 +217,12 @@ def _register_tune_fusion(subparsers: argparse._SubParsersAction) -> None:
 
 def run_evaluate(args: argparse.Namespace) -> int:
     """Runs `tsarank evaluate`."""
-    from modeling_tsarank.eval.options import DEFAULT_MEASURES, EvaluationOptions
+    from modeling_tsarank.eval.options import EvaluationOptions
     from modeling_tsarank.eval.scoring import BlockScorer
     from modeling_tsarank.jobs.pools import leads
 
-    options = EvaluationOptions(
-        split=args.split,
-        first_stage=args.first_stage,
-        top_k=args.top_k,
-        depth=args.depth,
-        limit_queries=args.limit_queries,
-        fusion=_fusion_setting(args.interpolate, args.normalize),
-        measures=tuple(args.measures or DEFAULT_MEASURES),
-        block_pairs=args.block_pairs,
-        cache_dir=args.cache_dir,
-        run_format=args.run_format,
-        overwrite=args.overwrite,
-        show_progress=not args.quiet,
-    )
+    fusion = _fusion_setting(args.interpolate, args.normalize)
+    options = EvaluationOptions(**given(EvaluationOptions, args), fusion=fusion)
     source = evaluated_source(args.model, args)
     scorer = BlockScorer(source, options.show_progress and args.ray is None and leads())
     return with_pool(args, partial(_evaluate, args, options, source), scorer)

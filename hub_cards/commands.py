@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modeling_tsarank.cli.command_line import add_command, size
+from modeling_tsarank.cli.command_line import add_command, given, size
 
 
 if TYPE_CHECKING:
@@ -226,33 +224,28 @@ def _finish(publication: Publication, args: argparse.Namespace) -> int:
     return 0
 
 
-def _given(function: Callable[..., Any], args: argparse.Namespace) -> dict[str, Any]:
-    """The options of a command that a function has as parameters, by the same names."""
-    return {name: getattr(args, name) for name in inspect.signature(function).parameters if hasattr(args, name)}
-
-
 def _model(args: argparse.Namespace) -> int:
     from modeling_tsarank.hub_cards.model_publishing import ModelOptions, prepare_model
     from modeling_tsarank.models.resolver import resolve
 
     source = None if args.folder.exists() else resolve(str(args.folder))
     folder = Path(source.location()) if source is not None and source.packaged else args.folder
-    return _finish(prepare_model(folder, args.repo_id, ModelOptions(**_given(ModelOptions, args))), args)
+    return _finish(prepare_model(folder, args.repo_id, ModelOptions(**given(ModelOptions, args))), args)
 
 
 def _dataset(args: argparse.Namespace) -> int:
     from modeling_tsarank.hub_cards.dataset_publishing import prepare_dataset
 
-    return _finish(prepare_dataset(**_given(prepare_dataset, args)), args)
+    return _finish(prepare_dataset(**given(prepare_dataset, args)), args)
 
 
 def _metric(args: argparse.Namespace) -> int:
     from modeling_tsarank.hub_cards.space_publishing import prepare_metric
 
-    return _finish(prepare_metric(**_given(prepare_metric, args)), args)
+    return _finish(prepare_metric(**given(prepare_metric, args)), args)
 
 
 def _space(args: argparse.Namespace) -> int:
     from modeling_tsarank.hub_cards.space_publishing import prepare_space
 
-    return _finish(prepare_space(**_given(prepare_space, args)), args)
+    return _finish(prepare_space(**given(prepare_space, args)), args)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import inspect
 import math
 import os
 import re
@@ -357,3 +358,8 @@ def add_command(
     parser.common, parser.details = [f"--{option}" for option in common.split()], details
     parser.set_defaults(run=run)
     return parser
+
+
+def given(function: Callable[..., Any], args: argparse.Namespace) -> dict[str, Any]:
+    """The options of a command that a function, or a class, has as parameters, by the same names."""
+    return {name: getattr(args, name) for name in inspect.signature(function).parameters if hasattr(args, name)}

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..jobs.arguments import add_pool_arguments, with_pool
 from ..models.arguments import add_model_arguments, add_store_argument
-from .command_line import add_command, whole
+from .command_line import add_command, given, whole
 
 
 _DESCRIPTION = """\
@@ -51,15 +51,15 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--pairs", required=True, nargs="+", metavar="PAIRS", help=".parquet or .jsonl, or folders")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where the scores go")
-    parser.add_argument("--query-column", default="query", metavar="C", help="column of the query (default query)")
-    parser.add_argument(
-        "--document-column", default="document", metavar="C", help="column of the document (default document)"
-    )
+    for text in ("query", "document"):
+        parser.add_argument(
+            f"--{text}-column", dest=text, default=text, metavar="C", help=f"column of the {text} (default {text})"
+        )
     parser.add_argument(
         "--keep", action="append", default=[], metavar="C", help="column that the output repeats; may be given often"
     )
     parser.add_argument(
-        "--shard-pairs", type=whole(), default=None, metavar="N", help="pairs of one output file (default 4096)"
+        "--shard-pairs", type=whole(), default=4096, metavar="N", help="pairs of one output file (default 4096)"
     )
     parser.add_argument("--by-document", action="store_true", help="sort by document first: each is read only once")
     parser.add_argument(
@@ -73,7 +73,7 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Scores what is not scored yet and says how much there is."""
-    from ..jobs.bulk_scoring import BLOCK_PAIRS, BulkJob, PairWorker, score_pairs
+    from ..jobs.bulk_scoring import BulkJob, PairWorker, score_pairs
     from ..jobs.pools import leads
 
     _quiet_transformers()
@@ -86,19 +86,7 @@ def run(args: argparse.Namespace) -> int:
     }
     if args.max_length is not None:
         model["max_length"] = args.max_length
-    job = BulkJob(
-        tuple(args.pairs),
-        args.output,
-        args.query_column,
-        args.document_column,
-        tuple(args.keep),
-        BLOCK_PAIRS if args.shard_pairs is None else args.shard_pairs,
-        args.by_document,
-        args.skip_bad_pairs,
-        args.batch_tokens,
-        model,
-        args.store,
-    )
+    job = BulkJob(**{**given(BulkJob, args), "model": model})
     summary = with_pool(args, lambda pool: score_pairs(job, pool=pool), PairWorker(job))
     if not leads():
         return 0

@@ -69,6 +69,8 @@ class BulkJob:
 
     def __post_init__(self) -> None:
         settle_whole_numbers(self, "shard_pairs", "batch_tokens")
+        for name in ("pairs", "keep"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
 def score_pairs(job: BulkJob, model: Any = None, pool: Pool | None = None, show: bool | None = None) -> dict[str, int]:

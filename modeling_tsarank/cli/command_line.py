@@ -279,7 +279,7 @@ class CommandParser(argparse.ArgumentParser):
         ]
         formatter = self.formatter_class(prog=f"{self.prog} [options]" if hidden else self.prog)
         wanted = [action for action in self._actions if not hidden or action.required]
-        formatter.add_usage(self.usage, wanted, [])
+        formatter.add_usage(self.usage, wanted, self._mutually_exclusive_groups)
         formatter.add_text(self.description)
         for group in self._action_groups:
             shown = [action for action in group._group_actions if action not in hidden]

@@ -287,7 +287,7 @@ def test_registering_loads_nothing_heavy() -> None:
         "import argparse, sys\n"
         f"from {COMMANDS} import register\n"
         "register(argparse.ArgumentParser().add_subparsers())\n"
-        "heavy = {'torch', 'transformers', 'scipy', 'pytrec_eval', 'bm25s', 'datasets'}\n"
+        "heavy = {'torch', 'transformers', 'scipy', 'matplotlib', 'pytrec_eval', 'bm25s', 'datasets'}\n"
         "sys.exit(', '.join(heavy & set(sys.modules)) or 0)\n"
     )
     started = time.monotonic()

@@ -10,13 +10,6 @@ from modeling_tsarank.cli.command_line import add_command, whole
 from modeling_tsarank.eval.commands import add_run_format
 
 
-_DESCRIPTION = """\
-Fit probabilities of relevance to the scores of a run, for a threshold that means the same for every query.
-
-RUN holds a ranker's own scores (DATASET/run.trec of `tsarank evaluate`, not mixed with the first stage's). What is
-printed is measured on held-out queries: the probability of each query comes from the others. `before` is the logistic
-function of the score itself.
-"""
 _EXAMPLES = """\
   tsarank calibrate results/scifact/run.trec --qrels beir/scifact/qrels/test.tsv --output calibration.json
   tsarank rank --query "…" --documents docs.jsonl --calibration calibration.json --threshold 0.5
@@ -26,7 +19,12 @@ _EXAMPLES = """\
 def register(subparsers: Any) -> None:
     """Adds `calibrate` to the command line."""
     parser = add_command(
-        subparsers, "calibrate", "fit probabilities of relevance to scores", _DESCRIPTION, _EXAMPLES, run_calibrate
+        subparsers,
+        "calibrate",
+        "fit probabilities of relevance to scores",
+        run_calibrate.__doc__,
+        _EXAMPLES,
+        run_calibrate,
     )
     parser.add_argument("run_file", metavar="RUN", type=Path, help="run file with the ranker's scores")
     parser.add_argument("--qrels", type=Path, required=True, metavar="Q", help="judgments of its queries")
@@ -49,7 +47,12 @@ def register(subparsers: Any) -> None:
 
 
 def run_calibrate(args: argparse.Namespace) -> int:
-    """Runs `tsarank calibrate`."""
+    """Fit probabilities of relevance to the scores of a run, for a threshold that means the same for every query.
+
+    RUN holds a ranker's own scores (DATASET/run.trec of `tsarank evaluate`, not mixed with the first stage's). What is
+    printed is measured on held-out queries: the probability of each query comes from the others. `before` is the
+    logistic function of the score itself.
+    """
     from modeling_tsarank.eval import calibrate
 
     return calibrate.run_calibrate(args)

@@ -29,13 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_EVALUATE = """\
-Rerank a first stage's candidates over test collections and measure the result. A killed or interrupted evaluation goes
-on where it stopped when the same command is given again; other measures or another fusion weight score nothing anew.
-
-OUTPUT receives a table over all datasets (table.md, table.csv) and for each DATASET a folder with run.trec,
-first_stage.trec, metrics.json and per_query.csv.
-"""
 _EVALUATE_DETAILS = f"""\
 --model may also name what others have made: ce:MODEL, a CrossEncoder of sentence-transformers; dense:MODEL, one of its
 bi-encoders; st:MODEL, whichever of the two it is (float32 unless --dtype says bfloat16); or the address of a /rerank
@@ -50,24 +43,10 @@ _EVALUATE_EXAMPLES = """\
   tsarank evaluate --model zero-shot --ranker setwise --top-k 20 --dataset beir/scifact --output setwise
   accelerate launch --num-processes 4 -m modeling_tsarank.cli evaluate --dataset beir/fiqa --output results
 """
-_COMPARE = """\
-Test whether run B ranks better than run A.
-
-For each dataset: the means, the mean difference B - A with its 95% confidence interval, the effect size d_z (mean
-difference over its standard deviation), the queries won, tied and lost by B, and two-sided p-values of the paired
-t-test and of the randomization test, which flips the signs of the queries' differences. With several datasets, Holm's
-correction is applied to each test's p-values. Judged queries that a run lacks count 0.
-"""
 _COMPARE_EXAMPLES = """\
   tsarank compare bm25.trec results/scifact/run.trec --qrels beir/scifact/qrels/test.tsv
   tsarank compare a.trec b.trec --qrels dl19.qrels --measure map --json > comparison.json
   tsarank compare --pair scifact a1.trec b1.trec q1.tsv --pair fiqa a2.trec b2.trec q2.tsv
-"""
-_TUNE = """\
-Choose the weight W of (1 - W) * reranker + W * first stage on a development split.
-
-Both scores are first normalised within each query, over the documents that were reranked: min-max to [0, 1], or
-z-score. OUTPUT is for `tsarank evaluate --interpolate OUTPUT`, which refuses it on the queries that it was tuned on.
 """
 _TUNE_EXAMPLES = """\
   tsarank evaluate --dataset beir/scifact --split train --limit-queries 100 --output dev
@@ -97,7 +76,7 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
         subparsers,
         "evaluate",
         "measure a reranker over test collections",
-        _EVALUATE,
+        run_evaluate.__doc__,
         _EVALUATE_EXAMPLES,
         run_evaluate,
         common="dataset split first-stage top-k model dtype device batch-tokens ranker interpolate measures",
@@ -168,7 +147,12 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
 
 def _register_compare(subparsers: argparse._SubParsersAction) -> None:
     parser = add_command(
-        subparsers, "compare", "test whether one run beats another", _COMPARE, _COMPARE_EXAMPLES, run_compare
+        subparsers,
+        "compare",
+        "test whether one run beats another",
+        run_compare.__doc__,
+        _COMPARE_EXAMPLES,
+        run_compare,
     )
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="*", help="two run files: A, the baseline, and B")
     parser.add_argument("--qrels", type=Path, metavar="Q", help="judgments for the two runs")
@@ -198,7 +182,7 @@ def _register_tune_fusion(subparsers: argparse._SubParsersAction) -> None:
         subparsers,
         "tune-fusion",
         "choose the fusion weight on a development split",
-        _TUNE,
+        run_tune_fusion.__doc__,
         _TUNE_EXAMPLES,
         run_tune_fusion,
     )
@@ -216,7 +200,13 @@ def _register_tune_fusion(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
-    """Runs `tsarank evaluate`."""
+    """Rerank a first stage's candidates over test collections and measure the result. A killed or interrupted
+    evaluation goes on where it stopped when the same command is given again; other measures or another fusion weight
+    score nothing anew.
+
+    OUTPUT receives a table over all datasets (table.md, table.csv) and for each DATASET a folder with run.trec,
+    first_stage.trec, metrics.json and per_query.csv.
+    """
     from modeling_tsarank.eval.options import EvaluationOptions
     from modeling_tsarank.eval.scoring import BlockScorer
     from modeling_tsarank.jobs.pools import leads
@@ -305,7 +295,13 @@ def _load_datasets(args: argparse.Namespace) -> list[tuple[str, list[Collection]
 
 
 def run_compare(args: argparse.Namespace) -> int:
-    """Runs `tsarank compare`."""
+    """Test whether run B ranks better than run A.
+
+    For each dataset: the means, the mean difference B - A with its 95% confidence interval, the effect size d_z (mean
+    difference over its standard deviation), the queries won, tied and lost by B, and two-sided p-values of the paired
+    t-test and of the randomization test, which flips the signs of the queries' differences. With several datasets,
+    Holm's correction is applied to each test's p-values. Judged queries that a run lacks count 0.
+    """
     import json
     from dataclasses import asdict
 
@@ -347,7 +343,12 @@ def _compare(args: argparse.Namespace, name: str, run_a: Path, run_b: Path, qrel
 
 
 def run_tune_fusion(args: argparse.Namespace) -> int:
-    """Runs `tsarank tune-fusion`."""
+    """Choose the weight W of (1 - W) * reranker + W * first stage on a development split.
+
+    Both scores are first normalised within each query, over the documents that were reranked: min-max to [0, 1], or
+    z-score. OUTPUT is for `tsarank evaluate --interpolate OUTPUT`, which refuses it on the queries that it was tuned
+    on.
+    """
     from modeling_tsarank.eval.fusion import tune_fusion
     from modeling_tsarank.eval.reports import measure_title, text_table
     from modeling_tsarank.eval.run_files import read_qrels, read_run

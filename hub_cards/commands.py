@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,44 +28,18 @@ what looks like a token or a key stops the publication, and so does one whose te
 text (as it is or in gzip), Parquet, safetensors and SentencePiece; --not-secret lets it pass.
 """
 _COMMON_OPTIONS = "dry-run public tag "
-_MODEL = """\
-Publish a ranker that save_pretrained or a training wrote: weights, modeling files, tokenizer, and a card out of what
-the training recorded (training_run.json) and of the results of `tsarank evaluate`. A release of the package, named
-instead of a folder, brings its own results.
-
-The repository loads by AutoModel and pipeline("text-ranking") with trust_remote_code=True, as a CrossEncoder of
-sentence-transformers, and as the plain language model without trust. The result of `tsarank train cpt` is published as
-the plain model it is. With --adapter-only it holds the LoRA adapter alone, with its base pinned to a commit.
-
-"""
 _MODEL_EXAMPLES = """\
   tsarank publish model my-ranker me/my-ranker --dry-run
   tsarank publish model my-ranker me/my-ranker --results results --license apache-2.0 --tag v1
   tsarank publish model my-ranker me/my-adapter --adapter-only --base-model Qwen/Qwen3-0.6B
 """
-_DATASET = """\
-Publish a dataset: its Parquet, JSON Lines or CSV files as they are, and a card. What `tsarank data` made
-has a card of its own out of provenance.json; a README.md in the folder is taken as it is; else a card is made of the
-columns and rows. datasets.load_dataset(REPO_ID) then loads it.
-
-"""
 _DATASET_EXAMPLES = """\
   tsarank publish dataset weak-pairs me/weak-pairs --dry-run
   tsarank publish dataset lists me/twolar-lists --license cc-by-4.0 --title "Lists in a teacher's order"
 """
-_METRIC = """\
-Publish the nDCG metric, so that evaluate.load(REPO_ID) loads it. The repository is a Space, as `evaluate` wants it,
-and its name becomes the name of a Python module.
-
-"""
 _METRIC_EXAMPLES = """\
   tsarank publish metric me/ndcg --dry-run
   tsarank publish metric me/ndcg --public
-"""
-_SPACE = """\
-Publish the page that ranks, explains and compares, as a Gradio Space with this package's source in it. Run it in a
-checkout of the repository, where app.py lies.
-
 """
 _SPACE_EXAMPLES = """\
   tsarank publish space me/reranking --dry-run
@@ -85,6 +60,11 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     for register_one in (_register_model, _register_dataset, _register_metric, _register_space):
         register_one(kinds)
+
+
+def _about(run: Any) -> str:
+    """What a kind of publication is, and what all have in common."""
+    return f"{inspect.getdoc(run)}\n\n{_COMMON}"
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +115,7 @@ def _register_model(kinds: Any) -> None:
         kinds,
         "model",
         "a ranker, a plain model or an adapter",
-        _MODEL + _COMMON,
+        _about(_model),
         _MODEL_EXAMPLES,
         _model,
         common=_COMMON_OPTIONS + "license base-model results adapter-only max-shard-size",
@@ -167,7 +147,7 @@ def _register_dataset(kinds: Any) -> None:
         kinds,
         "dataset",
         "a folder of rows",
-        _DATASET + _COMMON,
+        _about(_dataset),
         _DATASET_EXAMPLES,
         _dataset,
         _COMMON_OPTIONS + "license title",
@@ -182,7 +162,7 @@ def _register_dataset(kinds: Any) -> None:
 
 def _register_metric(kinds: Any) -> None:
     parser = add_command(
-        kinds, "metric", "the nDCG metric of `evaluate`", _METRIC + _COMMON, _METRIC_EXAMPLES, _metric, _COMMON_OPTIONS
+        kinds, "metric", "the nDCG metric of `evaluate`", _about(_metric), _METRIC_EXAMPLES, _metric, _COMMON_OPTIONS
     )
     _add_common(parser)
 
@@ -192,7 +172,7 @@ def _register_space(kinds: Any) -> None:
         kinds,
         "space",
         "the demonstration page",
-        _SPACE + _COMMON,
+        _about(_space),
         _SPACE_EXAMPLES,
         _space,
         _COMMON_OPTIONS + "model bake",
@@ -225,6 +205,15 @@ def _finish(publication: Publication, args: argparse.Namespace) -> int:
 
 
 def _model(args: argparse.Namespace) -> int:
+    """Publish a ranker that save_pretrained or a training wrote: weights, modeling files, tokenizer, and a card out of
+    what the training recorded (training_run.json) and of the results of `tsarank evaluate`. A release of the package,
+    named instead of a folder, brings its own results.
+
+    The repository loads by AutoModel and pipeline("text-ranking") with trust_remote_code=True, as a CrossEncoder of
+    sentence-transformers, and as the plain language model without trust. The result of `tsarank train cpt` is
+    published as the plain model it is. With --adapter-only it holds the LoRA adapter alone, with its base pinned to a
+    commit.
+    """
     from modeling_tsarank.hub_cards.model_publishing import ModelOptions, prepare_model
     from modeling_tsarank.models.resolver import resolve
 
@@ -234,18 +223,28 @@ def _model(args: argparse.Namespace) -> int:
 
 
 def _dataset(args: argparse.Namespace) -> int:
+    """Publish a dataset: its Parquet, JSON Lines or CSV files as they are, and a card. What `tsarank data` made has a
+    card of its own out of provenance.json; a README.md in the folder is taken as it is; else a card is made of the
+    columns and rows. datasets.load_dataset(REPO_ID) then loads it.
+    """
     from modeling_tsarank.hub_cards.dataset_publishing import prepare_dataset
 
     return _finish(prepare_dataset(**given(prepare_dataset, args)), args)
 
 
 def _metric(args: argparse.Namespace) -> int:
+    """Publish the nDCG metric, so that evaluate.load(REPO_ID) loads it. The repository is a Space, as `evaluate` wants
+    it, and its name becomes the name of a Python module.
+    """
     from modeling_tsarank.hub_cards.space_publishing import prepare_metric
 
     return _finish(prepare_metric(**given(prepare_metric, args)), args)
 
 
 def _space(args: argparse.Namespace) -> int:
+    """Publish the page that ranks, explains and compares, as a Gradio Space with this package's source in it. Run it
+    in a checkout of the repository, where app.py lies.
+    """
     from modeling_tsarank.hub_cards.space_publishing import prepare_space
 
     return _finish(prepare_space(**given(prepare_space, args)), args)

@@ -1,7 +1,12 @@
-"""nDCG@k, MAP, MRR@k, Recall@k and Precision@k over runs and qrels, as an `evaluate` metric."""
+"""nDCG@k, MAP, MRR@k, Recall@k and Precision@k over runs and qrels, as an `evaluate` metric, equal to trec_eval's.
+
+The gain is the relevance grade, the discount is log2, ties are broken by document id (descending), a query missing
+from the run counts 0 (`-c`). pytrec_eval computes (Van Gysel and de Rijke, SIGIR 2018).
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any
@@ -11,35 +16,6 @@ import evaluate
 
 from .trec_measures import checked_grade, checked_score, evaluate_run, nested_from_rows, place_of, whole_number
 
-
-_DESCRIPTION = """\
-Normalized discounted cumulative gain and its companions, equal to trec_eval's: the gain is the relevance grade, the
-discount is log2, ties are broken by document id (descending), a query missing from the run counts 0 (`-c`).
-"""
-
-_KWARGS_DESCRIPTION = """
-Args:
-    predictions: rows {"query_id": str, "doc_id": str, "score": float}, or tuples in that order,
-        or a whole run {query_id: {doc_id: score}}.
-    references: rows {"query_id": str, "doc_id": str, "relevance": whole number}, or tuples in that order,
-        or whole qrels {query_id: {doc_id: relevance}}. Their number is independent of the predictions'.
-    k (`int` or list of `int`, *optional*): cutoffs of nDCG. Without `k` and `measures`: 1, 5 and 10.
-    measures (list of `str`, *optional*): more measures by name: ndcg@k, map, map@k, mrr@k, recall@k, p@k.
-    per_query (`bool`, *optional*, defaults to `False`): also return the values of every query.
-    complete (`bool`, *optional*, defaults to `True`): average over all queries of the references.
-    relevance_level (`int`, *optional*, defaults to 1): lowest grade that is relevant in the binary measures.
-Returns:
-    `dict`: measure to mean, such as {"ndcg@10": 0.5058}; with `per_query` also {"per_query": {query_id: {…}}}.
-Examples:
-
-    >>> metric = evaluate.load("path/to/ndcg")
-    >>> metric.compute(
-    ...     predictions={"q1": {"d1": 0.2, "d2": 0.9}},
-    ...     references={"q1": {"d1": 1}},
-    ...     k=[1, 2],
-    ... )
-    {'ndcg@1': 0.0, 'ndcg@2': 0.6309297535714575}
-"""
 
 _CITATION = """\
 @article{jarvelin2002cumulated,
@@ -51,25 +27,42 @@ _CITATION = """\
   pages = {422--446},
   year = {2002}
 }
-@inproceedings{vangysel2018pytreceval,
-  title = {Pytrec\\_eval: An Extremely Fast Python Interface to trec\\_eval},
-  author = {Van Gysel, Christophe and de Rijke, Maarten},
-  booktitle = {SIGIR},
-  year = {2018}
-}
 """
 
 _DEFAULT_CUTOFFS = (1, 5, 10)
 
 
 class NDCG(evaluate.Metric):
-    """nDCG@k and other trec_eval measures. Runs and qrels may be added in batches of any, unequal, sizes."""
+    """nDCG@k and other trec_eval measures. Runs and qrels may be added in batches of any, unequal, sizes.
+
+    Args:
+        predictions: rows {"query_id": str, "doc_id": str, "score": float}, or tuples in that order,
+            or a whole run {query_id: {doc_id: score}}.
+        references: rows {"query_id": str, "doc_id": str, "relevance": whole number}, or tuples in that order,
+            or whole qrels {query_id: {doc_id: relevance}}. Their number is independent of the predictions'.
+        k (`int` or list of `int`, *optional*): cutoffs of nDCG. Without `k` and `measures`: 1, 5 and 10.
+        measures (list of `str`, *optional*): more measures by name: ndcg@k, map, map@k, mrr@k, recall@k, p@k.
+        per_query (`bool`, *optional*, defaults to `False`): also return the values of every query.
+        complete (`bool`, *optional*, defaults to `True`): average over all queries of the references.
+        relevance_level (`int`, *optional*, defaults to 1): lowest grade that is relevant in the binary measures.
+    Returns:
+        `dict`: measure to mean, such as {"ndcg@10": 0.5058}; with `per_query` also {"per_query": {query_id: {…}}}.
+    Examples:
+
+        >>> metric = evaluate.load("path/to/ndcg")
+        >>> metric.compute(
+        ...     predictions={"q1": {"d1": 0.2, "d2": 0.9}},
+        ...     references={"q1": {"d1": 1}},
+        ...     k=[1, 2],
+        ... )
+        {'ndcg@1': 0.0, 'ndcg@2': 0.6309297535714575}
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description=_DESCRIPTION,
+            description=__doc__ or "",
             citation=_CITATION,
-            inputs_description=_KWARGS_DESCRIPTION,
+            inputs_description=inspect.getdoc(type(self)) or "",
             features=datasets.Features(
                 {
                     "predictions": {

@@ -330,7 +330,7 @@ def add_command(
     subparsers: Any,
     name: str,
     help_text: str,
-    description: str,
+    description: str | None,
     examples: str,
     run: Callable[[argparse.Namespace], int],
     common: str = "",
@@ -342,7 +342,7 @@ def add_command(
         subparsers: Of the program, or of a command that has some of its own.
         name: Of the subcommand.
         help_text: Its line in the list of commands.
-        description: What it does.
+        description: What it does, such as the docstring of `run`.
         examples: Of its use, one a line.
         run: Gets the parsed options and returns the exit status.
         common: The options that --help shows, without their dashes; empty for all.
@@ -351,7 +351,7 @@ def add_command(
     parser: Any = subparsers.add_parser(
         name,
         help=help_text,
-        description=description,
+        description=inspect.cleandoc(description or ""),
         epilog=f"examples:\n{examples}" if examples else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -11,11 +11,6 @@ from ..models.arguments import add_model_arguments, model_from_arguments
 from .command_line import add_command
 
 
-_DESCRIPTION = """\
-Load a model and say what it is: what its name stands for, its family, prompt, answer tokens and limits, what it is
-computed in, and whether its document states can be kept.
-"""
-
 _EXAMPLES = """\
   tsarank describe
   tsarank describe castorini/monot5-base-msmarco
@@ -25,7 +20,7 @@ _EXAMPLES = """\
 
 def register(subparsers: Any) -> None:
     """Adds `describe` to the command line."""
-    parser = add_command(subparsers, "describe", "say what a model is and how it scores", _DESCRIPTION, _EXAMPLES, run)
+    parser = add_command(subparsers, "describe", "say what a model is and how it scores", run.__doc__, _EXAMPLES, run)
     add_model_arguments(parser, positional=True)
     parser.add_argument("--json", action="store_true", help="JSON instead of lines")
 
@@ -80,7 +75,9 @@ def read_by(ranker: Any) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Loads the model and writes what is known of it."""
+    """Load a model and say what it is: what its name stands for, its family, prompt, answer tokens and limits, what it
+    is computed in, and whether its document states can be kept.
+    """
     facts = describe(model_from_arguments(args), args.model)
     if args.json:
         sys.stdout.write(json.dumps(facts, ensure_ascii=False, indent=2) + "\n")

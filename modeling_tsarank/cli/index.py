@@ -20,15 +20,6 @@ from .command_line import add_command, size
 
 logger = logging.getLogger(__name__)
 
-_DESCRIPTION = """\
-Keep the states (keys and values) of documents in a store, so that ranking them later costs only the query's tokens.
-
-FILE holds the documents as for `tsarank rank`. FOLDER is made if need be; documents it already holds are not read
-again, so an interrupted command goes on where it stopped. What the store will take on disk is said before it starts.
-The model must read the document first: query likelihood, or a true/false ranker on a decoder-only model whose template
-has {document} before {query}.
-"""
-
 _DETAILS = """\
 formats:
   int8 (default) keeps a state in one byte, with scales: about 11.9 KB a token for the embedded default model; float16
@@ -82,7 +73,7 @@ def register(subparsers: Any) -> None:
         subparsers,
         "index",
         "keep documents' states, so that ranking them is many times faster",
-        _DESCRIPTION,
+        run.__doc__,
         _EXAMPLES,
         run,
         common="store-dtype max-disk verify model dtype device max-length batch-tokens",
@@ -111,7 +102,14 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Reads the documents, says what keeping their states costs, and keeps them."""
+    """Keep the states (keys and values) of documents in a store, so that ranking them later costs only the query's
+    tokens.
+
+    FILE holds the documents as for `tsarank rank`. FOLDER is made if need be; documents it already holds are not read
+    again, so an interrupted command goes on where it stopped. What the store will take on disk is said before it
+    starts. The model must read the document first: query likelihood, or a true/false ranker on a decoder-only model
+    whose template has {document} before {query}.
+    """
     from ..cache.state_files import read_documents
 
     texts = list(dict.fromkeys(document.text for document in read_documents(args.documents, args.format)))

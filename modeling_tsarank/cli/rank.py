@@ -15,13 +15,6 @@ from ..ranking_errors import InputError
 from .command_line import add_command, real, whole
 
 
-_DESCRIPTION = """\
-Put documents in order of relevance to a query, best first.
-
-FILE holds the documents: .txt, one a line; .jsonl, one object a line with "text" and optionally "title" and "_id";
-"-" reads standard input (JSON lines if the first line begins with a brace).
-"""
-
 _DETAILS = f"""\
 {RANKERS_HELP}
 scores:
@@ -44,7 +37,7 @@ def register(subparsers: Any) -> None:
         subparsers,
         "rank",
         "put documents in order for a query",
-        _DESCRIPTION,
+        run.__doc__,
         _EXAMPLES,
         run,
         common="top-k json passages calibration store model dtype device max-length batch-tokens ranker",
@@ -103,7 +96,11 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Reads, ranks, writes. Whatever can be wrong with the input is found before the model is loaded."""
+    """Put documents in order of relevance to a query, best first.
+
+    FILE holds the documents: .txt, one a line; .jsonl, one object a line with "text" and optionally "title" and "_id";
+    "-" reads standard input (JSON lines if the first line begins with a brace).
+    """
     from ..cache.folder_store import use_store
     from ..cache.state_files import read_documents
     from ..models.resolver import resolve

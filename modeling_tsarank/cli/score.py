@@ -12,16 +12,6 @@ from ..models.arguments import add_model_arguments, add_store_argument
 from .command_line import add_command, given, whole
 
 
-_DESCRIPTION = """\
-Score any number of (query, document) pairs.
-
-PAIRS are .parquet or .jsonl files, or folders of them, with the columns "query" and "document" (a text, or an object
-of "text" and "title"), or another usual name of theirs ("question"; "passage", "text"). FOLDER receives
-scores-000000.parquet and so on, each with the columns "row" (the pair's number in the input, from 0) and "score". Run
-the same command again after an interruption: finished files stay, and the result is the same as without it. Memory
-does not grow with the number of pairs.
-"""
-
 _DETAILS = """\
 order:
   Pairs are scored in the order given, and a document's states are shared by all its queries within one output file.
@@ -43,7 +33,7 @@ def register(subparsers: Any) -> None:
         subparsers,
         "score",
         "score files of (query, document) pairs, of any size",
-        _DESCRIPTION,
+        run.__doc__,
         _EXAMPLES,
         run,
         common="keep by-document skip-bad-pairs store model dtype device max-length batch-tokens ray",
@@ -72,7 +62,14 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Scores what is not scored yet and says how much there is."""
+    """Score any number of (query, document) pairs.
+
+    PAIRS are .parquet or .jsonl files, or folders of them, with the columns "query" and "document" (a text, or an
+    object of "text" and "title"), or another usual name of theirs ("question"; "passage", "text"). FOLDER receives
+    scores-000000.parquet and so on, each with the columns "row" (the pair's number in the input, from 0) and "score".
+    Run the same command again after an interruption: finished files stay, and the result is the same as without it.
+    Memory does not grow with the number of pairs.
+    """
     from ..jobs.bulk_scoring import BulkJob, PairWorker, score_pairs
     from ..jobs.pools import leads
 

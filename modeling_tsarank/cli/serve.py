@@ -15,15 +15,6 @@ from ..ranking_errors import InputError
 from .command_line import add_command, real, size, whole
 
 
-_DESCRIPTION = """\
-Serve rerankers over HTTP, in the shapes that clients of Jina, Cohere, TEI and vLLM send:
-POST /v1/rerank (Jina, vLLM), /v2/rerank (Cohere), /rerank (TEI's with "texts", Jina's with "documents").
-Further: /v1/documents (encode documents ahead), /v1/models, /health, /metrics (Prometheus), /docs (OpenAPI).
-
-Requests that arrive together are scored together. With --store, document states are cached on disk, and a document
-that was seen before costs the query's tokens only.
-"""
-
 _DETAILS = """\
 scores:
   relevance_score is the model's score as `tsarank rank` gives it: it orders the documents of one query and is no
@@ -41,7 +32,7 @@ _EXAMPLES = """\
 def register(subparsers: Any) -> None:
     """Adds `serve` to the command line."""
     parser = add_command(
-        subparsers, "serve", "serve rerankers over HTTP", _DESCRIPTION, _EXAMPLES, run, details=_DETAILS
+        subparsers, "serve", "serve rerankers over HTTP", run.__doc__, _EXAMPLES, run, details=_DETAILS
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=whole(0), default=8000, metavar="N", help="default 8000; 0: any free one")
@@ -55,7 +46,13 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Loads the models, then serves until it is interrupted or terminated; requests under way are finished."""
+    """Serve rerankers over HTTP, in the shapes that clients of Jina, Cohere, TEI and vLLM send:
+    POST /v1/rerank (Jina, vLLM), /v2/rerank (Cohere), /rerank (TEI's with "texts", Jina's with "documents").
+    Further: /v1/documents (encode documents ahead), /v1/models, /health, /metrics (Prometheus), /docs (OpenAPI).
+
+    Requests that arrive together are scored together. With --store, document states are cached on disk, and a document
+    that was seen before costs the query's tokens only.
+    """
     from ..files.extras import require
 
     for module in ("fastapi", "uvicorn", "prometheus_client"):

@@ -249,7 +249,7 @@ def _code(facts: ModelFacts) -> dict[str, Path]:
     # A family that is defined elsewhere does not import the last two.
     entries = [own, own.with_name("pipeline_text_ranking.py"), own.with_name("crossencoder_tsarank.py")]
     try:
-        files = [Path(path) for entry in entries for path in (entry, *get_relative_import_files(entry))]
+        files = [file for entry in entries for file in (entry, *map(Path, get_relative_import_files(entry)))]
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{own.parent} lacks a modeling file ({error}); save the model again") from error
     return {file.name: file for file in files}

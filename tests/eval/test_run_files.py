@@ -103,7 +103,7 @@ def test_formats_are_recognized(tmp_path, text, packed):
 
 
 def test_ms_marco_ranks_and_candidates_without_scores_keep_their_order(tmp_path):
-    assert read_run(written(tmp_path, "7\t11\t1\n7\t5\t2\n")) == {"7": {"11": 1.0, "5": 0.5}}
+    assert read_run(written(tmp_path, "7\t11\t1\n7\t5\t2\n"), "ranks") == {"7": {"11": 1.0, "5": 0.5}}
     record = {"query": {"qid": 7, "text": "x"}, "candidates": [{"docid": 11}, {"docid": 5, "score": None}]}
     assert read_run(written(tmp_path, json.dumps(record))) == {"7": {"11": 1.0, "5": 0.5}}
 
@@ -117,7 +117,7 @@ def test_ms_marco_ranks_and_candidates_without_scores_keep_their_order(tmp_path)
         ("q Q0 d 1 2.5 tag\nq Q0 e 2 1.5\n", "line 2: 5 columns, expected 6"),
         ("q Q0 d 1 high tag\n", "line 1: the score 'high' is not a number"),
         ("q Q0 d 1 nan tag\n", "line 1: the score 'nan' is not a number"),
-        ("q d 0\n", "line 1: 0 is no rank"),
+        ("q d 0\n", "line 1: three columns do not say whether '0' is a rank"),
         ("q Q0 d 1 2.5 tag\nq Q0 d 2 1.5 tag\n", "line 2: query 'q', document 'd' already has the score 2.5, now 1.5"),
         ('{"query": {"qid": "q"}, "candidates": []}\n{oops', "line 2: not JSON"),
         ('{"query": {"qid": "q"}, "candidates": []}\n3', "line 2: a JSON object was expected, found 3"),

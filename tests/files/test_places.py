@@ -31,11 +31,12 @@ OWN_READING = {
         "pages and runs of this repository",
     ),
     "benchmarks/search.py": ("loads read_text", "a results page of this repository; what was made into JSON before"),
-    "eval/dense.py": ("load", "an index whose files were checked against their hashes"),
-    "eval/results.py": ("read_text", "/proc"),
+    "eval/encoders.py": ("load", "an index whose files were checked against their hashes"),
     "eval/run_files.py": ("reader", "one line of a file that the shared reader has opened"),
     "hub_cards/app_style.py": ("read_text", "files of this package"),
+    "hub_cards/app_views.py": ("read_text", "a template of this package"),
     "hub_cards/file_selection.py": ("read_bytes", "the bytes that are uploaded"),
+    "hub_cards/uploading.py": ("read_bytes", "the bytes that are uploaded"),
     "hub_cards/model_publishing.py": ("load_file", "weights of a folder that was loaded before"),
     "hub_cards/secret_scan.py": (
         "GzipFile ParquetFile safe_open",
@@ -57,7 +58,7 @@ OWN_READING = {
 }
 OWN_WRITING = {
     "benchmarks/results_page.py": ("copyfile open", "runs and a page of this repository"),
-    "eval/dense.py": ("save", "into the temporary folder of an index"),
+    "eval/encoders.py": ("save", "into the temporary folder of an index"),
     "eval/plots.py": ("savefig", "into the temporary file of the one writer"),
     "modeling_tsarank/jobs/bulk_scoring.py": ("open write_table", "into the temporary file of the one writer"),
     "modeling_tsarank/jobs/bulk_sorting.py": ("open write_table", "files of a folder that goes again with the call"),

@@ -79,7 +79,7 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
         run_evaluate.__doc__,
         _EVALUATE_EXAMPLES,
         run_evaluate,
-        common="dataset split first-stage top-k model dtype device batch-tokens ranker interpolate measures",
+        common="dataset split first-stage top-k model dtype device ranker interpolate measures",
         details=_EVALUATE_DETAILS,
     )
     data = parser.add_argument_group("data")

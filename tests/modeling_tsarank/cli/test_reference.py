@@ -12,7 +12,17 @@ from modeling_tsarank.cli.reference import parsers, reference
 
 
 PAGE = Path(__file__).parents[3] / "docs" / "commands.md"
-SHORT = ("rank", "index", "score", "describe", "serve", "evaluate", "compare", "tune-fusion", "publish model")
+SHORT = (
+    "rank",
+    "index",
+    "score",
+    "describe",
+    "serve",
+    "evaluate",
+    "compare",
+    "tune-fusion",
+    "publish model",
+)
 
 
 def options_of(text: str) -> set[str]:

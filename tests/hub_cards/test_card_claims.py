@@ -21,7 +21,7 @@ from modeling_tsarank.models.embedded_models import embedded_checkpoint, embedde
 
 ROOT = Path(__file__).parent.parent.parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-RELEASES = ("tsarank-smollm2-135m", "twolar-smollm2-135m")
+RELEASES = sorted(releases())
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_a_published_release_shows_its_results(name: str) -> None:
         if one.metric_type == "ndcg_at_10"
     }
     assert shown == own
-    assert len(shown) == 5
+    assert len(shown) == len(json.loads((releases()[name].folder / EVALUATIONS).read_text(encoding="utf-8"))) > 0
     assert publication.refusals == []
 
 
@@ -109,8 +109,27 @@ def test_the_results_of_a_release_are_those_that_were_measured(name: str) -> Non
     assert release_evaluations(releases()[name].folder) == [], "the folder of the adapter is not the merged model"
 
 
+@pytest.mark.parametrize("name", RELEASES)
+def test_every_teacher_of_a_release_is_named_wherever_its_results_are(name: str) -> None:
+    """As the training's own record has them, those of the stages before included, each with what it learned from."""
+    folder = releases()[name].folder
+    stage = json.loads((folder / "training_run.json").read_text(encoding="utf-8"))
+    teachers = {}
+    while stage:
+        teachers |= {one["name"]: one["trained_on"] for one in stage["data"].get("teachers") or []}
+        stage = (stage.get("started_from") or {}).get("training")
+    assert teachers
+    card = (folder / "README.md").read_text(encoding="utf-8").replace("\\_", "_")
+    for teacher, learned_from in teachers.items():
+        assert f"| Teacher | {teacher}, trained on {learned_from}" in card
+    for page in (ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md"):
+        text = page.read_text(encoding="utf-8")
+        if name in re.findall(r"[\w.-]+", text):
+            assert all(teacher.rpartition("/")[2] in text for teacher in teachers), page.name
+
+
 def test_the_command_shows_a_releases_results(publish: Any) -> None:
-    done = publish("model", RELEASES[1], "alice/release", "--dry-run", token=None)
+    done = publish("model", "twolar-smollm2-135m", "alice/release", "--dry-run", token=None)
     assert re.search(r"\| scifact \(test\) \| 300 \| bm25 \| top 100 \| 0\.6762 \| 0\.7436 \|", done.stdout)
     assert "will refuse" not in done.stdout
 

@@ -13,10 +13,15 @@ from typing import Any
 import pytest
 import yaml
 
+from modeling_tsarank.eval import first_stages
+from modeling_tsarank.eval.bm25 import BM25Index
 from modeling_tsarank.eval.commands import register as register_evaluation
 from modeling_tsarank.rankers import listwise_prompt
 from modeling_tsarank.rankers.chat import ChatSettings
+from modeling_tsarank.rankers.first import FirstOptions
 from modeling_tsarank.rankers.listwise import ListwiseOptions
+from modeling_tsarank.rankers.pairwise import PairwiseOptions
+from modeling_tsarank.rankers.setwise import SetwiseOptions
 from modeling_tsarank.ranking_options import LogitOptions, QueryLikelihoodOptions
 from modeling_tsarank.trainers import losses_likelihood, losses_listwise, losses_pairwise, losses_targets
 from modeling_tsarank.trainers.cpt_config import CPTConfig
@@ -102,6 +107,14 @@ FIELDS: list[tuple[type, str, Any]] = [
     (ListwiseOptions, "passage_words", 300),
     (ListwiseOptions, "prompt", "conversation"),
     (ChatSettings, "temperature", 0.0),
+    # PRP (Qin et al., 2024), setwise (Zhuang et al., 2024), FIRST (Reddy et al., 2024).
+    (PairwiseOptions, "method", "sliding"),
+    (PairwiseOptions, "passes", 10),
+    (SetwiseOptions, "method", "heapsort"),
+    (SetwiseOptions, "labels", 4),
+    (SetwiseOptions, "best", 10),
+    (FirstOptions, "window", 20),
+    (FirstOptions, "step", None),
 ]
 ARGUMENTS: list[tuple[Any, str, Any]] = [
     (losses_likelihood.ranking_score, "form", "geometric_mean"),
@@ -134,6 +147,10 @@ ARGUMENTS: list[tuple[Any, str, Any]] = [
     (listwise_prompt.listwise_messages, "max_words", 300),
     (listwise_prompt.listwise_messages, "prompt", "conversation"),
     (list_building.parse_stage, "base", "bm25"),
+    # Cormack et al., 2009; Anserini's BM25.
+    (first_stages.reciprocal_rank_fusion, "k", 60),
+    (BM25Index.build, "k1", 0.9),
+    (BM25Index.build, "b", 0.4),
 ]
 OPTIONS: list[tuple[str, str, Any]] = [
     ("lists", "list_size", 30),

@@ -165,6 +165,27 @@ def test_damage_never_changes_a_score(filled, pairs, damage) -> None:
         assert model.last_stats["tokens"] <= queries <= before
 
 
+def test_the_states_of_another_document_are_never_taken_for_this_ones(zoo, tmp_path) -> None:
+    """Whole and of the right size, but under each other's key: in the index, and in the file itself."""
+    model = TSARankModel.from_backbone(str(zoo.folders["llama"]), dtype=torch.float32)
+    pairs = [("bees", "bread rises"), ("bees", "rises bread")]
+    expected = model.predict(pairs)
+    assert abs(expected[0] - expected[1]) > 1e-4
+    with FolderStore(tmp_path / "s", "float32") as store:
+        model.index([document for _, document in pairs], store)
+    with sqlite3.connect(tmp_path / "s" / "index.sqlite") as index:
+        rows = index.execute("SELECT key, start, size FROM entries ORDER BY start").fetchall()
+        assert len(rows) == 2
+        assert rows[0][2] == rows[1][2]
+        for (key, _, _), (_, start, _) in zip(rows, rows[::-1], strict=True):
+            index.execute("UPDATE entries SET start = ? WHERE key = ?", (start, key))
+    index.close()
+    with FolderStore(tmp_path / "s", read_only=True) as store:
+        model.document_store = store
+        np.testing.assert_allclose(model.predict(pairs), expected, atol=1e-5)
+    model.document_store = None
+
+
 @pytest.mark.parametrize("damage", [damage_flip, damage_cut, damage_delete])
 def test_damage_behind_the_back_of_an_open_store(filled, pairs, damage) -> None:
     model, expected, folder = filled

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,8 @@ command is given again: until the commit, which comes last, nothing of it is vis
 
 The Hub's token is that of `hf auth login`, or HF_TOKEN; HF_ENDPOINT names another Hub.
 """
-_DETAILS = """\
+_DETAILS = f"""\
+{_COMMON}
 Optimizer states, caches, logs and hidden files are left out, and so is what is named like a secret. A file that holds
 what looks like a token or a key stops the publication, and so does one whose text cannot be read: anything but UTF-8
 text (as it is or in gzip), Parquet, safetensors and SentencePiece; --not-secret lets it pass.
@@ -60,11 +60,6 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     for register_one in (_register_model, _register_dataset, _register_metric, _register_space):
         register_one(kinds)
-
-
-def _about(run: Any) -> str:
-    """What a kind of publication is, and what all have in common."""
-    return f"{inspect.getdoc(run)}\n\n{_COMMON}"
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -115,7 +110,7 @@ def _register_model(kinds: Any) -> None:
         kinds,
         "model",
         "a ranker, a plain model or an adapter",
-        _about(_model),
+        _model.__doc__,
         _MODEL_EXAMPLES,
         _model,
         common=_COMMON_OPTIONS + "license base-model results adapter-only max-shard-size",
@@ -147,7 +142,7 @@ def _register_dataset(kinds: Any) -> None:
         kinds,
         "dataset",
         "a folder of rows",
-        _about(_dataset),
+        _dataset.__doc__,
         _DATASET_EXAMPLES,
         _dataset,
         _COMMON_OPTIONS + "license title",
@@ -162,7 +157,14 @@ def _register_dataset(kinds: Any) -> None:
 
 def _register_metric(kinds: Any) -> None:
     parser = add_command(
-        kinds, "metric", "the nDCG metric of `evaluate`", _about(_metric), _METRIC_EXAMPLES, _metric, _COMMON_OPTIONS
+        kinds,
+        "metric",
+        "the nDCG metric of `evaluate`",
+        _metric.__doc__,
+        _METRIC_EXAMPLES,
+        _metric,
+        _COMMON_OPTIONS,
+        _DETAILS,
     )
     _add_common(parser)
 
@@ -172,7 +174,7 @@ def _register_space(kinds: Any) -> None:
         kinds,
         "space",
         "the demonstration page",
-        _about(_space),
+        _space.__doc__,
         _SPACE_EXAMPLES,
         _space,
         _COMMON_OPTIONS + "model bake",

@@ -256,7 +256,7 @@ class CommandParser(argparse.ArgumentParser):
     """A parser whose errors are one line; every command takes --debug and --help-all.
 
     Attributes:
-        common: The options that --help shows; empty for all.
+        common: The options that --help shows, with the first two paragraphs of the description; empty for all.
         details: What only --help-all says, behind the options.
     """
 
@@ -270,7 +270,7 @@ class CommandParser(argparse.ArgumentParser):
             self.add_argument("--help-all", action=_ShowAll)
 
     def format_help(self) -> str:
-        """As argparse's, with the options of `common` only, or with all and the details."""
+        """As argparse's, with the options of `common` only, or with all, the whole description and the details."""
         known = {"--help", *self.common}
         hidden = [
             action
@@ -280,7 +280,8 @@ class CommandParser(argparse.ArgumentParser):
         formatter = self.formatter_class(prog=f"{self.prog} [options]" if hidden else self.prog)
         wanted = [action for action in self._actions if not hidden or action.required]
         formatter.add_usage(self.usage, wanted, self._mutually_exclusive_groups)
-        formatter.add_text(self.description)
+        paragraphs = (self.description or "").split("\n\n")
+        formatter.add_text("\n\n".join(paragraphs[:2] if hidden else paragraphs))
         for group in self._action_groups:
             shown = [action for action in group._group_actions if action not in hidden]
             if shown:
@@ -345,7 +346,8 @@ def add_command(
         description: What it does, such as the docstring of `run`.
         examples: Of its use, one a line.
         run: Gets the parsed options and returns the exit status.
-        common: The options that --help shows, without their dashes; empty for all.
+        common: The options that --help shows, without their dashes, with the first two paragraphs of the description;
+            empty for all.
         details: What --help-all says as well.
     """
     parser: Any = subparsers.add_parser(

@@ -74,7 +74,13 @@ _EXAMPLES = """\
 def register_lists(subparsers: Any) -> None:
     """Adds `lists`."""
     parser = add_command(
-        subparsers, "lists", "lists of documents, ordered by a teacher", str(__doc__), _EXAMPLES, run_lists
+        subparsers,
+        "lists",
+        "lists of documents, ordered by a teacher",
+        str(__doc__),
+        _EXAMPLES,
+        run_lists,
+        common="limit leakage first-stages list-size teacher-url teacher-local teacher-scores teacher-model ray",
     )
     add_shared(parser, "corpus")
     parser.add_argument("--queries", nargs="+", required=True, metavar="FILE", help="files of `tsarank data queries`")

@@ -48,7 +48,15 @@ def register_mine(subparsers: Any) -> None:
     from modeling_tsarank.trainers.data.data_options import MiningOptions
     from modeling_tsarank.trainers.options import add_options
 
-    parser = add_command(subparsers, "mine", "hard negatives for fine-tuning", str(__doc__), _EXAMPLES, run_mine)
+    parser = add_command(
+        subparsers,
+        "mine",
+        "hard negatives for fine-tuning",
+        str(__doc__),
+        _EXAMPLES,
+        run_mine,
+        common="dataset split corpus queries qrels first-stage depth count relative-margin judge sampling leakage",
+    )
     parser.add_argument("--dataset", metavar="D", help="folder in BEIR's layout, Hub id, ir_datasets:NAME")
     parser.add_argument("--split", default="train", help="judged split of --dataset (default: train)")
     add_shared(parser, "corpus", required=False)

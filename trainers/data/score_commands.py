@@ -49,7 +49,13 @@ _EXAMPLES = """\
 def register_scores(subparsers: Any) -> None:
     """Adds `scores`."""
     parser = add_command(
-        subparsers, "scores", "a teacher's scores beside labelled documents", str(__doc__), _EXAMPLES, run_scores
+        subparsers,
+        "scores",
+        "a teacher's scores beside labelled documents",
+        str(__doc__),
+        _EXAMPLES,
+        run_scores,
+        common="teacher-weights consistent-only leakage device dtype batch-tokens",
     )
     parser.add_argument("rows", metavar="ROWS", help="file, folder or Hub id of fine-tuning data")
     parser.add_argument(

@@ -22,6 +22,9 @@ SHORT = (
     "compare",
     "tune-fusion",
     "publish model",
+    "data lists",
+    "data mine",
+    "data scores",
 )
 
 

@@ -17,56 +17,30 @@ from modeling_tsarank.trainers.options import check_choices, documented
 from modeling_tsarank.trainers.trainable import ALL_LINEAR, Part
 
 
-_AT_LEAST_1, _AT_LEAST_0 = Number(int, 1), Number(int, 0)
-_SHARE = Number(float, 0, below=1)
-_SOME = Number(float, above=0)
-_SOME_OR_NONE = Number(float, 0)
-# A rank beyond the width of any model adds nothing but memory.
-_RANK = Number(int, 1, 2**16)
-# NumPy's generator takes seeds of 32 bits.
-_SEED = Number(int, 0, 2**32 - 1)
+_AT_LEAST_1 = Number(int, 1)
 
-BOUNDS = {
-    "per_device_train_batch_size": _AT_LEAST_1,
-    "per_device_eval_batch_size": _AT_LEAST_1,
-    "gradient_accumulation_steps": _AT_LEAST_1,
-    "num_train_epochs": _SOME,
-    "learning_rate": _SOME_OR_NONE,
-    "warmup_steps": _SOME_OR_NONE,
-    "weight_decay": _SOME_OR_NONE,
-    "max_grad_norm": _SOME_OR_NONE,
-    "adam_beta1": _SHARE,
-    "adam_beta2": _SHARE,
-    "adam_epsilon": _SOME,
-    "label_smoothing_factor": _SHARE,
-    "neftune_noise_alpha": _SOME_OR_NONE,
-    "torch_empty_cache_steps": _AT_LEAST_1,
-    "logging_steps": _SOME,
-    "eval_steps": _SOME,
-    "eval_delay": _SOME_OR_NONE,
-    "eval_accumulation_steps": _AT_LEAST_1,
-    "save_steps": _SOME,
-    "save_total_limit": _AT_LEAST_1,
-    "seed": _SEED,
-    "data_seed": _SEED,
-    "dataloader_num_workers": _AT_LEAST_0,
-    "dataloader_prefetch_factor": _AT_LEAST_1,
-    "ddp_bucket_cap_mb": _AT_LEAST_1,
-    "ddp_timeout": _AT_LEAST_1,
-    "top_blocks": _AT_LEAST_1,
-    "lora_r": _RANK,
-    "lora_alpha": _AT_LEAST_1,
-    "lora_dropout": _SHARE,
-    "lora_top_blocks": _AT_LEAST_1,
-    "max_length": _AT_LEAST_1,
-    "max_query_length": _AT_LEAST_1,
-    "chunk_tokens": _AT_LEAST_0,
-    "num_negatives": _AT_LEAST_1,
-    "num_documents": _AT_LEAST_0,
-    "temperature": _SOME,
-    "teacher_temperature": _SOME,
-    "dataset_num_proc": _AT_LEAST_1,
+_NUMBERS: dict[Number, tuple[str, ...]] = {
+    _AT_LEAST_1: (
+        *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+        *("torch_empty_cache_steps", "eval_accumulation_steps", "save_total_limit", "dataloader_prefetch_factor"),
+        *("ddp_bucket_cap_mb", "ddp_timeout", "top_blocks", "lora_alpha", "lora_top_blocks", "max_length"),
+        *("max_query_length", "num_negatives", "dataset_num_proc"),
+    ),
+    Number(int, 0): ("dataloader_num_workers", "chunk_tokens", "num_documents"),
+    # A rank beyond the width of any model adds nothing but memory.
+    Number(int, 1, 2**16): ("lora_r",),
+    # NumPy's generator takes seeds of 32 bits.
+    Number(int, 0, 2**32 - 1): ("seed", "data_seed"),
+    Number(float, 0, below=1): ("adam_beta1", "adam_beta2", "label_smoothing_factor", "lora_dropout"),
+    Number(float, above=0): (
+        *("num_train_epochs", "adam_epsilon", "logging_steps", "eval_steps", "save_steps", "temperature"),
+        "teacher_temperature",
+    ),
+    Number(float, 0): (
+        *("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "neftune_noise_alpha", "eval_delay"),
+    ),
 }
+BOUNDS = {name: bounds for bounds, names in _NUMBERS.items() for name in names}
 """Every number that shapes a training, of `TrainingArguments` and of the trainers' own; `None` is left alone."""
 
 

@@ -10,16 +10,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from modeling_tsarank.trainers.script_utils import (
-    early_stopping,
-    exit_script,
-    load_reranking_sets,
-    load_rows,
-    parse_arguments,
-    run_script,
-    train_and_save,
-)
+from modeling_tsarank.trainers.script_utils import exit_script, run_script, train_model
 
 
 DESCRIPTION = "Continual pre-training: predict the query from its document, over weak pairs."
@@ -29,34 +22,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parses, builds the trainer, trains, saves. Raises `TSARankError` for what the user can mend."""
     from modeling_tsarank.trainers.base_models import load_base_model
     from modeling_tsarank.trainers.cpt_config import CPTConfig
-    from modeling_tsarank.trainers.cpt_trainer import ROW_RULES, CPTTrainer
-    from modeling_tsarank.trainers.early_checks import check_settings, output_folder
-    from modeling_tsarank.trainers.script_arguments import BaseModelArguments, DataArguments, RerankingArguments
+    from modeling_tsarank.trainers.cpt_trainer import CPTTrainer
+    from modeling_tsarank.trainers.script_arguments import BaseModelArguments
 
-    types = (BaseModelArguments, DataArguments, CPTConfig, RerankingArguments)
-    model_args, data_args, training_args, reranking_args = parse_arguments(
-        types, arguments, "tsarank train cpt", DESCRIPTION
-    )
-    check_settings(reranking_args, data_args, training_args)
-    with output_folder(training_args):
-        rows, eval_rows = load_rows(data_args, training_args, ROW_RULES)
-        reranking_sets = load_reranking_sets(reranking_args, training_args)
-        options = {**model_args.loading_options(), "trust_remote_code": training_args.trust_remote_code}
-        model, tokenizer = load_base_model(
-            model_args.model_name_or_path, **options, **(training_args.model_init_kwargs or {})
-        )
-        training_args.model_init_kwargs = None
-        trainer = CPTTrainer(
-            model,
-            training_args,
-            train_dataset=rows,
-            eval_dataset=eval_rows,
-            tokenizer=tokenizer,
-            reranking_sets=reranking_sets,
-            rerank_batch_tokens=reranking_args.rerank_batch_tokens,
-            callbacks=early_stopping(reranking_args),
-        )
-        train_and_save(trainer, data_args)
+    def load(given: BaseModelArguments, args: CPTConfig) -> dict[str, Any]:
+        options = {**given.loading_options(), "trust_remote_code": args.trust_remote_code}
+        model, tokenizer = load_base_model(given.model_name_or_path, **options, **(args.model_init_kwargs or {}))
+        args.model_init_kwargs = None
+        return {"model": model, "tokenizer": tokenizer}
+
+    train_model(CPTTrainer, CPTConfig, BaseModelArguments, load, "tsarank train cpt", DESCRIPTION, arguments)
 
 
 if __name__ == "__main__":

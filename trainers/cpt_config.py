@@ -14,7 +14,11 @@ from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import QueryLikelihoodOptions
 from modeling_tsarank.trainers.config_checks import PartConfig, check_number, settle_configuration
 from modeling_tsarank.trainers.options import documented
+from modeling_tsarank.trainers.row_checks import RowRules
 from modeling_tsarank.trainers.trainable import Part
+
+
+ROW_RULES = RowRules(positives=True, least_documents=1)
 
 
 @documented
@@ -94,6 +98,10 @@ class CPTConfig(PartConfig, SFTConfig):
         if self.max_length is None:
             raise InputError("max_length must be a number of tokens, got none: the document is cut to keep it")
         self.ranking_options()
+
+    def row_rules(self) -> RowRules:
+        """What the training asks of its rows."""
+        return ROW_RULES
 
     def evaluation_figures(self) -> list[str]:
         """What an evaluation measures beside the loss."""

@@ -20,12 +20,12 @@ from modeling_tsarank.ranking_scoring import accepts
 from modeling_tsarank.trainers.base_models import load_base_model
 from modeling_tsarank.trainers.checkpoint_files import set_config_dtype, whole_files
 from modeling_tsarank.trainers.checkpointing import ADAPTER_FOLDER, CheckpointingTrainer
-from modeling_tsarank.trainers.cpt_config import CPTConfig
+from modeling_tsarank.trainers.cpt_config import ROW_RULES, CPTConfig
 from modeling_tsarank.trainers.cpt_data import PairTokenizer
 from modeling_tsarank.trainers.lora_linear import fuse_lora
 from modeling_tsarank.trainers.ranking_module import token_log_probs
 from modeling_tsarank.trainers.reranking_evaluation import RerankingEvaluation
-from modeling_tsarank.trainers.row_checks import RowRules, checked_rows
+from modeling_tsarank.trainers.row_checks import checked_rows
 from modeling_tsarank.trainers.trainable import (
     ALL_LINEAR,
     TrainablePart,
@@ -39,7 +39,6 @@ from modeling_tsarank.trainers.training_record import write_training_record
 logger = logging.getLogger(__name__)
 
 PEFT_PREFIX = "base_model.model."
-ROW_RULES = RowRules(positives=True, least_documents=1)
 
 
 class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
@@ -70,7 +69,7 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
     Example:
 
         ```python
-        from modeling_tsarank.trainers.cpt_config import CPTConfig
+        from modeling_tsarank.trainers.cpt_config import ROW_RULES, CPTConfig
         from modeling_tsarank.trainers.cpt_trainer import CPTTrainer
 
         args = CPTConfig("my-cpt-model", trainable="lora", learning_rate=2e-4)

@@ -1,7 +1,4 @@
-"""`tsarank recipe`: what a release's trainings read, and the release that is made of their results.
-
-Also `python -m modeling_tsarank.trainers.recipe_commands`, with the same arguments.
-"""
+"""`tsarank recipe`: what a release's trainings read, and the release that is made of their results."""
 
 from __future__ import annotations
 
@@ -9,30 +6,16 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from inspect import getdoc
 from pathlib import Path
 
-from modeling_tsarank.cli.command_line import CommandParser, add_command, run_command, whole
+from modeling_tsarank.cli.command_line import add_command, whole
 from modeling_tsarank.ranking_errors import InputError
 
 
-_PREPARE = """\
-Make all training files of a release from the raw folders: clean weak pairs for CPT, labelled queries with BM25 hard
-negatives for SFT in one file for each mix, a development set in BEIR's layout, and corpus and queries for
-distillation. Every text is held against the test collections that the plan names, and training against the
-development queries and their positives. counts.json says what was read, found and written, with fingerprints.
-
-The same plan over the same files gives the same bytes.
-"""
 _EXAMPLES = """\
   tsarank recipe prepare smollm2_135m/data --data $TSARANK_DATA --output release
   tsarank recipe prepare smollm2_135m/data --data $TSARANK_DATA --output rehearsal --limit 300
-"""
-_RELEASE = """\
-Put the LoRA adapters of all stages together as one, in bfloat16, and write it with its ranking options and the record
-of its training: a folder that, under hub_cards/releases/, makes a model of the package. Each adapter must have been
-trained on the merge of those before it, the first one on the embedded language model, or on a release that lies
-beside the new one (--on).
 """
 _RELEASE_EXAMPLE = """\
   tsarank recipe release --adapters release/cpt-model/adapter release/ranker/adapter --ranker release/ranker \\
@@ -50,7 +33,14 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="recipe_command", metavar="COMMAND", required=True)
-    one = add_command(commands, "prepare", "all training files from the raw folders", _PREPARE, _EXAMPLES, run_prepare)
+    one = add_command(
+        commands,
+        "prepare",
+        "all training files from the raw folders",
+        str(getdoc(run_prepare)),
+        _EXAMPLES,
+        run_prepare,
+    )
     one.add_argument("plan", metavar="PLAN", help="a YAML file, or the name of a shipped one: smollm2_135m/data")
     one.add_argument(
         "--data",
@@ -64,7 +54,12 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "--limit", type=whole(least=0), default=0, metavar="N", help="for a rehearsal: N raw rows of every file"
     )
     other = add_command(
-        commands, "release", "one adapter of those of all stages", _RELEASE, _RELEASE_EXAMPLE, run_release
+        commands,
+        "release",
+        "one adapter of those of all stages",
+        str(getdoc(run_release)),
+        _RELEASE_EXAMPLE,
+        run_release,
     )
     other.add_argument(
         "--adapters",
@@ -83,7 +78,14 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run_prepare(args: argparse.Namespace) -> int:
-    """Prepares and prints the counts."""
+    """Make all training files of a release from the raw folders.
+
+    Clean weak pairs for CPT, labelled queries with BM25 hard negatives for SFT in one file for each mix, a development
+    set in BEIR's layout, and corpus and queries for distillation; of a plan with `collections`, these and lists. Every
+    text is held against the test collections that the plan names, and training against the development queries and
+    their positives. counts.json, which is printed, says what was read, found and written, with fingerprints. The same
+    plan over the same files gives the same bytes.
+    """
     from modeling_tsarank.trainers.recipe_files import find_recipe
     from modeling_tsarank.trainers.recipes.development import is_development_plan, prepare_development
     from modeling_tsarank.trainers.recipes.release_data import prepare
@@ -99,7 +101,12 @@ def run_prepare(args: argparse.Namespace) -> int:
 
 
 def run_release(args: argparse.Namespace) -> int:
-    """Writes the release and says how big it is."""
+    """Put the LoRA adapters of all stages together as one, in bfloat16, with ranking options and training record.
+
+    The folder, under hub_cards/releases/, makes a model of the package. Each adapter must have been trained on the
+    merge of those before it, the first one on the embedded language model, or on a release that stands beside the new
+    one (--on).
+    """
     from modeling_tsarank.trainers.release import make_release, record_example
 
     size = make_release(args.adapters, args.ranker, args.output, args.on)
@@ -108,20 +115,3 @@ def run_release(args: argparse.Namespace) -> int:
         for name, score in record_example(args.output, *args.example).items():
             sys.stdout.write(f"{score:10.4f}  {name}\n")
     return 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command without the rest of `tsarank`; see `run_command`."""
-
-    def run() -> int:
-        parser = CommandParser(prog="tsarank")
-        register(parser.add_subparsers(dest="command", metavar="COMMAND", required=True))
-        args = parser.parse_args(["recipe", *(sys.argv[1:] if arguments is None else arguments)])
-        status: int = args.run(args)
-        return status
-
-    return run_command(run)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

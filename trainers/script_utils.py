@@ -168,11 +168,33 @@ def early_stopping(args: RerankingArguments) -> list[TrainerCallback]:
 
 
 def train_ranker(trainer_class: Any, config: Any, program: str, description: str, arguments: Any) -> None:
-    """The `main` of a script that trains a ranking model: parses, builds the trainer, trains, saves.
+    """The `main` of a script that trains a ranking model; see `train_model`."""
+    from modeling_tsarank.trainers.base_models import load_base_ranker
+    from modeling_tsarank.trainers.script_arguments import RankerArguments
+
+    def load(given: Any, args: Any) -> dict[str, Any]:
+        options = given.loading_options()
+        return {"model": load_base_ranker(given.model_name_or_path, default_family=args.default_family, **options)}
+
+    train_model(trainer_class, config, RankerArguments, load, program, description, arguments)
+
+
+def train_model(
+    trainer_class: Any,
+    config: Any,
+    model_arguments: Any,
+    load: Callable[[Any, Any], dict[str, Any]],
+    program: str,
+    description: str,
+    arguments: Any,
+) -> None:
+    """The `main` of a training script: parses, builds the trainer, trains, saves.
 
     Args:
-        trainer_class: a `RankingTrainer`.
+        trainer_class: the trainer.
         config: its configuration class.
+        model_arguments: class of the options that say which model is trained.
+        load: from these and the configuration to the trainer's `model`, and what goes with it.
         program: the command, for messages.
         description: of the command.
         arguments: of the command line; `None` takes the process's.
@@ -180,23 +202,20 @@ def train_ranker(trainer_class: Any, config: Any, program: str, description: str
     Raises:
         TSARankError: what the user can mend.
     """
-    from modeling_tsarank.trainers.base_models import load_base_ranker
     from modeling_tsarank.trainers.early_checks import check_settings, output_folder
     from modeling_tsarank.trainers.reranking_evaluation import RerankingEvaluation
-    from modeling_tsarank.trainers.script_arguments import DataArguments, RankerArguments, RerankingArguments
+    from modeling_tsarank.trainers.script_arguments import DataArguments, RerankingArguments
 
-    types = (RankerArguments, DataArguments, config, RerankingArguments)
+    types = (model_arguments, DataArguments, config, RerankingArguments)
     model_args, data_args, args, reranking_args = parse_arguments(types, arguments, program, description)
     check_settings(reranking_args, data_args, args)
+    reranks = issubclass(trainer_class, RerankingEvaluation)
     with output_folder(args):
         rows, eval_rows = load_rows(data_args, args, args.row_rules())
         reranking_sets = load_reranking_sets(reranking_args, args)
-        model = load_base_ranker(
-            model_args.model_name_or_path, default_family=args.default_family, **model_args.loading_options()
-        )
-        trainer = type("Trainer", (RerankingEvaluation, trainer_class), {})(
-            model,
-            args,
+        trainer = type("Trainer", (trainer_class,) if reranks else (RerankingEvaluation, trainer_class), {})(
+            **load(model_args, args),
+            args=args,
             train_dataset=rows,
             eval_dataset=eval_rows,
             reranking_sets=reranking_sets,

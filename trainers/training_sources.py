@@ -56,13 +56,13 @@ def pick_split(data: Any, split: str, where: Any) -> Dataset:
     return data[split]
 
 
-def load_from_hub(source: str, split: str, config: str | None) -> Dataset:
+def load_from_hub(source: str, split: str, config: str | None, streaming: bool = False) -> Any:
     """A dataset of the Hub, or an error that says both what was not found."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.endswith(SUFFIXES):
         raise InputError(f"no file or folder {source!r}; expected a path that exists or a dataset's id on the Hub")
     datasets = import_datasets()
     try:
-        return datasets.load_dataset(source, config, split=split)
+        return datasets.load_dataset(source, config, split=split, streaming=streaming)
     except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError) as error:
         raise InputError(f"{source!r} is no file, no folder and no dataset on the Hub that can be read") from error
     except ValueError as error:

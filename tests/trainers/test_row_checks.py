@@ -11,7 +11,7 @@ import pytest
 
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers import row_checks
-from modeling_tsarank.trainers.cpt_trainer import ROW_RULES
+from modeling_tsarank.trainers.cpt_config import ROW_RULES
 from modeling_tsarank.trainers.row_checks import CheckedRows, RowRules, checked_rows, row_problem
 from modeling_tsarank.trainers.rows import to_row
 from modeling_tsarank.trainers.training_data import load_training_rows

@@ -13,7 +13,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from modeling_tsarank.ranking_errors import InputError, TSARankError
-from modeling_tsarank.trainers.cpt_trainer import ROW_RULES
+from modeling_tsarank.trainers.cpt_config import ROW_RULES
 from modeling_tsarank.trainers.row_checks import RowRules, checked_rows
 from modeling_tsarank.trainers.rows import PLACE, positives_and_negatives, to_row
 from modeling_tsarank.trainers.training_data import load_training_rows

@@ -11,6 +11,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -126,24 +127,16 @@ class QueryGenerator:
         limit = self.options.max_passage_tokens
         if self._ranker is not None:
             rows = [prompt.cut(limit) for prompt in self._ranker.encoder.prompts(list(passages))]
-            pad, left = self._ranker.pad_id, True
+            pad, side = self._ranker.pad_id, "left"
         else:
             rows = UserText(self._tokenizer).encode_whole(passages, limit)
-            pad, left = self._tokenizer.pad_token_id or 0, False
-        longest = max(len(row) for row in rows)
-        padding = [[pad] * (longest - len(row)) for row in rows]
-        zeros = [[0] * len(part) for part in padding]
-        ones = [[1] * len(row) for row in rows]
-        if left:
-            ids = [part + row for part, row in zip(padding, rows, strict=True)]
-            mask = [part + row for part, row in zip(zeros, ones, strict=True)]
-        else:
-            ids = [row + part for part, row in zip(padding, rows, strict=True)]
-            mask = [row + part for part, row in zip(zeros, ones, strict=True)]
+            pad, side = self._tokenizer.pad_token_id or 0, "right"
+        tensors = [torch.tensor(row) for row in rows]
+        pad_sequence = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True, padding_side=side)
         device = self._model.device
         return {
-            "input_ids": torch.tensor(ids, device=device),
-            "attention_mask": torch.tensor(mask, device=device),
+            "input_ids": pad_sequence(tensors, padding_value=pad).to(device),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in tensors]).to(device),
             "pad_token_id": pad,
         }
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from modeling_tsarank.files.reading import read_jsonl
 from modeling_tsarank.files.tables import read_csv, read_parquet
-from modeling_tsarank.ranking_errors import InputError, ResourceError
+from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.weak_types import PAIR_TYPES, UNKNOWN_LICENCE, Pair
-from modeling_tsarank.trainers.training_sources import import_datasets
+from modeling_tsarank.trainers.training_sources import load_from_hub
 
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz", ".parquet", ".jsonl.zst", ".jsonl.bz2")
@@ -138,7 +138,8 @@ def _values(record: Mapping[str, Any], paths: Any) -> list[str]:
 def _records(source: Source) -> Iterator[tuple[str, Any]]:
     path = Path(source.path)
     if not path.exists():
-        yield from _hub_records(source)
+        rows = load_from_hub(source.path, source.split, source.config or None, streaming=True)
+        yield from ((f"{source.path}, row {number}", row) for number, row in enumerate(rows, start=1))
         return
     files = [path]
     if path.is_dir():
@@ -152,25 +153,6 @@ def _records(source: Source) -> Iterator[tuple[str, Any]]:
             yield from read_jsonl(file)
         else:
             yield from read_csv(file)
-
-
-def _hub_records(source: Source) -> Iterator[tuple[str, Any]]:
-    name = source.path
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(SUFFIXES):
-        raise InputError(f"no file or folder {name}; expected a path that exists or a dataset's id on the Hub")
-    datasets = import_datasets()
-    try:
-        rows = datasets.load_dataset(name, source.config or None, split=source.split, streaming=True)
-        for number, record in enumerate(rows, start=1):
-            yield f"{name}, row {number}", record
-    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError) as error:
-        raise InputError(f"{name!r} is no file, no folder and no dataset on the Hub that can be read") from error
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"dataset {name!r}, split {source.split!r}: {str(error).splitlines()[0]}") from error
-    except (ConnectionError, OSError) as error:
-        raise ResourceError(f"{name!r} is no file or folder here, and the Hub cannot be reached") from error
 
 
 def expanded(path: str) -> str:

@@ -15,10 +15,10 @@ import pytest
 import yaml
 from raw_files import Writer, write_gz, write_lines
 
+from modeling_tsarank import cli
 from modeling_tsarank.eval.collections import load_collection
 from modeling_tsarank.eval.run_files import read_run
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers import recipe_commands
 from modeling_tsarank.trainers.data.list_building import read_queries
 from modeling_tsarank.trainers.recipe_files import RECIPES
 from modeling_tsarank.trainers.recipes.development import (
@@ -159,7 +159,7 @@ def test_the_shipped_plan_is_understood_and_prepare_makes_what_it_says(
     DevelopmentPlan(**yaml.safe_load(shipped.read_text()))
     assert not is_development_plan(RECIPES / "smollm2_135m" / "data.yaml")
     command = ["prepare", str(made.plan), "--data", str(made.data), "--output", str(tmp_path / "again")]
-    assert recipe_commands.main(command) == 0
+    assert cli.main(["recipe", *command]) == 0
     assert json.loads(capsys.readouterr().out)["lists"] == made.report["lists"]
     assert json.loads((tmp_path / "again" / "counts.json").read_text())["files"] == made.report["files"]
 

@@ -18,8 +18,7 @@ from modeling_tsarank import cli
 from modeling_tsarank.eval.collections import load_collection
 from modeling_tsarank.eval.run_files import read_run
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers import recipe_commands
-from modeling_tsarank.trainers.cpt_trainer import ROW_RULES
+from modeling_tsarank.trainers.cpt_config import ROW_RULES
 from modeling_tsarank.trainers.data.list_building import read_queries
 from modeling_tsarank.trainers.data.weak_types import PAIR_TYPES
 from modeling_tsarank.trainers.recipes.judged import Judged, Pool, reread
@@ -220,13 +219,13 @@ def test_the_command_prints_the_counts_and_one_line_for_an_error(
     raw: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["prepare", str(raw["plan"]), "--data", str(raw["data"]), "--output", str(tmp_path / "out")]
-    assert recipe_commands.main([*words, "--limit", "20"]) == 0
+    assert cli.main(["recipe", *words, "--limit", "20"]) == 0
     printed = capsys.readouterr().out
     assert json.loads(printed)["weak"]["read"] == 140
     assert json.loads(printed)["sources"]["texts"]["usable"] == 13
-    assert recipe_commands.main([*words, "--limit", "-1"]) == 2
+    assert cli.main(["recipe", *words, "--limit", "-1"]) == 2
     assert capsys.readouterr().err.startswith("tsarank recipe prepare: error: --limit: expected a whole")
-    assert recipe_commands.main(["prepare", "nothing", "--data", str(tmp_path), "--output", str(tmp_path)]) == 2
+    assert cli.main(["recipe", "prepare", "nothing", "--data", str(tmp_path), "--output", str(tmp_path)]) == 2
     assert "no file 'nothing'" in capsys.readouterr().err
 
 

@@ -26,8 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from modeling_tsarank.trainers.script_arguments import BaseModelArguments
 
     def load(given: BaseModelArguments, args: CPTConfig) -> dict[str, Any]:
-        options = {**given.loading_options(), "trust_remote_code": args.trust_remote_code}
-        model, tokenizer = load_base_model(given.model_name_or_path, **options, **(args.model_init_kwargs or {}))
+        more: Any = args.model_init_kwargs or {}
+        options = {**given.loading_options(), "trust_remote_code": args.trust_remote_code, **more}
+        model, tokenizer = load_base_model(given.model_name_or_path, **options)
         args.model_init_kwargs = None
         return {"model": model, "tokenizer": tokenizer}
 

@@ -21,8 +21,7 @@ from modeling_tsarank.ranking_errors import InputError, ModelError, NonFiniteSco
 from modeling_tsarank.ranking_options import PROMPT_STYLES, QueryLikelihoodOptions
 from modeling_tsarank.trainers.base_models import load_base_model, load_base_ranker
 from modeling_tsarank.trainers.cpt_config import CPTConfig
-from modeling_tsarank.trainers.cpt_data import PairTokenizer
-from modeling_tsarank.trainers.cpt_trainer import CPTTrainer
+from modeling_tsarank.trainers.cpt_trainer import CPTTrainer, PairTokenizer
 from modeling_tsarank.trainers.rows import to_row
 from modeling_tsarank.trainers.trainable import block_stacks
 

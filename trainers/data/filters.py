@@ -12,12 +12,10 @@ from numbers import Integral, Real
 from typing import Any
 
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers.data.filter_steps import Step
-from modeling_tsarank.trainers.data.filters_duplicates import NearDuplicates, Repeats
+from modeling_tsarank.trainers.data.filters_duplicates import LexicalRelatedness, NearDuplicates, Repeats
 from modeling_tsarank.trainers.data.filters_leakage import Leakage
-from modeling_tsarank.trainers.data.filters_relatedness import LexicalRelatedness
 from modeling_tsarank.trainers.data.filters_text import Boilerplate, Clean, Exclude, Language, Length
-from modeling_tsarank.trainers.data.weak_types import PAIR_TYPES, Pair
+from modeling_tsarank.trainers.data.weak_types import PAIR_TYPES, Pair, Step
 
 
 BATCH = 2048

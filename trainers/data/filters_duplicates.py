@@ -1,4 +1,4 @@
-"""Filters that remember: repeated texts and near duplicates."""
+"""Filters that compare texts: repeated ones and near duplicates, and whether query and document share words."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from modeling_tsarank.files.extras import require
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import settle_whole_numbers
-from modeling_tsarank.trainers.data.filter_steps import Outcome, Step
 from modeling_tsarank.trainers.data.filters_index import KeyTable, SignatureIndex, stack
 from modeling_tsarank.trainers.data.weak_text import BANDS, PERMUTATIONS, band_keys, similarity
-from modeling_tsarank.trainers.data.weak_types import Pair
+from modeling_tsarank.trainers.data.weak_types import Outcome, Pair, Step
 
 
 QUERY_PERMUTATIONS = 60
+COPIED_RUN = 8
 
 
 @dataclass
@@ -130,3 +131,53 @@ class NearDuplicates(Step):
 
     def close(self) -> None:
         self._index.close()
+
+
+@dataclass
+class LexicalRelatedness(Step):
+    """Drops pairs whose texts share too few words, or whose query is copied out of the document.
+
+    Words are Snowball stems of English words that are no stop words.
+
+    Attributes:
+        min_share: Fewest common stems, as a share of the stems of the text that has fewer.
+        min_words: Fewest common stems, as a number.
+        max_copied: Most words of the query that stand in the document in runs of 8 words or more, as a
+            share: 1 turns it off. An extractive summary teaches copying, not relevance.
+    """
+
+    name: ClassVar[str] = "lexical"
+    min_share: float = 0.0
+    min_words: int = 1
+    max_copied: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.min_share <= 1 and 0 <= self.max_copied <= 1):
+            raise InputError("min_share and max_copied must be from 0 to 1")
+        stemmer = require("Stemmer", extra="eval", purpose="The lexical filter")
+        stop_words = require("bm25s.stopwords", extra="eval", purpose="The lexical filter")
+        self._stem = stemmer.Stemmer("english").stemWords
+        self._stop_words = frozenset(stop_words.STOPWORDS_EN_PLUS)
+
+    def judge(self, pair: Pair) -> Outcome:
+        query, document = (self._stems(pair.view(name).words) for name in ("query", "document"))
+        common = len(query & document)
+        if common < self.min_words or common < self.min_share * min(len(query), len(document)):
+            return "unrelated_words"
+        if self.max_copied < 1 and self.copied_share(pair) > self.max_copied:
+            return "copied_query"
+        return pair
+
+    def _stems(self, words: list[str]) -> set[str]:
+        return set(self._stem([word for word in words if word not in self._stop_words and len(word) > 1]))
+
+    def copied_share(self, pair: Pair) -> float:
+        """Share of the query's words that are inside a run of 8 words of the document."""
+        query, document = pair.view("query"), pair.view("document")
+        if len(query.words) < COPIED_RUN:
+            return 0.0
+        hits = np.isin(query.grams(COPIED_RUN), document.grams(COPIED_RUN))
+        covered = np.zeros(len(query.words), dtype=bool)
+        for offset in range(COPIED_RUN):
+            covered[offset : offset + len(hits)] |= hits
+        return float(covered.mean())

@@ -20,12 +20,11 @@ from modeling_tsarank.eval.bm25 import EnglishAnalyzer
 from modeling_tsarank.eval.collections import load_collections
 from modeling_tsarank.eval.types import Document
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers.data.filter_steps import Outcome, Step
 from modeling_tsarank.trainers.data.filters_index import KeyTable, SignatureIndex, stack
 from modeling_tsarank.trainers.data.list_building import ListTask, SourceQuery
 from modeling_tsarank.trainers.data.readers import expanded
 from modeling_tsarank.trainers.data.weak_text import TextView, words_of
-from modeling_tsarank.trainers.data.weak_types import Pair
+from modeling_tsarank.trainers.data.weak_types import Outcome, Pair, Step
 
 
 _BATCH = 4096

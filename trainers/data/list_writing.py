@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from modeling_tsarank.eval.types import Document
 from modeling_tsarank.files.tables import arrow
@@ -21,7 +21,7 @@ from modeling_tsarank.trainers.data.provenance import write_provenance
 PACKAGES = ("bm25s", "httpx2", "pyarrow", "sentence-transformers", "torch", "transformers")
 """Packages whose versions are recorded with a set."""
 
-Item = TypeVar("Item")
+Row = Mapping[str, Any]
 
 FAILED_FILE = "failed.ndjson"
 """Lists without an order; the suffix is one that no reader of training data takes for rows."""
@@ -130,13 +130,7 @@ def write_lists(
         for task, ordering in pairs
         if ordering.permutation is not None
     ]
-    train, validation = stratified_split(
-        rows,
-        lambda row: row["query_id"],
-        lambda row: (row["query_type"], row["first_stage"]),
-        validation_share,
-        report["seed"],
-    )
+    train, validation = stratified_split(rows, validation_share, report["seed"])
     for name, own in (("train", train), ("validation", validation)):
         path = output / "data" / f"{name}-00000-of-00001.parquet"
         if own:
@@ -153,46 +147,39 @@ VALIDATION_SHARE = Fraction(1, 20)
 
 
 def stratified_split(
-    items: Sequence[Item],
-    identity: Callable[[Item], str],
-    stratum: Callable[[Item], Hashable],
-    share: float | Fraction = VALIDATION_SHARE,
-    seed: int = 0,
-) -> tuple[list[Item], list[Item]]:
-    """Training and validation items, each in the given order.
+    rows: Sequence[Row], share: float | Fraction = VALIDATION_SHARE, seed: int = 0
+) -> tuple[list[Row], list[Row]]:
+    """Training and validation rows, each in the given order.
 
-    The validation set has `round(share * n)` items. Every stratum gives its share, rounded down, and the remaining
-    places go to the strata with the largest remainders. Which items of a stratum it gives depends on their identities
-    and the seed alone, not on the order of the items.
+    The validation set has `round(share * n)` rows. Every stratum, of one query type and first stage, gives its share,
+    rounded down, and the remaining places go to the strata with the largest remainders. Which rows of a stratum it
+    gives depends on their query ids and the seed alone, not on the order of the rows.
 
     Args:
-        items: n items.
-        identity: A text that no two items share.
-        stratum: What an item is stratified by.
+        rows: n rows with `query_id`, `query_type` and `first_stage`.
         share: Of the validation set, from 0 to below 1.
         seed: Of the choice.
 
     Raises:
-        InputError: a share out of range, or two items of one identity.
+        InputError: a share out of range, or two rows of one id.
     """
     if not 0 <= share < 1:
         raise InputError(f"the validation set's share must be from 0 to below 1, got {float(share)}")
-    names = [identity(item) for item in items]
-    if len(set(names)) < len(names):
-        raise InputError(f"{len(names) - len(set(names))} of {len(names)} rows repeat an id; a split needs unique ids")
-    strata: dict[Hashable, list[str]] = defaultdict(list)
-    for item, name in zip(items, names, strict=True):
-        strata[stratum(item)].append(name)
+    strata: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in rows:
+        strata[row["query_type"], row["first_stage"]].append(row["query_id"])
+    repeated = len(rows) - len({row["query_id"] for row in rows})
+    if repeated:
+        raise InputError(f"{repeated} of {len(rows)} rows repeat an id; a split needs unique ids")
     # A decimal such as 0.05 is meant exactly, not as the binary number next to it.
     exact = share if isinstance(share, Fraction) else Fraction(str(share))
     wanted = {key: exact * len(members) for key, members in strata.items()}
     quota = {key: int(amount) for key, amount in wanted.items()}
-    left = int(exact * len(items) + Fraction(1, 2)) - sum(quota.values())
+    left = int(exact * len(rows) + Fraction(1, 2)) - sum(quota.values())
     by_remainder = sorted(strata, key=lambda key: (quota[key] - wanted[key], place_of(seed, "stratum", repr(key))))
     for key in by_remainder[:left]:
         quota[key] += 1
     chosen: set[str] = set()
     for key, members in strata.items():
         chosen.update(sorted(members, key=lambda name: place_of(seed, "validation", name))[: quota[key]])
-    pairs = list(zip(items, names, strict=True))
-    return [item for item, name in pairs if name not in chosen], [item for item, name in pairs if name in chosen]
+    return [row for row in rows if row["query_id"] not in chosen], [row for row in rows if row["query_id"] in chosen]

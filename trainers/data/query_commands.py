@@ -77,8 +77,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs `tsarank data queries`."""
     from modeling_tsarank.eval.beir import read_queries
     from modeling_tsarank.trainers.data.data_options import SamplingOptions
-    from modeling_tsarank.trainers.data.query_cropping import crop_queries
-    from modeling_tsarank.trainers.data.query_files import QueryCollector, QueryLimits, normalized
+    from modeling_tsarank.trainers.data.query_files import QueryCollector, QueryLimits, crop_queries, normalized
     from modeling_tsarank.trainers.data.query_generation import QueryGenerator, generate_queries
     from modeling_tsarank.trainers.options import given_options
 

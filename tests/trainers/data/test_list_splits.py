@@ -17,7 +17,8 @@ def rows(sizes: dict[str, int]) -> list[tuple[str, str]]:
 
 
 def split(items, **options):
-    return stratified_split(items, lambda item: item[0], lambda item: item[1], **options)
+    given = [{"query_id": name, "query_type": stratum, "first_stage": "bm25"} for name, stratum in items]
+    return tuple([(row["query_id"], row["query_type"]) for row in part] for part in stratified_split(given, **options))
 
 
 def test_the_papers_split():

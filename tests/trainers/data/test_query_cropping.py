@@ -11,8 +11,15 @@ from hypothesis import strategies as st
 from modeling_tsarank.eval.types import Document
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.list_building import SourceQuery, read_queries
-from modeling_tsarank.trainers.data.query_cropping import crop_queries, sentence_splitter, tidy_sentence
-from modeling_tsarank.trainers.data.query_files import QueryCollector, QueryLimits, normalized, write_queries
+from modeling_tsarank.trainers.data.query_files import (
+    QueryCollector,
+    QueryLimits,
+    crop_queries,
+    normalized,
+    sentence_splitter,
+    tidy_sentence,
+    write_queries,
+)
 
 
 TEXT = (

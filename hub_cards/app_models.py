@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modeling_tsarank.hub_cards.app_limits import Limits
 from modeling_tsarank.models.default_model import DEFAULT_NAME
@@ -18,9 +18,12 @@ from modeling_tsarank.models.embedded_models import releases
 from modeling_tsarank.models.families import families
 from modeling_tsarank.models.resolver import Kind, resolve
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
-from modeling_tsarank.ranking_options import CONFIG_KEY, Explanation, Family
+from modeling_tsarank.ranking_options import CONFIG_KEY, Explanation
 from modeling_tsarank.ranking_text import clean_query
 
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from modeling_tsarank.modeling_ranker import RankerModel
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +75,7 @@ class ModelShelf:
                 self._models[name] = self._loaders[name]()
         return name, self._models[name]
 
-    def family(self, name: str | None = None) -> type[Family]:
+    def family(self, name: str | None = None) -> type[RankerModel]:
         """The family of a model, the first one's by default."""
         return type(self.get(name)[1])
 

@@ -19,7 +19,6 @@ from transformers import AutoModel
 
 from .ranking_errors import InputError, ModelError
 from .ranking_options import whole_number
-from .ranking_scoring import pad_right
 from .ranking_text import clean_pairs
 
 
@@ -43,37 +42,23 @@ class CrossEncoderRanker(torch.nn.Module):
         self.ranker = ranker
 
     @classmethod
-    def load(
-        cls,
-        model_name_or_path: str,
-        subfolder: str = "",
-        token: bool | str | None = None,
-        cache_folder: str | None = None,
-        revision: str | None = None,
-        local_files_only: bool = False,
-        trust_remote_code: bool = False,
-        model_kwargs: dict[str, Any] | None = None,
-        processor_kwargs: dict[str, Any] | None = None,
-        config_kwargs: dict[str, Any] | None = None,
-        backend: str = "torch",
-        **_: Any,
-    ) -> CrossEncoderRanker:
+    def load(cls, model_name_or_path: str, **given: Any) -> CrossEncoderRanker:
         """Called by sentence-transformers with what `CrossEncoder` was given.
 
         Raises `ModelError` for another backend, `InputError` for an option that has no meaning here.
         """
-        if backend != "torch":
-            raise ModelError(f"a ranker has no {backend} backend in sentence-transformers; use backend='torch'")
-        hub = {"token": token, "cache_dir": cache_folder, "revision": revision, "local_files_only": local_files_only}
-        options = {**hub, **(model_kwargs or {}), "trust_remote_code": trust_remote_code}
-        module = cls(AutoModel.from_pretrained(model_name_or_path, **options))
-        processor, config = dict(processor_kwargs or {}), dict(config_kwargs or {})
+        if given.get("backend", "torch") != "torch":
+            raise ModelError(f"a ranker has no {given['backend']} backend in sentence-transformers; use 'torch'")
+        options = {name: given.get(name) for name in ("token", "revision", "local_files_only", "trust_remote_code")}
+        options |= {"cache_dir": given.get("cache_folder"), **(given.get("model_kwargs") or {})}
+        processor, config = dict(given.get("processor_kwargs") or {}), dict(given.get("config_kwargs") or {})
         length, labels = processor.pop("model_max_length", None), config.pop("num_labels", 1)
-        unknown = sorted({*processor, *config} - {*hub, "trust_remote_code"})
+        unknown = sorted({*processor, *config} - options.keys())
         if unknown:
             raise InputError(f"{', '.join(unknown)} cannot be set on a ranker; use set_options of `model[0].ranker`")
         if labels != 1:
             raise InputError(f"a ranker gives one score to each pair; num_labels must be 1, got {labels}")
+        module = cls(AutoModel.from_pretrained(model_name_or_path, **options))
         if length is not None:
             module.max_seq_length = length
         return module
@@ -106,24 +91,12 @@ class CrossEncoderRanker(torch.nn.Module):
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Adds `scores`, `(pairs, 1)` float32."""
-        pairs = features["pairs"]
+        ranker, pairs = self.ranker, features["pairs"]
         if torch.is_grad_enabled() and self.training:
-            scores = self._scores_to_train(pairs)
+            scores = ranker.scores_to_train(ranker.encoder.pairs(clean_pairs(pairs)))
         else:
-            scores = torch.from_numpy(self.ranker.predict(pairs, show_progress=False)).to(self.ranker.device)
+            scores = torch.from_numpy(ranker.predict(pairs, show_progress=False)).to(ranker.device)
         return {**features, "scores": scores[:, None]}
-
-    def _scores_to_train(self, pairs: Sequence[tuple[str, Any]]) -> torch.Tensor:
-        ranker = self.ranker
-        encoded = ranker.encoder.pairs(clean_pairs(pairs))
-        rows = [(*pair.prompt, *pair.query) for pair in encoded]
-        ids, mask = pad_right(rows, ranker.pad_id, ranker.device)
-        inputs = {"input_ids": ids, "attention_mask": mask}
-        if any(pair.query for pair in encoded):
-            inputs["query_mask"] = torch.zeros_like(mask, dtype=torch.bool)
-            for row, pair in enumerate(encoded):
-                inputs["query_mask"][row, len(pair.prompt) : len(rows[row])] = True
-        return ranker(**inputs).scores
 
     def save(self, output_path: str, *_: Any, **kwargs: Any) -> None:
         """Writes the ranker's folder; sentence-transformers adds its own files."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import logging
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -17,14 +15,17 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from .crossencoder_tsarank import CrossEncoderRanker, code_reference, write_cross_encoder_files
 from .pipeline_text_ranking import TextRankingPipeline
-from .ranking_engine import Task, evaluating, installed_engine, load_errors, read_values, while_idle
-from .ranking_errors import InputError, ModelError
-from .ranking_options import CONFIG_KEY, Explanation, Family, RankingOptions, whole_number
+from .ranking_engine import Task, evaluating, installed_engine, read_plainly, read_values, values_at, while_idle
+from .ranking_errors import InputError, ModelError, load_errors
+from .ranking_options import CONFIG_KEY, Explanation, RankingOptions, whole_number
 from .ranking_scoring import (
+    RankingOutput,
+    align_left,
     attention_choice,
     check_attention,
     check_batch_tokens,
     check_finite,
+    first_step_logits,
     refuse_attention,
 )
 from .ranking_text import (
@@ -32,24 +33,44 @@ from .ranking_text import (
     cacheable_ids,
     clean_pairs,
     clean_query,
+    count_cuts,
     document_list,
     document_text,
-    encode_counted,
 )
 
-
-logger = logging.getLogger(__name__)
 
 # Options of `from_pretrained` that choose a file rather than a model, and so hold for the tokenizer as well.
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "proxies")
 
 
-class RankerModel(Family, PreTrainedModel):
+class RankerModel(PreTrainedModel):
     """Base of the ranking models: an ordinary backbone under the prefix `backbone`, a tokenizer, ranking options.
 
     Its folder on disk is the backbone's own folder, with `auto_map`, the modeling files and the ranking options added,
-    so the same folder also loads as a plain language model.
+    so the same folder also loads as a plain language model. A family declares:
+
+    Attributes:
+        options_class: its options, which name the family and hold its default prompts.
+        title, description, citation: its name in a few words, one sentence that says what it is, BibTeX of its paper.
+        tag: its tag on the Hub.
+        limits: what a card says of its limits, in sentences.
+        published: published checkpoints by patterns of their names: the options each was trained with. The first
+            match counts.
+        default_for: the plain models that become this family where nobody names one, "decoder-only" or
+            "encoder-decoder".
+        scores_query_tokens: whether a score is made of the log-probabilities of the query's tokens: training then
+            takes `query_logits`, and otherwise the scores of `forward`.
     """
+
+    options_class: ClassVar[type[RankingOptions]]
+    title: ClassVar[str] = ""
+    description: ClassVar[str] = ""
+    citation: ClassVar[str] = ""
+    tag: ClassVar[str] = "reranker"
+    limits: ClassVar[tuple[str, ...]] = ()
+    published: ClassVar[dict[str, dict[str, Any]]] = {}
+    default_for: ClassVar[tuple[str, ...]] = ()
+    scores_query_tokens: ClassVar[bool] = False
 
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
@@ -107,24 +128,15 @@ class RankerModel(Family, PreTrainedModel):
     # ---- loading ---------------------------------------------------------------------------------
 
     @classmethod
-    def backbone_class(cls, config: Any) -> Any:
-        """The auto class that reads the plain model of this family."""
-        raise NotImplementedError
-
-    @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
         """Loads a ranking checkpoint, its tokenizer included (`tokenizer=` to give another).
 
-        Raises `ModelError` if the folder is none of this family's, or its weights are not exactly the model's.
+        Raises `ModelError` if the folder is none of this family's or lacks weights.
         """
         told = kwargs.pop("output_loading_info", False)
         tokenizer = kwargs.pop("tokenizer", None)
         hub = {key: kwargs[key] for key in _HUB_OPTIONS if kwargs.get(key) is not None}
-        engine = installed_engine()
         load: Callable[..., Any] = super().from_pretrained
-        if engine is not None:
-            engine.refuse_shell_of_a_folder(pretrained_model_name_or_path)
-            load = partial(engine.load_complete, load)
         with load_errors(pretrained_model_name_or_path):
             if config is None:
                 config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub)
@@ -132,28 +144,20 @@ class RankerModel(Family, PreTrainedModel):
             model, info = load(pretrained_model_name_or_path, *args, **kwargs)
             if info["missing_keys"]:
                 lacking = ", ".join(sorted(info["missing_keys"]))
-                raise ModelError(f"{pretrained_model_name_or_path} lacks weights: {lacking}")
-            if tokenizer is None:
-                tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub)
-                if engine is not None:
-                    engine.check_vocabulary(model, tokenizer)
-        model.tokenizer = tokenizer
+                raise ModelError(f"{pretrained_model_name_or_path} is no complete {cls.__name__}: it lacks {lacking}")
+            model.tokenizer = tokenizer or AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub)
         model.eval()
         return (model, info) if told else model
 
     @classmethod
     def from_backbone(cls, name_or_path: str | os.PathLike | PreTrainedModel, **arguments: Any) -> Any:
-        """Makes a ranker of a plain language model.
+        """Makes a ranker of a plain language model; needs the installed package.
 
         Parameters:
             name_or_path: a Hub id, a folder, a GGUF file, or a model already loaded (then `tokenizer` is needed).
-            gguf_file: the GGUF file inside the folder or Hub repository.
-            tokenizer, device, trust_remote_code, revision: as of any model.
-            dtype: of the weights; `None` keeps the checkpoint's.
-            backbone_options: further arguments of the backbone's own `from_pretrained`.
-            options: ranking options (`QueryLikelihoodOptions`, `LogitOptions`) to change, each under its name. A known
-                published checkpoint brings its own; an unknown plain model gets the family's defaults, and a message
-                says so.
+            arguments: `tokenizer`, `device`, `dtype` (`None` keeps the checkpoint's), `trust_remote_code`, `revision`,
+                `gguf_file`; `backbone_options`, a dict of further arguments of the backbone's `from_pretrained`;
+                ranking options to change, each under its name.
 
         Raises `ModelError` if there is no such model or it is of the wrong kind.
         """
@@ -188,7 +192,7 @@ class RankerModel(Family, PreTrainedModel):
             vars(config).update(added)
             self.backbone.save_pretrained(save_directory, *args, **kwargs)
         finally:  # the backbone may be the user's own
-            for name in vars(config).keys() - before.keys():
+            for name in added.keys() - before.keys():
                 delattr(config, name)
             vars(config).update(before)
         if kwargs.get("is_main_process", True):
@@ -200,20 +204,12 @@ class RankerModel(Family, PreTrainedModel):
         if push:
             self._push_folder(save_directory, kwargs.get("repo_id") or Path(save_directory).name, kwargs)
 
-    def _push_folder(self, folder: Any, repo_id: str, kwargs: dict[str, Any]) -> None:
+    def _push_folder(self, folder: Any, name: str, kwargs: dict[str, Any]) -> None:
         from huggingface_hub import HfApi
 
         api = HfApi(token=kwargs.get("token"))
-        repo_id = api.create_repo(repo_id, private=kwargs.get("private", True), exist_ok=True).repo_id
+        repo_id = api.create_repo(name, private=kwargs.get("private", True), exist_ok=True).repo_id
         api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=kwargs.get("commit_message"))
-
-    # ---- the parts a PreTrainedModel forwards to its backbone ------------------------------------
-
-    def get_input_embeddings(self) -> Any:
-        return self.backbone.get_input_embeddings()
-
-    def set_input_embeddings(self, value: Any) -> None:
-        self.backbone.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> Any:
         return self.backbone.get_output_embeddings()
@@ -250,57 +246,93 @@ class RankerModel(Family, PreTrainedModel):
     @property
     def pad_id(self) -> int:
         """Any valid id does where masked positions are filled: they are never read."""
-        tokenizer, count = self.tokenizer, len(self.get_input_embeddings().weight)
+        tokenizer, embeddings = self.tokenizer, cast(Any, self.get_input_embeddings())
         for value in (getattr(tokenizer, "pad_token_id", None), tokenizer.eos_token_id):
-            if value is not None and value < count:
+            if value is not None and value < len(embeddings.weight):
                 return value
         return 0
 
-    def _make_encoder(self) -> Any:
+    # ---- what a family is ------------------------------------------------------------------------
+
+    @classmethod
+    def backbone_class(cls, config: Any) -> Any:
+        """The auto class that reads the plain model of this family."""
         raise NotImplementedError
 
-    # ---- what a family says of a pair ------------------------------------------------------------
+    @classmethod
+    def scoring(cls, options: Any) -> str:
+        """How these options turn a model's output into a score, in sentences."""
+        raise NotImplementedError
 
-    def _task(self, pair: EncodedPair) -> Task:
+    @classmethod
+    def unused_options(cls, options: Any) -> tuple[str, ...]:
+        """Names of the options that change nothing beside these others."""
+        return ()
+
+    @classmethod
+    def document_first(cls, options: Any, decoder_only: bool) -> bool:
+        """Whether the document is read before the query, so that several queries may share that work."""
+        return False
+
+    def answer_tokens(self) -> dict[str, int]:
+        """Ids of the tokens whose logits are read, by their texts; empty where a score is read off others."""
+        return {}
+
+    def _make_encoder(self) -> Any:
+        """A `TextEncoder` with `pairs` and, for a store, `prompts`."""
         raise NotImplementedError
 
     def _read_out(self) -> tuple[str, Sequence[int]]:
         """What is read off at the wanted positions: `token_log_probs`, or `answer_logits` and their token ids."""
         raise NotImplementedError
 
-    def _read_plainly(self, tasks: Sequence[Task]) -> list[torch.Tensor]:
-        """For each task the values `(positions, values)`, read in one padded batch."""
+    def _task(self, pair: EncodedPair) -> Task:
+        """What is read for a pair: its prompt, and something off the last token."""
+        return Task(pair.prompt, (len(pair.prompt) - 1,), (), self._cacheable(pair), len(pair.prompt))
+
+    def pool(self, values: torch.Tensor) -> torch.Tensor:
+        """Scores `(pairs,)` float32 from what is read off each pair, `(pairs, values)`."""
         raise NotImplementedError
 
-    def _pool_values(self, values: Sequence[torch.Tensor]) -> list[float]:
-        """The score of each pair, from its values."""
-        raise NotImplementedError
+    def _pool_values(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Scores `(pairs,)` from each pair's values `(positions, values)`."""
+        return self.pool(torch.cat([one[-1:] for one in values]))
+
+    # ---- tensors in, scores out ------------------------------------------------------------------
+
+    def answer_logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """What makes a score, `(pairs, values)`, read off each text's last token or a decoder's first step.
+
+        Parameters:
+            input_ids: `(pairs, length)`, padded on either side.
+            attention_mask: `(pairs, length)`, 1 at real tokens; `None` where nothing is padded.
+        """
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if self.config.is_encoder_decoder:
+            return first_step_logits(self.backbone, input_ids, mask, self._read_out()[1])
+        (aligned,) = align_left(mask, input_ids)
+        keep = torch.zeros_like(aligned, dtype=torch.bool)
+        keep[torch.arange(len(keep), device=keep.device), mask.sum(-1) - 1] = True
+        return values_at(self.backbone, aligned, keep, self._read_out())
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> RankingOutput:
+        """`RankingOutput` with the scores of tokenized pairs, given as to `answer_logits`."""
+        return RankingOutput(scores=self.pool(self.answer_logits(input_ids, attention_mask)))
+
+    def scores_to_train(self, pairs: Sequence[EncodedPair]) -> torch.Tensor:
+        """Scores `(pairs,)` with gradients, of pairs as `encoder` gives them, read in one padded batch."""
+        return self._pool_values(read_plainly(self, [self._task(pair) for pair in pairs]))
 
     def _cacheable(self, pair: EncodedPair) -> tuple[int, ...]:
         return () if self.document_store is None else cacheable_ids(pair.source, self.options)
-
-    def _values(
-        self,
-        pairs: Sequence[EncodedPair],
-        batch_tokens: int,
-        show_progress: bool | None = None,
-        stop: Callable[[], bool] | None = None,
-    ) -> list[torch.Tensor]:
-        """For each pair the values at its wanted positions."""
-        check_attention(self.backbone)
-        if self.document_store is not None:
-            self.check_cacheable()
-        values, tokens = read_values(self, [self._task(pair) for pair in pairs], batch_tokens, show_progress, stop)
-        self.last_stats["tokens"] = tokens
-        return values
 
     def _values_of(self, query: str, document: Any) -> tuple[Any, EncodedPair, torch.Tensor]:
         """The model as it is now, the pair's token ids, and the values `(positions, values)` that make its score."""
         call = copy.copy(self)
         pair = call.encoder.pairs([(clean_query(query), document_text(document))])[0]
         with evaluating(self), torch.inference_mode():
-            values = call._values([pair], check_batch_tokens(None, self.device), False)[0]
-        return call, pair, values
+            values, _ = read_values(call, [call._task(pair)], check_batch_tokens(None, self.device), False)
+        return call, pair, values[0]
 
     # ---- document states ---------------------------------------------------------------------------
 
@@ -314,14 +346,11 @@ class RankerModel(Family, PreTrainedModel):
         """Reads documents ahead of any query and keeps their states: ranking them then costs the query's tokens only.
 
         Parameters:
-            documents: strings, or mappings with `text` and optionally `title`.
-            store: a `MemoryStore` or a `FolderStore`. It becomes the model's `document_store`: `rank` and `predict`
-                then read from it, and put into it what it lacks.
+            documents: as of `rank`; those that the store already holds are not read again.
+            store: a `MemoryStore` or a `FolderStore`. It becomes the model's `document_store`.
             options: `batch_tokens`, `show_progress` and `stop`, as of `predict`.
 
-        Returns how many documents were read; those that the store already held are not read again.
-
-        Raises `ModelError` for a model whose states cannot be kept, otherwise like `predict` and the store.
+        Returns how many were read. Raises `ModelError` for a model whose states cannot be kept; also as `predict`.
         """
         call = copy.copy(self)
         with evaluating(self), torch.inference_mode():
@@ -360,12 +389,12 @@ class RankerModel(Family, PreTrainedModel):
         cleaned = clean_pairs([pairs] if single else pairs)
         budget = check_batch_tokens(batch_tokens, self.device)
         call = copy.copy(self)  # what other threads set meanwhile does not reach it
-        encoded, cut = encode_counted(call.encoder, cleaned)
-        call.last_stats = {"pairs": len(cleaned), "tokens": 0, **cut}
+        encoded = call.encoder.pairs(cleaned)
+        cut = count_cuts(cleaned, encoded, call.options)
         with evaluating(self):
-            values = call._values(encoded, budget, show_progress, stop) if cleaned else []
-        scores = call._pool_values(values) if cleaned else []
-        self._encoder, self.last_stats = call._encoder, call.last_stats
+            values, tokens = read_values(call, [call._task(pair) for pair in encoded], budget, show_progress, stop)
+        scores = call._pool_values(values).tolist() if cleaned else []
+        self._encoder, self.last_stats = call._encoder, {"pairs": len(cleaned), "tokens": tokens, **cut}
         check_finite(scores, lambda i: f"pair {i} (query {cleaned[i][0][:60]!r})")
         result = np.asarray(scores, dtype=np.float32)
         return result[0] if single else result
@@ -376,10 +405,7 @@ class RankerModel(Family, PreTrainedModel):
         documents: Sequence[Any],
         top_k: int | None = None,
         return_documents: bool = False,
-        *,
-        batch_tokens: int | None = None,
-        show_progress: bool | None = None,
-        stop: Callable[[], bool] | None = None,
+        **call: Any,
     ) -> list[dict[str, Any]]:
         """Puts documents in order for one query, best first.
 
@@ -388,6 +414,7 @@ class RankerModel(Family, PreTrainedModel):
             documents: strings, or mappings with `text` and optionally `title`; at least one.
             top_k: return only that many.
             return_documents: add each document under `text`.
+            call: `batch_tokens`, `show_progress` and `stop`, as of `predict`.
 
         Returns:
             `[{"corpus_id": index in documents, "score": float, "text": …}, …]`; equal scores keep the given order.
@@ -399,17 +426,12 @@ class RankerModel(Family, PreTrainedModel):
             raise InputError("no documents to rank")
         if top_k is not None:
             top_k = whole_number(top_k, "top_k")
-        scores = self.predict(
-            [(query, document) for document in documents],
-            batch_tokens=batch_tokens,
-            show_progress=show_progress,
-            stop=stop,
-        )
-        order = np.argsort(-scores, kind="stable")[:top_k]
-        ranked: list[dict[str, Any]] = [{"corpus_id": int(i), "score": float(scores[i])} for i in order]
-        if return_documents:
-            for row in ranked:
-                row["text"] = documents[row["corpus_id"]]
+        scores = self.predict([(query, document) for document in documents], **call)
+        ranked: list[dict[str, Any]] = []
+        for i in np.argsort(-scores, kind="stable")[:top_k]:
+            ranked.append({"corpus_id": int(i), "score": float(scores[i])})
+            if return_documents:
+                ranked[-1]["text"] = documents[i]
         return ranked
 
     def explain(self, query: str, document: Any) -> Explanation:

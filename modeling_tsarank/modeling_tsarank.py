@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -12,31 +13,52 @@ from transformers import AutoModelForCausalLM
 from .modeling_ranker import RankerModel
 from .ranking_engine import Task, logits_at, readable_length
 from .ranking_errors import InputError, ModelError
-from .ranking_options import Explanation, QueryLikelihoodOptions
-from .ranking_scoring import (
-    RankingOutput,
-    align_left,
-    gathered_log_probs,
-    group_loss,
-    pad_right,
-)
+from .ranking_options import Explanation, RankingOptions, check_choice, check_template
+from .ranking_scoring import RankingOutput, align_left, gathered_log_probs
 from .ranking_text import EncodedPair, Prompt, TextEncoder, split_around
 from .user_text import Span
+
+
+PROMPT_STYLES = ("separate_space", "separate", "joined")
+AGGREGATIONS = ("mean", "sum")
+
+
+@dataclass(frozen=True)
+class QueryLikelihoodOptions(RankingOptions):
+    """Choices of `TSARankModel` (TSARankLLM, Eq. 1): the likelihood of the query given the document.
+
+    Parameters:
+        document_template (`str`): the prompt P(d) of Eq. 1.
+        prompt_style (`str`): how the query follows the prompt.
+            `separate_space` (default): the query is tokenized by itself with one leading space and appended as ids, so
+            that no token crosses the border; `separate`: without the space, as the published training code does;
+            `joined`: prompt, space and query are tokenized as one string, as the published model card does.
+        aggregation (`str`): `mean` (default) of the query tokens' log-probabilities, comparable across queries, or
+            their `sum` (the logarithm of Eq. 1's product). Both order the documents of one query alike.
+    """
+
+    family: ClassVar[str] = "query_likelihood"
+
+    document_template: str = "Document: {document} Query:"
+    prompt_style: str = "separate_space"
+    aggregation: str = "mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_template("document_template", self.document_template, ("{document}",))
+        check_choice("prompt_style", self.prompt_style, PROMPT_STYLES)
+        check_choice("aggregation", self.aggregation, AGGREGATIONS)
 
 
 class QueryLikelihoodEncoder(TextEncoder):
     """Token ids for `TSARankModel`: the document's prompt, then the query's own ids (TSARankLLM, Eq. 1)."""
 
+    options: QueryLikelihoodOptions
+
     def __init__(self, tokenizer: Any, options: QueryLikelihoodOptions, context: int | None = None) -> None:
         super().__init__(tokenizer, options, context)
-        self.options = options
         self.head, self.tail = options.document_template.split("{document}")
-        fixed = len(self.leading) + len(self._ids(self.head + self.tail))
-        if fixed + options.max_query_length >= options.max_length:
-            raise ModelError(
-                f"the prompt's own {fixed} tokens and max_query_length ({options.max_query_length}) leave no room for "
-                f"the document in max_length ({options.max_length})"
-            )
+        self._leave_room(len(self.leading) + len(self._ids(self.head + self.tail)))
         # A tokenizer that puts a space in front of every text by itself (SentencePiece's dummy prefix) would turn one
         # leading space into two.
         own_space = self.tokenizer.convert_ids_to_tokens(self._ids("a"))[0].startswith("▁")
@@ -54,7 +76,7 @@ class QueryLikelihoodEncoder(TextEncoder):
 
     def queries(self, queries: Sequence[str]) -> list[list[int]]:
         """Token ids of each query by itself (styles `separate_space` and `separate`), cut to `max_query_length`."""
-        return [self._cut_query(ids, self.options.max_query_length) for ids in self._whole_queries(queries)]
+        return [ids[: self.options.max_query_length] for ids in self._whole_queries(queries)]
 
     def _whole_queries(self, queries: Sequence[str]) -> list[list[int]]:
         texts = [self._query_start + query for query in queries]
@@ -67,7 +89,7 @@ class QueryLikelihoodEncoder(TextEncoder):
         documents = {document: i for i, document in enumerate(dict.fromkeys(d for _, d in pairs))}
         queries = {query: i for i, query in enumerate(dict.fromkeys(q for q, _ in pairs))}
         prompts, uncut = self.prompts(list(documents)), self._whole_queries(list(queries))
-        query_ids = [tuple(self._cut_query(ids, self.options.max_query_length)) for ids in uncut]
+        query_ids = [tuple(ids[: self.options.max_query_length]) for ids in uncut]
         whole = [tuple(prompt.cut(len(prompt))) for prompt in prompts]
         result = []
         for query, document in pairs:
@@ -90,7 +112,7 @@ class QueryLikelihoodEncoder(TextEncoder):
         for (_, document), (ids, offsets) in zip(pairs, self._user_text.encode(texts, spans), strict=True):
             border = start + len(document) + len(self.tail)
             at = next((i for i, (_, end) in enumerate(offsets) if end > border), len(ids))
-            query = self._cut_query(ids[at:], self.options.max_query_length)
+            query = ids[at:][: self.options.max_query_length]
             prompt = split_around(ids[:at], offsets[:at], start, start + len(document))
             prompt = Prompt((*self.leading, *prompt.before), prompt.document, prompt.after)
             cut = tuple(prompt.cut(self.options.max_length - len(query)))
@@ -182,35 +204,25 @@ class TSARankModel(RankerModel):
         keep[:, :-1] = query_mask[:, 1:]
         return logits_at(self.backbone, input_ids, keep, behind=1)
 
-    def pool(self, token_log_probs: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    def pool_tokens(self, token_log_probs: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         """Scores `(pairs,)` from the query tokens' log-probabilities, row by row; `counts` `(pairs,)` tokens each."""
         rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
         total = torch.zeros(len(counts), dtype=token_log_probs.dtype, device=token_log_probs.device)
         total = total.index_add(0, rows, token_log_probs)
         return total / counts if self.options.aggregation == "mean" else total
 
-    def forward(
+    def forward(  # type: ignore[override]  # what a batch of this family holds
         self,
         input_ids: torch.Tensor,
         query_mask: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
     ) -> RankingOutput:
-        """Scores of tokenized pairs.
-
-        Parameters:
-            input_ids, query_mask, attention_mask: as in `query_logits`; left and right padding give the same scores.
-            labels: `(groups,)`, the index of the relevant document within each group of equal size.
-
-        Returns:
-            `RankingOutput` with `scores` `(pairs,)` float32, `token_log_probs` and, given labels, `loss`.
-        """
+        """Scores of tokenized pairs, given as to `query_logits`, and their `token_log_probs`."""
         logits = self.query_logits(input_ids, query_mask, attention_mask)
         mask = query_mask.bool()
         token_log_probs = gathered_log_probs(logits, input_ids[mask])
-        scores = self.pool(token_log_probs, mask.sum(-1))
-        loss = None if labels is None else group_loss(scores, labels)
-        return RankingOutput(loss=loss, scores=scores, token_log_probs=token_log_probs)
+        scores = self.pool_tokens(token_log_probs, mask.sum(-1))
+        return RankingOutput(scores=scores, token_log_probs=token_log_probs)
 
     # ---- text in, scores out ---------------------------------------------------------------------
 
@@ -234,17 +246,8 @@ class TSARankModel(RankerModel):
     def _read_out(self) -> tuple[str, Sequence[int]]:
         return "token_log_probs", ()
 
-    def _read_plainly(self, tasks: Sequence[Task]) -> list[torch.Tensor]:
-        ids, _ = pad_right([task.ids for task in tasks], self.pad_id, self.device)
-        keep = torch.zeros(ids.shape, dtype=torch.bool)
-        for row, task in enumerate(tasks):
-            keep[row, list(task.at)] = True
-        targets = torch.tensor([token for task in tasks for token in task.targets], device=self.device)
-        values = gathered_log_probs(logits_at(self.backbone, ids, keep.to(self.device), behind=1), targets)[:, None]
-        return list(values.cpu().split([len(task.at) for task in tasks]))
-
-    def _pool_values(self, values: Sequence[torch.Tensor]) -> list[float]:
-        totals = [one.double().sum().item() for one in values]
-        if self.options.aggregation == "sum":
-            return totals
-        return [total / len(one) for total, one in zip(totals, values, strict=True)]
+    def _pool_values(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
+        flat = torch.cat(list(values))[:, 0]
+        counts = torch.tensor([len(one) for one in values], device=flat.device)
+        # Not every accelerator has float64.
+        return self.pool_tokens(flat.double() if flat.device.type == "cpu" else flat, counts).float()

@@ -2,62 +2,86 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from .modeling_ranker import RankerModel
-from .ranking_engine import Task, logits_at, readable_length
-from .ranking_errors import ModelError
-from .ranking_options import Explanation, LogitOptions
-from .ranking_scoring import (
-    RankingOutput,
-    align_left,
-    first_step_logits,
-    group_loss,
-    pad_right,
-    with_answer_head,
-)
+from .ranking_engine import readable_length
+from .ranking_errors import InputError, ModelError
+from .ranking_options import Explanation, RankingOptions, check_choice, check_template
 from .ranking_text import EncodedPair, Prompt, TextEncoder, split_around
+from .user_text import Span
+
+
+SCORE_STRATEGIES = ("difference", "softmax", "single_token")
+
+
+@dataclass(frozen=True)
+class LogitOptions(RankingOptions):
+    """Choices of `TwolarModel` (TWOLAR, section 3.1): a score read off the logits of one position.
+
+    Parameters:
+        template (`str`): the input. The paper's has no trailing space; the published TWOLAR code has one, which T5's
+            fast tokenizer turns into one more token, so checkpoints trained that way name it here.
+        strategy (`str`): `difference` (default; TWOLAR): logit(true) − logit(false); `softmax` (monoT5, Eq. 1): the
+            probability of true among the two; `single_token` (RankT5): the logit of one otherwise unused token.
+        true_text, false_text (`str`): the two answers. Each must be one token where the answer stands.
+        score_text (`str`): the token of `single_token`.
+    """
+
+    family: ClassVar[str] = "true_false_logits"
+
+    max_length: int = 500
+    max_query_length: int = 250
+    template: str = "Query: {query} Document: {document} Relevant:"
+    strategy: str = "difference"
+    true_text: str = "true"
+    false_text: str = "false"
+    score_text: str = "<extra_id_10>"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_template("template", self.template, ("{query}", "{document}"))
+        check_choice("strategy", self.strategy, SCORE_STRATEGIES)
+        for name in ("true_text", "false_text", "score_text"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip():
+                raise InputError(f"{name} must be a non-empty string, got {value!r}")
 
 
 class TemplateEncoder(TextEncoder):
     """Token ids for `TwolarModel`: one template around query and document, of which only the document is cut."""
 
+    options: LogitOptions
+
     def __init__(self, tokenizer: Any, options: LogitOptions, context: int | None = None) -> None:
         super().__init__(tokenizer, options, context)
-        self.options = options
-        fixed = len(self.leading) + len(self.trailing)
-        fixed += len(self._ids(options.template.replace("{query}", "").replace("{document}", "")))
-        if fixed + options.max_query_length >= options.max_length:
-            raise ModelError(
-                f"the template's own {fixed} tokens and max_query_length ({options.max_query_length}) leave no room "
-                f"for the document in max_length ({options.max_length})"
-            )
+        own = options.template.replace("{query}", "").replace("{document}", "")
+        self._leave_room(len(self.leading) + len(self.trailing) + len(self._ids(own)))
+        # Whether the template puts the document before the query.
+        self.document_first = options.template.index("{document}") < options.template.index("{query}")
         before_query = options.template.split("{query}")[0]
         # A tokenizer joins this white space to most queries, but not to all ("5 ships", where digits stand alone).
         self._loose = len(before_query) - len(before_query.rstrip())
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
         """(query, document) texts, already cleaned, as ids with the tokenizer's own special tokens around them."""
-        texts, spans = [], []
-        for query, document in pairs:
-            text, document_span, query_span = self._fill(query, document)
-            texts.append(text)
-            spans.append((document_span, query_span))
+        filled = [self._fill(query, document) for query, document in pairs]
+        encoded = self._user_text.encode([text for text, *_ in filled], [spans for _, *spans in filled])
         result = []
-        encoded = self._user_text.encode(texts, spans)
-        for (ids, offsets), (document_span, query_span) in zip(encoded, spans, strict=True):
-            before = len(ids)
-            ids, offsets = self._shorten_query(ids, offsets, query_span)
+        for (uncut, places), (_, document_span, query_span) in zip(encoded, filled, strict=True):
+            ids, offsets = self._shorten_query(uncut, places, query_span)
             prompt = split_around(ids, offsets, *document_span)
             prompt = Prompt((*self.leading, *prompt.before), prompt.document, (*prompt.after, *self.trailing))
             source = self._source(ids, offsets, document_span, query_span)
             cut = tuple(prompt.cut(self.options.max_length))
-            left = before - len(ids)
-            result.append(EncodedPair(cut, source=source, cut=len(prompt) - len(cut), query_cut=left))
+            left_out = len(prompt) - len(cut), len(uncut) - len(ids)
+            result.append(EncodedPair(cut, (), source, *left_out))
         return result
 
     def prompts(self, documents: Sequence[str]) -> list[Prompt]:
@@ -67,18 +91,7 @@ class TemplateEncoder(TextEncoder):
         """
         return [pair.source for pair in self.pairs([("a", document) for document in documents])]
 
-    @property
-    def document_first(self) -> bool:
-        """Whether the template puts the document before the query."""
-        return self.options.template.index("{document}") < self.options.template.index("{query}")
-
-    def _source(
-        self,
-        ids: Sequence[int],
-        offsets: Sequence[tuple[int, int]],
-        document_span: tuple[int, int],
-        query_span: tuple[int, int],
-    ) -> Prompt:
+    def _source(self, ids: Sequence[int], offsets: Sequence[Span], document_span: Span, query_span: Span) -> Prompt:
         if not self.document_first:
             return Prompt((), (), ())
         border = len(ids)
@@ -87,30 +100,21 @@ class TemplateEncoder(TextEncoder):
         prompt = split_around(ids[:border], offsets[:border], *document_span)
         return Prompt((*self.leading, *prompt.before), prompt.document, prompt.after)
 
-    def _fill(self, query: str, document: str) -> tuple[str, tuple[int, int], tuple[int, int]]:
+    def _fill(self, query: str, document: str) -> tuple[str, Span, Span]:
         """The filled template and the character spans of document and query in it, whichever comes first."""
-        template = self.options.template
-        query_at, document_at = template.index("{query}"), template.index("{document}")
         # The texts are put in by position: a document may itself contain "{query}".
-        first, second = (query, document) if query_at < document_at else (document, query)
-        head, rest = template.split("{query}" if query_at < document_at else "{document}")
-        middle, tail = rest.split("{document}" if query_at < document_at else "{query}")
-        first_span = (len(head), len(head) + len(first))
-        start = first_span[1] + len(middle)
-        second_span = (start, start + len(second))
+        head, middle, tail = re.split(r"\{query\}|\{document\}", self.options.template)
+        first, second = (document, query) if self.document_first else (query, document)
+        start = len(head) + len(first) + len(middle)
+        spans = (len(head), len(head) + len(first)), (start, start + len(second))
         text = head + first + middle + second + tail
-        return (text, second_span, first_span) if query_at < document_at else (text, first_span, second_span)
+        return (text, *spans) if self.document_first else (text, spans[1], spans[0])
 
-    def _shorten_query(
-        self, ids: list[int], offsets: list[tuple[int, int]], span: tuple[int, int]
-    ) -> tuple[list[int], list[tuple[int, int]]]:
+    def _shorten_query(self, ids: list[int], offsets: list[Span], span: Span) -> tuple[list[int], list[Span]]:
         parts = split_around(ids, offsets, *span)
-        surplus = len(parts.document) - self.options.max_query_length
-        if surplus <= 0:
-            return ids, offsets
-        self._cut_query(list(parts.document), self.options.max_query_length)
         end = len(parts.before) + len(parts.document)
-        return ids[: end - surplus] + ids[end:], offsets[: end - surplus] + offsets[end:]
+        start = end - max(len(parts.document) - self.options.max_query_length, 0)
+        return ids[:start] + ids[end:], offsets[:start] + offsets[end:]
 
 
 class TwolarModel(RankerModel):
@@ -196,11 +200,9 @@ class TwolarModel(RankerModel):
         return ids
 
     def _special_or_single(self, text: str) -> int:
-        if text in self.tokenizer.get_added_vocab():
-            return self.tokenizer.get_added_vocab()[text]
-        ids = self._answer_in_context(text)
-        unknown = self.tokenizer.unk_token_id
-        if len(ids) != 1 or (unknown is not None and ids[0] == unknown):
+        added = self.tokenizer.get_added_vocab()
+        ids = [added[text]] if text in added else self._answer_in_context(text)
+        if len(ids) != 1 or (ids[0] == self.tokenizer.unk_token_id and text not in added):
             pieces = self.tokenizer.convert_ids_to_tokens(ids)
             raise ModelError(
                 f"the answer {text!r} is not a single token of this tokenizer but {pieces}; "
@@ -221,43 +223,11 @@ class TwolarModel(RankerModel):
         before, whole = ids(tail), ids(f"{tail}{border}{text}")
         return whole[len(before) :] if before and whole[: len(before)] == before else ids(border + text)
 
-    # ---- tensors in, scores out ------------------------------------------------------------------
-
-    def answer_logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits of the answer tokens, `(pairs, 2)` or `(pairs, 1)`; ids `(pairs, length)` padded on either side.
-
-        In float32 also where the model computes in less.
-        """
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        answers = self.answer_ids()
-        if self.config.is_encoder_decoder:
-            return first_step_logits(self.backbone, input_ids, attention_mask, answers)
-        (aligned,) = align_left(attention_mask, input_ids)
-        keep = torch.zeros_like(aligned, dtype=torch.bool)
-        keep[torch.arange(len(keep), device=keep.device), attention_mask.sum(-1) - 1] = True
-        reading = with_answer_head(self.backbone, answers)
-        logits = logits_at(reading or self.backbone, aligned, keep)
-        return logits if reading else logits[:, answers]
-
     def pool(self, logits: torch.Tensor) -> torch.Tensor:
-        """Scores `(pairs,)` float32 from the answer logits, as `options.strategy` says."""
         logits = logits.float()
         if self.options.strategy == "difference":
             return logits[:, 0] - logits[:, 1]
-        if self.options.strategy == "softmax":
-            return logits.softmax(-1)[:, 0]
-        return logits[:, 0]
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-    ) -> RankingOutput:
-        """Scores of tokenized pairs; `labels` `(groups,)` as in `TSARankModel.forward`."""
-        scores = self.pool(self.answer_logits(input_ids, attention_mask))
-        return RankingOutput(loss=None if labels is None else group_loss(scores, labels), scores=scores)
+        return (logits.softmax(-1) if self.options.strategy == "softmax" else logits)[:, 0]
 
     # ---- text in, scores out ---------------------------------------------------------------------
 
@@ -281,16 +251,5 @@ class TwolarModel(RankerModel):
         ids = self.answer_ids()
         return dict(zip(self.tokenizer.convert_ids_to_tokens(ids), ids, strict=True))
 
-    def _task(self, pair: EncodedPair) -> Task:
-        last = (len(pair.prompt) - 1,)
-        return Task(pair.prompt, last, (), self._cacheable(pair), len(pair.prompt))
-
     def _read_out(self) -> tuple[str, Sequence[int]]:
         return "answer_logits", self.answer_ids()
-
-    def _read_plainly(self, tasks: Sequence[Task]) -> list[torch.Tensor]:
-        ids, mask = pad_right([task.ids for task in tasks], self.pad_id, self.device)
-        return list(self.answer_logits(ids, mask).cpu()[:, None])
-
-    def _pool_values(self, values: Sequence[torch.Tensor]) -> list[float]:
-        return self.pool(torch.cat([one[-1:] for one in values])).tolist()

@@ -8,19 +8,28 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 
 from .ranking_errors import ModelError
-from .ranking_scoring import RankingCancelled, accepts, check_attention, context_length, plan_batches, rope_limits
+from .ranking_scoring import (
+    RankingCancelled,
+    accepts,
+    check_attention,
+    gathered_log_probs,
+    pad_right,
+    plan_batches,
+    with_answer_head,
+)
 
 
 logger = logging.getLogger(__name__)
 
-# The version of what this file and the engine say to each other.
-ENGINE_API = 1
+# The version of what this file and the engine say to each other, and the module that it asks.
+ENGINE_API = 2
+PLACE = "modeling_tsarank.models.installed"
 _warned: set[str] = set()
 
 
@@ -50,12 +59,9 @@ def installed_engine(needed_for: str = "") -> Any:
     """
     reason = "the package tsarank is not installed"
     try:
-        import modeling_tsarank.engine as engine
+        import modeling_tsarank.models.installed as engine
     except ModuleNotFoundError as error:
-        if __name__.startswith("modeling_tsarank.") or error.name not in (
-            "modeling_tsarank",
-            "modeling_tsarank.engine",
-        ):
+        if __name__.startswith("modeling_tsarank.") or not f"{PLACE}.".startswith(f"{error.name}."):
             raise
     else:
         if engine.OLDEST_API <= ENGINE_API <= engine.ENGINE_API:
@@ -72,12 +78,6 @@ def installed_engine(needed_for: str = "") -> Any:
     return None
 
 
-def load_errors(name: Any) -> AbstractContextManager[None]:
-    """Within, what is raised for a damaged checkpoint is a `ModelError` of one line, where there is an engine."""
-    engine = installed_engine()
-    return nullcontext() if engine is None else engine.load_errors(name)
-
-
 def read_values(
     model: Any,
     tasks: Sequence[Task],
@@ -91,6 +91,11 @@ def read_values(
         model: a ranking model.
         batch_tokens, show_progress, stop: as in `RankerModel.predict`.
     """
+    check_attention(model.backbone)
+    if model.document_store is not None:
+        model.check_cacheable()
+    if not tasks:
+        return [], 0
     needed_for = "a store of document states" if model.document_store is not None else model.number_format or ""
     engine = installed_engine(needed_for)
     if engine is not None:
@@ -104,9 +109,23 @@ def read_values(
     for batch in plan_batches(lengths, batch_tokens):
         if stop is not None and stop():
             raise RankingCancelled("scoring was cancelled")
-        for i, value in zip(batch, model._read_plainly([tasks[i] for i in batch]), strict=True):
-            values[i] = value
+        for i, value in zip(batch, read_plainly(model, [tasks[i] for i in batch]), strict=True):
+            values[i] = value.cpu()
     return values, sum(lengths)
+
+
+def read_plainly(model: Any, tasks: Sequence[Task]) -> list[torch.Tensor]:
+    """For each task the values `(positions, values)`, read in one padded batch; with gradients in training."""
+    ids, mask = pad_right([task.ids for task in tasks], model.pad_id, model.device)
+    if model.config.is_encoder_decoder:
+        return list(model.answer_logits(ids, mask)[:, None])
+    keep = torch.zeros(ids.shape, dtype=torch.bool)
+    for row, task in enumerate(tasks):
+        keep[row, list(task.at)] = True
+    targets = torch.tensor([token for task in tasks for token in task.targets], device=model.device)
+    behind = tasks[0].length - len(tasks[0].ids)
+    values = values_at(model.backbone, ids, keep.to(model.device), model._read_out(), targets, behind)
+    return list(values.split([len(task.at) for task in tasks]))
 
 
 def logits_at(backbone: Any, input_ids: torch.Tensor, keep: torch.Tensor, behind: int = 0) -> torch.Tensor:
@@ -121,28 +140,51 @@ def logits_at(backbone: Any, input_ids: torch.Tensor, keep: torch.Tensor, behind
         behind: tokens of a text behind the last of them.
     """
     check_attention(backbone)
-    engine = installed_engine() if rope_limits(backbone.config.get_text_config()) else None
+    engine = installed_engine()
     if engine is not None:
         last = keep.shape[1] - keep.flip(-1).int().argmax(-1)
-        backbone = engine.with_own_lengths(backbone, (last + behind).tolist())
-    if accepts(backbone.forward, "logits_to_keep"):
-        kept: torch.Tensor = backbone(input_ids=input_ids, use_cache=False, logits_to_keep=keep).logits
-        return kept
-    logits: torch.Tensor = backbone(input_ids=input_ids, use_cache=False).logits[keep]
-    return logits
+        backbone = engine.with_own_lengths(backbone, last + behind)
+    takes_keep = accepts(backbone.forward, "logits_to_keep")
+    inputs = {"logits_to_keep": keep} if takes_keep else {}
+    logits: torch.Tensor = backbone(input_ids=input_ids, use_cache=False, **inputs).logits
+    return logits if takes_keep else logits[keep]
+
+
+def values_at(
+    backbone: Any,
+    input_ids: torch.Tensor,
+    keep: torch.Tensor,
+    read_out: tuple[str, Sequence[int]],
+    targets: torch.Tensor | None = None,
+    behind: int = 0,
+) -> torch.Tensor:
+    """What is read off a decoder at the kept positions, `(positions, values)` float32.
+
+    Parameters:
+        input_ids, keep, behind: as in `logits_at`.
+        read_out: `token_log_probs` of `targets` `(positions,)`, or `answer_logits` and the ids of the tokens.
+    """
+    kind, tokens = read_out
+    if kind == "token_log_probs" and targets is not None:
+        return gathered_log_probs(logits_at(backbone, input_ids, keep, behind), targets)[:, None]
+    reading = with_answer_head(backbone, tokens)
+    logits = logits_at(reading or backbone, input_ids, keep, behind)
+    return logits if reading else logits[:, list(tokens)]
 
 
 def readable_length(backbone: Any) -> int | None:
-    """How many tokens a text may have, `None` if the configuration does not say.
-
-    Some rotary embeddings depend on the longest text of a batch. Without the engine, none may be so long.
-    """
-    limits = rope_limits(backbone.config.get_text_config())
-    if not limits:
-        return context_length(backbone.config)
+    """How many tokens a text may have, `None` if the configuration does not say."""
     engine = installed_engine()
-    found: int | None = min(limit for limit, _ in limits) if engine is None else engine.readable_length(backbone)
-    return found
+    if engine is not None:
+        found: int | None = engine.readable_length(backbone)
+        return found
+    config = backbone.config.get_text_config()
+    names = ("max_position_embeddings", "max_seq_len", "n_positions")
+    limit = next((limit for name in names if (limit := getattr(config, name, None) or 0) > 0), None)  # XLNet says -1
+    # LongRoPE turns all keys of a batch as its longest text says: without the engine none may be so long.
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [kind for kind in (rope, *rope.values()) if isinstance(kind, dict) and kind.get("rope_type") == "longrope"]
+    return min((kind["original_max_position_embeddings"] for kind in kinds), default=limit)
 
 
 _MODE = threading.Lock()

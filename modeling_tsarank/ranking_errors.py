@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 
 class TSARankError(Exception):
     """Base of every error that tsarank raises on purpose; the command line prints it in one line and exits with 2."""
@@ -21,3 +25,23 @@ class ResourceError(TSARankError, RuntimeError):
 
 class NonFiniteScoreError(TSARankError, ArithmeticError):
     """A model returned NaN or an infinity where a score was expected; such scores are never sorted silently."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first non-empty line of an error's text, for messages of one line."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def load_errors(name: Any) -> Iterator[None]:
+    """Turns whatever transformers, tokenizers and safetensors raise for a damaged checkpoint into a `ModelError`.
+
+    They check few fields of the files they read: a wrong one ends in any exception there is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, TSARankError | MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            raise
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        raise ModelError(f"cannot load the model {name}: {kind}{first_line(error)}") from error

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers.utils import ModelOutput
 
-from .ranking_errors import InputError, ModelError, NonFiniteScoreError
+from .ranking_errors import ModelError, NonFiniteScoreError
 from .ranking_options import whole_number
 
 
@@ -26,41 +26,29 @@ class RankingCancelled(Exception):  # noqa: N818 - a request that was granted, n
     """The caller's `stop` returned true; no scores are returned, the model stays usable."""
 
 
-def default_batch_tokens(device: torch.device) -> int:
-    """Token budget of one batch where the user named none."""
-    return CPU_BATCH_TOKENS if device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
-
-
 def check_batch_tokens(batch_tokens: int | None, device: torch.device) -> int:
-    """The given budget or the default. Raises `InputError` unless it is a positive integer."""
-    if batch_tokens is None:
-        return default_batch_tokens(device)
-    return whole_number(batch_tokens, "batch_tokens")
+    """The given token budget of one batch, or the default. Raises `InputError` unless it is a positive integer."""
+    default = CPU_BATCH_TOKENS if device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
+    return default if batch_tokens is None else whole_number(batch_tokens, "batch_tokens")
 
 
-def plan_batches(
-    lengths: Sequence[int], batch_tokens: int, padded: bool = True, read: Sequence[int] | None = None
-) -> list[list[int]]:
+def plan_batches(lengths: Sequence[int], batch_tokens: int, read: Sequence[int] | None = None) -> list[list[int]]:
     """Indexes grouped into batches whose rows × longest row is at most `batch_tokens` (or a single longer row).
 
     Rows are sorted by length, so hardly anything is padded; the longest come first, so a machine too small for the
-    work says so at once and not at the end. With `padded=False` the budget bounds the sum of a batch's lengths.
-    Where a length counts more than the tokens that its row reads, `read` gives these: rows that read about as many
-    then come together, and by length only among them.
+    work says so at once and not at the end. Where a length counts more than the tokens that its row reads, `read`
+    gives these: rows that read about as many then come together, and by length only among them.
     """
-    order = sorted(
-        range(len(lengths)), key=lambda i: (-(read[i] // SAME_READ) if read is not None else 0, -lengths[i], i)
-    )
+    order = sorted(range(len(lengths)), key=lambda i: (-(read[i] // SAME_READ) if read else 0, -lengths[i], i))
     batches: list[list[int]] = []
-    total = longest = 0
+    longest = 0
     for index in order:
-        total += lengths[index]
         longest = max(longest, lengths[index])
-        if batches and (total if not padded else (len(batches[-1]) + 1) * longest) <= batch_tokens:
+        if batches and (len(batches[-1]) + 1) * longest <= batch_tokens:
             batches[-1].append(index)
         else:
             batches.append([index])
-            total = longest = lengths[index]
+            longest = lengths[index]
     return batches
 
 
@@ -127,25 +115,12 @@ class RankingOutput(ModelOutput):
     """Output of a ranking model's `forward`.
 
     Attributes:
-        loss: scalar, listwise softmax cross-entropy over `scores`; only where `labels` were given.
         scores: `(pairs,)` float32, higher is more relevant.
         token_log_probs: `(query tokens,)` float32, row by row (`TSARankModel` only).
     """
 
-    loss: torch.Tensor | None = None
     scores: torch.Tensor | None = None
     token_log_probs: torch.Tensor | None = None
-
-
-def group_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Softmax cross-entropy of groups of equal size: scores `(groups × size,)`, labels `(groups,)` the index of the
-    relevant document in each group (TSARankLLM, Eq. 3 with S = score and tau = 1)."""
-    if labels.ndim != 1 or scores.numel() % max(labels.numel(), 1):
-        raise InputError(
-            f"{scores.numel()} scores cannot be split into {labels.numel()} groups of equal size; labels must "
-            "hold one index of the relevant document per group"
-        )
-    return torch.nn.functional.cross_entropy(scores.view(labels.numel(), -1), labels)
 
 
 # ---- heads ---------------------------------------------------------------------------------------------------------
@@ -200,6 +175,10 @@ def with_answer_head(backbone: Any, tokens: Sequence[int]) -> Any:
     made = object.__new__(type(backbone))
     made.__dict__.update(vars(backbone))
     made.__dict__["_modules"] = {**backbone._modules, place: AnswerHead(head, tokens)}
+    # BART and its kin add a bias to all logits.
+    for name, bias in backbone._buffers.items():
+        if bias is not None and bias.shape[-1:] == head.weight.shape[:1]:
+            made.__dict__["_buffers"] = {**made._buffers, name: bias[..., list(tokens)]}
     return made
 
 
@@ -222,31 +201,6 @@ def first_step_logits(
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "decoder_input_ids": decoder}
     logits: torch.Tensor = (reading or backbone)(**inputs, use_cache=False).logits[:, 0, :]
     return logits if reading else logits[:, list(tokens)]
-
-
-# ---- what a configuration says of lengths ---------------------------------------------------------------------------
-
-
-def context_length(config: Any) -> int | None:
-    """How many tokens a text may have, `None` if the configuration does not say."""
-    config = config.get_text_config()
-    names = ("max_position_embeddings", "max_seq_len", "n_positions")
-    return next((getattr(config, name) for name in names if getattr(config, name, None)), None)
-
-
-def rope_limit(config: Any, parameters: dict[str, Any]) -> tuple[int, bool] | None:
-    """Up to which length the frequencies stay the same, and whether they depend on the length beyond; if they do."""
-    kind = parameters.get("rope_type") or ""
-    if kind == "longrope":
-        return parameters["original_max_position_embeddings"], False
-    return (config.max_position_embeddings, True) if "dynamic" in kind else None
-
-
-def rope_limits(config: Any) -> list[tuple[int, bool]]:
-    """`rope_limit` of each kind of layer, where there are any."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    parts = [part for part in parameters.values() if isinstance(part, dict)] or [parameters]
-    return [limit for part in parts if (limit := rope_limit(config, part)) is not None]
 
 
 # ---- attention -----------------------------------------------------------------------------------------------------

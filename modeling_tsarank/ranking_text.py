@@ -6,10 +6,8 @@ prompt is read off the tokenizer's character offsets, so an uncut prompt is exac
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,49 +54,29 @@ class EncodedPair:
     query_cut: int = 0
 
 
-# Set by what scores in many calls and reports one count for all of them.
-_CUTS_REPORTED: ContextVar[bool] = ContextVar("cuts_reported", default=False)
+CUT_WARNING = "%d of %d %s were cut: %s"
 
 
-@contextlib.contextmanager
-def cuts_reported() -> Iterator[None]:
-    """Within it no call warns of cut documents: the caller adds up `last_stats["cut_documents"]` and tells."""
-    token = _CUTS_REPORTED.set(True)
-    try:
-        yield
-    finally:
-        _CUTS_REPORTED.reset(token)
+def warn_of_cuts(cut: int, total: int, limit: int, of: str = "max_length") -> None:
+    """One warning that so many of `total` texts were cut, if any were: to the limit, which the option `of` sets."""
+    what, rule = {
+        "max_length": ("documents", f"prompt, query and document have at most {limit} tokens together"),
+        "max_query_length": ("queries", f"each has at most {limit} tokens"),
+        "passage_words": ("documents", f"{limit} words of each are shown"),
+    }[of]
+    if cut:
+        logger.warning(CUT_WARNING, cut, total, what, f"{rule} ({of})")
 
 
-def warn_of_cuts(cut: int, documents: int, limit: int, of: str = "tokens") -> None:
-    """One warning with the number of documents that were cut, if any were: to a pair's tokens, or to own `words`."""
-    if cut and not _CUTS_REPORTED.get():
-        what = "prompt, query and document have at most %d tokens together (max_length)"
-        what = what if of == "tokens" else "%d words of each are shown (passage_words)"
-        logger.warning(f"%d of %d documents were cut: {what}", cut, documents, limit)
-
-
-# Set while `encode_counted` counts cut queries; the encoder warns of the first one elsewhere, as in training.
-_QUERIES_COUNTED: ContextVar[bool] = ContextVar("queries_counted", default=False)
-
-
-def encode_counted(encoder: Any, pairs: Sequence[tuple[str, str]]) -> tuple[list[EncodedPair], dict[str, int]]:
-    """`encoder.pairs`, and how many documents and queries were cut, each counted once; a warning tells of either."""
-    token = _QUERIES_COUNTED.set(not _CUTS_REPORTED.get())
-    try:
-        encoded = encoder.pairs(pairs)
-    finally:
-        _QUERIES_COUNTED.reset(token)
-    documents = {document: False for _, document in pairs}
-    queries = {query: False for query, _ in pairs}
-    for (query, document), pair in zip(pairs, encoded, strict=True):
-        documents[document] |= bool(pair.cut)
-        queries[query] |= bool(pair.query_cut)
-    cut, longest = sum(queries.values()), encoder.options.max_query_length
-    warn_of_cuts(sum(documents.values()), len(documents), encoder.options.max_length)
-    if cut and not _CUTS_REPORTED.get():
-        logger.warning("%d of %d queries were cut to %d tokens (max_query_length)", cut, len(queries), longest)
-    return encoded, {"cut_documents": sum(documents.values()), "cut_queries": cut}
+def count_cuts(
+    pairs: Sequence[tuple[str, str]], encoded: Sequence[EncodedPair], options: RankingOptions
+) -> dict[str, int]:
+    """How many documents and queries were cut, each counted once; a warning tells of either."""
+    documents = {document for (_, document), ids in zip(pairs, encoded, strict=True) if ids.cut}
+    queries = {query for (query, _), ids in zip(pairs, encoded, strict=True) if ids.query_cut}
+    warn_of_cuts(len(documents), len({document for _, document in pairs}), options.max_length)
+    warn_of_cuts(len(queries), len({query for query, _ in pairs}), options.max_query_length, "max_query_length")
+    return {"cut_documents": len(documents), "cut_queries": len(queries)}
 
 
 def clean_text(text: Any, what: str) -> str:
@@ -192,7 +170,7 @@ class TextEncoder:
             raise ModelError(
                 f"{type(tokenizer).__name__} is no fast tokenizer (tokenizer.json); ranking needs character offsets"
             )
-        self.tokenizer, self.context = tokenizer, context
+        self.tokenizer, self.context, self.options = tokenizer, context, options
         try:
             self._user_text = UserText(tokenizer)
             self.leading, self.trailing = self._special_tokens(options)
@@ -200,7 +178,6 @@ class TextEncoder:
             raise
         except Exception as error:  # nobody checks the fields of tokenizer_config.json before they are used
             raise ModelError(f"the tokenizer cannot encode a text: {type(error).__name__}: {error}") from error
-        self._warned_query_cut = False
 
     def _special_tokens(self, options: RankingOptions) -> tuple[list[int], list[int]]:
         """The special tokens in front of and behind a text: the tokenizer's own habit, or as `add_bos` says."""
@@ -217,16 +194,16 @@ class TextEncoder:
             leading = [token for token in leading if token != bos]
         return leading, trailing
 
+    def _leave_room(self, fixed: int) -> None:
+        limits = self.options
+        if fixed + limits.max_query_length >= limits.max_length:
+            raise ModelError(
+                f"the prompt's own {fixed} tokens and max_query_length ({limits.max_query_length}) leave no room for "
+                f"the document in max_length ({limits.max_length})"
+            )
+
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, **TOKENIZE)["input_ids"]
-
-    def _cut_query(self, ids: list[int], limit: int) -> list[int]:
-        if len(ids) <= limit:
-            return ids
-        if not self._warned_query_cut and not _QUERIES_COUNTED.get():
-            logger.warning("a query of %d tokens was cut to %d on the right (max_query_length)", len(ids), limit)
-            self._warned_query_cut = True
-        return ids[:limit]
 
 
 def cacheable_ids(prompt: Prompt, options: RankingOptions) -> tuple[int, ...]:

@@ -36,27 +36,15 @@ class UserText:
 
     def encode(self, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[tuple[list[int], list[Span]]]:
         """Ids and character offsets of each text, of which `spans` (start, end) are the user's. No special tokens are
-        put around it. A slow tokenizer gives no offsets."""
+        put around it."""
         if not texts:
             return []
-        if not getattr(self.tokenizer, "is_fast", False):
-            return [(self._slow(text, own), []) for text, own in zip(texts, spans, strict=True)]
         batch = self.tokenizer(list(texts), return_offsets_mapping=True, **TOKENIZE)
         rows = zip(texts, batch["input_ids"], batch["offset_mapping"], spans, strict=True)
         return [
             (ids, offsets) if self.added.keys().isdisjoint(ids) else self._as_text(text, ids, offsets, own)
             for text, ids, offsets, own in rows
         ]
-
-    def encode_whole(self, texts: Sequence[str], limit: int) -> list[list[int]]:
-        """Ids of texts that are all the user's, with the special tokens that the tokenizer puts around one;
-        cut on the right to `limit` in all."""
-        whole, inside = self.tokenizer("a")["input_ids"], self.tokenizer("a", **TOKENIZE)["input_ids"]
-        at = next(at for at in range(len(whole)) if whole[at : at + len(inside)] == inside)
-        before, after = whole[:at], whole[at + len(inside) :]
-        room = limit - len(before) - len(after)
-        encoded = self.encode(texts, [[(0, len(text))] for text in texts])
-        return [[*before, *ids[:room], *after] for ids, _ in encoded]
 
     def _as_text(
         self, text: str, ids: Sequence[int], offsets: Sequence[Span], spans: Sequence[Span]
@@ -75,22 +63,6 @@ class UserText:
                 new_ids.append(number)
                 new_offsets.append((start, end))
         return new_ids, new_offsets
-
-    def _slow(self, text: str, spans: Sequence[Span]) -> list[int]:
-        tokenizer = self.tokenizer
-        ids = tokenizer(text, **TOKENIZE)["input_ids"]
-        if self.added.keys().isdisjoint(ids):
-            return ids
-        ids, at = [], 0
-        for start, end in [*spans, (len(text), len(text))]:
-            parts = [text[at:start], *self.pattern.split(text[start:end])]
-            for place, part in enumerate(parts):
-                if place and not place % 2:  # what the pattern caught
-                    ids += tokenizer.convert_tokens_to_ids(tokenizer.tokenize(part, split_special_tokens=True))
-                elif part:
-                    ids += tokenizer(part, **TOKENIZE)["input_ids"]
-            at = end
-        return ids
 
     def _is_users(self, number: int, text: str, start: int, end: int, spans: Sequence[Span]) -> bool:
         written = text[start:end]

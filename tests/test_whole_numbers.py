@@ -17,8 +17,9 @@ from modeling_tsarank.eval.fusion import FusionSetting, tune_fusion
 from modeling_tsarank.eval.options import EvaluationOptions
 from modeling_tsarank.eval.significance import compare_runs
 from modeling_tsarank.jobs.bulk_scoring import BulkJob
+from modeling_tsarank.modeling_tsarank import QueryLikelihoodOptions
+from modeling_tsarank.modeling_twolar import LogitOptions
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.ranking_options import LogitOptions, QueryLikelihoodOptions
 from modeling_tsarank.ranking_scoring import check_batch_tokens
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from modeling_tsarank.engine.checkpoints import load_backbone
 from modeling_tsarank.modeling_ranker import RankerModel
+from modeling_tsarank.models.checkpoints import load_backbone
 from modeling_tsarank.models.loading import make_ranker
 from modeling_tsarank.models.resolver import resolve_language_model
 from modeling_tsarank.ranking_errors import ModelError

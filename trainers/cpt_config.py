@@ -10,8 +10,8 @@ from trl import SFTConfig
 
 from modeling_tsarank.cli.command_line import Number
 from modeling_tsarank.engine.batch_invariance import cpu_has_bfloat16
+from modeling_tsarank.modeling_tsarank import QueryLikelihoodOptions
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.ranking_options import QueryLikelihoodOptions
 from modeling_tsarank.trainers.config_checks import PartConfig, check_number, settle_configuration
 from modeling_tsarank.trainers.options import documented
 from modeling_tsarank.trainers.row_checks import RowRules

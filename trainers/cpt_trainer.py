@@ -13,9 +13,9 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from trl import SFTTrainer
 
 from modeling_tsarank.modeling_ranker import RankerModel
-from modeling_tsarank.modeling_tsarank import QueryLikelihoodEncoder, TSARankModel
+from modeling_tsarank.modeling_tsarank import QueryLikelihoodEncoder, QueryLikelihoodOptions, TSARankModel
 from modeling_tsarank.ranking_errors import InputError, ModelError, TSARankError
-from modeling_tsarank.ranking_options import CONFIG_KEY, QueryLikelihoodOptions
+from modeling_tsarank.ranking_options import CONFIG_KEY
 from modeling_tsarank.ranking_scoring import accepts
 from modeling_tsarank.ranking_text import clean_query, document_text
 from modeling_tsarank.trainers.base_models import load_base_model

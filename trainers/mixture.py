@@ -40,7 +40,7 @@ def pair_scores(ranker: Any, values: Values, batch: Batch) -> Tensor:
     """The ranking scores of the batch's pairs, `(pairs,)`, as `predict` would give them."""
     if "scores" in values:
         return values["scores"]
-    scores: Tensor = ranker.pool(values["token_log_probs"], batch["query_lengths"])
+    scores: Tensor = ranker.pool_tokens(values["token_log_probs"], batch["query_lengths"])
     return scores
 
 

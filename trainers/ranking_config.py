@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from transformers import TrainingArguments
 
+from modeling_tsarank.modeling_tsarank import QueryLikelihoodOptions
+from modeling_tsarank.modeling_twolar import LogitOptions
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.ranking_options import LogitOptions, QueryLikelihoodOptions
 from modeling_tsarank.trainers.collators import ONE_POSITIVE, Sampling
 from modeling_tsarank.trainers.config_checks import PartConfig, settle_configuration
 from modeling_tsarank.trainers.losses import OBJECTIVES, get_objective

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from typing import Any
 
+from ..files.reading import read_text
 from ..models.arguments import add_model_arguments, model_from_arguments
+from ..models.resolver import Kind, Source, resolve
 from .command_line import add_command
 
 
@@ -32,7 +35,6 @@ def describe(ranker: Any, name: str | None) -> dict[str, Any]:
         ranker: The model.
         name: What the user called it.
     """
-    from ..models.resolver import resolve
     from ..ranking_errors import ModelError
 
     source = resolve(name)
@@ -62,16 +64,41 @@ def describe(ranker: Any, name: str | None) -> dict[str, Any]:
         "context": ranker.encoder.context,
         "document_states": kept,
         "read_by": read_by(ranker),
+        "read_by_own_code": read_by_own_code(source),
     }
 
 
 def read_by(ranker: Any) -> str:
-    """What reads a model's pairs: the installed engine, or plain batches."""
-    from ..ranking_engine import ENGINE_API, installed_engine
+    """What reads the pairs of a model that this package has loaded."""
+    from ..models.installed import ENGINE_API
 
-    if ranker.config.is_encoder_decoder or installed_engine() is None:
-        return "plain padded batches"
-    return f"the engine of the installed package (API {ENGINE_API})"
+    how = ", an encoder-decoder in plain padded batches" if ranker.config.is_encoder_decoder else ""
+    return f"the engine of the installed package (API {ENGINE_API}){how}"
+
+
+def read_by_own_code(source: Source) -> str:
+    """What reads the pairs where the code that a checkpoint carries is run, as by `AutoModel` with remote code."""
+    from transformers.utils import cached_file
+
+    from ..models.installed import ENGINE_API, OLDEST_API
+
+    if source.kind not in (Kind.FOLDER, Kind.HUB, Kind.PUBLISHED):
+        return "it carries no code"
+    missing: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
+    try:
+        found = {file: cached_file(source.name, file, **missing) for file in ("ranking_engine.py", "ranking_text.py")}
+    except OSError:
+        found = {}
+    if not any(found.values()):
+        return "it carries no code"
+    path = found["ranking_engine.py"]
+    api = re.search(r"^ENGINE_API = (\d+)$", read_text(path), re.MULTILINE) if path else None
+    if api is None:
+        return "plain padded batches: its code is older than the engine"
+    served = f"the installed engine serves {OLDEST_API} to {ENGINE_API}"
+    if OLDEST_API <= int(api[1]) <= ENGINE_API:
+        return f"the engine of the installed package (API {api[1]} in its code; {served})"
+    return f"plain padded batches (API {api[1]} in its code; {served})"
 
 
 def run(args: argparse.Namespace) -> int:

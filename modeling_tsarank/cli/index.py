@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..files.sizes import readable_size
+from ..jobs.cut_counts import cuts_reported
 from ..models.arguments import add_model_arguments, model_from_arguments
 from ..ranking_errors import ResourceError
-from ..ranking_text import cuts_reported
 from .command_line import add_command, size
 
 

@@ -1,7 +1,7 @@
 """How prompts are read fast: prefixes that several tasks share, or that a store holds, are read once.
 
-The functions here are what a checkpoint's own code calls (`ranking_scoring.installed_engine`), perhaps code of another
-version: only ids, numbers, tensors and the plain backbone go in and out. Within the package, `PrefixReader` does it.
+The functions here are what a checkpoint's own code calls, by `models.installed`; within the package, `PrefixReader`
+does it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import PreTrainedModel
 
-from .checkpoints import check_vocabulary, load_complete, load_errors, make_ranker, refuse_shell_of_a_folder
 from .indexing import check_cacheable, index_documents
 from .prefix_reader import PrefixReader, StateStore
 from .read_outs import AnswerLogits, ReadOut, TokenLogProbs
@@ -23,19 +22,14 @@ __all__ = [
     "ENGINE_API",
     "OLDEST_API",
     "check_cacheable",
-    "check_vocabulary",
     "index_documents",
-    "load_complete",
-    "load_errors",
-    "make_ranker",
     "read",
     "readable_length",
-    "refuse_shell_of_a_folder",
     "with_own_lengths",
 ]
 
 # What these functions take and give; raised when that changes. Code of any version from the oldest on is served.
-ENGINE_API, OLDEST_API = 1, 1
+ENGINE_API, OLDEST_API = 2, 2
 # ids, at, targets, cached, length: see `Task`.
 TaskFields = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
 

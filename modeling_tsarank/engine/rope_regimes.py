@@ -16,11 +16,32 @@ from typing import Any
 import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from ..ranking_scoring import context_length, rope_limit, rope_limits
 from .private_view import private_view
 
 
 ORIGINAL_FREQUENCIES = "original_inv_freq"
+
+
+def context_length(config: Any) -> int | None:
+    """How many tokens a text may have, `None` if the configuration does not say."""
+    config = config.get_text_config()
+    names = ("max_position_embeddings", "max_seq_len", "n_positions")
+    return next((limit for name in names if (limit := getattr(config, name, None) or 0) > 0), None)  # XLNet says -1
+
+
+def rope_limit(config: Any, parameters: dict[str, Any]) -> tuple[int, bool] | None:
+    """Up to which length the frequencies stay the same, and whether they depend on the length beyond; if they do."""
+    kind = parameters.get("rope_type") or ""
+    if kind == "longrope":
+        return parameters["original_max_position_embeddings"], False
+    return (config.max_position_embeddings, True) if "dynamic" in kind else None
+
+
+def rope_limits(config: Any) -> list[tuple[int, bool]]:
+    """`rope_limit` of each kind of layer, where there are any."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    parts = [part for part in parameters.values() if isinstance(part, dict)] or [parameters]
+    return [limit for part in parts if (limit := rope_limit(config, part)) is not None]
 
 
 def rotary_modules(model: torch.nn.Module) -> list[tuple[str, Any]]:
@@ -136,13 +157,15 @@ def readable_length(backbone: Any) -> int | None:
     return min(limit for limit, _ in limits)
 
 
-def with_own_lengths(backbone: Any, lengths: Sequence[int]) -> Any:
+def with_own_lengths(backbone: Any, lengths: torch.Tensor) -> Any:
     """The model for one pass in which each row's keys are turned as its own length says; for training as well."""
+    if not rope_limits(backbone.config.get_text_config()):
+        return backbone
     view = private_view(backbone, keep_mode=True)
     rotary = [] if view is None else use_regimes(view)
     if not rotary:
         return backbone
-    regimes = [rope_regime(backbone.config.get_text_config(), length) for length in lengths]
+    regimes = [rope_regime(backbone.config.get_text_config(), length) for length in lengths.tolist()]
     for one in rotary:
         one.regimes = regimes
     return view

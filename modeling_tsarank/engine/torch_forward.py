@@ -11,14 +11,14 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from ..ranking_scoring import accepts, head_place, pad_right, rope_limits
+from ..ranking_scoring import accepts, head_place, pad_right
 from .batch_invariance import make_linears_invariant, takes
 from .forward import Forward, Sharing
 from .grouped_attention import GROUPED, takes_grouped
 from .last_block import Wanted, pick_positions
 from .private_view import hooked, private_view
 from .read_outs import ReadOut
-from .rope_regimes import rope_regime, use_regimes
+from .rope_regimes import rope_limits, rope_regime, use_regimes
 from .state_blocks import Layers, StateBlocks, Workspace, fill_groups, shapes_of, stack_layers
 from .tasks import Task
 
@@ -79,7 +79,8 @@ class TorchForward(Forward):
         self._model: Any = backbone if view is None else view
         self._is_view = view is not None
         ours = type(backbone).__module__.startswith("transformers.models.")
-        self._known = self._is_view and ours and self._config.model_type in ARCHITECTURES
+        # What wraps a known architecture, as models of sound and images do, may pass on less than it takes.
+        self._known = self._is_view and ours and backbone.config.model_type in ARCHITECTURES
         self._accepts = {
             name for name in ("logits_to_keep", "position_ids", "past_key_values") if accepts(backbone.forward, name)
         }

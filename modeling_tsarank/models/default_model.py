@@ -244,7 +244,7 @@ def _unpack(gguf: Path, folder: Path) -> None:
 
 def read_gguf(gguf: Path) -> tuple[Any, Any]:
     """The plain causal language model of a GGUF file, dequantized to float32, and its tokenizer."""
-    from ..engine.checkpoints import load_backbone
+    from .checkpoints import load_backbone
 
     return load_backbone(gguf, _causal)
 
@@ -254,7 +254,7 @@ def read_default_model() -> tuple[Any, Any]:
 
     Raises `ResourceError` if the file cannot be had.
     """
-    from ..engine.checkpoints import load_backbone
+    from .checkpoints import load_backbone
 
     folder = unpacked_folder()
     return load_backbone(folder, _causal) if _is_complete(folder) else read_gguf(default_gguf())

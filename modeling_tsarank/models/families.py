@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from fnmatch import fnmatchcase
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -79,9 +80,15 @@ def family_class(name: str) -> type[RankerModel]:
     return known[name]
 
 
+def published_options(cls: type[RankerModel], name: str) -> dict[str, Any] | None:
+    """The options of a published checkpoint named like a pattern of `cls.published`, letter case aside, or `None`."""
+    found = (options for pattern, options in cls.published.items() if fnmatchcase(name.lower(), pattern.lower()))
+    return next(found, None)
+
+
 def published_family(name: str) -> type[RankerModel] | None:
     """The family whose published checkpoints include the Hub id `name`, if there is one."""
-    return next((cls for cls in families().values() if cls.published_options(name) is not None), None)
+    return next((cls for cls in families().values() if published_options(cls, name) is not None), None)
 
 
 def plain_family(config: Any) -> type[RankerModel]:

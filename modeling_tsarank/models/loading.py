@@ -13,12 +13,12 @@ from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from ..engine.batch_invariance import cpu_has_bfloat16
-from ..engine.checkpoints import load_backbone, load_errors, refuse_shell_of_a_folder
 from ..engine.int8_weights import use_int8_weights
 from ..files.reading import read_json_object
 from ..modeling_ranker import RankerModel
-from ..ranking_errors import InputError, ModelError, ResourceError
+from ..ranking_errors import InputError, ModelError, ResourceError, load_errors
 from ..ranking_options import CONFIG_KEY
+from .checkpoints import load_backbone, refuse_shell_of_a_folder
 from .embedded_models import ADAPTER_CONFIG, RECORD_FILE, add_adapter, load_without_room
 from .families import families, family_class, plain_family, published_family
 from .resolver import OTHER_LIBRARIES, Kind, Source, resolve

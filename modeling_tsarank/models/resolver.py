@@ -137,7 +137,7 @@ def packaged_name(path: str) -> str:
 
 
 def _kind_of_folder(folder: Path) -> Kind:
-    from ..engine.checkpoints import holds_adapter_alone  # late: it imports torch
+    from .checkpoints import holds_adapter_alone  # late: it imports torch
 
     if holds_adapter_alone(folder):
         return Kind.ADAPTER

@@ -41,7 +41,7 @@ def _file(name: str, file: str, revision: str | None) -> Path | None:
     try:
         found = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
     except (OSError, ValueError) as error:
-        from ..engine.checkpoints import first_line
+        from ..ranking_errors import first_line
 
         raise ModelError(f"{name!r} cannot be loaded as a sentence-transformers model: {first_line(error)}") from error
     return None if found is None else Path(found)
@@ -114,7 +114,7 @@ def _loading(name: str, what: str) -> Iterator[None]:
 
     A tokenizer's wrong settings show with its first text, which belongs into the block.
     """
-    from ..engine.checkpoints import first_line
+    from ..ranking_errors import first_line
 
     try:
         yield
@@ -123,7 +123,7 @@ def _loading(name: str, what: str) -> Iterator[None]:
 
 
 def _refuse_random(name: str, encoder: Any, *dispensable: str) -> None:
-    from ..engine.checkpoints import newly_made_weights, some_of
+    from .checkpoints import newly_made_weights, some_of
 
     weights = [weight for weight in newly_made_weights(encoder) if not weight.startswith(dispensable)]
     if weights:

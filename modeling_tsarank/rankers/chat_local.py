@@ -11,9 +11,9 @@ from typing import Any
 from ..models.embedded_models import embedded_version
 from ..models.fingerprints import hub_commit, model_fingerprint
 from ..models.resolver import resolve_language_model
+from ..models.user_texts import AnyUserText
 from ..ranking_errors import ModelError
 from ..ranking_options import whole_number
-from ..user_text import UserText
 from .chat import AnswerCache, ChatModel, Completion, Message
 from .endpoint import RequestRefusedError, Usage
 from .listwise_answers import begun_reasoning
@@ -90,7 +90,7 @@ class LocalChat(ChatModel):
         return completion
 
     def _load(self) -> None:
-        from ..engine.checkpoints import load_backbone
+        from ..models.checkpoints import load_backbone
 
         try:
             model, self._tokenizer = load_backbone(self._source, _causal_class, dtype=self._dtype, **self._hub)
@@ -144,7 +144,7 @@ def encoded_conversation(tokenizer: Any, messages: Sequence[Message], answer: st
         messages: The conversation.
         answer: How the model's answer begins; a space is put between it and a prompt that ends without white space.
     """
-    user_text = UserText(tokenizer)
+    user_text = AnyUserText(tokenizer)
     contents = "".join(message["content"] for message in messages)
     # What the messages spell of such tokens is put in after the template has been filled: the template's are the rest.
     mark = next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in contents)

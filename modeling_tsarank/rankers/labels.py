@@ -16,9 +16,9 @@ import torch
 from ..engine.prefix_reader import PrefixReader
 from ..engine.read_outs import AnswerLogits
 from ..engine.tasks import Task
+from ..models.user_texts import AnyUserText
 from ..ranking_errors import InputError, ModelError
 from ..ranking_scoring import check_batch_tokens, decoder_start, pad_right, plan_batches
-from ..user_text import UserText
 from .chat import ChatModel
 from .chat_local import encoded_conversation
 from .endpoint import RequestRefusedError
@@ -130,7 +130,7 @@ class LabelModel:
         if not self._is_seq2seq:
             return [], encoded_conversation(self.tokenizer, [{"role": "user", "content": text}], answer)[1]
         end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
-        ids = UserText(self.tokenizer).encode([text], [[(0, len(text))]])[0][0]
+        ids = AnyUserText(self.tokenizer).encode([text], [[(0, len(text))]])[0][0]
         start = [decoder_start(self.backbone)]
         return [*ids, *end], start + self.tokenizer(answer, add_special_tokens=False)["input_ids"]
 

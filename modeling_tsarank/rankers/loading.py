@@ -166,7 +166,7 @@ def load_label_model(
     """A language model whose labels' logits are read; several rankers may share it. See `load_list_ranker`."""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    from ..engine.checkpoints import load_backbone
+    from ..models.checkpoints import load_backbone
 
     source = resolve(name_or_path)
     place = resolve_device(device)

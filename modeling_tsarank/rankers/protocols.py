@@ -51,7 +51,7 @@ def clean_list(query: Any, documents: Any, words: int | None = None) -> tuple[st
     texts = [document_text(one, f"document {place}") for place, one in enumerate(document_list(documents))]
     cut = 0 if words is None else sum(len(text.split()) > words for text in texts)
     if words is not None:
-        warn_of_cuts(cut, len(texts), words, "words")
+        warn_of_cuts(cut, len(texts), words, "passage_words")
     return clean_query(query), texts, cut
 
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from ..ranking_text import cuts_reported
+from ..jobs.cut_counts import cuts_reported
 
 
 T = TypeVar("T")

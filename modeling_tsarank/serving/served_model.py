@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ranking_text import clean_pairs, cuts_reported, encode_counted
+from ..ranking_text import clean_pairs
 from .batching import Batcher
 
 
@@ -53,9 +53,9 @@ class ServedModel:
         return Scored(await self.batcher.score(pairs, lengths), sum(lengths), cut)
 
     def _lengths(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[int], int]:
-        with cuts_reported():  # the response says it, not the log
-            encoded, cut = encode_counted(self.model.encoder, pairs)
-        return [len(pair.prompt) + len(pair.query) for pair in encoded], cut["cut_documents"]
+        encoded = self.model.encoder.pairs(pairs)
+        cut = {document for (_, document), pair in zip(pairs, encoded, strict=True) if pair.cut}
+        return [len(pair.prompt) + len(pair.query) for pair in encoded], len(cut)
 
     def shorten(self, text: str, tokens: int) -> str:
         """The beginning of a text that has so many tokens."""

@@ -43,10 +43,6 @@ OWN_READING = {
         "text in memory is searched as well as files, and what cannot be read is refused",
     ),
     "modeling_tsarank/cache/state_bytes.py": ("loads", "the bytes have a checksum"),
-    "modeling_tsarank/engine/checkpoints.py": (
-        "loads read_bytes",
-        "travels with checkpoints; the name for an error message",
-    ),
     "modeling_tsarank/jobs/bulk_scoring.py": ("loads", "a tokenizer's own JSON"),
     "modeling_tsarank/jobs/pools.py": ("loads", "from another process of the same job"),
     "modeling_tsarank/models/embedded_models.py": ("load_file read_bytes", "a release whose hashes were checked"),

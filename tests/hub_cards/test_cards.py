@@ -19,7 +19,7 @@ from modeling_tsarank.files.templates import cell, duration, line, number, rende
 from modeling_tsarank.hub_cards.model_cards import render_model_card
 from modeling_tsarank.hub_cards.model_facts import BaseModel, ModelFacts, read_evaluations, read_model
 from modeling_tsarank.hub_cards.model_publishing import ModelOptions, prepare_model
-from modeling_tsarank.ranking_options import LogitOptions
+from modeling_tsarank.modeling_twolar import LogitOptions
 
 
 METRICS = Path(__file__).parent.parent.parent / "benchmarks" / "results" / "trec-dl-19" / "trained" / "metrics.json"

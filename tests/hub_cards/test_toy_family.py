@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModel
 
 from modeling_tsarank import cli, load_ranker
@@ -17,13 +18,16 @@ from modeling_tsarank.models import families
 
 
 TOY = '''
-"""The toy family: twice the logit of the first answer less that of the second."""
+"""The toy family: twice the logit of "true" less that of "false", on any decoder-only model."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from modeling_tsarank.modeling_twolar import TwolarModel
-from modeling_tsarank.ranking_options import Explanation, LogitOptions
+from transformers import AutoModelForCausalLM
+
+from modeling_tsarank.modeling_ranker import RankerModel
+from modeling_tsarank.modeling_twolar import LogitOptions, TemplateEncoder
+from modeling_tsarank.ranking_engine import readable_length
 
 
 @dataclass(frozen=True)
@@ -32,26 +36,32 @@ class ToyOptions(LogitOptions):
     template: str = "{document} answers {query} ? Relevant:"
 
 
-class ToyModel(TwolarModel):
+class ToyModel(RankerModel):
     options_class = ToyOptions
     title = "Toy logits"
     description = "A reranker that plays with the logits of an answer."
     citation = "@misc{toy, title = {Toy}}"
     tag = "toy-reranker"
     limits = ("It is a toy.",)
-    default_for = ()
     published: ClassVar[dict] = {"toys/*": {"max_length": 300}}
+
+    @classmethod
+    def backbone_class(cls, config):
+        return AutoModelForCausalLM
 
     @classmethod
     def scoring(cls, options):
         return f"The score is twice the logit of {options.true_text} less that of {options.false_text}."
 
-    def pool(self, logits):
-        return 2 * super().pool(logits)
+    def _make_encoder(self):
+        return TemplateEncoder(self.tokenizer, self.options, readable_length(self.backbone))
 
-    def explain(self, query, document):
-        plain = super().explain(query, document)
-        return Explanation(plain.parts, plain.unit, plain.score, "twice the difference")
+    def _read_out(self):
+        answers = f" {self.options.true_text}", f" {self.options.false_text}"
+        return "answer_logits", [self.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in answers]
+
+    def pool(self, logits):
+        return 2 * (logits[:, 0] - logits[:, 1]).float()
 '''
 QUERY = "why does bread rise"
 SMALL = '{"max_length": 200, "max_query_length": 60}'
@@ -123,6 +133,8 @@ def test_a_family_of_another_package_does_all_that_ours_do(
     assert load_ranker(tmp_path / "toy", **loading).predict(pairs) == pytest.approx(expected, abs=1e-5)
     remote = AutoModel.from_pretrained(tmp_path / "toy", trust_remote_code=True)
     assert remote.predict(pairs) == pytest.approx(expected, abs=1e-5)
+    with torch.inference_mode():  # what the base class does where there is no engine
+        assert remote.scores_to_train(remote.encoder.pairs(pairs)) == pytest.approx(expected, abs=1e-5)
     assert families.published_family("toys/large") is type(ranker)
 
     # Is measured.
@@ -165,7 +177,7 @@ def test_a_family_of_another_package_does_all_that_ours_do(
     service = RankingService(shelf, collection_of_app, Limits())
     assert service.rank_texts(QUERY, [document for _, document in pairs]).family == "toy"
     explained = service.explain(*pairs[0]).explanation
-    assert explained.rule == "twice the difference"
+    assert explained.rule == "this family does not take its scores apart"
     assert explained.score == pytest.approx(expected[0], abs=0.05)  # in whatever dtype this machine ranks
     assert "plain (toy logits, untrained)" in make_shelf(str(tmp_path / "plain"), [], Limits()).names
     if importlib.util.find_spec("gradio"):

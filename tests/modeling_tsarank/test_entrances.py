@@ -14,9 +14,8 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_tsarank.cache.memory_store import MemoryStore
 from modeling_tsarank.modeling_tsarank import TSARankModel
-from modeling_tsarank.modeling_twolar import TemplateEncoder, TwolarModel
+from modeling_tsarank.modeling_twolar import LogitOptions, TemplateEncoder, TwolarModel
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.ranking_options import LogitOptions
 
 
 TASKS = [
@@ -121,10 +120,11 @@ def test_what_is_no_pair_of_texts_is_refused(model: Any, pair: Any) -> None:
     for way in (
         lambda: model.predict([pair]),
         lambda: glue(glue.preprocess([pair])),
-        lambda: glue._scores_to_train(glue.preprocess([pair])["pairs"]),
+        lambda: glue.train()(glue.preprocess([pair])),
     ):
         with pytest.raises(InputError):
             way()
+    glue.eval()
 
 
 @pytest.mark.parametrize("document", [["d"], None, 3, {"title": "no text"}])
@@ -181,7 +181,7 @@ def test_cut_queries_are_counted_and_warned_of_in_every_call(zoo: Any, caplog: A
             model.predict([(LONG, "bread"), (LONG, "ships"), ("a", "bread"), (f"Also {LONG}", "bread")])
         assert model.last_stats["cut_queries"] == 2
         assert [record.getMessage() for record in caplog.records] == [
-            "2 of 3 queries were cut to 8 tokens (max_query_length)"
+            "2 of 3 queries were cut: each has at most 8 tokens (max_query_length)"
         ]
     caplog.clear()
     model.rank("a", ["bread"])

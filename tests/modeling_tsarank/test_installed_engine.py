@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from transformers import AutoModel
 
-from modeling_tsarank import MemoryStore, TSARankModel, TwolarModel, engine, load_ranker, ranking_engine
+from modeling_tsarank import MemoryStore, TSARankModel, TwolarModel, load_ranker, ranking_engine
+from modeling_tsarank.models import installed
 
 
 # The code and configuration files of folders that commit 74722d2 saved, before there was an engine to ask for.
@@ -38,9 +39,9 @@ def saved(request: Any, zoo: Any, tmp_path: Path) -> Path:
 def engine_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Notes how many pairs each call of the engine reads."""
     calls: list[int] = []
-    read: Callable[..., Any] = engine.read
+    read: Callable[..., Any] = installed.read
     monkeypatch.setattr(
-        engine, "read", lambda backbone, tasks, *rest: calls.append(len(tasks)) or read(backbone, tasks, *rest)
+        installed, "read", lambda backbone, tasks, *rest: calls.append(len(tasks)) or read(backbone, tasks, *rest)
     )
     return calls
 
@@ -84,8 +85,8 @@ def test_versions_that_do_not_understand_each_other(
     remote = AutoModel.from_pretrained(saved, trust_remote_code=True)
     expected = remote.predict(pairs)
     engine_calls.clear()
-    monkeypatch.setattr(engine, "OLDEST_API", oldest)
-    monkeypatch.setattr(engine, "ENGINE_API", newest)
+    monkeypatch.setattr(installed, "OLDEST_API", oldest)
+    monkeypatch.setattr(installed, "ENGINE_API", newest)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             np.testing.assert_allclose(remote.predict(pairs), expected, atol=1e-5)
@@ -105,7 +106,7 @@ def test_versions_that_do_not_understand_each_other(
 def test_without_the_package_batches_are_plain(saved: Path, pairs: Any, monkeypatch: Any, caplog: Any) -> None:
     remote = AutoModel.from_pretrained(saved, trust_remote_code=True)
     expected = remote.predict(pairs)
-    monkeypatch.setitem(sys.modules, "modeling_tsarank.engine", None)
+    monkeypatch.setitem(sys.modules, "modeling_tsarank.models.installed", None)
     np.testing.assert_allclose(remote.predict(pairs), expected, atol=1e-5)
     np.testing.assert_allclose(remote.predict(pairs, batch_tokens=48), expected, atol=1e-5)
     lengths = [len(remote._task(pair).ids) for pair in remote.encoder.pairs(pairs)]
@@ -124,10 +125,10 @@ def test_another_error_on_importing_the_engine_is_shown(saved: Path, pairs: Any,
     class Broken:
         @staticmethod
         def find_spec(name: str, path: Any = None, target: Any = None) -> None:
-            if name == "modeling_tsarank.engine":
+            if name == "modeling_tsarank.models.installed":
                 raise ModuleNotFoundError("No module named 'numpy_of_another_kind'", name="numpy_of_another_kind")
 
-    monkeypatch.delitem(sys.modules, "modeling_tsarank.engine")
+    monkeypatch.delitem(sys.modules, "modeling_tsarank.models.installed")
     monkeypatch.setattr(sys, "meta_path", [Broken, *sys.meta_path])
     with pytest.raises(ModuleNotFoundError, match="numpy_of_another_kind"):
         remote.predict(pairs)

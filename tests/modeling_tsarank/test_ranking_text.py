@@ -7,10 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from modeling_tsarank.modeling_tsarank import QueryLikelihoodEncoder
-from modeling_tsarank.modeling_twolar import TemplateEncoder
+from modeling_tsarank.modeling_tsarank import QueryLikelihoodEncoder, QueryLikelihoodOptions
+from modeling_tsarank.modeling_twolar import LogitOptions, TemplateEncoder
 from modeling_tsarank.ranking_errors import InputError, ModelError
-from modeling_tsarank.ranking_options import LogitOptions, QueryLikelihoodOptions
 from modeling_tsarank.ranking_text import (
     clean_query,
     clean_text,

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
-from modeling_tsarank.modeling_tsarank import QueryLikelihoodEncoder
-from modeling_tsarank.modeling_twolar import TemplateEncoder
-from modeling_tsarank.ranking_options import LogitOptions, QueryLikelihoodOptions
+from modeling_tsarank.modeling_tsarank import QueryLikelihoodEncoder, QueryLikelihoodOptions
+from modeling_tsarank.modeling_twolar import LogitOptions, TemplateEncoder
+from modeling_tsarank.models.user_texts import AnyUserText
 from modeling_tsarank.user_text import UserText
 
 
@@ -196,7 +196,7 @@ def test_the_users_tokenizer_is_left_alone() -> None:
 def test_slow_tokenizers_read_text_as_text() -> None:
     tokenizer = ByT5Tokenizer()
     text = "bees</s> <extra_id_3>talk"
-    plain = UserText(tokenizer)
+    plain = AnyUserText(tokenizer)
     ((ids, _),) = plain.encode([text], [[(0, len(text))]])
     assert not set(ids) & set(plain.added)
     assert tokenizer.decode(ids) == text

@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from modeling_tsarank.modeling_tsarank import TSARankModel
+from modeling_tsarank.modeling_tsarank import PROMPT_STYLES, QueryLikelihoodOptions, TSARankModel
 from modeling_tsarank.ranking_errors import InputError, ModelError, NonFiniteScoreError
-from modeling_tsarank.ranking_options import PROMPT_STYLES, QueryLikelihoodOptions
 from modeling_tsarank.trainers.base_models import load_base_model, load_base_ranker
 from modeling_tsarank.trainers.cpt_config import CPTConfig
 from modeling_tsarank.trainers.cpt_trainer import CPTTrainer, PairTokenizer

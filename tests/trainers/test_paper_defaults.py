@@ -16,13 +16,14 @@ import yaml
 from modeling_tsarank.eval import first_stages
 from modeling_tsarank.eval.bm25 import BM25Index
 from modeling_tsarank.eval.commands import register as register_evaluation
+from modeling_tsarank.modeling_tsarank import QueryLikelihoodOptions
+from modeling_tsarank.modeling_twolar import LogitOptions
 from modeling_tsarank.rankers import listwise_prompt
 from modeling_tsarank.rankers.chat import ChatSettings
 from modeling_tsarank.rankers.first import FirstOptions
 from modeling_tsarank.rankers.listwise import ListwiseOptions
 from modeling_tsarank.rankers.pairwise import PairwiseOptions
 from modeling_tsarank.rankers.setwise import SetwiseOptions
-from modeling_tsarank.ranking_options import LogitOptions, QueryLikelihoodOptions
 from modeling_tsarank.trainers import losses_likelihood, losses_listwise, losses_pairwise, losses_targets
 from modeling_tsarank.trainers.cpt_config import CPTConfig
 from modeling_tsarank.trainers.data import list_building, list_writing

@@ -18,10 +18,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from modeling_tsarank.modeling_twolar import TwolarModel
+from modeling_tsarank.modeling_twolar import LogitOptions, TwolarModel
 from modeling_tsarank.models.loading import load_ranker
 from modeling_tsarank.ranking_errors import InputError, ResourceError
-from modeling_tsarank.ranking_options import LogitOptions
 from modeling_tsarank.trainers import cpt, distill, sft
 from modeling_tsarank.trainers.base_models import load_base_ranker
 from modeling_tsarank.trainers.cpt_config import CPTConfig

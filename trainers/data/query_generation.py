@@ -18,11 +18,11 @@ from tqdm.auto import tqdm
 
 from modeling_tsarank.eval.bm25 import EnglishAnalyzer
 from modeling_tsarank.eval.types import Document
+from modeling_tsarank.models.user_texts import AnyUserText
 from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.trainers.data.data_options import SamplingOptions
 from modeling_tsarank.trainers.data.query_files import QueryCollector, normalized
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
-from modeling_tsarank.user_text import UserText
 
 
 logger = logging.getLogger(__name__)
@@ -82,8 +82,8 @@ class QueryGenerator:
     def _load(self) -> None:
         from transformers import AutoConfig
 
-        from modeling_tsarank.engine.checkpoints import load_errors
         from modeling_tsarank.models.loading import load_ranker, resolve_device, resolve_dtype
+        from modeling_tsarank.ranking_errors import load_errors
 
         device = resolve_device(self._device)
         dtype = resolve_dtype(self._dtype, device)
@@ -115,7 +115,7 @@ class QueryGenerator:
     def _load_seq2seq(self, source: str, device: Any, dtype: Any) -> None:
         from transformers import AutoModelForSeq2SeqLM
 
-        from modeling_tsarank.engine.checkpoints import load_backbone
+        from modeling_tsarank.models.checkpoints import load_backbone
 
         model, self._tokenizer = load_backbone(source, lambda config: AutoModelForSeq2SeqLM, dtype=dtype)
         self._model = model.to(device).eval()
@@ -129,7 +129,7 @@ class QueryGenerator:
             rows = [prompt.cut(limit) for prompt in self._ranker.encoder.prompts(list(passages))]
             pad, side = self._ranker.pad_id, "left"
         else:
-            rows = UserText(self._tokenizer).encode_whole(passages, limit)
+            rows = AnyUserText(self._tokenizer).encode_whole(passages, limit)
             pad, side = self._tokenizer.pad_token_id or 0, "right"
         tensors = [torch.tensor(row) for row in rows]
         pad_sequence = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True, padding_side=side)
@@ -143,7 +143,7 @@ class QueryGenerator:
     def _sample(self, passages: Sequence[str]) -> list[list[tuple[str, bool]]]:
         import torch
 
-        from modeling_tsarank.engine.checkpoints import load_errors
+        from modeling_tsarank.ranking_errors import load_errors
 
         if self._model is None:
             self._load()

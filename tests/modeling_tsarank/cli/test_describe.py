@@ -8,6 +8,9 @@ import pytest
 
 from modeling_tsarank import TSARankModel, TwolarModel
 from modeling_tsarank.cli import main
+from modeling_tsarank.cli.describe import read_by_own_code
+from modeling_tsarank.models.installed import ENGINE_API, OLDEST_API
+from modeling_tsarank.models.resolver import resolve
 
 
 def test_what_is_said_is_what_is_done(zoo, tmp_path, capsys) -> None:
@@ -26,12 +29,21 @@ def test_what_is_said_is_what_is_done(zoo, tmp_path, capsys) -> None:
     assert facts["context"] == 512
     assert facts["parameters"] == sum(parameter.numel() for parameter in ranker.backbone.parameters())
     assert facts["document_states"] == "can be kept"
-    assert facts["read_by"] == "the engine of the installed package (API 1)"
+    assert facts["read_by"] == f"the engine of the installed package (API {ENGINE_API})"
+    own = f"(API {ENGINE_API} in its code; the installed engine serves {OLDEST_API} to {ENGINE_API})"
+    assert facts["read_by_own_code"] == f"the engine of the installed package {own}"
     assert main(asked) == 0
     shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert shown["family"] == "true_false_logits"
     assert shown["template"] == repr(template)
     assert shown["max_length"] == "310"
+    # Code of other versions.
+    code = tmp_path / "ranker" / "ranking_engine.py"
+    code.write_text(code.read_text().replace(f"ENGINE_API = {ENGINE_API}\n", "ENGINE_API = 1\n"))
+    own = f"(API 1 in its code; the installed engine serves {OLDEST_API} to {ENGINE_API})"
+    assert read_by_own_code(resolve(str(tmp_path / "ranker"))) == f"plain padded batches {own}"
+    code.unlink()
+    assert "older than the engine" in read_by_own_code(resolve(str(tmp_path / "ranker")))
 
 
 @pytest.mark.parametrize(
@@ -47,5 +59,6 @@ def test_states_that_cannot_be_kept_are_said_with_the_reason(architecture, cls, 
     assert main(["describe", str(tmp_path), "--device", "cpu", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert reason in facts["document_states"]
-    assert facts["read_by"].startswith("plain" if architecture == "t5" else "the engine")
+    assert ("plain padded batches" in facts["read_by"]) is (architecture == "t5")
+    assert read_by_own_code(resolve(str(zoo.folders[architecture]))) == "it carries no code"
     assert (facts["answer_tokens"] == {}) is (cls is TSARankModel)

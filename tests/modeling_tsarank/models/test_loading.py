@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_tsarank import InputError, ModelError, TSARankModel, TwolarModel, load_ranker
 from modeling_tsarank.engine.batch_invariance import cpu_has_bfloat16
-from modeling_tsarank.models.families import families, published_family
+from modeling_tsarank.models.families import families, published_family, published_options
 from modeling_tsarank.models.loading import resolve_device, resolve_dtype
 
 
@@ -159,10 +159,10 @@ def test_devices_and_dtypes() -> None:
 
 
 def test_published_checkpoints_are_known_by_name() -> None:
-    assert TSARankModel.published_options("zyznull/RankingGPT-bloom-560m")["prompt_style"] == "separate"
-    assert TwolarModel.published_options("dundalia/twolar-XL")["template"].endswith(" ")
-    assert TwolarModel.published_options("castorini/monot5-base-msmarco")["strategy"] == "softmax"
-    assert TwolarModel.published_options("Soyoung97/RankT5-base")["strategy"] == "single_token"
+    assert published_options(TSARankModel, "zyznull/RankingGPT-bloom-560m")["prompt_style"] == "separate"
+    assert published_options(TwolarModel, "dundalia/twolar-XL")["template"].endswith(" ")
+    assert published_options(TwolarModel, "castorini/monot5-base-msmarco")["strategy"] == "softmax"
+    assert published_options(TwolarModel, "Soyoung97/RankT5-base")["strategy"] == "single_token"
     assert published_family("Soyoung97/RankT5-base") is TwolarModel
     assert published_family("meta-llama/Llama-3") is None
     for cls in families().values():

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
 from modeling_tsarank import load_ranker
+from modeling_tsarank.jobs.cut_counts import cuts_reported
 from modeling_tsarank.rankers.chat import ChatSettings
 from modeling_tsarank.rankers.endpoint import EndpointSettings
 from modeling_tsarank.rankers.first import FirstOptions, FirstRanker, first_question
@@ -26,7 +27,6 @@ from modeling_tsarank.rankers.pairwise import PairwiseOptions, PairwiseRanker, p
 from modeling_tsarank.rankers.rerank_service import RerankService
 from modeling_tsarank.rankers.setwise import SetwiseOptions, SetwiseRanker, setwise_question
 from modeling_tsarank.ranking_errors import InputError, ModelError
-from modeling_tsarank.ranking_text import cuts_reported
 
 
 ARCHITECTURES = ["llama", "qwen3", "gpt2", "t5"]

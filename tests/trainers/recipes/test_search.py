@@ -17,8 +17,9 @@ import pytest
 import yaml
 
 from modeling_tsarank.eval.commands import register
+from modeling_tsarank.modeling_tsarank import QueryLikelihoodOptions
+from modeling_tsarank.modeling_twolar import LogitOptions
 from modeling_tsarank.ranking_errors import InputError, ModelError
-from modeling_tsarank.ranking_options import LogitOptions, QueryLikelihoodOptions
 from modeling_tsarank.trainers.distill_config import RankingDistillConfig
 from modeling_tsarank.trainers.sft_config import RankingSFTConfig
 

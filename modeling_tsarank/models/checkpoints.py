@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import logging
 import os
 import re
@@ -17,8 +16,12 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import cached_file
 
-from ..ranking_errors import ModelError, TSARankError
+from ..engine.private_view import private_view
+from ..engine.torch_forward import ARCHITECTURES
+from ..files.reading import read_json_object
+from ..ranking_errors import InputError, ModelError, load_errors
 from ..ranking_options import CONFIG_KEY, RankingOptions
+from .families import published_options
 
 
 logger = logging.getLogger(__name__)
@@ -28,14 +31,14 @@ _CONSTANTS = re.compile(r"(^|\.)(inv_freq|masked_bias|position_ids|version|[kv]_
 _NAMES_SHOWN = 3
 # How GGUF files name the heads of classifiers and embedders, which transformers leaves out without telling.
 _GGUF_HEADS = ("cls.weight", "cls.output.weight", "cls.norm.weight", "dense_2.weight", "dense_3.weight")
+_ENCODER = (
+    "this {} model is an encoder, in which every token sees those behind it; a ranker is made of a decoder-only model "
+    "or an encoder-decoder"
+)
+# Relative to the largest logit: more than rounding does in half precision and in others.
+_HALF_TOLERANCE, _TOLERANCE = 0.05, 1e-3
 # All names are in a GGUF file's header, which holds the vocabulary too.
 _GGUF_HEADER_BYTES = 64 << 20
-
-
-def first_line(error: BaseException) -> str:
-    """The first non-empty line of an error's text, for messages of one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def refuse_shell_of_a_folder(name_or_path: Any) -> None:
@@ -59,8 +62,8 @@ def holds_adapter_alone(folder: Path) -> bool:
 
 def _refuse_adapter(folder: Path) -> None:
     try:
-        base = json.loads((folder / "adapter_config.json").read_bytes())["base_model_name_or_path"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        base = read_json_object(folder / "adapter_config.json").get("base_model_name_or_path")
+    except InputError:
         base = None
     made_for = f"the adapter of {base!r:.200}" if isinstance(base, str) and base else "an adapter that names no base"
     raise ModelError(
@@ -171,21 +174,6 @@ def _gguf_heads(path: Path) -> set[str]:
     with path.open("rb") as file:
         header = file.read(_GGUF_HEADER_BYTES)
     return {name for name in _GGUF_HEADS if len(name).to_bytes(8, "little") + name.encode() in header}
-
-
-@contextlib.contextmanager
-def load_errors(name: str) -> Iterator[None]:
-    """Turns whatever transformers, tokenizers and safetensors raise for a damaged checkpoint into a `ModelError`.
-
-    They check few fields of the files they read: a wrong one ends in any exception there is.
-    """
-    try:
-        yield
-    except (TSARankError, torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:
-        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
-        raise ModelError(f"cannot load the model {name}: {kind}{first_line(error)}") from error
 
 
 def load_backbone(
@@ -311,12 +299,36 @@ def check_backbone(cls: Any, backbone: PreTrainedModel) -> None:
             "such as AutoModelForCausalLM"
         )
     refuse_encoder(backbone)
+    if not backbone.config.is_encoder_decoder and sees_ahead(backbone):
+        raise ModelError(_ENCODER.format(backbone.config.get_text_config().model_type))
+
+
+def sees_ahead(backbone: PreTrainedModel) -> bool:
+    """Whether an architecture that is not known to be causal gives a token other logits where another stands behind.
+
+    Only a short text is tried; a model that cannot be tried so counts as causal.
+    """
+    view = private_view(backbone)
+    config = backbone.config.get_text_config()
+    if view is None or backbone.config.model_type in ARCHITECTURES or backbone.device.type == "meta":
+        return False
+    if getattr(backbone, "is_quantized", False):  # activations may be rounded together
+        return False
+    ids = torch.arange(5, 13, device=backbone.device)[None] % config.vocab_size
+    try:
+        with torch.inference_mode():
+            whole, beginning = (view(input_ids=ids[:, :length], use_cache=False).logits[0, 4] for length in (8, 5))
+    except Exception as error:  # whatever an unknown model's code wants besides
+        logger.debug("%s was not tried: %s", type(backbone).__name__, error)
+        return False
+    tolerance = _HALF_TOLERANCE if backbone.dtype.itemsize < 4 else _TOLERANCE
+    return bool((whole - beginning).abs().max() > tolerance * whole.abs().max())
 
 
 def refuse_encoder(backbone: Any) -> None:
     """Raises `ModelError` for a decoder's place taken by an encoder, such as a masked language model."""
     config = backbone.config.get_text_config()
-    sees_ahead = (
+    not_causal = (
         getattr(config, "is_causal", None) is False
         or getattr(config, "use_bidirectional_attention", None) is True
         or (
@@ -329,18 +341,15 @@ def refuse_encoder(backbone: Any) -> None:
             and any(getattr(module, "is_causal", None) is False for module in backbone.modules())
         )
     )
-    if sees_ahead and not backbone.config.is_encoder_decoder:
-        raise ModelError(
-            f"this {config.model_type} model is an encoder, in which every token sees those behind it; a ranker is "
-            "made of a decoder-only model or an encoder-decoder"
-        )
+    if not_causal and not backbone.config.is_encoder_decoder:
+        raise ModelError(_ENCODER.format(config.model_type))
 
 
 def _starting_options(cls: Any, name_or_path: Any, config: Any) -> RankingOptions:
     saved = getattr(config, CONFIG_KEY, None)
     if saved:
         return cls.options_class.from_dict(saved)
-    known = cls.published_options(name_or_path) if isinstance(name_or_path, str) else None
+    known = published_options(cls, name_or_path) if isinstance(name_or_path, str) else None
     if known is not None:
         return cls.options_class.from_dict(known)
     defaults = cls.options_class()

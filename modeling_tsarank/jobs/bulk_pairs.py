@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files.fields import FIELDS
+from ..files.fields import FIELDS, without_nulls
 from ..files.reading import parse_json_object, read_lines
 from ..files.tables import arrow, open_parquet, parquet_errors
 from ..ranking_errors import InputError
@@ -89,20 +89,22 @@ def _is_parquet(path: str) -> bool:
 
 def text_columns(path: str, query: str, document: str) -> tuple[str, str]:
     """The columns of the two texts in a file: those named, or where it lacks one by its usual name, the first of
-    `files.fields.FIELDS` that it has.
+    `files.fields.FIELDS` that it has; one that is null in the first row counts as absent.
 
     Raises `InputError` for a file that cannot be read.
     """
     if _is_parquet(path):
-        names = open_parquet(path).schema_arrow.names
+        null = arrow().types.is_null
+        row = {field.name: None if null(field.type) else field for field in open_parquet(path).schema_arrow}
     else:
         place, first = next(iter(read_lines(path)), (path, "{}"))
-        names = list(parse_json_object(first, place))
+        row = parse_json_object(first, place)
+    filled = without_nulls(row)
 
     def column(given: str, meaning: str) -> str:
-        if given in names or given != meaning:
+        if given in filled or given != meaning:
             return given
-        return next((name for name in FIELDS[meaning] if name in names), given)
+        return next((name for there in (filled, row) for name in FIELDS[meaning] if name in there), given)
 
     return column(query, "query"), column(document, "document")
 

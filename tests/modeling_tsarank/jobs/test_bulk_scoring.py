@@ -467,11 +467,12 @@ def test_bad_pairs_are_named_or_skipped(model, tmp_path, by_document) -> None:
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
-def test_every_name_of_query_and_document_is_known(model, tmp_path, kind) -> None:
+def test_every_name_of_query_and_document_is_known_and_null_is_absent(model, tmp_path, kind) -> None:
     expected = model.predict([("bread", "yeast rises")])
     for query, document in itertools.product(FIELDS["query"], FIELDS["document"]):
         path = tmp_path / f"{query}-{document}.{kind}"
-        row = {"other": "x", query: "bread", document: "yeast rises"}
+        nulls = dict.fromkeys([*FIELDS["query"], *FIELDS["document"]])
+        row = {"other": "x", **nulls, query: "bread", document: "yeast rises"}
         if kind == "parquet":
             pa.parquet.write_table(pa.Table.from_pylist([row]), path)
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from modeling_tsarank.files.fields import shown
 from modeling_tsarank.files.reading import read_json_object, read_json_rows, read_text
 from modeling_tsarank.files.tables import open_parquet, read_csv
 from modeling_tsarank.files.templates import cell, line, render
-from modeling_tsarank.hub_cards.file_selection import Selection, select_files
+from modeling_tsarank.hub_cards.file_selection import Selection, fits, select_files
 from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, UNKNOWN_LICENSE, Publication
 from modeling_tsarank.hub_cards.uploading import Target
 from modeling_tsarank.ranking_errors import InputError
@@ -66,11 +65,8 @@ def prepare_dataset(
     Raises:
         InputError: no data, splits that do not agree on their columns, or no licence.
     """
-    wanted = (*_DATA, *_OTHERS)
-    selection = select_files(
-        folder, lambda path: any(fnmatch.fnmatchcase(path.rpartition("/")[2], pattern) for pattern in wanted), include
-    )
-    data = [path for path in sorted(selection.paths) if any(fnmatch.fnmatchcase(path, name) for name in _DATA)]
+    selection = select_files(folder, lambda path: fits(path.rpartition("/")[2], (*_DATA, *_OTHERS)), include)
+    data = [path for path in sorted(selection.paths) if fits(path, _DATA)]
     if not data:
         raise InputError(f"{folder} holds no data ({', '.join(_DATA)})")
     card, refusals = _recorded_card(folder, title, license) or _own_card(folder, selection), []
@@ -84,12 +80,8 @@ def prepare_dataset(
     selection.add(CARD_NAME, card.encode("utf-8"))
     kept = selection.paths
     target = Target(repo_id, "dataset", tag, private, message or f"Publish {repo_id.rpartition('/')[2]} {tag}")
-    return Publication(selection, target, lambda path: path not in kept and _is_data(path), not_secret, refusals)
-
-
-def _is_data(path: str) -> bool:
-    """Data of an earlier version, which `load_dataset` would read along with the new ones."""
-    return any(fnmatch.fnmatchcase(path, pattern) for pattern in _DATA)
+    # Data of an earlier version would be read by `load_dataset` along with the new ones.
+    return Publication(selection, target, lambda path: path not in kept and fits(path, _DATA), not_secret, refusals)
 
 
 def _recorded_card(folder: Path, title: str | None, license_id: str | None) -> str | None:

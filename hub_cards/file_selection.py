@@ -74,11 +74,16 @@ HIDDEN = "hidden"
 _HIDDEN_ALLOWED = {".gitattributes"}
 
 
+def fits(path: str, patterns: Iterable[str]) -> bool:
+    """Whether a path is like one of some patterns, such as `*.py`."""
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
 def refusal(path: str) -> str | None:
     """Why a file of that path is never published, or `None`. Every folder on the way counts."""
     for part in path.split("/"):
         for reason, patterns in NEVER.items():
-            if any(fnmatch.fnmatchcase(part.lower(), pattern) for pattern in patterns.split()):
+            if fits(part.lower(), patterns.split()):
                 return reason
         if part.startswith(".") and part not in _HIDDEN_ALLOWED:
             return HIDDEN

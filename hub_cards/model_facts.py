@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from modeling_tsarank.files.hashes import hash_folder
-from modeling_tsarank.files.reading import parse_json_object, read_json, read_json_object
+from modeling_tsarank.files.reading import read_json, read_json_object
 from modeling_tsarank.modeling_ranker import RankerModel
 from modeling_tsarank.models.embedded_models import RECORD_FILE, embedded_checkpoint, releases
 from modeling_tsarank.models.families import family_class, plain_family
@@ -238,33 +240,22 @@ def _base_of(
 
 def _weights(folder: Path) -> tuple[int, str]:
     """Number of weights and their most frequent dtype, read from the headers of the safetensors files."""
-    count, dtypes = 0, dict[str, int]()
+    from safetensors import SafetensorError, safe_open
+
+    dtypes = Counter[str]()
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelError(f"{folder} holds no weights in safetensors, the only kind that is published")
     for path in files:
         if path.name == "trained_weights.safetensors":
             continue
-        for name, tensor in safetensors_header(path).items():
-            if name != "__metadata__":
-                size = 1
-                for length in tensor["shape"]:
-                    size *= length
-                count += size
-                dtypes[tensor["dtype"]] = dtypes.get(tensor["dtype"], 0) + size
-    return count, max(dtypes, key=lambda name: dtypes[name]) if dtypes else ""
-
-
-def safetensors_header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file: tensor name to dtype, shape and place. Raises `ModelError` if it is broken."""
-    try:
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > min(path.stat().st_size, 100_000_000):
-                raise ValueError("its header is longer than the file")
-            return parse_json_object(stream.read(length), str(path))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} is no readable safetensors file ({error})") from error
+        try:
+            with safe_open(path, "numpy") as tensors:
+                for piece in map(tensors.get_slice, tensors.keys()):
+                    dtypes[piece.get_dtype()] += math.prod(piece.get_shape())
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{path} is no readable safetensors file ({error})") from error
+    return dtypes.total(), max(dtypes, key=lambda name: dtypes[name], default="")
 
 
 def _own_checkpoints(folder: Path) -> list[str]:

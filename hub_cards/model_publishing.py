@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import inspect
 import json
 import re
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_tsarank.files.reading import read_json_object
-from modeling_tsarank.hub_cards.file_selection import Selection, select_files
+from modeling_tsarank.hub_cards.file_selection import Selection, fits, select_files
 from modeling_tsarank.hub_cards.model_cards import render_model_card
 from modeling_tsarank.hub_cards.model_facts import (
     RECORD_NAME,
@@ -164,9 +163,7 @@ def prepare_model(folder: Path, repo_id: str, options: ModelOptions | None = Non
 
 def _is_stale(path: str) -> bool:
     """Weights, code and configuration of an earlier version, which loaders would prefer or mix with the new ones."""
-    return any(
-        fnmatch.fnmatchcase(path, pattern) for pattern in (*_WEIGHTS, *_FILES[:16], "adapter_config.json", "*.py")
-    )
+    return fits(path, (*_WEIGHTS, *_FILES[:16], "adapter_config.json", "*.py"))
 
 
 # ---- files -----------------------------------------------------------------------------------------
@@ -179,7 +176,7 @@ def select_model_files(facts: ModelFacts, options: ModelOptions | None = None) -
     code = _code(facts)
 
     def wanted(path: str) -> bool:
-        return path in weights or path in code or any(fnmatch.fnmatchcase(path, pattern) for pattern in _FILES)
+        return path in weights or path in code or fits(path, _FILES)
 
     selection = select_files(folder, wanted, options.include)
     for name, file in code.items():
@@ -257,11 +254,7 @@ def _code(facts: ModelFacts) -> dict[str, Path]:
 
 def _select_adapter(facts: ModelFacts, options: ModelOptions) -> Selection:
     assert facts.base is not None
-    selection = select_files(
-        facts.folder,
-        lambda path: any(fnmatch.fnmatchcase(path, pattern) for pattern in _ADAPTER_FILES),
-        options.include,
-    )
+    selection = select_files(facts.folder, lambda path: fits(path, _ADAPTER_FILES), options.include)
     config = {**facts.config, "base_model_name_or_path": facts.base.name, "revision": facts.base.revision}
     selection.add("adapter_config.json", (json.dumps(config, indent=2) + "\n").encode())
     # A training writes its record, and the tokenizer with a merged model, beside the folder `adapter`, not into it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import keyword
 from collections.abc import Sequence
 from importlib import metadata
@@ -13,7 +12,7 @@ import modeling_tsarank
 from modeling_tsarank import __version__
 from modeling_tsarank.files.templates import cell, line, render
 from modeling_tsarank.files.versions import installed_version
-from modeling_tsarank.hub_cards.file_selection import Selection, select_files
+from modeling_tsarank.hub_cards.file_selection import Selection, fits, select_files
 from modeling_tsarank.hub_cards.model_facts import read_model
 from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, Publication
 from modeling_tsarank.hub_cards.uploading import Target, check_repo_id
@@ -177,9 +176,7 @@ def _package_files() -> list[tuple[str, Path]]:
         inside = folder / room
         roots.append((f"{room}/", inside if inside.is_dir() else folder.parent / room))
     for prefix, root in roots:
-        for file in select_files(
-            root, lambda path: any(fnmatch.fnmatchcase(path, pattern) for pattern in _CODE)
-        ).files:
+        for file in select_files(root, lambda path: fits(path, _CODE)).files:
             first = file.path.partition("/")[0]
             if isinstance(file.source, Path) and not (not prefix and first in _ROOMS):
                 found.append((f"{prefix}{file.path}", file.source))

@@ -37,6 +37,7 @@ OWN_READING = {
     "hub_cards/app_views.py": ("read_text", "a template of this package"),
     "hub_cards/file_selection.py": ("read_bytes", "the bytes that are uploaded"),
     "hub_cards/uploading.py": ("read_bytes", "the bytes that are uploaded"),
+    "hub_cards/model_facts.py": ("safe_open", "the headers of weights, which safetensors checks"),
     "hub_cards/model_publishing.py": ("load_file", "weights of a folder that was loaded before"),
     "hub_cards/secret_scan.py": (
         "GzipFile ParquetFile safe_open",

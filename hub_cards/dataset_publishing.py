@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from modeling_tsarank.files.fields import shown
 from modeling_tsarank.files.reading import read_json_object, read_json_rows, read_text
 from modeling_tsarank.files.tables import open_parquet, read_csv
-from modeling_tsarank.files.templates import cell, line, render
+from modeling_tsarank.files.templates import line, render
 from modeling_tsarank.hub_cards.file_selection import Selection, fits, select_files
 from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, UNKNOWN_LICENSE, Publication
 from modeling_tsarank.hub_cards.uploading import Target
@@ -41,6 +41,10 @@ _KINDS = (
     ("distill", {"query", "documents", "teacher_scores"}, "Queries with documents and a teacher's score of each."),
     ("cpt", {"query", "document"}, "Pairs of a short text, `query`, and a longer one that belongs to it, `document`."),
 )
+
+
+# Of a provenance record.
+_SHOWN_APART, _NOTHING = ("format", "versions", "teachers", "leakage"), (None, "", [], {})
 
 
 def prepare_dataset(
@@ -127,6 +131,7 @@ def _made_card(
         ],
     }
     record = read_json_object(folder / PROVENANCE, allow_nan=True) if (folder / PROVENANCE).is_file() else {}
+    origins = [recorded_origin(folder / path) for path in data]
     return render(
         __package__,
         "dataset_card.md",
@@ -137,15 +142,14 @@ def _made_card(
         tag=tag,
         kind=kind,
         kind_text=kind_text or "Rows of the columns below.",
-        splits=[
-            {"name": name, "rows": rows[name], "files": [cell(path) for path in _few(paths)]}
-            for name, paths in splits.items()
-        ],
-        columns=list(columns.items()),
-        facts=[*_checks(folder, data), *_recorded(record)],
-        license_text=(
-            "The license is not known." if license_id == UNKNOWN_LICENSE else f"The data are under {line(license_id)}."
-        ),
+        splits=splits,
+        rows=rows,
+        columns=columns,
+        teachers=dict.fromkeys(teachers_text(origin["teachers"]) for origin in origins),
+        leakage=dict.fromkeys(leakage_text(origin["leakage"]) for origin in origins),
+        record={key: value for key, value in record.items() if key not in _SHOWN_APART and value not in _NOTHING},
+        versions=record.get("versions") or {},
+        license=license_id,
     )
 
 
@@ -156,10 +160,6 @@ def _split_of(path: str) -> str:
         if (found := _SPLITS.get(name.partition(separator)[0])) is not None:
             return found
     return "train"
-
-
-def _few(paths: Sequence[str]) -> list[str]:
-    return list(paths) if len(paths) <= 3 else [paths[0], "…", paths[-1]]
 
 
 def _describe(folder: Path, splits: dict[str, list[str]]) -> tuple[dict[str, str], dict[str, int]]:
@@ -202,25 +202,3 @@ def _type(value: Any) -> str:
         return f"list of {_type(value[0])}" if value else "list"
     names = {bool: "bool", int: "int", float: "float", str: "string", dict: "object", type(None): "null"}
     return names[type(value)]
-
-
-def _checks(folder: Path, data: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Teachers and leakage check of the files, each text once."""
-    origins = [recorded_origin(folder / path) for path in data]
-    yield "teachers", "; ".join(dict.fromkeys(line(teachers_text(origin["teachers"])) for origin in origins))
-    yield "leakage check", "; ".join(dict.fromkeys(line(leakage_text(origin["leakage"])) for origin in origins))
-
-
-def _recorded(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What the provenance says, flat: single values as they are, lists and tables by their length."""
-    for key, value in record.items():
-        if key in ("format", "versions", "teachers", "leakage") or value in (None, "", [], {}):
-            continue
-        if isinstance(value, str | int | float | bool):
-            yield key, cell(value)
-        elif isinstance(value, dict) and all(isinstance(part, str | int | float) for part in value.values()):
-            yield key, ", ".join(f"{line(name)} {cell(part)}" for name, part in value.items())
-        else:
-            yield key, f"{len(value):,} entries in `{PROVENANCE}`"
-    if versions := record.get("versions"):
-        yield "software", line(", ".join(f"{name} {version}" for name, version in versions.items()))

@@ -1,7 +1,7 @@
 """nDCG, MAP, MRR, recall and precision of a run, equal to trec_eval's.
 
 pytrec_eval computes (see `ndcg/trec_measures.py`, which the `evaluate` module on the Hub shares); this module is the
-package's own door to it. `ndcg@k` is trec_eval's `ndcg_cut`: the gain is the grade, the discount log2, ties are
+package's own way to it. `ndcg@k` is trec_eval's `ndcg_cut`: the gain is the grade, the discount log2, ties are
 broken by score and then document id, both descending.
 """
 

@@ -22,7 +22,7 @@ from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceErro
 
 
 START_FILE, MODEL_FOLDER = "start.py", "model"
-_ROOMS = ("eval", "trainers", "hub_cards")
+_PACKAGES_BESIDE = ("eval", "trainers", "hub_cards")
 _CODE = ("*.py", "*.css", "*.md", "*.html", "*.yaml", "*.txt", "*.json", "*.jsonl", "releases/*.safetensors")
 # What the page needs beside the package's own requirements.
 _APP_EXTRAS = ("app",)
@@ -169,16 +169,16 @@ def _package_folder() -> Path:
 
 
 def _package_files() -> list[tuple[str, Path]]:
-    """The package's files with their places inside it: rooms lie beside it in a checkout, inside it in a wheel."""
+    """The package's files with their places inside it; in a checkout the other packages stand beside it."""
     folder, found = _package_folder(), []
     roots = [("", folder)]
-    for room in _ROOMS:
-        inside = folder / room
-        roots.append((f"{room}/", inside if inside.is_dir() else folder.parent / room))
+    for name in _PACKAGES_BESIDE:
+        inside = folder / name
+        roots.append((f"{name}/", inside if inside.is_dir() else folder.parent / name))
     for prefix, root in roots:
         for file in select_files(root, lambda path: fits(path, _CODE)).files:
             first = file.path.partition("/")[0]
-            if isinstance(file.source, Path) and not (not prefix and first in _ROOMS):
+            if isinstance(file.source, Path) and not (not prefix and first in _PACKAGES_BESIDE):
                 found.append((f"{prefix}{file.path}", file.source))
     return found
 

@@ -44,7 +44,8 @@ _KINDS = (
 
 
 # Of a provenance record.
-_SHOWN_APART, _NOTHING = ("format", "versions", "teachers", "leakage"), (None, "", [], {})
+_SHOWN_APART = ("format", "versions", "teachers", "leakage")
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
 
 
 def prepare_dataset(

@@ -204,7 +204,14 @@ def read_numbers(record: Record, field: str) -> list[float]:
     for index, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, Real):
             raise InputError(f"{field}[{index}]: expected a number, got {describe(value)}")
-    return [float(value) for value in values]
+    return [_float(value, f"{field}[{index}]") for index, value in enumerate(values)]
+
+
+def _float(value: Any, what: str) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise InputError(f"{what}: too large a number") from None
 
 
 def read_document(value: Any, field: str) -> dict[str, str | None]:
@@ -262,7 +269,7 @@ def _read_scores(record: Record, names: tuple[str, ...], count: int) -> list[flo
     field = next(name for name in names if name in record)
     margin = record[field]
     if count == 2 and isinstance(margin, Real) and not isinstance(margin, bool):
-        return [float(margin), 0.0]
+        return [_float(margin, field), 0.0]
     return read_numbers(record, field)
 
 
@@ -278,7 +285,7 @@ def _read_permutation(record: Record, documents: list[dict[str, str | None]]) ->
     for index, entry in enumerate(read_list(record, PERMUTATION)):
         if isinstance(entry, str) and entry in places:
             permutation.append(places[entry])
-        elif isinstance(entry, Integral) and not isinstance(entry, bool):
+        elif isinstance(entry, Integral) and not isinstance(entry, bool) and abs(int(entry)) < 2**63:
             permutation.append(int(entry))
         else:
             raise InputError(

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from modeling_tsarank.cli.command_line import DEBUG_VARIABLE, CommandParser, whole
 from modeling_tsarank.ranking_errors import InputError, ResourceError
@@ -30,15 +30,6 @@ from modeling_tsarank.trainers.stopping import (
 logger = logging.getLogger(__name__)
 
 
-class _Kind(NamedTuple):
-    """One kind of training, for the help."""
-
-    title: str
-    description: str
-    options: str
-    examples: str
-
-
 _COMMON = """\
   --config NAME|FILE          recipe or YAML file of options; several add up, the command line has the last word
   --model_name_or_path M      Hub id, folder or GGUF file; by default smollm2-135m-instruct, in the package
@@ -56,40 +47,22 @@ _COMMON = """\
                               keep the checkpoint that ranks best; stop when none is better
 """
 
-_KINDS = {
-    "cpt": _Kind(
-        "continual pre-training of a plain language model on weak pairs (TSARankLLM, stage 1)",
-        "Continual pre-training: a model learns to predict the query from its document, over rows {query, document}.\n"
-        "The result is an ordinary causal language model, to start `tsarank train sft` from.",
-        "  --packing true              several pairs in a sequence\n"
-        "  --max_length N --max_query_length N, --train_eos true|false\n",
-        "  tsarank train cpt --config smollm2-135m-cpt-cpu --train_data pairs.jsonl --output_dir cpt-model\n"
-        "  tsarank train cpt --accelerate-config ddp --config tsarankllm-cpt --model_name_or_path "
-        "bigscience/bloom-560m \\\n      --train_data pairs.jsonl --output_dir cpt-model",
-    ),
-    "sft": _Kind(
-        "mixed-loss fine-tuning of a query-likelihood ranker (TSARankLLM, stage 2)",
-        "Mixed-loss fine-tuning over rows {query, positives, negatives}: ranking loss, next-token prediction and\n"
-        "Differential Penalty (TSARankLLM, Eq. 5). The result is a ranking model.",
-        "  --num_negatives M, --alpha A, --temperature T, --score_form F, --dp true|false, --ntp true|false\n"
-        "  --loss NAME, or --objectives NAME:WEIGHT …   another ranking loss, or any weighted sum instead of Eq. 5\n"
-        "  --chunk_tokens N            padded tokens in memory at once; gradients are exact whatever it is\n",
-        "  tsarank train sft --config smollm2-135m-sft-cpu --train_data train.jsonl --output_dir my-ranker\n"
-        "  tsarank train sft --accelerate-config fsdp2 --num-processes 4 --config tsarankllm-sft \\\n"
-        "      --model_name_or_path cpt-model --train_data train.jsonl --output_dir my-ranker",
-    ),
-    "distill": _Kind(
-        "distillation of a teacher's orders or scores into a ranker (TWOLAR and relatives)",
-        "Distillation over rows {query, documents} with a permutation, teacher_scores or labels. The result is a\n"
-        "ranking model: of a plain model a true/false ranker, encoder-decoder or decoder-only.",
-        "  --loss NAME                 ranknet, listnet, lambdarank, margin_mse, dear …; --loss_options JSON\n"
-        "  --objectives NAME:WEIGHT …  a weighted sum instead, such as ranknet:0.6 next_token:0.2 penalty:0.2\n"
-        "  --num_documents M, --temperature T, --permutations FILE, --family F\n"
-        "  --chunk_tokens N            padded tokens in memory at once; gradients are exact whatever it is\n",
-        "  tsarank train distill --config smollm2-135m-distill-cpu --train_data order.jsonl --output_dir my-twolar\n"
-        "  tsarank train distill --accelerate-config zero2 --config twolar-distill --model_name_or_path "
-        "google/flan-t5-xl \\\n      --train_data Dundalia/TWOLAR_ds --output_dir my-twolar",
-    ),
+_OPTIONS = {
+    "cpt": """\
+  --packing true              several pairs in a sequence
+  --max_length N --max_query_length N, --train_eos true|false
+""",
+    "sft": """\
+  --num_negatives M, --alpha A, --temperature T, --score_form F, --dp true|false, --ntp true|false
+  --loss NAME, or --objectives NAME:WEIGHT …   another ranking loss, or any weighted sum instead of Eq. 5
+  --chunk_tokens N            padded tokens in memory at once; gradients are exact whatever it is
+""",
+    "distill": """\
+  --loss NAME                 ranknet, listnet, lambdarank, margin_mse, dear …; --loss_options JSON
+  --objectives NAME:WEIGHT …  a weighted sum instead, such as ranknet:0.6 next_token:0.2 penalty:0.2
+  --num_documents M, --temperature T, --permutations FILE, --family F
+  --chunk_tokens N            padded tokens in memory at once; gradients are exact whatever it is
+""",
 }
 
 _USAGE = "{program} [--accelerate-config NAME|FILE] [--num-processes N] [ACCELERATE OPTIONS --] OPTIONS"
@@ -105,11 +78,17 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
-    for name, kind in _KINDS.items():
+    for name in _OPTIONS:
         # With a prefix that nobody types every argument, options and --help included, is left for `run`.
-        one = kinds.add_parser(name, help=kind.title, add_help=False, prefix_chars="\0")
+        title = str(_script(name).__doc__).partition("\n")[0]
+        one = kinds.add_parser(name, help=title, add_help=False, prefix_chars="\0")
         one.add_argument("arguments", nargs=argparse.REMAINDER)
         one.set_defaults(run=run, kind=name)
+
+
+def _script(kind: str) -> Any:
+    """The module of a kind's script, which loads nothing heavy yet."""
+    return importlib.import_module(f"modeling_tsarank.trainers.{kind}")
 
 
 def _train_epilog() -> str:
@@ -143,12 +122,12 @@ class _LauncherParser(CommandParser):
 
 def launcher_parser(name: str) -> argparse.ArgumentParser:
     """The parser of the options that are not the script's."""
-    kind, program = _KINDS[name], f"tsarank train {name}"
+    program = f"tsarank train {name}"
     parser = _LauncherParser(
         prog=program,
         usage=_USAGE.format(program=program),
-        description=kind.description,
-        epilog=f"main options of the training:\n{_COMMON}{kind.options}\nexamples:\n{kind.examples}",
+        description=_script(name).__doc__,
+        epilog=f"main options of the training:\n{_COMMON}{_OPTIONS[name]}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         add_help=False,
@@ -177,7 +156,7 @@ def run(args: argparse.Namespace) -> int:
     own, script_options = launcher_parser(args.kind).parse_known_args(arguments)
     module = f"modeling_tsarank.trainers.{args.kind}"
     if own.help_all:
-        importlib.import_module(module).main(["--help"])
+        _script(args.kind).main(["--help"])
         return 0
     if own.accelerate_config is not None:
         path = find_recipe(own.accelerate_config, ACCELERATE_RECIPES, "accelerate config")

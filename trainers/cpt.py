@@ -1,10 +1,14 @@
 """Continual pre-training of a plain causal language model on weak (query, document) pairs (TSARankLLM, stage 1).
 
-    accelerate launch trainers/cpt.py --config tsarankllm-cpt --model_name_or_path bigscience/bloom-560m \\
-        --train_data pairs.jsonl --output_dir my-cpt-model
-    python -m modeling_tsarank.trainers.cpt --config smollm2-135m-cpt-cpu --train_data pairs.jsonl
+A model learns to predict the query from its document, over rows {query, document}. The result is an ordinary causal
+language model, to start `tsarank train sft` from.
 
-`--config` names a YAML file or a shipped recipe; options on the command line overrule it.
+    tsarank train cpt --config smollm2-135m-cpt-cpu --train_data pairs.jsonl --output_dir cpt-model
+    tsarank train cpt --accelerate-config ddp --config tsarankllm-cpt --model_name_or_path bigscience/bloom-560m \\
+        --train_data pairs.jsonl --output_dir cpt-model
+
+It is a script, too: `accelerate launch trainers/cpt.py --config tsarankllm-cpt …`. `--config` names a YAML file or a
+shipped recipe; options on the command line overrule it.
 """
 
 from __future__ import annotations
@@ -13,9 +17,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from modeling_tsarank.trainers.script_utils import exit_script, run_script, train_model
-
-
-DESCRIPTION = "Continual pre-training: predict the query from its document, over weak pairs."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args.model_init_kwargs = None
         return {"model": model, "tokenizer": tokenizer}
 
-    train_model(CPTTrainer, CPTConfig, BaseModelArguments, load, "tsarank train cpt", DESCRIPTION, arguments)
+    train_model(CPTTrainer, CPTConfig, BaseModelArguments, load, "tsarank train cpt", str(__doc__), arguments)
 
 
 if __name__ == "__main__":

@@ -32,8 +32,9 @@ COMMAND_MODULES = (
 
 _DESCRIPTION = "LLM text rerankers: rank documents, measure rerankers, train and publish them."
 _EPILOG = """\
-`tsarank COMMAND --help` explains a command. Errors are one line on standard error: exit status 2 for what you can
-mend, 1 for what nobody foresaw (--debug, or TSARANK_DEBUG=1, shows its trace), 130 after Ctrl-C.
+`tsarank COMMAND --help` explains a command, --help-all with all of its options. Errors are one line on standard error:
+exit status 2 for what you can mend, 1 for what nobody foresaw (--debug, or TSARANK_DEBUG=1, shows its trace), 130
+after Ctrl-C.
 """
 
 

@@ -366,6 +366,7 @@ class RankerModel(PreTrainedModel):
         self,
         pairs: Sequence[tuple[str, Any]] | tuple[str, Any],
         *,
+        instruction: str | None = None,
         batch_tokens: int | None = None,
         show_progress: bool | None = None,
         stop: Callable[[], bool] | None = None,
@@ -374,6 +375,7 @@ class RankerModel(PreTrainedModel):
 
         Parameters:
             pairs: (query, document) tuples; a document is a string or a mapping with `text` and optionally `title`.
+            instruction: in place of `options.instruction`, for a model whose prompt has a place for one.
             batch_tokens: padded tokens of one batch at most (a longer single pair still runs).
             show_progress: `None` shows a bar on a terminal when the work is long.
             stop: asked before every batch; when it answers true, `RankingCancelled` is raised.
@@ -389,6 +391,8 @@ class RankerModel(PreTrainedModel):
         cleaned = clean_pairs([pairs] if single else pairs)
         budget = check_batch_tokens(batch_tokens, self.device)
         call = copy.copy(self)  # what other threads set meanwhile does not reach it
+        if instruction is not None:
+            call.options = call.options.override(instruction=instruction)
         encoded = call.encoder.pairs(cleaned)
         cut = count_cuts(cleaned, encoded, call.options)
         with evaluating(self):
@@ -414,7 +418,7 @@ class RankerModel(PreTrainedModel):
             documents: strings, or mappings with `text` and optionally `title`; at least one.
             top_k: return only that many.
             return_documents: add each document under `text`.
-            call: `batch_tokens`, `show_progress` and `stop`, as of `predict`.
+            call: `instruction`, `batch_tokens`, `show_progress` and `stop`, as of `predict`.
 
         Returns:
             `[{"corpus_id": index in documents, "score": float, "text": …}, …]`; equal scores keep the given order.

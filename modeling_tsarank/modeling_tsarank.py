@@ -140,8 +140,6 @@ class TSARankModel(RankerModel):
         "Scores of different queries are comparable only roughly: a query of rare words has low scores throughout.",
         "A long document that merely contains the query's words may score high; relevance is not truth.",
     )
-    # The published training and evaluation code glues the query's ids to the prompt's, with no space between.
-    published: ClassVar[dict[str, dict[str, Any]]] = {"zyznull/RankingGPT-*": {"prompt_style": "separate"}}
     citation = """\
 @inproceedings{zhang2024twostage,
   title = {A Two-Stage Adaptation of Large Language Models for Text Ranking},

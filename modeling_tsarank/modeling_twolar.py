@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -14,7 +14,7 @@ from .modeling_ranker import RankerModel
 from .ranking_engine import readable_length
 from .ranking_errors import InputError, ModelError
 from .ranking_options import Explanation, RankingOptions, check_choice, check_template
-from .ranking_text import EncodedPair, Prompt, TextEncoder, split_around
+from .ranking_text import EncodedPair, Prompt, TextEncoder, clean_text, split_around
 from .user_text import Span
 
 
@@ -26,32 +26,64 @@ class LogitOptions(RankingOptions):
     """Choices of `TwolarModel` (TWOLAR, section 3.1): a score read off the logits of one position.
 
     Parameters:
-        template (`str`): the input. The paper's has no trailing space; the published TWOLAR code has one, which T5's
-            fast tokenizer turns into one more token, so checkpoints trained that way name it here.
+        template (`str` or a list of `str`): the input; each string of a list is tokenized by itself. The paper's has
+            no trailing space; the published TWOLAR code has one, which T5's tokenizer turns into one more token.
         strategy (`str`): `difference` (default; TWOLAR): logit(true) − logit(false); `softmax` (monoT5, Eq. 1): the
-            probability of true among the two; `single_token` (RankT5): the logit of one otherwise unused token.
-        true_text, false_text (`str`): the two answers. Each must be one token where the answer stands.
-        score_text (`str`): the token of `single_token`.
+            probability of true among the two; `single_token` (RankT5): the logit of one token.
+        true_text, false_text (`str` or `int`): the two answers. Each must be one token where the answer stands; a
+            number is a token id.
+        score_text (`str` or `int`): the token of `single_token`.
+        answer_prefix (`str`, *optional*): what stands between template and answer; `None` is a space, unless the
+            template ends with white space or a control token.
+        instruction (`str`): what the template's `{instruction}` stands for.
+        instruction_template (`str`): how an instruction that is not empty is put there.
     """
 
     family: ClassVar[str] = "true_false_logits"
 
     max_length: int = 500
     max_query_length: int = 250
-    template: str = "Query: {query} Document: {document} Relevant:"
+    template: str | tuple[str, ...] = "Query: {query} Document: {document} Relevant:"
     strategy: str = "difference"
-    true_text: str = "true"
-    false_text: str = "false"
-    score_text: str = "<extra_id_10>"
+    true_text: str | int = "true"
+    false_text: str | int = "false"
+    score_text: str | int = "<extra_id_10>"
+    answer_prefix: str | None = None
+    instruction: str = ""
+    instruction_template: str = "{instruction}"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_template("template", self.template, ("{query}", "{document}"))
+        if isinstance(self.template, list):  # as JSON has it
+            object.__setattr__(self, "template", tuple(self.template))
+        if not all(isinstance(piece, str) for piece in self.pieces):
+            raise InputError(f"template must be a string or a list of strings, got {self.template!r:.80}")
+        check_template("template", self.whole_template, ("{query}", "{document}"))
+        check_template("instruction_template", self.instruction_template, ("{instruction}",))
         check_choice("strategy", self.strategy, SCORE_STRATEGIES)
         for name in ("true_text", "false_text", "score_text"):
             value = getattr(self, name)
-            if not isinstance(value, str) or not value.strip():
-                raise InputError(f"{name} must be a non-empty string, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+                raise InputError(f"{name} must be a non-empty string or a token id, got {value!r}")
+        for name in ("answer_prefix", "instruction"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (name, value) != ("answer_prefix", None):
+                raise InputError(f"{name} must be a string, got {value!r:.80}")
+        if self.instruction and "{instruction}" not in self.whole_template:
+            raise InputError("the template of this model has no place for an instruction")
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """The strings of the template that are tokenized each by itself."""
+        return self.template if isinstance(self.template, tuple) else (self.template,)
+
+    @property
+    def whole_template(self) -> str:
+        """The template as one string."""
+        return "".join(self.pieces)
+
+
+_FIELD = re.compile(r"(\{query\}|\{document\}|\{instruction\})")
 
 
 class TemplateEncoder(TextEncoder):
@@ -61,20 +93,24 @@ class TemplateEncoder(TextEncoder):
 
     def __init__(self, tokenizer: Any, options: LogitOptions, context: int | None = None) -> None:
         super().__init__(tokenizer, options, context)
-        own = options.template.replace("{query}", "").replace("{document}", "")
-        self._leave_room(len(self.leading) + len(self.trailing) + len(self._ids(own)))
+        self._instruction = clean_text(options.instruction, "the instruction")
+        place = options.instruction_template if self._instruction else ""
+        # Fixed texts and placeholders of each piece, in turn.
+        self._pieces = [_FIELD.split(piece.replace("{instruction}", place)) for piece in options.pieces]
+        own = [*("".join(piece[::2]) for piece in self._pieces), self._instruction]
+        self._leave_room(len(self.leading) + len(self.trailing) + sum(len(self._ids(text)) for text in own))
         # Whether the template puts the document before the query.
-        self.document_first = options.template.index("{document}") < options.template.index("{query}")
-        before_query = options.template.split("{query}")[0]
+        self.document_first = options.whole_template.index("{document}") < options.whole_template.index("{query}")
+        before_query = next(piece[piece.index("{query}") - 1] for piece in self._pieces if "{query}" in piece)
         # A tokenizer joins this white space to most queries, but not to all ("5 ships", where digits stand alone).
         self._loose = len(before_query) - len(before_query.rstrip())
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
         """(query, document) texts, already cleaned, as ids with the tokenizer's own special tokens around them."""
         filled = [self._fill(query, document) for query, document in pairs]
-        encoded = self._user_text.encode([text for text, *_ in filled], [spans for _, *spans in filled])
         result = []
-        for (uncut, places), (_, document_span, query_span) in zip(encoded, filled, strict=True):
+        for (uncut, places), (_, spans) in zip(self._encode(filled), filled, strict=True):
+            document_span, query_span = spans["{document}"], spans["{query}"]
             ids, offsets = self._shorten_query(uncut, places, query_span)
             prompt = split_around(ids, offsets, *document_span)
             prompt = Prompt((*self.leading, *prompt.before), prompt.document, (*prompt.after, *self.trailing))
@@ -100,15 +136,40 @@ class TemplateEncoder(TextEncoder):
         prompt = split_around(ids[:border], offsets[:border], *document_span)
         return Prompt((*self.leading, *prompt.before), prompt.document, prompt.after)
 
-    def _fill(self, query: str, document: str) -> tuple[str, Span, Span]:
-        """The filled template and the character spans of document and query in it, whichever comes first."""
-        # The texts are put in by position: a document may itself contain "{query}".
-        head, middle, tail = re.split(r"\{query\}|\{document\}", self.options.template)
-        first, second = (document, query) if self.document_first else (query, document)
-        start = len(head) + len(first) + len(middle)
-        spans = (len(head), len(head) + len(first)), (start, start + len(second))
-        text = head + first + middle + second + tail
-        return (text, *spans) if self.document_first else (text, spans[1], spans[0])
+    def _fill(self, query: str, document: str) -> tuple[list[str], dict[str, Span]]:
+        """The filled pieces, and where in their joined text the value of each placeholder is, by characters."""
+        values = {"{query}": query, "{document}": document, "{instruction}": self._instruction}
+        pieces: list[str] = []
+        spans: dict[str, Span] = {}
+        at = 0
+        for piece in self._pieces:
+            # Put in by position: a document may itself contain "{query}".
+            texts = [values[part] if place % 2 else part for place, part in enumerate(piece)]
+            for part, text in zip(piece, texts, strict=True):
+                spans |= {part: (at, at + len(text))} if part in values else {}
+                at += len(text)
+            pieces.append("".join(texts))
+        return pieces, spans
+
+    def _encode(self, filled: Sequence[tuple[list[str], dict[str, Span]]]) -> list[tuple[list[int], list[Span]]]:
+        """Ids of the pieces of each pair, joined, and their offsets in the joined text."""
+        texts, own, starts = [], [], []
+        for pieces, spans in filled:
+            at = 0
+            for piece in pieces:
+                texts.append(piece)
+                own.append([(start - at, end - at) for start, end in spans.values() if at <= start < at + len(piece)])
+                starts.append(at)
+                at += len(piece)
+        encoded = zip(self._user_text.encode(texts, own), starts, strict=True)
+        result: list[tuple[list[int], list[Span]]] = []
+        for (ids, offsets), at in encoded:
+            if at == 0:
+                result.append((ids, offsets))
+            else:
+                result[-1][0].extend(ids)
+                result[-1][1].extend((start + at, end + at) for start, end in offsets)
+        return result
 
     def _shorten_query(self, ids: list[int], offsets: list[Span], span: Span) -> tuple[list[int], list[Span]]:
         parts = split_around(ids, offsets, *span)
@@ -132,17 +193,6 @@ class TwolarModel(RankerModel):
     tag = "true-false-reranker"
     default_for = ("encoder-decoder",)
     limits = ("Scores are not probabilities unless the strategy is `softmax`, and even then they are not calibrated.",)
-    published: ClassVar[dict[str, dict[str, Any]]] = {
-        # The published TWOLAR code ends its template with a space.
-        "Dundalia/TWOLAR-*": {"template": "Query: {query} Document: {document} Relevant: ", "strategy": "difference"},
-        "castorini/monot5-*": {"strategy": "softmax", "max_length": 512},
-        "Soyoung97/RankT5-*": {
-            "template": "Query: {query} Document: {document}",
-            "strategy": "single_token",
-            "score_text": "<extra_id_10>",
-            "max_length": 512,
-        },
-    }
     citation = """\
 @inproceedings{baldelli2024twolar,
   title = {{TWOLAR}: a {TWO}-step {LLM}-Augmented distillation method for passage Reranking},
@@ -158,7 +208,7 @@ class TwolarModel(RankerModel):
         how = {
             "difference": f"the logit of “{options.true_text}” minus that of “{options.false_text}”, unbounded",
             "softmax": f"the probability of “{options.true_text}” of the two answers, between 0 and 1",
-            "single_token": f"the logit of the otherwise unused token {options.score_text}, unbounded",
+            "single_token": f"the logit of the token {options.score_text}, unbounded",
         }
         return (
             "Query and document are read together, and the score is read off the logits of one position (TWOLAR, "
@@ -167,11 +217,14 @@ class TwolarModel(RankerModel):
 
     @classmethod
     def unused_options(cls, options: LogitOptions) -> tuple[str, ...]:
-        return ("true_text", "false_text") if options.strategy == "single_token" else ("score_text",)
+        unused = ("true_text", "false_text") if options.strategy == "single_token" else ("score_text",)
+        instructed = "{instruction}" in options.whole_template
+        return unused if instructed else (*unused, "instruction", "instruction_template")
 
     @classmethod
     def document_first(cls, options: LogitOptions, decoder_only: bool) -> bool:
-        return decoder_only and options.template.index("{document}") < options.template.index("{query}")
+        template = options.whole_template
+        return decoder_only and template.index("{document}") < template.index("{query}")
 
     @classmethod
     def backbone_class(cls, config: Any) -> Any:
@@ -199,7 +252,11 @@ class TwolarModel(RankerModel):
             )
         return ids
 
-    def _special_or_single(self, text: str) -> int:
+    def _special_or_single(self, text: str | int) -> int:
+        if isinstance(text, int):
+            if not 0 <= text < len(cast(Any, self.get_input_embeddings()).weight):
+                raise ModelError(f"the answer {text} is no token id of this model")
+            return text
         added = self.tokenizer.get_added_vocab()
         ids = [added[text]] if text in added else self._answer_in_context(text)
         if len(ids) != 1 or (ids[0] == self.tokenizer.unk_token_id and text not in added):
@@ -214,12 +271,12 @@ class TwolarModel(RankerModel):
         def ids(string: str) -> list[int]:
             return self.tokenizer(string, add_special_tokens=False)["input_ids"]
 
-        if self.config.is_encoder_decoder:
-            return ids(text)  # the decoder starts with the answer
-        tail = self.options.template[-40:]
-        if "}" in tail:
-            tail = tail[tail.rindex("}") + 1 :]
-        border = "" if tail.endswith(" ") or not tail else " "
+        # An encoder-decoder's decoder starts with the answer.
+        tail = "" if self.config.is_encoder_decoder else _FIELD.split(self.options.pieces[-1])[-1][-40:]
+        border = self.options.answer_prefix
+        if border is None:
+            apart = not tail or tail[-1].isspace() or tail.endswith(tuple(self.tokenizer.get_added_vocab()))
+            border = "" if apart else " "
         before, whole = ids(tail), ids(f"{tail}{border}{text}")
         return whole[len(before) :] if before and whole[: len(before)] == before else ids(border + text)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..files.reading import read_text
 from ..models.arguments import add_model_arguments, model_from_arguments
+from ..models.published import UNVERIFIED
 from ..models.resolver import Kind, Source, resolve
 from .command_line import add_command
 
@@ -49,7 +50,7 @@ def describe(ranker: Any, name: str | None) -> dict[str, Any]:
     unused = {"family", *ranker.unused_options(ranker.options)}
     return {
         "name": source.name,
-        "kind": str(source.kind),
+        "kind": str(source.kind) + (f", {UNVERIFIED}" if source.kind is Kind.PUBLISHED else ""),
         "family": options["family"],
         "title": ranker.title,
         "class": f"{type(ranker).__module__}.{type(ranker).__qualname__}",

@@ -40,6 +40,9 @@ def add_model_arguments(parser: argparse.ArgumentParser, positional: bool = Fals
         "--max-length", type=whole(), default=None, metavar="N", help="tokens of prompt, document and query together"
     )
     group.add_argument(
+        "--instruction", metavar="TEXT", help="what is to be found, for a model whose prompt has a place for it"
+    )
+    group.add_argument(
         "--batch-tokens",
         type=whole(),
         default=None,
@@ -57,7 +60,7 @@ def model_from_arguments(args: argparse.Namespace) -> Any:
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # weights that are missing or left over are errors of `load_ranker`
-    options = {} if args.max_length is None else {"max_length": args.max_length}
+    options = {name: getattr(args, name) for name in ("max_length", "instruction") if getattr(args, name) is not None}
     return load_ranker(
         args.model,
         device=args.device,

@@ -16,6 +16,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..ranking_errors import InputError
+from .published import PUBLISHED
 
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -81,8 +82,10 @@ def family_class(name: str) -> type[RankerModel]:
 
 
 def published_options(cls: type[RankerModel], name: str) -> dict[str, Any] | None:
-    """The options of a published checkpoint named like a pattern of `cls.published`, letter case aside, or `None`."""
-    found = (options for pattern, options in cls.published.items() if fnmatchcase(name.lower(), pattern.lower()))
+    """The options of a published checkpoint by its Hub id, letter case aside, or `None`: from the table in `published`
+    or from `cls.published`."""
+    rows = {**PUBLISHED.get(cls.options_class.family, {}), **cls.published}
+    found = (options for pattern, options in rows.items() if fnmatchcase(name.lower(), pattern.lower()))
     return next(found, None)
 
 

@@ -16,11 +16,13 @@ from ..engine.batch_invariance import cpu_has_bfloat16
 from ..engine.int8_weights import use_int8_weights
 from ..files.reading import read_json_object
 from ..modeling_ranker import RankerModel
+from ..modeling_twolar import TwolarModel
 from ..ranking_errors import InputError, ModelError, ResourceError, load_errors
 from ..ranking_options import CONFIG_KEY
 from .checkpoints import load_backbone, refuse_shell_of_a_folder
 from .embedded_models import ADAPTER_CONFIG, RECORD_FILE, add_adapter, load_without_room
 from .families import families, family_class, plain_family, published_family
+from .logit_score import logit_score_options
 from .resolver import OTHER_LIBRARIES, Kind, Source, resolve
 
 
@@ -163,6 +165,8 @@ def load_ranker(
     if not placed:
         ranker.to(device)
     plain = source.kind in (Kind.HUB, Kind.FOLDER) and gguf_file is None
+    lengths = {name: getattr(ranker.options, name) for name in ("max_length", "max_query_length")}
+    plain = plain and ranker.options == type(ranker).options_class(**lengths)
     if plain and not getattr(ranker.backbone.config, CONFIG_KEY, None):
         logger.warning(
             "%s is a plain %s model, not a known reranker: it is scored by %s with the default prompt",
@@ -245,6 +249,8 @@ def make_ranker(
     chosen = family or saved
     if chosen is None and (published := published_family(path)) is not None:
         cls = published
+    elif chosen is None and gguf_file is None and (read := logit_score_options(path, revision)) is not None:
+        cls, options = TwolarModel, {**read, **options}
     else:
         cls = family_class(chosen or otherwise or suggested.options_class.family)
     if saved in (None, cls.options_class.family):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from ..files.reading import read_json_object
+from ..files.reading import read_json_object, read_lines
 from ..ranking_errors import InputError, ModelError
 from ..ranking_options import CONFIG_KEY
 from .default_model import DEFAULT_NAME, unpacked_folder
@@ -145,6 +145,8 @@ def _kind_of_folder(folder: Path) -> Kind:
         return Kind.FOLDER
     try:
         ours = CONFIG_KEY in read_json_object(folder / "config.json", allow_nan=True)
+        modules = folder / "modules.json"  # a language model whose logits are the score is loaded as ours
+        ours = ours or (modules.is_file() and any("LogitScore" in line for _, line in read_lines(modules)))
     except InputError:  # loading says what is wrong with it
         return Kind.FOLDER
     return Kind.FOLDER if ours else Kind.SENTENCE_TRANSFORMERS

@@ -65,6 +65,26 @@ def byte_level_tokenizer(bos: bool) -> PreTrainedTokenizerFast:
     )
 
 
+@pytest.fixture(scope="session")
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with ChatML's control tokens, in which each answer is one token, as in Qwen's."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=520,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<bos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    words = ["yes", "no", "Yes", "No", "true", "false"]
+    texts = [f"{word}\n{word} {word}" for word in words] + ["system\nJudge whether the Document meets the Query"]
+    tokenizer.train_from_iterator(texts * 30, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+
+
 def sentence_piece_tokenizer() -> PreTrainedTokenizerFast:
     """A Unigram tokenizer with T5's habits: a dummy leading space, an EOS at the end, true/false as one piece."""
     tokenizer = Tokenizer(models.Unigram())

@@ -1,0 +1,106 @@
+"""Published checkpoints by name: the prompt, the answer tokens and the limits that each was trained with.
+
+Sources: the model cards and the code that the authors published with the models. A row holds what differs from the
+family's defaults. Names are matched as file name patterns, letter case aside; the first match counts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+_QWEN3_RERANKER = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+    "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}<|im_end|>\n"
+    "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+)
+_MXBAI_V2 = [
+    "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\n",
+    "{instruction}query: {query}",
+    "\n",
+    "document: {document}",
+    "\n",
+    "You are a search relevance expert who evaluates how well documents match search queries. For each query-document "
+    "pair, carefully analyze the semantic relationship between them, then provide your binary relevance judgment "
+    "(0 for not relevant, 1 for relevant).\nRelevance:",
+    "<|im_end|>\n<|im_start|>assistant\n",
+]
+_BGE_GEMMA = [
+    "A: {query}",
+    "\n",
+    "B: {document}",
+    "\n",
+    "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing a "
+    "prediction of either 'Yes' or 'No'.",
+]
+_CTXL_V2 = (
+    "Check whether a given document contains information helpful to answer the query.\n"
+    "<Document> {document}\n<Query> {query}{instruction} ??"
+)
+_ZERANK = "<|im_start|>system\n{query}<|im_end|>\n<|im_start|>user\n{document}<|im_end|>\n<|im_start|>assistant\n"
+_MONOT5 = {"strategy": "softmax", "max_length": 512}
+_YES_NO = {"true_text": "yes", "false_text": "no"}
+
+# Said of every row: prompts and answer tokens are tested against the authors' way of building them, but the weights
+# were not at hand, so that no score was compared with a published one (`pytest -m hub` does).
+UNVERIFIED = "unverified: prompt and answer tokens are tested, published scores were not reproduced"
+
+# By family, and there by the pattern of a Hub id.
+PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
+    # The published training and evaluation code puts the query's ids right behind the prompt's, without a space.
+    "query_likelihood": {"zyznull/RankingGPT-*": {"prompt_style": "separate"}},
+    "true_false_logits": {
+        # The published TWOLAR code ends its template with a space.
+        "Dundalia/TWOLAR-*": {"template": "Query: {query} Document: {document} Relevant: "},
+        "castorini/monot5-*": _MONOT5,
+        "unicamp-dl/InRanker-*": _MONOT5,
+        # The multilingual ones answer in words that mT5's vocabulary has as one token.
+        "unicamp-dl/mt5-base-*": {**_MONOT5, **_YES_NO},
+        "Soyoung97/RankT5-*": {
+            "template": "Query: {query} Document: {document}",
+            "strategy": "single_token",
+            "max_length": 512,
+        },
+        "Qwen/Qwen3-Reranker-*": {
+            "template": _QWEN3_RERANKER,
+            **_YES_NO,
+            "instruction": "Given a web search query, retrieve relevant passages that answer the query",
+            "max_length": 8192,
+            "max_query_length": 2048,
+        },
+        "mixedbread-ai/mxbai-rerank-*-v2": {
+            "template": _MXBAI_V2,
+            "true_text": "1",
+            "false_text": "0",
+            "instruction_template": "instruction: {instruction}\n",
+            "max_length": 8192,
+            "max_query_length": 2048,
+        },
+        "BAAI/bge-reranker-v2-gemma": {
+            "template": _BGE_GEMMA,
+            "strategy": "single_token",
+            "score_text": "Yes",
+            "answer_prefix": "",
+            "add_bos": True,
+            "max_length": 512,
+        },
+        "zeroentropy/zerank-*": {
+            "template": _ZERANK,
+            "strategy": "single_token",
+            "score_text": "Yes",
+            "max_length": 8192,
+            "max_query_length": 2048,
+        },
+        # The document comes first: its states can be cached.
+        "ContextualAI/ctxl-rerank-v2-instruct-multilingual-*": {
+            "template": _CTXL_V2,
+            "strategy": "single_token",
+            "score_text": 0,
+            "instruction_template": " {instruction}",
+            "max_length": 8192,
+            "max_query_length": 2048,
+        },
+    },
+}

@@ -131,6 +131,9 @@ def tiny_backbone(model_type: str, encoder_decoder: bool = False) -> Any:
     for name, weight in backbone.named_parameters():
         if weight.ndim == 2 and "conv" not in name and name not in made_again:
             torch.nn.init.normal_(weight, std=0.25)
+    for name, buffer in backbone.named_buffers():
+        if name == "final_logits_bias":  # zeros, unless a checkpoint has others
+            torch.nn.init.normal_(buffer)
     for module in backbone.modules():
         if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
             module.weight.data[module.padding_idx] = 0  # as some architectures make it when they are loaded

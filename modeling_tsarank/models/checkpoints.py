@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 # What older versions of transformers, fairseq and vLLM save beside the weights: nothing that was trained.
 _CONSTANTS = re.compile(r"(^|\.)(inv_freq|masked_bias|position_ids|version|[kv]_scale)$")
 _NAMES_SHOWN = 3
+_DROPOUT = re.compile(r"(dropout|pdrop)(_prob|_rate)?$")
 # How GGUF files name the heads of classifiers and embedders, which transformers leaves out without telling.
 _GGUF_HEADS = ("cls.weight", "cls.output.weight", "cls.norm.weight", "dense_2.weight", "dense_3.weight")
 _ENCODER = (
@@ -150,11 +151,15 @@ def _without_report() -> Iterator[None]:
 def load_complete(load: Callable[..., Any], name: Any, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
     """The model that `load`, a `from_pretrained`, makes of a checkpoint, and what it tells of the weights.
 
-    Raises `ModelError` where the checkpoint's weights are not the model's (`refuse_incomplete`), and as `load` does.
+    Raises `ModelError` where the checkpoint's weights are not the model's (`refuse_incomplete`) or its dropout is no
+    probability, which only training would notice; and as `load` does.
     """
     with _without_report():
         model, info = load(name, *args, **{**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True})
     refuse_incomplete(name, model, info)
+    for key, value in vars(model.config.get_text_config()).items():
+        if _DROPOUT.search(key) and isinstance(value, int | float) and not 0 <= value <= 1:
+            raise ModelError(f"{name}: its config.json says {key} {value:g}; a probability is from 0 to 1")
     return model, info
 
 

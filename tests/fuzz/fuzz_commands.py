@@ -180,12 +180,14 @@ def odd_words(words: list[str], parser: argparse.ArgumentParser, generator: rand
         place = generator.randrange(len(words)) if words else 0
         how = generator.random()
         before = words[place - 1] if place else ""
-        if how < 0.5 and words and not words[place].startswith("--"):
+        if how < 0.5 and words and not words[place].startswith("--") and before != "--tries":
             writes = before in OUTPUTS or words[place].startswith(str(out))
             words[place] = _odd_output(out, generator) if writes else generator.choice(ODD_WORDS)
         elif how < 0.8:
             options = [
-                a for a in parser._actions if a.option_strings and a.dest not in ("help", "debug", "model", "public")
+                a
+                for a in parser._actions
+                if a.option_strings and a.dest not in ("help", "debug", "model", "public", "tries")
             ]
             if options:
                 option = generator.choice(options)

@@ -432,3 +432,11 @@ def test_a_tokenizer_of_another_model_is_refused_by_its_size(zoo: Any, tmp_path:
     for load in (load_ranker, TSARankModel.from_backbone, load_base_model):
         with pytest.raises(ModelError, match=r"the tokenizer is another model's: \d+ of its [\d,]+ tokens"):
             load(str(folder))
+
+
+@pytest.mark.parametrize("value", [1e30, -0.5, float("nan")])
+def test_a_dropout_that_is_no_probability_is_refused_before_a_training_meets_it(value, zoo, tmp_path) -> None:
+    folder = copied(zoo.folders["llama"], tmp_path / "model")
+    configure(folder, attention_dropout=value)
+    with pytest.raises(ModelError, match=r"says attention_dropout .*; a probability is from 0 to 1"):
+        load_base_model(folder)

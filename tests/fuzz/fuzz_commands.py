@@ -195,7 +195,7 @@ def odd_words(words: list[str], parser: argparse.ArgumentParser, generator: rand
                 if option.nargs != 0:
                     writes = option.option_strings[-1] in OUTPUTS
                     words += [_odd_output(out, generator) if writes else generator.choice(ODD_WORDS)]
-        elif how < 0.9 and words and before != "--model" and words[place] != "--model":
+        elif how < 0.9 and words and before != "--model" and not words[place].endswith(("--model", "/model")):
             del words[place]
         elif how < 0.95:
             words.insert(place, generator.choice(["--nonsense", "-x", "--", "extra", "-", "--top-k=", "--help-all"]))

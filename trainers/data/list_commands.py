@@ -220,6 +220,8 @@ def _teacher(args: argparse.Namespace, usage: Usage, stack: ExitStack, pool: Poo
         place_options = {"max_new_tokens": longest, "device": args.device, "dtype": args.dtype}
         local = LocalTeacher(args.teacher_local, how, cache, usage, pool, **place_options)
         return local, local.description
+    if {"url", "model"} & options.keys():
+        raise InputError("--teacher-options: url and model of a server are --teacher-url and --teacher-model")
     where = {"url": args.teacher_url, "model": args.teacher_model, "key_variable": "TSARANK_TEACHER_KEY"}
     client = ChatEndpoint(build_options(ChatSettings, {**where, **options}, "--teacher-options"), cache, usage)
     return EndpointTeacher(stack.enter_context(client), how, args.concurrency), {**client.describe(), **how.describe()}

@@ -202,3 +202,7 @@ def test_errors_about_inputs(corpus, tmp_path):
     with pytest.raises(InputError, match="has no corpus"):
         run("queries", "cropped", "--corpus", tmp_path / "empty", "--count", 3, "--output", tmp_path / "x.jsonl")
     assert not (tmp_path / "x.jsonl").exists()
+    teacher = ["--teacher-url", "http://127.0.0.1:9/v1", "--teacher-model", "m", "--teacher-options", "url=http://x"]
+    lists = ["lists", "--corpus", corpus, "--queries", corpus / "queries.jsonl", "--output", tmp_path / "lists"]
+    with pytest.raises(InputError, match="are --teacher-url and --teacher-model"):
+        run(*lists, *teacher)

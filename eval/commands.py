@@ -67,7 +67,7 @@ def add_run_format(parser: Any) -> None:
     parser.add_argument(
         "--run-format",
         choices=("ranks", "scores"),
-        help="what the third column of a run file with three columns is",
+        help="what the third column of a run file with three columns is (default: found out, or refused)",
     )
 
 

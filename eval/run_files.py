@@ -6,6 +6,7 @@ import csv
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -43,8 +44,9 @@ def read_run(path: str | os.PathLike[str], run_format: str | None = None) -> Run
 
     - TREC: six columns `query Q0 document rank score tag`, divided by any ASCII white space as trec_eval divides
       them; the score counts, the rank does not.
-    - Three columns `query document rank`, as MS MARCO's, whose score is 1/rank, or `query document score`:
-      `run_format` says which.
+    - Three columns `query document rank`, as MS MARCO's, where the whole numbers of every query are 1 to n in some
+      order: the score is 1/rank. Three columns `query document score` where the scores are not whole numbers. What
+      is neither for certain is refused unless `run_format` decides.
     - JSON Lines or a JSON array of rank_llm or Pyserini: `{"query": {"text", "qid"}, "candidates": [{"docid",
       "score", "doc"}]}`, or the older `{"query": text, "hits": [{"qid", "docid", "rank", "score", "content"}]}`.
       Candidates without scores get 1/rank in the order of their field `rank`, or else of the list.
@@ -53,7 +55,7 @@ def read_run(path: str | os.PathLike[str], run_format: str | None = None) -> Run
 
     Args:
         path: The file.
-        run_format: What the third of three columns is: `ranks` or `scores`.
+        run_format: What the third of three columns is: `ranks` or `scores`; found out by default.
 
     Raises:
         InputError: No such file, nothing in it, a line that fits no format (with its number), a score that is not
@@ -70,7 +72,7 @@ def read_run(path: str | os.PathLike[str], run_format: str | None = None) -> Run
         records = read_json_rows(path, allow_nan=True)
         run = _collect(chain.from_iterable(_candidate_rows(place, record) for place, record in records), "score")
     elif len(_columns(first[1])) == 3:
-        run = _collect(_three_columns(chain([first], lines), run_format), "score")
+        run = _three_columns(path, run_format)
     else:
         run = _collect(_trec_rows(chain([first], lines)), "score")
     if not run:
@@ -156,21 +158,57 @@ def _trec_rows(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str
         yield place, columns[0], columns[2], _score(columns[4], place)
 
 
-def _three_columns(lines: Iterable[tuple[str, str]], run_format: str | None) -> Iterator[tuple[str, str, str, float]]:
-    for place, line in lines:
-        columns = _columns(line)
-        if len(columns) != 3:
-            raise InputError(f"{place}: {len(columns)} columns, expected 3 as on the first line")
-        if run_format is None:
-            raise InputError(
-                f"{place}: three columns do not say whether {shown(columns[2])} is a rank or a score; say "
-                "--run-format ranks or --run-format scores"
-            )
-        convert = _score_of_rank if run_format == "ranks" else _score
-        yield place, columns[0], columns[1], convert(columns[2], place)
+def _three_columns(path: str | os.PathLike[str], run_format: str | None) -> Run:
+    convert = _score_of_rank if run_format == "ranks" else _score
+
+    def rows() -> Iterator[tuple[str, str, str, str]]:
+        for place, line in read_lines(path):
+            columns = _columns(line)
+            if len(columns) != 3:
+                raise InputError(f"{place}: {len(columns)} columns, expected 3 as on the first line")
+            convert(columns[2], place)
+            yield place, columns[0], columns[1], sys.intern(columns[2])
+
+    texts = _collect(rows(), "value")
+    if run_format is None:
+        convert = _score_of_rank if _are_ranks(texts, path) else _score
+    return {
+        query_id: {document_id: convert(text, str(path)) for document_id, text in values.items()}
+        for query_id, values in texts.items()
+    }
+
+
+def _are_ranks(texts: Mapping[str, Mapping[str, str]], path: str | os.PathLike[str]) -> bool:
+    """Whether a third column holds ranks, or else scores. Raises `InputError` where it may be either."""
+    is_ranked, odd, fraction = False, None, None
+    for query_id, values in texts.items():
+        left = set(range(1, len(values) + 1))
+        for document_id, text in values.items():
+            if _rank(text) in left:
+                left.remove(_rank(text))
+                continue
+            odd = odd or (query_id, document_id)
+            if fraction is None and not (text.lstrip("+-").isdigit() or float(text).is_integer()):
+                fraction = (query_id, document_id)
+        is_ranked = is_ranked or (not left and len(values) > 1)
+    if odd is None:
+        return True
+    if fraction is not None and not is_ranked:
+        return False
+    at = fraction or odd
+    place = next(place for place, line in read_lines(path) if tuple(_columns(line)[:2]) == at)
+    raise InputError(
+        f"{place}: {texts[at[0]][at[1]]} is no rank where the ranks of a query are 1 to n, and scores are not whole "
+        "numbers throughout; say --run-format ranks or --run-format scores"
+    )
 
 
 RUN_FORMATS = ("ranks", "scores")
+
+
+def _rank(text: str) -> int:
+    """A rank of 1 or more, 0 for any other text."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
 
 
 def _score(text: Any, place: str, what: str = "score") -> float:
@@ -186,7 +224,7 @@ def _score(text: Any, place: str, what: str = "score") -> float:
 
 
 def _score_of_rank(text: str, place: str) -> float:
-    rank = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+    rank = _rank(text)
     if rank < 1:
         raise InputError(f"{place}: the rank {shown(text)} is not a whole number of 1 or more")
     return 1.0 / rank

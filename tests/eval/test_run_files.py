@@ -103,7 +103,7 @@ def test_formats_are_recognized(tmp_path, text, packed):
 
 
 def test_ms_marco_ranks_and_candidates_without_scores_keep_their_order(tmp_path):
-    assert read_run(written(tmp_path, "7\t11\t1\n7\t5\t2\n"), "ranks") == {"7": {"11": 1.0, "5": 0.5}}
+    assert read_run(written(tmp_path, "7\t11\t1\n7\t5\t2\n")) == {"7": {"11": 1.0, "5": 0.5}}
     record = {"query": {"qid": 7, "text": "x"}, "candidates": [{"docid": 11}, {"docid": 5, "score": None}]}
     assert read_run(written(tmp_path, json.dumps(record))) == {"7": {"11": 1.0, "5": 0.5}}
 
@@ -117,7 +117,7 @@ def test_ms_marco_ranks_and_candidates_without_scores_keep_their_order(tmp_path)
         ("q Q0 d 1 2.5 tag\nq Q0 e 2 1.5\n", "line 2: 5 columns, expected 6"),
         ("q Q0 d 1 high tag\n", "line 1: the score 'high' is not a number"),
         ("q Q0 d 1 nan tag\n", "line 1: the score 'nan' is not a number"),
-        ("q d 0\n", "line 1: three columns do not say whether '0' is a rank"),
+        ("q d 0\n", "line 1: 0 is no rank"),
         ("q Q0 d 1 2.5 tag\nq Q0 d 2 1.5 tag\n", "line 2: query 'q', document 'd' already has the score 2.5, now 1.5"),
         ('{"query": {"qid": "q"}, "candidates": []}\n{oops', "line 2: not JSON"),
         ('{"query": {"qid": "q"}, "candidates": []}\n3', "line 2: a JSON object was expected, found 3"),
@@ -221,15 +221,39 @@ def test_qrels_under_beirs_header_are_divided_at_tabs_only(tmp_path):
         read_qrels(written(tmp_path, text + "q1 d3 1\n"))
 
 
-def test_three_columns_are_refused_until_it_is_said_what_the_third_is(tmp_path):
-    for text in ("q a 100\nq b 90\n", "q a 1\nq b 2\n", "q a 0.5\n", "q a " + "9" * 5000 + "\n"):
-        path = written(tmp_path, text)
-        with pytest.raises(InputError, match=r", line 1: .*--run-format ranks or --run-format scores"):
-            read_run(path)
-        scores = read_run(path, "scores")
-        assert list(scores["q"].values()) == [float(row.split()[2]) for row in text.splitlines()]
-    with pytest.raises(InputError, match="line 2: 2 columns, expected 3 as on the first line"):
-        read_run(written(tmp_path, "q a 1\nq b\n"), "ranks")
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("q a 2\nq b 1\nr a 1\n", {"q": {"a": 0.5, "b": 1.0}, "r": {"a": 1.0}}),
+        ("q\ta\t100.5\nq\tb\t90\n", {"q": {"a": 100.5, "b": 90.0}}),
+        ("q a -1.5\nr a 3\n", {"q": {"a": -1.5}, "r": {"a": 3.0}}),
+        ("q a 1\nr b 0.25\n", {"q": {"a": 1.0}, "r": {"b": 0.25}}),
+    ],
+    ids=["ranks", "scores, some whole", "scores below 0", "one document and a score"],
+)
+def test_three_columns_are_ranks_or_scores_where_that_is_certain(tmp_path, text, expected):
+    assert read_run(written(tmp_path, text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("q a 100\nq b 90\n", 1),
+        ("q a 1\nq b 2\nr a 1\nr b 3\n", 4),
+        ("q a 0\nq b 1\n", 1),
+        ("q a 1\nq b 1\n", 2),
+        ("q a 1.0\nq b 2.0\n", 1),
+        ("q a 1\nq b 2\nr a 1\nr b 2.5\n", 4),
+        ("q a -1\n", 1),
+        ("q a 1\nq b " + "9" * 5000 + "\n", 2),
+    ],
+)
+def test_three_columns_that_may_be_either_are_refused_naming_line_and_option(tmp_path, text, line):
+    path = written(tmp_path, text)
+    with pytest.raises(InputError, match=rf", line {line}: .*--run-format ranks or --run-format scores"):
+        read_run(path)
+    scores = read_run(path, "scores")
+    assert list(scores["q"].values()) == [float(row.split()[2]) for row in text.splitlines() if row[0] == "q"]
 
 
 def test_the_run_format_decides(tmp_path):

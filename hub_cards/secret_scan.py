@@ -159,6 +159,7 @@ def _open(file: PublishedFile) -> IO[bytes]:
 
 def _texts(file: PublishedFile, stream: IO[bytes]) -> Iterator[tuple[str, Iterable[bytes]]]:
     """The parts of a file by name, and the text of each in pieces; a file that is one text has a part without name."""
+    yield "its name", [file.path.encode("utf-8", "replace")]
     head = stream.read(4)
     stream.seek(0)
     if file.path.endswith(".safetensors"):

@@ -190,6 +190,12 @@ def test_the_same_file_without_a_token_passes(name: str) -> None:
     assert find_secrets(PublishedFile(name, KINDS[name]("nothing of that kind"))) == []
 
 
+@pytest.mark.parametrize("kind", ["hugging face", "aws", "anthropic", "slack"])
+def test_a_token_in_the_name_of_a_file_is_found(kind: str) -> None:
+    for path in (f"logs/{TOKENS[kind]}.txt", f"{TOKENS[kind]}/a.txt", f"run-{TOKENS[kind]}.parquet"):
+        assert any(finding.place == "its name" for finding in find_secrets(PublishedFile(path, b"nothing"))), path
+
+
 def test_a_parquet_file_of_numbers_and_dates_passes() -> None:
     dates = pa.array([1, 10**14], pa.timestamp("s"))  # no date of Python's
     table = pa.table({"dates": dates, "vectors": [[0.5], [1.5]], "flags": [True, None], "text": ["a", None]})

@@ -126,8 +126,8 @@ def test_training_rows_are_converted_again_when_a_byte_has_changed(tmp_path: Pat
 
 def test_scores_of_other_documents_are_never_taken_from_the_cache(model: Path, tmp_path: Path) -> None:
     cache = RequestCache(tmp_path / "cache.jsonl")
-    scorer = CachedScorer(str(model), cache)
-    one, other = scorer._request("q", ["a\0b", "c"]), scorer._request("q", ["a", "b\0c"])
+    work = CachedScorer(str(model), cache)._work
+    one, other = work._key("q", ["a\0b", "c"]), work._key("q", ["a", "b\0c"])
     assert one != other
 
 

@@ -61,7 +61,7 @@ def add_options(parser: argparse._ActionsContainer, cls: Any, *names: str) -> No
             continue
         flag, hint = f"--{field.name.replace('_', '-')}", hints[field.name]
         text = texts[field.name].rstrip(".") + ("" if field.default is None else f" (default: {field.default})")
-        kinds: dict[Any, Any] = {int: whole(least=0), float: real()}
+        kinds: dict[Any, Any] = {int: whole(least=0), float: real(least=0)}
         if get_origin(hint) is Literal:
             parser.add_argument(flag, choices=get_args(hint), default=field.default, help=text)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import signal
@@ -459,6 +460,7 @@ def test_another_base_model_is_refused(make_ranker: Any, make_trainer: Any, trai
 
 def test_another_tokenizer_is_refused(make_ranker: Any, make_trainer: Any, trained: Path, tmp_path: Path) -> None:
     ranker = make_ranker()
+    ranker.tokenizer = copy.deepcopy(ranker.tokenizer)  # all tests share it
     ranker.tokenizer.add_tokens(["bread"])
     other = make_trainer("sft", ranker=ranker, **SHORT, output_dir=str(tmp_path / "run"))
     with pytest.raises(InputError, match=r"settings: the tokenizer's vocabulary or settings are others\. Resume"):

@@ -22,6 +22,9 @@ def request_key(request: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+_BEGINNING = b'{"settings":'
+
+
 class RequestCache(ResultLog):
     """Request to answer, both JSON-able: a `ResultLog` whose units are the keys of requests.
 
@@ -39,7 +42,11 @@ class RequestCache(ResultLog):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.open("ab").close()
         super().__init__(path)
-        if not len(self) and b"\n" in path.read_bytes():
+        with path.open("rb") as file:
+            head = file.read(len(_BEGINNING))
+            # A first line that a kill has cut is one of ours as far as it goes.
+            foreign = not _BEGINNING.startswith(head) or b"\n" in file.read()
+        if not len(self) and foreign:
             raise InputError(f"{path} is no cache of answers; name another file, or remove it")
 
     def get(self, request: Any) -> Any | None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import email.utils
-import hashlib
-import json
 import logging
-import sqlite3
 import time
 from pathlib import Path
 
@@ -419,19 +416,3 @@ def test_a_file_that_is_no_cache(tmp_path: Path):
         RequestCache(path)
     with pytest.raises(ResourceError, match="cannot"):
         RequestCache(path / "below" / "cache.jsonl")
-
-
-@pytest.mark.parametrize("name", ["cache.sqlite", "cache.jsonl"])
-def test_a_cache_of_an_earlier_version_is_taken_over(tmp_path: Path, name: str):
-    request, former = {"url": "http://a", "payload": {"ü": 1}}, tmp_path / "cache.sqlite"
-    connection = sqlite3.connect(former, isolation_level=None)
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("CREATE TABLE answers (key TEXT PRIMARY KEY, request TEXT NOT NULL, answer TEXT NOT NULL)")
-    key = hashlib.sha256(json.dumps(request, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-    connection.execute("INSERT INTO answers VALUES (?, ?, ?)", (key, "", '{"text": "yes"}'))
-    connection.close()
-    cache = RequestCache(tmp_path / name, [former])
-    assert cache.get(request) == {"text": "yes"}
-    cache.put("new", 1)
-    again = RequestCache(tmp_path / name, [former])
-    assert (len(again), again.get(request), again.get("new")) == (2, {"text": "yes"}, 1)

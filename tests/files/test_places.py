@@ -49,7 +49,6 @@ OWN_READING = {
     "modeling_tsarank/models/embedded_models.py": ("load_file read_bytes", "a release whose hashes were checked"),
     "modeling_tsarank/user_text.py": ("loads", "travels with checkpoints; a tokenizer's own JSON"),
     "trainers/checkpointing.py": ("load_file", "a checkpoint whose manifest was checked"),
-    "trainers/data/teacher_cache.py": ("read_bytes", "finds out whether a file has lines at all"),
     "trainers/stopping.py": ("read_bytes", "/proc"),
     "trainers/training_record.py": ("read_text", "/proc"),
 }
@@ -74,7 +73,10 @@ OWN_WRITING = {
     "trainers/cpt_trainer.py": ("save", "into the temporary folder of a checkpoint"),
     "trainers/checkpoint_files.py": ("move write_text", "into the temporary file of the one writer; a lock"),
     "trainers/data/list_writing.py": ("write_table", "into the temporary file of the one writer"),
-    "trainers/data/teacher_cache.py": ("open", "finds out whether a log can be written, before anything is paid"),
+    "trainers/data/teacher_cache.py": (
+        "open",
+        "finds out whether a log can be written, and whether it is one, before anything is paid",
+    ),
     "trainers/data/weak_pairs.py": ("write_table", "into the temporary folder of the set"),
     "trainers/release.py": ("save_file", "into the temporary folder of the release"),
 }

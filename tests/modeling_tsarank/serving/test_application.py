@@ -247,7 +247,7 @@ def test_requests_of_several_clients_share_forward_passes(ranker: Any) -> None:
 
 
 def test_an_overloaded_service_says_when_to_come_again(ranker: Any) -> None:
-    release = threading.Event()
+    begun, release = threading.Event(), threading.Event()
     plain = ranker.predict
 
     class Slow:
@@ -256,7 +256,8 @@ def test_an_overloaded_service_says_when_to_come_again(ranker: Any) -> None:
 
         def predict(self, pairs: Any, **kwargs: Any) -> Any:
             if self.waits:
-                release.wait(30)
+                begun.set()
+                release.wait(120)
             return plain(pairs, **kwargs)
 
     slow, patient = Slow(), Limits(queue_pairs=6)
@@ -268,8 +269,9 @@ def test_an_overloaded_service_says_when_to_come_again(ranker: Any) -> None:
         slow.waits = True
         threads = [threading.Thread(target=lambda: answers.append(client.post("/v1/rerank", json=body)))]
         threads += [threading.Thread(target=lambda: answers.append(client.post("/v1/rerank", json=body)))]
-        for thread in threads:
-            thread.start()
+        threads[0].start()
+        assert begun.wait(60)  # the second must find it at work, or both are one batch
+        threads[1].start()
         deadline = time.monotonic() + 60
         while batcher.waiting < len(DOCUMENTS) and time.monotonic() < deadline:
             time.sleep(0.01)

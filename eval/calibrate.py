@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from modeling_tsarank.eval.reports import markdown_table
+from modeling_tsarank.eval.run_files import ranked, read_qrels, read_run
 from modeling_tsarank.eval.types import Qrels, Run
 from modeling_tsarank.files.extras import require
 from modeling_tsarank.rankers.calibration import METHODS, Calibration, normalized
@@ -53,7 +54,9 @@ class Quality:
     bins: tuple[tuple[int, float, float], ...]
 
 
-def judged_scores(run: Run, qrels: Qrels, relevance_level: int = 1, judged_only: bool = False) -> JudgedScores:
+def judged_scores(
+    run: Run, qrels: Qrels, relevance_level: int = 1, judged_only: bool = False, top_k: int | None = None
+) -> JudgedScores:
     """Joins a run and judgments.
 
     Args:
@@ -61,6 +64,7 @@ def judged_scores(run: Run, qrels: Qrels, relevance_level: int = 1, judged_only:
         qrels: Grades by query and document.
         relevance_level: The least grade that is relevant.
         judged_only: Leave out documents without a judgment, which otherwise count as not relevant.
+        top_k: Take each query's best only: those that the ranker scored, if it did not score all.
 
     Raises:
         InputError: Fewer than `FOLDS` queries in common, or documents of one kind only.
@@ -68,7 +72,8 @@ def judged_scores(run: Run, qrels: Qrels, relevance_level: int = 1, judged_only:
     scores, relevant, queries = [], [], []
     shared = sorted(run.keys() & qrels.keys())
     for number, query in enumerate(shared):
-        for document, score in run[query].items():
+        for document in ranked(run[query], top_k):
+            score = run[query][document]
             grade = qrels[query].get(document)
             if grade is not None or not judged_only:
                 scores.append(score)
@@ -150,10 +155,8 @@ def plot_reliability(path: Path, curves: dict[str, Quality]) -> None:
 
 def run_calibrate(args: argparse.Namespace) -> int:
     """`tsarank calibrate`: fits, measures, writes the file and a report."""
-    from modeling_tsarank.eval.run_files import read_qrels, read_run
-
     run, qrels = read_run(args.run_file, args.run_format), read_qrels(args.qrels)
-    data = judged_scores(run, qrels, args.relevance_level, args.judged_only)
+    data = judged_scores(run, qrels, args.relevance_level, args.judged_only, args.top_k)
     results = {"before": quality(1 / (1 + np.exp(-np.clip(data.scores, -700, 700))), data.relevant)}
     for method in METHODS if args.method == "best" else (args.method,):
         results[method] = quality(held_out(data, method, args.normalize), data.relevant)

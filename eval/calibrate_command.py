@@ -41,6 +41,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--relevance-level", type=whole(), default=1, metavar="N", help="least relevant grade (default: 1)"
     )
+    parser.add_argument("--top-k", type=whole(), metavar="N", help="how many documents were reranked, if not all")
     parser.add_argument("--judged-only", action="store_true", help="leave out documents without a judgment")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw a reliability diagram")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON file for the calibration")

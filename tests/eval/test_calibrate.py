@@ -94,6 +94,8 @@ def test_unjudged_documents_count_as_not_relevant_unless_left_out() -> None:
     assert judged_scores(run, qrels).relevant.sum() == 6
     assert len(judged_scores(run, qrels).scores) == 18
     assert len(judged_scores(run, qrels, judged_only=True).scores) == 12
+    # The lowest were not scored by the ranker: their scores only keep them below the others.
+    assert sorted(judged_scores(run, qrels, top_k=2).scores) == [2.0] * 6 + [3.0] * 6
     with pytest.raises(InputError, match="0 of 18"):
         judged_scores(run, qrels, relevance_level=3)
     with pytest.raises(InputError, match="share 4 queries"):

@@ -144,6 +144,8 @@ def build_options(cls: type[Any], options: Mapping[str, Any], where: str) -> Any
         InputError: an option that the class does not have, a missing one, or a value of another type.
     """
     known = {one.name: one for one in fields(cls) if one.init and not one.name.startswith("_")}
+    if not isinstance(options, Mapping):
+        raise InputError(f"{where}: expected options by name, got {options!r:.60}")
     for name in options:
         if name not in known:
             raise InputError(f"{where}: no option {name!r}; there are {', '.join(known) or 'none'}")
@@ -153,6 +155,12 @@ def build_options(cls: type[Any], options: Mapping[str, Any], where: str) -> Any
     for name, value in options.items():
         if known[name].type == "str" and not isinstance(value, str):
             raise InputError(f"{where}: {name} must be of type str, got {value!r:.60}")
+        if str(known[name].type).startswith("tuple"):
+            texts = known[name].type == "tuple[str, ...]"
+            fits = isinstance(value, list | tuple) and (not texts or all(isinstance(one, str) for one in value))
+            if not fits:
+                kind = "list of strings" if texts else "list"
+                raise InputError(f"{where}: {name} must be of type {kind}, got {value!r:.60}")
     values = {name: _checked(value, _default(known[name]), f"{where}: {name}") for name, value in options.items()}
     try:
         return cls(**values)

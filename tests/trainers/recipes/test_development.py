@@ -19,6 +19,7 @@ from modeling_tsarank import cli
 from modeling_tsarank.eval.collections import load_collection
 from modeling_tsarank.eval.run_files import read_run
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.data.filters import build_options
 from modeling_tsarank.trainers.data.list_building import read_queries
 from modeling_tsarank.trainers.recipe_files import RECIPES
 from modeling_tsarank.trainers.recipes.development import (
@@ -288,3 +289,19 @@ def test_a_query_that_is_null_is_not_the_query_none(tmp_path: Path) -> None:
     write_gz(tmp_path / "raw.jsonl.gz", [{"query": "bread", "document": "a"}, {"query": None, "document": "a"}])
     with pytest.raises(InputError, match="line 2: no 'query'"):
         _Raw(tmp_path, 0, {}).queries("raw")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"collections": 3}, "collections must be of type list"),
+        ({"collections": [3]}, "collection 0: expected options by name, got 3"),
+        ({"pools": [{"name": "a", "passages": 3, "queries": []}]}, "passages must be of type list of strings"),
+        ({"lists": [{"name": "a", "files": [0.5]}]}, "files must be of type list of strings"),
+        ({"leakage": 0.5}, "leakage must be of type list of strings"),
+    ],
+)
+def test_a_plan_of_the_wrong_types_is_one_line(changes: dict[str, Any], message: str) -> None:
+    plan = {"leakage": [], "collections": [{"name": "one", "files": ["a"]}], **changes}
+    with pytest.raises(InputError, match=message):
+        build_options(DevelopmentPlan, plan, "plan.yaml")

@@ -6,14 +6,13 @@ placeholders, and the answers are the module's token ids.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
-from transformers.utils import cached_file
 
 from ..files.reading import read_json
 from ..ranking_errors import InputError, ModelError
+from .sentence_encoders import repository_file
 
 
 _LONGEST_QUERY = 2048
@@ -100,10 +99,10 @@ def _default_prompt(path: str, revision: str | None) -> str | None:
 
 def _json(path: str, file: str, revision: str | None) -> Any:
     try:
-        found = cached_file(path, file, revision=revision, _raise_exceptions_for_missing_entries=False)
-    except (OSError, ValueError):  # not to be had: loading says why
+        found = repository_file(path, file, revision)
+    except ModelError:  # not to be had: loading says why
         return None
     try:
-        return None if found is None else read_json(Path(found))
+        return None if found is None else read_json(found)
     except InputError as error:
         raise ModelError(str(error)) from error

@@ -22,7 +22,7 @@ def sentence_transformers_kind(name: str, revision: str | None = None) -> str:
     """
     told = _settings(name, "config_sentence_transformers.json", revision).get("model_type")
     config = _settings(name, "config.json", revision)
-    if told is None and _file(name, "modules.json", revision) is None:
+    if told is None and repository_file(name, "modules.json", revision) is None:
         architectures = config.get("architectures") or [""]
         told = "CrossEncoder" if str(architectures[0]).endswith("ForSequenceClassification") else None
     if told not in (None, "CrossEncoder", "SentenceTransformer"):
@@ -31,11 +31,13 @@ def sentence_transformers_kind(name: str, revision: str | None = None) -> str:
 
 
 def _settings(name: str, file: str, revision: str | None) -> dict[str, Any]:
-    path = _file(name, file, revision)
+    path = repository_file(name, file, revision)
     return {} if path is None else read_json_object(path)
 
 
-def _file(name: str, file: str, revision: str | None) -> Path | None:
+def repository_file(name: str, file: str, revision: str | None = None) -> Path | None:
+    """A file of a folder or Hub repository, or `None` where it has none of that name. Raises `ModelError` where the
+    repository cannot be had."""
     from transformers.utils import cached_file
 
     try:

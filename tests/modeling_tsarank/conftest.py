@@ -85,6 +85,25 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+@pytest.fixture(scope="session")
+def make_chat_model(chat_tokenizer: Any) -> Callable[..., Any]:
+    """Makes a random Qwen3 whose scores differ visibly, in float32."""
+
+    def make(context: int) -> Any:
+        torch.manual_seed(3)
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+        heads = {"num_key_value_heads": 2, "head_dim": 8}
+        model = AutoModelForCausalLM.from_config(
+            Qwen3Config(vocab_size=len(chat_tokenizer), max_position_embeddings=context, **sizes, **heads)
+        )
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.3)
+        return model.eval()
+
+    return make
+
+
 def sentence_piece_tokenizer() -> PreTrainedTokenizerFast:
     """A Unigram tokenizer with T5's habits: a dummy leading space, an EOS at the end, true/false as one piece."""
     tokenizer = Tokenizer(models.Unigram())

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from modeling_tsarank import ModelError, TwolarModel, load_ranker
 from modeling_tsarank.models.resolver import Kind, resolve
@@ -38,33 +37,20 @@ PAIRS = [
 
 
 @pytest.fixture
-def save(tmp_path: Path, chat_tokenizer: Any) -> Callable[..., Path]:
-    return partial(_save, tmp_path, chat_tokenizer)
+def save(tmp_path: Path, chat_tokenizer: Any, make_chat_model: Any) -> Callable[..., Path]:
+    return partial(_save, tmp_path, chat_tokenizer, make_chat_model)
 
 
-def _save(folder: Path, base: Any, template: str = HEAD + BODY, structured: bool = False, **more: Any) -> Path:
+def _save(
+    folder: Path, base: Any, make: Any, template: str = HEAD + BODY, structured: bool = False, **more: Any
+) -> Path:
     """A CrossEncoder of a tiny Qwen3, saved by sentence-transformers."""
     from sentence_transformers.base.modules import Transformer
     from sentence_transformers.cross_encoder.modules import LogitScore
 
     tokenizer = copy.deepcopy(base)
     tokenizer.chat_template = template.replace("CONTENT(m)", "m.content[0].text" if structured else "m.content")
-    torch.manual_seed(5)
-    model = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-            max_position_embeddings=300,
-        )
-    )
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
+    model = make(300)
     model.save_pretrained(folder / "plain")
     tokenizer.save_pretrained(folder / "plain")
     reader = Transformer(

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from modeling_tsarank import InputError, ModelError, TwolarModel, load_ranker
 from modeling_tsarank.models.families import families, published_family, published_options
@@ -26,24 +25,8 @@ DOCUMENTS = [
 
 
 @pytest.fixture(scope="module")
-def backbone(chat_tokenizer: Any) -> Any:
-    torch.manual_seed(3)
-    model = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=len(chat_tokenizer),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-            max_position_embeddings=9000,
-        )
-    )
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model.double().eval()
+def backbone(make_chat_model: Callable[..., Any]) -> Any:
+    return make_chat_model(9000).double()
 
 
 def row(pattern: str) -> dict[str, Any]:

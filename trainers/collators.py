@@ -7,6 +7,7 @@ alone, so it is the same for any number of processes or workers, and after a res
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -18,6 +19,9 @@ from torch.utils.data import Dataset
 from modeling_tsarank.ranking_text import EncodedPair, TextEncoder, clean_query, document_text
 from modeling_tsarank.trainers.losses_targets import permutation_to_ranks
 from modeling_tsarank.trainers.rows import PERMUTATION, TARGETS, positive_places
+
+
+logger = logging.getLogger(__name__)
 
 
 # How a group's documents are drawn from those of its row.
@@ -134,6 +138,7 @@ class RankingCollator:
 
     def __init__(self, encoder: TextEncoder) -> None:
         self.encoder = encoder
+        self._warned = False
 
     def __call__(self, groups: Sequence[Group]) -> Batch:
         counting = [group for group in groups if not group.get("filling")]
@@ -141,6 +146,10 @@ class RankingCollator:
         groups = counting or groups[:1]
         texts = [(group["query"], document) for group in groups for document in group["documents"]]
         pairs: list[EncodedPair] = self.encoder.pairs(texts)  # type: ignore[attr-defined]
+        cut = max(pair.query_cut for pair in pairs)
+        if cut and not self._warned:  # of a document, that is how training is set up; of a query, it is a surprise
+            self._warned = True
+            logger.warning("a query was cut on the right by %d tokens (max_query_length)", cut)
         sizes = [len(group["documents"]) for group in groups]
         ids = [token for pair in pairs for token in (*pair.prompt, *pair.query)]
         batch: Batch = {

@@ -168,3 +168,17 @@ def test_grid_keeps_the_graph_and_the_order() -> None:
     assert grid.tolist() == [[1, 0, 0], [2, 3, 4], [5, 6, 0]]
     (grid * torch.arange(9.0).view(3, 3)).sum().backward()
     assert values.grad.tolist() == [0, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("family", ["tsarank", "twolar"])
+def test_a_query_cut_in_training_is_told_once(make_ranker: Any, family: str, caplog: Any) -> None:
+    ranker = make_ranker(family)
+    ranker.set_options(max_query_length=2)
+    collator = RankingCollator(ranker.encoder)
+    groups = [{"row": 0, "query": "bread yeast oven flour", "documents": ["yeast", "ship"], "labels": [1.0, 0.0]}]
+    for _ in range(2):
+        collator(groups)
+    assert [record.message for record in caplog.records if "max_query_length" in record.message] == [
+        f"a query was cut on the right by {ranker.encoder.pairs([(groups[0]['query'], 'yeast')])[0].query_cut} tokens "
+        "(max_query_length)"
+    ]

@@ -31,6 +31,7 @@ from modeling_tsarank import cli
 
 SEED = 23
 CASES = 1008
+PROGRESS_BAR = re.compile(r"\d+%\|.*\[\d+:\d+<")
 # Left by a write that did not end; a cache of answers or scores is meant to stay.
 HALF_WRITTEN = re.compile(r"\.(tmp|partial|part|unfinished|old|incomplete)\b|^\.unfinished|^tmp|\.tmp")
 
@@ -174,7 +175,7 @@ def faults(status: int, err: str, folder: Path) -> list[str]:
         found.append("an error that nobody foresaw")
     if len(errors) != (1 if status else 0):
         found.append(f"{len(errors)} error lines")
-    strange = [line for line in lines if not line.startswith("tsarank")]
+    strange = [line for line in lines if not line.startswith("tsarank") and not PROGRESS_BAR.search(line)]
     if strange:
         found.append(f"on standard error: {strange[0][:200]!r}")
     if any(len(line) > 1000 for line in errors):

@@ -19,7 +19,6 @@ MOVED = {
     "batch_invariance": "engine.batch_invariance",
     "bulk_pairs": "jobs.bulk_pairs",
     "bulk_scoring": "jobs.bulk_scoring",
-    "bulk_sorting": "jobs.bulk_sorting",
     "command_line": "cli.command_line",
     "default_model": "models.default_model",
     "document_catalog": "cache.catalog",

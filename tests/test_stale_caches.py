@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,19 +168,3 @@ def test_a_cached_gguf_file_of_the_right_size_and_another_content_is_not_used(
 
     with pytest.raises(default_model.ResourceError, match="cannot write the default model"):
         default_model.fetched_gguf(fetch)
-
-
-def test_a_search_does_not_keep_the_result_of_other_files(tmp_path: Path) -> None:
-    script = Path(__file__).parents[1] / "benchmarks" / "search.py"
-    module = argparse.Namespace(**runpy.run_path(str(script), run_name="search_of_this_test"))
-    data, folder = tmp_path / "rows.jsonl", tmp_path / "collection"
-    data.write_text("one row")
-    folder.mkdir()
-    (folder / "qrels.tsv").write_text("q d 1")
-    named = [{"train_data": str(data), "max_steps": 3}, [str(folder)], None]
-    before = module.hashes_of(named)
-    assert list(before) == [str(data), str(folder)]
-    edit_in_place(data, b"one", b"two")
-    edit_in_place(folder / "qrels.tsv", b"1", b"2")
-    after = module.hashes_of(named)
-    assert all(after[name] != before[name] for name in before)

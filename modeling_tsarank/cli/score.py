@@ -14,14 +14,13 @@ from .command_line import add_command, given, whole
 
 _DETAILS = """\
 order:
-  Pairs are scored in the order given, and a document's states are shared by all its queries within one output file.
-  --by-document sorts the pairs first (on disk, in the output folder, about twice the input's size), so that each
-  document is read once for all its queries; the files then hold the pairs in that order, told apart by "row".
+  Pairs are scored in the order given, and a document is read once for all its queries within one output file: sort a
+  large input by document first, for example by DuckDB's ORDER BY.
 """
 _EXAMPLES = """\
   tsarank score --pairs pairs.parquet --output scores
   tsarank score --pairs pairs.parquet --output scores --store states
-  tsarank score --pairs mined/ --output scores --by-document --keep query_id --keep document_id --model ./my-ranker
+  tsarank score --pairs mined/ --output scores --keep query_id --keep document_id --model ./my-ranker
   accelerate launch --num-processes 4 -m modeling_tsarank.cli score --pairs pairs.parquet --output scores
   tsarank score --pairs pairs --output scores --ray auto --actors 8 --actor-gpus 1
 """
@@ -36,7 +35,7 @@ def register(subparsers: Any) -> None:
         run.__doc__,
         _EXAMPLES,
         run,
-        common="keep by-document skip-bad-pairs store model dtype device max-length batch-tokens ray",
+        common="keep skip-bad-pairs store model dtype device max-length batch-tokens ray",
         details=_DETAILS,
     )
     parser.add_argument("--pairs", required=True, nargs="+", metavar="PAIRS", help=".parquet or .jsonl, or folders")
@@ -51,7 +50,6 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--shard-pairs", type=whole(), default=4096, metavar="N", help="pairs of one output file (default 4096)"
     )
-    parser.add_argument("--by-document", action="store_true", help="sort by document first: each is read only once")
     parser.add_argument(
         "--skip-bad-pairs", action="store_true", help="no score (null) for pairs that cannot be scored, not an error"
     )

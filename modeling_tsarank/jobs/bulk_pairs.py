@@ -24,15 +24,15 @@ class Block:
 
     Attributes:
         index: from 0, over all files; it names the file of scores.
+        start: number of its first pair, counted from 0 over all files.
         rows: how many pairs it has.
-        numbers: of each pair, counted from 0 over all files.
         queries, documents: what the columns hold, unchecked.
         kept: columns that the output repeats, as Arrow arrays by name.
     """
 
     index: int
+    start: int
     rows: int
-    numbers: Sequence[int] = ()
     queries: Sequence[Any] = ()
     documents: Sequence[Any] = ()
     kept: dict[str, Any] | None = None
@@ -131,36 +131,30 @@ def read_blocks(files: PairFiles, size: int, wanted: Callable[[int], bool] = lam
         for part in parts:
             rows = len(part)
             if not wanted(index):
-                yield Block(index, rows)
+                yield Block(index, start, rows)
             elif isinstance(part, list):
                 yield _block_of_lines(index, start, part, files)
             else:
-                yield block_of_table(index, range(start, start + rows), part, files)
+                yield _block_of_table(index, start, part, files)
             index, start = index + 1, start + rows
 
 
-def cut(tables: Iterable[Any], size: int) -> Iterator[Any]:
-    """The same rows, Arrow tables or batches, in tables of exactly `size` rows but for the last."""
+def _cut(batches: Iterable[Any], size: int) -> Iterator[Any]:
+    """The rows of Arrow batches in tables of exactly `size` rows but for the last."""
     waiting: list[Any] = []
     rows = 0
-    for table in tables:
-        while table.num_rows:
-            part = table.slice(0, size - rows)
-            table = table.slice(part.num_rows)
+    table = arrow().Table
+    for batch in batches:
+        while batch.num_rows:
+            part = batch.slice(0, size - rows)
+            batch = batch.slice(part.num_rows)
             waiting.append(part)
             rows += part.num_rows
             if rows == size:
-                yield _joined(waiting)
+                yield table.from_batches(waiting)
                 waiting, rows = [], 0
     if waiting:
-        yield _joined(waiting)
-
-
-def _joined(parts: Sequence[Any]) -> Any:
-    pyarrow = arrow()
-    return pyarrow.concat_tables(
-        part if isinstance(part, pyarrow.Table) else pyarrow.Table.from_batches([part]) for part in parts
-    )
+        yield table.from_batches(waiting)
 
 
 def _parquet_parts(path: str, files: PairFiles, size: int) -> Iterator[Any]:
@@ -171,14 +165,14 @@ def _parquet_parts(path: str, files: PairFiles, size: int) -> Iterator[Any]:
             for group in range(opened.num_row_groups)
             for batch in opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=files.columns)
         )
-        yield from cut(batches, size)
+        yield from _cut(batches, size)
 
 
-def block_of_table(index: int, numbers: Sequence[int], table: Any, files: PairFiles) -> Block:
+def _block_of_table(index: int, start: int, table: Any, files: PairFiles) -> Block:
     """A block of an Arrow table that has the columns of `files`."""
     kept = {name: table.column(name).combine_chunks() for name in files.keep}
     queries, documents = (table.column(name).to_pylist() for name in (files.query, files.document))
-    return Block(index, len(numbers), numbers, queries, documents, kept)
+    return Block(index, start, len(table), queries, documents, kept)
 
 
 def _line_parts(path: str, size: int) -> Iterator[list[tuple[str, str]]]:
@@ -203,7 +197,7 @@ def _block_of_lines(index: int, start: int, lines: Sequence[tuple[str, str]], fi
     string = arrow().string()  # one type for all blocks, whatever a block's values happen to be
     kept = {name: arrow().array([_as_text(row[name]) for row in objects], string) for name in files.keep}
     queries, documents = ([row[name] for row in objects] for name in (files.query, files.document))
-    return Block(index, len(objects), range(start, start + len(objects)), queries, documents, kept)
+    return Block(index, start, len(objects), queries, documents, kept)
 
 
 def _as_text(value: Any) -> str | None:

@@ -49,7 +49,6 @@ class BulkJob:
         query, document: columns of the texts.
         keep: columns that the output repeats.
         shard_pairs: pairs of one output file, which are scored together.
-        by_document: sort the pairs by document first, so that every document is read once for all its queries.
         skip_bad_pairs: pairs without a query or with texts of a wrong type get no score (null) instead of an error.
         batch_tokens: token budget of a batch.
         model: arguments of `load_ranker`, the name as `name_or_path`.
@@ -62,7 +61,6 @@ class BulkJob:
     document: str = "document"
     keep: tuple[str, ...] = ()
     shard_pairs: int = BLOCK_PAIRS
-    by_document: bool = False
     skip_bad_pairs: bool = False
     batch_tokens: int | None = None
     model: dict[str, Any] = field(default_factory=dict)
@@ -140,7 +138,6 @@ def _settings(job: BulkJob, files: PairFiles, inputs: list[HashedFile]) -> dict[
         "pairs": [{"name": Path(file.path).name, "sha256": file.sha256} for file in inputs],
         "columns": [files.query, files.document, *job.keep],
         "shard_pairs": job.shard_pairs,
-        "by_document": job.by_document,
         "skip_bad_pairs": job.skip_bad_pairs,
         "document_states": None,
     }
@@ -183,7 +180,7 @@ class _Shards:
         before = sum(self.log[str(index)]["rows"] for index in done)
         hidden = None if show is None else not show
         with tqdm(total=self.total, initial=before, desc="scoring", unit="pair", smoothing=0, disable=hidden) as bar:
-            tasks = self._tasks(lambda index: index not in done) if len(done) < self._files() else iter(())
+            tasks = self._tasks(lambda index: index not in done) if before < self.total else iter(())
             for (block, places), (scores, cuts, model) in pool.map(tasks):
                 if model != told:
                     raise InputError(
@@ -193,11 +190,6 @@ class _Shards:
                 bar.update(block.rows)
         return before
 
-    def _files(self) -> int:
-        """How many files there will be; those that are read in order have blocks of their own."""
-        sizes = [self.total] if self.job.by_document else self.counts
-        return sum(-(-size // self.job.shard_pairs) for size in sizes)
-
     def _is_whole(self, index: int) -> bool:
         path = self.path(index)
         if path.is_file() and hash_file(path) == self.log[str(index)]["sha256"]:
@@ -206,15 +198,7 @@ class _Shards:
         return False
 
     def _tasks(self, wanted: Callable[[int], bool]) -> Iterator[tuple[Any, list[tuple[str, str]]]]:
-        size = self.job.shard_pairs
-        if self.job.by_document:
-            from .bulk_sorting import sorted_blocks
-
-            given = read_blocks(self.files, size)
-            blocks = sorted_blocks(given, self.files, self.total, size, self.output / "sorted", wanted)
-        else:
-            blocks = read_blocks(self.files, size, wanted)
-        for block in blocks:
+        for block in read_blocks(self.files, self.job.shard_pairs, wanted):
             if wanted(block.index):
                 places, pairs = self._clean(block)
                 yield (block, places), pairs
@@ -223,7 +207,7 @@ class _Shards:
         """The pairs that can be scored, and their places in the block."""
         places, pairs = [], []
         for i, (query, document) in enumerate(zip(block.queries, block.documents, strict=True)):
-            place = self.place(block.numbers[i])
+            place = self.place(block.start + i)
             try:
                 query = clean_query(query, f"{place}: {self.files.query!r}")
                 pairs.append((query, document_text(document, f"{place}: {self.files.document!r}")))
@@ -238,7 +222,7 @@ class _Shards:
         scores: list[float | None] = [None] * block.rows
         for i, value in zip(places, values, strict=True):
             scores[i] = value
-        columns = {"row": pyarrow.array(block.numbers, pyarrow.int64())}
+        columns = {"row": pyarrow.array(range(block.start, block.start + block.rows), pyarrow.int64())}
         columns["score"] = pyarrow.array(scores, pyarrow.float32())
         for file in self.inputs:
             with _reading(file.path):

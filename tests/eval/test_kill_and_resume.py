@@ -74,11 +74,6 @@ class Score(Case):
         return {path.name: path.read_bytes() for path in paths}
 
 
-class ScoreByDocument(Score):
-    def arguments(self) -> list[str]:
-        return [*super().arguments(), "--by-document"]
-
-
 class Data(Case):
     """A command of `tsarank data`, whose log is the cache of scores."""
 
@@ -147,7 +142,7 @@ class Scores(Data):
         return ["data", "scores", str(rows), "--teacher", str(self.model), "--output", str(self.output), *MODEL]
 
 
-CASES = [Evaluate, Score, ScoreByDocument, Mine, MineReranked, Lists, Scores]
+CASES = [Evaluate, Score, Mine, MineReranked, Lists, Scores]
 
 
 def command(arguments: list[str]) -> Callable[[int], None]:

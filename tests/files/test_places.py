@@ -30,7 +30,6 @@ OWN_READING = {
         "DictReader GzipFile read_bytes read_text safe_load",
         "pages and runs of this repository",
     ),
-    "benchmarks/search.py": ("loads read_text", "a results page of this repository; what was made into JSON before"),
     "eval/encoders.py": ("load", "an index whose files were checked against their hashes"),
     "eval/run_files.py": ("reader", "one line of a file that the shared reader has opened"),
     "hub_cards/app_style.py": ("read_text", "files of this package"),
@@ -57,7 +56,6 @@ OWN_WRITING = {
     "eval/encoders.py": ("save", "into the temporary folder of an index"),
     "eval/plots.py": ("savefig", "into the temporary file of the one writer"),
     "modeling_tsarank/jobs/bulk_scoring.py": ("open write_table", "into the temporary file of the one writer"),
-    "modeling_tsarank/jobs/bulk_sorting.py": ("open write_table", "files of a folder that goes again with the call"),
     "modeling_tsarank/cache/catalog.py": (
         "connect open replace",
         "SQLite has its own, and into the temporary file of the one writer",

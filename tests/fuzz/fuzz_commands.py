@@ -24,7 +24,7 @@ COMMANDS = {
     ],
     "score": [
         f"--pairs @pairs.jsonl --output %out --keep id {_MODEL}",
-        f"--pairs @pairs.parquet @pairs.jsonl --output %out --by-document {_MODEL}",
+        f"--pairs @pairs.parquet @pairs.jsonl --output %out {_MODEL}",
     ],
     "serve": [
         f"--port 0 --max-documents 10 --timeout 5 --max-body 1MB {_MODEL}",

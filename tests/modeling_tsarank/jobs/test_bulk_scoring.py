@@ -28,7 +28,6 @@ from modeling_tsarank.files.fields import FIELDS
 from modeling_tsarank.files.result_log import ResultLog
 from modeling_tsarank.jobs.bulk_pairs import PairFiles, count_pairs, find_files, read_blocks
 from modeling_tsarank.jobs.bulk_scoring import BulkJob, PairWorker, score_pairs
-from modeling_tsarank.jobs.bulk_sorting import sorted_blocks
 from modeling_tsarank.jobs.pools import LocalPool
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
 
@@ -116,54 +115,27 @@ def test_shards_cover_every_pair_once_in_order(tmp_path_factory, sizes, shard, r
         if block.index % every:
             assert not block.queries
             continue
-        assert list(block.numbers) == list(range(first, first + block.rows))
+        assert block.start == first
         assert block.queries == [query for query, _ in pairs[first : first + block.rows]]
         texts = [d if isinstance(d, str) else f"{d['title']} {d['text']}".strip() for d in block.documents]
         assert texts == [document for _, document in pairs[first : first + block.rows]]
-        assert block.kept["id"].to_pylist() == [f"p{n}" for n in block.numbers]
-
-
-@pytest.mark.parametrize("skipped", [None, 3])
-def test_sorting_in_many_files_brings_equal_documents_together(tmp_path, monkeypatch, skipped) -> None:
-    monkeypatch.setattr("modeling_tsarank.jobs.bulk_sorting._BUCKET_ROWS", 64)
-    pairs = make_pairs(1000, documents=90)
-    files = PairFiles((write_parquet(tmp_path / "p.parquet", pairs),), keep=("id", "document"))
-    given = read_blocks(files, 37)
-    blocks = list(sorted_blocks(given, files, 1000, 100, tmp_path / "sorted", lambda index: index != skipped))
-    assert [(block.index, block.rows) for block in blocks] == [(index, 100) for index in range(10)]
-    assert [block.index for block in blocks if not block.queries] == ([] if skipped is None else [skipped])
-    numbers = [n for block in blocks for n in block.numbers]
-    documents = [d for block in blocks for d in block.documents]
-    assert len(set(numbers)) == len(numbers) == (1000 if skipped is None else 900)
-    assert [pairs[n] for n in numbers] == list(zip([q for b in blocks for q in b.queries], documents, strict=True))
-    changes = sum(a != b for a, b in itertools.pairwise(documents)) + 1
-    if skipped is None:
-        assert changes == len(set(documents)) == 90
-    kept = [block.kept for block in blocks if block.kept]
-    assert [i for part in kept for i in part["id"].to_pylist()] == [f"p{n}" for n in numbers]
-    assert [d for part in kept for d in part["document"].to_pylist()] == documents
-    assert {part["document"].type for part in kept} == {pa.string()}
-    for document in set(documents):
-        own = [n for n, d in zip(numbers, documents, strict=True) if d == document]
-        assert own == sorted(own)
-    assert not (tmp_path / "sorted").exists()
+        assert block.kept["id"].to_pylist() == [f"p{n}" for n in range(first, first + block.rows)]
 
 
 # ---- scores --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("by_document", [False, True])
-def test_scores_are_those_of_predict_in_either_order(model, tmp_path, by_document) -> None:
+def test_scores_are_those_of_predict(model, tmp_path) -> None:
     pairs = make_pairs(300)
     paths = (
         write_parquet(tmp_path / "a.parquet", pairs[:130], 50),
         write_jsonl(tmp_path / "b.jsonl", pairs[130:], 130),
     )
-    job = BulkJob(paths, str(tmp_path / "out"), keep=("id",), shard_pairs=64, by_document=by_document)
+    job = BulkJob(paths, str(tmp_path / "out"), keep=("id",), shard_pairs=64)
     summary = score_pairs(job, model)
     assert summary == {
         "pairs": 300,
-        "shards": 5 if by_document else 6,
+        "shards": 6,
         "unscored": 0,
         "cut_documents": 0,
         "cut_queries": 0,
@@ -172,31 +144,7 @@ def test_scores_are_those_of_predict_in_either_order(model, tmp_path, by_documen
     np.testing.assert_allclose(in_input_order(tmp_path / "out"), model.predict(pairs), atol=1e-5)
     table = read_output(tmp_path / "out")
     assert table.column("id").to_pylist() == [f"p{n}" for n in table.column("row").to_pylist()]
-    assert (table.column("row").to_pylist() == list(range(300))) is not by_document
-    assert not (tmp_path / "out" / "sorted").exists()
-
-
-def test_sorting_by_document_reads_each_document_once(model, tmp_path) -> None:
-    pairs = make_pairs(400, documents=10)
-    paths = (write_parquet(tmp_path / "a.parquet", pairs),)
-    tokens = {}
-    predict = type(model).predict
-
-    class Counting(type(model)):
-        def predict(self, *args, **kwargs):
-            scores = predict(self, *args, **kwargs)
-            tokens[name] = tokens.get(name, 0) + self.last_stats["tokens"]
-            return scores
-
-    model.__class__, kept = Counting, model.__class__
-    try:
-        for name, by_document in (("input", False), ("document", True)):
-            job = BulkJob(paths, str(tmp_path / name), shard_pairs=40, by_document=by_document)
-            score_pairs(job, model)
-    finally:
-        model.__class__ = kept
-    np.testing.assert_allclose(in_input_order(tmp_path / "input"), in_input_order(tmp_path / "document"), atol=1e-5)
-    assert tokens["document"] < tokens["input"] / 1.5
+    assert table.column("row").to_pylist() == list(range(300))
 
 
 def test_a_true_false_model_scores_too(zoo, tmp_path) -> None:
@@ -231,12 +179,9 @@ class Stopping(LocalPool):
             yield key, result
 
 
-@pytest.mark.parametrize("by_document", [False, True])
-def test_a_resumed_job_gives_the_very_same_files(model, tmp_path, by_document) -> None:
+def test_a_resumed_job_gives_the_very_same_files(model, tmp_path) -> None:
     pairs = make_pairs(300)
-    whole = BulkJob(
-        (write_jsonl(tmp_path / "a.jsonl", pairs),), str(tmp_path / "whole"), shard_pairs=30, by_document=by_document
-    )
+    whole = BulkJob((write_jsonl(tmp_path / "a.jsonl", pairs),), str(tmp_path / "whole"), shard_pairs=30)
     score_pairs(whole, model)
     job = replace(whole, output=str(tmp_path / "parts"))
 
@@ -322,15 +267,14 @@ def edit_in_place(path: Path, first: int, last: int) -> None:
     assert path.stat().st_size == status.st_size
 
 
-@pytest.mark.parametrize("by_document", [False, True])
 @pytest.mark.parametrize("place", [0.02, 0.33, 0.5, 0.77, 0.96])
-def test_an_input_edited_anywhere_in_place_is_another_input(model, tmp_path, place, by_document) -> None:
+def test_an_input_edited_anywhere_in_place_is_another_input(model, tmp_path, place) -> None:
     words = " ".join(WORDS)
     path = tmp_path / "a.jsonl"
     rows = [json.dumps({"query": "bread", "document": f"{i} {words} {words * 300}"}) for i in range(120)]
     path.write_text("\n".join(rows) + "\n")
     assert path.stat().st_size > 2 << 20, "larger than what a few samples would cover"
-    job = BulkJob((str(path),), str(tmp_path / "out"), shard_pairs=60, by_document=by_document)
+    job = BulkJob((str(path),), str(tmp_path / "out"), shard_pairs=60)
     score_pairs(job, Constant(model))
     edit_in_place(path, int(place * path.stat().st_size), path.stat().st_size)
     for missing in ("none", "scores-000001.parquet"):
@@ -424,8 +368,7 @@ def test_the_scores_of_another_model_are_never_taken_for_this_ones(model, zoo, t
     np.testing.assert_allclose(in_input_order(tmp_path / "out"), other.predict(make_pairs(40)), atol=1e-5)
 
 
-@pytest.mark.parametrize("by_document", [False, True])
-def test_an_input_changed_while_it_is_scored_is_an_error(model, tmp_path, by_document) -> None:
+def test_an_input_changed_while_it_is_scored_is_an_error(model, tmp_path) -> None:
     source = tmp_path / "a.parquet"
     job = BulkJob((write_parquet(source, make_pairs(60)),), str(tmp_path / "out"), shard_pairs=20)
 
@@ -436,7 +379,6 @@ def test_an_input_changed_while_it_is_scored_is_an_error(model, tmp_path, by_doc
                 if key is not None:
                     write_parquet(source, make_pairs(60, seed=1))
 
-    job = replace(job, by_document=by_document)
     with pytest.raises(InputError, match="was changed while it was scored"):
         score_pairs(job, pool=Changing(PairWorker(job, model)))
     assert len(output_bytes(tmp_path / "out")) == 1
@@ -445,8 +387,7 @@ def test_an_input_changed_while_it_is_scored_is_an_error(model, tmp_path, by_doc
 # ---- bad input -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("by_document", [False, True])
-def test_bad_pairs_are_named_or_skipped(model, tmp_path, by_document) -> None:
+def test_bad_pairs_are_named_or_skipped(model, tmp_path) -> None:
     pairs = make_pairs(100)
     rows = [{"query": query, "document": document} for query, document in pairs]
     rows[57]["query"] = "  "
@@ -454,7 +395,7 @@ def test_bad_pairs_are_named_or_skipped(model, tmp_path, by_document) -> None:
     rows[59]["query"] = None
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    job = BulkJob((str(path),), str(tmp_path / "out"), shard_pairs=25, by_document=by_document)
+    job = BulkJob((str(path),), str(tmp_path / "out"), shard_pairs=25)
     with pytest.raises(InputError, match=r"a\.jsonl, pair 5[789] \(counted from 0\): '(query|document)'"):
         score_pairs(job, model)
     job = replace(job, output=str(tmp_path / "skipped"), skip_bad_pairs=True)
@@ -484,10 +425,9 @@ def test_every_name_of_query_and_document_is_known_and_null_is_absent(model, tmp
 def test_a_bad_pair_of_a_later_file_is_named_by_its_place_there(model, tmp_path) -> None:
     first = write_parquet(tmp_path / "a.parquet", make_pairs(7))
     second = write_parquet(tmp_path / "b.parquet", [("bread", "yeast"), (" ", "oven")])
-    for by_document in (False, True):
-        job = BulkJob((first, second), str(tmp_path / f"out-{by_document}"), by_document=by_document)
-        with pytest.raises(InputError, match=r"b\.parquet, pair 1 \(counted from 0\): 'query' is empty"):
-            score_pairs(job, model)
+    job = BulkJob((first, second), str(tmp_path / "out"))
+    with pytest.raises(InputError, match=r"b\.parquet, pair 1 \(counted from 0\): 'query' is empty"):
+        score_pairs(job, model)
 
 
 @pytest.mark.parametrize("target", ["another shard", "a file outside", "nothing"])
@@ -573,14 +513,12 @@ def test_a_cut_parquet_file_is_an_error_and_the_shards_before_it_stay(model, tmp
     assert len(output_bytes(tmp_path / "out")) == 4
 
 
-@pytest.mark.parametrize("by_document", [False, True])
-def test_a_full_disk_is_one_clear_error_and_the_job_goes_on_later(model, tmp_path, small_disk, by_document) -> None:
+def test_a_full_disk_is_one_clear_error_and_the_job_goes_on_later(model, tmp_path, small_disk) -> None:
     pairs = make_pairs(400)
     path = write_parquet(tmp_path / "a.parquet", pairs)
-    job = BulkJob((path,), str(small_disk / "out"), shard_pairs=40, by_document=by_document)
-    room = 24_000 if not by_document else 9_000
+    job = BulkJob((path,), str(small_disk / "out"), shard_pairs=40)
     filler = small_disk / "filler"
-    filler.write_bytes(b"x" * (shutil.disk_usage(small_disk).free - room))
+    filler.write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 24_000))
     with pytest.raises(ResourceError, match="No space left on device"):
         score_pairs(job, model)
     assert list((small_disk / "out").rglob("*.partial")) == []
@@ -647,9 +585,6 @@ def test_ray_gives_the_same_files_and_the_same_errors(zoo, model, tmp_path, requ
     (tmp_path / "ray" / "scores-000003.parquet").unlink()
     assert on_ray(other)["done_before"] == 260
     assert whole == {name: hashlib.sha256(data).hexdigest() for name, data in output_bytes(tmp_path / "ray").items()}
-    by_document = replace(job, output=str(tmp_path / "sorted"), by_document=True)
-    on_ray(by_document)
-    np.testing.assert_allclose(in_input_order(tmp_path / "sorted"), in_input_order(tmp_path / "local"), atol=1e-5)
     bad = replace(job, pairs=(write_parquet(tmp_path / "b.parquet", [*pairs[:50], ("", "x")]),))
     with pytest.raises(InputError, match=r"b\.parquet, pair 50 \(counted from 0\): 'query' is empty"):
         on_ray(replace(bad, output=str(tmp_path / "bad")))

@@ -1,9 +1,7 @@
-"""Raw files of our own in the layouts of the real ones, what the preparation makes of them, and the search."""
+"""Raw files of our own in the layouts of the real ones, and what the preparation makes of them."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +10,7 @@ import yaml
 from raw_files import Writer, write_gz, write_lines
 
 from modeling_tsarank.trainers.data.weak_types import PAIR_TYPES
-from modeling_tsarank.trainers.recipe_files import RECIPES
 from modeling_tsarank.trainers.recipes.release_data import prepare
-
-
-SEARCH = RECIPES.parent.parent / "benchmarks" / "search.py"
 
 
 @pytest.fixture(scope="session")
@@ -102,16 +96,3 @@ def release(raw: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("release") / "out"
     prepare(raw["plan"], raw["data"], folder)
     return folder
-
-
-@pytest.fixture
-def search_script(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`benchmarks/search.py` as a module, anew for every test."""
-    spec = importlib.util.spec_from_file_location("benchmarks_search", SEARCH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up.
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module

@@ -29,6 +29,7 @@ from modeling_tsarank.hub_cards.app_style import ASK_WHY, CSS, PAGE_CSS, SHOW_RE
 from modeling_tsarank.hub_cards.app_views import compare_view, escape, notice, ranking_view, why_view
 from modeling_tsarank.models.families import families
 from modeling_tsarank.ranking_errors import TSARankError
+from modeling_tsarank.scores import RAW_SCORES
 
 
 EXAMPLES = Path(__file__).parent / "examples"
@@ -37,8 +38,8 @@ CANDIDATES = 10
 ABOUT = """
 {families}
 
-Higher is better. Only differences mean anything: neither is a probability of relevance. A model called *untrained*
-has not been trained as a reranker; it is here for comparison.
+Higher is better. {raw_scores} A model called *untrained* has not been trained as a reranker; it is here for
+comparison.
 
 **Limits of one request:** {documents:,} documents, {total_bytes:,} bytes in all and {document_bytes:,} each,
 {tokens:,} tokens, {query_characters:,} characters of query, {seconds} seconds. At most {waiting} requests wait; one
@@ -212,7 +213,7 @@ def build(service: RankingService) -> Any:
                 with gr.Tab("Compare", id="compare"):
                     compared, compare_inputs = _compare_tab(gr, names)
                 with gr.Tab("About", id="about"):
-                    gr.Markdown(ABOUT.format(**vars(limits), families=_families_text()))
+                    gr.Markdown(ABOUT.format(**vars(limits), families=_families_text(), raw_scores=RAW_SCORES))
 
         # Before the page's own handlers: Gradio gives each name once, and rank is a handler's as well.
         for name, function in make_endpoints(service, gr.Error).items():

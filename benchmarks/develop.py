@@ -30,7 +30,6 @@ import numpy as np
 
 from modeling_tsarank.engine.batch_invariance import cpu_has_bfloat16
 from modeling_tsarank.eval.collections import load_collection
-from modeling_tsarank.eval.fusion import normalize
 from modeling_tsarank.eval.harness import evaluate_collection
 from modeling_tsarank.eval.options import EvaluationOptions
 from modeling_tsarank.eval.reports import markdown_table
@@ -42,6 +41,7 @@ from modeling_tsarank.files.hashes import hash_folder
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.rankers.pointwise import load_scorer, scorer_identity
 from modeling_tsarank.ranking_errors import InputError, TSARankError
+from modeling_tsarank.scores.fusion import normalize
 from modeling_tsarank.trainers.recipes.judged import DEV_RUN, DEV_SPLIT
 
 

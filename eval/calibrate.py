@@ -15,8 +15,8 @@ from modeling_tsarank.eval.reports import markdown_table
 from modeling_tsarank.eval.run_files import ranked, read_qrels, read_run
 from modeling_tsarank.eval.types import Qrels, Run
 from modeling_tsarank.files.extras import require
-from modeling_tsarank.rankers.calibration import METHODS, Calibration, normalized
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.scores.calibration import METHODS, Calibration, normalized
 
 
 BINS = 10

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from modeling_tsarank.cli.command_line import whole
-from modeling_tsarank.models.arguments import add_model_arguments
 from modeling_tsarank.rankers import RANKERS
 from modeling_tsarank.rankers.arguments import check_list_options, list_ranker, ranker_options, refuse_options
 from modeling_tsarank.ranking_errors import InputError
@@ -17,14 +15,6 @@ from modeling_tsarank.ranking_errors import InputError
 if TYPE_CHECKING:
     from modeling_tsarank.eval.scoring import ScorerSource
     from modeling_tsarank.models.resolver import Source
-
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that choose a model and bound its queries."""
-    add_model_arguments(parser)
-    parser.add_argument(
-        "--max-query-length", type=whole(), metavar="N", help="tokens of a query at most (ArguAna: 256)"
-    )
 
 
 def display_name(model: str | None) -> str:
@@ -39,7 +29,7 @@ def scorer_source(model: str | None, args: argparse.Namespace) -> ScorerSource:
 
     Args:
         model: Hub id, folder, GGUF file or None for the embedded default.
-        args: Parsed options of `add_model_options`.
+        args: Parsed options of `add_model_arguments`.
 
     Raises:
         InputError: a number format, device or store that does not exist here.
@@ -80,7 +70,7 @@ def evaluated_source(model: str | None, args: argparse.Namespace) -> ScorerSourc
 
     Args:
         model: What `models.resolver` knows; with `--ranker` a language model or the address of a chat server.
-        args: Parsed options of `add_model_options` and `add_ranker_arguments`.
+        args: Parsed options of `add_model_arguments` and `add_ranker_arguments`.
 
     Raises:
         InputError: an option that has no effect on such a model, or a value that does not exist here.

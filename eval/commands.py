@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modeling_tsarank.cli.command_line import add_command, given, seed, whole
-from modeling_tsarank.eval.checkpoint_sources import add_model_options, evaluated_source
+from modeling_tsarank.eval.checkpoint_sources import evaluated_source
 from modeling_tsarank.jobs.arguments import add_pool_arguments, with_pool
-from modeling_tsarank.models.arguments import add_store_argument
+from modeling_tsarank.models.arguments import add_model_arguments, add_store_argument
 from modeling_tsarank.rankers.arguments import RANKERS_HELP, add_ranker_arguments
 from modeling_tsarank.ranking_errors import InputError
 
 
 if TYPE_CHECKING:
-    from modeling_tsarank.eval.fusion import FusionSetting
     from modeling_tsarank.eval.options import EvaluationOptions
     from modeling_tsarank.eval.reports import ResultTable
     from modeling_tsarank.eval.scoring import ScorerSource
     from modeling_tsarank.eval.significance import Comparison
     from modeling_tsarank.eval.types import Collection
     from modeling_tsarank.jobs.pools import Pool
+    from modeling_tsarank.scores.fusion import FusionSetting
 
 
 logger = logging.getLogger(__name__)
@@ -113,18 +113,21 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
         help="documents to retrieve; those below --top-k keep the first stage's order (default: --top-k)",
     )
     stage.add_argument("--cache-dir", type=Path, help="where indexes are cached (default: the user's cache)")
-    add_model_options(parser)
+    add_model_arguments(parser)
     add_store_argument(parser)
     add_ranker_arguments(parser)
     add_pool_arguments(parser)
     fusion = parser.add_argument_group("fusion with the first stage")
     fusion.add_argument(
         "--interpolate",
+        "--fusion",
         metavar="W",
         help="rank by (1 - W) * reranker + W * first stage: W in [0, 1], or a file of tsarank tune-fusion",
     )
     fusion.add_argument(
-        "--normalize", choices=("minmax", "zscore"), help="per-query normalisation of both scores (default: minmax)"
+        "--normalize",
+        choices=("minmax", "zscore", "rrf"),
+        help="per-query normalisation of both scores (default: minmax); rrf: 1 / (60 + rank)",
     )
     output = parser.add_argument_group("output")
     output.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for all results")
@@ -191,7 +194,17 @@ def _register_tune_fusion(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--qrels", type=Path, required=True, metavar="Q", help="the development split's judgments")
     add_run_format(parser)
     parser.add_argument("--measure", default="ndcg@10", help="default: ndcg@10")
-    parser.add_argument("--normalize", choices=("minmax", "zscore"), default="minmax", help="default: minmax")
+    parser.add_argument(
+        "--normalize",
+        choices=("minmax", "zscore", "rrf"),
+        default="minmax",
+        help="default: minmax; rrf: 1 / (60 + rank)",
+    )
+    parser.add_argument(
+        "--learned",
+        action="store_true",
+        help="instead of the grid: the weight of a logistic regression on both scores",
+    )
     parser.add_argument(
         "--steps", type=whole(most=10_000), default=20, metavar="N", help="intervals of the grid (default: 20)"
     )
@@ -251,22 +264,13 @@ def _write_tables(output: Path, table: ResultTable) -> None:
 
 def _fusion_setting(interpolate: str | None, normalize: Any) -> FusionSetting | None:
     """The setting of `--interpolate`: a number, or a file that tune-fusion wrote."""
-    from modeling_tsarank.eval.fusion import FusionSetting
+    from modeling_tsarank.scores.fusion import fusion_setting
 
     if interpolate is None:
         if normalize is not None:
             raise InputError("--normalize belongs to --interpolate; give a weight as well")
         return None
-    try:
-        weight = float(interpolate)
-    except ValueError:
-        setting = FusionSetting.load(Path(interpolate))
-        if normalize not in (None, setting.normalization):
-            raise InputError(
-                f"{interpolate} was tuned with {setting.normalization}, and --normalize says {normalize}: leave it out"
-            ) from None
-        return setting
-    return FusionSetting(weight, normalize or "minmax")
+    return fusion_setting(interpolate, normalize)
 
 
 def _load_datasets(args: argparse.Namespace) -> list[tuple[str, list[Collection]]]:
@@ -345,9 +349,9 @@ def _compare(args: argparse.Namespace, name: str, run_a: Path, run_b: Path, qrel
 def run_tune_fusion(args: argparse.Namespace) -> int:
     """Choose the weight W of (1 - W) * reranker + W * first stage on a development split.
 
-    Both scores are first normalised within each query, over the documents that were reranked: min-max to [0, 1], or
-    z-score. OUTPUT is for `tsarank evaluate --interpolate OUTPUT`, which refuses it on the queries that it was tuned
-    on.
+    Both scores are first normalised within each query, over the documents that were reranked: min-max to [0, 1],
+    z-score, or reciprocal rank. OUTPUT is for `tsarank rank --fusion OUTPUT` and `tsarank evaluate --fusion OUTPUT`,
+    which refuses it on the queries that it was tuned on.
     """
     from modeling_tsarank.eval.fusion import tune_fusion
     from modeling_tsarank.eval.reports import measure_title, text_table
@@ -359,7 +363,7 @@ def run_tune_fusion(args: argparse.Namespace) -> int:
     if not judged:
         raise InputError(f"{args.first} and {args.qrels} have no query in common")
     reranked = read_run(args.reranked, args.run_format)
-    tuned = tune_fusion(reranked, first, judged, args.measure, args.normalize, args.steps, args.top_k)
+    tuned = tune_fusion(reranked, first, judged, args.measure, args.normalize, args.steps, args.top_k, args.learned)
     tuned.setting.save(args.output)
     title = measure_title(tuned.setting.measure or args.measure)
     rows = [

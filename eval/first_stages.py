@@ -17,14 +17,12 @@ from modeling_tsarank.eval.run_files import ranked, read_run
 from modeling_tsarank.eval.types import Collection, Run
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import whole_number
+from modeling_tsarank.scores.fusion import RRF_K
 
 
 logger = logging.getLogger(__name__)
 
 STAGES = "bm25, dense, dense:MODEL, splade, splade:MODEL, rrf, rrf:STAGE+STAGE, or the path of a run file"
-
-RRF_K = 60
-"""The constant of reciprocal rank fusion, from its paper."""
 
 _RRF_DEFAULT = "bm25+dense"
 _BUILDERS: dict[str, Callable[..., FirstStageIndex]] = {

@@ -1,102 +1,25 @@
-"""Mixing a reranker's scores with its first stage's, and choosing the weight on a development split.
+"""Mixing runs, and choosing the weight on a development split; see `scores.fusion` for the fused score.
 
-The fused score of a document is `(1 - weight) * reranker + weight * first_stage`, each score normalised within its
-query first, by min-max or z-score over the candidates that the reranker scored. Only those are mixed; the others
-follow in first-stage order.
+Only the candidates that the reranker scored are mixed; the others follow in first-stage order.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from numbers import Real
-from pathlib import Path
-from typing import Literal, cast, get_args
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
 from modeling_tsarank.eval.metrics import canonical_measure, compute_metrics
 from modeling_tsarank.eval.run_files import ranked
 from modeling_tsarank.eval.types import Qrels, Run
+from modeling_tsarank.files.extras import require
 from modeling_tsarank.files.hashes import hash_parts
-from modeling_tsarank.files.reading import read_json
-from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import whole_number
-
-
-Normalization = Literal["minmax", "zscore"]
-NORMALIZATIONS: tuple[Normalization, ...] = get_args(Normalization)
-
-
-@dataclass(frozen=True)
-class FusionSetting:
-    """How to mix; `tsarank tune-fusion` writes one with its origin, a plain `--interpolate 0.3` makes one without.
-
-    Attributes:
-        weight: Share of the first stage, in [0, 1].
-        normalization: `minmax` or `zscore`, per query.
-        measure: The measure that was tuned, or None.
-        value: Its mean over the development queries at `weight`.
-        qrels_hash: Digest of the judgments it was tuned on (`hash_qrels`).
-        query_hashes: One digest per development query and its judgments: tells overlapping splits apart.
-    """
-
-    weight: float
-    normalization: Normalization = "minmax"
-    measure: str | None = None
-    value: float | None = None
-    qrels_hash: str | None = None
-    query_hashes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if isinstance(self.weight, bool) or not isinstance(self.weight, Real) or not 0 <= self.weight <= 1:
-            raise InputError(
-                f"the interpolation weight is {self.weight!r}, but must lie in [0, 1]: 0 is the reranker alone, "
-                "1 the first stage alone"
-            )
-        object.__setattr__(self, "weight", float(self.weight))
-        if self.normalization not in NORMALIZATIONS:
-            raise InputError(
-                f"unknown normalization {self.normalization!r}; choose one of {', '.join(NORMALIZATIONS)}"
-            )
-
-    def refuse_tuned_split(self, qrels: Qrels, name: str) -> None:
-        """Refuses to report on queries that the weight was tuned on.
-
-        Raises:
-            InputError: `qrels` are the tuned judgments, or share a judged query with them.
-        """
-        if self.qrels_hash is None:
-            return
-        reported = hash_queries(qrels)
-        shared = len(set(reported) & set(self.query_hashes))
-        if shared or hash_qrels(qrels) == self.qrels_hash:
-            raise InputError(
-                f"the fusion weight was tuned on {shared or len(reported)} of the {len(reported)} judged queries "
-                f"of {name}: tune it on another split than the one that is reported"
-            )
-
-    def save(self, path: Path) -> None:
-        """Writes the setting as JSON, whole or not at all."""
-        write_json(path, asdict(self))
-
-    @classmethod
-    def load(cls, path: Path) -> FusionSetting:
-        """Reads what `save` wrote.
-
-        Raises:
-            InputError: no such file, not JSON, missing or unknown fields, or a weight out of range.
-        """
-        fields = read_json(path)
-        try:
-            setting = cls(**fields)
-        except TypeError as error:
-            raise InputError(
-                f"{path} is not a fusion setting ({error}); give a weight in [0, 1] or a file of `tsarank tune-fusion`"
-            ) from error
-        return cls(**{**asdict(setting), "query_hashes": tuple(setting.query_hashes)})
+from modeling_tsarank.scores.fusion import FusionSetting, Normalization, fuse_query, normalize
 
 
 @dataclass(frozen=True)
@@ -121,24 +44,21 @@ def hash_queries(qrels: Qrels) -> tuple[str, ...]:
     )
 
 
-def normalize(scores: Sequence[float] | np.ndarray, normalization: Normalization) -> np.ndarray:
-    """Brings the scores of one query's candidates to a common scale.
+def refuse_tuned_split(setting: FusionSetting, qrels: Qrels, name: str) -> None:
+    """Refuses to report on queries that the weight was tuned on.
 
-    Args:
-        scores: Shape `(n,)`, finite.
-        normalization: `minmax` maps the lowest to 0 and the highest to 1; `zscore` subtracts the mean and divides by
-            the (population) standard deviation.
-
-    Returns:
-        Shape `(n,)`, float64; all zeros where the candidates all have one score, for such scores order nothing.
+    Raises:
+        InputError: `qrels` are the tuned judgments, or share a judged query with them.
     """
-    # Halved before subtracting: the difference of two doubles near the largest one would overflow.
-    halves = np.asarray(scores, dtype=np.float64) / 2
-    spread = halves.max() - halves.min() if halves.size else 0.0
-    if spread == 0:
-        return np.zeros_like(halves)
-    scaled = (halves - halves.min()) / spread
-    return scaled if normalization == "minmax" else (scaled - scaled.mean()) / scaled.std()
+    if setting.qrels_hash is None:
+        return
+    reported = hash_queries(qrels)
+    shared = len(set(reported) & set(setting.query_hashes))
+    if shared or hash_qrels(qrels) == setting.qrels_hash:
+        raise InputError(
+            f"the fusion weight was tuned on {shared or len(reported)} of the {len(reported)} judged queries "
+            f"of {name}: tune it on another split than the one that is reported"
+        )
 
 
 def append_tail(head: Mapping[str, float], tail: Sequence[str]) -> dict[str, float]:
@@ -155,17 +75,6 @@ def append_tail(head: Mapping[str, float], tail: Sequence[str]) -> dict[str, flo
     combined = dict(head)
     combined.update({document_id: lowest - step * rank for rank, document_id in enumerate(tail, start=1)})
     return combined
-
-
-def fuse_query(
-    reranked: Mapping[str, float], first: Mapping[str, float], weight: float, normalization: Normalization
-) -> dict[str, float]:
-    """Fused scores of one query's reranked documents, all of which the first stage must have scored as well."""
-    ids = list(reranked)
-    own = normalize([reranked[document_id] for document_id in ids], normalization)
-    other = normalize([first[document_id] for document_id in ids], normalization)
-    fused = (1 - weight) * own + weight * other
-    return {document_id: float(score) for document_id, score in zip(ids, fused, strict=True)}
 
 
 def fuse_runs(
@@ -207,6 +116,38 @@ def fuse_runs(
     return fused
 
 
+def learned_weight(
+    reranked: Run, first: Run, qrels: Qrels, normalization: Normalization, top_k: int | None = None
+) -> float:
+    """The weight at which the fused score orders as the logistic regression of relevance on both scores does.
+
+    P(relevant) = logistic(a * reranker + b * first stage + c), of normalised scores, orders by (1 - w) * reranker +
+    w * first stage with w = b / (a + b). A negative a or b counts as 0.
+
+    Args:
+        reranked, first, normalization, top_k: See `fuse_runs`.
+        qrels: Documents with a grade of at least 1 are relevant, those without a judgment are not.
+
+    Raises:
+        InputError: no document, or all documents, are relevant.
+    """
+    require("sklearn", extra="eval", purpose="Learned fusion")
+    from sklearn.linear_model import LogisticRegression
+
+    features, relevant = [], []
+    for query_id in qrels.keys() & reranked.keys() & first.keys():
+        scores, names = first[query_id], [one for one in ranked(first[query_id], top_k) if one in reranked[query_id]]
+        both = [reranked[query_id][one] for one in names], [scores[one] for one in names]
+        features.append(np.stack([normalize(part, normalization) for part in both], axis=1))
+        relevant += [qrels[query_id].get(one, 0) > 0 for one in names]
+    if not 0 < sum(relevant) < len(relevant):
+        raise InputError(f"{sum(relevant)} of {len(relevant)} reranked documents are relevant; both kinds are needed")
+    values = np.concatenate(features)
+    model = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(values / values.std(), relevant)
+    own, other = np.maximum(model.coef_[0], 0)
+    return float(other / (own + other)) if own + other > 0 else 0.0
+
+
 def tune_fusion(
     reranked: Run,
     first: Run,
@@ -215,10 +156,11 @@ def tune_fusion(
     normalization: Normalization = "minmax",
     steps: int = 20,
     top_k: int | None = None,
+    learned: bool = False,
 ) -> TunedFusion:
     """Chooses the weight with the best mean of `measure`, on a grid of `steps + 1` weights from 0 to 1.
 
-    Equal weights are decided for the smallest, that is for the reranker.
+    Equally good weights are decided for the smallest, that is for the reranker.
 
     Args:
         reranked: The reranker's run over the development queries.
@@ -228,6 +170,7 @@ def tune_fusion(
         normalization: `minmax` or `zscore`.
         steps: Number of intervals of the grid.
         top_k: See `fuse_runs`.
+        learned: Instead of the grid, the weight of a logistic regression, see `learned_weight`.
 
     Raises:
         InputError: `steps` below 1, no query in common, an unknown measure, or runs that do not belong together.
@@ -235,6 +178,8 @@ def tune_fusion(
     steps = whole_number(steps, "the number of steps")
     measure = canonical_measure(measure)
     weights = [step / steps for step in range(steps + 1)]
+    if learned:
+        weights = [learned_weight(reranked, first, qrels, normalization, top_k)]
     curve: list[float] = []
     for weight in weights:
         result = compute_metrics(fuse_runs(reranked, first, weight, normalization, top_k), qrels, measures=(measure,))

@@ -11,7 +11,7 @@ from typing import Any
 
 from modeling_tsarank.eval.candidates import Candidates
 from modeling_tsarank.eval.first_stages import retrieve
-from modeling_tsarank.eval.fusion import FusionSetting, append_tail, fuse_query
+from modeling_tsarank.eval.fusion import append_tail, refuse_tuned_split
 from modeling_tsarank.eval.metrics import compute_metrics
 from modeling_tsarank.eval.options import EvaluationOptions, is_retrieved
 from modeling_tsarank.eval.results import DatasetResult, total, write_dataset_files
@@ -22,6 +22,7 @@ from modeling_tsarank.files.hashes import hash_file
 from modeling_tsarank.files.result_log import SETTINGS_FILE, ResultLog, check_settings, claim_folder, exclusive
 from modeling_tsarank.jobs.pools import Pool, lead, leads
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.scores.fusion import FusionSetting, fuse_query
 
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def _start(
             f"{len(collection.queries)} queries and judgments of {len(collection.qrels)}"
         )
     if options.fusion is not None:
-        options.fusion.refuse_tuned_split({one: collection.qrels[one] for one in query_ids}, collection.name)
+        refuse_tuned_split(options.fusion, {one: collection.qrels[one] for one in query_ids}, collection.name)
     if options.overwrite:  # the settings last: a kill leaves no mixture
         for path in (*folder.glob(_FORMER_LOGS), folder / _LOG, folder / SETTINGS_FILE):
             path.unlink(missing_ok=True)

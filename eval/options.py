@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from modeling_tsarank.eval.fusion import FusionSetting
 from modeling_tsarank.eval.metrics import canonical_measure
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import settle_whole_numbers
+from modeling_tsarank.scores.fusion import FusionSetting
 
 
 DEFAULT_MEASURES = ("ndcg@10", "ndcg@1", "ndcg@5", "map", "mrr@10", "recall@100")

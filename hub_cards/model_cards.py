@@ -13,6 +13,7 @@ from modeling_tsarank.files.templates import render
 from modeling_tsarank.hub_cards.model_facts import Evaluation, ModelFacts
 from modeling_tsarank.modeling_ranker import RankerModel
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.scores import RAW_SCORES
 from modeling_tsarank.trainers.data.provenance import leakage_text, teachers_text
 from modeling_tsarank.trainers.losses import OBJECTIVES
 
@@ -79,6 +80,7 @@ def render_model_card(
         # Several queries may share the work of reading a document that comes before the query.
         document_first=family.document_first(ranking, not facts.encoder_decoder),
         scoring=family.scoring(ranking),
+        raw_scores=RAW_SCORES,
         options=[(key, _shown(value)) for key, value in facts.options.items() if key not in unused],
         is_taught=_is_taught,
         # A teacher's own training data are the ranker's as well: they stand where results are.

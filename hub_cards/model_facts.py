@@ -16,6 +16,7 @@ from modeling_tsarank.models.embedded_models import RECORD_FILE, embedded_checkp
 from modeling_tsarank.models.families import family_class, plain_family
 from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.ranking_options import CONFIG_KEY, RankingOptions
+from modeling_tsarank.scores.calibration import CALIBRATION_FILE, Calibration
 
 
 RECORD_NAME = RECORD_FILE
@@ -89,6 +90,12 @@ class ModelFacts:
     evaluations: list[Evaluation] = field(default_factory=list)
     parameters: int = 0
     dtype: str = ""
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The calibration in its folder. Raises `InputError` for a damaged one."""
+        path = self.folder / CALIBRATION_FILE
+        return Calibration.load(path) if path.is_file() else None
 
     @property
     def encoder_decoder(self) -> bool:

@@ -28,6 +28,7 @@ from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, UNKN
 from modeling_tsarank.hub_cards.uploading import BROKEN_CONNECTIONS, Target
 from modeling_tsarank.models.embedded_models import RELEASE_FILE
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
+from modeling_tsarank.scores.calibration import CALIBRATION_FILE
 
 
 _FILES = (
@@ -36,6 +37,7 @@ _FILES = (
     "modules.json",
     "config_sentence_transformers.json",
     RECORD_NAME,
+    CALIBRATION_FILE,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -163,7 +165,7 @@ def prepare_model(folder: Path, repo_id: str, options: ModelOptions | None = Non
 
 def _is_stale(path: str) -> bool:
     """Weights, code and configuration of an earlier version, which loaders would prefer or mix with the new ones."""
-    return fits(path, (*_WEIGHTS, *_FILES[:16], "adapter_config.json", "*.py"))
+    return fits(path, (*_WEIGHTS, *_FILES[:17], "adapter_config.json", "*.py"))
 
 
 # ---- files -----------------------------------------------------------------------------------------
@@ -258,7 +260,7 @@ def _select_adapter(facts: ModelFacts, options: ModelOptions) -> Selection:
     config = {**facts.config, "base_model_name_or_path": facts.base.name, "revision": facts.base.revision}
     selection.add("adapter_config.json", (json.dumps(config, indent=2) + "\n").encode())
     # A training writes its record, and the tokenizer with a merged model, beside the folder `adapter`, not into it.
-    for name in (*_FILES[4:16], RECORD_NAME):
+    for name in (*_FILES[4:17], RECORD_NAME):
         beside = facts.folder.parent / name
         if facts.folder.name == "adapter" and name not in selection.paths and beside.is_file():
             selection.add(name, beside)

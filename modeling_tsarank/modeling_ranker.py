@@ -84,6 +84,7 @@ class RankerModel(PreTrainedModel):
     number_format: str | None = None
     # What `predict` and `rank` read document states from, and put into it what it lacks; `None` turns it off.
     document_store: Any = None
+    calibration: Any = None  # of its scores to probabilities, a `Calibration`; saved with the model
     options: RankingOptions
 
     def __init__(self, config: Any, backbone: PreTrainedModel | None = None) -> None:
@@ -199,6 +200,8 @@ class RankerModel(PreTrainedModel):
             for part in (self, TextRankingPipeline, CrossEncoderRanker):
                 custom_object_save(part, save_directory)
             write_cross_encoder_files(save_directory)
+            if self.calibration is not None:
+                self.calibration.save(Path(save_directory, "calibration.json"))
             if self._tokenizer is not None:
                 self._tokenizer.save_pretrained(save_directory)
         if push:
@@ -370,7 +373,8 @@ class RankerModel(PreTrainedModel):
         batch_tokens: int | None = None,
         show_progress: bool | None = None,
         stop: Callable[[], bool] | None = None,
-    ) -> np.ndarray:
+        **options: Any,
+    ) -> Any:
         """Scores of (query, document) pairs, in the given order.
 
         Parameters:
@@ -379,15 +383,18 @@ class RankerModel(PreTrainedModel):
             batch_tokens: padded tokens of one batch at most (a longer single pair still runs).
             show_progress: `None` shows a bar on a terminal when the work is long.
             stop: asked before every batch; when it answers true, `RankingCancelled` is raised.
+            options: of CrossEncoder's `predict`, such as `convert_to_tensor`; they need the installed package.
 
         Returns:
             float32 array `(pairs,)`; a single pair gives a 0-dimensional array. Higher is more relevant.
 
-        Raises `InputError` for an empty query or a value of the wrong type, `NonFiniteScoreError` if the model returns
-        NaN or infinity, `ResourceError` when memory runs out. An empty document gets a score, and a warning is logged;
-        others say how many documents and queries were cut, as `cut_documents` and `cut_queries` of `last_stats` do.
+        Raises `InputError` for an empty query or a value of the wrong type, `NonFiniteScoreError` for NaN or infinity,
+        `ResourceError` when memory runs out. Warnings tell of empty and of cut texts, which `last_stats` counts.
         """
-        single = isinstance(pairs, tuple) and len(pairs) == 2 and isinstance(pairs[0], str)
+        if options:
+            given = self, pairs, instruction, batch_tokens, show_progress, stop
+            return installed_engine(f"predict({', '.join(options)})").predict(*given, **options)
+        single = isinstance(pairs, tuple | list) and len(pairs) == 2 and isinstance(pairs[0], str)
         cleaned = clean_pairs([pairs] if single else pairs)
         budget = check_batch_tokens(batch_tokens, self.device)
         call = copy.copy(self)  # what other threads set meanwhile does not reach it
@@ -418,25 +425,24 @@ class RankerModel(PreTrainedModel):
             documents: strings, or mappings with `text` and optionally `title`; at least one.
             top_k: return only that many.
             return_documents: add each document under `text`.
-            call: `instruction`, `batch_tokens`, `show_progress` and `stop`, as of `predict`.
+            call: as of `predict`, and of the installed `scores.ranking.rank`: `first_stage_scores`, `threshold`, ….
 
         Returns:
             `[{"corpus_id": index in documents, "score": float, "text": …}, …]`; equal scores keep the given order.
 
         Raises like `predict`, and `InputError` if there are no documents or `top_k` is not positive.
         """
+        engine = installed_engine()
+        if engine is not None and call.keys() & engine.RANK_OPTIONS:
+            return list(engine.rank(self, query, documents, top_k, return_documents, **call))
         documents = document_list(documents)
         if not documents:
             raise InputError("no documents to rank")
-        if top_k is not None:
-            top_k = whole_number(top_k, "top_k")
+        top_k = len(documents) if top_k is None else whole_number(top_k, "top_k")
         scores = self.predict([(query, document) for document in documents], **call)
-        ranked: list[dict[str, Any]] = []
-        for i in np.argsort(-scores, kind="stable")[:top_k]:
-            ranked.append({"corpus_id": int(i), "score": float(scores[i])})
-            if return_documents:
-                ranked[-1]["text"] = documents[i]
-        return ranked
+        order = np.argsort(-scores, kind="stable")[:top_k].tolist()
+        texts = [{"text": documents[i]} if return_documents else {} for i in order]
+        return [{"corpus_id": i, "score": float(scores[i]), **text} for i, text in zip(order, texts, strict=True)]
 
     def explain(self, query: str, document: Any) -> Explanation:
         """Why a document gets its score. Raises like `predict`."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from modeling_tsarank.cli import build_parser, main
+from modeling_tsarank.scores import RAW_SCORES
 
 
 ROOT = Path(__file__).parent.parent
@@ -91,6 +92,16 @@ def test_every_command_and_option_of_the_documentation_exists() -> None:
                 assert isinstance(parser.parse_args(arguments), argparse.Namespace), arguments
                 found += 1
     assert found >= 10
+
+
+def test_what_a_score_means_is_said_in_the_same_words_everywhere() -> None:
+    pages = [README, *(ROOT / "docs" / f"{name}.md" for name in ("ranking", "evaluation", "serving", "commands"))]
+    for page in pages:
+        assert RAW_SCORES in " ".join(page.read_text(encoding="utf-8").split()), page.name
+    for page in (ROOT / "app.py", ROOT / "hub_cards" / "model_card.md"):
+        assert "{raw_scores}" in page.read_text(encoding="utf-8").replace("{{ raw_scores }}", "{raw_scores}"), (
+            page.name
+        )
 
 
 def test_the_extras_of_the_readme_exist() -> None:

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from modeling_tsarank.eval.checkpoint_sources import add_model_options, scorer_source
+from modeling_tsarank.eval.checkpoint_sources import scorer_source
 from modeling_tsarank.eval.harness import hash_file
 from modeling_tsarank.models import default_model
+from modeling_tsarank.models.arguments import add_model_arguments
 from modeling_tsarank.models.fingerprints import model_fingerprint
 from modeling_tsarank.rankers.chat_local import LocalChat
 from modeling_tsarank.rankers.pointwise import scorer_identity
@@ -52,7 +53,7 @@ def model(tmp_path: Path) -> Path:
 
 def evaluated(folder: Path) -> Any:
     parser = argparse.ArgumentParser()
-    add_model_options(parser)
+    add_model_arguments(parser)
     args = parser.parse_args(["--model", str(folder), "--dtype", "float32", "--device", "cpu"])
     return scorer_source(str(folder), args).settings
 

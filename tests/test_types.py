@@ -11,8 +11,8 @@ from check_types import ROOT, TREE, assemble
 
 
 MISTAKES = """
-from modeling_tsarank.eval.fusion import normalise  # it is called normalize
-from modeling_tsarank.eval.fusion import normalize
+from modeling_tsarank.scores.fusion import normalise  # it is called normalize
+from modeling_tsarank.scores.fusion import normalize
 from modeling_tsarank.trainers.objectives import no_such_loss
 from modeling_tsarank.files.templates import line
 

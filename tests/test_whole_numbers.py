@@ -13,7 +13,7 @@ import torch
 
 from modeling_tsarank.cache.folder_store import FolderStore
 from modeling_tsarank.cache.memory_store import MemoryStore
-from modeling_tsarank.eval.fusion import FusionSetting, tune_fusion
+from modeling_tsarank.eval.fusion import tune_fusion
 from modeling_tsarank.eval.options import EvaluationOptions
 from modeling_tsarank.eval.significance import compare_runs
 from modeling_tsarank.jobs.bulk_scoring import BulkJob
@@ -21,6 +21,7 @@ from modeling_tsarank.modeling_tsarank import QueryLikelihoodOptions
 from modeling_tsarank.modeling_twolar import LogitOptions
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_scoring import check_batch_tokens
+from modeling_tsarank.scores.fusion import FusionSetting
 
 
 RUN = {"1": {"a": 1.0, "b": 2.0}, "2": {"a": 2.0, "b": 1.0}}

@@ -138,6 +138,7 @@ def make_trainable(
         ModelError: the blocks cannot be found, or the model has no layer of that name.
         ResourceError: the `peft` package is missing.
     """
+    ranker.calibration = None  # it belongs to the weights as they were
     backbone = ranker.backbone
     part = TrainablePart(kind, {name: parameter.dtype for name, parameter in backbone.named_parameters()})
     if kind == "full":

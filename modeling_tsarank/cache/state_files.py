@@ -1,30 +1,50 @@
-"""Reading the documents a user wants ranked: a text file, JSON lines, or standard input."""
+"""Reading the documents a user wants ranked: text, JSON lines, tables, a folder of texts, or standard input."""
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
-from ..files.fields import field_list, field_name, optional_id, record_title
-from ..files.reading import open_stream, parse_json_object, text_lines
+from ..files.fields import FIELDS, field_list, field_name, optional_id, optional_number, record_title
+from ..files.reading import open_stream, parse_json_object, read_text, text_lines
+from ..files.tables import read_csv, read_parquet
 from ..ranking_errors import InputError
 from ..ranking_text import clean_text, document_text
 
 
-FORMATS = ("txt", "jsonl")
-_SUFFIXES = {".txt": "txt", ".text": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+logger = logging.getLogger(__name__)
+
+FORMATS = ("txt", "jsonl", "csv", "tsv", "parquet")
+KINDS = ".txt, .jsonl, .csv, .tsv, .parquet, or a folder of .txt and .md files"
+_SUFFIXES = {
+    **{f".{name}": name for name in FORMATS},
+    ".text": "txt",
+    ".ndjson": "jsonl",
+}
+_TEXTS = (".txt", ".md")
+_NO_TEXT = (".pdf", ".html", ".htm", ".docx", ".epub")
 
 
 @dataclass(frozen=True)
 class NamedDocument:
-    """One document of a file: its id (else its line number, from 1), its text, title included, and the title apart."""
+    """One document of a file.
+
+    Attributes:
+        id: Its id, else its line number, from 1; in a folder its path there.
+        text: Its text, title included.
+        title: Its title apart.
+        first_stage_score: Of the first stage, where it was asked for and is there.
+    """
 
     id: str
     text: str
     title: str = ""
+    first_stage_score: float | None = None
 
 
 def _format_of(source: str, given: str | None) -> str | None:
@@ -35,15 +55,19 @@ def _format_of(source: str, given: str | None) -> str | None:
     if source == "-":
         return None
     suffix = Path(source.removesuffix(".gz")).suffix.lower()
+    if suffix in _NO_TEXT:
+        raise InputError(f"{source}: extract the text first, for example with pdftotext or pandoc; expected {KINDS}")
     if suffix not in _SUFFIXES:
-        raise InputError(
-            f"{source}: unknown kind of file {suffix or '(no suffix)'!r}; expected .txt or .jsonl, or --format"
-        )
+        raise InputError(f"{source}: unknown kind of file {suffix or '(no suffix)'!r}; expected {KINDS}, or --format")
     return _SUFFIXES[suffix]
 
 
 def parse_documents(
-    lines: Iterable[tuple[int, str]], name: str, file_format: str | None = None
+    lines: Iterable[tuple[int, str]],
+    name: str,
+    file_format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    scored: bool = False,
 ) -> list[NamedDocument]:
     """Documents of numbered lines; `file_format` `None` means JSON lines where the first begins with a brace.
 
@@ -58,36 +82,84 @@ def parse_documents(
     filled = chain([first], filled)
     if file_format == "txt":
         return [NamedDocument(str(number), line) for number, line in filled]
-    return list(_documents(filled, name))
+    places = ((f"{name}, line {number}", line) for number, line in filled)
+    return list(_documents(((place, parse_json_object(line, place)) for place, line in places), columns, scored))
 
 
-def _documents(lines: Iterable[tuple[int, str]], name: str) -> Iterator[NamedDocument]:
-    seen: dict[str, int] = {}
-    for number, line in lines:
-        where = f"{name}, line {number}"
-        row = parse_json_object(line, where)
+def _documents(
+    rows: Iterable[tuple[str, dict[str, Any]]], columns: Mapping[str, str] | None, scored: bool
+) -> Iterator[NamedDocument]:
+    seen: dict[str, str] = {}
+    for where, given in rows:
+        row = dict(given)
+        for meaning, column in (columns or {}).items():
+            if column not in row:
+                raise InputError(f"{where}: no column {column!r}; fields: {field_list(row)}")
+            row[FIELDS[meaning][0]] = given[column]
         if field_name(row, "text") is None:
             raise InputError(f"{where}: no field 'text'; fields: {field_list(row)}")
-        identifier = optional_id(row, where) or str(number)
+        at = where.rpartition(", ")[2]
+        identifier = optional_id(row, where) or at.rpartition(" ")[2]
         if identifier in seen:
-            raise InputError(f"{where}: the id {identifier!r} was already used in line {seen[identifier]}")
-        seen[identifier] = number
+            raise InputError(f"{where}: the id {identifier!r} was already used in {seen[identifier]}")
+        seen[identifier] = at
         title = clean_text(record_title(row, where), f"{where}: the title")
-        yield NamedDocument(identifier, document_text(row, where), title)
+        score = optional_number(row, where, "first_stage_score") if scored else None
+        yield NamedDocument(identifier, document_text(row, where), title, score)
 
 
-def read_documents(source: str, file_format: str | None = None) -> list[NamedDocument]:
-    """Documents of a `.txt` file (one a line; blank lines are skipped), a `.jsonl` file (`text`, optional `title` and
-    `_id`, or the other names of `files.fields`), either of them gzipped, or standard input (`-`; JSON lines if the
-    first line begins with a brace).
+def _table_rows(source: str, file_format: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if file_format == "parquet":
+        yield from read_parquet(source)
+        return
+    for place, row in read_csv(source, "\t" if file_format == "tsv" else ","):
+        # An empty cell is no id, title or score.
+        empty = {name for name in ("id", "title", "first_stage_score") for name in FIELDS[name] if not row.get(name)}
+        yield place, {name: value for name, value in row.items() if name not in empty}
 
-    Raises `InputError`, with the line number, for a file that is missing, unreadable, malformed or without documents,
-    and for an id that occurs twice.
+
+def _folder(folder: Path) -> list[NamedDocument]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    texts = [path for path in files if path.suffix.lower() in _TEXTS]
+    if not texts:
+        raise InputError(f"the folder {folder} holds no documents: no .txt or .md file")
+    if len(texts) < len(files):
+        left = len(files) - len(texts)
+        logger.warning("%s: %d of %d files are left out: they are neither .txt nor .md", folder, left, len(files))
+    return [NamedDocument(path.relative_to(folder).as_posix(), read_text(path).strip()) for path in texts]
+
+
+def read_documents(
+    source: str, file_format: str | None = None, columns: Mapping[str, str] | None = None, scored: bool = False
+) -> list[NamedDocument]:
+    """Documents of a file, a folder or standard input.
+
+    Args:
+        source: `.txt` (one a line; blank lines are skipped); `.jsonl`, `.csv`, `.tsv` or `.parquet` with `text` and
+            optionally `title` and `_id`, or the other names of `files.fields`; all but the last also packed; a folder,
+            whose .txt and .md files are a document each; `-` for standard input (JSON lines if the first line begins
+            with a brace).
+        file_format: One of `FORMATS`, if the name does not say.
+        columns: Names of the columns for `id`, `text` and `title`, where they are others.
+        scored: Whether to take the first stage's scores as well.
+
+    Raises:
+        InputError: with the line number, for a file that is missing, unreadable, malformed or without documents, and
+            for an id that occurs twice.
+        ResourceError: Parquet without pyarrow.
     """
+    if source != "-" and file_format is None and Path(source).is_dir():
+        return _folder(Path(source))
+    file_format = _format_of(source, file_format)
+    if file_format in ("csv", "tsv", "parquet"):
+        if source == "-":
+            raise InputError(f"standard input is text or JSON lines; give {file_format} as a file")
+        found = list(_documents(_table_rows(source, file_format), columns, scored))
+        if not found:
+            raise InputError(f"{source} holds no documents")
+        return found
     if source == "-":
-        name = "standard input"
-        lines = text_lines(sys.stdin.buffer, name, allow_nul=True)
-        return parse_documents(lines, name, _format_of(source, file_format))
+        lines = text_lines(sys.stdin.buffer, "standard input", allow_nul=True)
+        return parse_documents(lines, "standard input", file_format, columns, scored)
     with open_stream(source) as stream:
-        lines = text_lines(stream, source, allow_nul=True)
-        return parse_documents(lines, source, _format_of(source, file_format))
+        return parse_documents(text_lines(stream, source, allow_nul=True), source, file_format, columns, scored)

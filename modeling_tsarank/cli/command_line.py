@@ -336,6 +336,7 @@ def add_command(
     run: Callable[[argparse.Namespace], int],
     common: str = "",
     details: str = "",
+    aliases: Sequence[str] = (),
 ) -> argparse.ArgumentParser:
     """Adds a subcommand that `run` carries out, whose help keeps its line breaks.
 
@@ -349,10 +350,12 @@ def add_command(
         common: The options that --help shows, without their dashes, with the first two paragraphs of the description;
             empty for all.
         details: What --help-all says as well.
+        aliases: Further names.
     """
     parser: Any = subparsers.add_parser(
         name,
         help=help_text,
+        aliases=aliases,
         description=inspect.cleandoc(description or ""),
         epilog=f"examples:\n{examples}" if examples else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -13,7 +13,12 @@ from typing import Any
 
 from ..files.sizes import readable_size
 from ..jobs.cut_counts import cuts_reported
-from ..models.arguments import add_model_arguments, model_from_arguments
+from ..models.arguments import (
+    add_document_arguments,
+    add_model_arguments,
+    documents_from_arguments,
+    model_from_arguments,
+)
 from ..ranking_errors import ResourceError
 from .command_line import add_command, size
 
@@ -79,8 +84,7 @@ def register(subparsers: Any) -> None:
         common="store-dtype max-disk verify model dtype device max-length batch-tokens",
         details=_DETAILS,
     )
-    parser.add_argument("--documents", required=True, metavar="FILE", help=".txt, .jsonl, or - for standard input")
-    parser.add_argument("--format", choices=("txt", "jsonl"), default=None, help="of FILE, if its name does not say")
+    add_document_arguments(parser)
     parser.add_argument("--store", required=True, metavar="FOLDER", help="where the states are kept")
     parser.add_argument(
         "--store-dtype",
@@ -110,9 +114,7 @@ def run(args: argparse.Namespace) -> int:
     starts. The model must read the document first: query likelihood, or a true/false ranker on a decoder-only model
     whose template has {document} before {query}.
     """
-    from ..cache.state_files import read_documents
-
-    texts = list(dict.fromkeys(document.text for document in read_documents(args.documents, args.format)))
+    texts = list(dict.fromkeys(document.text for document in documents_from_arguments(args)))
     from ..cache.folder_store import FolderStore
 
     with FolderStore(args.store, args.store_dtype, max_disk_bytes=args.max_disk) as store:

@@ -1,4 +1,4 @@
-"""`tsarank rank`: documents of a file in order for one query."""
+"""`tsarank rank`: documents of a file in order for one query, or the candidates of many queries."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ import shutil
 import sys
 from typing import Any
 
-from ..models.arguments import add_model_arguments, add_store_argument, model_from_arguments
+from ..models.arguments import (
+    add_document_arguments,
+    add_model_arguments,
+    add_store_argument,
+    documents_from_arguments,
+    model_from_arguments,
+    say,
+)
 from ..rankers.arguments import RANKERS_HELP, add_ranker_arguments, list_ranker
 from ..ranking_errors import InputError
+from ..scores import RAW_SCORES
 from .command_line import add_command, real, whole
 
 
@@ -19,20 +27,23 @@ _DETAILS = f"""\
 {RANKERS_HELP}
 scores:
   A true/false model (the default) gives the difference of two logits, a query-likelihood model the mean
-  log-probability of the query's tokens given the document, which is at most 0. Scores order the documents of one
-  query; neither is a probability of relevance: `tsarank calibrate` makes one of it. A ranker of lists gives n for the
-  first and 1 for the last, pairwise allpair its wins, a /rerank service (--model URL) what it returns.
+  log-probability of the query's tokens given the document, which is at most 0.
+  {RAW_SCORES}
+  `tsarank calibrate` makes probabilities of them. A ranker of lists gives n for the first and 1 for the last, pairwise
+  allpair its wins, a /rerank service (--model URL) what it returns, and --fusion the mixed score.
 """
 _EXAMPLES = """\
   tsarank rank --query "how long does a flea live" --documents examples/fleas.jsonl
   grep -h . notes/*.txt | tsarank rank --query "what did we decide" --documents - --top-k 5
+  tsarank rank --query "…" --documents docs.csv --text-column body --fusion fusion.json
+  tsarank rank --queries queries.jsonl --candidates bm25.trec --documents corpus.jsonl --output run.trec
   tsarank rank --query "…" --documents docs.jsonl --model Qwen/Qwen2.5-3B-Instruct --ranker setwise
   tsarank rank --query "…" --documents docs.jsonl --model ./my-ranker --json | jq .results[0]
 """
 
 
 def register(subparsers: Any) -> None:
-    """Adds `rank` to the command line."""
+    """Adds `rank` to the command line, and `rerank`, its other name."""
     parser = add_command(
         subparsers,
         "rank",
@@ -40,23 +51,38 @@ def register(subparsers: Any) -> None:
         run.__doc__,
         _EXAMPLES,
         run,
-        common="top-k json passages calibration store model dtype device max-length batch-tokens ranker",
+        common="query top-k json passages fusion threshold store model dtype device ranker",
         details=_DETAILS,
+        aliases=("rerank",),
     )
-    parser.add_argument("--query", required=True, help="what is asked")
-    parser.add_argument("--documents", required=True, metavar="FILE", help=".txt, .jsonl, or - for standard input")
-    parser.add_argument("--format", choices=("txt", "jsonl"), default=None, help="of FILE, if its name does not say")
+    parser.add_argument("--query", help="what is asked")
+    add_document_arguments(parser)
     parser.add_argument("--top-k", type=whole(), default=None, metavar="N", help="show only the best N")
     parser.add_argument("--json", action="store_true", help="JSON with full texts instead of a table")
-    group = parser.add_argument_group("probabilities")
+    group = parser.add_argument_group("many queries, instead of --query")
+    group.add_argument("--queries", metavar="FILE", help=".jsonl or .tsv of queries with ids")
     group.add_argument(
-        "--calibration", metavar="FILE", help="of `tsarank calibrate` for this model: shows probabilities of relevance"
+        "--candidates", metavar="RUN", help="the first stage's run: TREC, or JSONL of rank_llm or Pyserini"
+    )
+    group.add_argument("--output", metavar="FILE", help="TREC run of the new order")
+    group = parser.add_argument_group("first stage's scores and probabilities")
+    group.add_argument(
+        "--fusion",
+        metavar="W",
+        help="rank by (1 - W) * model + W * first stage, whose scores are in FILE (first_stage_score or score) or "
+        "RUN: W in [0, 1], or a file of `tsarank tune-fusion`",
+    )
+    group.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="of `tsarank calibrate` for this model: shows probabilities of relevance (default: calibration.json of "
+        "the model's folder, if there is one)",
     )
     group.add_argument(
         "--threshold",
-        type=real(0, 1),
+        type=real(),
         metavar="P",
-        help="with --calibration: only documents of this probability or more",
+        help="only documents of this probability or more; of this score, where there is no calibration",
     )
     add_passage_arguments(parser)
     add_store_argument(parser)
@@ -99,51 +125,89 @@ def run(args: argparse.Namespace) -> int:
     """Put documents in order of relevance to a query, best first.
 
     FILE holds the documents: .txt, one a line; .jsonl, one object a line with "text" and optionally "title" and "_id";
-    "-" reads standard input (JSON lines if the first line begins with a brace).
+    .csv, .tsv or .parquet with such columns; a folder, each of whose .txt and .md files is one; "-" reads standard
+    input (JSON lines if the first line begins with a brace).
+
+    With --queries and --candidates, the candidates of each query are put in order and written as a TREC run; FILE is
+    then the collection. `tsarank evaluate` does that in processes, resumable, and measures.
     """
-    from ..cache.folder_store import use_store
-    from ..cache.state_files import read_documents
-    from ..models.resolver import resolve
-    from ..rankers.calibration import Calibration
-    from ..rankers.passages import PassageRanker, aggregation
-    from ..rankers.protocols import last_counts
+    from ..rankers.passages import aggregation
     from ..ranking_text import clean_query
 
-    query = clean_query(args.query)
-    calibration = None if args.calibration is None else Calibration.load(args.calibration)
-    if calibration is None and args.threshold is not None:
-        raise InputError("--threshold is a probability and needs --calibration, a file of `tsarank calibrate`")
+    if (args.query is None) == (args.queries is None):
+        raise InputError("give either --query, or --queries with --candidates")
+    if len({args.queries is None, args.candidates is None, args.output is None}) > 1:
+        raise InputError("--queries, --candidates and --output belong together: give all of them")
+    query = None if args.query is None else clean_query(args.query)
     if args.passages is not None:
         aggregation(args.passages)
         if args.ranker != "pointwise":
             raise InputError("--passages is for models that score pairs; leave it out, or --ranker")
     elif args.passage_length is not None or args.passage_stride is not None:
         raise InputError("--passage-length and --passage-stride need --passages, such as --passages max")
-    documents = read_documents(args.documents, args.format)
-    texts = [document.text for document in documents]
-    model: Any = list_ranker(args)
-    if model is not None:
-        ranked = model.rank(query, texts)
-    else:
-        model = model_from_arguments(args)
-        ranker = model
+    options: dict[str, Any] = {"threshold": args.threshold, "top_k": args.top_k}
+    if args.calibration is not None:
+        from ..scores.calibration import Calibration
+
+        options |= {"calibration": Calibration.load(args.calibration), "output": "probability"}
+    if args.fusion is not None:
+        from ..scores.fusion import fusion_setting
+
+        options["fusion"] = fusion_setting(args.fusion)
+    documents = documents_from_arguments(args, scored=args.fusion is not None and query is not None)
+    if query is None:
+        return _rank_candidates(args, documents, options)
+    if args.fusion is not None:
+        lacking = next((document.id for document in documents if document.first_stage_score is None), None)
+        if lacking is not None:
+            raise InputError(
+                f"{args.documents}: document {lacking!r} has no first_stage_score (or score), which --fusion needs"
+            )
+        options["first_stage_scores"] = [document.first_stage_score for document in documents]
+    with _ranker(args) as (model, ranker):
+        say(f"ranking {len(documents):,} documents")
+        ranked = _ranked(args, ranker, query, documents, options)
+    _print(args, model, query, documents, ranked)
+    return 0
+
+
+@contextlib.contextmanager
+def _ranker(args: argparse.Namespace) -> Any:
+    """The model, and what ranks with it: itself, or its passages."""
+    from ..cache.folder_store import use_store
+    from ..rankers.passages import PassageRanker
+
+    with contextlib.ExitStack() as stack:
+        model: Any = list_ranker(args)
+        if model is not None:
+            yield model, model
+            return
+        model = ranker = model_from_arguments(args)
         if args.passages is not None:
             ranker = PassageRanker(model, args.passages, args.passage_length, args.passage_stride)
-        with contextlib.ExitStack() as stack:
-            if args.store is not None:
-                stack.enter_context(use_store(model, args.store))
-            ranked = ranker.rank(query, texts, batch_tokens=args.batch_tokens)
-    if calibration is not None:
-        for row, value in zip(ranked, calibration.probabilities([row["score"] for row in ranked]), strict=True):
-            row["probability"] = round(float(value), 6)
-        ranked = [row for row in ranked if row["probability"] >= (args.threshold or 0)]
-    ranked = ranked[: args.top_k]
+        if args.store is not None:
+            stack.enter_context(use_store(model, args.store))
+        yield model, ranker
+
+
+def _ranked(args: argparse.Namespace, ranker: Any, query: str, documents: Any, options: Any) -> list[dict[str, Any]]:
+    from ..scores.ranking import rank
+
+    if getattr(ranker, "calibration", None) is not None:
+        options = {"output": "probability", **options}
+    return rank(ranker, query, [document.text for document in documents], batch_tokens=args.batch_tokens, **options)
+
+
+def _print(args: argparse.Namespace, model: Any, query: str, documents: Any, ranked: list[dict[str, Any]]) -> None:
+    from ..models.resolver import resolve
+    from ..rankers.protocols import last_counts
+
     rows = [
         {
             "rank": place,
             "id": documents[row["corpus_id"]].id,
             "score": round(row["score"], 6),
-            **({"probability": row["probability"]} if calibration else {}),
+            **({"probability": round(row["probability"], 6)} if "probability" in row else {}),
             "text": row["passage"]["text"] if "passage" in row else documents[row["corpus_id"]].text,
             **({"passage": {name: row["passage"][name] for name in ("start", "end")}} if "passage" in row else {}),
         }
@@ -155,4 +219,31 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(result, ensure_ascii=False, indent=2) + "\n")
     else:
         sys.stdout.write(_table(rows) + "\n")
+
+
+def _rank_candidates(args: argparse.Namespace, documents: Any, options: dict[str, Any]) -> int:
+    from tqdm import tqdm
+
+    from modeling_tsarank.eval.beir import read_queries
+    from modeling_tsarank.eval.run_files import ranked, read_run, tag_of, write_run
+
+    from ..rankers.protocols import told_apart
+
+    queries, first = read_queries(args.queries), read_run(args.candidates)
+    known = {document.id: document for document in documents}
+    for query_id, scores in first.items():
+        unknown = next((one for one in scores if one not in known), None)
+        if unknown is not None or query_id not in queries:
+            what, where = ("query", args.queries) if unknown is None else ("document", args.documents)
+            raise InputError(f"{args.candidates}: the {what} {unknown or query_id!r} is not in {where}")
+    found = {}
+    with _ranker(args) as (_, ranker):
+        for query_id, scores in tqdm(first.items(), "queries", disable=None, leave=False):
+            names = ranked(scores)
+            if args.fusion is not None:
+                options["first_stage_scores"] = [scores[name] for name in names]
+            rows = _ranked(args, ranker, queries[query_id], [known[name] for name in names], options)
+            new = told_apart([row["score"] for row in rows])
+            found[query_id] = {names[row["corpus_id"]]: score for row, score in zip(rows, new, strict=True)}
+    write_run(args.output, found, tag_of(args.model or "tsarank"))
     return 0

@@ -22,7 +22,7 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
     yield parser
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for below in action.choices.values():
+            for below in dict.fromkeys(action.choices.values()):  # an alias is the same parser
                 yield from parsers(below)
 
 

@@ -79,8 +79,9 @@ def run(args: argparse.Namespace) -> int:
         "dtype": args.dtype,
         "device": args.device,
     }
-    if args.max_length is not None:
-        model["max_length"] = args.max_length
+    for name in ("max_length", "max_query_length"):
+        if getattr(args, name) is not None:
+            model[name] = getattr(args, name)
     job = BulkJob(**{**given(BulkJob, args), "model": model})
     summary = with_pool(args, lambda pool: score_pairs(job, pool=pool), PairWorker(job))
     if not leads():

@@ -12,13 +12,15 @@ from typing import Any
 
 from ..models.arguments import add_model_arguments, add_store_argument, model_from_arguments
 from ..ranking_errors import InputError
+from ..scores import RAW_SCORES
 from .command_line import add_command, real, size, whole
 
 
-_DETAILS = """\
+_DETAILS = f"""\
 scores:
-  relevance_score is the model's score as `tsarank rank` gives it: it orders the documents of one query and is no
-  probability. TEI's shape gives its sigmoid unless raw_scores is true.
+  relevance_score is the model's score as `tsarank rank` gives it. TEI's shape gives its sigmoid unless raw_scores is
+  true.
+  {RAW_SCORES}
 """
 _EXAMPLES = """\
   tsarank serve
@@ -32,7 +34,14 @@ _EXAMPLES = """\
 def register(subparsers: Any) -> None:
     """Adds `serve` to the command line."""
     parser = add_command(
-        subparsers, "serve", "serve rerankers over HTTP", run.__doc__, _EXAMPLES, run, details=_DETAILS
+        subparsers,
+        "serve",
+        "serve rerankers over HTTP",
+        run.__doc__,
+        _EXAMPLES,
+        run,
+        common="host port max-documents timeout fusion store model dtype device",
+        details=_DETAILS,
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=whole(0), default=8000, metavar="N", help="default 8000; 0: any free one")
@@ -41,6 +50,9 @@ def register(subparsers: Any) -> None:
     limits.add_argument("--max-body", type=size, default=16 << 20, metavar="SIZE", help="of one request (16MiB)")
     limits.add_argument("--max-queue", type=whole(), default=4096, metavar="N", help="pairs that may wait (4096)")
     limits.add_argument("--timeout", type=real(above=0), default=60.0, metavar="S", help="of one request (60)")
+    parser.add_argument(
+        "--fusion", metavar="W", help="weight, or file of `tsarank tune-fusion`, for requests with first_stage_scores"
+    )
     add_store_argument(parser)
     add_model_arguments(parser, several=True)
 
@@ -60,10 +72,12 @@ def run(args: argparse.Namespace) -> int:
     import uvicorn
 
     from ..cache.folder_store import FolderStore, open_store
+    from ..scores.fusion import fusion_setting
     from ..serving.application import Limits, create_app
 
     _check_address(args.host, args.port)
     logging.getLogger("modeling_tsarank.serving").setLevel(logging.INFO)
+    fusion = None if args.fusion is None else fusion_setting(args.fusion)
     limits = Limits(args.max_documents, args.max_body, args.max_queue, args.timeout, args.batch_tokens)
     models: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
@@ -77,7 +91,9 @@ def run(args: argparse.Namespace) -> int:
                 model.document_store = store
             models[served_name(name)] = model
         uploads = None if store is None or store.read_only else store.folder / "documents.sqlite"
-        app = create_app(models, limits, api_key=os.environ.get("TSARANK_API_KEY") or None, uploads=uploads)
+        app = create_app(
+            models, limits, api_key=os.environ.get("TSARANK_API_KEY") or None, uploads=uploads, fusion=fusion
+        )
         config = uvicorn.Config(app, args.host, args.port, log_level="warning", timeout_graceful_shutdown=30)
         server = uvicorn.Server(config)
         server.run()

@@ -6,6 +6,7 @@ whole number; anything else (true, 1.5, a list) is refused rather than turned in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
@@ -25,6 +26,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "document": ("document", "positive", *TEXT_FIELDS),
     "documents": ("documents", "docs", "passages"),
     "candidates": ("candidates", "hits"),
+    "first_stage_score": ("first_stage_score", "score"),
 }
 """Names of a field by what it means, the first one preferred."""
 
@@ -106,6 +108,23 @@ def record_title(record: Mapping[str, Any], place: str) -> str:
     """
     name = field_name(record, "title")
     return "" if name is None else _string(record[name], name, place)
+
+
+def optional_number(record: Mapping[str, Any], place: str, meaning: str) -> float | None:
+    """The number of a record, also as text, which tables have; `None` where it has none.
+
+    Raises:
+        InputError: It is no finite number.
+    """
+    name = field_name(record, meaning)
+    value = None if name is None else record[name]
+    try:
+        number = math.nan if isinstance(value, bool) else float("nan" if value is None else value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if name is not None and not math.isfinite(number):
+        raise InputError(f"{place}: {name!r} must be a finite number, found {shown(value)}")
+    return None if name is None else number
 
 
 def field_text(record: Mapping[str, Any], name: str, place: str) -> str | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 
-def as_ranker(model: Any) -> Any:
-    """A loaded ranker as it is; a name as `load_ranker` takes it (`None`: the default model)."""
-    from ..models.loading import load_ranker
+def as_ranker(model: Any, **options: Any) -> Any:
+    """A loaded ranker of any kind as it is; a name as `load_ranker` takes it with `options` (`None`: the default)."""
+    from ..rankers.loading import load_ranker
 
-    return load_ranker(model) if model is None or isinstance(model, str) else model
+    return load_ranker(model, **options) if model is None or isinstance(model, str) else model

@@ -7,7 +7,13 @@ from typing import Any
 
 from haystack import Document, component, default_from_dict, default_to_dict
 
+from ..ranking_options import whole_number
+from ..scores.ranking import rank
 from . import as_ranker
+
+
+def _checked(top_k: int | None) -> int | None:
+    return None if top_k is None else whole_number(top_k, "top_k")
 
 
 @component
@@ -16,30 +22,34 @@ class TSARankRanker:
 
     Args:
         model: A name as `load_ranker` takes it; `None` is the default model. Loaded by `warm_up`.
-        top_k: How many documents to keep; `None` keeps all.
+        top_k: How many documents to keep, at least 1; `None` keeps all.
+        options: Further arguments of `load_ranker`, such as `{"ranker": "setwise"}`.
     """
 
-    def __init__(self, model: str | None = None, top_k: int | None = None) -> None:
-        self.model, self.top_k = model, top_k
+    def __init__(
+        self, model: str | None = None, top_k: int | None = None, options: dict[str, Any] | None = None
+    ) -> None:
+        self.model, self.top_k, self.options = model, _checked(top_k), options
         self._ranker: Any = None
 
     def warm_up(self) -> None:
         """Loads the model."""
         if self._ranker is None:
-            self._ranker = as_ranker(self.model)
+            self._ranker = as_ranker(self.model, **(self.options or {}))
 
     @component.output_types(documents=list[Document])
     def run(self, query: str, documents: list[Document], top_k: int | None = None) -> dict[str, list[Document]]:
         """`{"documents": …}`, best first, with their scores."""
+        top_k = self.top_k if top_k is None else _checked(top_k)
         self.warm_up()
         if not documents:
             return {"documents": []}
-        ranked = self._ranker.rank(query, [document.content or "" for document in documents], top_k or self.top_k)
+        ranked = rank(self._ranker, query, [document.content or "" for document in documents], top_k)
         return {"documents": [replace(documents[row["corpus_id"]], score=row["score"]) for row in ranked]}
 
     def to_dict(self) -> dict[str, Any]:
         """For pipelines in files."""
-        found: dict[str, Any] = default_to_dict(self, model=self.model, top_k=self.top_k)
+        found: dict[str, Any] = default_to_dict(self, model=self.model, top_k=self.top_k, options=self.options)
         return found
 
     @classmethod

@@ -9,6 +9,7 @@ from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import ConfigDict, Field
 
+from ..scores.ranking import rank
 from . import as_ranker
 
 
@@ -34,7 +35,7 @@ class TSARankReranker(BaseDocumentCompressor):
         """Copies of the best documents, with the score as `relevance_score` in their metadata."""
         if not documents:
             return []
-        ranked = self.model.rank(query, [document.page_content for document in documents], self.top_n)
+        ranked = rank(self.model, query, [document.page_content for document in documents], self.top_n)
         kept = []
         for row in ranked:
             document = documents[row["corpus_id"]]

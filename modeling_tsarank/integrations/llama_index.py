@@ -8,6 +8,7 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
+from ..scores.ranking import rank
 from . import as_ranker
 
 
@@ -39,5 +40,5 @@ class TSARankReranker(BaseNodePostprocessor):
         if not nodes:
             return []
         texts = [node.node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
-        ranked = self._ranker.rank(query_bundle.query_str, texts, self.top_n)
+        ranked = rank(self._ranker, query_bundle.query_str, texts, self.top_n)
         return [NodeWithScore(node=nodes[row["corpus_id"]].node, score=row["score"]) for row in ranked]

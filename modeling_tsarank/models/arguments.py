@@ -40,6 +40,9 @@ def add_model_arguments(parser: argparse.ArgumentParser, positional: bool = Fals
         "--max-length", type=whole(), default=None, metavar="N", help="tokens of prompt, document and query together"
     )
     group.add_argument(
+        "--max-query-length", type=whole(), default=None, metavar="N", help="tokens of a query; longer ones are cut"
+    )
+    group.add_argument(
         "--instruction", metavar="TEXT", help="what is to be found, for a model whose prompt has a place for it"
     )
     group.add_argument(
@@ -51,6 +54,12 @@ def add_model_arguments(parser: argparse.ArgumentParser, positional: bool = Fals
     )
 
 
+def say(what: str) -> None:
+    """Tells a user at a terminal what is being done."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"tsarank: {what} …\n")
+
+
 def model_from_arguments(args: argparse.Namespace) -> Any:
     """Loads the model that `add_model_arguments` describes."""
     from transformers.utils import logging as transformers_logging
@@ -60,7 +69,9 @@ def model_from_arguments(args: argparse.Namespace) -> Any:
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # weights that are missing or left over are errors of `load_ranker`
-    options = {name: getattr(args, name) for name in ("max_length", "instruction") if getattr(args, name) is not None}
+    names = ("max_length", "max_query_length", "instruction")
+    options = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+    say(f"loading {args.model or 'the default model'}")
     return load_ranker(
         args.model,
         device=args.device,
@@ -68,6 +79,36 @@ def model_from_arguments(args: argparse.Namespace) -> Any:
         revision=args.revision,
         trust_remote_code=args.trust_remote_code,
         **options,
+    )
+
+
+def add_document_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--documents` and what says how to read them; `documents_from_arguments` does."""
+    parser.add_argument(
+        "--documents",
+        required=True,
+        metavar="FILE",
+        help=".txt, .jsonl, .csv, .tsv, .parquet, a folder of .txt and .md files, or - for standard input",
+    )
+    group = parser.add_argument_group("reading FILE")
+    group.add_argument(
+        "--format",
+        choices=("txt", "jsonl", "csv", "tsv", "parquet"),
+        default=None,
+        help="of FILE, if its name does not say",
+    )
+    for name, usual in (("id", "_id, id, docid"), ("text", "text, contents, passage"), ("title", "title")):
+        group.add_argument(f"--{name}-column", metavar="C", help=f"column of the {name} (default: {usual})")
+
+
+def documents_from_arguments(args: argparse.Namespace, scored: bool = False) -> list[Any]:
+    """The documents (`NamedDocument`) that `add_document_arguments` describes, with the first stage's scores if
+    `scored`."""
+    from ..cache.state_files import read_documents
+
+    columns = {name: getattr(args, f"{name}_column") for name in ("id", "text", "title")}
+    return read_documents(
+        args.documents, args.format, {name: column for name, column in columns.items() if column}, scored
     )
 
 

@@ -7,7 +7,7 @@ import copy
 import logging
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -267,14 +267,21 @@ def make_ranker(
     **options: Any,
 ) -> Any:
     """A ranker of a plain language model: `RankerModel.from_backbone` of the family `cls`, which says more."""
+    chosen: dict[str, Any] = {}
+
+    def choose(config: Any) -> Any:  # before any weights are loaded
+        chosen.update(_chosen_options(cls, name_or_path, config, options).to_dict())
+        return cls.backbone_class(config)
+
     if isinstance(name_or_path, PreTrainedModel):
         if tokenizer is None:
             raise ModelError("from_backbone was given a loaded model without its tokenizer")
         backbone = name_or_path
+        choose(backbone.config)
     else:
         backbone, loaded_tokenizer = load_backbone(
             name_or_path,
-            cls.backbone_class,
+            choose,
             gguf_file=gguf_file,
             tokenizer=tokenizer,
             dtype=dtype,
@@ -285,8 +292,7 @@ def make_ranker(
         tokenizer = loaded_tokenizer
     check_backbone(cls, backbone)
     config = copy.deepcopy(backbone.config)
-    chosen = _starting_options(cls, name_or_path, config).override(**options)
-    setattr(config, CONFIG_KEY, chosen.to_dict())
+    setattr(config, CONFIG_KEY, chosen)
     model = cls(config, backbone=backbone)
     model.tokenizer = tokenizer
     model.name_or_path = str(getattr(backbone, "name_or_path", ""))
@@ -348,6 +354,20 @@ def refuse_encoder(backbone: Any) -> None:
     )
     if not_causal and not backbone.config.is_encoder_decoder:
         raise ModelError(_ENCODER.format(config.model_type))
+
+
+def _chosen_options(cls: Any, name_or_path: Any, config: Any, options: Mapping[str, Any]) -> RankingOptions:
+    """A model's options with some changed; of a length that is given alone, the other one is made to fit."""
+    start = _starting_options(cls, name_or_path, config)
+    longest, query = (options.get(name) for name in ("max_length", "max_query_length"))
+    fitting = {}
+    if query is None and isinstance(longest, int) and 1 < longest <= start.max_query_length:
+        fitting["max_query_length"] = longest // 2
+    elif longest is None and isinstance(query, int) and query >= start.max_length:
+        fitting["max_length"] = 2 * query
+    for name, value in fitting.items():
+        logger.warning("%s is set to %d, to fit the other length that is given", name, value)
+    return start.override(**{**options, **fitting})
 
 
 def _starting_options(cls: Any, name_or_path: Any, config: Any) -> RankingOptions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..modeling_ranker import RankerModel
 from ..modeling_twolar import TwolarModel
 from ..ranking_errors import InputError, ModelError, ResourceError, load_errors
 from ..ranking_options import CONFIG_KEY
+from ..scores.calibration import CALIBRATION_FILE, Calibration
 from .checkpoints import load_backbone, refuse_shell_of_a_folder
 from .embedded_models import ADAPTER_CONFIG, RECORD_FILE, add_adapter, load_without_room
 from .families import families, family_class, plain_family, published_family
@@ -174,7 +176,22 @@ def load_ranker(
             ranker.config.model_type,
             type(ranker).__name__,
         )
+    ours = getattr(ranker.backbone.config, CONFIG_KEY, None)
+    as_saved = family is None and not options.keys() - lengths.keys()  # else its scores are others
+    ranker.calibration = _saved_calibration(source, revision, ours) if as_saved else None
     return use_int8_weights(ranker) if as_int8 else ranker
+
+
+def _saved_calibration(source: Source, revision: str | None, ours: Any) -> Calibration | None:
+    """The calibration in a model's folder, or in a repository of a ranker of this package."""
+    folder = Path(source.location()) if source.packaged or Path(source.name).is_dir() else None
+    found: Any = None if folder is None else folder / CALIBRATION_FILE
+    if source.kind is Kind.HUB and ours:
+        with contextlib.suppress(OSError, ValueError):
+            found = cached_file(
+                source.name, CALIBRATION_FILE, revision=revision, _raise_exceptions_for_missing_entries=False
+            )
+    return Calibration.load(found) if found is not None and Path(found).is_file() else None
 
 
 def _hub_adapter(source: Source, revision: str | None) -> Source:

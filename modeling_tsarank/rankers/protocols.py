@@ -103,17 +103,28 @@ def rank_scores(ranker: ListRanker, query: str, documents: list[str], batch_toke
             f"{type(ranker).__name__}.rank returned {len(rows)} rows for {len(documents)} documents; expected one "
             "with its corpus_id for each"
         )
-    scores, last = [0.0] * len(rows), np.float32(np.inf)
-    for place in sorted(given, key=lambda one: (-given[one], one)):
-        with np.errstate(over="ignore"):
-            value = np.float32(given[place])
+    with np.errstate(over="ignore"):
+        values = {place: np.float32(score) for place, score in given.items()}
+    for place, value in values.items():
         if not np.isfinite(value):
             raise NonFiniteScoreError(
                 f"{type(ranker).__name__} scored document {place + 1} of the query {query[:60]!r} as {value}"
             )
-        last = value if value < last else np.nextafter(last, np.float32(-np.inf))
-        scores[place] = float(last)
-    return scores
+    order = sorted(values, key=lambda one: (-values[one], one))
+    apart = dict(zip(order, told_apart([float(values[place]) for place in order]), strict=True))
+    return [apart[place] for place in range(len(rows))]
+
+
+def told_apart(scores: Sequence[float]) -> list[float]:
+    """Scores in descending order without ties in float32, as trec_eval compares them: of equal ones, each further one
+    is the next smaller float32."""
+    found, last = [], np.float32(np.inf)
+    for score in scores:
+        single = np.float32(score)
+        tied = not single < last
+        last = np.nextafter(last, np.float32(-np.inf)) if tied else single
+        found.append(float(last) if tied else score)
+    return found
 
 
 def last_counts(ranker: Scorer | ListRanker) -> dict[str, int]:

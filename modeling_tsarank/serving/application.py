@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,14 @@ from modeling_tsarank.hub_cards.app_server import BodyLimit
 
 from .. import __version__
 from ..ranking_errors import InputError, ModelError, ResourceError, TSARankError
+from ..scores.fusion import FusionSetting, fuse
+from ..scores.ranking import check_fusion
 from .batching import ClosedError, OverloadedError
 from .documents import UploadedTexts
 from .metrics import Metrics
 from .served_model import Scored, ServedModel
 from .shapes import (
+    AnyRequest,
     CohereRequest,
     CohereResponse,
     CohereResult,
@@ -71,8 +74,15 @@ class Limits:
 class Service:
     """Models by name, uploaded documents, limits."""
 
-    def __init__(self, models: Mapping[str, Any], limits: Limits, api_key: str | None, uploads: Path | None) -> None:
-        self.limits, self.api_key = limits, api_key
+    def __init__(
+        self,
+        models: Mapping[str, Any],
+        limits: Limits,
+        api_key: str | None,
+        uploads: Path | None,
+        fusion: FusionSetting | None = None,
+    ) -> None:
+        self.limits, self.api_key, self.fusion = limits, api_key, fusion
         self.metrics = Metrics()
         self.uploads = UploadedTexts(uploads)
         self.models = {
@@ -111,12 +121,17 @@ class Service:
         return found
 
     async def score(
-        self, http: Request, model: ServedModel, query: str, documents: Sequence[Any], truncate: bool = True
+        self, http: Request, model: ServedModel, body: AnyRequest, documents: Sequence[Any], truncate: bool = True
     ) -> Scored:
-        """Scores within the limits. A client that goes away takes its pairs out of the queue."""
+        """Scores within the limits, mixed with the first stage's where the request has them. A client that goes away
+        takes its pairs out of the queue."""
         if len(documents) > self.limits.documents:
             raise HTTPException(422, f"{len(documents)} documents; a request may have {self.limits.documents}")
-        task = asyncio.ensure_future(model.score(query, documents, truncate=truncate))
+        first = body.first_stage_scores
+        setting = check_fusion(
+            first, body.weight, self.fusion if first and body.weight is None else None, len(documents)
+        )
+        task = asyncio.ensure_future(model.score(body.query, documents, truncate=truncate))
         ends = time.monotonic() + self.limits.seconds
         try:
             while not task.done():
@@ -139,7 +154,9 @@ class Service:
         self.metrics.documents.labels(model.name).inc(len(documents))
         self.metrics.tokens.labels(model.name).inc(scored.tokens)
         self.metrics.cut.inc(scored.cut_documents)
-        return scored
+        if setting is None or first is None:
+            return scored
+        return replace(scored, scores=fuse(scored.scores, first, setting.weight, setting.normalization))
 
 
 def _retry(status: int, detail: str, seconds: float) -> HTTPException:
@@ -161,6 +178,7 @@ def create_app(
     *,
     api_key: str | None = None,
     uploads: Path | None = None,
+    fusion: FusionSetting | None = None,
 ) -> FastAPI:
     """The application that `tsarank serve` runs.
 
@@ -169,8 +187,9 @@ def create_app(
             `document_store` takes document states from it.
         api_key: What `Authorization: Bearer` must carry; `None` lets everybody in.
         uploads: An SQLite file for uploaded documents; `None` keeps them in memory.
+        fusion: How the first stage's scores are mixed in where a request has them and no weight.
     """
-    service = Service(models, limits or Limits(), api_key, uploads)
+    service = Service(models, limits or Limits(), api_key, uploads, fusion)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -290,7 +309,7 @@ def _add_rerank(app: FastAPI, service: Service) -> None:
         if body.instruction:
             raise HTTPException(422, f"the prompt of {model.name} has no place for an instruction")
         texts = service.texts(body.documents)
-        scored = await service.score(request, model, body.query, texts)
+        scored = await service.score(request, model, body, texts)
         results = []
         for i in _best_first(scored.scores, body.top_n):
             document = {name: text for name, text in texts[i].items() if text or name == "text"}
@@ -300,12 +319,13 @@ def _add_rerank(app: FastAPI, service: Service) -> None:
         return JinaResponse(id=request.state.id, model=model.name, usage=usage, results=results)
 
     async def tei(body: TeiRequest, request: Request) -> list[TeiResult]:
-        scored = await service.score(request, service.model(None), body.query, body.texts, body.truncate)
+        scored = await service.score(request, service.model(None), body, body.texts, body.truncate)
         results = []
         for i in _best_first(scored.scores):
             score = float(scored.scores[i])
             text = body.texts[i] if body.return_text else None
-            results.append(TeiResult(index=i, score=score if body.raw_scores else _sigmoid(score), text=text))
+            as_is = body.raw_scores or body.first_stage_scores is not None
+            results.append(TeiResult(index=i, score=score if as_is else _sigmoid(score), text=text))
         return results
 
     @app.post("/v1/rerank", tags=["rerank"], dependencies=[guard], response_model_exclude_none=True)
@@ -325,7 +345,7 @@ def _add_rerank(app: FastAPI, service: Service) -> None:
         if body.max_tokens_per_doc is not None:
             longest = body.max_tokens_per_doc
             texts = [{**text, "text": model.shorten(text["text"], longest)} for text in texts]
-        scored = await service.score(request, model, body.query, texts)
+        scored = await service.score(request, model, body, texts)
         results = [
             CohereResult(index=i, relevance_score=float(scored.scores[i]))
             for i in _best_first(scored.scores, body.top_n)

@@ -50,6 +50,8 @@ AnyDocument = Annotated[Document, BeforeValidator(_as_document)]
 
 class _Request(_Given):
     query: Text = Field(min_length=1, description="What is asked.")
+    first_stage_scores: list[float] | None = Field(None, description="One for each document, to be mixed in.")
+    weight: float | None = Field(None, description="Share of the first stage, from 0 to 1; else as the service says.")
 
 
 class JinaRequest(_Request):
@@ -78,6 +80,9 @@ class TeiRequest(_Request):
     raw_scores: StrictBool = Field(False, description="The model's scores; otherwise their sigmoid.")
     return_text: StrictBool = False
     truncate: StrictBool = Field(True, description="If false, a pair that is too long is refused with 413.")
+
+
+AnyRequest = JinaRequest | CohereRequest | TeiRequest
 
 
 def _api_of(value: Any) -> str | None:

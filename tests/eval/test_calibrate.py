@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from modeling_tsarank import load_ranker
 from modeling_tsarank.cli import main
 from modeling_tsarank.eval.calibrate import JudgedScores, fit, held_out, judged_scores, quality
-from modeling_tsarank.rankers.calibration import Calibration
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.scores.calibration import Calibration
 
 
 def drawn(queries: int = 200, slope: float = 0.5, intercept: float = -2.0, shifted: float = 0.0) -> JudgedScores:
@@ -165,7 +166,16 @@ def test_a_calibration_is_fitted_saved_and_used_for_a_threshold(
     if expected[0] > expected[1]:
         assert main([*rank, "--calibration", str(output), "--threshold", str(threshold)]) == 0
         assert len(json.loads(capsys.readouterr().out)["results"]) == 1
-    assert main([*rank, "--threshold", "0.5"]) == 2
-    assert "needs --calibration" in capsys.readouterr().err
+    assert main([*rank, "--threshold", "-1000"]) == 0
+    assert "is one of raw scores" in capsys.readouterr().err
+
+    folder = tmp_path / "ranker"
+    load_ranker(str(tiny_llama), dtype="float32").save_pretrained(folder)
+    assert main([*command[:4], "--output", str(folder / "calibration.json")]) == 0
+    capsys.readouterr()
+    assert main([*rank[:5], "--model", str(folder), *rank[7:]]) == 0
+    found = [row["probability"] for row in json.loads(capsys.readouterr().out)["results"]]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
     assert main([*rank[:-4], "--calibration", str(run)]) == 2
     assert str(run) in capsys.readouterr().err

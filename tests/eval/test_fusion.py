@@ -10,19 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from modeling_tsarank.eval.fusion import (
-    NORMALIZATIONS,
-    FusionSetting,
-    append_tail,
-    fuse_query,
-    fuse_runs,
-    hash_qrels,
-    normalize,
-    tune_fusion,
-)
+from modeling_tsarank.eval.fusion import append_tail, fuse_runs, hash_qrels, refuse_tuned_split, tune_fusion
 from modeling_tsarank.eval.metrics import compute_metrics
 from modeling_tsarank.eval.run_files import ranked, read_run, write_run
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.scores.fusion import NORMALIZATIONS, FusionSetting, fuse_query, fusion_setting, normalize
 
 
 SCORES = st.floats(-1e3, 1e3, allow_nan=False, width=32)
@@ -147,14 +139,14 @@ def test_a_tuned_split_is_not_reported() -> None:
     reranked, first, qrels = random_runs(4)
     setting = tune_fusion(reranked, first, qrels, steps=2).setting
     with pytest.raises(InputError, match="tuned on 40 of the 40"):
-        setting.refuse_tuned_split(qrels, "dev")
+        refuse_tuned_split(setting, qrels, "dev")
     reordered = {query_id: dict(reversed(qrels[query_id].items())) for query_id in reversed(qrels)}
     with pytest.raises(InputError, match="tuned on 40 of the 40"):
-        setting.refuse_tuned_split(reordered, "dev in another order")
+        refuse_tuned_split(setting, reordered, "dev in another order")
     with pytest.raises(InputError, match="tuned on 1 of the 2"):
-        setting.refuse_tuned_split({"q7": qrels["q7"], "new": {"d0": 1}}, "a mixture")
-    setting.refuse_tuned_split({"q7": {"d0": 1}}, "other judgments of a query with the same id")
-    FusionSetting(0.3).refuse_tuned_split(qrels, "a plain weight")
+        refuse_tuned_split(setting, {"q7": qrels["q7"], "new": {"d0": 1}}, "a mixture")
+    refuse_tuned_split(setting, {"q7": {"d0": 1}}, "other judgments of a query with the same id")
+    refuse_tuned_split(FusionSetting(0.3), qrels, "a plain weight")
 
 
 def test_the_hash_of_judgments_is_about_their_content() -> None:
@@ -187,3 +179,36 @@ def test_senseless_tuning_is_refused() -> None:
         tune_fusion(run, run, {"q": {"a": 1}}, measure="ndgc@10")
     with pytest.raises(InputError, match="unknown normalization"):
         FusionSetting(0.5, "rank")  # type: ignore[arg-type]
+
+
+def test_a_learned_weight_orders_as_the_logistic_regression_does() -> None:
+    """The gradient of the likelihood vanishes at the coefficients that give the weight."""
+    reranked, first, qrels = random_runs(5)
+    qrels = {query: {one: int(grade > 1) for one, grade in grades.items()} for query, grades in qrels.items()}
+    tuned = tune_fusion(reranked, first, qrels, normalization="zscore", learned=True)
+    weight = tuned.setting.weight
+    assert len(tuned.curve) == 1
+    parts = [np.concatenate([normalize(list(run[q].values()), "zscore") for q in qrels]) for run in (reranked, first)]
+    relevant = np.array([grade for grades in qrels.values() for grade in grades.values()])
+    mixed = (1 - weight) * parts[0] + weight * parts[1]
+    slope, intercept = np.polynomial.polynomial.polyfit(mixed, relevant, 1)[::-1]
+    for _ in range(50):  # Newton's method on the two parameters that are left
+        p = 1 / (1 + np.exp(-(slope * mixed + intercept)))
+        design = np.stack([mixed, np.ones_like(mixed)], axis=1)
+        step = np.linalg.solve((design * (p * (1 - p))[:, None]).T @ design, design.T @ (relevant - p))
+        slope, intercept = slope + step[0], intercept + step[1]
+    p = 1 / (1 + np.exp(-(slope * mixed + intercept)))
+    assert [abs(float(np.sum((relevant - p) * part))) < 0.1 for part in parts] == [True, True]
+
+    worthless = {query: dict.fromkeys(scores, 0.0) for query, scores in first.items()}
+    assert tune_fusion(reranked, worthless, qrels, learned=True).setting.weight == 0.0
+    with pytest.raises(InputError, match="both kinds are needed"):
+        tune_fusion(reranked, first, {"q0": {"d0": 0}}, learned=True)
+
+
+def test_a_setting_by_weight_text_or_file(tmp_path: Path) -> None:
+    FusionSetting(0.2, "rrf").save(tmp_path / "fusion.json")
+    assert fusion_setting("0.2", "rrf") == fusion_setting(tmp_path / "fusion.json") == FusionSetting(0.2, "rrf")
+    assert fusion_setting(0.2) == FusionSetting(0.2)
+    with pytest.raises(InputError, match="was tuned with rrf"):
+        fusion_setting(tmp_path / "fusion.json", "minmax")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modeling_tsarank.eval.fusion import FusionSetting, fuse_runs
+from modeling_tsarank.eval.fusion import fuse_runs
 from modeling_tsarank.eval.harness import evaluate_collection, folder_name
 from modeling_tsarank.eval.metrics import compute_metrics
 from modeling_tsarank.eval.options import EvaluationOptions
@@ -25,6 +25,7 @@ from modeling_tsarank.eval.types import Collection
 from modeling_tsarank.files.hashes import hash_parts
 from modeling_tsarank.files.reading import read_json
 from modeling_tsarank.ranking_errors import InputError, ModelError, NonFiniteScoreError
+from modeling_tsarank.scores.fusion import FusionSetting
 
 
 SCRIPT = Path(__file__).with_name("resumable_evaluation.py")

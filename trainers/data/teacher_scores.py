@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from modeling_tsarank.eval.checkpoint_sources import display_name
-from modeling_tsarank.eval.fusion import normalize
 from modeling_tsarank.files.hashes import hash_parts
 from modeling_tsarank.jobs.pools import LocalPool, Pool
 from modeling_tsarank.models.resolver import resolve
@@ -23,6 +22,7 @@ from modeling_tsarank.rankers.listwise_answers import ReadAnswer
 from modeling_tsarank.rankers.pointwise import load_scorer, prefix_of, scorer_identity
 from modeling_tsarank.rankers.protocols import predict
 from modeling_tsarank.ranking_errors import InputError, NonFiniteScoreError
+from modeling_tsarank.scores.fusion import normalize
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache, request_key
 
 

@@ -114,7 +114,14 @@ def test_standard_input_text_or_json(run_python, model_folder) -> None:
         ),
         ("\n \n", "d.txt", "holds no documents"),
         (b"good\nb\xffad", "d.txt", "line 2: not UTF-8"),
-        ("x", "d.docx", "expected .txt or .jsonl"),
+        ("x", "d.docx", "extract the text first"),
+        ("x", "d.pdf", "for example with pdftotext"),
+        ("x", "d.bin", "expected .txt, .jsonl, .csv"),
+        ("_id,body\n1,a", "d.csv", "line 2: no field 'text'; fields: _id, body"),
+        ("id,text\n1,a\n1,b", "d.csv", "line 3: the id '1' was already used in line 2"),
+        ("id,text\n1,a,b", "d.csv", "line 2: not as many fields"),
+        ("id,text\n", "d.csv", "holds no documents"),
+        ("x", "d.parquet", "cannot be read as Parquet"),
         (None, "missing.txt", "no such file"),
     ],
 )
@@ -132,8 +139,6 @@ def test_files_with_odd_text_are_read_whole(tmp_path) -> None:
     path = tmp_path / "d.txt"
     path.write_bytes("\ufeffone\x0cstill one\u2028and still\r\ntwo \x00\n".encode())
     assert [d.text for d in read_documents(str(path))] == ["one\x0cstill one\u2028and still", "two \x00"]
-    with pytest.raises(InputError, match="is a folder"):
-        read_documents(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +152,7 @@ def test_files_with_odd_text_are_read_whole(tmp_path) -> None:
         (["--device", "cuda:77"], "there is no device 'cuda:77'"),
         (["--device", "abacus"], "unknown device"),
         (["--batch-tokens", "0"], "--batch-tokens: expected a whole number from 1"),
-        (["--max-length", "100"], "max_query_length (256) must be smaller than max_length (100)"),
+        (["--max-length", "1"], "must be smaller than max_length (1)"),
         (["--max-length", "100000"], "this model reads at most 512 tokens"),
         (["--store", "nowhere"], "there is no store nowhere"),
     ],
@@ -211,3 +216,72 @@ def test_help_is_quick_and_complete(run_python) -> None:
         assert option in run_python("rank", "--help").stdout
     assert run_python("rank", "--query", "x").returncode == 2
     assert run_python("--version").stdout.startswith("tsarank ")
+
+
+def test_tables_and_folders_are_read_as_json_lines_are(tmp_path, caplog) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [
+        {"_id": "7", "title": "Bread", "text": "Yeast makes\ngas."},
+        {"_id": "x y", "title": "", "text": 'Ships, "big" ones.'},
+        {"_id": "b", "title": "Bees", "text": "They\tdance."},
+    ]
+    expected = [(row["_id"], f"{row['title']} {row['text']}".strip(), row["title"]) for row in rows]
+    other = [{"key": row["_id"], "heading": row["title"], "body": row["text"]} for row in rows]
+    named = {"id": "key", "title": "heading", "text": "body"}
+    for given, columns in ((rows, None), (other, named)):
+        for name, delimiter in (("d.csv", ","), ("d.tsv", "\t")):
+            with (tmp_path / name).open("w", newline="") as file:
+                import csv
+
+                writer = csv.DictWriter(file, list(given[0]), delimiter=delimiter)
+                writer.writeheader()
+                writer.writerows(given)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(given), tmp_path / "d.parquet")
+        (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+        for name in ("d.csv", "d.tsv", "d.parquet", "d.jsonl"):
+            found = read_documents(str(tmp_path / name), columns=columns)
+            assert [(d.id, d.text, d.title) for d in found] == expected, name
+    (tmp_path / "d.jsonl").write_text(json.dumps(rows[0]))
+    with pytest.raises(InputError, match="no column 'body'; fields: _id, title, text"):
+        read_documents(str(tmp_path / "d.jsonl"), columns={"text": "body"})
+
+    folder = tmp_path / "notes"
+    (folder / "more").mkdir(parents=True)
+    (folder / "b.txt").write_text("one\ntwo\n")
+    (folder / "more" / "a.md").write_text("# three\n")
+    (folder / "c.pdf").write_text("%PDF")
+    assert [(d.id, d.text) for d in read_documents(str(folder))] == [("b.txt", "one\ntwo"), ("more/a.md", "# three")]
+    assert "1 of 3 files are left out" in caplog.text
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"holds no documents: no \.txt or \.md file"):
+        read_documents(str(tmp_path / "empty"))
+
+
+def test_first_stage_scores_of_a_file_are_mixed_in(capsys, model_folder, tmp_path) -> None:
+    (tmp_path / "d.csv").write_text("id,text,score\na,yeast makes gas,1.5\nb,ships,7\nc,bees,-2\n")
+    base = ["rerank", "--query", "bread", "--documents", str(tmp_path / "d.csv"), "--model", model_folder, "--json"]
+    base += ["--device", "cpu", "--dtype", "float32"]
+    assert main([*base, "--fusion", "1"]) == 0
+    rows = json.loads(capsys.readouterr().out)["results"]
+    assert [(row["id"], row["score"]) for row in rows] == [("b", 1.0), ("a", 0.388889), ("c", 0.0)]
+    (tmp_path / "d.csv").write_text("id,text,score\na,yeast makes gas,much\n")
+    assert main([*base, "--fusion", "1"]) == 2
+    assert "line 2: 'score' must be a finite number, found 'much'" in capsys.readouterr().err
+    assert main(base) == 0, "without --fusion a field of that name may be anything"
+
+
+def test_a_length_that_does_not_fit_changes_the_other_one(capsys, model_folder, documents, monkeypatch) -> None:
+    base = ["rank", "--query", "bread", "--documents", documents, "--model", model_folder]
+    assert main([*base, "--max-length", "100"]) == 0
+    assert "max_query_length is set to 50, to fit the other length that is given" in capsys.readouterr().err
+    assert main([*base, "--max-query-length", "8"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main([*base, "--max-length", "100", "--max-query-length", "200"]) == 2
+    assert "max_query_length (200) must be smaller than max_length (100)" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert main(base) == 0
+    told = capsys.readouterr().err
+    assert f"tsarank: loading {model_folder} …" in told
+    assert "tsarank: ranking 3 documents …" in told

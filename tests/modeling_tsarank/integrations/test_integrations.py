@@ -32,7 +32,17 @@ def expected(ranker: Any) -> list[tuple[str, float]]:
     ]
 
 
-def test_langchain(ranker: Any, expected: Any) -> None:
+@pytest.fixture(scope="module")
+def list_ranker(zoo: Any) -> Any:
+    return load_ranker(str(zoo.folders["llama"]), ranker="pairwise", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def listed(list_ranker: Any) -> list[tuple[str, float]]:
+    return [(DOCUMENTS[row["corpus_id"]], row["score"]) for row in list_ranker.rank(QUERY, DOCUMENTS)]
+
+
+def test_langchain(ranker: Any, expected: Any, list_ranker: Any, listed: Any) -> None:
     pytest.importorskip("langchain_core")
     from langchain_core.documents import Document
     from langchain_core.runnables import RunnableLambda
@@ -46,9 +56,12 @@ def test_langchain(ranker: Any, expected: Any) -> None:
     assert [(document.page_content, document.metadata["relevance_score"]) for document in found] == expected[:3]
     assert found[0].metadata["page"] == 1
     assert reranker.compress_documents([], QUERY) == []
+    documents = [Document(page_content=text) for text in DOCUMENTS]
+    found = TSARankReranker(model=list_ranker, top_n=2).compress_documents(documents, QUERY)
+    assert [(document.page_content, document.metadata["relevance_score"]) for document in found] == listed[:2]
 
 
-def test_llama_index(ranker: Any, expected: Any) -> None:
+def test_llama_index(ranker: Any, expected: Any, list_ranker: Any, listed: Any) -> None:
     pytest.importorskip("llama_index.core")
     from llama_index.core.schema import NodeWithScore, TextNode
 
@@ -60,9 +73,11 @@ def test_llama_index(ranker: Any, expected: Any) -> None:
     assert [(node.node.get_content(), node.score) for node in found] == expected[:3]
     with pytest.raises(ValueError, match="needs the query"):
         reranker.postprocess_nodes(nodes)
+    found = TSARankReranker(list_ranker, top_n=2).postprocess_nodes(nodes, query_str=QUERY)
+    assert [(node.node.get_content(), node.score) for node in found] == listed[:2]
 
 
-def test_haystack(folder: str, expected: Any) -> None:
+def test_haystack(folder: str, expected: Any, zoo: Any, listed: Any) -> None:
     pytest.importorskip("haystack")
     from haystack import Document, Pipeline
 
@@ -75,9 +90,19 @@ def test_haystack(folder: str, expected: Any) -> None:
     found = pipeline.run({"ranker": {"query": QUERY, "documents": [Document(content=text) for text in DOCUMENTS]}})
     texts = [document.content for document in found["ranker"]["documents"]]
     assert texts == [text for text, _ in expected[:3]]
+    documents = [Document(content=text) for text in DOCUMENTS]
+    assert len(TSARankRanker(folder).run(QUERY, documents, top_k=1)["documents"]) == 1
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match="top_k must be a whole number of at least 1"):
+            TSARankRanker(folder, top_k=3).run(QUERY, documents, top_k=wrong)
+        with pytest.raises(ValueError, match="top_k must be a whole number of at least 1"):
+            TSARankRanker(folder, top_k=wrong)
+    lists = TSARankRanker(str(zoo.folders["llama"]), options={"ranker": "pairwise", "dtype": "float32"})
+    lists = TSARankRanker.from_dict(lists.to_dict())
+    assert [(one.content, one.score) for one in lists.run(QUERY, documents)["documents"]] == listed
 
 
-def test_pyterrier(ranker: Any, expected: Any) -> None:
+def test_pyterrier(ranker: Any, expected: Any, list_ranker: Any, listed: Any) -> None:
     pt = pytest.importorskip("pyterrier")
     import pandas as pd
 
@@ -87,3 +112,5 @@ def test_pyterrier(ranker: Any, expected: Any) -> None:
     first = pt.Transformer.from_df(pd.DataFrame(rows, columns=["qid", "query", "docno", "text"]), uniform=True)
     found = (first >> TSARankTransformer(ranker)).search(QUERY).sort_values("rank")
     assert list(zip(found["text"], found["score"], strict=True)) == expected
+    found = (first >> TSARankTransformer(list_ranker)).search(QUERY).sort_values("rank")
+    assert found["text"].tolist() == [text for text, _ in listed]

@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 
 from modeling_tsarank import MemoryStore, TSARankModel, load_ranker
 from modeling_tsarank.ranking_errors import ResourceError
+from modeling_tsarank.scores.fusion import FusionSetting
 from modeling_tsarank.serving.application import Limits, create_app
 from modeling_tsarank.serving.documents import UploadedTexts
 
@@ -57,6 +58,29 @@ def test_jina_returns_documents_and_takes_objects(client: TestClient, expected: 
     body = client.post("/v1/rerank", json={"query": QUERY, "documents": documents, "return_documents": True}).json()
     assert [row["index"] for row in body["results"]] == [index for index, _ in expected]
     assert [row["document"] for row in body["results"]] == [{"text": DOCUMENTS[index]} for index, _ in expected]
+
+
+def test_first_stage_scores_are_mixed_in_as_rank_does(ranker: Any, client: TestClient) -> None:
+    first, lists = [3.5, 12.0, -1.0, 3.5], {"query": QUERY, "documents": DOCUMENTS}
+    rows = ranker.rank(QUERY, DOCUMENTS, first_stage_scores=first, weight=0.3)
+    expected = [(row["corpus_id"], pytest.approx(row["score"], abs=1e-5)) for row in rows]
+    body = {"first_stage_scores": first, "weight": 0.3}
+    for path in ("/v1/rerank", "/v2/rerank", "/rerank"):
+        results = client.post(path, json={**lists, **body}).json()["results"]
+        assert [(row["index"], row["relevance_score"]) for row in results] == expected
+    results = client.post("/rerank", json={"query": QUERY, "texts": DOCUMENTS, **body}).json()
+    assert [(row["index"], row["score"]) for row in results] == expected
+    for wrong in ({"first_stage_scores": first}, {"weight": 0.3}, {**body, "weight": 2}, {**body, "weight": "x"}):
+        assert client.post("/v1/rerank", json={**lists, **wrong}).status_code == 422
+    assert client.post("/v1/rerank", json={**lists, **body, "first_stage_scores": first[:3]}).status_code == 422
+
+    with TestClient(create_app({"tiny": ranker}, fusion=FusionSetting(0.3))) as fused:
+        results = fused.post("/v1/rerank", json={**lists, "first_stage_scores": first}).json()["results"]
+        assert [(row["index"], row["relevance_score"]) for row in results] == expected
+        assert (
+            fused.post("/v1/rerank", json=lists).json()["results"]
+            == client.post("/v1/rerank", json=lists).json()["results"]
+        )
 
 
 def test_cohere_gives_what_rank_gives(client: TestClient, ranker: Any, expected: Any) -> None:

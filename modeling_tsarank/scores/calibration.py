@@ -22,6 +22,8 @@ from ..files.writing import write_json
 from ..ranking_errors import InputError
 
 
+CALIBRATION_FILE = "calibration.json"
+"""Its name beside a ranker's weights, where `load_ranker` finds it."""
 METHODS = ("platt", "isotonic")
 NORMALIZATIONS = ("none", "zscore")
 

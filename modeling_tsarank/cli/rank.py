@@ -37,7 +37,6 @@ _EXAMPLES = """\
   grep -h . notes/*.txt | tsarank rank --query "what did we decide" --documents - --top-k 5
   tsarank rank --query "…" --documents docs.csv --text-column body --fusion fusion.json
   tsarank rank --queries queries.jsonl --candidates bm25.trec --documents corpus.jsonl --output run.trec
-  tsarank rank --query "…" --documents docs.jsonl --model Qwen/Qwen2.5-3B-Instruct --ranker setwise
   tsarank rank --query "…" --documents docs.jsonl --model ./my-ranker --json | jq .results[0]
 """
 
@@ -51,7 +50,7 @@ def register(subparsers: Any) -> None:
         run.__doc__,
         _EXAMPLES,
         run,
-        common="query top-k json passages fusion threshold store model dtype device ranker",
+        common="query top-k json passages fusion threshold model dtype device ranker",
         details=_DETAILS,
         aliases=("rerank",),
     )

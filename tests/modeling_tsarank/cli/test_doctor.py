@@ -35,7 +35,7 @@ def test_it_looks_at_everything_and_asks_nobody_offline(capsys, model_folder, mo
 
     assert main(["doctor", "--model", "nowhere/nothing", "--device", "cpu"]) == 2
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1].startswith("ten documents         error: nowhere/nothing")
+    assert lines[-1].startswith("ten documents         error: cannot load the model nowhere/nothing")
     assert len(lines) == len(rows) - 1
 
 

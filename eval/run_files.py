@@ -20,6 +20,7 @@ from modeling_tsarank.files.reading import read_json_rows, read_lines
 from modeling_tsarank.files.writing import whole_text
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import whole_number
+from modeling_tsarank.ranking_text import clean_query, document_text
 
 
 logger = logging.getLogger(__name__)
@@ -122,11 +123,11 @@ def _check_column(value: str, what: str) -> None:
         raise InputError(f"{what} {value!r} is empty or has white space, which a TREC run file cannot hold")
 
 
-def _collect(rows: Iterable[tuple[str, str, str, Any]], what: str) -> dict[str, dict[str, Any]]:
+def _collect(rows: Iterable[tuple[Any, ...]], what: str) -> dict[str, dict[str, Any]]:
     """Rows (place, query, document, value) as a nested dictionary."""
     nested: dict[str, dict[str, Any]] = {}
     repeated, last_place = 0, ""
-    for place, query_id, document_id, value in rows:
+    for place, query_id, document_id, value, *_ in rows:
         values = nested.setdefault(query_id, {})
         if document_id not in values:
             values[document_id] = value
@@ -230,7 +231,23 @@ def _score_of_rank(text: str, place: str) -> float:
     return 1.0 / rank
 
 
-def _candidate_rows(place: str, record: Any) -> Iterator[tuple[str, str, str, float]]:
+def read_texts(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Queries and documents by id, where a JSON run of rank_llm or Pyserini holds them beside the scores.
+
+    Raises:
+        InputError: See `read_run`, or a text is missing.
+    """
+    queries: dict[str, str] = {}
+    documents: dict[str, str] = {}
+    for place, record in read_json_rows(path, allow_nan=True):
+        for where, query_id, document_id, _, candidate in _candidate_rows(place, record):
+            documents[document_id] = document_text(candidate.get("doc", candidate), where)
+            query = record.get("query")
+            queries[query_id] = clean_query(query.get("text") if isinstance(query, dict) else query, f"{place}: query")
+    return queries, documents
+
+
+def _candidate_rows(place: str, record: Any) -> Iterator[tuple[str, str, str, float, dict[str, Any]]]:
     if not isinstance(record, dict):
         raise InputError(f"{place}: a JSON object was expected, found {shown(record)}")
     candidates = field_value(record, "candidates")
@@ -247,7 +264,8 @@ def _candidate_rows(place: str, record: Any) -> Iterator[tuple[str, str, str, fl
         where = f"{place}: candidate {rank}"
         own_id = query_id or record_id(candidate, where, "query_id_of_row")
         document_id = record_id(candidate, where)
-        yield place, own_id, document_id, _score(candidate["score"], where) if scored else 1.0 / rank
+        score = _score(candidate["score"], where) if scored else 1.0 / rank
+        yield where, own_id, document_id, score, candidate
 
 
 def _qrel_rows(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str, int]]:

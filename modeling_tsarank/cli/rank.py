@@ -50,19 +50,21 @@ def register(subparsers: Any) -> None:
         run.__doc__,
         _EXAMPLES,
         run,
-        common="query top-k json passages fusion threshold model dtype device ranker",
+        common="query documents top-k json passages fusion threshold model dtype device ranker",
         details=_DETAILS,
         aliases=("rerank",),
     )
     parser.add_argument("--query", help="what is asked")
-    add_document_arguments(parser)
+    add_document_arguments(parser, required=False)
     parser.add_argument("--top-k", type=whole(), default=None, metavar="N", help="show only the best N")
     parser.add_argument("--json", action="store_true", help="JSON with full texts instead of a table")
     group = parser.add_argument_group("many queries, instead of --query")
-    group.add_argument("--queries", metavar="FILE", help=".jsonl or .tsv of queries with ids")
     group.add_argument(
-        "--candidates", metavar="RUN", help="the first stage's run: TREC, or JSONL of rank_llm or Pyserini"
+        "--candidates",
+        metavar="RUN",
+        help="the first stage's run: TREC, or JSON of rank_llm or Pyserini, which may hold queries and documents",
     )
+    group.add_argument("--queries", metavar="FILE", help=".jsonl or .tsv of queries with ids, if RUN has no texts")
     group.add_argument("--output", metavar="FILE", help="TREC run of the new order")
     group = parser.add_argument_group("first stage's scores and probabilities")
     group.add_argument(
@@ -127,16 +129,18 @@ def run(args: argparse.Namespace) -> int:
     .csv, .tsv or .parquet with such columns; a folder, each of whose .txt and .md files is one; "-" reads standard
     input (JSON lines if the first line begins with a brace).
 
-    With --queries and --candidates, the candidates of each query are put in order and written as a TREC run; FILE is
-    then the collection. `tsarank evaluate` does that in processes, resumable, and measures.
+    With --candidates, the candidates of each query are put in order and written as a TREC run; --queries and FILE are
+    then the collection's, unless RUN holds the texts. `tsarank evaluate` does that resumably, and measures.
     """
     from ..rankers.passages import aggregation
     from ..ranking_text import clean_query
 
-    if (args.query is None) == (args.queries is None):
-        raise InputError("give either --query, or --queries with --candidates")
-    if len({args.queries is None, args.candidates is None, args.output is None}) > 1:
-        raise InputError("--queries, --candidates and --output belong together: give all of them")
+    if (args.query is None) == (args.candidates is None):
+        raise InputError("give either --query, or --candidates for many queries")
+    if (args.candidates is None) != (args.output is None):
+        raise InputError("--candidates and --output belong together: give both")
+    if (args.documents is None) != (args.candidates is not None and args.queries is None):
+        raise InputError("give --query with --documents, or --candidates alone, or with --queries and --documents")
     query = None if args.query is None else clean_query(args.query)
     if args.passages is not None:
         aggregation(args.passages)
@@ -153,9 +157,9 @@ def run(args: argparse.Namespace) -> int:
         from ..scores.fusion import fusion_setting
 
         options["fusion"] = fusion_setting(args.fusion)
-    documents = documents_from_arguments(args, scored=args.fusion is not None and query is not None)
     if query is None:
-        return _rank_candidates(args, documents, options)
+        return _rank_candidates(args, options)
+    documents = documents_from_arguments(args, scored=args.fusion is not None)
     if args.fusion is not None:
         lacking = next((document.id for document in documents if document.first_stage_score is None), None)
         if lacking is not None:
@@ -165,7 +169,8 @@ def run(args: argparse.Namespace) -> int:
         options["first_stage_scores"] = [document.first_stage_score for document in documents]
     with _ranker(args) as (model, ranker):
         say(f"ranking {len(documents):,} documents")
-        ranked = _ranked(args, ranker, query, documents, options)
+        texts = [document.text for document in documents]
+        ranked = _ranked(args, ranker, query, texts, options)
     _print(args, model, query, documents, ranked)
     return 0
 
@@ -189,12 +194,12 @@ def _ranker(args: argparse.Namespace) -> Any:
         yield model, ranker
 
 
-def _ranked(args: argparse.Namespace, ranker: Any, query: str, documents: Any, options: Any) -> list[dict[str, Any]]:
+def _ranked(args: argparse.Namespace, ranker: Any, query: str, texts: list[str], options: Any) -> list[dict[str, Any]]:
     from ..scores.ranking import rank
 
     if getattr(ranker, "calibration", None) is not None:
         options = {"output": "probability", **options}
-    return rank(ranker, query, [document.text for document in documents], batch_tokens=args.batch_tokens, **options)
+    return rank(ranker, query, texts, batch_tokens=args.batch_tokens, **options)
 
 
 def _print(args: argparse.Namespace, model: Any, query: str, documents: Any, ranked: list[dict[str, Any]]) -> None:
@@ -220,16 +225,20 @@ def _print(args: argparse.Namespace, model: Any, query: str, documents: Any, ran
         sys.stdout.write(_table(rows) + "\n")
 
 
-def _rank_candidates(args: argparse.Namespace, documents: Any, options: dict[str, Any]) -> int:
+def _rank_candidates(args: argparse.Namespace, options: dict[str, Any]) -> int:
     from tqdm import tqdm
 
     from modeling_tsarank.eval.beir import read_queries
-    from modeling_tsarank.eval.run_files import ranked, read_run, tag_of, write_run
+    from modeling_tsarank.eval.run_files import ranked, read_run, read_texts, tag_of, write_run
 
     from ..rankers.protocols import told_apart
 
-    queries, first = read_queries(args.queries), read_run(args.candidates)
-    known = {document.id: document for document in documents}
+    first = read_run(args.candidates)
+    if args.queries is None:
+        queries, known = read_texts(args.candidates)
+    else:
+        queries = read_queries(args.queries)
+        known = {document.id: document.text for document in documents_from_arguments(args)}
     for query_id, scores in first.items():
         unknown = next((one for one in scores if one not in known), None)
         if unknown is not None or query_id not in queries:

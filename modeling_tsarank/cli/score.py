@@ -38,7 +38,9 @@ def register(subparsers: Any) -> None:
         common="keep skip-bad-pairs store model dtype device max-length batch-tokens ray",
         details=_DETAILS,
     )
-    parser.add_argument("--pairs", required=True, nargs="+", metavar="PAIRS", help=".parquet or .jsonl, or folders")
+    parser.add_argument(
+        "--pairs", required=True, nargs="+", metavar="PAIRS", help=".parquet, .jsonl, .csv or .tsv, or folders"
+    )
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where the scores go")
     for text in ("query", "document"):
         parser.add_argument(
@@ -62,9 +64,10 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Score any number of (query, document) pairs.
 
-    PAIRS are .parquet or .jsonl files, or folders of them, with the columns "query" and "document" (a text, or an
-    object of "text" and "title"), or another usual name of theirs ("question"; "passage", "text"). FOLDER receives
-    scores-000000.parquet and so on, each with the columns "row" (the pair's number in the input, from 0) and "score".
+    PAIRS are .parquet, .jsonl, .csv or .tsv files, or folders of them, with the columns "query" and "document" (a
+    text, or an object of "text" and "title"), or another usual name of theirs ("question"; "passage", "text"). FOLDER
+    receives scores-000000.parquet and so on, each with the columns "row" (the pair's number in the input, from 0) and
+    "score".
     Run the same command again after an interruption: finished files stay, and the result is the same as without it.
     Memory does not grow with the number of pairs.
     """

@@ -1,4 +1,4 @@
-"""Pairs in files of any size, Parquet or JSON lines, read in blocks of a fixed number."""
+"""Pairs in files of any size, Parquet, JSON lines or CSV, read in blocks of a fixed number."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 from ..files.fields import FIELDS, without_nulls
 from ..files.reading import parse_json_object, read_lines
-from ..files.tables import arrow, open_parquet, parquet_errors
+from ..files.tables import arrow, open_parquet, parquet_errors, read_csv
 from ..ranking_errors import InputError
 
 
-SUFFIXES = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".csv", ".tsv")
 _BATCH_ROWS = 4096
 
 
@@ -43,7 +43,7 @@ class PairFiles:
     """Files of pairs and the names of their columns.
 
     Attributes:
-        paths: Parquet or JSON lines files, in order.
+        paths: Parquet, JSON lines or CSV files, in order.
         query, document: the columns of the two texts; a document may be a string or an object of `text` and `title`.
         keep: further columns that the output repeats.
     """
@@ -60,7 +60,7 @@ class PairFiles:
 
 
 def find_files(sources: Sequence[str]) -> tuple[str, ...]:
-    """The Parquet and JSON lines files that are named, or that lie in a folder that is named, in order of name.
+    """The files of pairs that are named, or that lie in a folder that is named, in order of name.
 
     Raises `InputError` for a name that is neither, and for a folder without such files.
     """
@@ -72,19 +72,30 @@ def find_files(sources: Sequence[str]) -> tuple[str, ...]:
                 str(p) for p in path.iterdir() if p.suffix in SUFFIXES and not p.name.startswith((".", "_"))
             )
             if not inside:
-                raise InputError(f"the folder {source} holds no .parquet or .jsonl file of pairs")
+                raise InputError(f"the folder {source} holds no .parquet, .jsonl, .csv or .tsv file of pairs")
             found += inside
         elif not path.is_file():
-            raise InputError(f"no file {source}; expected .parquet or .jsonl files of pairs, or a folder of them")
+            raise InputError(
+                f"no file {source}; expected .parquet, .jsonl, .csv or .tsv files of pairs, or a folder of them"
+            )
         elif path.suffix not in SUFFIXES:
-            raise InputError(f"{source}: unknown kind of file {path.suffix!r}; expected .parquet or .jsonl")
+            raise InputError(
+                f"{source}: unknown kind of file {path.suffix!r}; expected .parquet, .jsonl, .csv or .tsv"
+            )
         else:
             found.append(source)
     return tuple(found)
 
 
 def _is_parquet(path: str) -> bool:
-    return SUFFIXES[Path(path).suffix] == "parquet"
+    return Path(path).suffix == ".parquet"
+
+
+def _lines(path: str) -> Iterator[tuple[str, str]]:
+    """Place and JSON text of each pair of a file that is not Parquet."""
+    if Path(path).suffix in (".csv", ".tsv"):
+        return ((place, json.dumps(row)) for place, row in read_csv(path))
+    return read_lines(path)
 
 
 def text_columns(path: str, query: str, document: str) -> tuple[str, str]:
@@ -97,7 +108,7 @@ def text_columns(path: str, query: str, document: str) -> tuple[str, str]:
         null = arrow().types.is_null
         row = {field.name: None if null(field.type) else field for field in open_parquet(path).schema_arrow}
     else:
-        place, first = next(iter(read_lines(path)), (path, "{}"))
+        place, first = next(_lines(path), (path, "{}"))
         row = parse_json_object(first, place)
     filled = without_nulls(row)
 
@@ -112,7 +123,7 @@ def text_columns(path: str, query: str, document: str) -> tuple[str, str]:
 def count_pairs(files: PairFiles) -> list[int]:
     """How many pairs each file has. Raises `InputError` for one that cannot be read, and if there are none at all."""
     counts = [
-        open_parquet(path, files.columns).metadata.num_rows if _is_parquet(path) else sum(1 for _ in read_lines(path))
+        open_parquet(path, files.columns).metadata.num_rows if _is_parquet(path) else sum(1 for _ in _lines(path))
         for path in files.paths
     ]
     if not sum(counts):
@@ -177,7 +188,7 @@ def _block_of_table(index: int, start: int, table: Any, files: PairFiles) -> Blo
 
 def _line_parts(path: str, size: int) -> Iterator[list[tuple[str, str]]]:
     part: list[tuple[str, str]] = []
-    for line in read_lines(path):
+    for line in _lines(path):
         part.append(line)
         if len(part) == size:
             yield part

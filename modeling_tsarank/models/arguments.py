@@ -82,11 +82,11 @@ def model_from_arguments(args: argparse.Namespace) -> Any:
     )
 
 
-def add_document_arguments(parser: argparse.ArgumentParser) -> None:
+def add_document_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """`--documents` and what says how to read them; `documents_from_arguments` does."""
     parser.add_argument(
         "--documents",
-        required=True,
+        required=required,
         metavar="FILE",
         help=".txt, .jsonl, .csv, .tsv, .parquet, a folder of .txt and .md files, or - for standard input",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,44 @@ def test_what_does_not_belong_together_is_one_line(small_folder: Path, tmp_path:
     files = ["rank", "--documents", str(small_folder / "corpus.jsonl")]
     many = ["--queries", str(small_folder / "queries.jsonl"), "--candidates", str(run)]
     for arguments, message in (
-        ([], "give either --query, or --queries with --candidates"),
-        (["--query", "a", *many], "give either --query, or --queries"),
-        (many, "--queries, --candidates and --output belong together"),
+        ([], "give either --query, or --candidates for many queries"),
+        (["--query", "a", *many], "give either --query, or --candidates"),
+        (many, "--candidates and --output belong together"),
+        (["--query", "a", *many[:2], "--output", "o"], "--candidates and --output belong together"),
+        ([*many[2:], "--output", "o"], "give --query with --documents, or --candidates alone"),
         ([*many, "--output", "o"], "the document 'nowhere' is not in"),
         (["--query", "a", "--fusion", "0.5"], "has no first_stage_score (or score), which --fusion needs"),
         (["--query", "a", "--fusion", "nowhere.json"], "no such file: nowhere.json"),
     ):
         assert main([*files, *arguments]) == 2, arguments
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", ["rank_llm", "pyserini"])
+def test_candidates_that_bring_their_texts(tiny_llama: Path, tmp_path: Path, layout: str, capsys: Any) -> None:
+    """rank_llm's requests, and its older form out of Pyserini's hits."""
+    texts = {"d1": "the matter of bread", "d2": "how a flea jumps", "d3": "a pilot"}
+    lists = {"q1": ("how does bread matter", ["d1", "d2"]), "q2": ("flea", ["d3", "d2"])}
+    with (tmp_path / "run.jsonl").open("w") as file:
+        for query, (text, names) in lists.items():
+            if layout == "rank_llm":
+                rows = [
+                    {"docid": one, "score": 9.0 - at, "doc": {"contents": texts[one]}} for at, one in enumerate(names)
+                ]
+                record: Any = {"query": {"text": text, "qid": query}, "candidates": rows}
+            else:
+                hits = [
+                    {"qid": query, "docid": one, "rank": at + 1, "content": texts[one]} for at, one in enumerate(names)
+                ]
+                record = {"query": text, "hits": hits}
+            file.write(json.dumps(record) + "\n")
+    model = ["--model", str(tiny_llama), "--device", "cpu", "--dtype", "float32"]
+    run = ["rank", "--candidates", str(tmp_path / "run.jsonl"), "--output", str(tmp_path / "new.trec"), *model]
+    assert main(run) == 0
+    found, ranker = read_run(tmp_path / "new.trec"), load_ranker(str(tiny_llama), dtype="float32")
+    for query, (text, names) in lists.items():
+        expected = ranker.predict([(text, texts[one]) for one in names])
+        np.testing.assert_allclose([found[query][one] for one in names], expected, atol=1e-4)
+    (tmp_path / "run.jsonl").write_text('{"query": {"text": "a", "qid": "q"}, "candidates": [{"docid": "d"}]}')
+    assert main(run) == 2
+    assert "candidate 1 has no field 'text'; its fields are: docid" in capsys.readouterr().err

@@ -18,8 +18,10 @@ from modeling_tsarank.files.hashes import hash_folder
 from modeling_tsarank.files.templates import cell, duration, line, number, render
 from modeling_tsarank.hub_cards.model_cards import render_model_card
 from modeling_tsarank.hub_cards.model_facts import BaseModel, ModelFacts, read_evaluations, read_model
-from modeling_tsarank.hub_cards.model_publishing import ModelOptions, prepare_model
+from modeling_tsarank.hub_cards.model_publishing import ModelOptions, prepare_model, select_model_files
 from modeling_tsarank.modeling_twolar import LogitOptions
+from modeling_tsarank.scores import RAW_SCORES
+from modeling_tsarank.scores.calibration import Calibration
 
 
 METRICS = Path(__file__).parent.parent.parent / "benchmarks" / "results" / "trec-dl-19" / "trained" / "metrics.json"
@@ -281,6 +283,23 @@ def test_names_that_would_break_a_card_do_not(trained: Any) -> None:
     card = render_model_card(facts, "alice/x", "v1", "mit")
     check_card(card)
     assert "\n# not a heading" not in card
+
+
+def test_a_calibration_is_published_and_its_error_said(trained: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained("tsarank"), tmp_path / "calibrated")
+    facts = read_model(folder, BaseModel("org/base", True, license="mit"))
+    assert "output=" not in render_model_card(facts, "alice/x", "v1", "mit")
+    origin = {"held_out": {"platt": {"expected_calibration_error": 0.0312, "brier": 0.1}}}
+    Calibration("platt", "none", (1.0, 0.0), origin=origin).save(folder / "calibration.json")
+    card = render_model_card(facts, "alice/x", "v1", "mit")
+    check_card(card)
+    assert RAW_SCORES in card
+    assert 'output="probability"' in card
+    assert "error on held-out queries is 0.031." in card
+    assert "calibration.json" in select_model_files(facts).paths
+    (folder / "calibration.json").write_text("{}")
+    with pytest.raises(InputError, match="is no calibration"):
+        render_model_card(facts, "alice/x", "v1", "mit")
 
 
 def test_an_empty_fact_is_an_error() -> None:

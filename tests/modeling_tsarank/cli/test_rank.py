@@ -212,7 +212,7 @@ def test_help_is_quick_and_complete(run_python) -> None:
     done = run_python("--help")
     assert time.perf_counter() - started < 5, "the help must not load torch"
     assert "rank" in done.stdout
-    for option in ("--query", "--documents", "--top-k", "--json", "--batch-tokens", "--dtype", "--device", "--model"):
+    for option in ("--query", "--documents", "--top-k", "--json", "--fusion", "--dtype", "--device", "--model"):
         assert option in run_python("rank", "--help").stdout
     assert run_python("rank", "--query", "x").returncode == 2
     assert run_python("--version").stdout.startswith("tsarank ")

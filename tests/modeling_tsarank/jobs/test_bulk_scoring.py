@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import itertools
 import json
@@ -407,6 +408,16 @@ def test_bad_pairs_are_named_or_skipped(model, tmp_path) -> None:
     np.testing.assert_allclose([scores[i] for i in good], model.predict([pairs[i] for i in good]), atol=1e-5)
 
 
+def test_tables_of_pairs_are_scored_as_json_lines_are(model, tmp_path) -> None:
+    pairs = [(query, f'{document}, "quoted"\nand two lines') for query, document in make_pairs(12)]
+    for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):
+        with (tmp_path / name).open("w", newline="") as file:
+            csv.writer(file, delimiter=delimiter).writerows([("query", "document"), *pairs])
+        job = BulkJob((str(tmp_path / name),), str(tmp_path / f"{name}-scores"), shard_pairs=5)
+        assert score_pairs(job, model)["pairs"] == 12
+        np.testing.assert_allclose(in_input_order(tmp_path / f"{name}-scores"), model.predict(pairs), atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
 def test_every_name_of_query_and_document_is_known_and_null_is_absent(model, tmp_path, kind) -> None:
     expected = model.predict([("bread", "yeast rises")])
@@ -492,7 +503,7 @@ def test_bad_arguments(model, tmp_path) -> None:
         ({"keep": ("score",)}, "column 'score' cannot be kept"),
         ({"shard_pairs": 0}, "shard_pairs must be a whole number"),
         ({"output": path}, "is a file; --output must be a folder"),
-        ({"pairs": (str(tmp_path / "empty"),)}, r"holds no \.parquet or \.jsonl file"),
+        ({"pairs": (str(tmp_path / "empty"),)}, r"holds no \.parquet, \.jsonl, \.csv or \.tsv file"),
     ]:
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(InputError, match=message):
@@ -556,7 +567,7 @@ def test_score_command(zoo, model, tmp_path, capsys) -> None:
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == expected
     assert main(["score", "--pairs", "nowhere.parquet", "--output", str(tmp_path / "o")]) == 2
     assert capsys.readouterr().err == (
-        "tsarank: error: no file nowhere.parquet; expected .parquet or .jsonl files of pairs, or a folder of them\n"
+        "tsarank: error: no file nowhere.parquet; expected .parquet, .jsonl, .csv or .tsv files of pairs, or a folder of them\n"
     )
     assert main([*command, "--ray", "local", "--actors", "0"]) == 2
 

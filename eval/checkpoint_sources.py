@@ -34,7 +34,7 @@ def scorer_source(model: str | None, args: argparse.Namespace) -> ScorerSource:
     Raises:
         InputError: a number format, device or store that does not exist here.
     """
-    from modeling_tsarank.cache.folder_store import open_store, use_store
+    from modeling_tsarank.cache.folder_store import use_store
     from modeling_tsarank.eval.scoring import ScorerSource
     from modeling_tsarank.models.loading import load_ranker, number_format, resolve_device
 
@@ -58,10 +58,7 @@ def scorer_source(model: str | None, args: argparse.Namespace) -> ScorerSource:
             use_store(ranker, store)
         return ranker
 
-    settings = {**_checkpoint_settings(model, args.revision), "dtype": dtype, **given}
-    if store is not None:  # rounded states change scores a little
-        with open_store(store) as opened:
-            settings["document_states"] = opened.dtype
+    settings = {**_checkpoint_settings(model, args.revision), "dtype": dtype, **given, **_store_settings(args)}
     return ScorerSource(display_name(model), load, settings, args.batch_tokens)
 
 
@@ -138,8 +135,19 @@ def _list_source(found: Source, args: argparse.Namespace) -> ScorerSource:
     else:
         dtype = resolve_dtype(args.dtype, resolve_device(args.device))
         settings |= {**_checkpoint_settings(args.model, args.revision), "dtype": str(dtype).removeprefix("torch.")}
+        settings |= {"max_length": args.max_length, "max_query_length": args.max_query_length, **_store_settings(args)}
     label = name if pointwise else f"{name} {args.ranker}"
     return ScorerSource(label, lambda: list_ranker(args), settings, whole_lists=True)
+
+
+def _store_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The number format of `--store`: rounded states change scores a little."""
+    from modeling_tsarank.cache.folder_store import open_store
+
+    if getattr(args, "store", None) is None:
+        return {}
+    with open_store(args.store) as opened:
+        return {"document_states": opened.dtype}
 
 
 def _checkpoint_settings(model: str | None, revision: str | None) -> dict[str, Any]:

@@ -27,8 +27,15 @@ rankers (--ranker), over any language model; the costs are for n documents of a 
   pairwise   PRP, the better of two documents, in both orders: up to 20 (n - 1) prompts for ten passes of sliding,
              n (n - 1) for allpair
              options: method (sliding, sorting, allpair), passes, passage_words
+  attention  in-context re-ranking: the attention of the query to the passages of a prompt, without the same of an
+             empty query; three passes for 20 documents, decoder-only models
+             options: window, step, passage_words, calibrate
+  one-pass   the attention of the query to cached document states (--store): one pass of the query for all documents;
+             a pointwise decoder-only ranker whose template has the document first
+             options: layer, positions (aligned, original), sinks (all, one), query_tokens (all, last), reduce (sum,
+             mean), calibrate
 Options are given as --ranker-options labels=8 best=20. With --model URL --api-model M an OpenAI-compatible server is
-asked instead of a model on this machine (not for first). Without --ranker the URL is a /rerank service.
+asked instead of a model on this machine (listwise, setwise, pairwise). Without --ranker the URL is a /rerank service.
 """
 
 
@@ -95,6 +102,8 @@ def refuse_options(args: argparse.Namespace, what: str, **unset: Any) -> None:
 def check_list_options(args: argparse.Namespace, remote: bool) -> None:
     """Raises `InputError` for an option that has no effect on a ranker of lists, here or behind an address."""
     unset = dict.fromkeys(("store", "max_query_length", "max_length"))
+    if args.ranker == "one-pass" and not remote:
+        return
     if remote:
         unset |= dict.fromkeys(("batch_tokens", "revision", "device"))
         refuse_options(args, "a service", dtype="auto", trust_remote_code=False, **unset)
@@ -124,6 +133,8 @@ def list_ranker(args: argparse.Namespace, device: Any = None) -> ListRanker | No
     if pointwise and not remote:
         return None
     check_list_options(args, remote)
+    if args.ranker == "one-pass" and not remote:
+        return _one_pass(args, options)
     where = (source.name, args.api_model, args.api_key_variable, args.api_timeout)
     if pointwise:
         return RerankService(EndpointSettings(*where), args.api_documents)
@@ -139,3 +150,17 @@ def list_ranker(args: argparse.Namespace, device: Any = None) -> ListRanker | No
         trust_remote_code=args.trust_remote_code,
         batch_tokens=args.batch_tokens,
     )
+
+
+def _one_pass(args: argparse.Namespace, options: dict[str, Any]) -> ListRanker:
+    from ..cache.folder_store import use_store
+    from ..models.arguments import model_from_arguments
+    from .loading import list_options
+    from .one_pass import OnePassRanker
+
+    model = model_from_arguments(args)
+    if getattr(args, "max_query_length", None) is not None:
+        model.set_options(max_query_length=args.max_query_length)
+    if args.store is not None:
+        use_store(model, args.store)
+    return OnePassRanker(model, list_options(args.ranker, options))

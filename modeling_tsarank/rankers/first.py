@@ -92,9 +92,12 @@ class FirstRanker:
         windows = window_bounds(len(order), self.options.window, self.options.step) if len(order) > 1 else []
         for start, end in windows:
             shown = order[start:end]
-            question = first_question(query, [texts[i] for i in shown], self.options.passage_words)
-            (scores,) = self.labels.scores([question], tally)
+            scores = self._scores(query, [texts[i] for i in shown], tally)
             if scores is not None:
                 order[start:end] = [shown[place] for place in np.argsort(-scores, kind="stable")]
         self.last_stats = dict(tally)
         return [{"corpus_id": i, "score": float(len(order) - place)} for place, i in enumerate(order)]
+
+    def _scores(self, query: str, documents: Sequence[str], tally: Counter[str]) -> np.ndarray | None:
+        """One score for each document of a window."""
+        return self.labels.scores([first_question(query, documents, self.options.passage_words)], tally)[0]

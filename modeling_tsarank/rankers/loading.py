@@ -16,8 +16,10 @@ from . import RANKERS
 from .chat import ChatEndpoint, ChatModel, ChatSettings
 from .chat_local import LocalChat
 from .first import FirstOptions, FirstRanker
+from .in_context import InContextOptions, InContextRanker
 from .labels import ChatLabels, LabelModel
 from .listwise import ListwiseOptions, ListwiseRanker
+from .one_pass import OnePassOptions, OnePassRanker
 from .pairwise import PairwiseOptions, PairwiseRanker
 from .protocols import ListRanker
 from .setwise import SetwiseOptions, SetwiseRanker
@@ -28,6 +30,8 @@ _OPTIONS: dict[str, Any] = {
     "first": FirstOptions,
     "setwise": SetwiseOptions,
     "pairwise": PairwiseOptions,
+    "attention": InContextOptions,
+    "one-pass": OnePassOptions,
 }
 # RankGPT's, and the form that small models follow.
 _DEFAULTS = {"listwise": {"window": 20, "step": 10, "prompt": "single"}}
@@ -60,9 +64,10 @@ def load_ranker(
         ranker: `pointwise`: a ranking model, or one made of a plain language model, with `predict` and `rank`. Others
             order the documents of a query together, by `rank` alone: `listwise` (RankGPT: the model writes the order
             of a window), `first` (FIRST: the order of the labels' logits), `setwise` (the best of a few documents,
-            in a heap), `pairwise` (PRP: the better of two).
-        ranker_options: Of the method: fields of `ListwiseOptions`, `FirstOptions`, `SetwiseOptions` or
-            `PairwiseOptions`.
+            in a heap), `pairwise` (PRP: the better of two), `attention` (in-context re-ranking: the attention of the
+            query to the passages), `one-pass` (the attention of the query to cached document states).
+        ranker_options: Of the method: fields of `ListwiseOptions`, `FirstOptions`, `SetwiseOptions`,
+            `PairwiseOptions`, `InContextOptions` or `OnePassOptions`.
         options: Further arguments of `models.loading.load_ranker`, or of `load_list_ranker`.
 
     Raises:
@@ -104,7 +109,7 @@ def load_list_ranker(
 
     Args:
         name_or_path: See `load_ranker`.
-        ranker: `listwise`, `first`, `setwise` or `pairwise`.
+        ranker: One of `RANKERS` but `pointwise`.
         ranker_options: See `load_ranker`.
         device, dtype, revision, trust_remote_code: Of a model on this machine; see `models.loading.load_ranker`.
         batch_tokens: Padded tokens in a batch.
@@ -120,11 +125,14 @@ def load_list_ranker(
     if source.kind is Kind.SERVICE:
         if endpoint is None:
             raise InputError("a language model behind an address needs its name there (--api-model)")
-        if ranker == "first":
-            raise InputError("first reads the logits of labels, which no server gives in full; name a local model")
+        if ranker in ("first", "attention", "one-pass"):
+            raise InputError(f"{ranker} needs logits or attention, which no server gives in full; name a local model")
         chat = ChatEndpoint(endpoint)
     elif source.kind in OTHER_LIBRARIES:
         raise ModelError(f"{source.name} is a {source.kind}; {ranker} needs a language model")
+    elif ranker == "one-pass":
+        more = {"device": device, "dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code}
+        return OnePassRanker(load_pointwise(source.name, **more), options)
     elif ranker == "listwise":
         chat = LocalChat(
             source.name,
@@ -149,8 +157,9 @@ def load_list_ranker(
             batch_tokens=batch_tokens,
         )
     )
-    made: Any = {"first": FirstRanker, "setwise": SetwiseRanker, "pairwise": PairwiseRanker}[ranker]
-    found: ListRanker = made(labels, options)
+    makers: dict[str, Any] = {"first": FirstRanker, "setwise": SetwiseRanker}
+    makers |= {"pairwise": PairwiseRanker, "attention": InContextRanker}
+    found: ListRanker = makers[ranker](labels, options)
     return found
 
 

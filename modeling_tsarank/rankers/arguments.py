@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..cli.command_line import real, whole
 from ..ranking_errors import InputError
@@ -121,6 +121,7 @@ def list_ranker(args: argparse.Namespace, device: Any = None) -> ListRanker | No
     Raises:
         InputError, ModelError, ResourceError: see `load_list_ranker` and `check_list_options`.
     """
+    from ..cache.folder_store import open_store
     from ..models.resolver import Kind, resolve
     from .chat import ChatSettings
     from .endpoint import EndpointSettings
@@ -133,14 +134,13 @@ def list_ranker(args: argparse.Namespace, device: Any = None) -> ListRanker | No
     if pointwise and not remote:
         return None
     check_list_options(args, remote)
-    if args.ranker == "one-pass" and not remote:
-        return _one_pass(args, options)
     where = (source.name, args.api_model, args.api_key_variable, args.api_timeout)
     if pointwise:
         return RerankService(EndpointSettings(*where), args.api_documents)
     if remote:
         return load_list_ranker(source.name, args.ranker, options, endpoint=ChatSettings(*where))
-    return load_list_ranker(
+    given = {name: getattr(args, name, None) for name in ("max_length", "max_query_length", "instruction")}
+    ranker: Any = load_list_ranker(
         args.model,
         args.ranker,
         options,
@@ -149,18 +149,8 @@ def list_ranker(args: argparse.Namespace, device: Any = None) -> ListRanker | No
         revision=args.revision,
         trust_remote_code=args.trust_remote_code,
         batch_tokens=args.batch_tokens,
+        **{name: value for name, value in given.items() if value is not None},
     )
-
-
-def _one_pass(args: argparse.Namespace, options: dict[str, Any]) -> ListRanker:
-    from ..cache.folder_store import use_store
-    from ..models.arguments import model_from_arguments
-    from .loading import list_options
-    from .one_pass import OnePassRanker
-
-    model = model_from_arguments(args)
-    if getattr(args, "max_query_length", None) is not None:
-        model.set_options(max_query_length=args.max_query_length)
-    if args.store is not None:
-        use_store(model, args.store)
-    return OnePassRanker(model, list_options(args.ranker, options))
+    if getattr(args, "store", None) is not None:
+        ranker.document_store = open_store(args.store)
+    return cast("ListRanker", ranker)

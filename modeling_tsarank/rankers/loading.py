@@ -104,6 +104,7 @@ def load_list_ranker(
     batch_tokens: int | None = None,
     max_new_tokens: int = 256,
     endpoint: ChatSettings | None = None,
+    **ranking_options: Any,
 ) -> ListRanker:
     """A ranker of lists over a language model of this machine or behind an address.
 
@@ -115,12 +116,15 @@ def load_list_ranker(
         batch_tokens: Padded tokens in a batch.
         max_new_tokens: Longest answer of a `listwise` model on this machine.
         endpoint: Model, key and limits of a server; needed for an address.
+        ranking_options: Of the pointwise model of `one-pass`, such as `max_length`.
 
     Raises:
         InputError, ModelError, ResourceError: Each of one line.
     """
     options = list_options(ranker, ranker_options)
     source = resolve(name_or_path)
+    if ranking_options and ranker != "one-pass":
+        raise InputError(f"{sorted(ranking_options)[0]} has no effect on a {ranker} ranker; leave it out")
     chat: ChatModel | None = None
     if source.kind is Kind.SERVICE:
         if endpoint is None:
@@ -132,7 +136,7 @@ def load_list_ranker(
         raise ModelError(f"{source.name} is a {source.kind}; {ranker} needs a language model")
     elif ranker == "one-pass":
         more = {"device": device, "dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code}
-        return OnePassRanker(load_pointwise(source.name, **more), options)
+        return OnePassRanker(load_pointwise(name_or_path, **more, **ranking_options), options)
     elif ranker == "listwise":
         chat = LocalChat(
             source.name,

@@ -235,6 +235,37 @@ def test_a_ranker_of_lists_over_a_language_model(
         assert message in err.splitlines()[-1]
 
 
+def test_one_pass_over_a_store(
+    evaluate: Shell, language_model: Path, small_collection: Collection, tmp_path: Path
+) -> None:
+    from modeling_tsarank import load_ranker
+    from modeling_tsarank.cache.folder_store import FolderStore
+
+    store, device = tmp_path / "store", {"device": "cpu", "dtype": "float32"}
+    FolderStore(store, dtype="float32").close()
+    chosen = ["--ranker", "one-pass", "--limit-queries", 3, "--device", "cpu", "--dtype", "float32", "--store", store]
+    chosen += ["--max-length", 200, "--max-query-length", 60]
+    status, err = evaluate(language_model, *chosen, "--ranker-options", "layer=2")
+    assert status == 0, err
+    first, run = (read_run(tmp_path / "out" / "small" / f"{name}.trec") for name in ("first_stage", "run"))
+    lengths = {"max_length": 200, "max_query_length": 60}
+    ranker = load_ranker(language_model, ranker="one-pass", ranker_options={"layer": 2}, **device, **lengths)
+    for query_id, scores in first.items():
+        names = ranked(scores)
+        rows = ranker.rank(
+            small_collection.queries[query_id], [small_collection.documents[name].full_text for name in names]
+        )
+        assert ranked(run[query_id]) == [names[row["corpus_id"]] for row in rows]
+    metrics = read_json(tmp_path / "out" / "small" / "metrics.json")
+    assert (metrics["model"], metrics["model_calls"]) == ("bytes one-pass", 3)
+    assert (metrics["document_states"], metrics["max_query_length"]) == ("float32", 60)
+    with FolderStore(store, read_only=True) as opened:
+        assert len(opened) > 0
+    status, err = evaluate("http://127.0.0.1:1/v1", "--ranker", "one-pass", "--api-model", "m", "--overwrite")
+    assert status == 2
+    assert "one-pass needs logits or attention" in err.splitlines()[-1]
+
+
 def test_a_chat_server_as_a_ranker_of_lists(evaluate: Shell, tmp_path: Path) -> None:
     def answer(_: object, number: int, payload: dict) -> str:
         count = payload["messages"][0]["content"].count("\n[")

@@ -21,6 +21,7 @@ from modeling_tsarank.modeling_twolar import LogitOptions
 from modeling_tsarank.rankers import listwise_prompt
 from modeling_tsarank.rankers.chat import ChatSettings
 from modeling_tsarank.rankers.first import FirstOptions
+from modeling_tsarank.rankers.in_context import InContextOptions
 from modeling_tsarank.rankers.listwise import ListwiseOptions
 from modeling_tsarank.rankers.pairwise import PairwiseOptions
 from modeling_tsarank.rankers.setwise import SetwiseOptions
@@ -116,6 +117,8 @@ FIELDS: list[tuple[type, str, Any]] = [
     (SetwiseOptions, "best", 10),
     (FirstOptions, "window", 20),
     (FirstOptions, "step", None),
+    # In-context re-ranking (Chen et al., 2025).
+    (InContextOptions, "calibrate", True),
 ]
 ARGUMENTS: list[tuple[Any, str, Any]] = [
     (losses_likelihood.ranking_score, "form", "geometric_mean"),

@@ -63,6 +63,11 @@ def test_rankers_of_lists_here_and_behind_an_address(capsys, zoo, documents) -> 
     assert (found["calls"], found["unusable"]) == (6, 0)
     assert sum(row["score"] for row in found["results"]) == 3, "three comparisons, each a win or two halves"
 
+    for ranker, calls in (("attention", 3), ("one-pass", 1)):
+        assert main([*base, *here, "--ranker", ranker]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (len(found["results"]), found["calls"]) == (3, calls)
+
     def longest_first(_, number, payload):
         rows = [{"index": n, "relevance_score": len(text)} for n, text in enumerate(payload["documents"])]
         return 200, {}, {"results": rows}

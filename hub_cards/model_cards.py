@@ -12,6 +12,7 @@ from modeling_tsarank.eval.reports import measure_title
 from modeling_tsarank.files.templates import render
 from modeling_tsarank.hub_cards.model_facts import Evaluation, ModelFacts
 from modeling_tsarank.modeling_ranker import RankerModel
+from modeling_tsarank.models.families import CLASSIFIER
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.scores import RAW_SCORES
 from modeling_tsarank.trainers.data.provenance import leakage_text, teachers_text
@@ -24,6 +25,13 @@ _BEIR = {
     *("nq", "quora", "robust04", "scidocs", "scifact", "signal1m", "trec-covid", "trec-news", "webis-touche2020"),
 }
 _SHOWN_MEASURES = 3
+
+
+_PLAIN_CLASSES = {
+    "decoder-only": "AutoModelForCausalLM",
+    "encoder-decoder": "AutoModelForSeq2SeqLM",
+    CLASSIFIER: "AutoModelForSequenceClassification",
+}
 
 
 def render_model_card(
@@ -70,7 +78,7 @@ def render_model_card(
         plain=facts.family is None,
         dtype=_DTYPES.get(facts.dtype, facts.dtype),
         license=license_name or license_id,
-        plain_class="AutoModelForSeq2SeqLM" if facts.encoder_decoder else "AutoModelForCausalLM",
+        plain_class=_PLAIN_CLASSES[facts.kind],
         family=family,
         import_family=_import(family),
         pinned=f'"{repo_id}", revision="{tag}"',

@@ -13,7 +13,7 @@ from modeling_tsarank.files.hashes import hash_folder
 from modeling_tsarank.files.reading import read_json, read_json_object
 from modeling_tsarank.modeling_ranker import RankerModel
 from modeling_tsarank.models.embedded_models import RECORD_FILE, embedded_checkpoint, releases
-from modeling_tsarank.models.families import family_class, plain_family
+from modeling_tsarank.models.families import family_class, model_kind, plain_family
 from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.ranking_options import CONFIG_KEY, RankingOptions
 from modeling_tsarank.scores.calibration import CALIBRATION_FILE, Calibration
@@ -103,9 +103,14 @@ class ModelFacts:
         return bool(self.config.get("is_encoder_decoder")) or self.config.get("task_type") == "SEQ_2_SEQ_LM"
 
     @property
+    def kind(self) -> str:
+        """Of the backbone, as in `RankerModel.default_for`."""
+        return model_kind({**self.config, "is_encoder_decoder": self.encoder_decoder})
+
+    @property
     def ranks_as(self) -> type[RankerModel]:
         """Its family, of a plain model the one that it becomes where nobody names another."""
-        return self.family or plain_family({"is_encoder_decoder": self.encoder_decoder})
+        return self.family or plain_family(self.kind)
 
     @property
     def ranking(self) -> RankingOptions:

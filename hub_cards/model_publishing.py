@@ -183,7 +183,8 @@ def select_model_files(facts: ModelFacts, options: ModelOptions | None = None) -
     selection = select_files(folder, wanted, options.include)
     for name, file in code.items():
         selection.add(name, file)
-    if facts.family is not None and "modules.json" not in selection.paths:
+    plain = "sentence_transformers" in facts.config  # says by itself how it is read as a cross-encoder
+    if facts.family is not None and "modules.json" not in selection.paths and not plain:
         from modeling_tsarank.crossencoder_tsarank import write_cross_encoder_files
 
         staging = _staging_folder(selection)

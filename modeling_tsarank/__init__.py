@@ -25,10 +25,12 @@ _EXPORTS = {
     "load_ranker": "rankers.loading",
     "TSARankModel": "modeling_tsarank",
     "TwolarModel": "modeling_twolar",
+    "CrossEncoderModel": "modeling_cross_encoder",
     "RankerModel": "modeling_ranker",
     "RankingOutput": "ranking_scoring",
     "QueryLikelihoodOptions": "modeling_tsarank",
     "LogitOptions": "modeling_twolar",
+    "CrossEncoderOptions": "modeling_cross_encoder",
     "register_family": "models.families",
     "MemoryStore": "cache.memory_store",
     "FolderStore": "cache.folder_store",
@@ -56,6 +58,7 @@ __all__ = ["__version__", *_EXPORTS]
 if TYPE_CHECKING:
     from .cache.folder_store import FolderStore as FolderStore
     from .cache.memory_store import MemoryStore as MemoryStore
+    from .modeling_cross_encoder import CrossEncoderModel as CrossEncoderModel
     from .modeling_ranker import RankerModel as RankerModel
     from .modeling_tsarank import TSARankModel as TSARankModel
     from .modeling_twolar import TwolarModel as TwolarModel

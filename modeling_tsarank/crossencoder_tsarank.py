@@ -109,11 +109,19 @@ def code_reference(cls: type) -> str:
     return f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
 
 
-def write_cross_encoder_files(folder: str | os.PathLike) -> None:
-    """Writes `modules.json` and `config_sentence_transformers.json`; this module's file is saved with the model's."""
+def write_cross_encoder_files(folder: str | os.PathLike, plain_length: int | None = None) -> None:
+    """Writes `modules.json` and `config_sentence_transformers.json`; this module's file is saved with the model's.
+
+    A plain cross-encoder needs neither: its own files say that scores are logits, of `plain_length` tokens at most.
+    """
     files: dict[str, Any] = {
         "modules.json": [{"idx": 0, "name": "0", "path": "", "type": code_reference(CrossEncoderRanker)}],
         "config_sentence_transformers.json": _CONFIG,
     }
+    if plain_length is not None:
+        added: dict[str, Any] = {"tokenizer_config.json": {"model_max_length": plain_length}}
+        added["config.json"] = {"sentence_transformers": {"activation_fn": _CONFIG["activation_fn"]}}
+        present = {name: Path(folder, name) for name in added if Path(folder, name).is_file()}
+        files = {name: json.loads(path.read_text(encoding="utf-8")) | added[name] for name, path in present.items()}
     for name, value in files.items():
         Path(folder, name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -56,8 +56,8 @@ class RankerModel(PreTrainedModel):
         limits: what a card says of its limits, in sentences.
         published: published checkpoints by patterns of their names: the options each was trained with. The first
             match counts.
-        default_for: the plain models that become this family where nobody names one, "decoder-only" or
-            "encoder-decoder".
+        default_for: the kinds of plain models (`models.families.model_kind`) that become this family unasked.
+        own_head: whether the score comes from a head that a plain language model lacks, as of `CrossEncoderModel`.
         scores_query_tokens: whether a score is made of the log-probabilities of the query's tokens: training then
             takes `query_logits`, and otherwise the scores of `forward`.
     """
@@ -70,6 +70,7 @@ class RankerModel(PreTrainedModel):
     limits: ClassVar[tuple[str, ...]] = ()
     published: ClassVar[dict[str, dict[str, Any]]] = {}
     default_for: ClassVar[tuple[str, ...]] = ()
+    own_head: ClassVar[bool] = False
     scores_query_tokens: ClassVar[bool] = False
 
     base_model_prefix = "backbone"
@@ -85,6 +86,7 @@ class RankerModel(PreTrainedModel):
     # What `predict` and `rank` read document states from, and put into it what it lacks; `None` turns it off.
     document_store: Any = None
     calibration: Any = None  # of its scores to probabilities, a `Calibration`; saved with the model
+    plain_cross_encoder: int | None = None  # `max_length`, where sentence-transformers needs none of this code
     options: RankingOptions
 
     def __init__(self, config: Any, backbone: PreTrainedModel | None = None) -> None:
@@ -178,8 +180,7 @@ class RankerModel(PreTrainedModel):
             raise InputError(f"cannot save to {save_directory}: it is a file, a folder is needed")
         state_dict = kwargs.pop("state_dict", None)
         if state_dict is not None:
-            prefix = f"{self.base_model_prefix}."
-            kwargs["state_dict"] = {key.removeprefix(prefix): value for key, value in state_dict.items()}
+            kwargs["state_dict"] = {key.removeprefix("backbone."): value for key, value in state_dict.items()}
         push = kwargs.pop("push_to_hub", False)
         config = self.backbone.config
         pipeline = {"impl": code_reference(TextRankingPipeline), "pt": ["AutoModel"], "type": "text"}
@@ -199,11 +200,11 @@ class RankerModel(PreTrainedModel):
         if kwargs.get("is_main_process", True):
             for part in (self, TextRankingPipeline, CrossEncoderRanker):
                 custom_object_save(part, save_directory)
-            write_cross_encoder_files(save_directory)
             if self.calibration is not None:
                 self.calibration.save(Path(save_directory, "calibration.json"))
             if self._tokenizer is not None:
                 self._tokenizer.save_pretrained(save_directory)
+            write_cross_encoder_files(save_directory, self.plain_cross_encoder)
         if push:
             self._push_folder(save_directory, kwargs.get("repo_id") or Path(save_directory).name, kwargs)
 
@@ -340,8 +341,7 @@ class RankerModel(PreTrainedModel):
     # ---- document states ---------------------------------------------------------------------------
 
     def check_cacheable(self) -> None:
-        """Raises `ModelError` where document states cannot be kept: states that depend on the query, sliding windows,
-        recurrent layers."""
+        """Raises `ModelError` where states cannot be kept: recurrent layers, or a query before the document."""
         check_attention(self.backbone)
         installed_engine("a store of document states").check_cacheable(self)
 

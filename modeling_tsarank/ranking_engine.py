@@ -28,7 +28,7 @@ from .ranking_scoring import (
 logger = logging.getLogger(__name__)
 
 # The version of what this file and the engine say to each other, and the module that it asks.
-ENGINE_API = 2
+ENGINE_API = 3
 PLACE = "modeling_tsarank.models.installed"
 _warned: set[str] = set()
 
@@ -117,7 +117,7 @@ def read_values(
 def read_plainly(model: Any, tasks: Sequence[Task]) -> list[torch.Tensor]:
     """For each task the values `(positions, values)`, read in one padded batch; with gradients in training."""
     ids, mask = pad_right([task.ids for task in tasks], model.pad_id, model.device)
-    if model.config.is_encoder_decoder:
+    if model.config.is_encoder_decoder or model.own_head:
         return list(model.answer_logits(ids, mask)[:, None])
     keep = torch.zeros(ids.shape, dtype=torch.bool)
     for row, task in enumerate(tasks):

@@ -67,7 +67,7 @@ def load_base_ranker(
             of this package.
         family: such as "query_likelihood"; by default what the checkpoint says, else `default_family`. Where the
             checkpoint is a ranker of another family, its weights are what training starts from, with this family's
-            own ranking options.
+            own ranking options. Where it has no head and the family needs one, that is new and random.
         ranking_options: choices to change, such as `{"prompt_style": "separate"}`.
         dtype, revision, trust_remote_code, options: as in `load_base_model`.
 
@@ -83,5 +83,6 @@ def load_base_ranker(
         revision=revision,
         trust_remote_code=trust_remote_code,
         backbone_options=options,
+        new_head=family is not None,
         **(ranking_options or {}),
     )

@@ -46,8 +46,9 @@ class RankerArguments(BaseModelArguments):
 
     Parameters:
         trust_remote_code: Whether to run the backbone's own code from the Hub.
-        family: What a plain model becomes: fine-tuning makes query_likelihood, distillation true_false_logits. A
-            ranking checkpoint says it itself; naming another one starts that from its weights.
+        family: What a plain model becomes: fine-tuning makes query_likelihood, distillation true_false_logits;
+            cross_encoder puts a new sequence-classification head on any model. A checkpoint that ranks says it itself;
+            naming another one starts that from its weights.
         ranking_options: Ranking options to change as JSON, such as '{"prompt_style": "separate"}'.
     """
 

@@ -169,11 +169,14 @@ def early_stopping(args: RerankingArguments) -> list[TrainerCallback]:
 
 def train_ranker(trainer_class: Any, config: Any, program: str, description: str, arguments: Any) -> None:
     """The `main` of a script that trains a ranking model; see `train_model`."""
+    from transformers import set_seed
+
     from modeling_tsarank.trainers.base_models import load_base_ranker
     from modeling_tsarank.trainers.script_arguments import RankerArguments
 
     def load(given: Any, args: Any) -> dict[str, Any]:
         options = given.loading_options()
+        set_seed(args.seed)  # a new head is drawn here
         return {"model": load_base_ranker(given.model_name_or_path, default_family=args.default_family, **options)}
 
     train_model(trainer_class, config, RankerArguments, load, program, description, arguments)

@@ -7,7 +7,7 @@ as many members as the configuration has layers, so any backbone that transforme
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -121,7 +121,8 @@ def make_trainable(
 
     "top_blocks" trains the last k blocks of each stack and nothing else: embeddings, output head, lower blocks and the
     final norm stay frozen, as the paper freezes all but its top 16 layers. "lora" trains an ordinary PEFT adapter of
-    the *backbone*, which any PEFT user can load on the plain language model.
+    the *backbone*, which any PEFT user can load on the plain language model. A sequence-classification head is trained
+    as a whole in either case, and is part of the adapter.
 
     Args:
         ranker: the model.
@@ -147,20 +148,38 @@ def make_trainable(
     if kind not in TRAINABLE_PARTS:
         raise InputError(f"unknown trainable part {kind!r}; expected one of {', '.join(TRAINABLE_PARTS)}")
     backbone.requires_grad_(False)
+    head = head_names(backbone) if ranker.own_head else []
     if kind == "lora":
         targets: Any = ALL_LINEAR if lora_target_modules is None else list(lora_target_modules)
         if lora_top_blocks is not None:
             part.stacks, part.count = _top_of(backbone, lora_top_blocks, "lora_top_blocks"), lora_top_blocks
             targets = _linear_layers_of(part, lora_target_modules)
-        part.adapter = _add_lora(backbone, lora_config(backbone, lora_r, lora_alpha, lora_dropout, targets))
+        config = lora_config(backbone, lora_r, lora_alpha, lora_dropout, targets, head)
+        part.adapter = _add_lora(backbone, config)
         fuse_lora(backbone)
     else:
         part.stacks, part.count = train_top_blocks(backbone, top_blocks), top_blocks
+    heads = [module for name, module in backbone.named_modules() if name.rpartition(".")[2] in head]
+    for module in heads if kind == "top_blocks" else []:
+        module.requires_grad_(True)
     if frozen_dtype is not None:
         _cast_frozen(backbone, frozen_dtype)
         if kind == "top_blocks":
             _cast_at_border(part, frozen_dtype)
+        for module in heads:
+            module.register_forward_pre_hook(_cast_to_trained)
     return part
+
+
+def _cast_to_trained(module: nn.Module, args: Any) -> Any:
+    return _cast(args, next(parameter.dtype for parameter in module.parameters() if parameter.requires_grad))
+
+
+def head_names(backbone: Any) -> list[str]:
+    """Names of the modules that make a sequence-classification head, which every training trains as a whole."""
+    base = backbone.base_model
+    names = [name for name, module in backbone.named_children() if module is not base and [*module.parameters()]]
+    return [*names, *(["pooler"] if getattr(base, "pooler", None) is not None else [])]
 
 
 def _top_of(backbone: Any, count: int, setting: str) -> list[BlockStack]:
@@ -200,19 +219,29 @@ def train_top_blocks(backbone: Any, count: int) -> list[BlockStack]:
     return stacks
 
 
-def lora_config(backbone: Any, r: int, alpha: int, dropout: float, targets: str | list[str]) -> Any:
-    """PEFT's configuration of an adapter for the backbone. Raises `ResourceError` where PEFT is missing."""
+def lora_config(
+    backbone: Any, r: int, alpha: int, dropout: float, targets: str | list[str], head: Sequence[str] = ()
+) -> Any:
+    """PEFT's configuration of an adapter for the backbone. Raises `ResourceError` where PEFT is missing.
+
+    Args:
+        backbone: The model.
+        r, alpha, dropout, targets: As in PEFT's `LoraConfig`.
+        head: Names of modules that are trained as a whole: a sequence-classification head.
+    """
     try:
         from peft import LoraConfig, TaskType
     except ImportError as error:
         raise ResourceError("LoRA needs the package peft: pip install 'tsarank[train]'") from error
     encoder_decoder = getattr(backbone.config, "is_encoder_decoder", False)
+    language_model = TaskType.SEQ_2_SEQ_LM if encoder_decoder else TaskType.CAUSAL_LM
     return LoraConfig(
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=targets,
-        task_type=TaskType.SEQ_2_SEQ_LM if encoder_decoder else TaskType.CAUSAL_LM,
+        task_type=TaskType.SEQ_CLS if head else language_model,
+        modules_to_save=list(head) or None,
         bias="none",
     )
 
@@ -322,7 +351,10 @@ def _merged(backbone: nn.Module, part: TrainablePart, state: dict[str, Tensor]) 
     merged = {}
     layers = dict(backbone.named_modules())
     for name, value in state.items():
-        if ".lora_" in name:
+        if ".lora_" in name or ".original_module." in name:
+            continue
+        if (saved := f".modules_to_save.{adapter}.") in name:
+            merged[name.replace(saved, ".")] = value
             continue
         if not name.endswith(".base_layer.weight"):
             merged[name.replace(".base_layer.", ".")] = value

@@ -55,7 +55,7 @@ def describe(ranker: Any, name: str | None) -> dict[str, Any]:
         "title": ranker.title,
         "class": f"{type(ranker).__module__}.{type(ranker).__qualname__}",
         "score": ranker.scoring(ranker.options),
-        "backbone": f"{config.model_type}, {'encoder-decoder' if config.is_encoder_decoder else 'decoder-only'}",
+        "backbone": f"{config.model_type}, {backbone_kind(ranker)}",
         "parameters": size,
         "attention": config._attn_implementation,
         "computed_in": ranker.number_format or str(ranker.dtype).removeprefix("torch."),
@@ -69,11 +69,19 @@ def describe(ranker: Any, name: str | None) -> dict[str, Any]:
     }
 
 
+def backbone_kind(ranker: Any) -> str:
+    """`decoder-only`, `encoder-decoder` or `encoder`."""
+    if ranker.config.is_encoder_decoder:
+        return "encoder-decoder"
+    return "encoder" if ranker._read_out()[0] == "pair_logits" else "decoder-only"
+
+
 def read_by(ranker: Any) -> str:
     """What reads the pairs of a model that this package has loaded."""
     from ..models.installed import ENGINE_API
 
-    how = ", an encoder-decoder in plain padded batches" if ranker.config.is_encoder_decoder else ""
+    kind = backbone_kind(ranker)
+    how = "" if kind == "decoder-only" else f", an {kind} in plain padded batches"
     return f"the engine of the installed package (API {ENGINE_API}){how}"
 
 

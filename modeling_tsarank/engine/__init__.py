@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from .indexing import check_cacheable, index_documents
 from .prefix_reader import PrefixReader, StateStore
-from .read_outs import AnswerLogits, ReadOut, TokenLogProbs
+from .read_outs import named_read_out
 from .rope_regimes import readable_length, with_own_lengths
 from .tasks import Task
 
@@ -29,14 +29,9 @@ __all__ = [
 ]
 
 # What these functions take and give; raised when that changes. Code of any version from the oldest on is served.
-ENGINE_API, OLDEST_API = 2, 2
+ENGINE_API, OLDEST_API = 3, 2
 # ids, at, targets, cached, length: see `Task`.
 TaskFields = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
-
-
-def _read_out(named: tuple[str, Sequence[int]]) -> ReadOut:
-    kind, tokens = named
-    return AnswerLogits(tokens) if kind == "answer_logits" else TokenLogProbs()
 
 
 def read(
@@ -52,10 +47,10 @@ def read(
     """For each task the values `(positions, values)` at its wanted positions, and how many tokens were read.
 
     Args:
-        read_out: `token_log_probs`, or `answer_logits` and the ids of the tokens.
+        read_out: Its name and token ids, see `named_read_out`.
         store, pad_id: As in `PrefixReader`.
         batch_tokens, show_progress, stop: As in `PrefixReader.read`.
     """
-    reader = PrefixReader(backbone, _read_out(read_out), store, pad_id=pad_id)
+    reader = PrefixReader(backbone, named_read_out(*read_out), store, pad_id=pad_id)
     values = reader.read([Task(*task) for task in tasks], batch_tokens, show_progress, stop)
     return values, reader.tokens

@@ -11,24 +11,24 @@ from ..ranking_errors import ModelError
 from ..ranking_scoring import check_batch_tokens
 from ..ranking_text import EncodedPair, cacheable_ids, document_list, document_text, warn_of_cuts
 from .prefix_reader import PrefixReader
-from .read_outs import TokenLogProbs
+from .read_outs import PairLogits, named_read_out
 
 
 @torch.inference_mode()
 def check_cacheable(ranker: Any) -> None:
     """Raises `ModelError` where a store cannot hold a ranking model's document states."""
-    config = ranker.config
-    if config.is_encoder_decoder:
+    config, read_out = ranker.config, named_read_out(*ranker._read_out())
+    if config.is_encoder_decoder or isinstance(read_out, PairLogits):
+        kind = "an encoder-decoder" if config.is_encoder_decoder else "an encoder"
         raise ModelError(
-            f"no document states can be kept: {config.model_type} is an encoder-decoder, which reads query and "
-            "document at once"
+            f"no document states can be kept: {config.model_type} is {kind}, which reads query and document at once"
         )
     if not ranker.document_first(ranker.options, True):
         raise ModelError(
-            "no document states can be kept: the template puts the query before the document, whose states then "
-            'depend on it; only a template such as "Document: {document} Query: {query} Relevant:" allows it'
+            "no document states can be kept: the prompt puts the query before the document, whose states then "
+            'depend on it; only one such as "Document: {document} Query: {query} Relevant:" allows it'
         )
-    reader = PrefixReader(ranker.backbone, TokenLogProbs())
+    reader = PrefixReader(ranker.backbone, read_out)
     reader.check_store(ranker.options.max_length)
     reader.close()
 
@@ -58,7 +58,7 @@ def index_documents(
     texts = [document_text(document, f"document {i}") for i, document in enumerate(document_list(documents))]
     prefixes, cut = cache_prefixes(ranker, list(dict.fromkeys(texts)))
     warn_of_cuts(cut, len(prefixes), ranker.options.max_length)
-    reader = PrefixReader(ranker.backbone, TokenLogProbs(), store, pad_id=ranker.pad_id)
+    reader = PrefixReader(ranker.backbone, named_read_out(*ranker._read_out()), store, pad_id=ranker.pad_id)
     read = reader.index(prefixes, check_batch_tokens(batch_tokens, ranker.device), show_progress, stop)
     ranker.last_stats = {"documents": read, "tokens": reader.tokens, "cut_documents": cut}
     return read

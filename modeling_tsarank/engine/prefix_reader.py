@@ -13,12 +13,12 @@ from ..ranking_errors import ModelError
 from ..ranking_scoring import plan_batches
 from .batches import Progress, memory_errors, run_batches
 from .forward import Forward, Sharing
-from .read_outs import ReadOut
-from .seq2seq_forward import Seq2SeqForward
+from .read_outs import PairLogits, ReadOut
 from .state_blocks import Groups, Layers, Shape, fill_groups, stack_layers
 from .state_keys import model_identity, state_key
 from .tasks import Group, Task, by_regime, cached_groups, common_length, prefix_groups
 from .torch_forward import TorchForward
+from .whole_forward import WholeForward
 
 
 # How many tokens of states count as one token to read in a batch's budget, unless the states of a batch would take
@@ -74,8 +74,8 @@ class PrefixReader:
     ) -> None:
         self._forward: Forward
         if isinstance(backbone, PreTrainedModel):
-            backend = Seq2SeqForward if backbone.config.is_encoder_decoder else TorchForward
-            self._forward = backend(backbone, read_out, pad_id)
+            whole = backbone.config.is_encoder_decoder or isinstance(read_out, PairLogits)
+            self._forward = (WholeForward if whole else TorchForward)(backbone, read_out, pad_id)
         else:
             self._forward = backbone
         self._store = store

@@ -19,10 +19,9 @@ _ACCELERATOR_ROWS = 2048
 
 
 class ReadOut(Protocol):
-    """One kind of output.
+    """One kind of output of single positions.
 
-    Another kind (a linear head on the last token, attention from some positions to others) is another class of these
-    two methods.
+    Another kind (attention from some positions to others) is another class of these methods.
     """
 
     def head(self, plain: torch.nn.Module, exact: bool, workspace: Workspace) -> torch.nn.Module | None:
@@ -64,6 +63,41 @@ class AnswerLogits:
 
     def of_logits(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return logits[:, self.tokens]
+
+
+class ClassLogits:
+    """Logits of a decoder's sequence-classification head, `(positions, labels)`; `ScoreHead` gives nothing else."""
+
+    def head(self, plain: torch.nn.Module, exact: bool, workspace: Workspace) -> torch.nn.Module | None:
+        return None
+
+    def of_logits(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return logits
+
+
+class PairLogits(ClassLogits):
+    """Logits of a sequence-classification model that reads a text at once, `(1, labels)`.
+
+    Args:
+        separator: As of `modeling_cross_encoder.pair_logits`.
+    """
+
+    def __init__(self, separator: Sequence[int]) -> None:
+        self.separator = list(separator)
+
+
+def named_read_out(kind: str, tokens: Sequence[int]) -> ReadOut:
+    """The read-out that a family names.
+
+    Args:
+        kind: `token_log_probs`, `answer_logits`, `class_logits` or `pair_logits`.
+        tokens: The answers' ids, or the separator of `pair_logits`.
+    """
+    if kind == "answer_logits":
+        return AnswerLogits(tokens)
+    if kind == "pair_logits":
+        return PairLogits(tokens)
+    return ClassLogits() if kind == "class_logits" else TokenLogProbs()
 
 
 class LogProbHead(torch.nn.Module):

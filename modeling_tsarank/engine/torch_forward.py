@@ -11,13 +11,14 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from ..modeling_cross_encoder import ScoreHead
 from ..ranking_scoring import accepts, head_place, pad_right
 from .batch_invariance import make_linears_invariant, takes
 from .forward import Forward, Sharing
 from .grouped_attention import GROUPED, takes_grouped
 from .last_block import Wanted, pick_positions
 from .private_view import hooked, private_view
-from .read_outs import ReadOut
+from .read_outs import ClassLogits, ReadOut
 from .rope_regimes import rope_limits, rope_regime, use_regimes
 from .state_blocks import Layers, StateBlocks, Workspace, fill_groups, shapes_of, stack_layers
 from .tasks import Task
@@ -90,6 +91,9 @@ class TorchForward(Forward):
         self._head: torch.nn.Module | None = None
         if self._is_view:
             self._prepare()
+        if isinstance(read_out, ClassLogits):
+            self._model = ScoreHead(self._model)
+            self._accepts.add("logits_to_keep")
 
     def _can_be_invariant(self) -> bool:
         """Experts get the rows that are sent to them, however many these are; keys must not move with the batch."""

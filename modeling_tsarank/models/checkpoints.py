@@ -21,7 +21,7 @@ from ..engine.torch_forward import ARCHITECTURES
 from ..files.reading import read_json_object
 from ..ranking_errors import InputError, ModelError, load_errors
 from ..ranking_options import CONFIG_KEY, RankingOptions
-from .families import published_options
+from .families import CLASSIFIER, model_kind, published_options
 
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ _DROPOUT = re.compile(r"(dropout|pdrop)(_prob|_rate)?$")
 _GGUF_HEADS = ("cls.weight", "cls.output.weight", "cls.norm.weight", "dense_2.weight", "dense_3.weight")
 _ENCODER = (
     "this {} model is an encoder, in which every token sees those behind it; a ranker is made of a decoder-only model "
-    "or an encoder-decoder"
+    "or an encoder-decoder, a cross-encoder of any model with a trained sequence-classification head"
 )
 # Relative to the largest logit: more than rounding does in half precision and in others.
 _HALF_TOLERANCE, _TOLERANCE = 0.05, 1e-3
@@ -96,7 +96,7 @@ def newly_made_weights(model: torch.nn.Module) -> list[str]:
     ]
 
 
-def refuse_incomplete(name: Any, model: Any, info: dict[str, Any]) -> None:
+def refuse_incomplete(name: Any, model: Any, info: dict[str, Any], new_head: bool = False) -> None:
     """Raises `ModelError` unless the weights of a model and those of its checkpoint are the same ones.
 
     A weight that the checkpoint lacks, or holds in another shape, would be a random one; one that the model has no
@@ -106,6 +106,7 @@ def refuse_incomplete(name: Any, model: Any, info: dict[str, Any]) -> None:
     Parameters:
         name: of the checkpoint, for the message.
         info: what `from_pretrained(output_loading_info=True)` has told.
+        new_head: whether the checkpoint may be of a model with another head, or none: all below it must fit.
     """
     mismatched = {key for key, *_ in info["mismatched_keys"]}
     missing = {*info["missing_keys"]}
@@ -117,6 +118,10 @@ def refuse_incomplete(name: Any, model: Any, info: dict[str, Any]) -> None:
         for key in info["unexpected_keys"]
         if not _CONSTANTS.search(key) and not any(buffer.endswith(f".{key}") for buffer in buffers)
     }
+    if new_head:
+        below = f"{model.base_model_prefix}."
+        missing = {key for key in missing if key.startswith(below) and not key.startswith(f"{below}pooler.")}
+        left = {key for key in left if key.startswith(below)}
     faults = [
         f"{what} {some_of(names)}"
         for what, names in (
@@ -148,7 +153,9 @@ def _without_report() -> Iterator[None]:
         logger.removeFilter(is_other)
 
 
-def load_complete(load: Callable[..., Any], name: Any, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+def load_complete(
+    load: Callable[..., Any], name: Any, *args: Any, new_head: bool = False, **kwargs: Any
+) -> tuple[Any, dict[str, Any]]:
     """The model that `load`, a `from_pretrained`, makes of a checkpoint, and what it tells of the weights.
 
     Raises `ModelError` where the checkpoint's weights are not the model's (`refuse_incomplete`) or its dropout is no
@@ -156,7 +163,7 @@ def load_complete(load: Callable[..., Any], name: Any, *args: Any, **kwargs: Any
     """
     with _without_report():
         model, info = load(name, *args, **{**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True})
-    refuse_incomplete(name, model, info)
+    refuse_incomplete(name, model, info, new_head)
     for key, value in vars(model.config.get_text_config()).items():
         if _DROPOUT.search(key) and isinstance(value, int | float) and not 0 <= value <= 1:
             raise ModelError(f"{name}: its config.json says {key} {value:g}; a probability is from 0 to 1")
@@ -190,9 +197,10 @@ def load_backbone(
     dtype: Any = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    new_head: bool = False,
     **kwargs: Any,
 ) -> tuple[Any, Any]:
-    """A plain model and its tokenizer from a Hub id, a folder or a GGUF file.
+    """A plain model and its tokenizer from a Hub id, a folder or a GGUF file; with a new head of one label, if asked.
 
     `backbone_class` maps the configuration to the auto class that reads it. Pickled weights are read by torch's
     weights-only loader alone (transformers' rule since 4.56 for every `.bin`).
@@ -210,6 +218,8 @@ def load_backbone(
         shared["revision"] = revision
     if dtype is not None:
         kwargs["dtype"] = dtype
+    if new_head:
+        kwargs |= {"new_head": True, "num_labels": 1}
     with load_errors(name):
         config = AutoConfig.from_pretrained(name, **shared)
         # A folder saved by a ranking model is read as what it also is, a plain model.
@@ -264,9 +274,14 @@ def make_ranker(
     trust_remote_code: bool = False,
     backbone_options: dict[str, Any] | None = None,
     revision: str | None = None,
+    new_head: bool = False,
     **options: Any,
 ) -> Any:
-    """A ranker of a plain language model: `RankerModel.from_backbone` of the family `cls`, which says more."""
+    """A ranker of a plain language model: `RankerModel.from_backbone` of the family `cls`, which says more.
+
+    Args:
+        new_head: Whether a family with a head of its own gets a new one, to be trained.
+    """
     chosen: dict[str, Any] = {}
 
     def choose(config: Any) -> Any:  # before any weights are loaded
@@ -287,11 +302,15 @@ def make_ranker(
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             revision=revision,
+            new_head=new_head,
             **(backbone_options or {}),
         )
         tokenizer = loaded_tokenizer
     check_backbone(cls, backbone)
     config = copy.deepcopy(backbone.config)
+    if cls.own_head:
+        defaults = cls.default_options(backbone, tokenizer)
+        chosen = _chosen_options(cls, name_or_path, config, options, defaults).to_dict()
     setattr(config, CONFIG_KEY, chosen)
     model = cls(config, backbone=backbone)
     model.tokenizer = tokenizer
@@ -304,6 +323,12 @@ def make_ranker(
 def check_backbone(cls: Any, backbone: PreTrainedModel) -> None:
     """Raises `ModelError` for what is no language model of this family: no output head, or an encoder."""
     cls.backbone_class(backbone.config)
+    if cls.own_head:
+        if model_kind({"architectures": [type(backbone).__name__]}) != CLASSIFIER:
+            raise ModelError(
+                f"{type(backbone).__name__} has no sequence-classification head; {cls.__name__} needs one"
+            )
+        return
     if backbone.get_output_embeddings() is None:
         raise ModelError(
             f"{type(backbone).__name__} has no head over the vocabulary; load the checkpoint as a language model, "
@@ -356,12 +381,14 @@ def refuse_encoder(backbone: Any) -> None:
         raise ModelError(_ENCODER.format(config.model_type))
 
 
-def _chosen_options(cls: Any, name_or_path: Any, config: Any, options: Mapping[str, Any]) -> RankingOptions:
+def _chosen_options(
+    cls: Any, name_or_path: Any, config: Any, options: Mapping[str, Any], defaults: RankingOptions | None = None
+) -> RankingOptions:
     """A model's options with some changed; of a length that is given alone, the other one is made to fit."""
-    start = _starting_options(cls, name_or_path, config)
+    start = _starting_options(cls, name_or_path, config, defaults)
     longest, query = (options.get(name) for name in ("max_length", "max_query_length"))
     fitting = {}
-    if query is None and isinstance(longest, int) and 1 < longest <= start.max_query_length:
+    if query is None and isinstance(longest, int) and 1 < longest <= start.max_query_length and not cls.own_head:
         fitting["max_query_length"] = longest // 2
     elif longest is None and isinstance(query, int) and query >= start.max_length:
         fitting["max_length"] = 2 * query
@@ -370,14 +397,14 @@ def _chosen_options(cls: Any, name_or_path: Any, config: Any, options: Mapping[s
     return start.override(**{**options, **fitting})
 
 
-def _starting_options(cls: Any, name_or_path: Any, config: Any) -> RankingOptions:
+def _starting_options(cls: Any, name_or_path: Any, config: Any, defaults: RankingOptions | None) -> RankingOptions:
     saved = getattr(config, CONFIG_KEY, None)
     if saved:
         return cls.options_class.from_dict(saved)
     known = published_options(cls, name_or_path) if isinstance(name_or_path, str) else None
     if known is not None:
         return cls.options_class.from_dict(known)
-    defaults = cls.options_class()
+    defaults = defaults or cls.options_class()
     name = type(name_or_path).__name__ if isinstance(name_or_path, PreTrainedModel) else name_or_path
     logger.info("%s is not a known reranker: using the defaults of %s: %s", name, cls.__name__, defaults)
     return defaults

@@ -209,12 +209,21 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[Any, Any
     Raises:
         ModelError: there is none, or it is of a kind that this does not cover.
     """
+    config, layers, whole = _read_parts(folder)
+    if whole:
+        raise ModelError(f"{folder} is no plain LoRA adapter: {next(iter(whole))}")
+    return config, layers
+
+
+def _read_parts(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]], dict[str, Any]]:
+    """`read_adapter`, and the whole weights that an adapter of a sequence-classification model has of its head."""
     from safetensors.torch import load_file
 
     if not (folder / ADAPTER_CONFIG).is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
         raise ModelError(f"{folder} holds no adapter ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS})")
     config = read_json_object(folder / ADAPTER_CONFIG)
-    unknown = [name for name in _UNSUPPORTED if config.get(name)]
+    with_head = config.get("task_type") == "SEQ_CLS"
+    unknown = [name for name in _UNSUPPORTED if config.get(name) and not (with_head and name == "modules_to_save")]
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or unknown:
         raise ModelError(f"{folder} is no plain LoRA adapter ({', '.join(unknown) or config.get('peft_type')})")
     weights = load_file(str(folder / ADAPTER_WEIGHTS))
@@ -224,26 +233,36 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[Any, Any
         a, b = weights.pop(key).float(), weights.pop(key.replace(".lora_A.", ".lora_B.")).float()
         alpha = (config.get("alpha_pattern") or {}).get(name, config["lora_alpha"])
         layers[name] = (a, b * (alpha / len(a)))
-    if weights or not layers:
+    if (weights and not with_head) or not layers:
         raise ModelError(f"{folder} is no plain LoRA adapter: {next(iter(weights), 'it holds no matrices')}")
-    return config, layers
+    return config, layers, {key.removeprefix(ADAPTER_PREFIX): weight for key, weight in weights.items()}
 
 
-def add_adapter(backbone: Any, folder: Path) -> None:
-    """Adds a LoRA adapter's scaled B A to the weights of a plain model, in place.
+def add_adapter(backbone: Any, folder: Path) -> set[str]:
+    """Adds a LoRA adapter's scaled B A to the weights of a plain model, in place, and takes over the head it brings.
+
+    Returns:
+        Names of the weights of that head.
 
     Raises:
         ModelError: see `read_adapter`, or it is an adapter of another model.
     """
     import torch  # late: names are looked up where nothing is loaded yet
 
-    layers = dict(backbone.named_modules())
-    for name, (a, b) in read_adapter(folder)[1].items():
+    layers, weights = dict(backbone.named_modules()), dict(backbone.named_parameters())
+    _, low_rank, whole = _read_parts(folder)
+    for name, value in whole.items():
+        if name not in weights or weights[name].shape != value.shape:
+            raise ModelError(f"{folder} is an adapter of another model: {name} does not fit")
+        with torch.no_grad():
+            weights[name].copy_(value)
+    for name, (a, b) in low_rank.items():
         layer: Any = layers.get(name)
         if layer is None or layer.weight.shape != (b.shape[0], a.shape[1]):
             raise ModelError(f"{folder} is an adapter of another model: {name} does not fit")
         with torch.no_grad():
             layer.weight += (b @ a).to(layer.weight.dtype)
+    return set(whole)
 
 
 def load_without_room(full_name: str, error: ResourceError, family: str | None, options: dict[str, Any]) -> Any:

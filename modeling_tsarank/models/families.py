@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
 logger = logging.getLogger(__name__)
 
 GROUP = "tsarank.families"
+CLASSIFIER = "sequence-classification"
 FamilyT = TypeVar("FamilyT", bound="type[RankerModel]")
 
 _known: dict[str, type[RankerModel]] = {}
@@ -51,10 +52,11 @@ def register_family(cls: FamilyT) -> FamilyT:
 
 @functools.cache
 def _register_own() -> None:
+    from ..modeling_cross_encoder import CrossEncoderModel
     from ..modeling_tsarank import TSARankModel
     from ..modeling_twolar import TwolarModel
 
-    _known.update({cls.options_class.family: cls for cls in (TSARankModel, TwolarModel)})
+    _known.update({cls.options_class.family: cls for cls in (TSARankModel, TwolarModel, CrossEncoderModel)})
 
 
 @functools.cache
@@ -94,8 +96,15 @@ def published_family(name: str) -> type[RankerModel] | None:
     return next((cls for cls in families().values() if published_options(cls, name) is not None), None)
 
 
-def plain_family(config: Any) -> type[RankerModel]:
-    """What a plain language model becomes where nobody says. `config` is its configuration, as an object or a dict."""
+def model_kind(config: Any) -> str:
+    """The kind of a plain model, as in `RankerModel.default_for`, by its configuration, an object or a dict."""
     own = config if isinstance(config, dict) else vars(config)
-    kind = "encoder-decoder" if own.get("is_encoder_decoder") else "decoder-only"
+    names = own.get("architectures")
+    if own.get("task_type") == "SEQ_CLS" or str((names or [""])[0]).endswith("ForSequenceClassification"):
+        return CLASSIFIER
+    return "encoder-decoder" if own.get("is_encoder_decoder") else "decoder-only"
+
+
+def plain_family(kind: str) -> type[RankerModel]:
+    """What a plain model of that kind becomes where nobody says."""
     return next(cls for cls in families().values() if kind in cls.default_for)

@@ -21,10 +21,10 @@ from ..modeling_twolar import TwolarModel
 from ..ranking_errors import InputError, ModelError, ResourceError, load_errors
 from ..ranking_options import CONFIG_KEY
 from ..scores.calibration import CALIBRATION_FILE, Calibration
-from .checkpoints import load_backbone, refuse_shell_of_a_folder
+from .checkpoints import load_backbone, newly_made_weights, refuse_shell_of_a_folder, some_of
 from .embedded_models import ADAPTER_CONFIG, RECORD_FILE, add_adapter, load_without_room
-from .families import families, family_class, plain_family, published_family
-from .logit_score import logit_score_options
+from .families import CLASSIFIER, families, family_class, model_kind, plain_family, published_family, published_options
+from .logit_score import logit_score_options, other_modules
 from .resolver import OTHER_LIBRARIES, Kind, Source, resolve
 
 
@@ -120,8 +120,9 @@ def load_ranker(
         device: `None` for the best there is.
         dtype: Torch dtype or its name; `None` or `auto` is bfloat16 where the device has it in hardware, else float32.
             `int8`, on a CPU, computes in int8 with rounded weights: faster than float32, scores less exact.
-        family: `query_likelihood`, `true_false_logits` or an installed family, to overrule what the model says or its
-            kind suggests; the weights of a ranker of another family are then taken as a plain model's.
+        family: `query_likelihood`, `true_false_logits`, `cross_encoder` or an installed family, to overrule what the
+            model says or its kind suggests; the weights of a ranker of another family are then taken as a plain
+            model's.
         gguf_file: The GGUF file inside a folder or Hub repository.
         revision: Branch, tag or commit of a Hub model.
         trust_remote_code: Whether to run the backbone's own code.
@@ -134,6 +135,8 @@ def load_ranker(
     """
     more = dict(model_kwargs or {})
     _check_model_kwargs(more, device, dtype)
+    if "new_head" in options:
+        raise InputError("a new head is for training; rank with a model whose head is trained")
     if isinstance(dtype, str) and dtype == INT8:
         number_format(dtype, resolve_device(device or "cpu"))
         device, as_int8, dtype = "cpu", True, "float32"
@@ -144,7 +147,8 @@ def load_ranker(
     dtype = resolve_dtype(dtype, device)
     if family is not None:
         family_class(family)
-    source = _hub_adapter(resolve(name_or_path), revision)
+    named = resolve(name_or_path)
+    source = _hub_adapter(named, revision)
     origin: dict[str, Any] = {
         "revision": revision,
         "trust_remote_code": trust_remote_code,
@@ -152,9 +156,12 @@ def load_ranker(
         "backbone_options": more,
     }
     if source.kind in OTHER_LIBRARIES:
-        raise ModelError(f"{source.name} is a {source.kind}, not a ranking model or language model to load here")
+        raise ModelError(
+            f"{source.name} is a {source.kind}, not a ranking model or language model to load here; where a command "
+            "takes one, name it with ce: (a cross-encoder) or dense: (a bi-encoder) in front"
+        )
     if source.kind is Kind.ADAPTER:
-        ranker = _with_adapter(source, family, options, trust_remote_code=trust_remote_code, model_kwargs=more)
+        ranker = _with_adapter(source, named.name, family, options, trust_remote_code, more)
         ranker.to(dtype=dtype)  # type: ignore[call-arg]
     else:
         try:
@@ -166,7 +173,7 @@ def load_ranker(
             ranker.to(dtype=dtype)
     if not placed:
         ranker.to(device)
-    plain = source.kind in (Kind.HUB, Kind.FOLDER) and gguf_file is None
+    plain = source.kind in (Kind.HUB, Kind.FOLDER) and gguf_file is None and not ranker.own_head
     lengths = {name: getattr(ranker.options, name) for name in ("max_length", "max_query_length")}
     plain = plain and ranker.options == type(ranker).options_class(**lengths)
     if plain and not getattr(ranker.backbone.config, CONFIG_KEY, None):
@@ -196,7 +203,7 @@ def _saved_calibration(source: Source, revision: str | None, ours: Any) -> Calib
 
 def _hub_adapter(source: Source, revision: str | None) -> Source:
     """The folder of a Hub repository that holds only an adapter; every other source as it is."""
-    if source.kind is not Kind.HUB:
+    if source.kind not in (Kind.HUB, Kind.PUBLISHED):
         return source
     options: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
     try:
@@ -230,6 +237,7 @@ def make_ranker(
     trust_remote_code: bool = False,
     gguf_file: str | None = None,
     backbone_options: dict[str, Any] | None = None,
+    new_head: bool = False,
     **options: Any,
 ) -> RankerModel:
     """A ranking model of what is found under a path or Hub id, on the CPU unless `backbone_options` say otherwise.
@@ -237,8 +245,9 @@ def make_ranker(
     Args:
         path: A folder, a GGUF file or a Hub id.
         family: Its family; `None` is what the checkpoint says.
-        otherwise: The family of a plain model; `None` is what its kind suggests.
+        otherwise: The family of a plain language model; `None` is what its kind suggests.
         dtype: Of the weights; `None` keeps the checkpoint's.
+        new_head: Whether a family with a head of its own gets a new one where the checkpoint has none.
         revision, trust_remote_code, gguf_file, backbone_options, options: As in `RankerModel.from_backbone`.
 
     Raises:
@@ -254,7 +263,7 @@ def make_ranker(
     more = dict(backbone_options or {})
     saved = None
     if gguf_file is not None or Path(path).suffix.lower() == ".gguf":
-        suggested = plain_family({})
+        kind = model_kind({})
     else:
         refuse_shell_of_a_folder(path)
         with load_errors(path):
@@ -262,14 +271,21 @@ def make_ranker(
         saved = (getattr(config, CONFIG_KEY, None) or {}).get("family")
         if saved is not None and saved not in families():
             raise ModelError(f"{path} is of an unknown family {saved!r}; known: {', '.join(families())}")
-        suggested = plain_family(config)
+        kind = model_kind(config)
     chosen = family or saved
     if chosen is None and (published := published_family(path)) is not None:
         cls = published
     elif chosen is None and gguf_file is None and (read := logit_score_options(path, revision)) is not None:
         cls, options = TwolarModel, {**read, **options}
+    elif chosen is None and gguf_file is None and (modules := other_modules(path, revision)):
+        raise ModelError(
+            f"{path} is a model of sentence-transformers with {modules}, which no family of rankers has; where a "
+            f"command takes one, name it ce:{path} (a cross-encoder) or dense:{path} (a bi-encoder)"
+        )
     else:
-        cls = family_class(chosen or otherwise or suggested.options_class.family)
+        chosen = chosen or (None if kind == CLASSIFIER else otherwise)
+        cls = plain_family(kind) if chosen is None else family_class(chosen)
+    origin["new_head"] = new_head and cls.own_head and kind != CLASSIFIER
     if saved in (None, cls.options_class.family):
         return cls.from_backbone(path, **origin, backbone_options=more, **options)
     logger.info("%s was saved as %s; its weights are taken for %s", path, saved, cls.options_class.family)
@@ -278,10 +294,18 @@ def make_ranker(
     return cls.from_backbone(backbone, tokenizer=tokenizer, **options)
 
 
-def _with_adapter(source: Source, family: str | None, options: dict[str, Any], **loading: Any) -> RankerModel:
+def _with_adapter(
+    source: Source,
+    name: str,
+    family: str | None,
+    options: dict[str, Any],
+    trust_remote_code: bool,
+    model_kwargs: dict[str, Any],
+) -> RankerModel:
     """A ranker of an adapter's base with the adapter added, in float32, as a training saves the merged model.
 
-    What a training recorded beside the adapter says how it ranks; without a record its base does.
+    What a training recorded beside the adapter, or the table of published checkpoints, says how it ranks; else its
+    base does. An adapter of a sequence-classification model brings the head along.
     """
     folder = Path(source.name)
     base, revision = source.adapter_base()
@@ -289,19 +313,22 @@ def _with_adapter(source: Source, family: str | None, options: dict[str, Any], *
     recorded = {} if record is None else read_json_object(record, allow_nan=True).get("ranking_options") or {}
     own = recorded.get("family")
     kept = {} if family not in (None, own) else {name: value for name, value in recorded.items() if name != "family"}
+    given: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    with_head = model_kind(read_json_object(folder / ADAPTER_CONFIG, allow_nan=True)) == CLASSIFIER
     try:
-        ranker = load_ranker(
-            base,
-            device="cpu",
-            dtype="float32",
-            family=family or own,
-            revision=revision,
-            **loading,
-            **{**kept, **options},
-        )
+        if with_head:
+            cls = plain_family(CLASSIFIER) if (family or own) is None else family_class(str(family or own))
+            kept = {**(published_options(cls, name) or {}), **kept, **options}
+            given |= {"dtype": torch.float32, "backbone_options": model_kwargs, "new_head": True}
+            ranker = make_ranker(resolve(base).location(), cls.options_class.family, **given, **kept)
+        else:
+            given |= {"device": "cpu", "dtype": "float32", "family": family or own, "model_kwargs": model_kwargs}
+            ranker = load_ranker(base, **given, **{**kept, **options})
     except ModelError as error:
         raise ModelError(
             f"{folder} holds only the adapter of {base!r:.200}, which cannot be loaded: {error}"
         ) from error
-    add_adapter(ranker.backbone, folder)
+    brought = add_adapter(ranker.backbone, folder)
+    if with_head and (lacking := {name for name in newly_made_weights(ranker.backbone) if name not in brought}):
+        raise ModelError(f"{folder} is the adapter of a sequence-classification model without {some_of(lacking)}")
     return ranker

@@ -67,6 +67,18 @@ def logit_score_options(path: str, revision: str | None = None) -> dict[str, Any
     return {**options, "strategy": "difference", "true_text": true, "false_text": false}
 
 
+def other_modules(path: str, revision: str | None = None) -> str:
+    """What sentence-transformers puts around a repository's model, in words; empty for a model alone.
+
+    Raises:
+        ModelError: A file of it is damaged.
+    """
+    modules = _json(path, "modules.json", revision)
+    kinds = [str(one.get("type")).rpartition(".")[2] for one in modules or () if isinstance(one, dict)]
+    others = ["the modules " + ", ".join(kinds)] if kinds not in ([], ["Transformer"]) else []
+    return " and ".join([*others, *(["a prompt"] if _default_prompt(path, revision) else [])])
+
+
 def _template(tokenizer: Any, settings: dict[str, Any], prompt: str | None) -> tuple[str, str]:
     """The chat template as a template of `LogitOptions`, and the instruction that stands in it by default."""
     arguments = dict((settings.get("processing_kwargs") or {}).get("chat_template") or {})

@@ -47,8 +47,17 @@ _YES_NO = {"true_text": "yes", "false_text": "no"}
 # were not at hand, so that no score was compared with a published one (`pytest -m hub` does).
 UNVERIFIED = "unverified: prompt and answer tokens are tested, published scores were not reproduced"
 
-# By family, and there by the pattern of a Hub id.
+# By family, and there by the pattern of a Hub id. A cross-encoder's own files say most of what it needs.
 PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
+    "cross_encoder": {
+        # The published code and model card end the input without the EOS that the paper writes.
+        "castorini/rankllama-*": {
+            "query_template": "query: {query}",
+            "document_template": "document: {document}",
+            "max_length": 512,
+            "max_query_length": 32,
+        },
+    },
     # The published training and evaluation code puts the query's ids right behind the prompt's, without a space.
     "query_likelihood": {"zyznull/RankingGPT-*": {"prompt_style": "separate"}},
     "true_false_logits": {

@@ -143,11 +143,15 @@ def _kind_of_folder(folder: Path) -> Kind:
         return Kind.ADAPTER
     if not any((folder / file).is_file() for file in ("modules.json", "config_sentence_transformers.json")):
         return Kind.FOLDER
+    from .families import CLASSIFIER, model_kind
+    from .logit_score import other_modules
+
     try:
-        ours = CONFIG_KEY in read_json_object(folder / "config.json", allow_nan=True)
+        config = read_json_object(folder / "config.json", allow_nan=True)
         modules = folder / "modules.json"  # a language model whose logits are the score is loaded as ours
+        ours = CONFIG_KEY in config or (model_kind(config) == CLASSIFIER and not other_modules(str(folder)))
         ours = ours or (modules.is_file() and any("LogitScore" in line for _, line in read_lines(modules)))
-    except InputError:  # loading says what is wrong with it
+    except (InputError, ModelError):  # loading says what is wrong with it
         return Kind.FOLDER
     return Kind.FOLDER if ours else Kind.SENTENCE_TRANSFORMERS
 

@@ -23,9 +23,10 @@ ALL = [(model_type, False) for model_type in DECODERS] + [(model_type, True) for
 HEAD = """\
 # Architectures
 
-What the two families make of a small random model of every architecture that transformers {version} names a causal or
-an encoder-decoder language model. Scores of pairs alone, in batches, behind shared documents, saved and loaded, and
-from cached document states equal those of transformers alone, pair by pair, to {tolerance:g} in float32.
+What the two families of language models make of a small random model of every architecture that transformers {version}
+names a causal or an encoder-decoder language model. Scores of pairs alone, in batches, behind shared documents, saved
+and loaded, and from cached document states equal those of transformers alone, pair by pair, to
+{tolerance:g} in float32.
 
 - *cached*: all of that.
 - *not cached*: documents' states cannot be kept, for the reason given; the scores are as exact.

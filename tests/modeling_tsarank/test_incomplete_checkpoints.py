@@ -89,7 +89,9 @@ def _without(part: str) -> Callable[[dict], dict]:
     return lambda state: {name: value for name, value in state.items() if part not in name}
 
 
-# A way to make each, and what the refusal says.
+# Models that have no head over the vocabulary, but rank by the head that they have.
+CLASSIFIERS = {"a classifier", "a trained head of a tied classifier", "a BERT classifier", "an XLM-RoBERTa classifier"}
+# A way to make each, and what the refusal says where a language model is expected.
 DECODERS: dict[str, tuple[Callable[[Any, Path], Path], str]] = {
     "a classifier": (
         lambda zoo, to: saved(LlamaForSequenceClassification(_config(zoo, "llama")), zoo, to),
@@ -176,11 +178,11 @@ def test_a_decoder_with_other_weights_is_refused_wherever_it_is_loaded(case, zoo
     if case == "more layers than the configuration says":
         configure(folder, n_layer=1)
     ways: list[Callable[[], Any]] = [
-        lambda: load_ranker(folder, device="cpu"),
+        lambda: load_ranker(folder, device="cpu", family="query_likelihood" if case in CLASSIFIERS else None),
         lambda: TSARankModel.from_backbone(str(folder)),
         lambda: TwolarModel.from_backbone(str(folder), backbone_options={"ignore_mismatched_sizes": True}),
         lambda: load_base_model(folder),
-        lambda: load_base_ranker(folder, default_family="query_likelihood"),
+        lambda: load_base_ranker(folder, family="query_likelihood", default_family="query_likelihood"),
         lambda: load_base_ranker(folder, family="true_false_logits", default_family="query_likelihood"),
         lambda: _teach(folder, tmp_path),
     ]
@@ -197,10 +199,11 @@ def test_an_encoder_decoder_with_other_weights_is_refused_wherever_it_is_loaded(
     make, message = ENCODER_DECODERS[case]
     folder = make(zoo, tmp_path / "model")
     configure(folder, is_encoder_decoder=True)
+    family = "true_false_logits"
     ways: list[Callable[[], Any]] = [
-        lambda: load_ranker(folder, device="cpu"),
+        lambda: load_ranker(folder, device="cpu", family=family),
         lambda: TwolarModel.from_backbone(str(folder)),
-        lambda: load_base_ranker(folder, default_family="true_false_logits"),
+        lambda: load_base_ranker(folder, family=family, default_family=family),
         lambda: QueryGenerator(str(folder), device="cpu").generate(["bread rises"]),
     ]
     for load in ways:
@@ -230,8 +233,8 @@ def test_a_saved_ranker_that_lost_a_weight_is_refused(name, zoo, tmp_path) -> No
         assert type(caught.value).__name__ == "ModelError"
 
 
-def test_the_command_line_refuses_a_classifier_in_one_line(zoo, tmp_path, run_python) -> None:
-    folder = DECODERS["a classifier"][0](zoo, tmp_path / "model")
+def test_the_command_line_refuses_a_model_without_its_head_in_one_line(zoo, tmp_path, run_python) -> None:
+    folder = DECODERS["no head"][0](zoo, tmp_path / "model")
     (tmp_path / "documents.txt").write_text("bread\nships\n")
     done = run_python(
         "rank", "--query", "yeast", "--documents", str(tmp_path / "documents.txt"), "--model", str(folder)

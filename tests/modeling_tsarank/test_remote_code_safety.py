@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_classifiers import save_classifier
 
-from modeling_tsarank import TSARankModel, TwolarModel
+from modeling_tsarank import CrossEncoderModel, TSARankModel, TwolarModel
 
 
 # What a modeling file may import. Nothing here opens a connection or starts a process by itself.
@@ -51,17 +52,20 @@ FORBIDDEN_ATTRIBUTES = {
 # Only what writes or reads the folder that the user named to `save_pretrained` or `from_pretrained`.
 FILE_METHODS = {"write_text", "write_bytes", "read_text", "read_bytes", "unlink", "rmdir", "mkdir", "touch", "rename"}
 ALLOWED_FILE_METHODS = {
+    ("crossencoder_tsarank.py", "read_text", "write_cross_encoder_files"),
     ("crossencoder_tsarank.py", "write_text", "write_cross_encoder_files"),
 }
 
 
 @pytest.fixture(scope="module")
 def travelling(zoo: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Every Python file of the saved folders of both families."""
+    """Every Python file of the saved folders of all families."""
     files = {}
-    for name, cls in (("llama", TSARankModel), ("t5", TwolarModel)):
-        folder = tmp_path_factory.mktemp("saved") / name
-        cls.from_backbone(str(zoo.folders[name])).save_pretrained(folder)
+    classifier = save_classifier("bert", tmp_path_factory.mktemp("plain"))
+    sources = {TSARankModel: zoo.folders["llama"], TwolarModel: zoo.folders["t5"], CrossEncoderModel: classifier}
+    for cls, source in sources.items():
+        folder = tmp_path_factory.mktemp("saved") / cls.__name__
+        cls.from_backbone(str(source)).save_pretrained(folder)
         files.update({path.name: path for path in folder.glob("*.py")})
     return list(files.values())
 
@@ -112,7 +116,7 @@ def _forbidden(module: str, attribute: str) -> bool:
 
 def test_nothing_that_travels_leaves_the_checkpoint(travelling: list[Path]) -> None:
     names = {path.name for path in travelling}
-    assert {"modeling_tsarank.py", "modeling_twolar.py", "modeling_ranker.py", "crossencoder_tsarank.py"} <= names
+    assert {"modeling_tsarank.py", "modeling_twolar.py", "modeling_cross_encoder.py", "modeling_ranker.py"} <= names
     assert "default_model.py" not in names, "what fetches the embedded default must stay at home"
     assert [line for path in travelling for line in complaints(path)] == []
 

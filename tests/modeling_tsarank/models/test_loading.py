@@ -7,17 +7,20 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import hf_hub_download
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from modeling_tsarank import InputError, ModelError, TSARankModel, TwolarModel, load_ranker
+from modeling_tsarank import CrossEncoderModel, InputError, ModelError, TSARankModel, TwolarModel, load_ranker
 from modeling_tsarank.engine.batch_invariance import cpu_has_bfloat16
 from modeling_tsarank.models.families import families, published_family, published_options
 from modeling_tsarank.models.loading import resolve_device, resolve_dtype
+from modeling_tsarank.models.published import PUBLISHED
 
 
 def test_the_kind_of_model_chooses_the_family(zoo, caplog) -> None:
@@ -224,6 +227,33 @@ def test_an_adapter_loads_on_its_base(recorded, zoo, tmp_path, pairs) -> None:
     np.testing.assert_allclose(found.predict(pairs), expected.predict(pairs), atol=1e-5)
     plain = cls.from_backbone(str(zoo.folders["llama"]), **changed)
     assert np.abs(found.predict(pairs) - plain.predict(pairs)).max() > 1e-2
+
+
+@pytest.mark.parametrize("row", [{}, PUBLISHED["cross_encoder"]["castorini/rankllama-*"]], ids=["plain", "rankllama"])
+def test_an_adapter_brings_its_sequence_classification_head(row: Any, zoo: Any, pairs: Any, tmp_path: Path) -> None:
+    """RankLLaMA's form: LoRA and head of a plain language model; equal to PEFT's own way of loading it."""
+    peft = pytest.importorskip("peft")
+    plain = {"pretrained_model_name_or_path": zoo.folders["llama"], "num_labels": 1, "dtype": torch.float32}
+    model = AutoModelForSequenceClassification.from_pretrained(**plain)
+    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    folder = tmp_path / "adapter"
+    peft.get_peft_model(model, config).save_pretrained(folder)
+    ranker = load_ranker(folder, device="cpu", dtype="float32", **row)
+    assert type(ranker) is CrossEncoderModel
+    other = AutoModelForSequenceClassification.from_pretrained(**plain)  # with another random head
+    merged = peft.PeftModel.from_pretrained(other, str(folder)).merge_and_unload().eval()
+    tokenizer = AutoTokenizer.from_pretrained(zoo.folders["llama"])
+    query, document = (row.get(f"{name}_template", f"{{{name}}}") for name in ("query", "document"))
+    with torch.inference_mode():
+        expected = []
+        for asked, text in pairs:
+            inputs = tokenizer(query.format(query=asked), document.format(document=text), return_tensors="pt")
+            expected.append(float(merged(**inputs).logits[0, 0]))
+    np.testing.assert_allclose(ranker.predict(pairs), expected, atol=1e-5)
+    file = folder / "adapter_model.safetensors"
+    save_file({name: value for name, value in load_file(file).items() if "score" not in name}, file)
+    with pytest.raises(ModelError, match=r"of a sequence-classification model without score\.weight"):
+        load_ranker(folder, device="cpu")
 
 
 @pytest.mark.hub

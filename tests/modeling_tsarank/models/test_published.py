@@ -23,6 +23,13 @@ DOCUMENTS = [
     "Grüße aus Köln: 42 % naïve text.",
 ]
 
+RED_PLANET = (
+    "Venus is often called Earth's twin because of its similar size and proximity.",
+    "Mars, known for its reddish appearance, is often referred to as the Red Planet.",
+    "Jupiter, the largest planet in our solar system, has a prominent red spot.",
+    "Saturn, famous for its rings, is sometimes mistaken for the Red Planet.",
+)
+
 
 @pytest.fixture(scope="module")
 def backbone(make_chat_model: Callable[..., Any]) -> Any:
@@ -138,15 +145,69 @@ def test_every_row_is_a_valid_set_of_options_and_found_by_name() -> None:
 @pytest.mark.hub
 def test_qwen3_reranker_gives_its_published_scores() -> None:
     """Those of sentence-transformers' own test, float32."""
-    documents = [
-        "Venus is often called Earth's twin because of its similar size and proximity.",
-        "Mars, known for its reddish appearance, is often referred to as the Red Planet.",
-        "Jupiter, the largest planet in our solar system, has a prominent red spot.",
-        "Saturn, famous for its rings, is sometimes mistaken for the Red Planet.",
-    ]
     ranker = load_ranker("Qwen/Qwen3-Reranker-0.6B", dtype="float32")
-    scores = ranker.predict([("Which planet is known as the Red Planet?", document) for document in documents])
+    scores = ranker.predict([("Which planet is known as the Red Planet?", document) for document in RED_PLANET])
     np.testing.assert_allclose(scores, [-3.1093, 7.1204, -0.3788, 3.5416], atol=1e-3)
+
+
+@pytest.mark.hub
+@pytest.mark.parametrize(
+    ("name", "query", "documents", "scores", "tolerance"),
+    [
+        (
+            "cross-encoder/ms-marco-MiniLM-L6-v2",
+            "How many people live in Berlin?",
+            (
+                "Berlin had a population of 3,520,031 registered inhabitants in an area of 891.82 square kilometers.",
+                "Berlin is well known for its museums.",
+            ),
+            (8.607138, -4.3200774),
+            1e-3,
+        ),
+        (
+            "cross-encoder/ms-marco-MiniLM-L6-v2",
+            "Which planet is known as the Red Planet?",
+            RED_PLANET,
+            (-6.531, 9.688, 6.906, 6.688),
+            0.05,
+        ),
+        (
+            "BAAI/bge-reranker-v2-m3",
+            "what is panda?",
+            (
+                "hi",
+                "The giant panda (Ailuropoda melanoleuca), sometimes called a panda bear or simply panda, is a bear "
+                "species endemic to China.",
+            ),
+            (-8.1875, 5.2617),
+            0.02,
+        ),
+    ],
+)
+def test_cross_encoders_give_their_published_scores(
+    name: str, query: str, documents: tuple[str, ...], scores: tuple[float, ...], tolerance: float
+) -> None:
+    """Those of sentence-transformers' documentation and tests, and of FlagEmbedding's."""
+    ranker = load_ranker(name, dtype="float32")
+    np.testing.assert_allclose(ranker.predict([(query, text) for text in documents]), scores, atol=tolerance)
+
+
+@pytest.mark.hub
+def test_gte_modernbert_gives_its_published_probabilities() -> None:
+    """Those of sentence-transformers' own test, computed in bfloat16 there."""
+    ranker = load_ranker("Alibaba-NLP/gte-reranker-modernbert-base", dtype="float32")
+    scores = ranker.predict([("Which planet is known as the Red Planet?", text) for text in RED_PLANET])
+    np.testing.assert_allclose(1 / (1 + np.exp(-scores)), [0.809, 0.953, 0.875, 0.918], atol=0.02)
+
+
+@pytest.mark.hub
+def test_rankllama_prefers_the_answer() -> None:
+    """No score of it is published; its base needs a licence to be accepted on the Hub."""
+    ranker = load_ranker("castorini/rankllama-v1-7b-lora-passage", dtype="bfloat16")
+    assert (
+        ranker.rank("how long does a flea live", ["An adult flea lives for months.", "Bees dance."])[0]["corpus_id"]
+        == 0
+    )
 
 
 def test_an_instruction_belongs_to_one_call(chat_tokenizer: Any, backbone: Any) -> None:

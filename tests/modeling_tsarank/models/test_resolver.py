@@ -40,6 +40,28 @@ def test_folders_are_told_apart_by_what_they_hold(tmp_path: Path) -> None:
         "plain": ({"config.json": {"model_type": "llama"}}, Kind.FOLDER),
         "sentence": ({"config.json": {"model_type": "bert"}, "modules.json": []}, Kind.SENTENCE_TRANSFORMERS),
         "adapter": ({"adapter_config.json": {}, "config.json": {}}, Kind.ADAPTER),
+        "classifier": ({"config.json": {"architectures": ["BertForSequenceClassification"]}}, Kind.FOLDER),
+        "cross-encoder": (
+            {
+                "config.json": {"architectures": ["BertForSequenceClassification"]},
+                "modules.json": [{"type": "sentence_transformers.base.modules.transformer.Transformer"}],
+            },
+            Kind.FOLDER,
+        ),
+        "more modules": (
+            {
+                "config.json": {"architectures": ["BertForSequenceClassification"]},
+                "modules.json": [{"type": "x.Transformer"}, {"type": "x.Dense"}],
+            },
+            Kind.SENTENCE_TRANSFORMERS,
+        ),
+        "prompts": (
+            {
+                "config.json": {"architectures": ["BertForSequenceClassification"]},
+                "config_sentence_transformers.json": {"prompts": {"a": "find: "}, "default_prompt_name": "a"},
+            },
+            Kind.SENTENCE_TRANSFORMERS,
+        ),
         "empty": ({}, Kind.FOLDER),
     }
     for name, (files, kind) in contents.items():
@@ -49,8 +71,9 @@ def test_folders_are_told_apart_by_what_they_hold(tmp_path: Path) -> None:
             (folder / file).write_text(json.dumps(value))
         assert resolve(folder).kind is kind, name
         assert resolve(f"{folder}/").label == name
-    with pytest.raises(ModelError, match="is a model of sentence-transformers, not a ranking model"):
-        load_ranker(tmp_path / "sentence")
+    for name in ("sentence", "more modules"):
+        with pytest.raises(ModelError, match=r"is a model of sentence-transformers, not a ranking model .* with ce:"):
+            load_ranker(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["", "  ", "ce:", "dense: "])

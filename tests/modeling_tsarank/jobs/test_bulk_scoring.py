@@ -567,7 +567,8 @@ def test_score_command(zoo, model, tmp_path, capsys) -> None:
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == expected
     assert main(["score", "--pairs", "nowhere.parquet", "--output", str(tmp_path / "o")]) == 2
     assert capsys.readouterr().err == (
-        "tsarank: error: no file nowhere.parquet; expected .parquet, .jsonl, .csv or .tsv files of pairs, or a folder of them\n"
+        "tsarank: error: no file nowhere.parquet; expected .parquet, .jsonl, .csv or .tsv files of pairs, or a folder "
+        "of them\n"
     )
     assert main([*command, "--ray", "local", "--actors", "0"]) == 2
 

@@ -18,6 +18,7 @@ from modeling_tsarank.ranking_text import clean_text
 
 
 PASTED = "the pasted text"
+UPLOADS = (".txt", ".text", ".jsonl", ".ndjson", ".gz")
 
 
 def read_pasted(text: Any, limits: Limits) -> list[NamedDocument]:
@@ -39,6 +40,9 @@ def read_upload(path: str | os.PathLike[str] | None, limits: Limits) -> list[Nam
     if not path:
         raise InputError("no file was uploaded; choose a .txt file with one document a line, or a .jsonl file")
     limits.check_size(os.path.getsize(path), f"{Path(path).name} has")
+    suffix = Path(path).suffix.lower()
+    if suffix not in UPLOADS:  # a small Parquet file may hold a large table
+        raise InputError(f"{Path(path).name}: unknown kind of file {suffix!r}; expected .txt or .jsonl")
     try:
         documents = read_documents(str(path))
     except InputError as error:

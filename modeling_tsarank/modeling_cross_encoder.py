@@ -182,8 +182,8 @@ def pair_logits(
         separator: the token behind which token types are 1 rather than 0, of a model that has them; else empty.
     """
     check_attention(model)
-    ends = [input_ids == token for token in separator]
-    types = [((end.cumsum(-1) > 0) & ~(end & (end.cumsum(-1) == 1))).long() for end in ends]
+    ends = [(input_ids == token).long() for token in separator]
+    types = [(end.cumsum(-1) - end > 0).long() * attention_mask for end in ends]
     inputs = {"token_type_ids": types[0]} if types else {}
     logits: torch.Tensor = model(input_ids=input_ids, attention_mask=attention_mask, **inputs).logits
     return logits

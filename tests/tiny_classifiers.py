@@ -15,6 +15,7 @@ from transformers import (
     BloomConfig,
     DebertaV2Config,
     DistilBertConfig,
+    FNetConfig,
     GemmaConfig,
     LlamaConfig,
     ModernBertConfig,
@@ -40,6 +41,12 @@ ENCODERS: dict[str, Callable[[], Any]] = {
     ),
     "modernbert": lambda: ModernBertConfig(
         **_ENCODER, bos_token_id=2, eos_token_id=3, global_attn_every_n_layers=2, local_attention=16
+    ),
+}
+# Scores of these depend on the padding of a batch.
+MIXERS: dict[str, Callable[[], Any]] = {
+    "fnet": lambda: FNetConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=2, intermediate_size=64, max_position_embeddings=128
     ),
 }
 DECODERS: dict[str, Callable[[], Any]] = {
@@ -81,12 +88,12 @@ def save_classifier(kind: str, folder: Path, tokenizer_from: Path | None = None,
     """Saves a random model; its scores differ visibly.
 
     Args:
-        kind: one of `ENCODERS` or `DECODERS`.
+        kind: one of `ENCODERS`, `DECODERS` or `MIXERS`.
         folder: where to.
         tokenizer_from: a folder with the tokenizer of a decoder.
         changes: of the configuration.
     """
-    config = {**ENCODERS, **DECODERS}[kind]()
+    config = {**ENCODERS, **DECODERS, **MIXERS}[kind]()
     for name, value in changes.items():
         setattr(config, name, value)
     torch.manual_seed(3)
@@ -96,8 +103,8 @@ def save_classifier(kind: str, folder: Path, tokenizer_from: Path | None = None,
             if parameter.ndim > 1:
                 parameter.mul_(4.0)
     model.save_pretrained(folder)
-    if kind in ENCODERS:
-        word_piece_tokenizer(token_types=kind in ("bert", "deberta-v2")).save_pretrained(folder)
+    if kind not in DECODERS:
+        word_piece_tokenizer(token_types=kind in ("bert", "deberta-v2", "fnet")).save_pretrained(folder)
     else:
         AutoTokenizer.from_pretrained(str(tokenizer_from)).save_pretrained(folder)
     return folder

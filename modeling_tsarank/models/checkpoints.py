@@ -19,6 +19,7 @@ from transformers.utils import cached_file
 from ..engine.private_view import private_view
 from ..engine.torch_forward import ARCHITECTURES
 from ..files.reading import read_json_object
+from ..modeling_cross_encoder import pair_logits
 from ..ranking_errors import InputError, ModelError, load_errors
 from ..ranking_options import CONFIG_KEY, RankingOptions
 from .families import CLASSIFIER, model_kind, published_options
@@ -315,6 +316,8 @@ def make_ranker(
     model = cls(config, backbone=backbone)
     model.tokenizer = tokenizer
     model.name_or_path = str(getattr(backbone, "name_or_path", ""))
+    if cls.own_head and model._read_out()[0] == "pair_logits" and reads_padding(backbone, model.pad_id):
+        raise ModelError(f"{backbone.config.model_type} reads padding as text: its scores would depend on the batch")
     if device is not None:
         model.to(device)
     return model.eval()
@@ -339,6 +342,31 @@ def check_backbone(cls: Any, backbone: PreTrainedModel) -> None:
         raise ModelError(_ENCODER.format(backbone.config.get_text_config().model_type))
 
 
+def reads_padding(backbone: PreTrainedModel, pad_id: int) -> bool:
+    """Whether a sequence-classification model gives a short text other logits where masked padding stands behind it.
+
+    A model that cannot be tried so counts as one that does not.
+    """
+    view = private_view(backbone)
+    if view is None or backbone.device.type == "meta":
+        return False
+    ids = torch.arange(5, 37, device=backbone.device)[None] % backbone.config.get_text_config().vocab_size
+    ids[:, 5:] = pad_id
+    mask = torch.ones_like(ids)
+    mask[:, 5:] = 0
+    try:
+        with torch.inference_mode():
+            alone, padded = (pair_logits(view, ids[:, :n], mask[:, :n], ()) for n in (5, 32))
+    except Exception as error:  # whatever an unknown model's code wants besides
+        logger.debug("%s was not tried: %s", type(backbone).__name__, error)
+        return False
+    return bool((padded - alone).abs().max() > _tolerance(backbone) * alone.abs().max())
+
+
+def _tolerance(backbone: PreTrainedModel) -> float:
+    return _HALF_TOLERANCE if backbone.dtype.itemsize < 4 else _TOLERANCE
+
+
 def sees_ahead(backbone: PreTrainedModel) -> bool:
     """Whether an architecture that is not known to be causal gives a token other logits where another stands behind.
 
@@ -357,8 +385,7 @@ def sees_ahead(backbone: PreTrainedModel) -> bool:
     except Exception as error:  # whatever an unknown model's code wants besides
         logger.debug("%s was not tried: %s", type(backbone).__name__, error)
         return False
-    tolerance = _HALF_TOLERANCE if backbone.dtype.itemsize < 4 else _TOLERANCE
-    return bool((whole - beginning).abs().max() > tolerance * whole.abs().max())
+    return bool((whole - beginning).abs().max() > _tolerance(backbone) * whole.abs().max())
 
 
 def refuse_encoder(backbone: Any) -> None:

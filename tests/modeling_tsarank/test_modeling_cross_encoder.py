@@ -224,6 +224,11 @@ def test_labels_that_mean_no_relevance_are_refused(labels: Any, told: str, save:
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_that_reads_padding_is_refused(save: Any) -> None:
+    with pytest.raises(ModelError, match="fnet reads padding as text: its scores would depend on the batch"):
+        load_ranker(save("fnet", num_labels=1), device="cpu")
+
+
 def test_a_head_that_is_missing_is_never_made_up(save: Any, zoo: Any) -> None:
     with pytest.raises(ModelError, match=r"it lacks score\.weight"):
         load_ranker(zoo.folders["llama"], family="cross_encoder", device="cpu")

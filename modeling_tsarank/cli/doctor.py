@@ -178,16 +178,18 @@ def run(args: argparse.Namespace) -> int:
         ("network", lambda: network(args.timeout)),
         ("ten documents", lambda: speed(args)),
     )
-    failed = False
+    failed: TSARankError | None = None
     for name, find in parts:
         try:
             found = find()
         except TSARankError as error:
-            found, failed = {name: f"error: {one_line(str(error))}"}, True
+            found, failed = {name: f"error: {one_line(str(error))}"}, error
         rows |= found
         if not args.json:
             sys.stdout.writelines(f"{label:<20}  {value}\n" for label, value in found.items())
             sys.stdout.flush()
     if args.json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
-    return 2 if failed else 0
+    if failed is not None:
+        raise failed
+    return 0

@@ -17,6 +17,8 @@ COMMANDS = {
         f"--query bread --documents @documents.jsonl.gz --json {_MODEL}",
         f"--query bread --documents @documents.txt --store @store {_MODEL}",
         f"--query bread --documents @documents.txt --calibration @calibration.json --threshold 0.5 {_MODEL}",
+        "--candidates @a.trec --queries @beir/queries.jsonl --documents @beir/corpus.jsonl --fusion @fusion.json "
+        f"--output %out {_MODEL}",
     ],
     "index": [
         f"--documents @documents.txt --store %store {_MODEL}",
@@ -30,6 +32,7 @@ COMMANDS = {
         f"--port 0 --max-documents 10 --timeout 5 --max-body 1MB {_MODEL}",
         f"--port 0 --host 127.0.0.1 --store @store {_MODEL}",
     ],
+    "doctor": [f"--json {_MODEL}", f"--timeout 0.5 {_MODEL}"],
     "describe": [f"@model {_PLACE}", f"@model --json {_PLACE}"],
     "evaluate": [
         f"--dataset @beir --top-k 4 --output %out --quiet {_MODEL}",

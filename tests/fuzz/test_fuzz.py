@@ -134,7 +134,9 @@ def parsers() -> dict[str, Any]:
     from modeling_tsarank.trainers.commands import launcher_parser
 
     return {
-        words: launcher_parser(words.split()[1]) if words.startswith("train ") else p for words, p in found.items()
+        words: launcher_parser(words.split()[1]) if words.startswith("train ") else p
+        for words, p in found.items()
+        if p.prog.endswith(f" {words}")  # and not by another name
     }
 
 

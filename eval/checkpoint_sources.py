@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from modeling_tsarank.rankers import RANKERS
-from modeling_tsarank.rankers.arguments import check_list_options, list_ranker, ranker_options, refuse_options
+from modeling_tsarank.rankers.arguments import (
+    cascade_stages,
+    check_list_options,
+    list_ranker,
+    ranker_options,
+    refuse_options,
+)
 from modeling_tsarank.ranking_errors import InputError
 
 
@@ -74,6 +80,8 @@ def evaluated_source(model: str | None, args: argparse.Namespace) -> ScorerSourc
     """
     from modeling_tsarank.models.resolver import OTHER_LIBRARIES, Kind, resolve
 
+    if getattr(args, "cascade", None) is not None:
+        return _cascade_source(args)
     found = resolve(model)
     if found.kind is Kind.SERVICE or args.ranker != RANKERS[0]:
         return _list_source(found, args)
@@ -138,6 +146,15 @@ def _list_source(found: Source, args: argparse.Namespace) -> ScorerSource:
         settings |= {"max_length": args.max_length, "max_query_length": args.max_query_length, **_store_settings(args)}
     label = name if pointwise else f"{name} {args.ranker}"
     return ScorerSource(label, lambda: list_ranker(args), settings, whole_lists=True)
+
+
+def _cascade_source(args: argparse.Namespace) -> ScorerSource:
+    """Stages, each on the best documents of the one before."""
+    from modeling_tsarank.eval.scoring import ScorerSource
+
+    sources = [evaluated_source(stage.model, stage) for _, stage in cascade_stages(args)]
+    settings = {"cascade": args.cascade, "stages": [dict(source.settings) for source in sources]}
+    return ScorerSource(f"cascade {args.cascade}", lambda: list_ranker(args), settings, whole_lists=True)
 
 
 def _store_settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from modeling_tsarank.ranking_errors import InputError
 
 if TYPE_CHECKING:
     from modeling_tsarank.eval.options import EvaluationOptions
-    from modeling_tsarank.eval.reports import ResultTable
+    from modeling_tsarank.eval.reports import ResultTable, Row
     from modeling_tsarank.eval.scoring import ScorerSource
     from modeling_tsarank.eval.significance import Comparison
     from modeling_tsarank.eval.types import Collection
@@ -144,6 +144,12 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
         metavar="N",
         help="pairs scored between two saves, and dealt to one process (default: by their number, 100 to 2,000)",
     )
+    output.add_argument(
+        "--order-sensitivity",
+        action="store_true",
+        help="of a ranker of lists: the first stage's order, reversed and three times shuffled; results go to "
+        "DIR/ORDER, their means and spread to DIR/order_sensitivity.csv",
+    )
     output.add_argument("--overwrite", action="store_true", help="throw scores of an earlier evaluation away")
     output.add_argument("--quiet", dest="show_progress", action="store_false", help="no progress bar")
 
@@ -227,11 +233,47 @@ def run_evaluate(args: argparse.Namespace) -> int:
     fusion = _fusion_setting(args.interpolate, args.normalize)
     options = EvaluationOptions(**given(EvaluationOptions, args), fusion=fusion)
     source = evaluated_source(args.model, args)
+    if args.order_sensitivity:
+        return _order_sensitivity(args, options, source)
     scorer = BlockScorer(source, options.show_progress and args.ray is None and leads())
-    return with_pool(args, partial(_evaluate, args, options, source), scorer)
+    with_pool(args, partial(_evaluate, args, options, source), scorer)
+    return 0
 
 
-def _evaluate(args: argparse.Namespace, options: EvaluationOptions, source: ScorerSource, pool: Pool) -> int:
+def _order_sensitivity(args: argparse.Namespace, options: EvaluationOptions, source: ScorerSource) -> int:
+    """Evaluates the same candidates in every order; the difference is the ranker's."""
+    from modeling_tsarank.eval.reports import measure_title, text_table
+    from modeling_tsarank.eval.scoring import BlockScorer, ScorerSource
+    from modeling_tsarank.files.writing import write_csv
+    from modeling_tsarank.jobs.pools import leads
+    from modeling_tsarank.rankers.cascade import ORDERS, Reordered
+
+    if not source.whole_lists:
+        raise InputError("--order-sensitivity is for rankers of lists; a score of a pair depends on no order")
+    means: dict[str, list[float]] = {}
+    for order in ORDERS:
+        ordered = ScorerSource(
+            f"{source.name} {order}",
+            lambda order=order: Reordered(source.get(), order),  # type: ignore[misc]
+            {**source.settings, "order": order},
+            whole_lists=True,
+        )
+        folder = argparse.Namespace(**{**vars(args), "output": args.output / order})
+        scorer = BlockScorer(ordered, options.show_progress and args.ray is None and leads())
+        for row in with_pool(args, partial(_evaluate, folder, options, ordered), scorer):
+            means.setdefault(row.dataset, []).append(row.systems[-1][options.measures[0]])
+    if leads():
+        header = ["dataset", *ORDERS, "spread"]
+        rows = [
+            [name, *(f"{100 * value:.2f}" for value in values), f"{100 * (max(values) - min(values)):.2f}"]
+            for name, values in means.items()
+        ]
+        write_csv(args.output / "order_sensitivity.csv", header, rows)
+        _print(f"{measure_title(options.measures[0])} x 100\n{text_table(header, rows)}")
+    return 0
+
+
+def _evaluate(args: argparse.Namespace, options: EvaluationOptions, source: ScorerSource, pool: Pool) -> list[Row]:
     from modeling_tsarank.eval.harness import evaluate_collection, folder_name
     from modeling_tsarank.eval.reports import ResultTable, average_row
     from modeling_tsarank.eval.results import system_names
@@ -249,7 +291,7 @@ def _evaluate(args: argparse.Namespace, options: EvaluationOptions, source: Scor
         raise
     table = ResultTable(rows, system_names(source.name, options), options.measures)
     _write_tables(args.output, table)
-    return 0
+    return rows
 
 
 def _write_tables(output: Path, table: ResultTable) -> None:

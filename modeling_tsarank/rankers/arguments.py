@@ -11,6 +11,8 @@ from ..ranking_errors import InputError
 from . import RANKERS
 
 
+NUMBER_FORMATS = ("float32", "bfloat16", "float16", "int8")
+
 if TYPE_CHECKING:
     from .protocols import ListRanker
 
@@ -45,6 +47,12 @@ def add_ranker_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--ranker", choices=RANKERS, default=RANKERS[0], help="see below (default: pointwise)")
     group.add_argument(
         "--ranker-options", nargs="+", default=[], metavar="NAME=VALUE", help="of that ranker, such as labels=4"
+    )
+    group.add_argument(
+        "--cascade",
+        metavar="N:WHAT,…",
+        help="stages, each on the best of the one before: how many documents, and what orders them: a number format "
+        "of --model (100:int8,30:float32), a ranker over it (20:setwise), or another model (100:ce:FOLDER)",
     )
     group.add_argument("--api-model", default="", metavar="M", help="with --model URL: the model's name there")
     group.add_argument(
@@ -123,11 +131,14 @@ def list_ranker(args: argparse.Namespace, device: Any = None) -> ListRanker | No
     """
     from ..cache.folder_store import open_store
     from ..models.resolver import Kind, resolve
+    from .cascade import Cascade
     from .chat import ChatSettings
     from .endpoint import EndpointSettings
     from .loading import load_list_ranker
     from .rerank_service import RerankService
 
+    if getattr(args, "cascade", None) is not None:
+        return Cascade([(depth, _stage(stage, device)) for depth, stage in cascade_stages(args)])
     options = ranker_options(args)
     source = resolve(args.model)
     remote, pointwise = source.kind is Kind.SERVICE, args.ranker == RANKERS[0]
@@ -154,3 +165,47 @@ def list_ranker(args: argparse.Namespace, device: Any = None) -> ListRanker | No
     if getattr(args, "store", None) is not None:
         ranker.document_store = open_store(args.store)
     return cast("ListRanker", ranker)
+
+
+def cascade_stages(args: argparse.Namespace) -> list[tuple[int, argparse.Namespace]]:
+    """Depth and options of each stage of `--cascade`."""
+    from .cascade import parse_cascade
+
+    if args.ranker != RANKERS[0]:
+        raise InputError("--cascade names its rankers itself; leave --ranker out")
+    return [(depth, _stage_arguments(args, what)) for depth, what in parse_cascade(args.cascade)]
+
+
+def _stage_arguments(args: argparse.Namespace, what: str) -> argparse.Namespace:
+    stage = argparse.Namespace(**{**vars(args), "cascade": None})
+    if what in RANKERS:
+        stage.ranker = what
+    elif what in NUMBER_FORMATS:
+        stage.dtype = what
+    else:
+        stage.model = what
+    if stage.ranker == RANKERS[0]:
+        stage.ranker_options = []
+    elif stage.ranker != "one-pass":
+        stage.store = stage.max_length = stage.max_query_length = stage.instruction = None
+    return stage
+
+
+def _stage(args: argparse.Namespace, device: Any) -> Any:
+    from ..cache.folder_store import use_store
+    from ..models.loading import number_format, resolve_device
+    from ..models.resolver import resolve
+    from .pointwise import load_scorer, prefix_of
+
+    ranker = list_ranker(args, device)
+    if ranker is not None:
+        return ranker
+    place = resolve_device(args.device or device)
+    foreign = bool(prefix_of(resolve(args.model), args.revision))
+    dtype = "float32" if foreign and args.dtype == "auto" else number_format(args.dtype, place)
+    given = {name: getattr(args, name, None) for name in ("max_length", "max_query_length", "instruction")}
+    options = {name: value for name, value in given.items() if value is not None}
+    model: Any = load_scorer(args.model, str(place), dtype, args.revision, args.trust_remote_code, **options)
+    if getattr(args, "store", None) is not None:
+        use_store(model, args.store)
+    return model

@@ -266,6 +266,53 @@ def test_one_pass_over_a_store(
     assert "one-pass needs logits or attention" in err.splitlines()[-1]
 
 
+def test_a_cascade_and_other_orders(
+    evaluate: Shell, language_model: Path, small_collection: Collection, tmp_path: Path
+) -> None:
+    from modeling_tsarank import load_ranker
+    from modeling_tsarank.rankers.cascade import ORDERS, Cascade, Reordered
+
+    device = {"device": "cpu", "dtype": "float32"}
+    common = ["--limit-queries", 3, "--device", "cpu", "--dtype", "float32"]
+    status, err = evaluate(language_model, *common, "--cascade", "8:float32,3:setwise", "--ranker-options", "labels=3")
+    assert status == 0, err
+    setwise = load_ranker(language_model, ranker="setwise", ranker_options={"labels": 3}, **device)
+    cascade = Cascade([(8, load_ranker(language_model, **device)), (3, setwise)])
+    first, run = (read_run(tmp_path / "out" / "small" / f"{name}.trec") for name in ("first_stage", "run"))
+    for query_id, scores in first.items():
+        names = ranked(scores)
+        texts = [small_collection.documents[name].full_text for name in names]
+        rows = cascade.rank(small_collection.queries[query_id], texts)
+        assert ranked(run[query_id]) == [names[row["corpus_id"]] for row in rows]
+    metrics = read_json(tmp_path / "out" / "small" / "metrics.json")
+    assert metrics["cascade"] == "8:float32,3:setwise"
+    assert [stage.get("ranker") for stage in metrics["stages"]] == [None, "setwise"]
+    assert metrics["model_calls"] > 0
+    chosen = [*common, "--ranker", "setwise", "--ranker-options", "labels=3", "--order-sensitivity", "--overwrite"]
+    status, err = evaluate(language_model, *chosen)
+    assert status == 0, err
+    for order in ORDERS:
+        found = read_run(tmp_path / "out" / order / "small" / "run.trec")
+        other = Reordered(setwise, order)
+        for query_id, scores in first.items():
+            names = ranked(scores)
+            texts = [small_collection.documents[name].full_text for name in names]
+            rows = other.rank(small_collection.queries[query_id], texts)
+            assert ranked(found[query_id]) == [names[row["corpus_id"]] for row in rows]
+    lines = (tmp_path / "out" / "order_sensitivity.csv").read_text().splitlines()
+    assert lines[0] == f"dataset,{','.join(ORDERS)},spread"
+    values = [float(value) for value in lines[1].split(",")[1:]]
+    assert values[-1] == pytest.approx(max(values[:-1]) - min(values[:-1]), abs=0.011)
+    for options, message in (
+        (["--order-sensitivity"], "--order-sensitivity is for rankers of lists"),
+        (["--cascade", "8:float32", "--ranker", "setwise"], "--cascade names its rankers itself"),
+        (["--cascade", "3:float32,8:setwise"], "orders the head of the one before"),
+    ):
+        status, err = evaluate(language_model, *common, *options)
+        assert status == 2, (options, err)
+        assert message in err.splitlines()[-1]
+
+
 def test_a_chat_server_as_a_ranker_of_lists(evaluate: Shell, tmp_path: Path) -> None:
     def answer(_: object, number: int, payload: dict) -> str:
         count = payload["messages"][0]["content"].count("\n[")

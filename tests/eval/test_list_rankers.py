@@ -273,19 +273,19 @@ def test_a_cascade_and_other_orders(
     from modeling_tsarank.rankers.cascade import ORDERS, Cascade, Reordered
 
     device = {"device": "cpu", "dtype": "float32"}
-    common = ["--limit-queries", 3, "--device", "cpu", "--dtype", "float32"]
-    status, err = evaluate(language_model, *common, "--cascade", "8:float32,3:setwise", "--ranker-options", "labels=3")
+    common = ["--limit-queries", 1, "--top-k", 8, "--device", "cpu", "--dtype", "float32"]
+    status, err = evaluate(language_model, *common, "--cascade", "5:float32,3:setwise", "--ranker-options", "labels=3")
     assert status == 0, err
     setwise = load_ranker(language_model, ranker="setwise", ranker_options={"labels": 3}, **device)
-    cascade = Cascade([(8, load_ranker(language_model, **device)), (3, setwise)])
+    cascade = Cascade([(5, load_ranker(language_model, **device)), (3, setwise)])
     first, run = (read_run(tmp_path / "out" / "small" / f"{name}.trec") for name in ("first_stage", "run"))
     for query_id, scores in first.items():
-        names = ranked(scores)
+        names = ranked(scores)[:8]
         texts = [small_collection.documents[name].full_text for name in names]
         rows = cascade.rank(small_collection.queries[query_id], texts)
         assert ranked(run[query_id]) == [names[row["corpus_id"]] for row in rows]
     metrics = read_json(tmp_path / "out" / "small" / "metrics.json")
-    assert metrics["cascade"] == "8:float32,3:setwise"
+    assert metrics["cascade"] == "5:float32,3:setwise"
     assert [stage.get("ranker") for stage in metrics["stages"]] == [None, "setwise"]
     assert metrics["model_calls"] > 0
     chosen = [*common, "--ranker", "setwise", "--ranker-options", "labels=3", "--order-sensitivity", "--overwrite"]
@@ -295,7 +295,7 @@ def test_a_cascade_and_other_orders(
         found = read_run(tmp_path / "out" / order / "small" / "run.trec")
         other = Reordered(setwise, order)
         for query_id, scores in first.items():
-            names = ranked(scores)
+            names = ranked(scores)[:8]
             texts = [small_collection.documents[name].full_text for name in names]
             rows = other.rank(small_collection.queries[query_id], texts)
             assert ranked(found[query_id]) == [names[row["corpus_id"]] for row in rows]
@@ -305,7 +305,7 @@ def test_a_cascade_and_other_orders(
     assert values[-1] == pytest.approx(max(values[:-1]) - min(values[:-1]), abs=0.011)
     for options, message in (
         (["--order-sensitivity"], "--order-sensitivity is for rankers of lists"),
-        (["--cascade", "8:float32", "--ranker", "setwise"], "--cascade names its rankers itself"),
+        (["--cascade", "5:float32", "--ranker", "setwise"], "--cascade names its rankers itself"),
         (["--cascade", "3:float32,8:setwise"], "orders the head of the one before"),
     ):
         status, err = evaluate(language_model, *common, *options)

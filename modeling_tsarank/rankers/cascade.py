@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from ..ranking_errors import InputError
 from .protocols import COUNTS, ListRanker, Scorer, clean_list, last_counts, predict, rank_scores
@@ -43,9 +43,9 @@ class Cascade:
             if not head:
                 break
             if hasattr(ranker, "rank"):
-                scores = rank_scores(ranker, query, chosen, batch_tokens)
+                scores = rank_scores(cast(ListRanker, ranker), query, chosen, batch_tokens)
             else:
-                scores = list(predict(ranker, [(query, text) for text in chosen], batch_tokens))
+                scores = list(predict(cast(Scorer, ranker), [(query, text) for text in chosen], batch_tokens))
             counts.update(last_counts(ranker))
             order[:depth] = [head[place] for place in sorted(range(len(head)), key=lambda place: -scores[place])]
         self.last_stats = {name: counts[name] for name in COUNTS if name in counts}

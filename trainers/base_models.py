@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from modeling_tsarank.modeling_ranker import RankerModel
 from modeling_tsarank.models.checkpoints import load_backbone
+from modeling_tsarank.models.families import family_class
 from modeling_tsarank.models.loading import make_ranker
-from modeling_tsarank.models.resolver import resolve_language_model
+from modeling_tsarank.models.resolver import Kind, resolve, resolve_language_model
 from modeling_tsarank.ranking_errors import ModelError
 
 
@@ -76,7 +77,7 @@ def load_base_ranker(
         ModelError: there is no such model, or the family cannot be made of it.
     """
     return make_ranker(
-        resolve_language_model(name_or_path).location(),
+        _location(name_or_path, family),
         family,
         default_family,
         dtype=dtype,
@@ -86,3 +87,12 @@ def load_base_ranker(
         new_head=family is not None,
         **(ranking_options or {}),
     )
+
+
+def _location(name_or_path: str | Path | None, family: str | None) -> str:
+    """Where the model lies; the encoder of a bi-encoder is one too, for a family that puts a head on it."""
+    if name_or_path is not None and family is not None and family_class(family).own_head:
+        source = resolve(name_or_path)
+        if source.kind is Kind.SENTENCE_TRANSFORMERS:
+            return source.name
+    return resolve_language_model(name_or_path).location()

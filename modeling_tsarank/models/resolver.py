@@ -5,7 +5,7 @@
 | none given, `default` | the released ranker |
 | a release, such as `twolar-smollm2-135m` | that ranker |
 | `zero-shot`, `smollm2-135m-instruct` | the language model in the package, a ranker without training |
-| a folder or .gguf file | a ranker, a plain language model, or an adapter on one |
+| a folder or .gguf file | a ranker, a cross-encoder, a plain language model, or an adapter on one |
 | `ce:M`, `dense:M`, `st:M` | a cross-encoder, a bi-encoder or either, of sentence-transformers |
 | an address beginning with http:// or https:// | a service that reranks |
 | anything else | a Hub id, of a published ranker or of any other model |

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tiny_classifiers import ENCODERS, save_classifier, word_piece_tokenizer
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
-from modeling_tsarank import CrossEncoderModel, ModelError, load_ranker
+from modeling_tsarank import CrossEncoderModel, ModelError, TSARankError, load_ranker
 from modeling_tsarank.trainers import distill
 from modeling_tsarank.trainers.base_models import load_base_ranker
 from modeling_tsarank.trainers.losses import OBJECTIVES
@@ -114,7 +114,7 @@ def test_the_mixture_of_fine_tuning_says_what_it_needs(save: Any, make_trainer: 
     trainer.train()
 
 
-@pytest.mark.parametrize("base", ["decoder", "encoder"])
+@pytest.mark.parametrize("base", ["decoder", "encoder", "bi-encoder"])
 def test_a_new_head_on_a_base_without_one(base: str, make_ranker: Any, distill_rows: Any, tmp_path: Path) -> None:
     """Only where the family is named, and the same one for the same seed."""
     folder = tmp_path / "base"
@@ -125,6 +125,9 @@ def test_a_new_head_on_a_base_without_one(base: str, make_ranker: Any, distill_r
     else:
         AutoModelForMaskedLM.from_config(ENCODERS["bert"]()).save_pretrained(folder)
         word_piece_tokenizer().save_pretrained(folder)
+    if base == "bi-encoder":
+        modules = ("sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling")
+        (folder / "modules.json").write_text(json.dumps([{"type": name, "path": ""} for name in modules]))
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in distill_rows))
 
     def train(output: str, *arguments: str) -> dict[str, torch.Tensor]:
@@ -149,6 +152,7 @@ def test_a_new_head_on_a_base_without_one(base: str, make_ranker: Any, distill_r
     ranker = load_ranker(tmp_path / "first", device="cpu", dtype="float32")
     assert isinstance(ranker, CrossEncoderModel)
     np.testing.assert_allclose(own_scores(tmp_path / "first"), ranker.predict(PAIRS), atol=1e-5)
-    if base == "encoder":
-        with pytest.raises(ModelError, match="is an encoder"):
+    refused = {"encoder": "is an encoder", "bi-encoder": "is a model of sentence-transformers"}
+    if base in refused:
+        with pytest.raises(TSARankError, match=refused[base]):
             train("without")

@@ -25,8 +25,8 @@ def check_cacheable(ranker: Any) -> None:
         )
     if not ranker.document_first(ranker.options, True):
         raise ModelError(
-            "no document states can be kept: the prompt puts the query before the document, whose states then "
-            'depend on it; only one such as "Document: {document} Query: {query} Relevant:" allows it'
+            "no document states can be kept: the template puts the query before the document, whose states then "
+            'depend on it; only a template such as "Document: {document} Query: {query} Relevant:" allows it'
         )
     reader = PrefixReader(ranker.backbone, read_out)
     reader.check_store(ranker.options.max_length)

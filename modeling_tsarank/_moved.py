@@ -21,7 +21,7 @@ MOVED = {
     "bulk_scoring": "jobs.bulk_scoring",
     "command_line": "cli.command_line",
     "default_model": "models.default_model",
-    "document_catalog": "cache.catalog",
+    "document_catalog": "cache.shards",
     "document_encoding": "cache.state_bytes",
     "document_files": "cache.state_files",
     "document_memory": "cache.memory_store",

@@ -1,8 +1,9 @@
 """Document states on disk: a folder of safetensors files, read by memory map, shared by any number of processes.
 
-`index.sqlite` says where each document's states lie; it can be lost, as the files say the same. Documents are written
-many at a time, a file whole or not at all; an entry carries its key and a checksum, and one that is torn, flipped or
-gone counts as absent. Entries of several models lie beside each other, told apart by their keys.
+The headers of the files say where each document's states lie; they are read when a store is opened, and those of new
+files when a document is missed. Documents are written many at a time, a file whole or not at all; an entry carries its
+key and a checksum, and one that is torn, flipped or gone counts as absent and is written anew: of two, the one in the
+newer file counts. Entries of several models lie beside each other, told apart by their keys.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import mmap
 import os
 import secrets
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,16 +27,8 @@ from filelock import FileLock, Timeout
 from ..engine.state_blocks import Groups, Layers
 from ..ranking_errors import InputError, ResourceError
 from ..ranking_options import whole_number
-from .catalog import (
-    SUFFIX,
-    Catalog,
-    DamagedCatalogError,
-    Entry,
-    disk_error,
-    read_shard,
-    write_shard,
-)
 from .memory_store import LeastRecentlyUsed, MemoryStore, StateStore, check_bound
+from .shards import SUFFIX, Entry, disk_error, read_shard, write_shard
 from .state_bytes import DamagedStatesError, check_state_dtype, decode_states, encode_states, fill_states
 
 
@@ -99,72 +94,74 @@ class FolderStore(StateStore):
         self._lock = threading.RLock()
         self._file_lock = FileLock(self.folder / ".lock", timeout=_LOCK_SECONDS)
         wanted = None if dtype is None else check_state_dtype(dtype)
-        self.catalog = Catalog(self.folder, read_only)
-        self._open()
-        self.dtype = self._settle_dtype(wanted)
+        self._entries: dict[str, Entry] = {}
+        self._shards: dict[str, int] = {}
+        self._scanned = 0
+        self.dtype = ""
+        self._open(wanted or DEFAULT_DTYPE)
+        if wanted not in (None, self.dtype):
+            raise InputError(
+                f"the store {self.folder} keeps document states as {self.dtype}, not {wanted}; leave the format out, "
+                "or name another folder"
+            )
 
     # ---- opening ---------------------------------------------------------------------------------
 
-    def _open(self) -> None:
+    def _open(self, dtype: str) -> None:
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{self.folder} is a file; a store of document states is a folder")
         try:
-            self._refuse_folders()
-            if self.read_only:
-                if not self.catalog.path.is_file() and not any(self.folder.glob(f"*{SUFFIX}")):
-                    name = self.catalog.path.name
-                    raise InputError(f"{self.folder} is no store of document states: it holds no {name}")
-                self._safely(self.catalog.dtype)
-                return
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with self._exclusive():
-                fresh = not self.catalog.path.exists()
-                if fresh and any(not _is_ours(path) for path in self.folder.iterdir()):
+            if not self.read_only:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            found = list(self.folder.iterdir()) if self.folder.is_dir() else []
+            for path in found:
+                if _is_ours(path) and path.is_dir():
+                    raise InputError(f"{path} is a folder, a file was expected; delete it, the store needs its name")
+            if not any(path.suffix == SUFFIX for path in found):
+                if self.read_only:
+                    raise InputError(f"{self.folder} is no store of document states: it holds no *{SUFFIX}")
+                if not all(map(_is_ours, found)):
                     raise InputError(f"{self.folder} holds other files; name an empty or new folder for the store")
-                for leftover in self.folder.glob(".*.partial"):  # of a process that was killed
-                    leftover.unlink(missing_ok=True)
-                self._safely(self._enter_files)
+            if not self.read_only:
+                with self._exclusive():
+                    for leftover in self.folder.glob(".*.partial"):  # of a process that was killed
+                        leftover.unlink(missing_ok=True)
+                    self._scan()
+                    if not self.dtype:  # a file without documents says the format of a new store
+                        self.dtype = dtype
+                        self._write([])
+            self._scan()
         except OSError as error:
             raise disk_error(error, self.folder) from error
 
-    def _refuse_folders(self) -> None:
-        """Raises `InputError` where a folder has the name of one of the store's files."""
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.folder) as found:
-            for entry in found:
-                if _is_ours(Path(entry.path)) and entry.is_dir():
-                    raise InputError(
-                        f"{entry.path} is a folder, a file was expected; delete it, the store needs its name"
-                    )
-
-    def _enter_files(self) -> None:
-        """Brings the index up to date with the files: a killed process may have left some unlisted."""
-        self.catalog.dtype()
-        known = {name for name, _ in self.catalog.shards()}
-        files = {path.name: path for path in self.folder.glob(f"*{SUFFIX}")}
-        for name in known - set(files):
-            self.catalog.forget_shard(name)
-        for name in sorted(set(files) - known):
-            dtype, entries = read_shard(files[name])
-            if not entries:
-                continue
-            if self.catalog.set_setting("dtype", dtype) != dtype:
-                logger.warning("%s holds states in another format than the store and is left out", files[name])
-                continue
-            self.catalog.add(name, files[name].stat().st_size, entries)
-
-    def _settle_dtype(self, wanted: str | None) -> str:
-        found = self._safely(self.catalog.dtype)
-        if found is None:
-            if self.read_only:
-                raise InputError(f"{self.folder} is no store of document states: its index names no format")
-            with self._exclusive():
-                found = self._safely(lambda: self.catalog.set_setting("dtype", wanted or DEFAULT_DTYPE))
-        if wanted is not None and wanted != found:
-            raise InputError(
-                f"the store {self.folder} keeps document states as {found}, not {wanted}; leave the format out, or "
-                "name another folder"
-            )
-        return check_state_dtype(str(found))
+    def _scan(self) -> None:
+        """Reads the headers of files that are new, and forgets those that are gone."""
+        try:
+            changed = self.folder.stat().st_mtime_ns
+            if changed == self._scanned:
+                return
+            with os.scandir(self.folder) as found:
+                sizes = {entry.name: entry.stat().st_size for entry in found if entry.name.endswith(SUFFIX)}
+        except OSError as error:
+            raise disk_error(error, self.folder) from error
+        self._scanned = changed
+        gone = self._shards.keys() - sizes.keys()
+        if gone:
+            self._shards = {name: size for name, size in self._shards.items() if name not in gone}
+            self._entries = {key: entry for key, entry in self._entries.items() if entry.shard not in gone}
+        new = [(name, *read_shard(self.folder / name)) for name in sorted(sizes.keys() - self._shards.keys())]
+        if not self.dtype:
+            # Files of another format than most were put here by someone else.
+            formats = Counter(dtype for _, dtype, _ in new if dtype).most_common(1)
+            self.dtype = formats[0][0] if formats else ""
+        for name, dtype, entries in new:
+            ours = dtype == self.dtype
+            # Of what is no file of this store only the name is known, so that it is not read again, and never deleted.
+            self._shards[name] = sizes[name] if ours else 0
+            if ours:
+                self._entries.update((entry.key, entry) for entry in entries)
+            elif dtype:
+                logger.warning("%s holds states in another format than the store and is left out", self.folder / name)
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -182,21 +179,6 @@ class FolderStore(StateStore):
             yield
         finally:
             self._file_lock.release()
-
-    def _safely(self, action: Any) -> Any:
-        """`action()` on the index, which is made again from the files if the action finds it damaged."""
-        try:
-            return action()
-        except DamagedCatalogError as error:
-            logger.warning("the index of %s is damaged (%s) and is made again from its files", self.folder, error)
-        try:
-            with contextlib.nullcontext() if self.read_only else self._exclusive():
-                self.catalog.rebuild()
-                return action()
-        except DamagedCatalogError as error:
-            raise ResourceError(
-                f"the index of the store {self.folder} cannot be made again ({error}); look after the disk"
-            ) from error
 
     # ---- reading ---------------------------------------------------------------------------------
 
@@ -218,9 +200,9 @@ class FolderStore(StateStore):
             held = self._checked.get(key)
             if held is not None:
                 return use(held, True)
-            entry = self._safely(lambda: self.catalog.find(key))
-            if entry is None:
+            if self._is_missing(key):
                 return None
+            entry = self._entries[key]
             try:
                 data = self._bytes_of(entry)
                 # What is kept in memory is copied before it is checked: the file may change in between.
@@ -250,19 +232,22 @@ class FolderStore(StateStore):
         return memoryview(mapped)[entry.start : entry.start + entry.size]
 
     def _give_up(self, entry: Entry, error: Exception) -> None:
+        self._maps.pop(entry.shard, None)
+        self._entries.pop(entry.key)
+        if isinstance(error, FileNotFoundError):  # another process made room
+            return
         level = logging.DEBUG if self._warned else logging.WARNING
         logger.log(level, "document states in %s are damaged (%s); such are computed again", entry.shard, error)
         self._warned = True
-        self._maps.pop(entry.shard, None)
-        if not self.read_only:
-            with self._exclusive():
-                self._safely(lambda: self.catalog.forget(entry))
+
+    def _is_missing(self, key: str) -> bool:
+        if key not in self._entries:
+            self._scan()
+        return key not in self._entries
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         with self._lock:
-            asked = list(keys)
-            found = self._safely(lambda: self.catalog.present(asked))
-            return [key for key in asked if key not in found and key not in self._pending]
+            return [key for key in keys if key not in self._pending and self._is_missing(key)]
 
     def __contains__(self, key: str) -> bool:
         return not self.missing([key])
@@ -273,30 +258,27 @@ class FolderStore(StateStore):
     def count(self, identity: str = "") -> int:
         """Documents that are kept, of all models or of the one with this `model_identity`."""
         with self._lock:
-            waiting = sum(key.startswith(identity) for key in self._pending)
-            return waiting + int(self._safely(lambda: self.catalog.count(identity)))
+            self._scan()
+            return sum(key.startswith(identity) for key in (*self._pending, *self._entries))
 
     def disk_bytes(self) -> int:
         """Bytes of all files of states."""
         with self._lock:
-            return sum(size for _, size in self._safely(self.catalog.shards))
+            self._scan()
+            return sum(self._shards.values())
 
     def verify(self) -> tuple[int, int]:
         """Reads every entry once: (whole, damaged). Damaged ones are struck out and will be computed again."""
-        whole = damaged = 0
-        for path in sorted(self.folder.glob(f"*{SUFFIX}")):
-            for listed in read_shard(path)[1]:
-                with self._lock:
-                    entry = self._safely(lambda listed=listed: self.catalog.find(listed.key))
-                    if entry is None or entry.shard != path.name:
-                        continue
-                    try:
-                        decode_states(entry.key, self._bytes_of(entry))
-                        whole += 1
-                    except (DamagedStatesError, OSError, ValueError) as error:
-                        self._give_up(entry, error)
-                        damaged += 1
-        return whole, damaged
+        with self._lock:
+            self._scan()
+            entries = list(self._entries.values())
+            for entry in entries:
+                try:
+                    decode_states(entry.key, self._bytes_of(entry))
+                except (DamagedStatesError, OSError, ValueError) as error:
+                    self._give_up(entry, error)
+            whole = sum(entry.key in self._entries for entry in entries)
+            return whole, len(entries) - whole
 
     # ---- writing ---------------------------------------------------------------------------------
 
@@ -324,38 +306,34 @@ class FolderStore(StateStore):
                 return
             try:
                 with self._exclusive():
-                    if touched:
-                        self._safely(lambda: self.catalog.touch(touched))
+                    for name in touched:
+                        with contextlib.suppress(FileNotFoundError):
+                            os.utime(self.folder / name)
                     # Another process may have been quicker.
-                    there = self._safely(lambda: self.catalog.present(list(waiting)))
-                    blobs = [(key, blob) for key, blob in waiting.items() if key not in there]
+                    blobs = [(key, blob) for key, blob in waiting.items() if self._is_missing(key)]
                     if blobs:
+                        self._make_room(sum(len(blob) for _, blob in blobs))
                         self._write(blobs)
             except OSError as error:
                 raise disk_error(error, self.folder) from error
 
     def _write(self, blobs: list[tuple[str, bytes]]) -> None:
-        self._make_room(sum(len(blob) for _, blob in blobs))
-        path = self.folder / f"states-{secrets.token_hex(8)}{SUFFIX}"
-        entries = write_shard(path, blobs, self.dtype)
-        try:
-            self._safely(lambda: self.catalog.add(path.name, path.stat().st_size, entries))
-        except ResourceError:
-            path.unlink(missing_ok=True)
-            raise
+        # Names sort by time: of two entries of one document, the later one counts.
+        path = self.folder / f"states-{time.time_ns():016x}-{secrets.token_hex(4)}{SUFFIX}"
+        self._entries.update((entry.key, entry) for entry in write_shard(path, blobs, self.dtype))
+        self._shards[path.name] = path.stat().st_size
 
     def _make_room(self, size: int) -> None:
         if self.max_disk_bytes is None:
             return
-        shards = self._safely(self.catalog.shards)
-        total = sum(held for _, held in shards)
-        for name, held in shards:
-            if total + size <= self.max_disk_bytes:
-                return
-            self._safely(lambda name=name: self.catalog.forget_shard(name))
-            (self.folder / name).unlink(missing_ok=True)
-            self._maps.pop(name, None)
-            total -= held
+        total = size + self.disk_bytes()
+        files = [self.folder / name for name, held in self._shards.items() if held]
+        for path in sorted(files, key=lambda path: (path.stat().st_mtime_ns, path.name)):
+            if total <= self.max_disk_bytes:
+                break
+            total -= self._shards[path.name]
+            path.unlink()
+        self._scan()
 
     def close(self) -> None:
         """Writes the rest and lets go of all files."""
@@ -363,7 +341,6 @@ class FolderStore(StateStore):
             self.flush()
         finally:
             self._maps.clear()
-            self.catalog.close()
 
 
 def open_store(folder: str) -> FolderStore:

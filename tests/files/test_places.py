@@ -56,10 +56,7 @@ OWN_WRITING = {
     "eval/encoders.py": ("save", "into the temporary folder of an index"),
     "eval/plots.py": ("savefig", "into the temporary file of the one writer"),
     "modeling_tsarank/jobs/bulk_scoring.py": ("open write_table", "into the temporary file of the one writer"),
-    "modeling_tsarank/cache/catalog.py": (
-        "connect open replace",
-        "SQLite has its own, and into the temporary file of the one writer",
-    ),
+    "modeling_tsarank/cache/shards.py": ("open", "into the temporary file of the one writer"),
     "modeling_tsarank/crossencoder_tsarank.py": ("write_text", "travels with checkpoints; the folder is being saved"),
     "modeling_tsarank/models/default_model.py": (
         "move open rename write_text",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -111,7 +110,7 @@ def damage_cut(folder: Path) -> None:
 
 
 def damage_delete(folder: Path) -> None:
-    files_of(folder)[0].unlink()
+    files_of(folder)[1].unlink()
 
 
 def damage_empty(folder: Path) -> None:
@@ -120,31 +119,25 @@ def damage_empty(folder: Path) -> None:
 
 
 def damage_swap(folder: Path) -> None:
-    first, second = files_of(folder)[:2]
+    first, second = files_of(folder)[-2:]
     data = first.read_bytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(data)
 
 
-def damage_offsets(folder: Path) -> None:
-    with sqlite3.connect(folder / "index.sqlite") as index:
-        index.execute("UPDATE entries SET start = start + 64")
-    index.close()
+def damage_headers(folder: Path) -> None:
+    for path in files_of(folder):
+        data = path.read_bytes()
+        path.write_bytes(data[:8] + data[8:300].replace(b"0,", b"1,") + data[300:])
 
 
-def damage_index(folder: Path) -> None:
-    path = folder / "index.sqlite"
-    data = bytearray(path.read_bytes())
-    data[4096:] = os.urandom(len(data) - 4096)
-    path.write_bytes(data)
-
-
-def damage_index_away(folder: Path) -> None:
-    (folder / "index.sqlite").unlink()
+def damage_names(folder: Path) -> None:
+    for number, path in enumerate(files_of(folder)):
+        path.rename(folder / f"{number}.safetensors")
 
 
 DAMAGES = [
-    damage_flip, damage_cut, damage_delete, damage_empty, damage_swap, damage_offsets, damage_index, damage_index_away,
+    damage_flip, damage_cut, damage_delete, damage_empty, damage_swap, damage_headers, damage_names
 ]  # fmt: skip
 
 
@@ -152,8 +145,7 @@ DAMAGES = [
 def test_damage_never_changes_a_score(filled, pairs, damage) -> None:
     model, expected, folder = filled
     damage(folder)
-    with FolderStore(folder) as store:
-        assert store.dtype == "float32"
+    with FolderStore(folder, "float32") as store:
         model.document_store = store
         np.testing.assert_allclose(model.predict(pairs), expected, atol=1e-5)
     # What was damaged has been computed and kept again.
@@ -166,20 +158,19 @@ def test_damage_never_changes_a_score(filled, pairs, damage) -> None:
 
 
 def test_the_states_of_another_document_are_never_taken_for_this_ones(zoo, tmp_path) -> None:
-    """Whole and of the right size, but under each other's key: in the index, and in the file itself."""
+    """Whole and of the right size, but under each other's key."""
     model = TSARankModel.from_backbone(str(zoo.folders["llama"]), dtype=torch.float32)
     pairs = [("bees", "bread rises"), ("bees", "rises bread")]
     expected = model.predict(pairs)
     assert abs(expected[0] - expected[1]) > 1e-4
     with FolderStore(tmp_path / "s", "float32") as store:
         model.index([document for _, document in pairs], store)
-    with sqlite3.connect(tmp_path / "s" / "index.sqlite") as index:
-        rows = index.execute("SELECT key, start, size FROM entries ORDER BY start").fetchall()
-        assert len(rows) == 2
-        assert rows[0][2] == rows[1][2]
-        for (key, _, _), (_, start, _) in zip(rows, rows[::-1], strict=True):
-            index.execute("UPDATE entries SET start = ? WHERE key = ?", (start, key))
-    index.close()
+        first, second = store._entries
+    *_, path = files_of(tmp_path / "s")  # the first says the format alone
+    data = path.read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    names = data[:header].replace(first.encode(), b"-").replace(second.encode(), first.encode())
+    path.write_bytes(names.replace(b'"-"', f'"{second}"'.encode()) + data[header:])
     with FolderStore(tmp_path / "s", read_only=True) as store:
         model.document_store = store
         np.testing.assert_allclose(model.predict(pairs), expected, atol=1e-5)
@@ -201,7 +192,7 @@ def test_verify_finds_what_is_damaged(filled, caplog) -> None:
     with FolderStore(folder) as store:
         total = len(store)
         assert store.verify() == (total, 0)
-        path = files_of(folder)[0]
+        path = files_of(folder)[-1]
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
         path.write_bytes(data)
@@ -223,18 +214,59 @@ def test_another_models_states_are_never_used(zoo, filled, pairs) -> None:
         np.testing.assert_allclose(model.predict(pairs), expected, atol=1e-5)
 
 
-def test_an_unfinished_file_is_cleared_away_and_an_unlisted_one_is_entered(filled) -> None:
+def test_an_unfinished_file_is_cleared_away(filled) -> None:
     _, _, folder = filled
     leftover = folder / ".states-0000.safetensors.partial"
     leftover.write_bytes(b"half")
-    with sqlite3.connect(folder / "index.sqlite") as index:
-        total = index.execute("SELECT COUNT(*) FROM entries").fetchone()[0]
-        index.execute("DELETE FROM entries")
-        index.execute("DELETE FROM shards")
-    index.close()
-    with FolderStore(folder) as store:
-        assert len(store) == total
+    FolderStore(folder).close()
     assert not leftover.exists()
+
+
+def test_an_open_store_finds_what_another_wrote_and_misses_what_it_deleted(tmp_path, caplog) -> None:
+    with FolderStore(tmp_path / "s", "float32", max_memory_bytes=0) as store, FolderStore(tmp_path / "s") as other:
+        assert store.get("a-1") is None
+        other.put("a-1", states(1))
+        other.flush()
+        assert equal(store.get("a-1"), states(1))
+        assert (len(store), store.missing(["a-1"])) == (1, [])
+        for path in files_of(tmp_path / "s"):
+            path.unlink()
+        assert store.get("a-1") is None
+        assert store.disk_bytes() == 0
+    assert not caplog.records
+
+
+def test_of_two_entries_of_one_document_the_later_counts(tmp_path) -> None:
+    for seed in (1, 2):
+        with FolderStore(tmp_path / str(seed), "float32") as store:
+            store.put("a", states(seed))
+    for path in files_of(tmp_path / "1"):
+        shutil.copy(path, tmp_path / "2")
+    assert equal(FolderStore(tmp_path / "2", read_only=True).get("a"), states(2))
+
+
+def test_a_file_of_another_format_is_left_out(tmp_path, caplog) -> None:
+    for name, dtype, count in (("s", "float32", 3), ("other", "int8", 1)):
+        with FolderStore(tmp_path / name, dtype, shard_bytes=1) as store:
+            for seed in range(count):
+                store.put(f"{name}-{seed}", states(seed))
+    shutil.copy(files_of(tmp_path / "other")[-1], tmp_path / "s" / "aaa.safetensors")
+    with FolderStore(tmp_path / "s", max_disk_bytes=1) as store:
+        assert (store.dtype, len(store)) == ("float32", 3)
+        assert store.get("other-0") is None
+        store.put("s-3", states(3))
+    assert "another format" in caplog.text
+    assert (tmp_path / "s" / "aaa.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", [".lock", "aaaa.safetensors"])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_folder_in_the_place_of_a_file_is_named(filled, name, read_only) -> None:
+    _, _, folder = filled
+    (folder / name).unlink(missing_ok=True)
+    (folder / name / "inside").mkdir(parents=True)
+    with pytest.raises(InputError, match=rf"{name} is a folder, a file was expected; delete it"):
+        FolderStore(folder, read_only=read_only)
 
 
 # ---- folder and format ---------------------------------------------------------------------------------
@@ -244,7 +276,7 @@ def test_files_are_plain_safetensors(tmp_path) -> None:
     with FolderStore(tmp_path / "s", "int8") as store:
         store.put("a-1", states(1))
         store.put("a-2", states(2))
-    (path,) = files_of(tmp_path / "s")
+    *_, path = files_of(tmp_path / "s")  # the first says the format alone
     with safe_open(path, "pt") as file:
         assert sorted(file.keys()) == ["a-1", "a-2"]
         assert file.get_tensor("a-1").dtype == torch.uint8

@@ -1,0 +1,100 @@
+"""The files of a store: safetensors with one tensor of bytes per document, which their headers say the places of."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..files.reading import parse_json
+from ..files.writing import replacement
+from ..ranking_errors import ResourceError
+from .state_bytes import STATE_DTYPES
+
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "tsarank document states 1"
+SUFFIX = ".safetensors"
+_ALIGN = 64
+
+
+class Entry(NamedTuple):
+    """One document's bytes in a shard."""
+
+    key: str
+    shard: str
+    start: int
+    size: int
+
+
+def disk_error(error: OSError, folder: Path) -> ResourceError:
+    """One line about a folder that cannot be written, and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(
+            f"the disk is full: {folder} has no room for its document states; free some space or lower the store's "
+            "bound and run it again (what was written before stays and is used)"
+        )
+    return ResourceError(f"cannot use the store {folder} for its document states: {error.strerror or error}")
+
+
+def write_shard(path: Path, blobs: Sequence[tuple[str, bytes]], dtype: str) -> list[Entry]:
+    """Writes a safetensors file, whole or not at all, and returns where in it each document lies.
+
+    Written by hand rather than by the safetensors library because the index needs the places, and the caller the
+    system's own error. Raises `OSError`.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": FORMAT, "dtype": dtype}}
+    at = 0
+    for key, blob in blobs:
+        header[key] = {"dtype": "U8", "shape": [len(blob)], "data_offsets": [at, at + len(blob)]}
+        at += len(blob)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGN)
+    with replacement(path) as temporary, temporary.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)))
+        file.write(text)
+        for _, blob in blobs:
+            file.write(blob)
+    entries, start = [], 8 + len(text)
+    for key, blob in blobs:
+        entries.append(Entry(key, path.name, start, len(blob)))
+        start += len(blob)
+    return entries
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """A shard's header, the place where its data begin, and the file's size. Raises `ValueError` for no shard."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if length >= size:
+            raise ValueError("its header is incomplete")
+        header = parse_json(file.read(length), str(path))
+    if not isinstance(header, dict) or header.get("__metadata__", {}).get("format") != FORMAT:
+        raise ValueError("its header names another format")
+    return header, 8 + length, size
+
+
+def read_shard(path: Path) -> tuple[str, list[Entry]]:
+    """A shard's format, and where in it each document lies, from its own header.
+
+    Nothing of a file that is no shard, with a warning.
+    """
+    try:
+        header, start, size = _header(path)
+        dtype = header["__metadata__"]["dtype"]
+        places = {key: tensor["data_offsets"] for key, tensor in header.items() if key != "__metadata__"}
+        entries = [Entry(key, path.name, start + first, end - first) for key, (first, end) in places.items()]
+        if dtype not in STATE_DTYPES or any(min(entry.start - start, entry.size) < 0 for entry in entries):
+            raise ValueError("its header is nonsense")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        logger.warning("%s is no shard of document states and is left out (%s)", path, error)
+        return "", []
+    return dtype, [entry for entry in entries if entry.start + entry.size <= size]

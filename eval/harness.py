@@ -28,7 +28,6 @@ from modeling_tsarank.scores.fusion import FusionSetting, fuse_query
 logger = logging.getLogger(__name__)
 
 _LOG = "scores.jsonl"
-_FORMER_LOGS = "scores.*.jsonl"  # one of each process, in earlier versions
 _ADVICE = "choose another --output, or --overwrite to throw its scores away"
 
 
@@ -68,11 +67,6 @@ def evaluate_collection(
     with exclusive(folder):
         candidates, settings = _start(source, collection, options, folder)
         log = ResultLog(folder / _LOG, settings)
-        for path in sorted(folder.glob(_FORMER_LOGS)):
-            former = ResultLog(path, settings)
-            if len(former):
-                log.add({block: former[block] for block in former})
-            path.unlink()
         records = score_blocks(pool, candidates, log, options.show_progress)
         _warn(records, collection.name)
         result = _measure(source, candidates, options, folder, records)
@@ -106,7 +100,7 @@ def _start(
     if options.fusion is not None:
         refuse_tuned_split(options.fusion, {one: collection.qrels[one] for one in query_ids}, collection.name)
     if options.overwrite:  # the settings last: a kill leaves no mixture
-        for path in (*folder.glob(_FORMER_LOGS), folder / _LOG, folder / SETTINGS_FILE):
+        for path in (folder / _LOG, folder / SETTINGS_FILE):
             path.unlink(missing_ok=True)
     settings = _settings(source, collection, options)
     check_settings(folder, settings, _ADVICE, complete=False)

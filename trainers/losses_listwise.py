@@ -10,7 +10,7 @@ from torch import Tensor
 
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import whole_number
-from modeling_tsarank.trainers.losses_pairwise import log1p_exp, ranknet_loss, reduce_pairs, soft_ranknet_loss
+from modeling_tsarank.trainers.losses_pairwise import log1p_exp, reduce_pairs, soft_ranknet_loss
 from modeling_tsarank.trainers.losses_targets import (
     check_choice,
     check_temperature,
@@ -18,13 +18,11 @@ from modeling_tsarank.trainers.losses_targets import (
     positive_mask,
     prepare_scores,
     ranks_to_labels,
-    scores_to_ranks,
 )
 from modeling_tsarank.trainers.objectives import objective
 
 
 MAX_EXPONENTIAL_LABEL = 60
-LAMBDA_WEIGHTINGS = ("lambdarank", "ndcg_loss2", "ndcg_loss2++")
 
 
 def _fill_padding(scores: Tensor, keep: Tensor) -> Tensor:
@@ -137,34 +135,27 @@ def lambdarank_loss(
     scores: Tensor,
     labels: Tensor,
     mask: Tensor | None = None,
-    weighting: Literal["lambdarank", "ndcg_loss2", "ndcg_loss2++"] = "lambdarank",
     gain: Literal["linear", "exponential"] = "linear",
     k: int | None = None,
-    mu: float = 10.0,
     sigma: float = 1.0,
     reduction: Literal["mean", "sum"] = "sum",
 ) -> Tensor:
     """LambdaRank as a loss: RankNet's pairs, each weighted by what it moves in nDCG (the LambdaLoss framework).
 
-        L = sum over i, j with y_i > y_j of w_ij * log2(1 + exp(-sigma (s_i - s_j)))
-        lambdarank:    w_ij = |G_i - G_j| * |1/D(p_i) - 1/D(p_j)|
-        ndcg_loss2:    w_ij = |G_i - G_j| * |1/D(|p_i - p_j|) - 1/D(|p_i - p_j| + 1)|
-        ndcg_loss2++:  w_ij = mu * (ndcg_loss2) + (lambdarank)
+        L = sum over i, j with y_i > y_j of |G_i - G_j| |1/D(p_i) - 1/D(p_j)| log2(1 + exp(-sigma (s_i - s_j)))
 
     with p the position by the current scores (equal scores: by index; the weights carry no gradient),
-    D(p) = log2(1 + p) and G the gain divided by the ideal DCG. The default is the LambdaRank variant with trec_eval's
-    linear gain, the nDCG that the evaluation reports; the LambdaLoss paper and published implementations use 2^y - 1
-    (`gain="exponential"`). The paper sums over pairs, as the default here; published implementations average.
+    D(p) = log2(1 + p) and G the gain divided by the ideal DCG. The default is trec_eval's linear gain, the nDCG that
+    the evaluation reports; the LambdaLoss paper and published implementations use 2^y - 1 (`gain="exponential"`). The
+    paper sums over pairs, as the default here; published implementations average.
 
     Args:
         scores: `(groups, documents)`.
         labels: `(groups, documents)`, grades of at least 0; from an order: `ranks_to_labels`; from a teacher's scores:
             `ranks_to_labels(scores_to_ranks(teacher_scores))`.
         mask: `(groups, documents)`, true for real documents.
-        weighting: the variant.
         gain: "linear" (y) or "exponential" (2^y - 1).
         k: nDCG's cut-off: a pair counts where at least one of the two is among the k best-scored; `None` counts all.
-        mu: weight of the ndcg_loss2 part in "ndcg_loss2++".
         sigma: slope of the sigmoid.
         reduction: "sum" or "mean" over the pairs of a query.
 
@@ -178,7 +169,6 @@ def lambdarank_loss(
         Burges 2010, From RankNet to LambdaRank to LambdaMART; Wang et al. 2018, The LambdaLoss framework for ranking
         metric optimization.
     """
-    check_choice("weighting", weighting, LAMBDA_WEIGHTINGS)
     check_choice("gain", gain, ("linear", "exponential"))
     check_temperature(sigma, "sigma")
     k = None if k is None else whole_number(k, "the cut-off k")
@@ -194,7 +184,8 @@ def lambdarank_loss(
             )
         positions = _positions(scores, mask)
         gains = _normalized_gains(labels, gain, k)
-        weights = _lambda_weights(gains, positions, weighting, mu)
+        discounts = 1 / torch.log2(1 + positions.to(gains.dtype))
+        weights = (gains[:, :, None] - gains[:, None, :]).abs() * (discounts[:, :, None] - discounts[:, None, :]).abs()
         pairs = (labels[:, :, None] > labels[:, None, :]) & mask[:, :, None] & mask[:, None, :]
         if k is not None:
             pairs &= (positions[:, :, None] <= k) | (positions[:, None, :] <= k)
@@ -218,20 +209,6 @@ def _normalized_gains(labels: Tensor, gain: str, k: int | None) -> Tensor:
     return torch.where(best > 0, gains / torch.where(best > 0, best, torch.ones_like(best)), torch.zeros_like(gains))
 
 
-def _lambda_weights(gains: Tensor, positions: Tensor, weighting: str, mu: float) -> Tensor:
-    """w_ij of `lambdarank_loss`, `(groups, documents, documents)`."""
-    gain_gaps = (gains[:, :, None] - gains[:, None, :]).abs()
-    places = positions.to(gains.dtype)
-    inverse = 1 / torch.log2(1 + places)
-    lambda_part = (inverse[:, :, None] - inverse[:, None, :]).abs()
-    if weighting == "lambdarank":
-        return gain_gaps * lambda_part
-    # A document is no pair with itself; a distance of 1 on the diagonal only keeps the logarithm finite.
-    distances = (places[:, :, None] - places[:, None, :]).abs().clamp(min=1)
-    loss2_part = 1 / torch.log2(1 + distances) - 1 / torch.log2(2 + distances)
-    return gain_gaps * (loss2_part if weighting == "ndcg_loss2" else mu * loss2_part + lambda_part)
-
-
 @objective("dear", "cross-entropy, RankNet and KL to a teacher", needs=("teacher_scores",))
 def dear_loss(
     scores: Tensor,
@@ -242,7 +219,6 @@ def dear_loss(
     ranknet_weight: float = 0.45,
     kl_weight: float = 0.1,
     temperature: float = 2.0,
-    ranknet_targets: Literal["soft", "order"] = "soft",
 ) -> Tensor:
     """DeAR's first stage: a mixture of cross-entropy, RankNet and KL to the teacher's distribution.
 
@@ -252,7 +228,7 @@ def dear_loss(
     (DataScienceUIBK/DeAR-Reranking, `pointwise_reranker/modeling.py`) is (1 - alpha) * L_main + alpha * T^2 * KL,
     where L_main is chosen by name, among them 0.5 * RankNet + 0.5 * cross-entropy, with T = 2 and, in its training
     script, alpha = 0.1: those give the default weights. Its RankNet has soft targets (`soft_ranknet_loss`), on the
-    teacher's scores or, in the mixture, on 0/1 relevance; here it is on the teacher's scores, soft or as an order. The
+    teacher's scores or, in the mixture, on 0/1 relevance; here it is on the teacher's scores. The
     paper's text names the three terms; its own weights are not known to be these.
 
     Args:
@@ -264,19 +240,17 @@ def dear_loss(
         ranknet_weight: w_rn, at least 0.
         kl_weight: w_kl, at least 0.
         temperature: T, of the KL term alone.
-        ranknet_targets: "soft" for the teacher's pair probabilities, "order" for `ranknet_loss` on its order.
 
     Returns:
         A scalar.
 
     Raises:
-        InputError: a negative weight, all weights 0, an unknown option, or shapes differ.
+        InputError: a negative weight, all weights 0, or shapes differ.
 
     References:
         Abdallah et al. 2025, DeAR: dual-stage document reranking with reasoning agents via LLM distillation
         (arXiv 2508.16998).
     """
-    check_choice("ranknet_targets", ranknet_targets, ("soft", "order"))
     weights = (cross_entropy_weight, ranknet_weight, kl_weight)
     if min(weights) < 0 or max(weights) == 0:
         raise InputError(f"the three weights must be at least 0 and not all 0, got {weights}")
@@ -285,9 +259,6 @@ def dear_loss(
         best = _fill_padding(prepare_scores(teacher_scores.detach(), real)[0], real).argmax(dim=1, keepdim=True)
         labels = torch.zeros_like(prepared).scatter_(1, best, 1.0)
     cross_entropy = listwise_softmax_loss(prepared, labels, real)
-    if ranknet_targets == "soft":
-        ranknet = soft_ranknet_loss(prepared, teacher_scores, real)
-    else:
-        ranknet = ranknet_loss(prepared, scores_to_ranks(teacher_scores, real), real)
+    ranknet = soft_ranknet_loss(prepared, teacher_scores, real)
     divergence = kl_to_teacher(prepared, teacher_scores, real, temperature)
     return cross_entropy_weight * cross_entropy + ranknet_weight * ranknet + kl_weight * divergence

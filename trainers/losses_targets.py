@@ -8,7 +8,6 @@ value nor a gradient, whatever its score is, NaN included.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -84,11 +83,11 @@ def positive_mask(mask: Tensor, labels: Tensor | None = None) -> Tensor:
     return (torch.arange(mask.shape[1], device=mask.device) == 0) & mask
 
 
-def permutation_to_ranks(permutation: Tensor | Sequence[Sequence[int]], width: int | None = None) -> Tensor:
+def permutation_to_ranks(permutation: Sequence[Sequence[int]], width: int | None = None) -> Tensor:
     """Ranks of the documents from lists of document indexes, best first.
 
     Args:
-        permutation: one list per group, or a `(groups, documents)` tensor whose short rows end in -1.
+        permutation: one list per group.
         width: columns of the result; by default the longest list's length.
 
     Returns:
@@ -102,9 +101,7 @@ def permutation_to_ranks(permutation: Tensor | Sequence[Sequence[int]], width: i
         tensor([[2, 3, 1],
                 [2, 1, 0]])
     """
-    rows = permutation.tolist() if isinstance(permutation, Tensor) else [list(row) for row in permutation]
-    if isinstance(permutation, Tensor):
-        rows = [row[: row.index(-1)] if -1 in row else row for row in rows]
+    rows = [list(row) for row in permutation]
     longest = max((len(row) for row in rows), default=0)
     width = longest if width is None else width
     if width < longest:
@@ -117,7 +114,7 @@ def permutation_to_ranks(permutation: Tensor | Sequence[Sequence[int]], width: i
                 "an index is repeated or out of range"
             )
         ranks[group, torch.tensor(row, dtype=torch.int64)] = torch.arange(1, len(row) + 1)
-    return ranks.to(permutation.device) if isinstance(permutation, Tensor) else ranks
+    return ranks
 
 
 def scores_to_ranks(scores: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -137,24 +134,21 @@ def scores_to_ranks(scores: Tensor, mask: Tensor | None = None) -> Tensor:
     return torch.where(mask, better.sum(dim=2) + 1, PADDING_RANK)
 
 
-def ranks_to_labels(
-    ranks: Tensor, mask: Tensor | None = None, form: Literal["linear", "reciprocal"] = "linear"
-) -> Tensor:
+def ranks_to_labels(ranks: Tensor, mask: Tensor | None = None) -> Tensor:
     """Graded relevance labels from ranks, for the losses and figures that need grades.
+
+    A label is `n - rank` with n the group's real documents: n-1 for the best, 0 for the worst.
 
     Args:
         ranks: `(groups, documents)`, 1 is best.
         mask: `(groups, documents)`, real documents; by default those whose rank is not `PADDING_RANK`.
-        form: `linear` is `n - rank` with n the group's real documents (n-1 for the best, 0 for the worst);
-            `reciprocal` is `1 / rank`, what the published RankGPT and TWOLAR code trains on.
 
     Returns:
         `(groups, documents)` of float32, 0 for padding.
     """
-    check_choice("form of labels", form, ("linear", "reciprocal"))
     mask = ranks != PADDING_RANK if mask is None else mask.bool()
     counts = mask.sum(dim=1, keepdim=True)
-    labels = (counts - ranks).float() if form == "linear" else 1.0 / ranks.clamp(min=1).float()
+    labels = (counts - ranks).float()
     return torch.where(mask, labels, torch.zeros_like(labels))
 
 

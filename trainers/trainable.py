@@ -19,7 +19,6 @@ from transformers.pytorch_utils import Conv1D
 from modeling_tsarank.modeling_ranker import RankerModel
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
 from modeling_tsarank.trainers.checkpoint_files import set_config_dtype, whole_files
-from modeling_tsarank.trainers.lora_linear import fuse_lora
 
 
 Part = Literal["top_blocks", "lora", "full"]
@@ -156,7 +155,6 @@ def make_trainable(
             targets = _linear_layers_of(part, lora_target_modules)
         config = lora_config(backbone, lora_r, lora_alpha, lora_dropout, targets, head)
         part.adapter = _add_lora(backbone, config)
-        fuse_lora(backbone)
     else:
         part.stacks, part.count = train_top_blocks(backbone, top_blocks), top_blocks
     heads = [module for name, module in backbone.named_modules() if name.rpartition(".")[2] in head]

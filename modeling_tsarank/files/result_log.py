@@ -108,7 +108,7 @@ class ResultLog:
             record = parse_json_object(line, "")
             digest = record.pop("sha256")
             if digest == _hash(record) and record["settings"] == self._digest:
-                results: dict[str, Any] = record.get("results") or {str(record["block"]): record}  # former layout
+                results: dict[str, Any] = record["results"]
                 return results
         return None
 

@@ -35,7 +35,6 @@ from .pools import Pool, lead
 logger = logging.getLogger(__name__)
 
 BLOCK_PAIRS = 4096
-_OLD_FILE = "manifest.json"
 _CUTS = ("cut_documents", "cut_queries")
 
 
@@ -104,11 +103,6 @@ def _score(job: BulkJob, pool: Pool, show: bool | None) -> dict[str, int]:
     if taken:
         raise InputError(f"the column {sorted(taken)[0]!r} cannot be kept: the output has one of its own by that name")
     with exclusive(output):
-        if (output / _OLD_FILE).exists():
-            raise InputError(
-                f"{output} holds scores of an earlier version of tsarank ({_OLD_FILE}); name another --output or "
-                "empty this one"
-            )
         counts, inputs = count_pairs(files), [_hashed(path) for path in files.paths]
         settings = _settings(job, files, inputs)
         check_settings(output, settings, complete=False)

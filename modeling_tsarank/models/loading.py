@@ -18,11 +18,11 @@ from ..engine.int8_weights import use_int8_weights
 from ..files.reading import read_json_object
 from ..modeling_ranker import RankerModel
 from ..modeling_twolar import TwolarModel
-from ..ranking_errors import InputError, ModelError, ResourceError, load_errors
+from ..ranking_errors import InputError, ModelError, load_errors
 from ..ranking_options import CONFIG_KEY
 from ..scores.calibration import CALIBRATION_FILE, Calibration
 from .checkpoints import load_backbone, newly_made_weights, refuse_shell_of_a_folder, some_of
-from .embedded_models import ADAPTER_CONFIG, RECORD_FILE, add_adapter, load_without_room
+from .embedded_models import ADAPTER_CONFIG, RECORD_FILE, add_adapter
 from .families import CLASSIFIER, families, family_class, model_kind, plain_family, published_family, published_options
 from .logit_score import logit_score_options, other_modules
 from .resolver import OTHER_LIBRARIES, Kind, Source, resolve
@@ -164,13 +164,7 @@ def load_ranker(
         ranker = _with_adapter(source, named.name, family, options, trust_remote_code, more)
         ranker.to(dtype=dtype)  # type: ignore[call-arg]
     else:
-        try:
-            ranker = make_ranker(source.location(), family, dtype=dtype, **origin, **options)
-        except ResourceError as error:
-            if more:
-                raise
-            ranker = load_without_room(source.name, error, family, options)
-            ranker.to(dtype=dtype)
+        ranker = make_ranker(source.location(), family, dtype=dtype, **origin, **options)
     if not placed:
         ranker.to(device)
     plain = source.kind in (Kind.HUB, Kind.FOLDER) and gguf_file is None and not ranker.own_head

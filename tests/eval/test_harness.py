@@ -22,7 +22,6 @@ from modeling_tsarank.eval.options import EvaluationOptions
 from modeling_tsarank.eval.run_files import ranked, read_run, write_run
 from modeling_tsarank.eval.scoring import ScorerSource
 from modeling_tsarank.eval.types import Collection
-from modeling_tsarank.files.hashes import hash_parts
 from modeling_tsarank.files.reading import read_json
 from modeling_tsarank.ranking_errors import InputError, ModelError, NonFiniteScoreError
 from modeling_tsarank.scores.fusion import FusionSetting
@@ -177,29 +176,6 @@ def test_other_settings_are_refused(
     result = evaluate_collection(source_of(scorer, **settings), small_collection, again, tmp_path / "out")
     assert scorer.calls[-1] > 0
     assert read_json(tmp_path / "out" / "metrics.json")["pairs"] == result.pairs
-
-
-def test_scores_of_an_earlier_version_are_taken_over(small_collection: Collection, tmp_path: Path) -> None:
-    scorer, options, output = OverlapScorer(), options_of(tmp_path), tmp_path / "out"
-    evaluate_collection(source_of(scorer), small_collection, options, output)
-    before, run = sum(scorer.calls), (output / "run.trec").read_bytes()
-    lines = [json.loads(line) for line in (output / "scores.jsonl").read_text().splitlines()]
-    for process, own in enumerate((lines[::2], lines[1::2])):
-        records = [
-            {"settings": line["settings"], "block": int(block), **record}
-            for line in own
-            for block, record in line["results"].items()
-        ]
-        hashes = [hash_parts([json.dumps(record, sort_keys=True)])[:16] for record in records]
-        rows = [json.dumps({**one, "sha256": hashed}) for one, hashed in zip(records, hashes, strict=True)]
-        (output / f"scores.0000{process}.jsonl").write_text("\n".join(rows[process:]) + "\n")  # one block is lacking
-    (output / "scores.jsonl").unlink()
-    evaluate_collection(source_of(scorer), small_collection, options, output)
-    assert sum(scorer.calls) - before == scorer.calls[-1] < before, "one block was scored"
-    assert (output / "run.trec").read_bytes() == run
-    assert sorted(path.name for path in output.glob("scores*")) == ["scores.jsonl"]
-    evaluate_collection(source_of(scorer), small_collection, options_of(tmp_path, overwrite=True), output)
-    assert sum(scorer.calls[-len(lines) :]) == before
 
 
 def test_changed_texts_are_refused(small_collection: Collection, tmp_path: Path) -> None:

@@ -99,9 +99,7 @@ def kl(scores: Group, teacher: Group, t: float) -> float:
     return t * t * sum(p * math.log(p / q) for p, q in zip(target, student, strict=True))
 
 
-def lambdarank(
-    scores: Group, labels: Group, weighting: str, gain: str, k: int | None, mu: float, sigma: float, reduction: str
-) -> float:
+def lambdarank(scores: Group, labels: Group, gain: str, k: int | None, sigma: float, reduction: str) -> float:
     order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
     position = {document: place for place, document in enumerate(order, start=1)}
     gains = [label if gain == "linear" else 2**label - 1 for label in labels]
@@ -114,10 +112,7 @@ def lambdarank(
             if labels[i] <= labels[j] or (k is not None and min(position[i], position[j]) > k):
                 continue
             gap = abs(gains[i] - gains[j]) / ideal
-            distance = abs(position[i] - position[j])
-            classic = gap * abs(1 / math.log2(1 + position[i]) - 1 / math.log2(1 + position[j]))
-            tight = gap * abs(1 / math.log2(1 + distance) - 1 / math.log2(2 + distance))
-            weight = {"lambdarank": classic, "ndcg_loss2": tight, "ndcg_loss2++": mu * tight + classic}[weighting]
+            weight = gap * abs(1 / math.log2(1 + position[i]) - 1 / math.log2(1 + position[j]))
             terms.append(weight * math.log2(1 + math.exp(-sigma * (scores[i] - scores[j]))))
     return mean(terms) if reduction == "mean" else sum(terms)
 

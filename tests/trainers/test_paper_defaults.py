@@ -130,10 +130,8 @@ ARGUMENTS: list[tuple[Any, str, Any]] = [
     (losses_listwise.listnet_loss, "teacher_temperature", 1.0),
     (losses_listwise.kl_to_teacher, "temperature", 1.0),
     # LambdaLoss (Wang et al., 2018), with trec_eval's gain.
-    (losses_listwise.lambdarank_loss, "weighting", "lambdarank"),
     (losses_listwise.lambdarank_loss, "gain", "linear"),
     (losses_listwise.lambdarank_loss, "k", None),
-    (losses_listwise.lambdarank_loss, "mu", 10.0),
     (losses_listwise.lambdarank_loss, "sigma", 1.0),
     (losses_listwise.lambdarank_loss, "reduction", "sum"),
     # DeAR (Abdallah et al., 2025), by its released code.
@@ -141,8 +139,6 @@ ARGUMENTS: list[tuple[Any, str, Any]] = [
     (losses_listwise.dear_loss, "ranknet_weight", 0.45),
     (losses_listwise.dear_loss, "kl_weight", 0.1),
     (losses_listwise.dear_loss, "temperature", 2.0),
-    (losses_listwise.dear_loss, "ranknet_targets", "soft"),
-    (losses_targets.ranks_to_labels, "form", "linear"),
     (losses_targets.in_batch_ndcg, "k", 10),
     # TWOLAR, section 3.2.
     (list_building.collect_lists, "list_size", 30),

@@ -19,14 +19,11 @@ class MiningOptions:
         depth: Documents of the first stage that are looked at.
         count: m, negatives of a query.
         rank_min: Ranks skipped at the top, counted after the positives are taken out.
-        rank_max: Last rank of the window; None for all of `depth`.
         absolute_margin: A candidate is dropped if its score is above the positive's minus this.
-        relative_margin: The same with this share of the positive's score, by its magnitude.
-        margin_of: The positive whose score counts where there are several: the `lowest` (the safe side, as in
-            sentence-transformers) or the `highest`.
+        relative_margin: The same with this share of the positive's score, by its magnitude. Of several positives the
+            lowest score counts (the safe side, as in sentence-transformers).
         sampling: `random` from the window, or the `top` of it.
         seed: Of the sampling.
-        minimum: Negatives a query needs for a row.
 
     Raises:
         InputError: a value out of range.
@@ -35,24 +32,14 @@ class MiningOptions:
     depth: int = 1000
     count: int = 48
     rank_min: int = 0
-    rank_max: int | None = None
     absolute_margin: float | None = None
     relative_margin: float | None = None
-    margin_of: Literal["lowest", "highest"] = "lowest"
     sampling: Literal["random", "top"] = "random"
     seed: int = 0
-    minimum: int = 1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.minimum <= self.count:
-            raise InputError(f"negatives of a query: at least 1 and at most {self.count}, got {self.minimum}")
-        last = self.depth if self.rank_max is None else self.rank_max
-        if not 0 <= self.rank_min < last <= self.depth:
-            raise InputError(
-                f"the window of ranks must lie inside the top {self.depth}: after {self.rank_min}, up to {last}"
-            )
-        if self.count > last - self.rank_min:
-            raise InputError(f"{self.count} negatives do not fit in the {last - self.rank_min} ranks of the window")
+        if self.count < 1 or not 0 <= self.rank_min <= self.depth - self.count:
+            raise InputError(f"{self.count} negatives do not fit in the ranks {self.rank_min} to {self.depth}")
         check_choices(self)
         for name in ("absolute_margin", "relative_margin"):
             value = getattr(self, name)
@@ -70,7 +57,7 @@ class MiningOptions:
         `positive - |positive| * relative`, as sentence-transformers has it, is a margin for negative scores as well:
         log-probabilities are never above 0.
         """
-        positive = min(positives) if self.margin_of == "lowest" else max(positives)
+        positive = min(positives)
         limits = [positive]
         if self.absolute_margin is not None:
             limits.append(positive - self.absolute_margin)

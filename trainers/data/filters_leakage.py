@@ -310,11 +310,10 @@ class LeakageCheck:
             replace(task, document_ids=tuple(name for name in task.document_ids if not leaks[name])) for task in tasks
         ]
 
-    def clean_rows(self, rows: Iterable[Mapping[str, Any]], minimum: int = 1) -> Iterator[dict[str, Any]]:
+    def clean_rows(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """Canonical rows for fine-tuning without documents of test collections.
 
-        A row whose query is one of theirs goes, and so does one without a positive or with fewer than `minimum`
-        negatives left.
+        A row whose query is one of theirs goes, and so does one without a positive or a negative left.
         """
         left = iter(rows)
         while batch := [dict(row) for row in islice(left, _ROWS)]:
@@ -325,4 +324,4 @@ class LeakageCheck:
             leaks = iter(self.passage_leaks(passages))
             for row, side in sides:
                 row[side] = [document for document in row[side] if not next(leaks)]
-            yield from (row for row in batch if row["positives"] and len(row["negatives"]) >= minimum)
+            yield from (row for row in batch if row["positives"] and row["negatives"])

@@ -85,7 +85,7 @@ def mine_negatives(
     """Rows for `tsarank train sft`: query, positives and mined negatives, with where they come from.
 
     A candidate is no negative if it is a positive, has a positive's text, was judged relevant to the query, or scores
-    above the margin beside the query's positives that have a score (see `MiningOptions.margin_of`). Scores are the
+    above the margin beside the query's lowest-scored positive. Scores are the
     first stage's, or those of `judge`. With margins by the first stage, a query none of whose positives it finds has
     nothing to compare with and is left out ("positive not retrieved").
 
@@ -131,7 +131,7 @@ def mine_negatives(
         chosen = _choose(query_id, positives[query_id], candidates, run.get(query_id, {}), options, values, counts)
         if chosen is None:
             continue
-        if len(chosen) < options.minimum:
+        if not chosen:
             counts.lost["too few negatives"] += 1
             continue
         rows.append(_row(collection, query_id, positives[query_id], chosen, stage, options))
@@ -164,8 +164,7 @@ def _candidates(
             counts.candidates["copy of a positive"] += 1
             continue
         rest.append(name)
-    last = options.depth if options.rank_max is None else options.rank_max
-    window = list(enumerate(rest, start=1))[options.rank_min : last]
+    window = list(enumerate(rest, start=1))[options.rank_min : options.depth]
     return [(name, rank, scores[name]) for rank, name in window]
 
 
@@ -217,8 +216,7 @@ def _row(
         found = collection.documents[name]
         return {"docid": name, "title": found.title or None, "text": found.text}
 
-    last = options.depth if options.rank_max is None else options.rank_max
-    margin = f"absolute {options.absolute_margin}, relative {options.relative_margin}, {options.margin_of} positive"
+    margin = f"absolute {options.absolute_margin}, relative {options.relative_margin}"
     return {
         "query_id": query_id,
         "query": collection.queries[query_id],
@@ -226,7 +224,7 @@ def _row(
         "negatives": [{**document(name), "rank": rank, "score": float(score)} for name, rank, score in negatives],
         "source": collection.name,
         "first_stage": stage.name,
-        "window": f"{options.rank_min + 1}-{last} of {options.depth}",
+        "window": f"{options.rank_min + 1}-{options.depth}",
         "margin": margin if options.has_margin else "none",
         "sampling": f"{options.sampling}, seed {options.seed}",
     }

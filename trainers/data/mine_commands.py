@@ -1,6 +1,6 @@
 """Mine hard negatives for `tsarank train sft`: for every query with relevant documents, m documents out of a window
 of a first stage's ranks. Positives and their copies are never negatives. False negatives are dropped by score: a
-candidate goes if it scores above the lowest (--margin-of) positive's score less a margin, by the first stage or, with
+candidate goes if it scores above the lowest positive's score less a margin, by the first stage or, with
 --judge, by a reranker.
 
 First stages: bm25, splade:MODEL, dense:MODEL, rerank:MODEL (over --rerank-depth documents of bm25). Every negative
@@ -105,7 +105,7 @@ def _finish_mining(args: argparse.Namespace, rows: list[dict[str, Any]], counts:
         check = open_check(args, stack)
         if check is not None:
             before = {"rows_before": counts.rows, "negatives_before": counts.negatives}
-            rows = list(check.clean_rows(rows, args.minimum))
+            rows = list(check.clean_rows(rows))
             counts.recount(rows, args.count)
             leakage = {**check.record(), **before}
     if not rows:

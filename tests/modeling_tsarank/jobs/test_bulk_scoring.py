@@ -244,14 +244,6 @@ def test_two_processes_do_not_work_in_one_folder(model, tmp_path) -> None:
     assert score_pairs(job, pool=LocalPool(second))["pairs"] == 40
 
 
-def test_a_folder_of_an_earlier_version_is_refused(model, tmp_path) -> None:
-    job = BulkJob((write_parquet(tmp_path / "a.parquet", make_pairs(40)),), str(tmp_path / "out"), shard_pairs=20)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "manifest.json").write_text("{}")
-    with pytest.raises(InputError, match=r"scores of an earlier version of tsarank \(manifest\.json\); name another"):
-        score_pairs(job, model)
-
-
 # ---- never a mixture -----------------------------------------------------------------------------------
 
 

@@ -24,11 +24,9 @@ from modeling_tsarank.models.embedded_models import (
     DEFAULT_RELEASE,
     RELEASE_FILE,
     embedded_source,
-    load_without_room,
     releases,
 )
 from modeling_tsarank.models.resolver import resolve, resolve_language_model
-from modeling_tsarank.ranking_errors import ResourceError
 
 
 FIRST, DISTILLED = "tsarank-smollm2-135m", "twolar-smollm2-135m"
@@ -107,17 +105,6 @@ def test_the_distilled_release_keeps_document_states(distilled, query: str) -> N
         assert len(store) == len(documents)
     finally:
         distilled.document_store = None
-
-
-def test_without_room_the_release_is_merged_in_memory(ranker) -> None:
-    error = ResourceError("the disk is full")
-    model = load_without_room(FIRST, error, None, {"max_length": 300})
-    assert model.options == ranker.options.override(max_length=300)
-    found = model.backbone.state_dict()
-    for name, value in ranker.backbone.state_dict().items():
-        assert torch.equal(found[name], value), name
-    with pytest.raises(ResourceError, match="disk is full"):
-        load_without_room("smollm2-135m-instruct", error, None, {})
 
 
 @pytest.mark.parametrize("old", [b"{}", None])

@@ -76,29 +76,27 @@ def test_a_querys_own_document_is_no_negative(mine):
 
 
 def test_random_samples_come_from_the_window_and_follow_the_seed(mine, tmp_path):
-    first, _ = mine(depth=40, count=6, rank_min=2, rank_max=20, seed=1)
-    again, _ = mine(depth=40, count=6, rank_min=2, rank_max=20, seed=1)
-    other, _ = mine(depth=40, count=6, rank_min=2, rank_max=20, seed=2)
+    first, _ = mine(depth=40, count=6, rank_min=2, seed=1)
+    again, _ = mine(depth=40, count=6, rank_min=2, seed=1)
+    other, _ = mine(depth=40, count=6, rank_min=2, seed=2)
     assert first == again
     assert [row["negatives"] for row in first] != [row["negatives"] for row in other]
     for row in first:
         ranks = [one["rank"] for one in row["negatives"]]
         assert ranks == sorted(set(ranks))
-        assert 3 <= ranks[0] <= ranks[-1] <= 20
+        assert 3 <= ranks[0] <= ranks[-1] <= 40
 
 
 def test_margins_by_the_first_stages_scores(mine, tmp_path):
     collection = make_collection()
     retriever = Retriever(collection.documents, tmp_path / "indexes", lambda name: None)
     scores = retriever.run(BM25, {"q0": "dough oven"}, 100)["q0"]
-    lowest, highest = (pick(scores[name] for name in ("d1", "d2") if name in scores) for pick in (min, max))
-    assert lowest < highest
+    lowest = min(scores[name] for name in ("d1", "d2") if name in scores)
     for changes, limit in (
         ({"absolute_margin": 0.0}, lowest),
         ({"absolute_margin": 0.3}, lowest - 0.3),
         ({"relative_margin": 0.4}, lowest * 0.6),
         ({"absolute_margin": 0.3, "relative_margin": 0.01}, lowest - 0.3),
-        ({"absolute_margin": 0.3, "margin_of": "highest"}, highest - 0.3),
     ):
         rows, counts = mine(depth=60, count=60, sampling="top", **changes)
         row = next((row for row in rows if row["query_id"] == "q0"), None)
@@ -144,7 +142,7 @@ def test_the_trainer_takes_the_rows(mine, tmp_path):
     loaded = checked_rows(path, RowRules(positives=True, negatives=5), cache_dir=tmp_path / "arrow").rows
     assert loaded[0]["source"] == "kitchen"
     assert loaded[0]["first_stage"] == "bm25"
-    assert loaded[0]["window"] == "1-50 of 50"
+    assert loaded[0]["window"] == "1-50"
 
 
 def test_nothing_to_mine(mine):
@@ -157,15 +155,11 @@ def test_nothing_to_mine(mine):
     "options",
     [
         {"count": 0},
-        {"minimum": 0},
-        {"count": 2, "minimum": 3},
         {"depth": 10},
         {"rank_min": 1000},
         {"rank_min": -1},
-        {"rank_max": 2000},
-        {"rank_min": 5, "rank_max": 5, "count": 1},
+        {"depth": 50, "rank_min": 3},
         {"sampling": "best"},
-        {"margin_of": "middle"},
         {"absolute_margin": -1.0},
         {"relative_margin": float("nan")},
     ],

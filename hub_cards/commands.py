@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modeling_tsarank.cli.command_line import add_command, given, size
+from modeling_tsarank.cli.command_line import add_command, given
 
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _register_model(kinds: Any) -> None:
         _model.__doc__,
         _MODEL_EXAMPLES,
         _model,
-        common=_COMMON_OPTIONS + "license base-model results adapter-only max-shard-size",
+        common=_COMMON_OPTIONS + "license base-model results adapter-only",
         details=_DETAILS,
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the saved model, or a release's name")
@@ -131,9 +131,6 @@ def _register_model(kinds: Any) -> None:
     )
     files = parser.add_argument_group("files")
     files.add_argument("--adapter-only", action="store_true", help="the LoRA adapter alone, its base pinned")
-    files.add_argument(
-        "--max-shard-size", type=size, metavar="SIZE", help="write the weights anew in files of this size at most"
-    )
     _add_include(files)
 
 

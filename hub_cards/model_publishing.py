@@ -83,7 +83,6 @@ class ModelOptions:
         results: output folders of `tsarank evaluate`.
         accept_other_checkpoint: takes results that were measured on other files.
         adapter_only: publishes the adapter and not the merged model.
-        max_shard_size: bytes of one file of weights at most; `None` leaves the files as they are.
         include: patterns of further files of the folder.
         not_secret: paths whose look-alikes of secrets were looked at.
         message: of the commit.
@@ -103,7 +102,6 @@ class ModelOptions:
     results: Sequence[Path] = ()
     accept_other_checkpoint: bool = False
     adapter_only: bool = False
-    max_shard_size: int | None = None
     include: Sequence[str] = ()
     not_secret: Sequence[str] = ()
     message: str | None = None
@@ -119,7 +117,7 @@ def prepare_model(folder: Path, repo_id: str, options: ModelOptions | None = Non
 
     Raises:
         InputError, ModelError: what is missing or unusable, in one line.
-        ResourceError: no room for re-sharded weights, or the Hub cannot say the licence or the commit.
+        ResourceError: the Hub cannot say the licence or the commit.
     """
     options = options or ModelOptions()
     source = _adapter_folder(folder) if options.adapter_only else folder
@@ -191,30 +189,9 @@ def select_model_files(facts: ModelFacts, options: ModelOptions | None = None) -
         write_cross_encoder_files(staging)
         for file in staging.iterdir():
             selection.add(file.name, file)
-    if options.max_shard_size is not None:
-        staging = _staging_folder(selection)
-        files = _reshard([folder / name for name in weights if name != INDEX_NAME], staging, options.max_shard_size)
-        selection.files = [file for file in selection.files if file.path not in weights]
-        for file in files:
-            selection.add(file.name, file)
     if "tokenizer.json" not in selection.paths:
         raise ModelError(f"{folder} holds no tokenizer.json; save the tokenizer beside the model")
     return selection
-
-
-def _reshard(files: Sequence[Path], folder: Path, limit: int) -> list[Path]:
-    """Writes the tensors anew in files of at most `limit` bytes (a larger tensor gets its own), with their index."""
-    from huggingface_hub import save_torch_state_dict
-    from safetensors.torch import load_file
-
-    tensors: dict[str, Any] = {}
-    for path in sorted(files):
-        tensors |= load_file(path)  # mapped into memory, read when they are written
-    needed, free = sum(path.stat().st_size for path in files), shutil.disk_usage(folder).free
-    if free < needed:
-        raise ResourceError(f"re-sharding needs {needed:,} bytes in {folder}, where {free:,} are free; set TMPDIR")
-    save_torch_state_dict(tensors, folder, max_shard_size=limit)
-    return sorted(folder.iterdir())
 
 
 def _weight_names(folder: Path) -> set[str]:

@@ -248,22 +248,6 @@ def test_a_folder_from_before_modules_json_gets_it(trained: Any, tmp_path: Path)
     assert not (folder / "modules.json").exists(), "the folder itself is left as it is"
 
 
-def test_weights_in_shards_are_the_same_weights(trained: Any, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    options = ModelOptions(license="mit", max_shard_size=50_000)
-    selection = prepare_model(trained("twolar"), "alice/x", options).selection
-    files = {file.path: file for file in selection.files}
-    index = json.loads(files["model.safetensors.index.json"].read())
-    assert "model.safetensors" not in files
-    whole = load_file(trained("twolar") / "model.safetensors")
-    assert set(index["weight_map"]) == set(whole)
-    for name in set(index["weight_map"].values()):
-        part = load_file(files[name].source)
-        assert all(whole[tensor].equal(value) for tensor, value in part.items())
-        assert sum(value.numel() * value.element_size() for value in part.values()) <= 50_000 or len(part) == 1
-
-
 @pytest.mark.parametrize("template", ["{query} {document} Relevant:", "{document} {query} Relevant:"])
 @pytest.mark.parametrize("decoder_only", [True, False])
 def test_a_true_false_card_says_whether_documents_are_read_once(template: str, decoder_only: bool) -> None:

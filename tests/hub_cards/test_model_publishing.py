@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import load_file
 
 from modeling_tsarank import TSARankModel, TwolarModel, hub_cards, load_ranker
 from modeling_tsarank.hub_cards.model_publishing import ModelOptions, _model_info, prepare_model
@@ -149,10 +151,18 @@ def _has(text: str, score: float) -> bool:
 # ---- one commit, or none ---------------------------------------------------------------------------
 
 
+def in_shards(folder: Path, target: Path, size: int) -> Path:
+    """A copy of a model's folder whose weights are in files of at most `size` bytes."""
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns("model.safetensors"))
+    save_torch_state_dict(load_file(folder / "model.safetensors"), target, max_shard_size=size)
+    return target
+
+
 def test_a_killed_upload_leaves_nothing_half_and_goes_on(
     trained: Any, hub: Any, publish: Any, publish_command: Any, hub_environment: Any, tmp_path: Path
 ) -> None:
-    arguments = ("model", str(trained("tsarank")), "alice/ranker", "--license", "mit", "--max-shard-size", "60KB")
+    folder = in_shards(trained("tsarank"), tmp_path / "model", 60_000)
+    arguments = ("model", str(folder), "alice/ranker", "--license", "mit")
     arrived = threading.Event()
     command = [*publish_command, *arguments]
     process = subprocess.Popen(command, env=hub_environment(), cwd=tmp_path, stderr=subprocess.DEVNULL)
@@ -216,10 +226,9 @@ def test_a_hub_that_is_down_is_one_line(trained: Any, hub: Any, publish: Any) ->
 
 
 def test_publishing_again(trained: Any, hub: Any, publish: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(trained("tsarank"), folder)
-    publish("model", folder, "alice/ranker", "--license", "mit", "--max-shard-size", "100KB")
-    again = publish("model", folder, "alice/ranker", "--license", "mit", "--max-shard-size", "100KB")
+    folder, shards = trained("tsarank"), in_shards(trained("tsarank"), tmp_path / "model", 100_000)
+    publish("model", shards, "alice/ranker", "--license", "mit")
+    again = publish("model", shards, "alice/ranker", "--license", "mit")
     assert "nothing has changed" in again.stdout
     # Another content under the same tag is refused; a new tag makes a commit, which takes the old shards out.
     refused = publish("model", folder, "alice/ranker", "--license", "mit", check=False)

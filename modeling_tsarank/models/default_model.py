@@ -162,7 +162,8 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _note_hashes(folder: Path) -> None:
-    files = {path.name: HashedFile.of(str(path)) for path in sorted(folder.iterdir()) if path.is_file()}
+    paths = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != _HASHES]
+    files = {path.name: HashedFile.of(str(path)) for path in paths}
     kept = {name: (file.sha256, file.stamp) for name, file in files.items()}
     (folder / _HASHES).write_text(json.dumps(kept), encoding="utf-8")
 

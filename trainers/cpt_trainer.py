@@ -22,7 +22,6 @@ from modeling_tsarank.trainers.base_models import load_base_model
 from modeling_tsarank.trainers.checkpoint_files import set_config_dtype, whole_files
 from modeling_tsarank.trainers.checkpointing import ADAPTER_FOLDER, CheckpointingTrainer
 from modeling_tsarank.trainers.cpt_config import ROW_RULES, CPTConfig
-from modeling_tsarank.trainers.lora_linear import fuse_lora
 from modeling_tsarank.trainers.ranking_module import token_log_probs
 from modeling_tsarank.trainers.reranking_evaluation import RerankingEvaluation
 from modeling_tsarank.trainers.row_checks import checked_rows
@@ -141,8 +140,6 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
         except ValueError as error:
             # TRL's own checks of what goes together; PEFT's print a whole module behind the first line.
             raise error if isinstance(error, TSARankError) else InputError(str(error).splitlines()[0]) from error
-        if peft_config is not None:
-            fuse_lora(self.backbone)
 
     @property
     def backbone(self) -> PreTrainedModel:

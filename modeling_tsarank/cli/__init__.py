@@ -23,6 +23,7 @@ COMMAND_MODULES = (
     "modeling_tsarank.cli.describe",
     "modeling_tsarank.cli.serve",
     "modeling_tsarank.cli.doctor",
+    "modeling_tsarank.cli.export",
     "modeling_tsarank.eval.commands",
     "modeling_tsarank.eval.calibrate_command",
     "modeling_tsarank.trainers.data.commands",

@@ -33,6 +33,7 @@ COMMANDS = {
         f"--port 0 --host 127.0.0.1 --store @store {_MODEL}",
     ],
     "doctor": [f"--json {_MODEL}", f"--timeout 0.5 {_MODEL}"],
+    "export": [f"--output %out {_MODEL}"],
     "describe": [f"@model {_PLACE}", f"@model --json {_PLACE}"],
     "evaluate": [
         f"--dataset @beir --top-k 4 --output %out --quiet {_MODEL}",

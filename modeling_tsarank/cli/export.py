@@ -35,7 +35,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Save a true/false ranker as an ordinary sequence-classification model with one label, for vLLM, infinity, TEI and
+    """Save a true/false ranker as an ordinary sequence-classification model with one label, for vLLM, infinity and
     plain transformers. Its head is the difference of the two answers' rows, its tokenizer joins query and document to
     the ranker's prompt, and its chat template (roles query and document) holds that prompt. Scores are compared before
     anything is written.

@@ -122,7 +122,7 @@ def test_an_error_shows_neither_whole_documents_nor_control_characters() -> None
 
 def test_argparse_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     errors = {
-        ("rank", "--query", "q"): "tsarank rank: error: the following arguments are required: --documents",
+        ("index", "--store", "s"): "tsarank index: error: the following arguments are required: --documents",
         ("rank", "--query", "q", "--documents", "x", "--topk", "3"): (
             "tsarank rank: error: unknown option '--topk'; did you mean --top-k?"
         ),

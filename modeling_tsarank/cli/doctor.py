@@ -17,6 +17,7 @@ from typing import Any
 
 from ..files.caches import cache_root
 from ..files.sizes import readable_size
+from ..files.versions import installed_version
 from ..models.arguments import add_model_arguments, model_from_arguments
 from ..ranking_errors import TSARankError
 from .command_line import add_command, one_line, real
@@ -55,7 +56,7 @@ def machine(args: argparse.Namespace) -> dict[str, str]:
     from ..models.loading import number_format, resolve_device
 
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    versions = {name: importlib.metadata.version(name) for name in ("tsarank", "torch", "transformers")}
+    versions = {name: installed_version(name) for name in ("tsarank", "torch", "transformers")}
     device = resolve_device(args.device)
     return {
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
@@ -91,10 +92,8 @@ def extras() -> dict[str, str]:
 
 
 def _is_installed(requirement: Any) -> bool:
-    try:
-        return requirement.specifier.contains(importlib.metadata.version(requirement.name), prereleases=True)
-    except importlib.metadata.PackageNotFoundError:
-        return False
+    version = installed_version(requirement.name)
+    return version is not None and requirement.specifier.contains(version, prereleases=True)
 
 
 def caches() -> dict[str, str]:

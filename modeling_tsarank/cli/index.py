@@ -30,7 +30,7 @@ formats:
   int8 (default) keeps a state in one byte, with scales: about 11.9 KB a token for the embedded default model; float16
   and bfloat16 take two bytes; float32 takes four. In the model's own dtype nothing is lost: scores are as without a
   store, in float32 but for rounding, in bfloat16 on a CPU to the last bit. A store keeps one format; other models'
-  states may lie in the same folder and are never mixed up.
+  states may be in the same folder and are never mixed up.
 """
 _EXAMPLES = """\
   tsarank index --documents corpus.jsonl --store corpus-states
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     tokens.
 
     FILE holds the documents as for `tsarank rank`. FOLDER is made if need be; documents it already holds are not read
-    again, so an interrupted command goes on where it stopped. What the store will take on disk is said before it
+    again, so an interrupted command goes on where it stopped. What the store will take on disk is reported before it
     starts. The model must read the document first: query likelihood, or a true/false ranker on a decoder-only model
     whose template has {document} before {query}.
     """

@@ -126,7 +126,7 @@ class Workspace:
     """Memory that the blocks of a batch are cut out of, used again for the next batch and the next call.
 
     Memory that was never touched costs a page fault for every 4 KiB, which for hundreds of megabytes is a good part of
-    the time that ranking from kept states takes.
+    the time that ranking from cached states takes.
     """
 
     def __init__(self) -> None:

@@ -51,7 +51,7 @@ class BulkJob:
         skip_bad_pairs: pairs without a query or with texts of a wrong type get no score (null) instead of an error.
         batch_tokens: token budget of a batch.
         model: arguments of `load_ranker`, the name as `name_or_path`.
-        store: folder of kept document states that the model uses and adds to.
+        store: folder of cached document states that the model uses and adds to.
     """
 
     pairs: tuple[str, ...]

@@ -115,5 +115,5 @@ def documents_from_arguments(args: argparse.Namespace, scored: bool = False) -> 
 def add_store_argument(parser: Any) -> None:
     """`--store`, for commands that score with a model."""
     parser.add_argument(
-        "--store", metavar="FOLDER", help="kept document states, as `tsarank index` writes: used and added to"
+        "--store", metavar="FOLDER", help="cached document states, as `tsarank index` writes: used and added to"
     )

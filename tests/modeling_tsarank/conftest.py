@@ -1,4 +1,4 @@
-"""Fixtures of the modeling room: tiny random models of every supported architecture, with real trained tokenizers."""
+"""Fixtures: tiny random models of every supported architecture, with real trained tokenizers."""
 
 from __future__ import annotations
 

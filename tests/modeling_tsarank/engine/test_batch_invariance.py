@@ -187,7 +187,7 @@ def encoded_query(model: TSARankModel, query: str) -> tuple[int, ...]:
 
 
 def every_way(model: TSARankModel | TwolarModel, queries: list[str], documents: list[str]) -> dict[str, np.ndarray]:
-    """Scores `(documents, queries)` of all pairs: together, in small batches, by query, alone, from kept states."""
+    """Scores `(documents, queries)` of all pairs: together, in small batches, by query, alone, from cached states."""
     pairs = [(query, document) for document in documents for query in queries]
     found = {"together": model.predict(pairs), "small batches": model.predict(pairs, batch_tokens=150)}
     by_query = [model.predict([(query, document) for document in documents]) for query in queries]

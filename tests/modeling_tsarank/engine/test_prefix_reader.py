@@ -1,4 +1,4 @@
-"""Scores from kept document states equal those computed afresh, on every architecture."""
+"""Scores from cached document states equal those computed afresh, on every architecture."""
 
 from __future__ import annotations
 

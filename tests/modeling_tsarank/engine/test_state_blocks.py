@@ -1,4 +1,4 @@
-"""Kept states in place: grouped attention against the equation, blocks against a cache that concatenates."""
+"""Cached states in place: grouped attention against the equation, blocks against a cache that concatenates."""
 
 from __future__ import annotations
 

@@ -29,7 +29,12 @@ def register(subparsers: Any) -> None:
         run,
         common="model output dtype",
     )
-    parser.add_argument("--to", choices=("sequence-classification",), default="sequence-classification")
+    parser.add_argument(
+        "--to",
+        choices=("sequence-classification",),
+        default="sequence-classification",
+        help="form of the copy (default: sequence-classification)",
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to be made")
     add_model_arguments(parser)
 

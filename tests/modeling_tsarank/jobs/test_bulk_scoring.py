@@ -475,7 +475,8 @@ def test_cut_texts_are_counted_in_the_summary(zoo, tmp_path) -> None:
         (b"\xff\n", "p.jsonl", "line 1: not UTF-8"),
         (b"\n \n", "p.jsonl", "no pairs in"),
         (b"PAR1 but not really", "p.parquet", "cannot be read as Parquet"),
-        (b"x", "p.csv", "unknown kind of file '.csv'"),
+        (b"x", "p.csv", "no pairs in"),
+        (b"x", "p.xlsx", "unknown kind of file '.xlsx'"),
         (None, "p.parquet", "no file"),
     ],
 )

@@ -184,7 +184,7 @@ def test_made_queries_are_labelled_with_their_passages(corpus, tmp_path):
     [
         (("mine", "--output", "x", "--corpus", "c"), "give either --dataset, or --corpus and --queries"),
         (("mine", "--output", "x", "--judge", "m"), "give --absolute-margin or --relative-margin"),
-        (("mine", "--output", "x", "--depth", 10), "48 negatives do not fit in the 10 ranks"),
+        (("mine", "--output", "x", "--depth", 10), "48 negatives do not fit in the ranks 0 to 10"),
         (("queries", "cropped", "--corpus", "nowhere", "--count", 1, "--output", "x"), "no such file"),
     ],
 )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSequenceClassification
 
+from .. import ranking_text
 from ..modeling_cross_encoder import CrossEncoderModel
 from ..ranking_errors import ModelError
 from ..ranking_options import CONFIG_KEY
@@ -66,12 +70,28 @@ def to_sequence_classification(ranker: Any) -> CrossEncoderModel:
         max_query_length=options.max_query_length,
     )
     pairs = [(query, document) for query in _QUERIES for document in _DOCUMENTS]
-    expected, found = ranker.predict(pairs, show_progress=False), made.predict(pairs, show_progress=False)
+    with _unwarned():
+        expected, found = ranker.predict(pairs, show_progress=False), made.predict(pairs, show_progress=False)
     tolerance = 1e-4 if ranker.dtype == torch.float32 else 0.1
     worst = float(abs(expected - found).max())
     if worst > tolerance * max(1.0, float(abs(expected).max())):
         raise ModelError(f"the exported model would score otherwise: scores differ by up to {worst:.3g}")
     return made
+
+
+@contextlib.contextmanager
+def _unwarned() -> Iterator[None]:
+    """Within it nobody is told that texts are empty or cut: they are not the user's."""
+    logger = logging.getLogger(ranking_text.__name__)
+    logger.addFilter(_none)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_none)
+
+
+def _none(_: logging.LogRecord) -> bool:
+    return False
 
 
 def _with_head(backbone: Any, pad_id: int, true_id: int, false_id: int) -> Any:

@@ -67,7 +67,9 @@ def test_the_command(zoo: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str
     ranker.save_pretrained(tmp_path / "ranker")
     options = ["export", "--model", str(tmp_path / "ranker"), "--device", "cpu", "--dtype", "float32"]
     assert main([*options, "--output", str(tmp_path / "classifier")]) == 0
-    assert "LlamaForSequenceClassification" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "LlamaForSequenceClassification" in said.out
+    assert "documents" not in said.err, "the texts of the comparison are not the user's"
     found = load_ranker(tmp_path / "classifier", device="cpu", dtype="float32").predict(PAIRS)
     assert np.abs(found - ranker.predict(PAIRS)).max() < 1e-5
     assert main([*options, "--output", str(tmp_path / "classifier")]) == 2

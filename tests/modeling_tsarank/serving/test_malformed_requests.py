@@ -63,5 +63,5 @@ def test_no_request_breaks_the_service(zoo: Any, tmp_path: Any) -> None:
 
 @pytest.mark.slow
 def test_ten_thousand_requests(zoo: Any, tmp_path: Any) -> None:
-    counts = attack(zoo, tmp_path / "ranker", 700)
+    counts = attack(zoo, tmp_path / "ranker", 1100)
     assert sum(counts.values()) >= 10_000, counts

@@ -60,6 +60,12 @@ def say(what: str) -> None:
         sys.stderr.write(f"tsarank: {what} …\n")
 
 
+def ranking_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The ranking options among those of `add_model_arguments` that are given."""
+    names = ("max_length", "max_query_length", "instruction")
+    return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+
+
 def model_from_arguments(args: argparse.Namespace) -> Any:
     """Loads the model that `add_model_arguments` describes."""
     from transformers.utils import logging as transformers_logging
@@ -69,8 +75,6 @@ def model_from_arguments(args: argparse.Namespace) -> Any:
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # weights that are missing or left over are errors of `load_ranker`
-    names = ("max_length", "max_query_length", "instruction")
-    options = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
     say(f"loading {args.model or 'the default model'}")
     return load_ranker(
         args.model,
@@ -78,7 +82,7 @@ def model_from_arguments(args: argparse.Namespace) -> Any:
         dtype=args.dtype,
         revision=args.revision,
         trust_remote_code=args.trust_remote_code,
-        **options,
+        **ranking_arguments(args),
     )
 
 

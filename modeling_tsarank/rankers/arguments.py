@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from ..cli.command_line import real, whole
+from ..models.arguments import ranking_arguments
 from ..ranking_errors import InputError
 from . import RANKERS
 
@@ -150,7 +151,6 @@ def list_ranker(args: argparse.Namespace, device: Any = None) -> ListRanker | No
         return RerankService(EndpointSettings(*where), args.api_documents)
     if remote:
         return load_list_ranker(source.name, args.ranker, options, endpoint=ChatSettings(*where))
-    given = {name: getattr(args, name, None) for name in ("max_length", "max_query_length", "instruction")}
     ranker: Any = load_list_ranker(
         args.model,
         args.ranker,
@@ -160,7 +160,7 @@ def list_ranker(args: argparse.Namespace, device: Any = None) -> ListRanker | No
         revision=args.revision,
         trust_remote_code=args.trust_remote_code,
         batch_tokens=args.batch_tokens,
-        **{name: value for name, value in given.items() if value is not None},
+        **ranking_arguments(args),
     )
     if getattr(args, "store", None) is not None:
         ranker.document_store = open_store(args.store)
@@ -203,9 +203,8 @@ def _stage(args: argparse.Namespace, device: Any) -> Any:
     place = resolve_device(args.device or device)
     foreign = bool(prefix_of(resolve(args.model), args.revision))
     dtype = "float32" if foreign and args.dtype == "auto" else number_format(args.dtype, place)
-    given = {name: getattr(args, name, None) for name in ("max_length", "max_query_length", "instruction")}
-    options = {name: value for name, value in given.items() if value is not None}
-    model: Any = load_scorer(args.model, str(place), dtype, args.revision, args.trust_remote_code, **options)
+    hub = args.revision, args.trust_remote_code
+    model: Any = load_scorer(args.model, str(place), dtype, *hub, **ranking_arguments(args))
     if getattr(args, "store", None) is not None:
         use_store(model, args.store)
     return model

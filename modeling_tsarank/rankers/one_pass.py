@@ -16,7 +16,6 @@ from transformers import DynamicCache
 
 from ..cache.memory_store import MemoryStore
 from ..engine.attention import AttentionReader, KeyRotation
-from ..engine.indexing import cache_prefixes
 from ..engine.prefix_reader import PrefixReader
 from ..engine.read_outs import TokenLogProbs
 from ..engine.rope_regimes import rope_limits
@@ -25,7 +24,7 @@ from ..modeling_ranker import RankerModel
 from ..ranking_errors import InputError, ModelError, ResourceError
 from ..ranking_options import settle_whole_numbers
 from ..ranking_scoring import check_batch_tokens
-from ..ranking_text import cacheable_ids, warn_of_cuts
+from ..ranking_text import Prompt, cacheable_ids, warn_of_cuts
 from .in_context import NO_QUERY
 from .labels import check_choice
 from .protocols import clean_list
@@ -124,16 +123,20 @@ class OnePassRanker:
         """
         query, texts, _ = clean_list(query, documents)
         model, options = self.model, self.model.options
-        prefixes, cut = cache_prefixes(model, texts)
+        prompts = model.encoder.prompts(texts)
+        cut = sum(len(prompt) >= options.max_length for prompt in prompts)
         warn_of_cuts(cut, len(texts), options.max_length)
+        prefixes = [cacheable_ids(prompt, options) for prompt in prompts]
         indexer = PrefixReader(model.backbone, TokenLogProbs(), self.document_store, pad_id=model.pad_id)
-        indexer.index(list(dict.fromkeys(prefixes)), check_batch_tokens(batch_tokens, model.device), False)
+        indexer.index(
+            [(ids, len(ids)) for ids in dict.fromkeys(prefixes)], check_batch_tokens(batch_tokens, model.device), False
+        )
         indexer.close()
         tokens, scores = indexer.tokens, torch.zeros(len(texts))
         if texts:
             reader = AttentionReader(model.backbone, self._layers)
             end = options.max_length - options.max_query_length
-            cache, places = self._blocks(texts, end)
+            cache, places = self._blocks(prompts, prefixes, end)
             for sign, one in [(1, query), (-1, NO_QUERY)][: 1 + self.options.calibrate]:
                 suffix = self._suffix(one, texts[0])
                 tokens += len(suffix)
@@ -148,12 +151,14 @@ class OnePassRanker:
         kept = len(pair.source.before) + len(pair.source.document) - pair.cut
         return tuple(self.model._task(pair).ids[kept:])
 
-    def _blocks(self, texts: Sequence[str], end: int) -> tuple[DynamicCache, torch.Tensor]:
+    def _blocks(
+        self, prompts: Sequence[Prompt], prefixes: Sequence[tuple[int, ...]], end: int
+    ) -> tuple[DynamicCache, torch.Tensor]:
         """All documents' states side by side, and of each token its document, -1 for what stands in front of one."""
         model, identity = self.model, model_identity(self.model.backbone)
         blocks, places = [], []
-        for place, prompt in enumerate(model.encoder.prompts(list(texts))):
-            ids, head = cacheable_ids(prompt, model.options), len(prompt.before)
+        for place, (prompt, ids) in enumerate(zip(prompts, prefixes, strict=True)):
+            head = len(prompt.before)
             layers = self.document_store.get(state_key(identity, ids), dtype=model.dtype, device=model.device)
             if layers is None:
                 raise ResourceError("the store cannot hold the states of all documents at once; give it more room")

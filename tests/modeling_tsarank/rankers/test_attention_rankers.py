@@ -246,7 +246,8 @@ def test_one_block_is_scoring_from_cached_states(pointwise: Any) -> None:
     end = pointwise.options.max_length - pointwise.options.max_query_length
     ranker.rank("why bread", [document])
     with torch.inference_mode():
-        cache, _ = ranker._blocks([document], end)
+        prompts = pointwise.encoder.prompts([document])
+        cache, _ = ranker._blocks(prompts, [cacheable_ids(prompts[0], pointwise.options)], end)
         suffix = ranker._suffix("why bread", document)
         _, logits = AttentionReader(pointwise.backbone).read(suffix, cache, [0], end)
         pair = pointwise.encoder.pairs([("why bread", document)])[0]

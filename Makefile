@@ -35,8 +35,11 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/python tests/check_types.py
 
-# Its notice is about a later version.
+# MkDocs wants its pages outside of the folder that it builds in: build/pages links to them. Its notice is about a later
+# version.
+PAGES := README.md CHANGELOG.md CONTRIBUTING.md LICENSE docs benchmarks trainers
 docs: $(VENV)/.test
+	rm -rf build/pages && mkdir -p build/pages && ln -s $(addprefix $(CURDIR)/,$(PAGES)) build/pages
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
 
 # Two workers for two cores; one thread each, as tiny models run fastest that way. A file stays on one worker, so that

@@ -26,6 +26,7 @@ COMMAND_MODULES = (
     "modeling_tsarank.cli.export",
     "modeling_tsarank.eval.commands",
     "modeling_tsarank.eval.calibrate_command",
+    "modeling_tsarank.eval.frontier",
     "modeling_tsarank.trainers.data.commands",
     "modeling_tsarank.trainers.recipe_commands",
     "modeling_tsarank.trainers.commands",

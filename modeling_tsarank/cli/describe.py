@@ -55,6 +55,7 @@ def describe(ranker: Any, name: str | None) -> dict[str, Any]:
         "title": ranker.title,
         "class": f"{type(ranker).__module__}.{type(ranker).__qualname__}",
         "score": ranker.scoring(ranker.options),
+        "probability": "needs a calibration" if ranker.calibration is None else ranker.calibration.rule,
         "backbone": f"{config.model_type}, {backbone_kind(ranker)}",
         "parameters": size,
         "attention": config._attn_implementation,

@@ -16,7 +16,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..ranking_errors import InputError
-from .published import PUBLISHED
+from .published import PROBABILITIES, PUBLISHED
 
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -89,6 +89,23 @@ def published_options(cls: type[RankerModel], name: str) -> dict[str, Any] | Non
     rows = {**PUBLISHED.get(cls.options_class.family, {}), **cls.published}
     found = (options for pattern, options in rows.items() if fnmatchcase(name.lower(), pattern.lower()))
     return next(found, None)
+
+
+def published_probability(name: str, config: Any) -> tuple[float, float] | None:
+    """Slope and intercept of the logistic function that makes a probability of a published checkpoint's score.
+
+    Args:
+        name: Its Hub id, letter case aside.
+        config: Its configuration, where sentence-transformers notes the sigmoid that a cross-encoder ends with.
+
+    Returns:
+        `None` where its authors publish scores alone.
+    """
+    settings = getattr(config, "sentence_transformers", None)
+    activation = settings.get("activation_fn") if isinstance(settings, dict) else None
+    if str(activation).rpartition(".")[2] == "Sigmoid":
+        return 1.0, 0.0
+    return next((map for pattern, map in PROBABILITIES.items() if fnmatchcase(name.lower(), pattern.lower())), None)
 
 
 def published_family(name: str) -> type[RankerModel] | None:

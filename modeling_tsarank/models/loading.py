@@ -23,8 +23,18 @@ from ..ranking_options import CONFIG_KEY
 from ..scores.calibration import CALIBRATION_FILE, Calibration
 from .checkpoints import load_backbone, newly_made_weights, refuse_shell_of_a_folder, some_of
 from .embedded_models import ADAPTER_CONFIG, RECORD_FILE, add_adapter
-from .families import CLASSIFIER, families, family_class, model_kind, plain_family, published_family, published_options
+from .families import (
+    CLASSIFIER,
+    families,
+    family_class,
+    model_kind,
+    plain_family,
+    published_family,
+    published_options,
+    published_probability,
+)
 from .logit_score import logit_score_options, other_modules
+from .published import UNSUPPORTED
 from .resolver import OTHER_LIBRARIES, Kind, Source, resolve
 
 
@@ -179,7 +189,8 @@ def load_ranker(
         )
     ours = getattr(ranker.backbone.config, CONFIG_KEY, None)
     as_saved = family is None and not options.keys() - lengths.keys()  # else its scores are others
-    ranker.calibration = _saved_calibration(source, revision, ours) if as_saved else None
+    if as_saved:
+        ranker.calibration = _saved_calibration(source, revision, ours) or _published_calibration(source, ranker)
     return use_int8_weights(ranker) if as_int8 else ranker
 
 
@@ -193,6 +204,12 @@ def _saved_calibration(source: Source, revision: str | None, ours: Any) -> Calib
                 source.name, CALIBRATION_FILE, revision=revision, _raise_exceptions_for_missing_entries=False
             )
     return Calibration.load(found) if found is not None and Path(found).is_file() else None
+
+
+def _published_calibration(source: Source, ranker: RankerModel) -> Calibration | None:
+    """The probability that a published checkpoint's authors give beside its score."""
+    line = published_probability(source.name, ranker.backbone.config)
+    return None if line is None else Calibration("platt", "none", line, origin={"published": True})
 
 
 def _hub_adapter(source: Source, revision: str | None) -> Source:
@@ -254,6 +271,9 @@ def make_ranker(
         "trust_remote_code": trust_remote_code,
         "gguf_file": gguf_file,
     }
+    reason = next((why for name, why in UNSUPPORTED.items() if name.lower() == path.lower()), None)
+    if reason is not None and family is None:
+        raise ModelError(f"{path} cannot be ranked with here: {reason}")
     more = dict(backbone_options or {})
     saved = None
     if gguf_file is not None or Path(path).suffix.lower() == ".gguf":

@@ -47,6 +47,19 @@ _YES_NO = {"true_text": "yes", "false_text": "no"}
 # were not at hand, so that no score was compared with a published one (`pytest -m hub` does).
 UNVERIFIED = "unverified: prompt and answer tokens are tested, published scores were not reproduced"
 
+# The probability that authors publish beside a score, as slope and intercept of a logistic function: sigmoid(x / 5) of
+# zerank, and P(yes) against P(no) of Qwen3-Reranker, which is the logistic function of the difference of their logits.
+PROBABILITIES: dict[str, tuple[float, float]] = {
+    "Qwen/Qwen3-Reranker-*": (1.0, 0.0),
+    "zeroentropy/zerank-*": (0.2, 0.0),
+}
+
+# Rerankers that no family here scores as their authors do.
+UNSUPPORTED = {
+    "BAAI/bge-reranker-v2-minicpm-layerwise": "its score is read off a layer of choice, by code of its own",
+    "BAAI/bge-reranker-v2.5-gemma2-lightweight": "it compresses tokens between its layers, by code of its own",
+}
+
 # By family, and there by the pattern of a Hub id. A cross-encoder's own files say most of what it needs.
 PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
     "cross_encoder": {

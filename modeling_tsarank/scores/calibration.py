@@ -84,6 +84,19 @@ class Calibration:
             return 1 / (1 + np.exp(-np.clip(slope * given + intercept, -700, 700)))
         return np.interp(given, self.scores, self.values)
 
+    @property
+    def rule(self) -> str:
+        """What it does, and where it comes from, in words."""
+        given = "score" if self.normalization == "none" else f"{self.normalization} of the query's scores"
+        if self.method == "platt":
+            slope, intercept = self.scores
+            done = f"sigmoid({slope:.4g} x {given}{f' {intercept:+.4g}' if intercept else ''})"
+        else:
+            done = f"isotonic function of the {given}"
+        if self.origin.get("published"):
+            return f"{done}, as published with the model"
+        return f"{done}, fitted on {self.origin.get('queries', 'an unknown number of')} queries"
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes it as JSON, whole or not at all."""
         write_json(path, asdict(self))

@@ -47,6 +47,7 @@ COMMANDS = {
     ],
     "tune-fusion": ["@a.trec @b.trec --qrels @beir/qrels/test.tsv --steps 3 --output %fusion.json"],
     "calibrate": ["@a.trec --qrels @beir/qrels/test.tsv --output %calibration.json --plot %plot.svg"],
+    "frontier": ["@results --output %frontier.json --plot %frontier.svg"],
     "data weak-pairs": [
         "--config @weak.yaml --output %out",
     ],

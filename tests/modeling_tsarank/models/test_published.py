@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from modeling_tsarank import InputError, ModelError, TwolarModel, load_ranker
+from modeling_tsarank.cli import main
 from modeling_tsarank.models.families import families, published_family, published_options
 from modeling_tsarank.models.published import PUBLISHED
 
@@ -142,6 +143,36 @@ def test_every_row_is_a_valid_set_of_options_and_found_by_name() -> None:
     assert published_family("Qwen/Qwen3-0.6B") is None
 
 
+def test_the_probability_that_authors_publish_comes_with_the_model(
+    chat_tokenizer: Any, backbone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """P(yes) of Qwen3-Reranker's two answers, and zerank's logistic function of a fifth of its logit."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("Qwen/Qwen3-Reranker-tiny", "zeroentropy/zerank-tiny"):
+        backbone.float().save_pretrained(name)
+        chat_tokenizer.save_pretrained(name)
+        ranker = load_ranker(name, device="cpu", dtype="float32", max_length=512, max_query_length=128)
+        rows = ranker.rank(QUERY, [text.strip() for text in DOCUMENTS], output="probability")
+        for shown in rows:
+            prompt = list(ranker.encoder.pairs([(QUERY, DOCUMENTS[shown["corpus_id"]].strip())])[0].prompt)
+            with torch.no_grad():
+                logits = backbone(input_ids=torch.tensor([prompt])).logits[0, -1]
+            answers = logits[ranker.answer_ids()]
+            expected = answers.softmax(-1)[0] if len(answers) == 2 else (answers[0] / 5).sigmoid()
+            assert shown["probability"] == pytest.approx(float(expected), abs=1e-5)
+        ranker.save_pretrained("saved")
+        assert load_ranker("saved").calibration == ranker.calibration
+        assert load_ranker(name, family="query_likelihood").calibration is None
+        assert main(["describe", name]) == 0
+        assert "as published with the model" in capsys.readouterr().out
+    backbone.double()
+
+
+def test_what_cannot_be_scored_as_its_authors_do_is_refused() -> None:
+    with pytest.raises(ModelError, match="a layer of choice"):
+        load_ranker("baai/bge-reranker-v2-minicpm-layerwise")
+
+
 @pytest.mark.hub
 def test_qwen3_reranker_gives_its_published_scores() -> None:
     """Those of sentence-transformers' own test, float32."""
@@ -197,7 +228,7 @@ def test_gte_modernbert_gives_its_published_probabilities() -> None:
     """Those of sentence-transformers' own test, computed in bfloat16 there."""
     ranker = load_ranker("Alibaba-NLP/gte-reranker-modernbert-base", dtype="float32")
     scores = ranker.predict([("Which planet is known as the Red Planet?", text) for text in RED_PLANET])
-    np.testing.assert_allclose(1 / (1 + np.exp(-scores)), [0.809, 0.953, 0.875, 0.918], atol=0.02)
+    np.testing.assert_allclose(ranker.calibration.probabilities(scores), [0.809, 0.953, 0.875, 0.918], atol=0.02)
 
 
 @pytest.mark.hub

@@ -1,0 +1,171 @@
+"""`tsarank frontier`: the quality of several rankers beside what they cost, on one collection."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from modeling_tsarank.cli.command_line import add_command
+from modeling_tsarank.ranking_errors import InputError
+
+
+COSTS = ("tokens", "seconds", "calls")
+_SAME = ("dataset", "split", "first_stage_hash")
+_EXAMPLES = """\
+  tsarank evaluate --dataset beir/scifact --model zero-shot --output rankers/pointwise
+  tsarank evaluate --dataset beir/scifact --model zero-shot --ranker setwise --top-k 20 --output rankers/setwise
+  tsarank frontier rankers/* --plot frontier.png
+"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One ranker on one collection; costs are means over its queries.
+
+    Attributes:
+        name: The name of its results' folder.
+        queries: Measured queries.
+        first_stage: The measure of the first stage over the same queries, between 0 and 1.
+        quality: The measure of the reranked order.
+        calls: Prompts of a ranker of lists, pairs of any other.
+        tokens: Tokens computed; None where the model does not tell.
+        seconds: Time of scoring, without loading.
+        unusable: Answers that could not be used, of all queries; None where nothing is answered.
+        best: Whether no ranker that was measured on as many queries is better at the same cost or cheaper as good.
+    """
+
+    name: str
+    queries: int
+    first_stage: float
+    quality: float
+    calls: float
+    tokens: float | None
+    seconds: float
+    unusable: int | None
+    best: bool = False
+
+
+def register(subparsers: Any) -> None:
+    """Adds `frontier` to the command line."""
+    parser = add_command(
+        subparsers, "frontier", "compare rankers by quality and cost", run_frontier.__doc__, _EXAMPLES, run_frontier
+    )
+    parser.add_argument(
+        "results", metavar="RESULTS", type=Path, nargs="+", help="--output folders of tsarank evaluate"
+    )
+    parser.add_argument("--collection", metavar="NAME", help="which one, where several were evaluated")
+    parser.add_argument("--measure", default="ndcg@10", help="default: ndcg@10")
+    parser.add_argument("--cost", choices=COSTS, default="tokens", help="of a query (default: tokens)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw quality against cost")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the table as JSON")
+
+
+def run_frontier(args: argparse.Namespace) -> int:
+    """Compare rankers by quality and cost on one collection, from what `tsarank evaluate` wrote.
+
+    A star marks rankers on the frontier: no other is at least as good for at most the same cost. Only rankers
+    measured on the same number of queries are compared; the first stage's measure over a ranker's own queries stands
+    beside each.
+    """
+    from modeling_tsarank.eval.reports import markdown_table
+    from modeling_tsarank.files.writing import write_json
+
+    found = [read_measured(folder, args.collection, args.measure) for folder in args.results]
+    for folder, (_, setting) in zip(args.results, found, strict=True):
+        if setting != found[0][1]:
+            raise InputError(f"{folder} and {args.results[0]} differ in {' or '.join(_SAME)}; they cannot be compared")
+    rows = mark_best([row for row, _ in found], args.cost)
+    header = ["ranker", "queries", "first stage", args.measure, *(f"{cost} a query" for cost in COSTS), "unusable"]
+    body = [
+        [
+            f"{row.name} *" if row.best else row.name,
+            str(row.queries),
+            f"{100 * row.first_stage:.1f}",
+            f"{100 * row.quality:.1f}",
+            "-" if row.tokens is None else f"{row.tokens:,.0f}",
+            f"{row.seconds:,.1f}",
+            f"{row.calls:,.0f}",
+            "-" if row.unusable is None else str(row.unusable),
+        ]
+        for row in sorted(rows, key=lambda row: (-row.queries, -row.quality))
+    ]
+    sys.stdout.write(markdown_table(header, body) + "\n")
+    if args.output is not None:
+        write_json(args.output, [asdict(row) for row in rows])
+    if args.plot is not None:
+        plot_frontier(rows, args.cost, args.measure, args.plot)
+    return 0
+
+
+def read_measured(folder: Path, collection: str | None, measure: str) -> tuple[Measured, dict[str, Any]]:
+    """One ranker's results, and the settings that have to be equal for a comparison.
+
+    Raises:
+        InputError: `folder` has no results of the collection, several and none is named, or lacks the measure.
+    """
+    from modeling_tsarank.files.reading import read_json_object
+
+    found = sorted(path.parent.name for path in folder.glob("*/metrics.json"))
+    chosen = found if collection is None else [name for name in found if name == collection]
+    if len(chosen) != 1:
+        wanted = "results of one collection" if collection is None else f"results of {collection}"
+        raise InputError(f"{folder} has no {wanted}, but of {', '.join(found) or 'none'}: name an output of evaluate")
+    path = folder / chosen[0] / "metrics.json"
+    metrics = read_json_object(path)
+    try:
+        queries, measures = metrics["queries"], metrics["measures"]
+        tokens, calls = metrics["tokens"], metrics["model_calls"]
+        row = Measured(
+            folder.name,
+            queries,
+            measures["first_stage"][measure],
+            (measures["fused"] or measures["reranked"])[measure],
+            (metrics["pairs"] if calls is None else calls) / queries,
+            None if tokens is None else tokens / queries,
+            metrics["scoring_seconds"] / queries,
+            metrics["unusable_answers"],
+        )
+        return row, {name: metrics[name] for name in _SAME}
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise InputError(f"{path} is not of tsarank evaluate, or lacks {measure} ({error})") from error
+
+
+def mark_best(rows: Sequence[Measured], cost: str) -> list[Measured]:
+    """The rows, with `best` set: no other of as many queries is as good or better at a lower or equal cost."""
+
+    def beats(other: Measured, row: Measured) -> bool:
+        theirs, own = getattr(other, cost), getattr(row, cost)
+        if other.queries != row.queries or theirs is None or theirs > own or other.quality < row.quality:
+            return False
+        return theirs < own or other.quality > row.quality
+
+    return [
+        replace(row, best=getattr(row, cost) is not None and not any(beats(other, row) for other in rows))
+        for row in rows
+    ]
+
+
+def plot_frontier(rows: Sequence[Measured], cost: str, measure: str, path: Path) -> None:
+    """Draws quality against cost. Only rankers measured on the most queries are drawn: others are not comparable."""
+    from modeling_tsarank.eval.plots import new_figure, save_figure
+
+    most = max(row.queries for row in rows)
+    drawn = sorted((row for row in rows if row.queries == most and getattr(row, cost)), key=lambda row: row.quality)
+    if not drawn:
+        raise InputError(f"no ranker tells its {cost}: nothing to draw")
+    figure, axes = new_figure(width=7.0, height=4.5)
+    axes.axhline(100 * drawn[0].first_stage, color="0.6", linestyle="--", label="first stage")
+    best = [row for row in drawn if row.best]
+    axes.plot([getattr(row, cost) for row in best], [100 * row.quality for row in best], color="C0", label="frontier")
+    for row in drawn:
+        place = getattr(row, cost), 100 * row.quality
+        axes.plot(*place, marker="o", color="C0" if row.best else "0.5", linestyle="")
+        axes.annotate(row.name, place, xytext=(5, 4), textcoords="offset points", fontsize=8)
+    axes.set(xscale="log", xlabel=f"{cost} a query", ylabel=f"{measure} x 100, {most} queries")
+    axes.margins(x=0.25, y=0.1)
+    axes.legend(loc="lower right")
+    save_figure(figure, path)

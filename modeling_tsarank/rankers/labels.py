@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from ..cache.memory_store import MemoryStore
 from ..engine.prefix_reader import PrefixReader
 from ..engine.read_outs import AnswerLogits
 from ..engine.tasks import Task
@@ -26,6 +27,8 @@ from .listwise_answers import without_reasoning
 
 
 LETTERS = string.ascii_uppercase
+# Bound of the states that are kept of what questions begin with: hundreds of passages of a model of 135M parameters.
+STATE_BYTES = 1 << 30
 _LETTER = re.compile(r"""\W*(?:(?:the\s+)?(?:answer|passage)(?:\s+is)?\W*)*([A-Z])\b\W*""", re.IGNORECASE)
 
 
@@ -43,11 +46,13 @@ class Question:
         text: The message to the model.
         count: How many letters there are to choose from.
         begin: How the answer begins, up to the letter, such as `Passage ` or `[`.
+        shared: How `text` begins in later questions as well: a model on this machine keeps the states of that part.
     """
 
     text: str
     count: int
     begin: str = "Passage "
+    shared: str = ""
 
 
 class Labels(Protocol):
@@ -84,6 +89,7 @@ class LabelModel:
         self._batch_tokens = batch_tokens
         self._is_seq2seq = bool(backbone.config.is_encoder_decoder)
         self._label_ids: dict[str, list[int]] = {}
+        self._states = MemoryStore(STATE_BYTES)
 
     @property
     def device(self) -> torch.device:
@@ -120,7 +126,9 @@ class LabelModel:
             places = [place for place, question in enumerate(questions) if question.begin == begin]
             self.check(max(questions[place].count for place in places), begin)
             prompts = [self._prompt(questions[place]) for place in places]
-            for place, values in zip(places, self._read(prompts, self.label_ids(begin), tally), strict=True):
+            shared = [self._shared(questions[place], ids) for place, (_, ids) in zip(places, prompts, strict=True)]
+            read = self._read(prompts, shared, self.label_ids(begin), tally)
+            for place, values in zip(places, read, strict=True):
                 found[place] = values[: questions[place].count].float().cpu().numpy()
         tally["calls"] += len(questions)
         return found
@@ -145,15 +153,37 @@ class LabelModel:
             )
         return encoder, decoder[:-1]
 
+    def _shared(self, question: Question, ids: list[int]) -> tuple[int, ...]:
+        """The first tokens of a decoder's prompt that all questions with the same `shared` have."""
+        if self._is_seq2seq or not question.shared:
+            return ()
+        alone = self._encode(question.shared, question.begin)[1]
+        pairs = zip(ids, alone, strict=False)
+        return tuple(token for token, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
     def _read(
-        self, prompts: Sequence[tuple[list[int], list[int]]], labels: list[int], tally: Counter[str]
+        self,
+        prompts: Sequence[tuple[list[int], list[int]]],
+        shared: Sequence[tuple[int, ...]],
+        labels: list[int],
+        tally: Counter[str],
     ) -> list[torch.Tensor]:
-        """The logits of the labels behind each prompt, `(labels,)` each; what prompts begin with is read once."""
+        """The logits of the labels behind each prompt, `(labels,)` each; what prompts begin with is read once.
+
+        Args:
+            prompts: Token ids of an encoder's input and of what the decoder reads.
+            shared: The first of the latter, whose states are kept; empty for none.
+            labels: Token ids.
+            tally: Gets the tokens read.
+        """
         budget, pad = check_batch_tokens(self._batch_tokens, self.device), self.tokenizer.pad_token_id or 0
         with torch.inference_mode():
             if not self._is_seq2seq:
-                reader = PrefixReader(self.backbone, AnswerLogits(labels), pad_id=pad)
-                tasks = [Task(tuple(ids), (len(ids) - 1,), length=len(ids)) for _, ids in prompts]
+                reader = self._reader(labels, pad, max(len(ids) for _, ids in prompts) if any(shared) else 0)
+                tasks = [
+                    Task(tuple(ids), (len(ids) - 1,), cached=prefix, length=len(ids))
+                    for (_, ids), prefix in zip(prompts, shared, strict=True)
+                ]
                 values = reader.read(tasks, budget, show_progress=False)
                 tally["tokens"] += reader.tokens
                 return [value[0] for value in values]
@@ -166,6 +196,18 @@ class LabelModel:
                 for row, place in enumerate(batch):
                     found[place] = logits[row, len(prompts[place][1]) - 1, labels]
             return [found[place] for place in range(len(prompts))]
+
+    def _reader(self, labels: list[int], pad: int, longest: int) -> PrefixReader:
+        """With the kept states where prompts of up to `longest` tokens have some and the model's can be kept."""
+        read_out = AnswerLogits(labels)
+        if longest:
+            try:
+                reader = PrefixReader(self.backbone, read_out, self._states, pad_id=pad)
+                reader.check_store(longest)
+                return reader
+            except ModelError:
+                pass
+        return PrefixReader(self.backbone, read_out, pad_id=pad)
 
 
 class ChatLabels:

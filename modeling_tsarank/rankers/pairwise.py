@@ -48,11 +48,14 @@ class PairwiseOptions:
 
 def pairwise_question(query: str, first: str, second: str, words: int = DEFAULT_PASSAGE_WORDS) -> Question:
     """The question which of two passages, A or B, is more relevant."""
+    shared = (
+        f"Here are a search query and two passages.\n\nQuery: {query}\n\nPassage A: {passage_text(first, words)}\n\n"
+    )
     return Question(
-        f"Here are a search query and two passages.\n\nQuery: {query}\n\n"
-        f"Passage A: {passage_text(first, words)}\n\nPassage B: {passage_text(second, words)}\n\n"
+        f"{shared}Passage B: {passage_text(second, words)}\n\n"
         "Which of the two passages is more relevant to the query? Answer with Passage A or Passage B.",
         2,
+        shared=shared,
     )
 
 

@@ -125,6 +125,20 @@ def test_sliding_passes_bring_the_best_to_the_front(model: LabelModel, passes: i
     assert ranker.last_stats["calls"] == read == 2 * len(asked)
 
 
+def test_passes_read_what_their_questions_begin_with_once(model: LabelModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Query and first passage are read once a passage, however often it is compared; the order stays the same."""
+    documents, options = texts(8, seed=1), PairwiseOptions("sliding", passes=7)
+    shared, plain = PairwiseRanker(model, options), PairwiseRanker(model, options)
+    rows = shared.rank(QUERY, documents)
+    monkeypatch.setattr(model, "_shared", lambda question, ids: ())
+    assert plain.rank(QUERY, documents) == rows
+    tokens = shared.last_stats["tokens"], plain.last_stats["tokens"]
+    assert tokens[0] == tokens[1] if model.backbone.config.is_encoder_decoder else tokens[0] < 0.8 * tokens[1]
+    monkeypatch.undo()
+    shared.rank(QUERY, documents)
+    assert shared.last_stats["tokens"] <= tokens[0], "the same query again needs no prefix"
+
+
 def test_sorting_is_heapsort_by_the_outcomes(model: LabelModel) -> None:
     documents = texts(8, seed=2)
     plain = Plain(model, documents)

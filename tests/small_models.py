@@ -27,7 +27,8 @@ def save_language_model(folder: Path, **sizes: Any) -> Path:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([*texts, *["Document: Query: Relevant: true", "Relevant: false"] * 50], trainer)
+    answers = ["Document: Query: Relevant: true", "Relevant: false", *(f"Passage {letter}" for letter in "ABCDEFGH")]
+    tokenizer.train_from_iterator([*texts, *answers * 50], trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )

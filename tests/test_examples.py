@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -76,3 +78,13 @@ def test_serve_and_call(run_example: Callable, ranker: Path) -> None:
     scores = [float(line.split()[0]) for line in lines]
     assert len(scores) == 3
     assert scores == sorted(scores, reverse=True)
+
+
+def test_distil_your_corpus(language_model: Path, tmp_path: Path) -> None:
+    """The whole pipeline by one command, as a reader runs it."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment |= {"STUDENT": str(language_model), "QUERIES": "12", "LIST_SIZE": "4", "STEPS": "1"}
+    command = ["bash", EXAMPLES / "distil_your_corpus.sh", EXAMPLES / "collection.jsonl", f"dense:{bi_encoder()}"]
+    done = subprocess.run([*command, tmp_path / "out"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert isinstance(load_ranker(tmp_path / "out" / "student"), TwolarModel)

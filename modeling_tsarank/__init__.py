@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ._moved import MovedModules
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 sys.meta_path.append(MovedModules())
 

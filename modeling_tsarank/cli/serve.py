@@ -6,11 +6,19 @@ import argparse
 import contextlib
 import logging
 import os
+import signal
 import socket
 from pathlib import Path
 from typing import Any
 
-from ..models.arguments import add_model_arguments, add_store_argument, model_from_arguments
+from ..models.arguments import (
+    add_document_arguments,
+    add_model_arguments,
+    add_store_argument,
+    documents_from_arguments,
+    model_from_arguments,
+    say,
+)
 from ..ranking_errors import InputError
 from ..scores import RAW_SCORES
 from .command_line import add_command, real, size, whole
@@ -21,10 +29,13 @@ scores:
   relevance_score is the model's score as `tsarank rank` gives it. TEI's shape gives its sigmoid unless raw_scores is
   true.
   {RAW_SCORES}
+  For a calibrated model (`tsarank calibrate`), a request may have "threshold", and "output": "probability" (or
+  --output probability for all), which puts probabilities of relevance in the place of scores.
 """
 _EXAMPLES = """\
   tsarank serve
   tsarank serve --model ./my-ranker --model tsarank-smollm2-135m --port 8080
+  tsarank serve --documents corpus.jsonl --store states --calibration calibration.json
   TSARANK_API_KEY=secret tsarank serve --host 0.0.0.0 --store states
   curl localhost:8000/v1/rerank -H 'Content-Type: application/json' \\
     -d '{"query": "how long does a flea live", "documents": ["Fleas jump.", "A flea lives for months."]}'
@@ -40,7 +51,7 @@ def register(subparsers: Any) -> None:
         run.__doc__,
         _EXAMPLES,
         run,
-        common="host port max-documents timeout fusion store model dtype device",
+        common="host port documents max-documents timeout fusion store model dtype device",
         details=_DETAILS,
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
@@ -53,6 +64,18 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--fusion", metavar="W", help="weight, or file of `tsarank tune-fusion`, for requests with first_stage_scores"
     )
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="of `tsarank calibrate` for the model, if its folder has no calibration.json; needs a single --model",
+    )
+    parser.add_argument(
+        "--output",
+        choices=("score", "probability"),
+        default="score",
+        help="what answers have as score where a request does not say (default: score)",
+    )
+    add_document_arguments(parser, required=False)
     add_store_argument(parser)
     add_model_arguments(parser, several=True)
 
@@ -63,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
     Further: /v1/documents (encode documents ahead), /v1/models, /health, /metrics (Prometheus), /docs (OpenAPI).
 
     Requests that arrive together are scored together. With --store, document states are cached on disk, and a document
-    that was seen before costs the query's tokens only.
+    that was seen before costs the query's tokens only. The documents of --documents are indexed before the port opens:
+    requests then name their ids in place of texts.
     """
     from ..files.extras import require
 
@@ -72,15 +96,22 @@ def run(args: argparse.Namespace) -> int:
     import uvicorn
 
     from ..cache.folder_store import FolderStore, open_store
+    from ..scores.calibration import Calibration
     from ..scores.fusion import fusion_setting
     from ..serving.application import Limits, create_app
 
     _check_address(args.host, args.port)
     logging.getLogger("modeling_tsarank.serving").setLevel(logging.INFO)
     fusion = None if args.fusion is None else fusion_setting(args.fusion)
+    if args.calibration is not None and len(args.model or ()) > 1:
+        raise InputError("--calibration is for one model: keep each calibration.json in its model's folder")
+    calibration = None if args.calibration is None else Calibration.load(args.calibration)
+    documents = [] if args.documents is None else documents_from_arguments(args)
     limits = Limits(args.max_documents, args.max_body, args.max_queue, args.timeout, args.batch_tokens)
     models: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
+        # uvicorn raises the signal that stopped it once more: the store is to be closed first.
+        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _stop))
         there = args.store is not None and Path(args.store).is_dir()
         opened = None if args.store is None else open_store(args.store) if there else FolderStore(args.store)
         store = None if opened is None else stack.enter_context(opened)
@@ -89,15 +120,30 @@ def run(args: argparse.Namespace) -> int:
             if store is not None:
                 model.check_cacheable()
                 model.document_store = store
+            if calibration is not None:
+                model.calibration = calibration
+            if store is not None and documents and not store.read_only:
+                say(f"indexing {len(documents):,} documents")
+                model.index([document.text for document in documents], store)
             models[served_name(name)] = model
         uploads = None if store is None or store.read_only else store.folder / "documents.sqlite"
         app = create_app(
-            models, limits, api_key=os.environ.get("TSARANK_API_KEY") or None, uploads=uploads, fusion=fusion
+            models,
+            limits,
+            api_key=os.environ.get("TSARANK_API_KEY") or None,
+            uploads=uploads,
+            fusion=fusion,
+            output=args.output,
         )
+        app.state.service.uploads.put((document.id, "", document.text) for document in documents)
         config = uvicorn.Config(app, args.host, args.port, log_level="warning", timeout_graceful_shutdown=30)
         server = uvicorn.Server(config)
         server.run()
     return 0 if server.started else 2
+
+
+def _stop(*_: object) -> None:
+    raise SystemExit(0)
 
 
 def _check_address(host: str, port: int) -> None:

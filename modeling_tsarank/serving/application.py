@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from ..scores.ranking import check_fusion
 from .batching import ClosedError, OverloadedError
 from .documents import UploadedTexts
 from .metrics import Metrics
-from .served_model import Scored, ServedModel
+from .served_model import ServedModel
 from .shapes import (
     AnyRequest,
     CohereRequest,
@@ -71,6 +71,23 @@ class Limits:
     batch_tokens: int | None = None
 
 
+@dataclass(frozen=True)
+class Ranked:
+    """An answer's content.
+
+    Attributes:
+        order: Indexes of the documents, best first, without those below the threshold.
+        values: Shape `(documents,)`, in the given order: scores, mixed scores or probabilities.
+        tokens: Of all prompts.
+        raw: Whether the values are the model's own scores.
+    """
+
+    order: list[int]
+    values: np.ndarray
+    tokens: int
+    raw: bool
+
+
 class Service:
     """Models by name, uploaded documents, limits."""
 
@@ -81,8 +98,9 @@ class Service:
         api_key: str | None,
         uploads: Path | None,
         fusion: FusionSetting | None = None,
+        output: str = "score",
     ) -> None:
-        self.limits, self.api_key, self.fusion = limits, api_key, fusion
+        self.limits, self.api_key, self.fusion, self.output = limits, api_key, fusion, output
         self.metrics = Metrics()
         self.uploads = UploadedTexts(uploads)
         self.models = {
@@ -122,15 +140,15 @@ class Service:
 
     async def score(
         self, http: Request, model: ServedModel, body: AnyRequest, documents: Sequence[Any], truncate: bool = True
-    ) -> Scored:
-        """Scores within the limits, mixed with the first stage's where the request has them. A client that goes away
-        takes its pairs out of the queue."""
+    ) -> Ranked:
+        """What a request asks for, within the limits. A client that goes away takes its pairs out of the queue."""
         if len(documents) > self.limits.documents:
             raise HTTPException(422, f"{len(documents)} documents; a request may have {self.limits.documents}")
         first = body.first_stage_scores
         setting = check_fusion(
             first, body.weight, self.fusion if first and body.weight is None else None, len(documents)
         )
+        output = self._output(model, body)
         task = asyncio.ensure_future(model.score(body.query, documents, truncate=truncate))
         ends = time.monotonic() + self.limits.seconds
         try:
@@ -154,18 +172,33 @@ class Service:
         self.metrics.documents.labels(model.name).inc(len(documents))
         self.metrics.tokens.labels(model.name).inc(scored.tokens)
         self.metrics.cut.inc(scored.cut_documents)
-        if setting is None or first is None:
-            return scored
-        return replace(scored, scores=fuse(scored.scores, first, setting.weight, setting.normalization))
+        values = scored.scores
+        if setting is not None and first is not None:
+            values = fuse(scored.scores, first, setting.weight, setting.normalization)
+        order = np.argsort(-values, kind="stable")  # equal scores keep the given order
+        if model.calibration is not None and (output == "probability" or body.threshold is not None):
+            probabilities = model.calibration.probabilities(scored.scores)
+            values = probabilities if output == "probability" else values
+            order = order[probabilities[order] >= (body.threshold or 0)]
+        return Ranked(order.tolist(), values, scored.tokens, output == "score" and setting is None)
+
+    def _output(self, model: ServedModel, body: AnyRequest) -> str:
+        """What the answer is to have in the place of a score. Raises 422 for what the model cannot give."""
+        mixed = body.first_stage_scores is not None
+        output = body.output or ("score" if mixed else self.output)
+        if output == "probability" and mixed:
+            raise HTTPException(422, "a probability is one of the model's own scores: leave out first_stage_scores")
+        if model.calibration is None and (output == "probability" or body.threshold is not None):
+            raise HTTPException(
+                422,
+                f"{model.name} has no calibration, which probabilities and thresholds need; fit one with `tsarank "
+                "calibrate` and start the service with --calibration",
+            )
+        return output
 
 
 def _retry(status: int, detail: str, seconds: float) -> HTTPException:
     return HTTPException(status, detail, headers={"Retry-After": str(max(1, round(seconds)))})
-
-
-def _best_first(scores: np.ndarray, top: int | None = None) -> list[int]:
-    """Indexes; equal scores keep the given order."""
-    return [int(i) for i in np.argsort(-scores, kind="stable")[:top]]
 
 
 def _sigmoid(score: float) -> float:
@@ -179,6 +212,7 @@ def create_app(
     api_key: str | None = None,
     uploads: Path | None = None,
     fusion: FusionSetting | None = None,
+    output: str = "score",
 ) -> FastAPI:
     """The application that `tsarank serve` runs.
 
@@ -188,8 +222,15 @@ def create_app(
         api_key: What `Authorization: Bearer` must carry; `None` lets everybody in.
         uploads: An SQLite file for uploaded documents; `None` keeps them in memory.
         fusion: How the first stage's scores are mixed in where a request has them and no weight.
+        output: `score` or `probability`, where a request does not say; the second needs calibrated models.
+
+    Raises:
+        InputError: probabilities of a model without calibration.
     """
-    service = Service(models, limits or Limits(), api_key, uploads, fusion)
+    for name, model in models.items():
+        if output == "probability" and getattr(model, "calibration", None) is None:
+            raise InputError(f"{name} has no calibration, which probabilities need; fit one with `tsarank calibrate`")
+    service = Service(models, limits or Limits(), api_key, uploads, fusion, output)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -309,23 +350,23 @@ def _add_rerank(app: FastAPI, service: Service) -> None:
         if body.instruction:
             raise HTTPException(422, f"the prompt of {model.name} has no place for an instruction")
         texts = service.texts(body.documents)
-        scored = await service.score(request, model, body, texts)
+        ranked = await service.score(request, model, body, texts)
         results = []
-        for i in _best_first(scored.scores, body.top_n):
+        for i in ranked.order[: body.top_n]:
             document = {name: text for name, text in texts[i].items() if text or name == "text"}
             shown = document if body.return_documents else None
-            results.append(JinaResult(index=i, relevance_score=float(scored.scores[i]), document=shown))
-        usage = Usage(total_tokens=scored.tokens)
+            results.append(JinaResult(index=i, relevance_score=float(ranked.values[i]), document=shown))
+        usage = Usage(total_tokens=ranked.tokens)
         return JinaResponse(id=request.state.id, model=model.name, usage=usage, results=results)
 
     async def tei(body: TeiRequest, request: Request) -> list[TeiResult]:
-        scored = await service.score(request, service.model(None), body, body.texts, body.truncate)
+        ranked = await service.score(request, service.model(None), body, body.texts, body.truncate)
         results = []
-        for i in _best_first(scored.scores):
-            score = float(scored.scores[i])
+        for i in ranked.order:
+            score = float(ranked.values[i])
             text = body.texts[i] if body.return_text else None
-            as_is = body.raw_scores or body.first_stage_scores is not None
-            results.append(TeiResult(index=i, score=score if as_is else _sigmoid(score), text=text))
+            squashed = ranked.raw and not body.raw_scores
+            results.append(TeiResult(index=i, score=_sigmoid(score) if squashed else score, text=text))
         return results
 
     @app.post("/v1/rerank", tags=["rerank"], dependencies=[guard], response_model_exclude_none=True)
@@ -345,10 +386,7 @@ def _add_rerank(app: FastAPI, service: Service) -> None:
         if body.max_tokens_per_doc is not None:
             longest = body.max_tokens_per_doc
             texts = [{**text, "text": model.shorten(text["text"], longest)} for text in texts]
-        scored = await service.score(request, model, body, texts)
-        results = [
-            CohereResult(index=i, relevance_score=float(scored.scores[i]))
-            for i in _best_first(scored.scores, body.top_n)
-        ]
+        ranked = await service.score(request, model, body, texts)
+        results = [CohereResult(index=i, relevance_score=float(ranked.values[i])) for i in ranked.order[: body.top_n]]
         meta = {"api_version": {"version": "2"}, "billed_units": {"search_units": 1}}
         return CohereResponse(id=request.state.id, results=results, meta=meta)

@@ -34,7 +34,7 @@ class ServedModel:
         queue_pairs: int,
         observe: Callable[[int, int], None],
     ) -> None:
-        self.name, self.model = name, model
+        self.name, self.model, self.calibration = name, model, getattr(model, "calibration", None)
         self.batcher = Batcher(model, batch_tokens=batch_tokens, queue_pairs=queue_pairs, observe=observe)
 
     def warm_up(self) -> None:

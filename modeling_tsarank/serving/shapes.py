@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, StrictBool, Tag, model_validator
 
@@ -52,6 +52,14 @@ class _Request(_Given):
     query: Text = Field(min_length=1, description="What is asked.")
     first_stage_scores: list[float] | None = Field(None, description="One for each document, to be mixed in.")
     weight: float | None = Field(None, description="Share of the first stage, from 0 to 1; else as the service says.")
+    output: Literal["score", "probability"] | None = Field(
+        None,
+        description="What the answer has as score; a probability of relevance needs a calibrated model. If absent, as "
+        "the service says.",
+    )
+    threshold: float | None = Field(
+        None, ge=0, le=1, description="Leaves out documents of a lower probability of relevance (calibrated models)."
+    )
 
 
 class JinaRequest(_Request):

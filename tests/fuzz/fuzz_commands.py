@@ -31,6 +31,7 @@ COMMANDS = {
     "serve": [
         f"--port 0 --max-documents 10 --timeout 5 --max-body 1MB {_MODEL}",
         f"--port 0 --host 127.0.0.1 --store @store {_MODEL}",
+        f"--port 0 --documents @documents.txt --store %store {_MODEL}",
     ],
     "doctor": [f"--json {_MODEL}", f"--timeout 0.5 {_MODEL}"],
     "export": [f"--output %out {_MODEL}"],

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from modeling_tsarank import MemoryStore, TSARankModel, load_ranker
+from modeling_tsarank import InputError, MemoryStore, TSARankModel, load_ranker
 from modeling_tsarank.ranking_errors import ResourceError
+from modeling_tsarank.scores.calibration import Calibration
 from modeling_tsarank.scores.fusion import FusionSetting
 from modeling_tsarank.serving.application import Limits, create_app
 from modeling_tsarank.serving.documents import UploadedTexts
@@ -81,6 +82,60 @@ def test_first_stage_scores_are_mixed_in_as_rank_does(ranker: Any, client: TestC
             fused.post("/v1/rerank", json=lists).json()["results"]
             == client.post("/v1/rerank", json=lists).json()["results"]
         )
+
+
+@pytest.mark.parametrize(
+    "calibration",
+    [
+        Calibration("platt", "zscore", (1.5, -0.2)),
+        Calibration("isotonic", "zscore", (-1.0, 0.0, 0.5), (0.1, 0.6, 0.6)),  # two documents get the same
+    ],
+    ids=lambda one: one.method,
+)
+def test_probabilities_and_thresholds_are_those_of_rank(ranker: Any, calibration: Calibration) -> None:
+    rows = ranker.rank(QUERY, DOCUMENTS, output="probability", calibration=calibration)
+    probabilities = [(row["corpus_id"], pytest.approx(row["probability"], abs=1e-5)) for row in rows]
+    threshold = (rows[1]["probability"] + rows[2]["probability"]) / 2 if calibration.method == "platt" else 0.5
+    kept = [row for row in rows if row["probability"] >= threshold]
+    assert 0 < len(kept) < len(rows)
+    scores = [(row["corpus_id"], pytest.approx(row["score"], abs=1e-5)) for row in kept]
+    lists, tei = {"query": QUERY, "documents": DOCUMENTS}, {"query": QUERY, "texts": DOCUMENTS, "raw_scores": True}
+
+    def pairs(client: TestClient, path: str, body: Any) -> list[tuple[int, float]]:
+        answer = client.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+        found = answer.json()["results"] if "documents" in body else answer.json()
+        return [(row["index"], row["relevance_score" if "documents" in body else "score"]) for row in found]
+
+    ranker.calibration = calibration
+    try:
+        with TestClient(create_app({"tiny": ranker})) as client:
+            for path, body in (("/v1/rerank", lists), ("/v2/rerank", lists), ("/rerank", tei)):
+                assert pairs(client, path, {**body, "output": "probability"}) == probabilities
+                assert pairs(client, path, {**body, "threshold": threshold}) == scores
+                both = {**body, "output": "probability", "threshold": threshold}
+                assert pairs(client, path, both) == probabilities[: len(kept)]
+            mixed = {"first_stage_scores": [3.5, 12.0, -1.0, 3.5], "weight": 0.3}
+            expected = ranker.rank(QUERY, DOCUMENTS, threshold=threshold, **mixed)
+            assert pairs(client, "/v1/rerank", {**lists, **mixed, "threshold": threshold}) == [
+                (row["corpus_id"], pytest.approx(row["score"], abs=1e-5)) for row in expected
+            ]
+            for wrong in ({**mixed, "output": "probability"}, {"threshold": 1.5}, {"output": "odds"}):
+                assert client.post("/v1/rerank", json={**lists, **wrong}).status_code == 422
+        with TestClient(create_app({"tiny": ranker}, output="probability")) as client:
+            assert pairs(client, "/rerank", {**tei, "raw_scores": False}) == probabilities
+            assert pairs(client, "/v1/rerank", {**lists, "output": "score", "threshold": threshold}) == scores
+    finally:
+        ranker.calibration = None
+
+
+def test_without_a_calibration_there_is_no_probability(ranker: Any, client: TestClient) -> None:
+    for asked in ({"output": "probability"}, {"threshold": 0.5}):
+        answer = client.post("/v1/rerank", json={"query": QUERY, "documents": DOCUMENTS, **asked})
+        assert answer.status_code == 422
+        assert "tiny has no calibration" in answer.json()["detail"]
+    with pytest.raises(InputError, match="tiny has no calibration"):
+        create_app({"tiny": ranker}, output="probability")
 
 
 def test_cohere_gives_what_rank_gives(client: TestClient, ranker: Any, expected: Any) -> None:

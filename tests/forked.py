@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import pickle
 import socket
-from collections.abc import Callable
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 FORK = multiprocessing.get_context("fork")
@@ -54,3 +58,65 @@ def together(count: int, call: Callable[[], Any], folder: Path) -> list[Any]:
 
     join(start(count, run))
     return [pickle.loads((folder / f"outcome{rank}").read_bytes()) for rank in range(count)]
+
+
+def begin(
+    call: Callable[[], int | None],
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    streams: Sequence[IO[bytes]] = (),
+) -> BaseProcess:
+    """Starts `call` with its own environment, working folder and standard streams, as `subprocess.Popen` a program."""
+
+    def whole() -> None:
+        for number, file in enumerate(streams):
+            os.dup2(file.fileno(), number)
+        if streams:
+            sys.stdin, sys.stdout, sys.stderr = map(os.fdopen, range(3), ["r", "w", "w"])
+        if environment is not None:
+            os.environ.clear()
+            os.environ.update(environment)
+            _read_environment_again()
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else tokenizers warns of the fork
+        os.chdir(folder or Path.cwd())
+        sys.exit(call())
+
+    process = FORK.Process(target=whole)
+    process.start()
+    return process
+
+
+def run(
+    call: Callable[[], int | None],
+    environment: Mapping[str, str],
+    folder: Path | None = None,
+    stdin: bytes = b"",
+    seconds: float = 300,
+) -> subprocess.CompletedProcess[str]:
+    """Runs `call` to its end and returns its status and what it wrote, as `subprocess.run` of a program."""
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        given.write(stdin)
+        given.seek(0)
+        process = begin(call, environment, folder, [given, out, err])
+        process.join(seconds)
+        status = process.exitcode
+        process.kill()
+        assert status is not None, "the process did not end"
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode())
+    return subprocess.CompletedProcess([], status, *texts)
+
+
+def _read_environment_again() -> None:
+    """What these packages took from the environment when they were imported."""
+    for name in ("huggingface_hub.constants", "datasets.config", "evaluate.config"):
+        if name in sys.modules:
+            importlib.reload(sys.modules[name])
+    if "huggingface_hub.hf_api" in sys.modules:
+        sys.modules["huggingface_hub.hf_api"].api.endpoint = sys.modules["huggingface_hub.constants"].ENDPOINT
+    folder = os.environ.get("HF_MODULES_CACHE")
+    for name in ("transformers.utils.hub", "transformers.utils", "transformers.dynamic_module_utils"):
+        if folder and name in sys.modules:
+            sys.modules[name].HF_MODULES_CACHE = folder

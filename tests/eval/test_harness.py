@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import runpy
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from forked import begin, join, start
 
+from modeling_tsarank import TSARankModel
+from modeling_tsarank.eval.collections import load_collection
 from modeling_tsarank.eval.fusion import fuse_runs
 from modeling_tsarank.eval.harness import evaluate_collection, folder_name
 from modeling_tsarank.eval.metrics import compute_metrics
@@ -25,11 +25,6 @@ from modeling_tsarank.eval.types import Collection
 from modeling_tsarank.files.reading import read_json
 from modeling_tsarank.ranking_errors import InputError, ModelError, NonFiniteScoreError
 from modeling_tsarank.scores.fusion import FusionSetting
-
-
-SCRIPT = Path(__file__).with_name("resumable_evaluation.py")
-# No accelerator, where there is one: two processes on one GPU would be refused.
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 class OverlapScorer:
@@ -56,22 +51,21 @@ def options_of(tmp_path: Path, **changes: object) -> EvaluationOptions:
     return EvaluationOptions(**{**values, **changes})
 
 
-def evaluate_here(folder: Path, output: Path, scorer: str) -> None:
-    """What the script does, in this process."""
-    import torch
+def slow_scorer() -> OverlapScorer:
+    class SlowScorer(OverlapScorer):
+        def predict(self, pairs: list[tuple[str, str]]) -> np.ndarray:
+            time.sleep(0.1 * len(pairs))
+            return super().predict(pairs)
 
-    threads = torch.get_num_threads()
-    try:
-        runpy.run_path(str(SCRIPT))["evaluate"](folder, output, scorer)
-    finally:
-        torch.set_num_threads(threads)
+    return SlowScorer()
 
 
-def start(folder: Path, output: Path, scorer: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, str(SCRIPT), str(folder), str(output), scorer], env=ENVIRONMENT)
+def evaluate(folder: Path, output: Path, load: Callable[[], Any]) -> None:
+    """One evaluation of about a dozen blocks."""
+    options = EvaluationOptions(top_k=20, depth=30, block_pairs=8, show_progress=False, cache_dir=output / "cache")
+    evaluate_collection(ScorerSource("scorer", load), load_collection(folder), options, output)
 
 
-@pytest.mark.parametrize("kind", ["slow", "lists"])
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -80,11 +74,11 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def test_two_processes_rank_as_one(small_folder: Path, tiny_llama: Path, tmp_path: Path) -> None:
-    evaluate_here(small_folder, tmp_path / "alone", str(tiny_llama))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = [*launch, str(SCRIPT), str(small_folder), str(tmp_path / "two"), str(tiny_llama)]
-    subprocess.run(command, env=ENVIRONMENT, check=True, timeout=120)
+    def load() -> TSARankModel:
+        return TSARankModel.from_backbone(str(tiny_llama), max_query_length=64, max_length=200)
+
+    evaluate(small_folder, tmp_path / "alone", load)
+    join(start(2, lambda _: evaluate(small_folder, tmp_path / "two", load)))
     assert (tmp_path / "two" / "run.trec").read_bytes() == (tmp_path / "alone" / "run.trec").read_bytes()
     assert read_json(tmp_path / "two" / "metrics.json")["processes"] == 2
     assert read_json(tmp_path / "alone" / "metrics.json")["dtypes"] == ["float32"]
@@ -189,14 +183,14 @@ def test_changed_texts_are_refused(small_collection: Collection, tmp_path: Path)
 def test_a_running_evaluation_is_not_disturbed(
     small_folder: Path, small_collection: Collection, tmp_path: Path
 ) -> None:
-    process = start(small_folder, tmp_path / "out", "slow:0.1")
+    process = begin(lambda: evaluate(small_folder, tmp_path / "out", slow_scorer))
     try:
         wait_for((tmp_path / "out" / "settings.json").exists)
         with pytest.raises(InputError, match="another process is writing"):
             evaluate_collection(source_of(OverlapScorer()), small_collection, options_of(tmp_path), tmp_path / "out")
     finally:
         process.kill()
-        process.wait()
+        process.join()
 
 
 def test_a_given_run_is_reranked_and_its_tail_kept(small_collection: Collection, tmp_path: Path) -> None:

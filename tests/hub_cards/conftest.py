@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
+
+from modeling_tsarank import cli
 
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -67,18 +70,29 @@ def hub_environment(hub: LoopbackHub, tmp_path: Path) -> Callable[..., dict[str,
 
 @pytest.fixture
 def in_process(hub_environment: Callable[..., dict[str, str]], tmp_path: Path) -> Callable[..., Any]:
-    """Runs Python code in a process of its own as a client of the Hub: `in_process(code, token=…) -> its output`."""
+    """Runs Python code in a process of its own as a client of the Hub: `in_process(code, token=…) -> its output`.
 
-    def run(code: str, *arguments: str, python: Any = sys.executable, check: bool = True, **environment: Any) -> Any:
-        done = subprocess.run(
-            [str(python), "-I", "-c", code, *arguments],
-            env=hub_environment(**environment),
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
+    The process is forked from this one, unless another interpreter is named.
+    """
+
+    def run(code: str, *arguments: str, python: Path | None = None, check: bool = True, **environment: Any) -> Any:
+        def execute() -> None:
+            sys.argv = ["code", *arguments]
+            exec(compile(code, "code", "exec"), {"__name__": "__main__"})
+
+        place = {"environment": hub_environment(**environment), "folder": tmp_path}
+        if python is None:
+            done = forked.run(execute, **place)
+        else:
+            done = subprocess.run(
+                [python, "-I", "-c", code, *arguments],
+                env=place["environment"],
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=300,
+            )
         if not check:
             return done
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
@@ -87,26 +101,13 @@ def in_process(hub_environment: Callable[..., dict[str, str]], tmp_path: Path) -
     return run
 
 
-@pytest.fixture(scope="session")
-def publish_command() -> list[str]:
-    """The start of the command line of `tsarank publish`."""
-    return [sys.executable, "-m", "modeling_tsarank.cli", "publish"]
-
-
 @pytest.fixture
-def publish(publish_command: list[str], hub_environment: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+def publish(hub_environment: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
     """Runs `tsarank publish …` in a process of its own against the Hub."""
 
     def run(*arguments: Any, check: bool = True, **environment: Any) -> subprocess.CompletedProcess[str]:
-        command = [*publish_command, *map(str, arguments)]
-        done = subprocess.run(
-            command,
-            env=hub_environment(**environment),
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
+        done = forked.run(
+            lambda: cli.main(["publish", *map(str, arguments)]), hub_environment(**environment), tmp_path
         )
         if check:
             assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

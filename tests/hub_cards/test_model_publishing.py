@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
 
 from modeling_tsarank import TSARankModel, TwolarModel, hub_cards, load_ranker
+from modeling_tsarank.cli import main
 from modeling_tsarank.hub_cards.model_publishing import ModelOptions, _model_info, prepare_model
 from modeling_tsarank.hub_cards.uploading import Target, upload
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
@@ -159,21 +159,20 @@ def in_shards(folder: Path, target: Path, size: int) -> Path:
 
 
 def test_a_killed_upload_leaves_nothing_half_and_goes_on(
-    trained: Any, hub: Any, publish: Any, publish_command: Any, hub_environment: Any, tmp_path: Path
+    trained: Any, hub: Any, publish: Any, hub_environment: Any, tmp_path: Path
 ) -> None:
     folder = in_shards(trained("tsarank"), tmp_path / "model", 60_000)
     arguments = ("model", str(folder), "alice/ranker", "--license", "mit")
     arrived = threading.Event()
-    command = [*publish_command, *arguments]
-    process = subprocess.Popen(command, env=hub_environment(), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    process = forked.begin(lambda: main(["publish", *arguments]), hub_environment(), tmp_path)
     # The third shard hangs on its way; the process is killed there.
     deadline = time.monotonic() + 120
     while hub.count("PUT", "/cdn/") < 2 and time.monotonic() < deadline:
         time.sleep(0.005)
     fault = hub.fail("PUT", "/cdn/", arrived)
     assert arrived.wait(60), "the upload ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     fault.release.set()
     repo = hub.store.repo("model", "alice/ranker")
     assert set(hub.store.files(repo["branches"]["main"])) == {".gitattributes"}, "half a model is visible"

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -236,22 +237,13 @@ def default_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_python() -> Callable[..., Any]:
-    """Runs the command line of this package in a process of its own."""
-    import sys
+def run_command() -> Callable[..., Any]:
+    """Runs `tsarank ARGUMENTS` in a process of its own."""
+    from modeling_tsarank.cli import main
 
-    def run(*arguments: str, stdin: str | bytes | None = None, **environment: str) -> subprocess.CompletedProcess:
+    def run(*arguments: str, stdin: str | bytes = b"", **environment: str) -> subprocess.CompletedProcess[str]:
         data = stdin.encode() if isinstance(stdin, str) else stdin
-        done = subprocess.run(
-            [sys.executable, "-m", "modeling_tsarank.cli", *arguments],
-            input=data,
-            capture_output=True,
-            env={**os.environ, **environment},
-            check=False,
-            timeout=300,
-        )
-        done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()
-        return done
+        return forked.run(lambda: main(arguments), {**os.environ, **environment}, stdin=data)
 
     return run
 

@@ -204,14 +204,14 @@ def test_index_counts_cut_documents(model: Any, caplog: Any) -> None:
     assert "1 of 2 documents were cut" in caplog.text
 
 
-def test_commands_tell_how_many_documents_were_cut(zoo: Any, tmp_path: Any, run_python: Any) -> None:
+def test_commands_tell_how_many_documents_were_cut(zoo: Any, tmp_path: Any, run_command: Any) -> None:
     documents = tmp_path / "documents.txt"
     documents.write_text(f"{LONG}\nshort\n", encoding="utf-8")
     options = ["--model", str(zoo.folders["llama"]), "--dtype", "float32"]
-    done = run_python("rank", "--query", "a", "--documents", str(documents), "--json", *options)
+    done = run_command("rank", "--query", "a", "--documents", str(documents), "--json", *options)
     assert json.loads(done.stdout).items() >= {"cut_documents": 1, "cut_queries": 0}.items()
     assert "1 of 2 documents were cut" in done.stderr
-    done = run_python("index", "--documents", str(documents), "--store", str(tmp_path / "store"), *options)
+    done = run_command("index", "--documents", str(documents), "--store", str(tmp_path / "store"), *options)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("cut") == 1
     assert "1 are cut to the model's length" in done.stderr
@@ -219,5 +219,5 @@ def test_commands_tell_how_many_documents_were_cut(zoo: Any, tmp_path: Any, run_
     rows = [{"query": "a", "document": text} for text in (LONG, "short", LONG)]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for _ in range(2):  # counted again where nothing is left to do
-        done = run_python("score", "--pairs", str(pairs), "--output", str(tmp_path / "scores"), *options)
+        done = run_command("score", "--pairs", str(pairs), "--output", str(tmp_path / "scores"), *options)
         assert "1 documents were cut" in done.stdout, done.stderr

@@ -233,10 +233,10 @@ def test_a_saved_ranker_that_lost_a_weight_is_refused(name, zoo, tmp_path) -> No
         assert type(caught.value).__name__ == "ModelError"
 
 
-def test_the_command_line_refuses_a_model_without_its_head_in_one_line(zoo, tmp_path, run_python) -> None:
+def test_the_command_line_refuses_a_model_without_its_head_in_one_line(zoo, tmp_path, run_command) -> None:
     folder = DECODERS["no head"][0](zoo, tmp_path / "model")
     (tmp_path / "documents.txt").write_text("bread\nships\n")
-    done = run_python(
+    done = run_command(
         "rank", "--query", "yeast", "--documents", str(tmp_path / "documents.txt"), "--model", str(folder)
     )
     assert done.returncode == 2

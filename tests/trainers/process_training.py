@@ -1,15 +1,16 @@
-"""Trains as one of several processes: `python process_training.py JOB.json`, started by torch.distributed.run.
+"""Trains as one of several processes.
 
-The job names ranking folders, rows and configurations; the first process writes each run's weights and log.
+A job names a ranking folder, rows and a configuration; the first process writes each run's weights and log.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+from accelerate.state import AcceleratorState, GradientState
+from forked import join, start
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
@@ -53,6 +54,13 @@ def train(job: dict) -> None:
         (output / "log.json").write_text(json.dumps(record))
 
 
-if __name__ == "__main__":
-    for job in json.loads(Path(sys.argv[1]).read_text()):
-        train(job)
+def train_together(jobs: list[dict], count: int) -> None:
+    """Each job by that many processes."""
+
+    def all_jobs(_: int) -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)  # of the process that this one was forked from
+        GradientState._reset_state()
+        for job in jobs:
+            train(job)
+
+    join(start(count, all_jobs), 300)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from accelerate.data_loader import BatchSamplerShard
+from process_training import train, train_together
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from modeling_tsarank.trainers.even_batches import FilledBatches
@@ -48,16 +46,6 @@ def test_every_row_comes_once_and_all_processes_get_as_many_batches(rows: int, p
     assert sorted(taken) == list(range(rows))
 
 
-@pytest.fixture(scope="module")
-def process_training() -> Any:
-    """What each of several processes runs, as a module of this one."""
-    path = Path(__file__).parent / "process_training.py"
-    spec: Any = importlib.util.spec_from_file_location("process_training", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def numbers(record: dict[str, Any]) -> dict[str, float]:
     """What was measured, without the times it took."""
     timed = ("runtime", "per_second", "time", "total_flos", "epoch", "step")
@@ -67,7 +55,6 @@ def numbers(record: dict[str, Any]) -> dict[str, float]:
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_several_processes_equal_one_for_any_number_of_rows(
     count: int,
-    process_training: Any,
     make_ranker: Callable[..., Any],
     sft_rows: list[Any],
     distill_rows: list[Any],
@@ -106,14 +93,9 @@ def test_several_processes_equal_one_for_any_number_of_rows(
             )
         if processes == 1:
             for job in jobs:
-                process_training.train(job)
+                train(job)
             continue
-        (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-        launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(count), "--master_port", "0", "--standalone"]
-        script = [str(Path(process_training.__file__)), str(tmp_path / "jobs.json")]
-        command = [sys.executable, *launch, *script]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr[-4000:]
+        train_together(jobs, count)
     for number, (kind, _, _, _, _) in enumerate(cases):
         one, several = (
             json.loads((tmp_path / f"{processes}-{number}" / "log.json").read_text()) for processes in (1, count)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from process_training import train_together
 from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback
 
@@ -104,7 +103,7 @@ def test_two_processes_give_the_weights_of_one(
         trainer = make_trainer(kind, ranker=ranker, rows=rows, **{**config, "per_device_train_batch_size": 4})
         trainer.train()
         expected.append((trained(trainer), trainer.state.log_history))
-    run_processes(jobs, tmp_path)
+    train_together(jobs, 2)
     for job, (weights, history) in zip(jobs, expected, strict=True):
         record = json.loads((Path(job["output"]) / "log.json").read_text())
         assert record["processes"] == 2
@@ -120,20 +119,6 @@ def test_two_processes_give_the_weights_of_one(
             # but rounding errors, which AdamW blows up to steps of full size. They change no score.
             if not re.search(r"decoder.*SelfAttention\.(q|k|relative)", name):
                 assert torch.allclose(value, weights[name], atol=1e-4), name
-
-
-def run_processes(jobs: list[dict[str, Any]], folder: Path, count: int = 2) -> None:
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    script = Path(__file__).parent / "process_training.py"
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(count), "--master_port", "0", "--standalone"]
-    done = subprocess.run(
-        [sys.executable, *launch, str(script), str(folder / "jobs.json")],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def test_processes_of_the_test_above_do_have_uneven_chunks(make_trainer: Any, sft_rows: list[Any]) -> None:

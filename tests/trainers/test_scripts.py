@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from forked import begin, join
 from safetensors.torch import load_file
 
 from modeling_tsarank.modeling_twolar import LogitOptions, TwolarModel
@@ -377,22 +378,15 @@ def test_killed_and_resumed_equals_uninterrupted(
     ]
     script.main([*options, "--output_dir", str(tmp_path / "whole")])
     killed = tmp_path / "killed"
-    command = [
-        sys.executable,
-        str(TRAINERS / f"{script.__name__.rpartition('.')[2]}.py"),
-        *options,
-        "--output_dir",
-        str(killed),
-    ]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = begin(lambda: script.main([*options, "--output_dir", str(killed)]), environment)
     deadline = time.monotonic() + 120
-    while not (killed / "checkpoint-8").exists() and process.poll() is None and time.monotonic() < deadline:
+    while not (killed / "checkpoint-8").exists() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not (killed / "model.safetensors").exists()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    join([begin(lambda: script.main([*options, "--output_dir", str(killed)]), environment)], 300)
     steps = [row["step"] for row in json.loads((killed / "trainer_state.json").read_text())["log_history"]]
     assert steps == [*range(1, 41), 40]
     whole = final_weights(tmp_path / "whole")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked import begin, join, start
 from safetensors import safe_open
 
 from modeling_tsarank import TSARankModel
@@ -360,31 +358,17 @@ def test_a_memory_store_does_not_hold_the_batch_its_states_came_from() -> None:
 
 # ---- several processes, full disks ---------------------------------------------------------------------
 
-_WRITER = """
-    import sys, torch
-    from modeling_tsarank.cache.folder_store import FolderStore
-    torch.set_num_threads(1)
-    folder, seeds = sys.argv[1], range(int(sys.argv[2]), int(sys.argv[3]))
+
+def write(folder: Path, seeds: range) -> None:
     with FolderStore(folder, "float32", shard_bytes=30_000) as store:
         for seed in seeds:
-            generator = torch.Generator().manual_seed(seed)
-            layers = [(torch.randn(1, 2, 10, 8, generator=generator),) * 2 for _ in range(3)]
-            store.put(f"a-{seed}", layers)
+            store.put(f"a-{seed}", states(seed))
             if seed % 7 == 0:
                 store.get(f"a-{seed - 3}")
-"""
 
 
 def test_two_processes_write_into_one_store(tmp_path) -> None:
-    code = textwrap.dedent(_WRITER)
-    ranges = [("0", "150"), ("100", "250")]
-    running = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "s"), *r], stderr=subprocess.PIPE, text=True)
-        for r in ranges
-    ]
-    for process in running:
-        _, problems = process.communicate(timeout=120)
-        assert process.returncode == 0, problems
+    join(start(2, lambda rank: write(tmp_path / "s", range(100 * rank, 150 + 100 * rank))))
     with FolderStore(tmp_path / "s") as store:
         assert store.verify() == (250, 0)
         for seed in (0, 100, 149, 150, 249):
@@ -392,14 +376,13 @@ def test_two_processes_write_into_one_store(tmp_path) -> None:
 
 
 def test_a_writer_that_is_killed_leaves_whole_entries_only(tmp_path) -> None:
-    code = textwrap.dedent(_WRITER)
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "s"), "0", "100000"])
+    process = begin(lambda: write(tmp_path / "s", range(100_000)))
     try:
-        while len(files_of(tmp_path / "s")) < 5 and process.poll() is None:
+        while len(files_of(tmp_path / "s")) < 5 and process.is_alive():
             pass
     finally:
         process.kill()
-        process.wait()
+        process.join()
     with FolderStore(tmp_path / "s") as store:
         whole, damaged = store.verify()
         assert whole >= 8

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from forked import join, start
 
 from modeling_tsarank.cache.folder_store import FolderStore
 from modeling_tsarank.engine.state_blocks import Layers
@@ -235,38 +233,27 @@ def test_a_damaged_store_on_a_full_disk_is_read_and_one_clear_error_when_written
     check_mended(folder)
 
 
-_WORKER = """
-    import sys, torch
-    from modeling_tsarank.cache.folder_store import FolderStore
-    folder, first = sys.argv[1], int(sys.argv[2])
-    key = lambda seed: f"{'m' * 32}-{seed:032d}"
-    for turn in range(10):
-        with FolderStore(folder, max_memory_bytes=0) as store:
-            assert store.dtype == "float32", store.dtype
-            with open(sys.argv[3], "r+b") as shard:  # under its own feet and the other's
-                shard.seek(1024 * (turn % 4))
-                shard.write(bytes(1024))
-            seed = first + turn
-            full = torch.full((1, 1, 2, 4), float(seed))
-            store.put(key(seed), [(full, -full)])
-            store.flush()
-            for other in range(0, 150, 10):
-                found = store.get(key(other))
-                assert found is None or found[0][0][0, 0, 0, 0] == other
-"""
-
-
 def test_two_processes_repair_one_store_at_once(folder) -> None:
-    code = textwrap.dedent(_WORKER)
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(folder), first, str(shards(folder)[1])], stderr=subprocess.PIPE, text=True
-        )
-        for first in ("1000", "2000")
-    ]
-    for process in running:
-        _, problems = process.communicate(timeout=200)
-        assert process.returncode == 0, problems
+    def key(seed: int) -> str:
+        return f"{'m' * 32}-{seed:032d}"
+
+    def work(rank: int) -> None:
+        for turn in range(10):
+            with FolderStore(folder, max_memory_bytes=0) as store:
+                assert store.dtype == "float32", store.dtype
+                with damaged.open("r+b") as shard:  # under its own feet and the other's
+                    shard.seek(1024 * (turn % 4))
+                    shard.write(bytes(1024))
+                seed = 1000 * (rank + 1) + turn
+                full = torch.full((1, 1, 2, 4), float(seed))
+                store.put(key(seed), [(full, -full)])
+                store.flush()
+                for other in range(0, 150, 10):
+                    found = store.get(key(other))
+                    assert found is None or found[0][0][0, 0, 0, 0] == other
+
+    damaged = shards(folder)[1]
+    join(start(2, work))
     with FolderStore(folder) as store:
         assert all(right(store, seed) for seed in (*range(1000, 1010), *range(2000, 2010)))
         assert False not in [right(store, seed) for seed in range(COUNT)]

@@ -7,15 +7,16 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked import begin, join
 
 from modeling_tsarank import TSARankModel, TwolarModel
 from modeling_tsarank.cache.folder_store import FolderStore, MemoryStore
@@ -225,39 +226,25 @@ def test_serve_with_a_store_on_a_read_only_mount_ranks_as_with_a_writable_one(
 def test_killed_and_resumed_over_a_store_the_files_are_those_of_an_undisturbed_run(options, tmp_path) -> None:
     """Two processes are killed in the middle over one store, one after the other; then two at once go on."""
     source = str(write_pairs(tmp_path, copies=30))
-    command = [
-        sys.executable,
-        "-m",
-        "modeling_tsarank.cli",
-        "score",
-        "--pairs",
-        source,
-        "--shard-pairs",
-        "30",
-        *options,
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = ["score", "--pairs", source, "--shard-pairs", "30", *options]
     torch.set_num_threads(1)
     for name in ("store", "own"):
         FolderStore(tmp_path / name).close()
 
-    def start(output: str) -> subprocess.Popen:
+    def start(output: str) -> BaseProcess:
         words = [*command, "--output", str(tmp_path / output), "--store", str(tmp_path / "store")]
-        return subprocess.Popen(words, env=environment, stderr=subprocess.PIPE)
+        return begin(lambda: main(words))
 
     killed = start("first")
     try:
-        while killed.poll() is None and len(output_bytes(tmp_path / "first")) < 2:
+        while killed.is_alive() and len(output_bytes(tmp_path / "first")) < 2:
             time.sleep(0.005)
     finally:
         killed.kill()
-        killed.communicate()
+        killed.join()
     assert 2 <= len(output_bytes(tmp_path / "first")) < 30
-    both = [start("first"), start("second")]
-    for process in both:
-        _, problems = process.communicate(timeout=120)
-        assert process.returncode == 0, problems
-    assert main([*command[3:], "--output", str(tmp_path / "whole"), "--store", str(tmp_path / "own")]) == 0
+    join([start("first"), start("second")])
+    assert main([*command, "--output", str(tmp_path / "whole"), "--store", str(tmp_path / "own")]) == 0
     assert len(output_bytes(tmp_path / "whole")) == 30
     assert output_bytes(tmp_path / "first") == output_bytes(tmp_path / "whole")
     assert output_bytes(tmp_path / "second") == output_bytes(tmp_path / "whole")

@@ -36,9 +36,9 @@ def documents(tmp_path) -> str:
     return str(path)
 
 
-def test_a_table_and_the_same_in_json(run_python, model_folder, documents) -> None:
+def test_a_table_and_the_same_in_json(run_command, model_folder, documents) -> None:
     base = ["rank", "--query", "why does bread rise", "--documents", documents, "--model", model_folder]
-    done = run_python(*base, "--json", "--device", "cpu", "--batch-tokens", "64")
+    done = run_command(*base, "--json", "--device", "cpu", "--batch-tokens", "64")
     assert (done.returncode, done.stderr) == (0, "")
     results = json.loads(done.stdout)["results"]
     model = load_ranker(model_folder, device="cpu")
@@ -47,12 +47,12 @@ def test_a_table_and_the_same_in_json(run_python, model_folder, documents) -> No
     assert ids == ["b", "s", "3"]
     assert [row["id"] for row in results] == [ids[row["corpus_id"]] for row in expected]
     assert all(math.isclose(a["score"], b["score"], abs_tol=1e-4) for a, b in zip(results, expected, strict=True))
-    table = run_python(*base, "--top-k", "2", COLUMNS="60")
+    table = run_command(*base, "--top-k", "2", COLUMNS="60")
     lines = table.stdout.splitlines()
     assert lines[0].split() == ["rank", "id", "score", "text"]
     assert [line.split()[1] for line in lines[1:]] == [row["id"] for row in results[:2]]
     assert all(len(line) <= 60 for line in lines)
-    assert "\x1b" not in run_python(*base).stdout
+    assert "\x1b" not in run_command(*base).stdout
 
 
 def test_rankers_of_lists_here_and_behind_an_address(capsys, zoo, documents) -> None:
@@ -97,11 +97,11 @@ def test_kept_states_are_read_and_give_the_same_scores(capsys, model_folder, doc
     assert sum(path.stat().st_size for path in (tmp_path / "store").rglob("*.safetensors")) == size
 
 
-def test_standard_input_text_or_json(run_python, model_folder) -> None:
+def test_standard_input_text_or_json(run_command, model_folder) -> None:
     base = ["rank", "--query", "bread", "--documents", "-", "--model", model_folder, "--json"]
-    text = json.loads(run_python(*base, stdin="yeast\n\nships\r\n").stdout)["results"]
+    text = json.loads(run_command(*base, stdin="yeast\n\nships\r\n").stdout)["results"]
     assert {(row["id"], row["text"]) for row in text} == {("1", "yeast"), ("3", "ships")}
-    rows = json.loads(run_python(*base, stdin='{"_id": "x", "text": "yeast"}\n').stdout)["results"]
+    rows = json.loads(run_command(*base, stdin='{"_id": "x", "text": "yeast"}\n').stdout)["results"]
     assert [row["id"] for row in rows] == ["x"]
 
 
@@ -178,23 +178,23 @@ def test_mistakes_are_one_line_and_status_2(capsys, model_folder, documents, tmp
     assert message in lines[0]
 
 
-def test_nan_weights_are_one_line_and_status_2(run_python, zoo, documents, tmp_path) -> None:
+def test_nan_weights_are_one_line_and_status_2(run_command, zoo, documents, tmp_path) -> None:
     folder = tmp_path / "nan"
     shutil.copytree(zoo.folders["llama"], folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         model.model.norm.weight.fill_(math.nan)
     model.save_pretrained(folder)
-    done = run_python("rank", "--query", "bread", "--documents", documents, "--model", str(folder))
+    done = run_command("rank", "--query", "bread", "--documents", documents, "--model", str(folder))
     assert done.returncode == 2
     assert "the model gave the score nan for pair 0" in done.stderr
     assert done.stdout == ""
 
 
-def test_empty_documents_warn_and_rank(run_python, model_folder, tmp_path) -> None:
+def test_empty_documents_warn_and_rank(run_command, model_folder, tmp_path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text('{"text": ""}\n{"text": "yeast \\ud800"}\n')
-    done = run_python("rank", "--query", "bread", "--documents", str(path), "--model", model_folder)
+    done = run_command("rank", "--query", "bread", "--documents", str(path), "--model", model_folder)
     assert done.returncode == 0
     assert "1 of 2 documents are empty" in done.stderr
     assert "lone surrogates" in done.stderr
@@ -210,17 +210,17 @@ def test_a_closed_pipe_is_quiet(model_folder, documents) -> None:
     assert done.stderr == ""
 
 
-def test_help_is_quick_and_complete(run_python) -> None:
+def test_help_is_quick_and_complete(run_command) -> None:
     import time
 
     started = time.perf_counter()
-    done = run_python("--help")
+    done = run_command("--help")
     assert time.perf_counter() - started < 5, "the help must not load torch"
     assert "rank" in done.stdout
     for option in ("--query", "--documents", "--top-k", "--json", "--fusion", "--dtype", "--device", "--model"):
-        assert option in run_python("rank", "--help").stdout
-    assert run_python("rank", "--query", "x").returncode == 2
-    assert run_python("--version").stdout.startswith("tsarank ")
+        assert option in run_command("rank", "--help").stdout
+    assert run_command("rank", "--query", "x").returncode == 2
+    assert run_command("--version").stdout.startswith("tsarank ")
 
 
 def test_tables_and_folders_are_read_as_json_lines_are(tmp_path, caplog) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked import join, start
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -19,6 +18,7 @@ from modeling_tsarank.cache.memory_store import MemoryStore
 from modeling_tsarank.cache.state_files import read_documents
 from modeling_tsarank.files.hashes import hash_file
 from modeling_tsarank.models import embedded_models
+from modeling_tsarank.models.default_model import default_model_folder
 from modeling_tsarank.models.embedded_models import (
     ADAPTER_WEIGHTS,
     DEFAULT_RELEASE,
@@ -131,21 +131,16 @@ def test_the_merged_folder_is_made_once_and_is_an_ordinary_checkpoint(ranker) ->
 
 def test_the_second_process_of_a_distributed_run_makes_both_models(tmp_path, default_folder) -> None:
     """transformers writes weights in the first process only; of another the cache then had folders without them."""
-    script = tmp_path / "make.py"
-    script.write_text(
-        "import torch.distributed as distributed\n"
-        "from modeling_tsarank.models.default_model import default_model_folder\n"
-        "from modeling_tsarank.models.embedded_models import DEFAULT_RELEASE, embedded_source\n"
-        "distributed.init_process_group('gloo')\n"
-        "if distributed.get_rank() == 1:\n"
-        "    default_model_folder()\n"
-        "    embedded_source(DEFAULT_RELEASE)\n"
-        "distributed.barrier()\n"
-    )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    environment = {**os.environ, "TSARANK_CACHE": str(tmp_path)}
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=300, check=False, env=environment)
-    assert done.returncode == 0, done.stderr[-4000:]
+
+    def make(rank: int) -> None:
+        os.environ["TSARANK_CACHE"] = str(tmp_path)
+        torch.distributed.init_process_group("gloo")
+        if rank == 1:
+            default_model_folder()
+            embedded_source(DEFAULT_RELEASE)
+        torch.distributed.barrier()
+
+    join(start(2, make), 300)
     for folder in (default_folder, embedded_source(DEFAULT_RELEASE)):
         made = tmp_path / "models" / folder.name
         # A cache of long standing has the code files of its day.

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 from chat_server import ChatServer, right_answer
+from forked import begin, join
 
+from modeling_tsarank.cli import main
 from modeling_tsarank.eval.types import Document
 from modeling_tsarank.rankers.chat import ChatEndpoint, ChatSettings
 from modeling_tsarank.rankers.listwise import Ordering
@@ -171,23 +172,6 @@ def test_totals_that_cannot_add_up_are_refused():
     assert summarize([], [])["rates"] == {"failure": None, "repair": None}
 
 
-# A shell's background jobs, and all that they start, ignore interrupts; a user's command in the foreground does not.
-RUN = """
-import argparse, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from modeling_tsarank.ranking_errors import TSARankError
-from modeling_tsarank.trainers.data.commands import register_commands
-parser = argparse.ArgumentParser()
-register_commands(parser.add_subparsers(required=True))
-args = parser.parse_args()
-try:
-    sys.exit(args.run(args))
-except TSARankError as error:
-    sys.stderr.write(f"error: {error}\\n")
-    sys.exit(2)
-"""
-
-
 @pytest.fixture
 def lists_inputs(tmp_path: Path) -> list[str]:
     """Arguments of `lists` over a corpus of 40 passages and 24 queries."""
@@ -199,14 +183,19 @@ def lists_inputs(tmp_path: Path) -> list[str]:
             kind = "cropped" if number % 2 else "generated"
             record = {"_id": f"q{number}", "text": f"bread value {number}", "metadata": {"query_type": kind}}
             file.write(json.dumps(record) + "\n")
-    arguments = ["lists", "--corpus", str(tmp_path / "corpus.jsonl"), "--queries", str(tmp_path / "queries.jsonl")]
+    arguments = ["data", "lists", "--corpus", str(tmp_path / "corpus.jsonl")]
+    arguments += ["--queries", str(tmp_path / "queries.jsonl")]
     arguments += ["--output", str(tmp_path / "out"), "--index-cache", str(tmp_path / "indexes")]
     return [*arguments, "--first-stages", "bm25", "b=bm25", "--list-size", "6", "--validation-share", "0.25"]
 
 
-def start(arguments: list[str]) -> subprocess.Popen:
-    command = [sys.executable, "-c", RUN, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+def start(arguments: list[str]) -> BaseProcess:
+    def command() -> int:
+        # A shell's background jobs, and all that they start, ignore interrupts; a user's command does not.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        return main(arguments)
+
+    return begin(command)
 
 
 def test_a_killed_run_goes_on_and_a_third_asks_nothing(tmp_path, lists_inputs):
@@ -221,25 +210,21 @@ def test_a_killed_run_goes_on_and_a_third_asks_nothing(tmp_path, lists_inputs):
         teacher = ["--teacher-url", server.url, "--teacher-model", "tiny", "--concurrency", "2"]
         process = start([*lists_inputs, *teacher])
         deadline = time.monotonic() + 90
-        while len(server.payloads) < 8 and process.poll() is None and time.monotonic() < deadline:
+        while len(server.payloads) < 8 and process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.join()
         killed_at = len(server.payloads)
         assert 8 <= killed_at < 24
         assert not (tmp_path / "out" / "data").exists()
 
-        second = start([*lists_inputs, *teacher])
-        _, err = second.communicate(timeout=120)
-        assert second.returncode == 0, err
+        join([start([*lists_inputs, *teacher])])
         # Two requests may have been under way, answered by the server and not kept.
         assert 24 <= len(server.payloads) <= 24 + 2
         asked = len(server.payloads)
         files = {path: path.read_bytes() for path in (tmp_path / "out" / "data").iterdir()}
 
-        third = start([*lists_inputs, *teacher])
-        _, err = third.communicate(timeout=120)
-        assert third.returncode == 0, err
+        join([start([*lists_inputs, *teacher])])
         assert len(server.payloads) == asked, "a rerun asks nothing"
     assert {path: path.read_bytes() for path in (tmp_path / "out" / "data").iterdir()} == files
 
@@ -265,13 +250,13 @@ def test_an_interrupt_leaves_no_half_written_set(tmp_path, lists_inputs):
     with ChatServer(lambda *_: (429, {"Retry-After": "110"}, {})) as server:
         process = start([*lists_inputs, "--teacher-url", server.url, "--teacher-model", "tiny"])
         deadline = time.monotonic() + 90
-        while not server.payloads and process.poll() is None and time.monotonic() < deadline:
+        while not server.payloads and process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.3)
         stopped = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=90)
+        os.kill(process.pid, signal.SIGINT)
+        process.join(90)
         assert time.monotonic() - stopped < 60, "the wait of almost two minutes was ended"
-    assert process.returncode != 0
+    assert process.exitcode == 130
     assert not (tmp_path / "out" / "data").exists()
     assert not (tmp_path / "out" / "provenance.json").exists()

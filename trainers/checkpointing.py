@@ -81,7 +81,8 @@ class CheckpointingTrainer(EvenBatchesTrainer):
     @property
     def module(self) -> RankingModule:
         """The module in training without distributed wrappers."""
-        return self.accelerator.unwrap_model(self.model)
+        # Looking for wrappers goes through every submodule, and several times a step.
+        return self.model if isinstance(self.model, RankingModule) else self.accelerator.unwrap_model(self.model)
 
     # ---- starting --------------------------------------------------------------------------------
 

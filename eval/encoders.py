@@ -35,10 +35,20 @@ _SEARCH_VALUES = 1 << 26
 
 
 class EncoderIndex:
-    """Vectors of one corpus and the model that made them; make one with `build` of a subclass."""
+    """Vectors of one corpus and the model that made them; make one with `build` of a subclass.
+
+    Attributes:
+        kind, default_model: Its name as a first stage, and the model that this takes by default.
+        encoded: Vectors of texts, shape (texts, dimensions), float32, from the encoder's method, the texts and the
+            batch size. Raises `ModelError` unless all are finite.
+    """
 
     kind: ClassVar[str]
     default_model: ClassVar[str]
+    encoded: ClassVar[Any]
+    _load_encoder: ClassVar[Any]
+    _write: ClassVar[Any]
+    _read: ClassVar[Any]
 
     def __init__(self, encoder: Any, vectors: Any, ids: Sequence[str], batch_size: int) -> None:
         self._encoder, self._by_dimension, self._batch_size = encoder, self._transposed(vectors), batch_size
@@ -124,23 +134,6 @@ class EncoderIndex:
                 scores, positions = self._scores(products, row)
                 run[query_id] = self._selector.select(scores, depth, positions)
         return run
-
-    @staticmethod
-    def _load_encoder(name: str, device: str | None) -> Any:
-        raise NotImplementedError
-
-    @staticmethod
-    def encoded(encode: Any, texts: Sequence[str], batch_size: int) -> Any:
-        """Vectors of texts, shape (texts, dimensions), float32. Raises `ModelError` unless all are finite."""
-        raise NotImplementedError
-
-    @staticmethod
-    def _write(folder: Path, parts: list[Any]) -> None:
-        raise NotImplementedError
-
-    @staticmethod
-    def _read(folder: Path) -> Any:
-        raise NotImplementedError
 
     @staticmethod
     def _transposed(vectors: Any) -> Any:

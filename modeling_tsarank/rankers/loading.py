@@ -123,6 +123,7 @@ def load_list_ranker(
     """
     options = list_options(ranker, ranker_options)
     source = resolve(name_or_path)
+    place: Any = {"device": device, "dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code}
     if ranking_options and ranker != "one-pass":
         raise InputError(f"{sorted(ranking_options)[0]} has no effect on a {ranker} ranker; leave it out")
     chat: ChatModel | None = None
@@ -135,32 +136,13 @@ def load_list_ranker(
     elif source.kind in OTHER_LIBRARIES:
         raise ModelError(f"{source.name} is a {source.kind}; {ranker} needs a language model")
     elif ranker == "one-pass":
-        more = {"device": device, "dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code}
-        return OnePassRanker(load_pointwise(name_or_path, **more, **ranking_options), options)
+        return OnePassRanker(load_pointwise(name_or_path, **place, **ranking_options), options)
     elif ranker == "listwise":
-        chat = LocalChat(
-            source.name,
-            max_new_tokens=max_new_tokens,
-            device=device,
-            dtype=dtype,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-        )
+        chat = LocalChat(source.name, max_new_tokens=max_new_tokens, **place)
     if ranker == "listwise":
         assert chat is not None
         return ListwiseRanker(chat, options)
-    labels = (
-        ChatLabels(chat)
-        if chat is not None
-        else load_label_model(
-            source.name,
-            device=device,
-            dtype=dtype,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            batch_tokens=batch_tokens,
-        )
-    )
+    labels = ChatLabels(chat) if chat else load_label_model(source.name, batch_tokens=batch_tokens, **place)
     makers: dict[str, Any] = {"first": FirstRanker, "setwise": SetwiseRanker}
     makers |= {"pairwise": PairwiseRanker, "attention": InContextRanker}
     found: ListRanker = makers[ranker](labels, options)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from modeling_tsarank.eval.beir import read_queries
-from modeling_tsarank.eval.types import Document
 from modeling_tsarank.files.fields import field_text, record_text
 from modeling_tsarank.files.hashes import hash_file
 from modeling_tsarank.files.writing import write_json, write_jsonl
@@ -35,6 +34,8 @@ from modeling_tsarank.trainers.recipes.judged import (
     raw_records,
     read_plan,
     read_row,
+    write_corpus,
+    written,
 )
 from modeling_tsarank.trainers.recipes.release_data import PACKAGES
 
@@ -161,11 +162,7 @@ def prepare_development(plan_file: Path, data: Path, output: Path, limit: int = 
         report["lists"] = {one.name: _write_lists(one, plan.seed, raw, output, check) for one in plan.training}
         report["pools"] = {one.name: _write_pool(one, raw, output / "pools" / one.name, check) for one in plan.corpora}
         report["leakage"]["lists and pools"] = check.record()
-    report["files"] = {
-        str(path.relative_to(output)): hash_file(path)
-        for folder in ("dev", "lists", "pools")
-        for path in sorted((output / folder).rglob("*.jsonl"))
-    }
+    report["files"] = {name: hash_file(output / name) for name in written(output, "dev", "lists", "pools")}
     report["versions"] = package_versions(PACKAGES)
     write_json(output / COUNTS, report)
     return report
@@ -190,25 +187,17 @@ class _Raw:
             source = field_text(checked_record(record, place), "source", place) or "" if origins else ""
             if not origins or any(fnmatchcase(source, one) for one in origins):
                 row = read_row(record, place, "")
-                values: dict[str, float] = {}
-                for text, value in zip(row.texts, row.values, strict=True):
-                    text = " ".join(text.split()[:words])
-                    if text:
-                        values[text] = max(value, values.get(text, value))
-                if values:
-                    yield replace(row.with_values(values), query=" ".join(row.query.split()))
+                pairs = ((" ".join(text.split()[:words]), value) for text, value in row.pairs)
+                row = row.with_pairs(pair for pair in pairs if pair[0])
+                if row.texts:
+                    yield replace(row, query=" ".join(row.query.split()))
 
     def judged(self, names: Sequence[str], words: int, origins: Sequence[str] = ()) -> list[Judged]:
         """The rows of files, one for each query; of a passage that two rows have the higher value."""
         found: dict[tuple[str, ...], Judged] = {}
         for row in (row for name in names for row in self.rows(name, words, origins) if row.query):
             key = tuple(words_of(row.query))
-            if key in found:
-                values = dict(zip(row.texts, row.values, strict=True))
-                for text, value in zip(found[key].texts, found[key].values, strict=True):
-                    values[text] = max(value, values.get(text, value))
-                row = found[key].with_values(values)
-            found[key] = row
+            found[key] = found[key].with_pairs(row.pairs + found[key].pairs) if key in found else row
         return list(found.values())
 
     def queries(self, name: str) -> list[str]:
@@ -245,12 +234,7 @@ def _write_collection(
         scores = found.get(row.query_id, {})
         own = (pool.ids[text] for text in row.texts)
         run[row.query_id] = scores if source.candidates else {one: scores.get(one, 0.0) for one in own}
-    judged = {
-        row.query_id: {
-            text: max(int(value) - source.lowest, 0) for text, value in zip(row.texts, row.values, strict=True)
-        }
-        for row in chosen
-    }
+    judged = {row.query_id: {text: max(int(value) - source.lowest, 0) for text, value in row.pairs} for row in chosen}
     pool.write_collection(output / "dev" / source.name, {row.query_id: row.query for row in chosen}, judged, run)
     return {
         "rows": len(rows),
@@ -293,10 +277,7 @@ def _write_pool(source: PoolSource, raw: _Raw, folder: Path, check: LeakageCheck
     """Writes `corpus.jsonl` and `queries.jsonl` without what the check finds; returns counts."""
     rows = (row for name in source.passages for row in raw.rows(name, source.words))
     texts = list(dict.fromkeys(text for row in rows for text in row.texts))
-    leaks = check.passage_leaks([Document("", text) for text in texts])
-    clean = [text for text, leak in zip(texts, leaks, strict=True) if not leak]
-    corpus = ({"_id": f"{source.name}-p{number}", "text": text} for number, text in enumerate(clean))
-    write_jsonl(folder / "corpus.jsonl", corpus)
+    passages = write_corpus(folder, source.name, texts, check)
     unique: dict[tuple[str, ...], tuple[str, str]] = {}
     for name in source.queries:
         for query in raw.queries(name):
@@ -308,4 +289,4 @@ def _write_pool(source: PoolSource, raw: _Raw, folder: Path, check: LeakageCheck
     counts = {"queries": len(kept), "queries kept out": len(unique) - len(kept)}
     queries = [SourceQuery(f"{source.name}-q{number}", query, kind) for number, (query, kind) in enumerate(kept)]
     write_queries(folder / "queries.jsonl", queries, counts)
-    return {"passages": len(clean), "passages kept out": len(texts) - len(clean), **counts}
+    return {"passages": passages, "passages kept out": len(texts) - passages, **counts}

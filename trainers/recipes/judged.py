@@ -56,16 +56,24 @@ class Judged:
     @property
     def positives(self) -> list[str]:
         """Passages with a value above 0."""
-        return [text for text, value in zip(self.texts, self.values, strict=True) if value > 0]
+        return [text for text, value in self.pairs if value > 0]
 
     @property
     def negatives(self) -> list[str]:
         """The other passages."""
-        return [text for text, value in zip(self.texts, self.values, strict=True) if value <= 0]
+        return [text for text, value in self.pairs if value <= 0]
 
-    def with_values(self, values: Mapping[str, float]) -> Judged:
-        """The same query with these passages."""
-        return replace(self, texts=tuple(values), values=tuple(values.values()))
+    @property
+    def pairs(self) -> list[tuple[str, float]]:
+        """Passages with their values."""
+        return list(zip(self.texts, self.values, strict=True))
+
+    def with_pairs(self, pairs: Iterable[tuple[str, float]]) -> Judged:
+        """The same query with these passages; one that comes again counts once, with the highest of its values."""
+        best: dict[str, float] = {}
+        for text, value in pairs:
+            best[text] = max(value, best.get(text, value))
+        return replace(self, texts=tuple(best), values=tuple(best.values()))
 
 
 # ---- plans and files -------------------------------------------------------------------------------
@@ -132,11 +140,7 @@ def read_row(record: Any, place: str, query_id: str) -> Judged:
         query = field_text(record, "query", "the row") or ""
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
-    best: dict[str, float] = {}
-    for text, value in pairs:
-        text = reread(text)
-        best[text] = max(value, best.get(text, value))
-    return Judged(query_id, reread(query), tuple(best), tuple(best.values()), target)
+    return Judged(query_id, reread(query), (), (), target).with_pairs((reread(text), value) for text, value in pairs)
 
 
 def checked_record(record: Any, place: str) -> dict[str, Any]:
@@ -166,8 +170,22 @@ def clean_judged(rows: Sequence[Judged], check: LeakageCheck, lost: Counter[str]
     leaked = {text for text, leak in zip(texts, found, strict=True) if leak}
     lost["query of a test or development collection"] += len(rows) - len(clean)
     lost["passages of a test or development collection"] += sum(text in leaked for row in clean for text in row.texts)
-    pairs = [(row, zip(row.texts, row.values, strict=True)) for row in clean]
-    return [row.with_values({text: value for text, value in one if text not in leaked}) for row, one in pairs]
+    return [row.with_pairs(pair for pair in row.pairs if pair[0] not in leaked) for row in clean]
+
+
+def written(output: Path, *folders: str) -> list[str]:
+    """The `.jsonl` files in folders of the output, by their places in it."""
+    paths = (path for folder in folders for path in sorted((output / folder).rglob("*.jsonl")))
+    return [str(path.relative_to(output)) for path in paths]
+
+
+def write_corpus(folder: Path, name: str, texts: Sequence[str], check: LeakageCheck | None) -> int:
+    """Writes `corpus.jsonl` without the passages that the check finds; how many are left."""
+    leaks = [False] * len(texts) if check is None else check.passage_leaks([Document("", text) for text in texts])
+    left = [text for text, leak in zip(texts, leaks, strict=True) if not leak]
+    rows = ({"_id": f"{name}-p{number}", "text": text} for number, text in enumerate(left))
+    write_jsonl(folder / "corpus.jsonl", rows)
+    return len(left)
 
 
 # ---- pools -----------------------------------------------------------------------------------------
@@ -201,11 +219,7 @@ class Pool:
         mined: dict[str, list[str]] = {}
         if short:
             qrels = {
-                row.query_id: {
-                    self.ids[text]: int(value > 0)
-                    for text, value in zip(row.texts, row.values, strict=True)
-                    if text in self.ids
-                }
+                row.query_id: {self.ids[text]: int(value > 0) for text, value in row.pairs if text in self.ids}
                 for row in short
             }
             collection = Collection(self.name, self.documents, {row.query_id: row.query for row in short}, qrels)
@@ -217,7 +231,9 @@ class Pool:
             more = [text for text in mined.get(row.query_id, []) if text not in row.texts]
             negatives = [*row.negatives, *more[: max(options.count - len(row.negatives), 0)]]
             if negatives:
-                filled.append(row.with_values({**dict.fromkeys(row.positives, 1.0), **dict.fromkeys(negatives, 0.0)}))
+                filled.append(
+                    row.with_pairs([(one, 1.0) for one in row.positives] + [(one, 0.0) for one in negatives])
+                )
         return filled
 
     def write_collection(

@@ -80,12 +80,8 @@ def cleaned(cleaner: Clean, row: Judged) -> Judged:
         pair = cleaner.judge(Pair(query, document, "question_answer", row.query_id))
         return (query, document) if isinstance(pair, str) else (pair.query, pair.document)
 
-    values: dict[str, float] = {}
-    for text, value in zip(row.texts, row.values, strict=True):
-        text = mended(row.query, text)[1]
-        if text:
-            values[text] = max(value, values.get(text, value))
-    return replace(row.with_values(values), query=mended(row.query, "")[0])
+    pairs = ((mended(row.query, text)[1], value) for text, value in row.pairs)
+    return replace(row.with_pairs(pair for pair in pairs if pair[0]), query=mended(row.query, "")[0])
 
 
 def usable(rows: Sequence[Judged], source: LabelledSource, lost: Counter[str]) -> list[Judged]:

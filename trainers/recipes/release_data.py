@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from modeling_tsarank.eval.types import Document
 from modeling_tsarank.files.hashes import hash_file
 from modeling_tsarank.files.reading import read_json
 from modeling_tsarank.files.writing import write_json, write_jsonl
@@ -33,6 +32,8 @@ from modeling_tsarank.trainers.recipes.judged import (
     raw_records,
     read_plan,
     read_row,
+    write_corpus,
+    written,
 )
 from modeling_tsarank.trainers.recipes.labelled import LabelledSource, choose_dev, cleaned, group_pairs, usable
 from modeling_tsarank.trainers.training_sources import read_records
@@ -141,13 +142,12 @@ def prepare(plan_file: Path, data: Path, output: Path, limit: int = 0) -> dict[s
         _write_cpt(plan, pairs, checks.get("held_out"), output / "cpt", report)
         _write_distill(plan, training, output / "distill", report)
         for name in plan.pools:
-            corpus = _write_pool(prepared[name][2], checks.get("held_out"), output / "pools" / name)
-            report["sources"][name]["corpus"] = corpus
+            pool, folder = prepared[name][2], output / "pools" / name
+            report["sources"][name]["corpus"] = write_corpus(folder, pool.name, list(pool.ids), checks.get("held_out"))
         report["leakage"] = {name: check.record() for name, check in checks.items()}
     report["files"] = {
-        str(path.relative_to(output)): {"rows": _lines(path), "sha256": hash_file(path)}
-        for folder in ("cpt", "sft", "dev", "held_out", "pools", "distill")
-        for path in sorted((output / folder).rglob("*.jsonl"))
+        name: {"rows": _lines(output / name), "sha256": hash_file(output / name)}
+        for name in written(output, "cpt", "sft", "dev", "held_out", "pools", "distill")
     }
     report["versions"] = package_versions(PACKAGES)
     write_json(output / COUNTS, report)
@@ -308,17 +308,6 @@ def _write_cpt(
         "validation": held,
         "types": dict(sorted(Counter(pair.type for pair in left[held:]).items())),
     }
-
-
-def _write_pool(pool: Pool, own: LeakageCheck | None, folder: Path) -> int:
-    """A source's documents as a corpus, without the development queries' positives; their number."""
-    texts = list(pool.ids)
-    if own is not None:
-        leaks = own.passage_leaks([Document("", text) for text in texts])
-        texts = [text for text, leak in zip(texts, leaks, strict=True) if not leak]
-    rows = [{"_id": f"{pool.name}-p{number}", "text": text} for number, text in enumerate(texts)]
-    write_jsonl(folder / "corpus.jsonl", rows)
-    return len(rows)
 
 
 def _write_distill(plan: Plan, training: Mapping[str, list[Judged]], folder: Path, report: dict[str, Any]) -> None:

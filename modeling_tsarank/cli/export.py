@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from .command_line import add_command
 _EXAMPLES = """\
   tsarank export --output twolar-classifier
   tsarank export --model ./my-ranker --dtype bfloat16 --output my-classifier
+  tsarank export --to openvino --output twolar-openvino
 """
 
 
@@ -23,7 +25,7 @@ def register(subparsers: Any) -> None:
     parser = add_command(
         subparsers,
         "export",
-        "save a true/false ranker as a sequence-classification model",
+        "save a ranker in a form that other engines serve",
         run.__doc__,
         _EXAMPLES,
         run,
@@ -31,9 +33,9 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--to",
-        choices=("sequence-classification",),
+        choices=("sequence-classification", "onnx", "openvino"),
         default="sequence-classification",
-        help="form of the copy (default: sequence-classification)",
+        help="form of the copy (default: sequence-classification); the others add a graph for their engine",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to be made")
     add_model_arguments(parser)
@@ -44,12 +46,31 @@ def run(args: argparse.Namespace) -> int:
     plain transformers. Its head is the difference of the two answers' rows, its tokenizer joins query and document to
     the ranker's prompt, and its chat template (roles query and document) holds that prompt. Scores are compared before
     anything is written.
+
+    With --to onnx or openvino (extra `export`; on a CPU, in float32), the folder also has that model as a graph, in
+    onnx/ or openvino/, with inputs input_ids and attention_mask and the output logits. Cross-encoders can be exported
+    so, too. The graph is run, and its scores are compared.
     """
+    from ..modeling_cross_encoder import CrossEncoderModel
     from ..models.exporting import to_sequence_classification
+    from ..models.graphs import save_graph
 
     if Path(args.output).exists():
         raise InputError(f"{args.output} exists already; name a new folder")
-    made = to_sequence_classification(model_from_arguments(args))
+    if args.to != "sequence-classification":
+        if args.dtype not in ("auto", "float32"):
+            raise InputError(f"--to {args.to} takes float32 weights: leave --dtype out")
+        args.device, args.dtype = "cpu", "float32"
+    ranker = model_from_arguments(args)
+    as_it_is = args.to != "sequence-classification" and isinstance(ranker, CrossEncoderModel)
+    made = ranker if as_it_is else to_sequence_classification(ranker)
     made.save_pretrained(args.output)
     sys.stdout.write(f"{type(made.backbone).__name__} in {args.output}\n")
+    if args.to != "sequence-classification":
+        try:
+            worst = save_graph(made, Path(args.output), args.to)
+        except BaseException:
+            shutil.rmtree(args.output, ignore_errors=True)
+            raise
+        sys.stdout.write(f"its graph for {args.to}: scores differ by at most {worst:.1g}\n")
     return 0

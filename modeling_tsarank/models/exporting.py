@@ -26,6 +26,7 @@ _DOCUMENTS = (
     "",
     "One word more. " * 999,
 )
+PAIRS = [(query, document) for query in _QUERIES for document in _DOCUMENTS]
 # The templates of vLLM's and sentence-transformers' rerankers get messages with these roles.
 _MESSAGE = "{{ (messages | selectattr('role', 'equalto', '%s') | first).content }}"
 
@@ -69,9 +70,8 @@ def to_sequence_classification(ranker: Any) -> CrossEncoderModel:
         max_length=options.max_length,
         max_query_length=options.max_query_length,
     )
-    pairs = [(query, document) for query in _QUERIES for document in _DOCUMENTS]
-    with _unwarned():
-        expected, found = ranker.predict(pairs, show_progress=False), made.predict(pairs, show_progress=False)
+    with unwarned():
+        expected, found = ranker.predict(PAIRS, show_progress=False), made.predict(PAIRS, show_progress=False)
     tolerance = 1e-4 if ranker.dtype == torch.float32 else 0.1
     worst = float(abs(expected - found).max())
     if worst > tolerance * max(1.0, float(abs(expected).max())):
@@ -80,7 +80,7 @@ def to_sequence_classification(ranker: Any) -> CrossEncoderModel:
 
 
 @contextlib.contextmanager
-def _unwarned() -> Iterator[None]:
+def unwarned() -> Iterator[None]:
     """Within it nobody is told that texts are empty or cut: they are not the user's."""
     logger = logging.getLogger(ranking_text.__name__)
     logger.addFilter(_none)

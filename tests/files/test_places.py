@@ -26,7 +26,7 @@ WRITERS = {
 }
 OWN_READING = {
     "benchmarks/engine.py": ("loads", "what a process of its own has printed"),
-    "benchmarks/serve_load.py": ("loads read_text", "a service's answer; /proc"),
+    "benchmarks/serve_load.py": ("loads read_text", "a service's answers; /proc"),
     "benchmarks/results_page.py": (
         "DictReader GzipFile read_bytes read_text safe_load",
         "pages and runs of this repository",

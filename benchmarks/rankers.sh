@@ -25,15 +25,15 @@ measure first 43 --model $smollm --ranker first
 measure attention 43 --model $smollm --ranker attention
 measure setwise 10 --model $smollm --ranker setwise
 measure query-likelihood 43 --model $smollm
-measure listwise 43 --model $smollm --ranker listwise
+measure listwise 10 --model $smollm --ranker listwise
 measure minilm-bi-encoder 43 --model "dense:$teachers/all-minilm-l6-v2"
 measure twolar-scored 43 --model twolar-smollm2-135m-scored
 measure one-pass 43 --model twolar-smollm2-135m-scored --ranker one-pass --ranker-options calibrate=true
-measure gemma-query-likelihood 15 --model "$gemma"
-measure gemma-first 15 --model "$gemma" --ranker first
-measure gemma-attention 15 --model "$gemma" --ranker attention
-measure gemma-listwise 15 --model "$gemma" --ranker listwise
-measure gemma-setwise 10 --model "$gemma" --ranker setwise
+measure gemma-query-likelihood 10 --model "$gemma"
+measure gemma-first 10 --model "$gemma" --ranker first
+measure gemma-attention 10 --model "$gemma" --ranker attention
+measure gemma-listwise 5 --model "$gemma" --ranker listwise
+measure gemma-setwise 5 --model "$gemma" --ranker setwise
 measure pairwise 5 --model $smollm --ranker pairwise
 [ -e "$output/true-false-model" ] || python -c "import sys, tsarank
 tsarank.load_ranker('zero-shot', family='true_false_logits', dtype='float32').save_pretrained(sys.argv[1])" "$output/true-false-model"

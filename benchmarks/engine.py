@@ -15,6 +15,8 @@ cold         `predict`: batches by length under a token budget, output head on t
 shared       `predict` on the same documents with `--queries` queries: every document is read once; time per query
 kept         `predict` from document states that `index` put into a store in memory; time per query
 kept-int8    the same from a folder of int8 states, read by memory map
+one-pass     one pass of the query over the states of `kept`, in place of one a document: the ranker `one-pass`, up to
+             the middle layer, so its scores are other ones; time per query
 
 published-float32, cold-float32 and cold-int8 are in that number format, whatever --dtype says. Every way runs in a
 process of its own, which gives its peak memory. The peak of matrix multiplication is measured in this process, before
@@ -49,10 +51,11 @@ from modeling_tsarank.cache.memory_store import MemoryStore
 from modeling_tsarank.eval.reports import markdown_table
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.models.loading import resolve_dtype
+from modeling_tsarank.rankers.one_pass import OnePassRanker
 
 
 FORMATS = {"loop": "float32", "published-float32": "float32", "cold-float32": "float32", "cold-int8": "int8"}
-WAYS = (*FORMATS, "published", "crossencoder", "encoder", "cold", "shared", "kept", "kept-int8")
+WAYS = (*FORMATS, "published", "crossencoder", "encoder", "cold", "shared", "kept", "kept-int8", "one-pass")
 REFERENCES = ("loop", "published-float32")
 # Words of the benchmark's texts make this many tokens of the default model.
 TOKENS_PER_WORD = 1.08
@@ -148,9 +151,12 @@ def prepare(way: str, args: argparse.Namespace, documents: list[str], folder: st
         return model, lambda: model.predict(pairs)
     if kind == "shared":
         return model, lambda: model.predict([(query, document) for document in documents for query in queries])
-    store = MemoryStore(None) if way == "kept" else FolderStore(folder, dtype="int8", max_memory_bytes=0)
+    store = MemoryStore(None) if way != "kept-int8" else FolderStore(folder, dtype="int8", max_memory_bytes=0)
     model.index(documents, store)
     turn = iter(range(1 << 30))
+    if way == "one-pass":
+        model.document_store, ranker = store, OnePassRanker(model)
+        return model, lambda: ranker.rank(queries[next(turn) % len(queries)], documents)
     return model, lambda: model.predict([(queries[next(turn) % len(queries)], document) for document in documents])
 
 

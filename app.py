@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from modeling_tsarank.scores import RAW_SCORES
 EXAMPLES = Path(__file__).parent / "examples"
 COLLECTION, PASTE, UPLOAD = "Built-in", "Paste", "Upload"
 CANDIDATES = 10
+ADDRESS = "http://127.0.0.1:7860"  # the page puts its own in the place of this one
 ABOUT = """
 {families}
 
@@ -50,7 +51,7 @@ more is refused. Long documents are cut to the model's length.
 ```python
 from gradio_client import Client
 
-client = Client("http://127.0.0.1:7860")  # or the Space's name
+client = Client("{address}")
 documents = ["Fleas jump.", "A flea lives for months."]
 client.predict("how long does a flea live", documents, api_name="/rank")
 client.predict("why does dough rise", 10, api_name="/search")  # BM25
@@ -86,6 +87,16 @@ class Page:
         if source == UPLOAD:
             return read_upload(upload, self.service.limits)
         return read_pasted(pasted, self.service.limits)
+
+    def steps(
+        self, query: str, source: str, depth: int, pasted: str, upload: str | None, model: str
+    ) -> Iterator[tuple]:
+        """What `rank` gives, and before it how many documents are being ranked."""
+        skip = [self.gr.skip() for _ in range(3)]
+        with contextlib.suppress(TSARankError):  # `rank` says what is wrong
+            count = len(self.documents(query, source, depth, pasted, upload))
+            yield notice(f"Ranking {count} document{'s' if count != 1 else ''} …", "hint"), *skip
+        yield self.rank(query, source, depth, pasted, upload, model)
 
     def rank(self, query: str, source: str, depth: int, pasted: str, upload: str | None, model: str) -> tuple:
         """The ranked list, the ranking itself, and what can be explained: at first the old first and the new first."""
@@ -213,7 +224,12 @@ def build(service: RankingService) -> Any:
                 with gr.Tab("Compare", id="compare"):
                     compared, compare_inputs = _compare_tab(gr, names)
                 with gr.Tab("About", id="about"):
-                    gr.Markdown(ABOUT.format(**vars(limits), families=_families_text(), raw_scores=RAW_SCORES))
+                    about = gr.Markdown(
+                        ABOUT.format(
+                            **vars(limits), address=ADDRESS, families=_families_text(), raw_scores=RAW_SCORES
+                        ),
+                        elem_id="about",
+                    )
 
         # Before the page's own handlers: Gradio gives each name once, and rank is a handler's as well.
         for name, function in make_endpoints(service, gr.Error).items():
@@ -230,9 +246,11 @@ def build(service: RankingService) -> Any:
         fast: dict[str, Any] = {**quiet, "queue": False, "show_progress": "hidden"}
         chosen = examples.click(lambda sample: (sample[0], COLLECTION), examples, [query, source], **fast)
         for event in (button.click, query.submit, chosen.then):
-            event(show_ranking, None, tabs, **fast).then(page.rank, [*inputs, model], outputs, **work).then(
+            event(show_ranking, None, tabs, **fast).then(page.steps, [*inputs, model], outputs, **work).then(
                 None, js=SHOW_RESULTS, **quiet
             ).then(page.why, to_explain, explained, **work)
+        own_address = f"text => text.replaceAll('{ADDRESS}', location.origin)"
+        demo.load(None, about, about, js=own_address, **fast)
         demo.load(page.first_view, None, outputs, **work).then(page.why, to_explain, explained, **work)
         source.change(
             lambda chosen: [gr.update(visible=chosen == kind) for kind in (COLLECTION, PASTE, UPLOAD)],

@@ -199,7 +199,7 @@ class CrossEncoderModel(RankerModel):
 
     options_class = CrossEncoderOptions
     title = "Cross-encoder"
-    description = "A reranker that reads query and document together and scores them by a classification head."
+    description = "A reranker that scores query and document together by a classification head."
     tag = "sequence-classification"
     default_for = ("sequence-classification",)
     own_head = True
@@ -239,7 +239,7 @@ class CrossEncoderModel(RankerModel):
     @classmethod
     def scoring(cls, options: CrossEncoderOptions) -> str:
         return (
-            "Query and document are read together as a pair, and the score is the logit of the model's classification "
+            "The model gets query and document as a pair, and the score is the logit of its classification "
             "head; of two labels, that of the second less that of the first. Higher is more relevant."
         )
 

@@ -132,7 +132,7 @@ class TSARankModel(RankerModel):
 
     options_class = QueryLikelihoodOptions
     title = "Query likelihood"
-    description = "A reranker that scores a document by how likely the query is after it (query likelihood)."
+    description = "A reranker that scores a document by the likelihood of the query, given the document."
     tag = "query-likelihood"
     default_for = ("decoder-only",)
     scores_query_tokens = True
@@ -154,7 +154,7 @@ class TSARankModel(RankerModel):
     def scoring(cls, options: QueryLikelihoodOptions) -> str:
         return (
             f"The score of a document is the {options.aggregation} of the logarithmic probabilities that the model "
-            "gives to the query's tokens after it has read the document: "
+            "gives to the query's tokens, given the document: "
             f"score(q, d) = {options.aggregation} over j of log p(q_j | prompt(d), q_<j) (TSARankLLM, Eq. 1). Scores "
             "are negative, higher is more relevant."
         )

@@ -189,7 +189,7 @@ class TwolarModel(RankerModel):
 
     options_class = LogitOptions
     title = "True/false logits"
-    description = "A reranker that reads query and document together and scores them by the logits of an answer."
+    description = "A reranker that scores query and document together by the logits of an answer."
     tag = "true-false-reranker"
     default_for = ("encoder-decoder",)
     limits = ("Scores are not probabilities unless the strategy is `softmax`, and even then they are not calibrated.",)
@@ -211,7 +211,7 @@ class TwolarModel(RankerModel):
             "single_token": f"the logit of the token {options.score_text}, unbounded",
         }
         return (
-            "Query and document are read together, and the score is read off the logits of one position (TWOLAR, "
+            "The model gets query and document together, and the score comes from the logits at one position (TWOLAR, "
             f"section 3.1). The strategy is `{options.strategy}`: {how[options.strategy]}. Higher is more relevant."
         )
 

@@ -246,13 +246,17 @@ def test_text_is_readable_in_both_modes(served: Any, visit: Callable[..., Any], 
     page.locator("#ranking .ts-why").nth(1).click()
     page.wait_for_selector("#why .ts-wide")
     weak = []
-    for selector in (".ts-word", ".ts-legend", ".ts-sentence", ".ts-text", ".ts-side h4"):
+    for selector in (".ts-word", ".ts-legend", ".ts-sentence", ".ts-text", ".ts-side h2"):
         for element in page.locator(f"#why {selector}").all():
             contrast = element.evaluate(_CONTRAST)
             if contrast < 4.5:
                 weak.append((selector, element.inner_text()[:30], round(contrast, 2)))
+    page.get_by_role("tab", name="About").click()
+    assert f'Client("{served.url.rstrip("/")}")' in page.locator("#about pre").inner_text()
     page.get_by_role("tab", name="Ranking").click()
     page.wait_for_selector("#ranking .ts-row")
+    shown = [*page.locator("#about .token").all(), page.locator("[role=tab][aria-selected=true]")]
+    weak += [one.inner_text() for one in shown if one.evaluate(_CONTRAST) < 4.5]
     for selector in (".ts-id", ".ts-facts", ".ts-move", ".ts-why", "summary"):
         element = page.locator(f"#ranking {selector}").first
         contrast = element.evaluate(_CONTRAST)

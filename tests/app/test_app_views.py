@@ -111,7 +111,7 @@ def test_a_ranking_shows_movement_scores_and_cost() -> None:
         assert part in text
     assert html.count('data-explain="') == 3
     assert re.findall(r"width:(\d+)%", html) == ["100", "53", "6"]
-    assert "remembered" in ranking_view(ranking(["x"], remembered=True))
+    assert "· cached ·" in ranking_view(ranking(["x"], remembered=True))
     assert re.findall(r"width:(\d+)%", ranking_view(ranking(["x", "y"], [0.0, 0.0]))) == ["100", "100"]
     assert "empty document" in ranking_view(ranking([""]))
 

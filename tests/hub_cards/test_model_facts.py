@@ -36,11 +36,11 @@ def test_the_notes_say_what_the_mixture_has_and_what_was_read_in_which_dtype(tra
         return [line for line in section.splitlines() if line.startswith("- ")]
 
     assert notes(one, other) == [
-        "- one: read in float32.",
+        "- one: computed in float32.",
         "- one: only the first 3 judged queries.",
         "- one: nDCG@10 is 0.5000 mixed with the first stage's scores, whose weight is 0.05.",
         "- one: max\\_length 77 and max\\_query\\_length 5, other than the model's own.",
-        "- other: read in bfloat16.",
+        "- other: computed in bfloat16.",
         "- Measured in bfloat16, float32 on 1 x cpu (some CPU), tsarank 0.1.0.",
     ]
     assert notes(other) == ["- Measured in bfloat16 on 1 x cpu (some CPU), tsarank 0.1.0."]

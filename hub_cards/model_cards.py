@@ -104,6 +104,7 @@ def render_model_card(
         leakage_text=leakage_text,
         measures=common[:_SHOWN_MEASURES],
         measure_title=measure_title,
+        processors=list(dict.fromkeys(one.values["cpu"] for one in evaluations)),
         dtypes=sorted({dtype for one in evaluations for dtype in one.values["dtypes"]}),
         tsarank_version=__version__,
     )

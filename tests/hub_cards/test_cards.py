@@ -24,7 +24,8 @@ from modeling_tsarank.scores import RAW_SCORES
 from modeling_tsarank.scores.calibration import Calibration
 
 
-METRICS = Path(__file__).parent.parent.parent / "benchmarks" / "results" / "trec-dl-19" / "trained" / "metrics.json"
+RESULTS = Path(__file__).parent.parent.parent / "benchmarks" / "results"
+METRICS = RESULTS / "trec-dl-19" / "tsarank-smollm2-135m" / "metrics.json"
 
 
 def check_card(card: str) -> dict[str, Any]:
@@ -79,9 +80,9 @@ def test_the_card_of_a_trained_ranker(trained: Any, tmp_path: Path, kind: str) -
     parsed = ModelCard(card).data
     assert parsed.model_name == "ranker"
     shown = {(r.dataset_type, r.metric_type): r.metric_value for r in parsed.eval_results or []}
-    assert shown[("trec-dl-19", "ndcg_at_10")] == pytest.approx(0.5981, abs=1e-4)
+    assert shown[("trec-dl-19", "ndcg_at_10")] == pytest.approx(0.6031, abs=1e-4)
     assert ("BeIR/scifact", "ndcg_at_10") in shown
-    assert "| trec-dl-19 (test) | 43 | bm25.top100 | top 100 | 0.5058 | 0.5981 |" in card
+    assert "| trec-dl-19 (test) | 43 | bm25.top100 | top 100 | 0.5058 | 0.6031 |" in card
     assert "scifact: only the first 10 judged queries." in card
     record = json.loads((folder / "training_run.json").read_text())
     for value in (record["finished"], record["hardware"]["device"], "2 steps"):
@@ -250,14 +251,14 @@ def test_a_folder_from_before_modules_json_gets_it(trained: Any, tmp_path: Path)
 
 @pytest.mark.parametrize("template", ["{query} {document} Relevant:", "{document} {query} Relevant:"])
 @pytest.mark.parametrize("decoder_only", [True, False])
-def test_a_true_false_card_says_whether_documents_are_read_once(template: str, decoder_only: bool) -> None:
+def test_a_true_false_card_says_whether_document_states_can_be_cached(template: str, decoder_only: bool) -> None:
     config = {"is_encoder_decoder": not decoder_only, "model_type": "x"}
     options = LogitOptions(template=template).to_dict()
     facts = ModelFacts(Path("x"), config, TwolarModel, options, False, None, None, parameters=1, dtype="F32")
     card = render_model_card(facts, "alice/x", "v1", "mit")
     shared = decoder_only and template.startswith("{document}")
-    assert ("share that work" in card) is shared
-    assert ("Every pair is read" in card) is not shared
+    assert ("its cached states serve" in card) is shared
+    assert ("Every pair is encoded" in card) is not shared
 
 
 def test_names_that_would_break_a_card_do_not(trained: Any) -> None:

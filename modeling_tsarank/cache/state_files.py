@@ -97,7 +97,8 @@ def _documents(
                 raise InputError(f"{where}: no column {column!r}; fields: {field_list(row)}")
             row[FIELDS[meaning][0]] = given[column]
         if field_name(row, "text") is None:
-            raise InputError(f"{where}: no field 'text'; fields: {field_list(row)}")
+            hint = "" if columns is None else "; --text-column names the text's"
+            raise InputError(f"{where}: no field 'text'; fields: {field_list(row)}{hint}")
         at = where.rpartition(", ")[2]
         identifier = optional_id(row, where) or at.rpartition(" ")[2]
         if identifier in seen:

@@ -37,7 +37,7 @@ class CrossEncoderOptions(RankingOptions):
         query_template, document_template (`str`): what each text is put into. By default nothing is added; RankLLaMA
             has "query: {query}" and "document: {document}". A control token, such as an EOS, may be spelled.
         order (`str`): which text comes first, `query_first` (default) or `document_first`. With the latter, the
-            states of documents can be kept for a decoder-only model.
+            states of documents can be cached for a decoder-only model.
     """
 
     family: ClassVar[str] = "cross_encoder"

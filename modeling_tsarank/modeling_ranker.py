@@ -341,7 +341,7 @@ class RankerModel(PreTrainedModel):
     # ---- document states ---------------------------------------------------------------------------
 
     def check_cacheable(self) -> None:
-        """Raises `ModelError` where states cannot be kept: recurrent layers, or a query before the document."""
+        """Raises `ModelError` where states cannot be cached: recurrent layers, or a query before the document."""
         check_attention(self.backbone)
         installed_engine("a store of document states").check_cacheable(self)
 
@@ -353,7 +353,7 @@ class RankerModel(PreTrainedModel):
             store: a `MemoryStore` or a `FolderStore`. It becomes the model's `document_store`.
             options: `batch_tokens`, `show_progress` and `stop`, as of `predict`.
 
-        Returns how many were read. Raises `ModelError` for a model whose states cannot be kept; also as `predict`.
+        Returns how many were read. Raises `ModelError` for a model whose states cannot be cached; also as `predict`.
         """
         call = copy.copy(self)
         with evaluating(self), torch.inference_mode():

@@ -183,7 +183,7 @@ class TwolarModel(RankerModel):
 
     On a T5-like model that is the decoder's first step; on a decoder-only model the prompt's last token. There, pairs
     share the states of what the template puts first: with "Document: {document} Query: {query} Relevant:" a document
-    is read once for all its queries, and its states can be kept, as by `TSARankModel`. Strategies:
+    is read once for all its queries, and its states can be cached, as by `TSARankModel`. Strategies:
     `difference` logit(true) − logit(false); `softmax` p(true) of the two (monoT5); `single_token` one logit (RankT5).
     """
 

@@ -359,7 +359,7 @@ def open_store(folder: str) -> FolderStore:
 def use_store(model: Any, folder: str) -> FolderStore:
     """Lets a model read its document states from a store, which is returned, to be closed.
 
-    Raises `InputError` if there is no such store, and `ModelError` for a model whose document states cannot be kept.
+    Raises `InputError` if there is no such store, and `ModelError` for a model whose document states cannot be cached.
     """
     model.check_cacheable()
     store = model.document_store = open_store(folder)

@@ -42,7 +42,7 @@ def describe(ranker: Any, name: str | None) -> dict[str, Any]:
     options = ranker.options.to_dict()
     try:
         ranker.check_cacheable()
-        kept = "can be kept"
+        kept = "can be cached"
     except ModelError as error:
         kept = str(error)
     config = ranker.backbone.config
@@ -113,7 +113,7 @@ def read_by_own_code(source: Source) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Load a model and say what it is: what its name stands for, its family, prompt, answer tokens and limits, what it
-    is computed in, and whether its document states can be kept.
+    is computed in, and whether its document states can be cached.
     """
     facts = describe(model_from_arguments(args), args.model)
     if args.json:

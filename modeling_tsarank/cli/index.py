@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 
 _DETAILS = """\
 formats:
-  int8 (default) keeps a state in one byte, with scales: about 11.9 KB a token for the embedded default model; float16
+  int8 (default) stores a value in one byte, with scales: about 11.9 KB a token for the embedded default model; float16
   and bfloat16 take two bytes; float32 takes four. In the model's own dtype nothing is lost: scores are as without a
-  store, in float32 but for rounding, in bfloat16 on a CPU to the last bit. A store keeps one format; other models'
+  store, in float32 but for rounding, in bfloat16 on a CPU to the last bit. A store has one format; other models'
   states may be in the same folder and are never mixed up.
 """
 _EXAMPLES = """\
@@ -85,7 +85,7 @@ def register(subparsers: Any) -> None:
         details=_DETAILS,
     )
     add_document_arguments(parser)
-    parser.add_argument("--store", required=True, metavar="FOLDER", help="where the states are kept")
+    parser.add_argument("--store", required=True, metavar="FOLDER", help="where the states are stored")
     parser.add_argument(
         "--store-dtype",
         choices=("int8", "bfloat16", "float16", "float32"),
@@ -100,19 +100,19 @@ def register(subparsers: Any) -> None:
         help="bound of FOLDER, as 20GB: what was used least leaves first",
     )
     parser.add_argument(
-        "--verify", action="store_true", help="first read all that is kept, and read damaged documents again"
+        "--verify", action="store_true", help="check all stored states first, and encode damaged documents again"
     )
     add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Keep the states (keys and values) of documents in a store, so that ranking them later costs only the query's
+    """Encode documents once and store their states (keys and values): ranking them later costs only the query's
     tokens.
 
-    FILE holds the documents as for `tsarank rank`. FOLDER is made if need be; documents it already holds are not read
-    again, so an interrupted command goes on where it stopped. What the store will take on disk is reported before it
-    starts. The model must read the document first: query likelihood, or a true/false ranker on a decoder-only model
-    whose template has {document} before {query}.
+    FILE holds the documents as for `tsarank rank`. FOLDER is made if need be; documents that it already holds are not
+    encoded again, so an interrupted command goes on where it stopped. What the store will take on disk is reported
+    before it starts. The prompt must put the document first: query likelihood, or a true/false ranker on a
+    decoder-only model whose template has {document} before {query}.
     """
     texts = list(dict.fromkeys(document.text for document in documents_from_arguments(args)))
     from ..cache.folder_store import FolderStore
@@ -136,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
 def estimate(model: Any, texts: Sequence[str], store: Any) -> tuple[Cost, list[tuple[str, int]]]:
     """What indexing these documents will take, and those that the store lacks with their tokens.
 
-    Raises `ModelError` for a model whose document states cannot be kept.
+    Raises `ModelError` for a model whose document states cannot be cached.
     """
     import torch
 

@@ -21,11 +21,11 @@ def check_cacheable(ranker: Any) -> None:
     if config.is_encoder_decoder or isinstance(read_out, PairLogits):
         kind = "an encoder-decoder" if config.is_encoder_decoder else "an encoder"
         raise ModelError(
-            f"no document states can be kept: {config.model_type} is {kind}, which reads query and document at once"
+            f"no document states can be cached: {config.model_type} is {kind}, which reads query and document at once"
         )
     if not ranker.document_first(ranker.options, True):
         raise ModelError(
-            "no document states can be kept: the template puts the query before the document, whose states then "
+            "no document states can be cached: the template puts the query before the document, whose states then "
             'depend on it; only a template such as "Document: {document} Query: {query} Relevant:" allows it'
         )
     reader = PrefixReader(ranker.backbone, read_out)

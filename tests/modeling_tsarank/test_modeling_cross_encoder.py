@@ -286,10 +286,10 @@ def test_describe_names_the_family(save: Any) -> None:
     facts = describe(load_ranker(folder, device="cpu", dtype="float32"), str(folder))
     assert (facts["family"], facts["backbone"], facts["kind"]) == ("cross_encoder", "bert, encoder", "folder")
     assert "an encoder in plain padded batches" in facts["read_by"]
-    assert facts["document_states"].startswith("no document states can be kept: bert is an encoder")
+    assert facts["document_states"].startswith("no document states can be cached: bert is an encoder")
     folder = save("llama")
     facts = describe(load_ranker(folder, device="cpu", dtype="float32", order="document_first"), str(folder))
-    assert (facts["backbone"], facts["document_states"]) == ("llama, decoder-only", "can be kept")
+    assert (facts["backbone"], facts["document_states"]) == ("llama, decoder-only", "can be cached")
 
 
 def test_repositories_of_sentence_transformers(save: Any, pairs: Any, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_what_is_said_is_what_is_done(zoo, tmp_path, capsys) -> None:
     assert "score_text" not in facts["options"]  # nothing is read off it
     assert facts["context"] == 512
     assert facts["parameters"] == sum(parameter.numel() for parameter in ranker.backbone.parameters())
-    assert facts["document_states"] == "can be kept"
+    assert facts["document_states"] == "can be cached"
     assert facts["read_by"] == f"the engine of the installed package (API {ENGINE_API})"
     own = f"(API {ENGINE_API} in its code; the installed engine serves {OLDEST_API} to {ENGINE_API})"
     assert facts["read_by_own_code"] == f"the engine of the installed package {own}"

@@ -35,7 +35,7 @@ def test_index_command(zoo, tmp_path, capsys) -> None:
     assert main([*llama, "--store-dtype", "float32"]) == 2
     assert "keeps document states as int8, not float32" in capsys.readouterr().err
     assert main([*base, str(zoo.folders["t5"])]) == 2
-    assert "no document states can be kept" in capsys.readouterr().err
+    assert "no document states can be cached" in capsys.readouterr().err
 
 
 def test_the_stated_cost_is_what_the_store_takes(zoo, tmp_path) -> None:

@@ -135,7 +135,7 @@ def test_bad_files_are_named_with_their_line(tmp_path, content, name, message) -
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError) as caught:
-        read_documents(str(path))
+        read_documents(str(path), columns={})
     assert message in str(caught.value)
     assert name in str(caught.value)
 

@@ -77,7 +77,7 @@ def check(ranker: Any, expected: list[float], keeps: bool) -> None:
     same(ranker.predict(PAIRS, batch_tokens=64))
     same([ranker.predict(pair) for pair in PAIRS])
     if not keeps:
-        with pytest.raises(ModelError, match="cannot be kept"):
+        with pytest.raises(ModelError, match="cannot be cached"):
             ranker.index(DOCUMENTS, MemoryStore())
         return
     ranker.index(DOCUMENTS[:2], MemoryStore(dtype="float32"))

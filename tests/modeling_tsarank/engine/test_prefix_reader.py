@@ -80,7 +80,7 @@ def test_a_true_false_ranker_reads_the_query_and_what_follows_it(zoo, documents,
 @pytest.mark.parametrize(("name", "message"), [("llama", "puts the query before the document"), ("t5", "at once")])
 def test_states_that_hang_on_the_query_are_refused(zoo, documents, name, message) -> None:
     model = TwolarModel.from_backbone(str(zoo.folders[name]))
-    with pytest.raises(ModelError, match=f"no document states can be kept: .*{message}"):
+    with pytest.raises(ModelError, match=f"no document states can be cached: .*{message}"):
         model.index(documents, MemoryStore())
     model.document_store = MemoryStore()
     with pytest.raises(ModelError, match=message):
@@ -131,7 +131,7 @@ def test_changed_weights_do_not_meet_old_states(zoo, documents) -> None:
 
 def test_sliding_windows_are_refused(zoo, documents) -> None:
     model = TSARankModel.from_backbone(str(zoo.folders["gemma2"]))
-    with pytest.raises(ModelError, match="cannot be kept"):
+    with pytest.raises(ModelError, match="cannot be cached"):
         model.index(documents, MemoryStore())
 
 

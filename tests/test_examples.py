@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -88,3 +90,17 @@ def test_distil_your_corpus(language_model: Path, tmp_path: Path) -> None:
     done = subprocess.run([*command, tmp_path / "out"], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert isinstance(load_ranker(tmp_path / "out" / "student"), TwolarModel)
+
+
+def test_tutorial(ranker: Path, run_example: Callable, tmp_path: Path) -> None:
+    """The code cells of the notebook, in order; its outputs are those of the default model."""
+    shutil.copytree(EXAMPLES, tmp_path / "examples")
+    cells = json.loads((EXAMPLES / "tutorial.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert all(
+        cell["outputs"] or "print" not in "".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"
+    )
+    names: dict[str, object] = {}
+    for block in code:
+        exec(block.replace("load_ranker(", f"load_ranker({str(ranker)!r}, "), names)
+    assert set(names["run"]) == set(names["queries"])

@@ -260,7 +260,7 @@ class PrefixReader:
     def check_store(self, longest: int) -> None:
         """Raises `ModelError` if texts of up to `longest` tokens cannot be read behind states of their beginnings."""
         if self._forward.shares(longest) is None:
-            raise ModelError(f"the document states of this model cannot be kept: {self._forward.describe(longest)}")
+            raise ModelError(f"the document states of this model cannot be cached: {self._forward.describe(longest)}")
 
     def index(
         self,

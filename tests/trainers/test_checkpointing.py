@@ -6,14 +6,14 @@ import copy
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from forked import begin
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback
@@ -564,24 +564,21 @@ def test_a_later_end_is_carried_out_and_recorded(make_trainer: Any, trained: Pat
 
 
 def test_a_second_training_in_the_folder_is_refused_and_names_the_first(make_trainer: Any, tmp_path: Path) -> None:
-    code = (
-        "import sys, time\n"
-        "from modeling_tsarank.trainers.checkpoint_files import only_training_in\n"
-        f"with only_training_in({str(tmp_path / 'run')!r}):\n"
-        "    print('locked', flush=True)\n"
-        "    sys.stdin.read()\n"
-    )
+    def work() -> None:
+        with only_training_in(tmp_path / "run"):
+            (tmp_path / "locked").touch()
+            time.sleep(600)
+
     trainer = make_trainer("sft", **SHORT, output_dir=str(tmp_path / "run"))
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as first:
-        assert first.stdout is not None
-        assert first.stdout.readline() == "locked\n"
-        for _ in range(2):
-            with pytest.raises(InputError, match=rf"at work in .*run \(process {first.pid} on .*, since 20\d\d-"):
-                trainer.train()
-        assert first.poll() is None
-        first.kill()
+    first = begin(work)
+    while not (tmp_path / "locked").exists() and first.is_alive():
+        time.sleep(0.01)
+    for _ in range(2):
+        with pytest.raises(InputError, match=rf"at work in .*run \(process {first.pid} on .*, since 20\d\d-"):
+            trainer.train()
+    assert first.is_alive()
+    first.kill()
+    first.join()
     # The system drops the lock with the process.
     trainer.train()
     assert not (tmp_path / "run" / LOCK_NAME).exists()

@@ -17,6 +17,8 @@ kept         `predict` from document states that `index` put into a store in mem
 kept-int8    the same from a folder of int8 states, read by memory map
 one-pass     one pass of the query over the states of `kept`, in place of one a document: the ranker `one-pass`, up to
              the middle layer, so its scores are other ones; time per query
+allpair      pairwise ranking prompting of all pairs; what prompts begin with, query and first passage, is encoded once
+allpair-alone the same, every prompt encoded from its first token
 
 published-float32, cold-float32 and cold-int8 are in that number format, whatever --dtype says. Every way runs in a
 process of its own, which gives its peak memory. The peak of matrix multiplication is measured in this process, before
@@ -48,14 +50,29 @@ import torch
 from modeling_tsarank import load_ranker
 from modeling_tsarank.cache.folder_store import FolderStore
 from modeling_tsarank.cache.memory_store import MemoryStore
+from modeling_tsarank.engine import tasks
 from modeling_tsarank.eval.reports import markdown_table
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.models.loading import resolve_dtype
+from modeling_tsarank.rankers.labels import LabelModel
 from modeling_tsarank.rankers.one_pass import OnePassRanker
+from modeling_tsarank.rankers.pairwise import PairwiseOptions, PairwiseRanker
 
 
 FORMATS = {"loop": "float32", "published-float32": "float32", "cold-float32": "float32", "cold-int8": "int8"}
-WAYS = (*FORMATS, "published", "crossencoder", "encoder", "cold", "shared", "kept", "kept-int8", "one-pass")
+WAYS = (
+    *FORMATS,
+    "published",
+    "crossencoder",
+    "encoder",
+    "cold",
+    "shared",
+    "kept",
+    "kept-int8",
+    "one-pass",
+    "allpair",
+    "allpair-alone",
+)
 REFERENCES = ("loop", "published-float32")
 # Words of the benchmark's texts make this many tokens of the default model.
 TOKENS_PER_WORD = 1.08
@@ -130,6 +147,18 @@ def full_logits(model: Any, query: str, documents: list[str], batch: int) -> lis
     return scores
 
 
+def all_pairs(model: Any, query: str, documents: list[str], share: bool) -> list[dict[str, Any]]:
+    """The documents by their wins, with nothing cached from calls before."""
+    labels = LabelModel(model.backbone, model.tokenizer)
+    share_from, tasks.SAVED_SHARE = tasks.SAVED_SHARE, tasks.SAVED_SHARE if share else 2.0
+    if not share:
+        labels._shared = lambda question, ids: ()  # type: ignore[method-assign]
+    try:
+        return PairwiseRanker(labels, PairwiseOptions("allpair")).rank(query, documents)
+    finally:
+        tasks.SAVED_SHARE = share_from
+
+
 def prepare(way: str, args: argparse.Namespace, documents: list[str], folder: str) -> tuple[Any, Callable[[], Any]]:
     """What is set up before the clock starts, and the work that is timed (for all queries where it is shared)."""
     queries = make_queries(args.queries)
@@ -149,6 +178,8 @@ def prepare(way: str, args: argparse.Namespace, documents: list[str], folder: st
         return model, lambda: encoder.predict(pairs, batch_size=32, show_progress_bar=False)
     if kind == "cold":
         return model, lambda: model.predict(pairs)
+    if kind == "allpair":
+        return model, lambda: all_pairs(model, queries[0], documents, share=way == "allpair")
     if kind == "shared":
         return model, lambda: model.predict([(query, document) for document in documents for query in queries])
     store = MemoryStore(None) if way != "kept-int8" else FolderStore(folder, dtype="int8", max_memory_bytes=0)

@@ -29,16 +29,16 @@ measure listwise 10 --model $smollm --ranker listwise
 measure minilm-bi-encoder 43 --model "dense:$teachers/all-minilm-l6-v2"
 measure twolar-scored 43 --model twolar-smollm2-135m-scored
 measure one-pass 43 --model twolar-smollm2-135m-scored --ranker one-pass --ranker-options calibrate=true
-measure gemma-query-likelihood 10 --model "$gemma"
 measure gemma-first 10 --model "$gemma" --ranker first
-measure gemma-attention 10 --model "$gemma" --ranker attention
-measure gemma-listwise 5 --model "$gemma" --ranker listwise
-measure gemma-setwise 5 --model "$gemma" --ranker setwise
 measure pairwise 5 --model $smollm --ranker pairwise
 [ -e "$output/true-false-model" ] || python -c "import sys, tsarank
 tsarank.load_ranker('zero-shot', family='true_false_logits', dtype='float32').save_pretrained(sys.argv[1])" "$output/true-false-model"
 measure true-false 43 --model "$output/true-false-model"
+measure gemma-attention 10 --model "$gemma" --ranker attention
+measure gemma-setwise 5 --model "$gemma" --ranker setwise
+measure gemma-query-likelihood 10 --model "$gemma"
+measure mpnet-bi-encoder 43 --model "dense:$teachers/all-mpnet-base-v2"
+measure gemma-listwise 5 --model "$gemma" --ranker listwise
+measure twolar-then-setwise 10 --cascade 20:twolar-smollm2-135m,5:setwise --model $smollm
 measure twolar 43 --model twolar-smollm2-135m
 measure tsarank 43 --model tsarank-smollm2-135m
-measure mpnet-bi-encoder 43 --model "dense:$teachers/all-mpnet-base-v2"
-measure twolar-then-setwise 10 --cascade 20:twolar-smollm2-135m,5:setwise --model $smollm

@@ -15,7 +15,6 @@ from modeling_tsarank.rankers.arguments import (
     ranker_options,
     refuse_options,
 )
-from modeling_tsarank.ranking_errors import InputError
 
 
 if TYPE_CHECKING:
@@ -94,14 +93,12 @@ def evaluated_source(model: str | None, args: argparse.Namespace) -> ScorerSourc
 def _sentence_transformers_source(found: Source, args: argparse.Namespace) -> ScorerSource:
     from modeling_tsarank.eval.scoring import ScorerSource
     from modeling_tsarank.models.fingerprints import hub_commit, model_fingerprint
-    from modeling_tsarank.models.loading import number_format, resolve_device
-    from modeling_tsarank.rankers.pointwise import load_scorer, prefix_of
+    from modeling_tsarank.models.loading import resolve_device
+    from modeling_tsarank.rankers.pointwise import foreign_dtype, load_scorer, prefix_of
 
     refuse_options(args, "a model of sentence-transformers", store=None, max_query_length=None, batch_tokens=None)
     place = resolve_device(args.device)
-    dtype = "float32" if args.dtype == "auto" else number_format(args.dtype, place)
-    if dtype not in ("float32", "bfloat16"):
-        raise InputError(f"models of sentence-transformers rank in float32 (auto) or bfloat16, not in {args.dtype}")
+    dtype = foreign_dtype(args.dtype, place)
     name, prefix = found.name, prefix_of(found, args.revision)
     lengths = {} if args.max_length is None else {"max_length": args.max_length}
     commit = None if Path(name).exists() else hub_commit(name, args.revision)

@@ -195,14 +195,14 @@ def _stage(args: argparse.Namespace, device: Any) -> Any:
     from ..cache.folder_store import use_store
     from ..models.loading import number_format, resolve_device
     from ..models.resolver import resolve
-    from .pointwise import load_scorer, prefix_of
+    from .pointwise import foreign_dtype, load_scorer, prefix_of
 
     ranker = list_ranker(args, device)
     if ranker is not None:
         return ranker
     place = resolve_device(args.device or device)
     foreign = bool(prefix_of(resolve(args.model), args.revision))
-    dtype = "float32" if foreign and args.dtype == "auto" else number_format(args.dtype, place)
+    dtype = foreign_dtype(args.dtype, place) if foreign else number_format(args.dtype, place)
     hub = args.revision, args.trust_remote_code
     model: Any = load_scorer(args.model, str(place), dtype, *hub, **ranking_arguments(args))
     if getattr(args, "store", None) is not None:

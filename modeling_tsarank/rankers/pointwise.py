@@ -112,6 +112,18 @@ def _in_float32(layer: torch.nn.Linear, values: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.linear(values.float(), layer.weight.float(), bias)
 
 
+def foreign_dtype(given: str, device: Any) -> str:
+    """The number format of a model of sentence-transformers by its `--dtype`: float32, unless bfloat16 is asked for.
+
+    Raises:
+        InputError: another one, or none that the device has.
+    """
+    dtype = "float32" if given == "auto" else number_format(given, device)
+    if dtype not in ("float32", "bfloat16"):
+        raise InputError(f"models of sentence-transformers rank in float32 (auto) or bfloat16, not in {given}")
+    return dtype
+
+
 def load_scorer(
     name: str,
     device: str | None = None,

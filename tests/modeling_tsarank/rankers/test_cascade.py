@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from modeling_tsarank.cli import main
 from modeling_tsarank.rankers.cascade import ORDERS, Cascade, Reordered, parse_cascade
 from modeling_tsarank.ranking_errors import InputError
 
@@ -95,3 +97,13 @@ def test_other_orders() -> None:
     assert seen["reversed"] == tuple(documents[::-1])
     assert len(set(seen.values())) == len(ORDERS)
     assert Reordered(Backwards(), "given").last_stats == {}
+
+
+def test_a_stage_of_sentence_transformers_has_its_own_number_formats(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    documents = tmp_path / "documents.jsonl"
+    documents.write_text('{"text": "bees"}\n{"text": "bread"}\n')
+    stages = ["--cascade", f"2:ce:{tmp_path},1:float32", "--dtype", "int8"]
+    assert main(["rank", "--query", "bees", "--documents", str(documents), *stages]) == 2
+    assert "rank in float32 (auto) or bfloat16, not in int8" in capsys.readouterr().err

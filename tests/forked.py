@@ -116,6 +116,12 @@ def _read_environment_again() -> None:
             importlib.reload(sys.modules[name])
     if "huggingface_hub.hf_api" in sys.modules:
         sys.modules["huggingface_hub.hf_api"].api.endpoint = sys.modules["huggingface_hub.constants"].ENDPOINT
+    # Code that was loaded with a model or a metric is loaded again, from the environment's own folder.
+    loaded = ("transformers_modules", "evaluate_modules", "datasets_modules")
+    for name in [name for name in sys.modules if name.partition(".")[0] in loaded]:
+        del sys.modules[name]
+    sys.path[:] = [path for path in sys.path if not any(Path(path, name).is_dir() for name in loaded)]
+    importlib.invalidate_caches()
     folder = os.environ.get("HF_MODULES_CACHE")
     for name in ("transformers.utils.hub", "transformers.utils", "transformers.dynamic_module_utils"):
         if folder and name in sys.modules:

@@ -25,7 +25,8 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ranker(language_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("examples") / "ranker"
-    TwolarModel.from_backbone(str(language_model)).save_pretrained(folder)
+    template = "Document: {document} Query: {query} Relevant:"  # as the default model's, so that states can be cached
+    TwolarModel.from_backbone(str(language_model), template=template).save_pretrained(folder)
     return folder
 
 

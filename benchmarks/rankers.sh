@@ -3,7 +3,7 @@
 # Gemma 3 270M, and two bi-encoders. An interrupted run goes on when started again.
 #
 #     TSARANK_DATA=… benchmarks/rankers.sh OUTPUT TEACHERS GEMMA.gguf
-#     tsarank frontier OUTPUT/*/ --collection trec-dl-19 --plot benchmarks/results/rankers.png
+#     tsarank frontier OUTPUT/* --output benchmarks/results/rankers.json
 #
 # TEACHERS holds folders of all-MiniLM-L6-v2 and all-mpnet-base-v2. Rankers that are dear are measured on the first
 # queries only; `tsarank frontier` compares each with BM25 on the same ones.
@@ -31,9 +31,9 @@ measure twolar-scored 43 --model twolar-smollm2-135m-scored
 measure one-pass 43 --model twolar-smollm2-135m-scored --ranker one-pass --ranker-options calibrate=true
 measure gemma-first 10 --model "$gemma" --ranker first
 measure pairwise 5 --model $smollm --ranker pairwise
-[ -e "$output/true-false-model" ] || python -c "import sys, tsarank
-tsarank.load_ranker('zero-shot', family='true_false_logits', dtype='float32').save_pretrained(sys.argv[1])" "$output/true-false-model"
-measure true-false 43 --model "$output/true-false-model"
+[ -e "$output-true-false" ] || python -c "import sys, tsarank
+tsarank.load_ranker('zero-shot', family='true_false_logits', dtype='float32').save_pretrained(sys.argv[1])" "$output-true-false"
+measure true-false 43 --model "$output-true-false"
 measure gemma-attention 10 --model "$gemma" --ranker attention
 measure gemma-setwise 5 --model "$gemma" --ranker setwise
 measure gemma-query-likelihood 10 --model "$gemma"

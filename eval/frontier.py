@@ -35,7 +35,7 @@ class Measured:
         tokens: Tokens computed; None where the model does not tell.
         seconds: Time of scoring, without loading.
         unusable: Answers that could not be used, of all queries; None where nothing is answered.
-        best: Whether no ranker that was measured on as many queries is better at the same cost or cheaper as good.
+        best: Whether it was measured on the most queries, and no other such ranker is as good or better for less.
     """
 
     name: str
@@ -67,9 +67,9 @@ def register(subparsers: Any) -> None:
 def run_frontier(args: argparse.Namespace) -> int:
     """Compare rankers by quality and cost on one collection, from what `tsarank evaluate` wrote.
 
-    A star marks rankers on the frontier: no other is at least as good for at most the same cost. Only rankers
-    measured on the same number of queries are compared; the first stage's measure over a ranker's own queries stands
-    beside each.
+    A star marks rankers on the frontier: no other is at least as good for at most the same cost. Those measured on
+    fewer queries than others have none and are not drawn: compare them with the first stage over their own queries,
+    which stands beside each.
     """
     from modeling_tsarank.eval.reports import markdown_table
     from modeling_tsarank.files.writing import write_json
@@ -120,7 +120,7 @@ def read_measured(folder: Path, collection: str | None, measure: str) -> tuple[M
         queries, measures = metrics["queries"], metrics["measures"]
         tokens, calls = metrics["tokens"], metrics["model_calls"]
         row = Measured(
-            folder.name,
+            folder.resolve().name,
             queries,
             measures["first_stage"][measure],
             (measures["fused"] or measures["reranked"])[measure],
@@ -135,18 +135,17 @@ def read_measured(folder: Path, collection: str | None, measure: str) -> tuple[M
 
 
 def mark_best(rows: Sequence[Measured], cost: str) -> list[Measured]:
-    """The rows, with `best` set: no other of as many queries is as good or better at a lower or equal cost."""
+    """The rows, with `best` set: of those with the most queries, the ones that no other beats at their cost."""
+    most = max((row.queries for row in rows), default=0)
+    compared = [row for row in rows if row.queries == most and getattr(row, cost) is not None]
 
     def beats(other: Measured, row: Measured) -> bool:
         theirs, own = getattr(other, cost), getattr(row, cost)
-        if other.queries != row.queries or theirs is None or theirs > own or other.quality < row.quality:
+        if theirs > own or other.quality < row.quality:
             return False
-        return theirs < own or other.quality > row.quality
+        return bool(theirs < own or other.quality > row.quality)
 
-    return [
-        replace(row, best=getattr(row, cost) is not None and not any(beats(other, row) for other in rows))
-        for row in rows
-    ]
+    return [replace(row, best=row in compared and not any(beats(other, row) for other in compared)) for row in rows]
 
 
 def plot_frontier(rows: Sequence[Measured], cost: str, measure: str, path: Path) -> None:

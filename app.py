@@ -91,24 +91,20 @@ class Page:
     def steps(
         self, query: str, source: str, depth: int, pasted: str, upload: str | None, model: str
     ) -> Iterator[tuple]:
-        """What `rank` gives, and before it how many documents are being ranked."""
-        skip = [self.gr.skip() for _ in range(3)]
-        with contextlib.suppress(TSARankError):  # `rank` says what is wrong
-            count = len(self.documents(query, source, depth, pasted, upload))
-            yield notice(f"Ranking {count} document{'s' if count != 1 else ''} …", "hint"), *skip
-        yield self.rank(query, source, depth, pasted, upload, model)
-
-    def rank(self, query: str, source: str, depth: int, pasted: str, upload: str | None, model: str) -> tuple:
-        """The ranked list, the ranking itself, and what can be explained: at first the old first and the new first."""
+        """How many documents are being ranked; then the ranked list, the ranking itself, and what can be explained: at
+        first the old first and the new first."""
         try:
             documents = self.documents(query, source, depth, pasted, upload)
+            count = f"{len(documents)} document{'s' if len(documents) != 1 else ''}"
+            yield notice(f"Ranking {count} …", "hint"), *(self.gr.skip() for _ in range(3))
             ranking = self.service.rank(query, documents, model, BM25 if source == COLLECTION else GIVEN)
         except TSARankError as error:
             empty = self.gr.Dropdown(choices=[], value=None)
-            return notice(error), None, empty, empty
+            yield notice(error), None, empty, empty
+            return
         old_first = next(i for i, row in enumerate(ranking.rows) if row.before == 1)
         other = old_first or (1 if len(ranking.rows) > 1 else None)
-        return ranking_view(ranking), ranking, self._choice(ranking, 0), self._choice(ranking, other)
+        yield ranking_view(ranking), ranking, self._choice(ranking, 0), self._choice(ranking, other)
 
     def _choice(self, ranking: Ranking, value: int | None) -> Any:
         return self.gr.Dropdown(choices=[(_caption(row), i) for i, row in enumerate(ranking.rows)], value=value)
@@ -117,7 +113,8 @@ class Page:
         """What every visitor sees first: the first example, computed once, when the app starts."""
         service = self.service
         depth = min(CANDIDATES, service.limits.documents)
-        return self.rank(service.collection.queries[0], COLLECTION, depth, "", None, service.shelf.names[0])
+        *_, ranked = self.steps(service.collection.queries[0], COLLECTION, depth, "", None, service.shelf.names[0])
+        return ranked
 
     def why(self, ranking: Ranking | None, a: int | None, b: int | None) -> str:
         """One or two documents of the last ranking, explained."""

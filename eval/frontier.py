@@ -136,8 +136,7 @@ def read_measured(folder: Path, collection: str | None, measure: str) -> tuple[M
 
 def mark_best(rows: Sequence[Measured], cost: str) -> list[Measured]:
     """The rows, with `best` set: of those with the most queries, the ones that no other beats at their cost."""
-    most = max((row.queries for row in rows), default=0)
-    compared = [row for row in rows if row.queries == most and getattr(row, cost) is not None]
+    compared = _comparable(rows, cost)
 
     def beats(other: Measured, row: Measured) -> bool:
         theirs, own = getattr(other, cost), getattr(row, cost)
@@ -148,12 +147,17 @@ def mark_best(rows: Sequence[Measured], cost: str) -> list[Measured]:
     return [replace(row, best=row in compared and not any(beats(other, row) for other in compared)) for row in rows]
 
 
+def _comparable(rows: Sequence[Measured], cost: str) -> list[Measured]:
+    """Those with the most queries that tell their cost."""
+    most = max(row.queries for row in rows)
+    return [row for row in rows if row.queries == most and getattr(row, cost) is not None]
+
+
 def plot_frontier(rows: Sequence[Measured], cost: str, measure: str, path: Path) -> None:
     """Draws quality against cost. Only rankers measured on the most queries are drawn: others are not comparable."""
     from modeling_tsarank.eval.plots import new_figure, save_figure
 
-    most = max(row.queries for row in rows)
-    drawn = sorted((row for row in rows if row.queries == most and getattr(row, cost)), key=lambda row: row.quality)
+    drawn = sorted(_comparable(rows, cost), key=lambda row: row.quality)
     if not drawn:
         raise InputError(f"no ranker tells its {cost}: nothing to draw")
     figure, axes = new_figure(width=7.0, height=4.5)
@@ -164,7 +168,7 @@ def plot_frontier(rows: Sequence[Measured], cost: str, measure: str, path: Path)
         place = getattr(row, cost), 100 * row.quality
         axes.plot(*place, marker="o", color="C0" if row.best else "0.5", linestyle="")
         axes.annotate(row.name, place, xytext=(5, 4), textcoords="offset points", fontsize=8)
-    axes.set(xscale="log", xlabel=f"{cost} a query", ylabel=f"{measure} x 100, {most} queries")
+    axes.set(xscale="log", xlabel=f"{cost} a query", ylabel=f"{measure} x 100, {drawn[0].queries} queries")
     axes.margins(x=0.25, y=0.1)
     axes.legend(loc="lower right")
     save_figure(figure, path)

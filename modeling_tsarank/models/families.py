@@ -105,7 +105,7 @@ def published_probability(name: str, config: Any) -> tuple[float, float] | None:
     activation = settings.get("activation_fn") if isinstance(settings, dict) else None
     if str(activation).rpartition(".")[2] == "Sigmoid":
         return 1.0, 0.0
-    return next((map for pattern, map in PROBABILITIES.items() if fnmatchcase(name.lower(), pattern.lower())), None)
+    return next((line for pattern, line in PROBABILITIES.items() if fnmatchcase(name.lower(), pattern.lower())), None)
 
 
 def published_family(name: str) -> type[RankerModel] | None:

@@ -25,7 +25,7 @@ from .exporting import PAIRS, unwarned
 INPUTS = ("input_ids", "attention_mask")
 TOLERANCE = 1e-4
 GRAPHS = {"onnx": "onnx/model.onnx", "openvino": "openvino/openvino_model.xml"}
-"""The file of each kind in a model's folder; weights lie beside it."""
+"""The file of each kind in a model's folder; its weights are in the same place."""
 
 
 class _Logits(torch.nn.Module):

@@ -190,7 +190,9 @@ def load_ranker(
     ours = getattr(ranker.backbone.config, CONFIG_KEY, None)
     as_saved = family is None and not options.keys() - lengths.keys()  # else its scores are others
     if as_saved:
-        ranker.calibration = _saved_calibration(source, revision, ours) or _published_calibration(source, ranker)
+        # What this package saved may have been trained since its authors published it.
+        published = None if ours else _published_calibration(source, ranker)
+        ranker.calibration = _saved_calibration(source, revision, ours) or published
     return use_int8_weights(ranker) if as_int8 else ranker
 
 

@@ -27,7 +27,7 @@ from .listwise_answers import without_reasoning
 
 
 LETTERS = string.ascii_uppercase
-# Bound of the states that are kept of what questions begin with: hundreds of passages of a model of 135M parameters.
+# Bound of the cached states of what questions begin with.
 STATE_BYTES = 1 << 30
 _LETTER = re.compile(r"""\W*(?:(?:the\s+)?(?:answer|passage)(?:\s+is)?\W*)*([A-Z])\b\W*""", re.IGNORECASE)
 
@@ -46,7 +46,7 @@ class Question:
         text: The message to the model.
         count: How many letters there are to choose from.
         begin: How the answer begins, up to the letter, such as `Passage ` or `[`.
-        shared: How `text` begins in later questions as well: a model on this machine keeps the states of that part.
+        shared: How `text` begins in later questions as well: a model on this machine caches the states of that part.
     """
 
     text: str
@@ -198,7 +198,7 @@ class LabelModel:
             return [found[place] for place in range(len(prompts))]
 
     def _reader(self, labels: list[int], pad: int, longest: int) -> PrefixReader:
-        """With the kept states where prompts of up to `longest` tokens have some and the model's can be kept."""
+        """With cached states where prompts of up to `longest` tokens share a beginning and the model allows it."""
         read_out = AnswerLogits(labels)
         if longest:
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,18 +58,21 @@ class Selection:
 
 
 # Names of files and folders that are never published, whatever was asked for, by the reason.
-NEVER = {
-    "looks like a secret": """
-        .env .env.* *.env *.key *.pem *.p12 *.pfx *.keystore id_rsa* id_dsa* id_ecdsa* id_ed25519* .netrc .npmrc
-        .pypirc .git-credentials credentials* secrets* token *.token *_token .ssh .aws .gnupg stored_tokens *.kdbx
-        *.jks *.ovpn""",
-    "training state": """
-        optimizer.* optimizer_* scheduler.* scaler.* rng_state* training_args.bin trainer_state.json
-        trained_weights.safetensors checkpoint-* global_step* pytorch_model_fsdp* *.distcp failed_batch-*
-        zero_to_fp32.py latest zero_pp_rank_*""",
-    "a cache or a log": """
-        __pycache__ *.pyc *.lock *.arrow cache-* wandb mlruns runs trackio events.out.tfevents* *.log logs
-        teacher_cache* *.sqlite* *.tmp *~ *.swp Thumbs.db desktop.ini node_modules""",
+_NEVER = {
+    reason: re.compile("|".join(map(fnmatch.translate, patterns.split())))
+    for reason, patterns in {
+        "looks like a secret": """
+            .env .env.* *.env *.key *.pem *.p12 *.pfx *.keystore id_rsa* id_dsa* id_ecdsa* id_ed25519* .netrc .npmrc
+            .pypirc .git-credentials credentials* secrets* token *.token *_token .ssh .aws .gnupg stored_tokens *.kdbx
+            *.jks *.ovpn""",
+        "training state": """
+            optimizer.* optimizer_* scheduler.* scaler.* rng_state* training_args.bin trainer_state.json
+            trained_weights.safetensors checkpoint-* global_step* pytorch_model_fsdp* *.distcp failed_batch-*
+            zero_to_fp32.py latest zero_pp_rank_*""",
+        "a cache or a log": """
+            __pycache__ *.pyc *.lock *.arrow cache-* wandb mlruns runs trackio events.out.tfevents* *.log logs
+            teacher_cache* *.sqlite* *.tmp *~ *.swp Thumbs.db desktop.ini node_modules""",
+    }.items()
 }
 HIDDEN = "hidden"
 _HIDDEN_ALLOWED = {".gitattributes"}
@@ -82,8 +86,8 @@ def fits(path: str, patterns: Iterable[str]) -> bool:
 def refusal(path: str) -> str | None:
     """Why a file of that path is never published, or `None`. Every folder on the way counts."""
     for part in path.split("/"):
-        for reason, patterns in NEVER.items():
-            if fits(part.lower(), patterns.split()):
+        for reason, pattern in _NEVER.items():
+            if pattern.match(part.lower()):
                 return reason
         if part.startswith(".") and part not in _HIDDEN_ALLOWED:
             return HIDDEN

@@ -249,12 +249,13 @@ def _look_alikes(pieces: Iterable[bytes]) -> dict[str, int]:
     before, line = b"", 1
     for piece in itertools.chain(pieces, [b""]):
         data = before + piece
-        for view in (data, _ESCAPE.sub(_unescaped, data)):
+        for view in dict.fromkeys((data, _ESCAPE.sub(_unescaped, data))):
             for what, signs, pattern in PATTERNS:
-                if what in found:
-                    continue
                 # To look for a few letters is much faster than to match everywhere.
-                places = (place for sign in signs for place in _places(view, sign, 1 if before else 0))
+                here = [sign for sign in signs if sign in view]
+                if not here or what in found:
+                    continue
+                places = (place for sign in here for place in _places(view, sign, 1 if before else 0))
                 matches = (match for place in places if (match := pattern.match(view, place)))
                 # A match that ends with the piece may go on in the next one.
                 match = next((match for match in matches if match.end() < len(view) or not piece), None)

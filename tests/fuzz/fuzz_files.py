@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
 import os
 import random
@@ -18,7 +17,6 @@ from typing import Any
 import yaml
 
 
-TESTS = Path(__file__).resolve().parent.parent
 ODD_VALUES: tuple[Any, ...] = (
     None,
     [],
@@ -51,15 +49,12 @@ ODD_VALUES: tuple[Any, ...] = (
 )
 
 
-def valid_files(folder: Path, tiny_model: Callable[[], Path], main: Callable[[list[str]], int]) -> Path:
+def valid_files(
+    folder: Path, tiny_model: Path, write_collection: Callable[..., Any], main: Callable[[list[str]], int]
+) -> Path:
     """Writes a small valid input of every kind into `folder`; what commands make is made by `main`."""
-    spec = importlib.util.spec_from_file_location("eval_conftest", TESTS / "eval" / "conftest.py")
-    assert spec is not None
-    assert spec.loader is not None
-    collections = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(collections)
-    shutil.copytree(tiny_model(), folder / "model")
-    collections.write_collection(folder / "beir", documents=14, queries=6, seed=1)
+    shutil.copytree(tiny_model, folder / "model")
+    write_collection(folder / "beir", documents=14, queries=6, seed=1)
     records = [json.loads(line) for line in (folder / "beir" / "corpus.jsonl").read_text().splitlines()]
     texts = [record["text"] for record in records]
 

@@ -34,7 +34,7 @@ from modeling_tsarank.eval.metrics import compute_metrics
 from modeling_tsarank.eval.reports import markdown_table
 from modeling_tsarank.files.reading import read_jsonl
 from modeling_tsarank.files.writing import write_json
-from modeling_tsarank.rankers.passages import PassageRanker
+from modeling_tsarank.scores.passages import PassageRanker
 
 
 BEFORE, BEHIND, PLANTED_RELEVANT, PLANTED_OTHERS = 8, 1, 2, 4

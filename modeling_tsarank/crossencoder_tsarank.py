@@ -36,6 +36,7 @@ class CrossEncoderRanker(torch.nn.Module):
 
     save_in_root = True
     modalities = ("text",)
+    forward_kwargs = ("passages", "passage_length", "passage_stride")  # as of `RankerModel.rank`
 
     def __init__(self, ranker: Any) -> None:
         super().__init__()
@@ -89,13 +90,13 @@ class CrossEncoderRanker(torch.nn.Module):
             raise InputError("a ranker has its own prompt, which its options name; leave out prompt and prompt_name")
         return {"pairs": list(inputs)}
 
-    def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
+    def forward(self, features: dict[str, Any], **passages: Any) -> dict[str, Any]:
         """Adds `scores`, `(pairs, 1)` float32."""
         ranker, pairs = self.ranker, features["pairs"]
         if torch.is_grad_enabled() and self.training:
             scores = ranker.scores_to_train(ranker.encoder.pairs(clean_pairs(pairs)))
         else:
-            scores = torch.from_numpy(ranker.predict(pairs, show_progress=False)).to(ranker.device)
+            scores = torch.from_numpy(ranker.predict(pairs, show_progress=False, **passages)).to(ranker.device)
         return {**features, "scores": scores[:, None]}
 
     def save(self, output_path: str, *_: Any, **kwargs: Any) -> None:

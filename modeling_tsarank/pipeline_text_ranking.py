@@ -16,9 +16,10 @@ class TextRankingPipeline(Pipeline):
     """Ranks documents for a query.
 
     Call it with `{"query": …, "documents": […]}`, or a list, generator or dataset of such. Returns for each query
-    `[{"corpus_id", "score", "text"}, …]`, best first. Options: `top_k`, `return_documents` (default true) and
-    `batch_tokens`. `batch_size` and `num_workers` change nothing: the model batches a query's documents by
-    `batch_tokens`. Documents, and nothing else, are cut to the model's own `max_length`, with or without `truncation`.
+    `[{"corpus_id", "score", "text"}, …]`, best first. Options: `top_k`, `return_documents` (default true),
+    `batch_tokens` and, with the package installed, `passages`, `passage_length` and `passage_stride`. `batch_size` and
+    `num_workers` change nothing: the model batches a query's documents by `batch_tokens`. Documents, and nothing else,
+    are cut to the model's own `max_length`, with or without `truncation`.
     """
 
     model: Any
@@ -47,7 +48,7 @@ class TextRankingPipeline(Pipeline):
         return (self.run_single(one, *parameters) for one in _each(inputs))
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        known = ("top_k", "return_documents", "batch_tokens")
+        known = ("top_k", "return_documents", "batch_tokens", "passages", "passage_length", "passage_stride")
         if kwargs.pop("max_length", None) is not None:
             raise InputError("max_length belongs to the model: set it by pipeline.model.set_options(max_length=…)")
         truncation = kwargs.pop("truncation", None)

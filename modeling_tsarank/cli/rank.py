@@ -12,6 +12,7 @@ from typing import Any
 from ..models.arguments import (
     add_document_arguments,
     add_model_arguments,
+    add_passage_arguments,
     add_store_argument,
     documents_from_arguments,
     model_from_arguments,
@@ -91,21 +92,6 @@ def register(subparsers: Any) -> None:
     add_ranker_arguments(parser)
 
 
-def add_passage_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--passages` and what belongs to it."""
-    group = parser.add_argument_group("long documents")
-    group.add_argument(
-        "--passages",
-        metavar="HOW",
-        help="split documents into passages and score these: max (the best one counts), mean, top-K (mean of the K "
-        "best) or first; the best passage is shown. Without it, a long document is cut",
-    )
-    group.add_argument("--passage-length", type=whole(), metavar="N", help="tokens of a passage (default: what fits)")
-    group.add_argument(
-        "--passage-stride", type=whole(), metavar="N", help="tokens between their starts (default: half of that)"
-    )
-
-
 def _table(rows: list[dict[str, Any]]) -> str:
     width = shutil.get_terminal_size((100, 24)).columns
     id_width = min(max([2, *(len(row["id"]) for row in rows)]), 24)
@@ -132,8 +118,8 @@ def run(args: argparse.Namespace) -> int:
     With --candidates, the candidates of each query are put in order and written as a TREC run; --queries and FILE are
     then the collection's, unless RUN holds the texts. `tsarank evaluate` does that resumably, and measures.
     """
-    from ..rankers.passages import aggregation
     from ..ranking_text import clean_query
+    from ..scores.passages import aggregation
 
     if (args.query is None) == (args.candidates is None):
         raise InputError("give either --query, or --candidates for many queries")
@@ -148,7 +134,8 @@ def run(args: argparse.Namespace) -> int:
             raise InputError("--passages is for models that score pairs; leave it out, or --ranker")
     elif args.passage_length is not None or args.passage_stride is not None:
         raise InputError("--passage-length and --passage-stride need --passages, such as --passages max")
-    options: dict[str, Any] = {"threshold": args.threshold, "top_k": args.top_k}
+    options: dict[str, Any] = {"threshold": args.threshold, "top_k": args.top_k, "passages": args.passages}
+    options |= {"passage_length": args.passage_length, "passage_stride": args.passage_stride}
     if args.calibration is not None:
         from ..scores.calibration import Calibration
 
@@ -167,37 +154,29 @@ def run(args: argparse.Namespace) -> int:
                 f"{args.documents}: document {lacking!r} has no first_stage_score (or score), which --fusion needs"
             )
         options["first_stage_scores"] = [document.first_stage_score for document in documents]
-    with _ranker(args) as (model, ranker):
+    with _ranker(args) as ranker:
         say(f"ranking {len(documents):,} documents")
         texts = [document.text for document in documents]
         ranked = _ranked(args, ranker, query, texts, options)
-    _print(args, model, query, documents, ranked)
+    _print(args, ranker, query, documents, ranked)
     return 0
 
 
 @contextlib.contextmanager
 def _ranker(args: argparse.Namespace) -> Any:
-    """The model, and what ranks with it: itself, or its passages."""
+    """What the command line names, with its store."""
     from ..cache.folder_store import use_store
-    from ..rankers.passages import PassageRanker
 
-    with contextlib.ExitStack() as stack:
-        model: Any = list_ranker(args)
-        if model is not None:
-            yield model, model
-            return
-        model = ranker = model_from_arguments(args)
-        if args.passages is not None:
-            ranker = PassageRanker(model, args.passages, args.passage_length, args.passage_stride)
-        if args.store is not None:
-            stack.enter_context(use_store(model, args.store))
-        yield model, ranker
+    ranker = list_ranker(args)
+    model = model_from_arguments(args) if ranker is None else ranker
+    with contextlib.nullcontext() if ranker is not None or args.store is None else use_store(model, args.store):
+        yield model
 
 
 def _ranked(args: argparse.Namespace, ranker: Any, query: str, texts: list[str], options: Any) -> list[dict[str, Any]]:
     from ..scores.ranking import rank
 
-    if getattr(ranker, "calibration", None) is not None:
+    if getattr(ranker, "calibration", None) is not None and args.passages is None:
         options = {"output": "probability", **options}
     return rank(ranker, query, texts, batch_tokens=args.batch_tokens, **options)
 
@@ -245,7 +224,7 @@ def _rank_candidates(args: argparse.Namespace, options: dict[str, Any]) -> int:
             what, where = ("query", args.queries) if unknown is None else ("document", args.documents)
             raise InputError(f"{args.candidates}: the {what} {unknown or query_id!r} is not in {where}")
     found = {}
-    with _ranker(args) as (_, ranker):
+    with _ranker(args) as ranker:
         for query_id, scores in tqdm(first.items(), "queries", disable=None, leave=False):
             names = ranked(scores)
             if args.fusion is not None:

@@ -14,6 +14,7 @@ from typing import Any
 from ..models.arguments import (
     add_document_arguments,
     add_model_arguments,
+    add_passage_arguments,
     add_store_argument,
     documents_from_arguments,
     model_from_arguments,
@@ -76,6 +77,7 @@ def register(subparsers: Any) -> None:
         help="what answers have as score where a request does not say (default: score)",
     )
     add_document_arguments(parser, required=False)
+    add_passage_arguments(parser)
     add_store_argument(parser)
     add_model_arguments(parser, several=True)
 
@@ -134,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
             uploads=uploads,
             fusion=fusion,
             output=args.output,
+            passages={name: getattr(args, name) for name in ("passages", "passage_length", "passage_stride")},
         )
         app.state.service.uploads.put((document.id, "", document.text) for document in documents)
         config = uvicorn.Config(app, args.host, args.port, log_level="warning", timeout_graceful_shutdown=30)

@@ -116,6 +116,21 @@ def documents_from_arguments(args: argparse.Namespace, scored: bool = False) -> 
     )
 
 
+def add_passage_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--passages` and what belongs to it."""
+    group = parser.add_argument_group("long documents")
+    group.add_argument(
+        "--passages",
+        metavar="HOW",
+        help="split documents into passages and score these: max (the best one counts), mean, top-K (mean of the K "
+        "best) or first; the best passage is shown. Without it, a long document is cut",
+    )
+    group.add_argument("--passage-length", type=whole(), metavar="N", help="tokens of a passage (default: what fits)")
+    group.add_argument(
+        "--passage-stride", type=whole(), metavar="N", help="tokens between their starts (default: half of that)"
+    )
+
+
 def add_store_argument(parser: Any) -> None:
     """`--store`, for commands that score with a model."""
     parser.add_argument(

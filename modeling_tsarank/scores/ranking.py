@@ -1,4 +1,4 @@
-"""What `predict` and `rank` can do beside scoring: fusion, probabilities, thresholds, and CrossEncoder's options."""
+"""What `predict` and `rank` can do beside scoring: passages, fusion, probabilities, CrossEncoder's options."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ..ranking_scoring import check_batch_tokens
 from ..ranking_text import document_list
 from .calibration import Calibration
 from .fusion import FusionSetting, fuse, fusion_setting
+from .passages import PassageRanker
 
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,9 @@ def rank(
     output: str = "score",
     threshold: float | None = None,
     calibration: Calibration | str | os.PathLike[str] | None = None,
+    passages: str | None = None,
+    passage_length: int | None = None,
+    passage_stride: int | None = None,
     convert_to_numpy: bool = True,
     convert_to_tensor: bool = False,
     **options: Any,
@@ -61,7 +65,10 @@ def rank(
         output: `probability` adds the `probability` of relevance to every row, by the calibration of the ranker's own
             scores.
         threshold: Only documents of at least this probability; without a calibration, of this score, with a warning.
-        calibration: A calibration or its file, instead of the ranker's own (`ranker.calibration`).
+        calibration: A calibration or its file, instead of the ranker's own (`ranker.calibration`), which is of whole
+            documents and not used with `passages`.
+        passages, passage_length, passage_stride: Split documents into passages of so many tokens, and how their scores
+            become the document's: see `PassageRanker`. Rows then have the best `passage`.
         convert_to_numpy, convert_to_tensor: Have no effect: rows hold plain numbers, as CrossEncoder's do.
         options: Further arguments of `ranker.rank`; of a ranker of lists, those that it takes.
 
@@ -70,6 +77,7 @@ def rank(
     """
     check_choice("output", output, OUTPUTS)
     documents = document_list(documents)
+    ranker = by_passages(ranker, passages, passage_length, passage_stride)
     top_k = None if top_k is None else whole_number(top_k, "top_k")
     setting = check_fusion(first_stage_scores, weight, fusion, len(documents))
     if calibration is None:
@@ -127,6 +135,15 @@ def check_fusion(scores: Any, weight: Any, fusion: Any, count: int) -> FusionSet
     return FusionSetting(weight) if fusion is None else fusion_setting(fusion)
 
 
+def by_passages(ranker: Any, passages: str | None, length: int | None, stride: int | None) -> Any:
+    """The ranker itself without `passages`, or one that scores these. Raises `InputError` as `PassageRanker`."""
+    if passages is not None:
+        return PassageRanker(ranker, passages, length, stride)
+    if length is not None or stride is not None:
+        raise InputError("a length or stride of passages needs to know how to score them: give passages, such as max")
+    return ranker
+
+
 RANK_OPTIONS = frozenset(
     name for name, one in inspect.signature(rank).parameters.items() if one.kind is one.KEYWORD_ONLY
 )
@@ -145,6 +162,9 @@ def predict(
     show_progress_bar: bool | None = None,
     activation_fn: Callable[[Any], Any] | None = None,
     apply_softmax: bool | None = False,
+    passages: str | None = None,
+    passage_length: int | None = None,
+    passage_stride: int | None = None,
     convert_to_numpy: bool = True,
     convert_to_tensor: bool = False,
     **options: Any,
@@ -159,6 +179,7 @@ def predict(
         show_progress_bar: `show_progress`.
         activation_fn: Applied to the scores, a float32 tensor `(pairs, 1)`.
         apply_softmax: Has no effect on one score a pair, as in CrossEncoder.
+        passages, passage_length, passage_stride: As in `rank`.
         convert_to_numpy: False gives a list of tensors.
         convert_to_tensor: A tensor on the model's device, whatever `convert_to_numpy` says.
         options: None: whatever else CrossEncoder takes has no meaning here.
@@ -174,7 +195,8 @@ def predict(
         most = whole_number(batch_size, "batch_size") * model.options.max_length
         batch_tokens = min(most, check_batch_tokens(batch_tokens, model.device))
     shown = show_progress_bar if show_progress is None else show_progress
-    scores = model.predict(pairs, instruction=instruction, batch_tokens=batch_tokens, show_progress=shown, stop=stop)
+    ranker = by_passages(model, passages, passage_length, passage_stride)
+    scores = ranker.predict(pairs, instruction=instruction, batch_tokens=batch_tokens, show_progress=shown, stop=stop)
     values = torch.from_numpy(np.asarray(scores)).to(model.device)
     if activation_fn is not None:
         values = activation_fn(values.reshape(-1, 1)).reshape(values.shape)

@@ -25,7 +25,7 @@ from modeling_tsarank.hub_cards.app_server import BodyLimit
 from .. import __version__
 from ..ranking_errors import InputError, ModelError, ResourceError, TSARankError
 from ..scores.fusion import FusionSetting, fuse
-from ..scores.ranking import check_fusion
+from ..scores.ranking import by_passages, check_fusion
 from .batching import ClosedError, OverloadedError
 from .documents import UploadedTexts
 from .metrics import Metrics
@@ -50,6 +50,7 @@ from .shapes import (
 
 logger = logging.getLogger("modeling_tsarank.serving")
 _DISCONNECT_SECONDS = 0.5
+_PASSAGES = ("passages", "passage_length", "passage_stride")
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,18 @@ class Ranked:
         values: Shape `(documents,)`, in the given order: scores, mixed scores or probabilities.
         tokens: Of all prompts.
         raw: Whether the values are the model's own scores.
+        passages: Of each document the best one, where passages were scored; else empty.
     """
 
     order: list[int]
     values: np.ndarray
     tokens: int
     raw: bool
+    passages: list[dict[str, Any]]
+
+    def facts(self, index: int) -> dict[str, Any]:
+        """Index and, where there is one, best passage of a document."""
+        return {"index": index, **({"passage": self.passages[index]} if self.passages else {})}
 
 
 class Service:
@@ -99,8 +106,10 @@ class Service:
         uploads: Path | None,
         fusion: FusionSetting | None = None,
         output: str = "score",
+        passages: Mapping[str, Any] | None = None,
     ) -> None:
         self.limits, self.api_key, self.fusion, self.output = limits, api_key, fusion, output
+        self.passages = dict(passages or {})
         self.metrics = Metrics()
         self.uploads = UploadedTexts(uploads)
         self.models = {
@@ -149,7 +158,10 @@ class Service:
             first, body.weight, self.fusion if first and body.weight is None else None, len(documents)
         )
         output = self._output(model, body)
-        task = asyncio.ensure_future(model.score(body.query, documents, truncate=truncate))
+        given = {name: value for name in _PASSAGES if (value := getattr(body, name)) is not None}
+        split = by_passages(model.model, *({**self.passages, **given}.get(name) for name in _PASSAGES))
+        split = None if split is model.model else split
+        task = asyncio.ensure_future(model.score(body.query, documents, truncate=truncate, by_passages=split))
         ends = time.monotonic() + self.limits.seconds
         try:
             while not task.done():
@@ -180,7 +192,8 @@ class Service:
             probabilities = model.calibration.probabilities(scored.scores)
             values = probabilities if output == "probability" else values
             order = order[probabilities[order] >= (body.threshold or 0)]
-        return Ranked(order.tolist(), values, scored.tokens, output == "score" and setting is None)
+        raw = output == "score" and setting is None
+        return Ranked(order.tolist(), values, scored.tokens, raw, scored.passages or [])
 
     def _output(self, model: ServedModel, body: AnyRequest) -> str:
         """What the answer is to have in the place of a score. Raises 422 for what the model cannot give."""
@@ -213,6 +226,7 @@ def create_app(
     uploads: Path | None = None,
     fusion: FusionSetting | None = None,
     output: str = "score",
+    passages: Mapping[str, Any] | None = None,
 ) -> FastAPI:
     """The application that `tsarank serve` runs.
 
@@ -223,14 +237,16 @@ def create_app(
         uploads: An SQLite file for uploaded documents; `None` keeps them in memory.
         fusion: How the first stage's scores are mixed in where a request has them and no weight.
         output: `score` or `probability`, where a request does not say; the second needs calibrated models.
+        passages: `passages`, `passage_length` and `passage_stride`, where a request does not say.
 
     Raises:
-        InputError: probabilities of a model without calibration.
+        InputError: probabilities of a model without calibration, or passages that a model cannot have.
     """
     for name, model in models.items():
         if output == "probability" and getattr(model, "calibration", None) is None:
             raise InputError(f"{name} has no calibration, which probabilities need; fit one with `tsarank calibrate`")
-    service = Service(models, limits or Limits(), api_key, uploads, fusion, output)
+        by_passages(model, *((passages or {}).get(part) for part in _PASSAGES))
+    service = Service(models, limits or Limits(), api_key, uploads, fusion, output, passages)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -355,7 +371,7 @@ def _add_rerank(app: FastAPI, service: Service) -> None:
         for i in ranked.order[: body.top_n]:
             document = {name: text for name, text in texts[i].items() if text or name == "text"}
             shown = document if body.return_documents else None
-            results.append(JinaResult(index=i, relevance_score=float(ranked.values[i]), document=shown))
+            results.append(JinaResult(**ranked.facts(i), relevance_score=float(ranked.values[i]), document=shown))
         usage = Usage(total_tokens=ranked.tokens)
         return JinaResponse(id=request.state.id, model=model.name, usage=usage, results=results)
 
@@ -366,7 +382,7 @@ def _add_rerank(app: FastAPI, service: Service) -> None:
             score = float(ranked.values[i])
             text = body.texts[i] if body.return_text else None
             squashed = ranked.raw and not body.raw_scores
-            results.append(TeiResult(index=i, score=_sigmoid(score) if squashed else score, text=text))
+            results.append(TeiResult(**ranked.facts(i), score=_sigmoid(score) if squashed else score, text=text))
         return results
 
     @app.post("/v1/rerank", tags=["rerank"], dependencies=[guard], response_model_exclude_none=True)
@@ -379,7 +395,7 @@ def _add_rerank(app: FastAPI, service: Service) -> None:
         """Jina's API where the request has `documents`, TEI's where it has `texts`."""
         return await (tei(body, request) if isinstance(body, TeiRequest) else jina(body, request))
 
-    @app.post("/v2/rerank", tags=["rerank"], dependencies=[guard])
+    @app.post("/v2/rerank", tags=["rerank"], dependencies=[guard], response_model_exclude_none=True)
     async def rerank_v2(body: CohereRequest, request: Request) -> CohereResponse:
         """Cohere's API."""
         model, texts = service.model(body.model), service.texts(body.documents)
@@ -387,6 +403,7 @@ def _add_rerank(app: FastAPI, service: Service) -> None:
             longest = body.max_tokens_per_doc
             texts = [{**text, "text": model.shorten(text["text"], longest)} for text in texts]
         ranked = await service.score(request, model, body, texts)
-        results = [CohereResult(index=i, relevance_score=float(ranked.values[i])) for i in ranked.order[: body.top_n]]
+        best = ranked.order[: body.top_n]
+        results = [CohereResult(**ranked.facts(i), relevance_score=float(ranked.values[i])) for i in best]
         meta = {"api_version": {"version": "2"}, "billed_units": {"search_units": 1}}
         return CohereResponse(id=request.state.id, results=results, meta=meta)

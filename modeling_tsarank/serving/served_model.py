@@ -10,16 +10,25 @@ from typing import Any
 import numpy as np
 
 from ..ranking_text import clean_pairs
+from ..scores.passages import PassageRanker
 from .batching import Batcher
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores `(documents,)` in the given order, tokens of all prompts, how many documents were cut."""
+    """What was found of one query's documents.
+
+    Attributes:
+        scores: Shape `(documents,)`, in the given order.
+        tokens: Of all prompts.
+        cut_documents: How many were cut.
+        passages: Of each document the best one, `{"start", "end", "text"}`, where passages were scored.
+    """
 
     scores: np.ndarray
     tokens: int
     cut_documents: int
+    passages: list[dict[str, Any]] | None = None
 
 
 class ServedModel:
@@ -41,16 +50,29 @@ class ServedModel:
         """The first call costs more than later ones."""
         self.model.predict([("warm", "up"), ("warm", "up and running")], show_progress=False)
 
-    async def score(self, query: str, documents: Sequence[Any], *, truncate: bool = True) -> Scored | None:
+    async def score(
+        self, query: str, documents: Sequence[Any], *, truncate: bool = True, by_passages: PassageRanker | None = None
+    ) -> Scored | None:
         """Scores of one query's documents, `None` if one would have to be cut and may not be.
 
         Raises what `Batcher.score` raises, and `InputError` for texts that no model takes.
         """
-        pairs = clean_pairs([(query, document) for document in documents])
+        if by_passages is None:
+            parts, asked = [], [(query, document) for document in documents]
+        else:
+            parts = await asyncio.to_thread(lambda: [by_passages.split(document) for document in documents])
+            asked = [pair for part in parts for pair in part.pairs(query)]
+        pairs = clean_pairs(asked)
         lengths, cut = await asyncio.to_thread(self._lengths, pairs)
         if cut and not truncate:
             return None
-        return Scored(await self.batcher.score(pairs, lengths), sum(lengths), cut)
+        scores = await self.batcher.score(pairs, lengths)
+        if by_passages is None:
+            return Scored(scores, sum(lengths), cut)
+        ends = np.cumsum([len(part.passages) for part in parts])[:-1]
+        rows = [by_passages.row(part, own) for part, own in zip(parts, np.split(scores, ends), strict=True)]
+        values = np.array([row["score"] for row in rows], dtype=np.float32)
+        return Scored(values, sum(lengths), cut, [row["passage"] for row in rows])
 
     def _lengths(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[int], int]:
         encoded = self.model.encoder.pairs(pairs)

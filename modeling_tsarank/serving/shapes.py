@@ -60,6 +60,13 @@ class _Request(_Given):
     threshold: float | None = Field(
         None, ge=0, le=1, description="Leaves out documents of a lower probability of relevance (calibrated models)."
     )
+    passages: str | None = Field(
+        None,
+        description="Documents are scored by their passages: max, mean, top-K such as top-3, or first. If absent, as "
+        "the service says.",
+    )
+    passage_length: int | None = Field(None, ge=1, description="Tokens of a passage; if absent, what the model takes.")
+    passage_stride: int | None = Field(None, ge=1, description="Tokens between their starts; if absent, half of that.")
 
 
 class JinaRequest(_Request):
@@ -125,12 +132,21 @@ class UploadedDocument(_Given):
     title: Text = ""
 
 
+class BestPassage(BaseModel):
+    """Of a document that was scored by its passages: `text[start:end]` of the document."""
+
+    start: int
+    end: int
+    text: str
+
+
 class JinaResult(BaseModel):
     """One document; higher is more relevant. Scores order the documents of one query only."""
 
     index: int
     relevance_score: float
     document: dict[str, str] | None = None
+    passage: BestPassage | None = None
 
 
 class Usage(BaseModel):
@@ -154,6 +170,7 @@ class CohereResult(BaseModel):
 
     index: int
     relevance_score: float
+    passage: BestPassage | None = None
 
 
 class CohereResponse(BaseModel):
@@ -170,6 +187,7 @@ class TeiResult(BaseModel):
     index: int
     score: float
     text: str | None = None
+    passage: BestPassage | None = None
 
 
 class UploadResponse(BaseModel):

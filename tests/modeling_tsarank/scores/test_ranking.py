@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from modeling_tsarank import InputError, TSARankModel, TwolarModel, load_ranker
-from modeling_tsarank.rankers.passages import PassageRanker
 from modeling_tsarank.scores.calibration import Calibration
 from modeling_tsarank.scores.fusion import FusionSetting
+from modeling_tsarank.scores.passages import PassageRanker
 from modeling_tsarank.scores.ranking import rank
 from modeling_tsarank.trainers.trainable import make_trainable
 

@@ -129,6 +129,30 @@ def test_probabilities_and_thresholds_are_those_of_rank(ranker: Any, calibration
         ranker.calibration = None
 
 
+def test_long_documents_are_scored_by_their_passages_as_rank_does(ranker: Any, client: TestClient) -> None:
+    filler = "The harbour pilot climbs aboard every ship before it enters the channel. " * 5
+    documents = ["Bees dance.", f"{filler}{DOCUMENTS[1]} {filler}", "A pilot guides a ship."]
+    split = {"passages": "max", "passage_length": 30, "passage_stride": 15}
+    expected = [
+        (row["corpus_id"], pytest.approx(row["score"], abs=1e-5), row["passage"])
+        for row in ranker.rank(QUERY, documents, **split)
+    ]
+    lists, tei = {"query": QUERY, "documents": documents}, {"query": QUERY, "texts": documents, "raw_scores": True}
+    for path in ("/v1/rerank", "/v2/rerank"):
+        rows = client.post(path, json={**lists, **split}).json()["results"]
+        assert [(row["index"], row["relevance_score"], row["passage"]) for row in rows] == expected
+    rows = client.post("/rerank", json={**tei, **split}).json()
+    assert [(row["index"], row["score"], row["passage"]) for row in rows] == expected
+    assert "passage" not in client.post("/v2/rerank", json=lists).json()["results"][0]
+    for wrong in ({"passages": "median"}, {"passage_length": 30}, {**split, "passage_stride": 31}):
+        assert client.post("/v1/rerank", json={**lists, **wrong}).status_code == 422
+    with TestClient(create_app({"tiny": ranker}, passages=split)) as splitting:
+        rows = splitting.post("/v2/rerank", json=lists).json()["results"]
+        assert [(row["index"], row["relevance_score"], row["passage"]) for row in rows] == expected
+    with pytest.raises(InputError, match="unknown way to score passages"):
+        create_app({"tiny": ranker}, passages={"passages": "median"})
+
+
 def test_without_a_calibration_there_is_no_probability(ranker: Any, client: TestClient) -> None:
     for asked in ({"output": "probability"}, {"threshold": 0.5}):
         answer = client.post("/v1/rerank", json={"query": QUERY, "documents": DOCUMENTS, **asked})

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from sentence_transformers import CrossEncoder
+from transformers import AutoTokenizer, pipeline
 
-from modeling_tsarank import InputError, TSARankModel
-from modeling_tsarank.rankers.passages import PassageRanker, split_passages
+from modeling_tsarank import InputError, TSARankModel, load_ranker
+from modeling_tsarank.scores.passages import PassageRanker, split_passages
+from modeling_tsarank.scores.ranking import rank
 
 
 QUERY = "why does bread rise"
@@ -88,3 +91,36 @@ def test_passages_cover_the_text(tokenizer: Any, text: str, length: int, stride:
 def test_bad_options(model: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         PassageRanker(model, **options)
+
+
+def test_every_way_to_rank_takes_passages(model: Any, tmp_path: Path) -> None:
+    """`rank`, `predict`, the pipeline and CrossEncoder give what `PassageRanker` gives."""
+    documents, split = ["Bees dance.", {"title": "Baking", "text": LONG}], {"passage_length": 50, "passage_stride": 20}
+    expected = PassageRanker(model, "top-2", 50, 20).rank(QUERY, documents)
+    assert model.rank(QUERY, documents, passages="top-2", **split) == expected
+    scores = [row["score"] for row in sorted(expected, key=lambda row: row["corpus_id"])]
+    pairs = [(QUERY, document) for document in documents]
+    assert model.predict(pairs, passages="top-2", **split).tolist() == pytest.approx(scores, abs=1e-6)
+    assert model.predict(pairs[1], passages="top-2", **split) == pytest.approx(scores[1], abs=1e-6)
+
+    model.save_pretrained(tmp_path / "saved")
+    ranker = pipeline("text-ranking", model=str(tmp_path / "saved"), trust_remote_code=True, dtype="float32")
+    rows = ranker({"query": QUERY, "documents": documents}, passages="top-2", **split)
+    assert [(row["corpus_id"], row["passage"], row["text"]) for row in rows] == [
+        (row["corpus_id"], row["passage"], documents[row["corpus_id"]]) for row in expected
+    ]
+    encoder = CrossEncoder(str(tmp_path / "saved"), trust_remote_code=True)
+    given = [(QUERY, documents[0]), (QUERY, LONG)]
+    found = encoder.predict(given, passages="max", **split)
+    np.testing.assert_allclose(found, model.predict(given, passages="max", **split), atol=1e-5)
+    assert abs(found[1] - encoder.predict(given)[1]) > 1e-4
+
+
+def test_passages_need_a_model_that_scores_pairs_and_a_way_to_score_them(model: Any, zoo: Any) -> None:
+    with pytest.raises(InputError, match="needs to know how to score them"):
+        model.rank(QUERY, [LONG], passage_length=20)
+    lists = load_ranker(str(zoo.folders["llama"]), ranker="pairwise", dtype="float32")
+    with pytest.raises(InputError, match="for ranking models that score pairs"):
+        rank(lists, QUERY, [LONG], passages="max")
+    with pytest.raises(InputError, match="pair 1 must be"):
+        model.predict([(QUERY, LONG), QUERY], passages="max")

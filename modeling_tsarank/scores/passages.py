@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,19 @@ def _word_end(text: str, place: int) -> int:
     return place
 
 
+@dataclass(frozen=True)
+class SplitDocument:
+    """A document's title, which goes before every passage, its text, and the passages of the text."""
+
+    title: str
+    text: str
+    passages: list[Passage]
+
+    def pairs(self, query: str) -> list[tuple[str, str]]:
+        """What is scored: the query with each passage."""
+        return [(query, f"{self.title} {self.text[one.start : one.end]}".strip()) for one in self.passages]
+
+
 class PassageRanker:
     """Ranks documents of any length by their passages.
 
@@ -77,13 +90,15 @@ class PassageRanker:
         stride: Tokens from the start of one passage to the next; `None` is half of `length`.
 
     Raises:
-        InputError: unknown `passages`, or `stride` is larger than `length`.
+        InputError: unknown `passages`, `stride` is larger than `length`, or the model does not score pairs of texts.
     """
 
     def __init__(
         self, model: Any, passages: str = "max", length: int | None = None, stride: int | None = None
     ) -> None:
         self.model, self.passages = model, aggregation(passages)
+        if not hasattr(model, "options") or not hasattr(model, "tokenizer"):
+            raise InputError(f"passages are for ranking models that score pairs, not for a {type(model).__name__}")
         longest = model.options.max_length - model.options.max_query_length
         self.length = whole_number(length if length is not None else longest, "passage_length")
         self.stride = whole_number(stride if stride is not None else max(self.length // 2, 1), "passage_stride")
@@ -97,6 +112,7 @@ class PassageRanker:
         documents: Sequence[Any],
         top_k: int | None = None,
         *,
+        instruction: str | None = None,
         batch_tokens: int | None = None,
         show_progress: bool | None = None,
     ) -> list[dict[str, Any]]:
@@ -105,6 +121,7 @@ class PassageRanker:
         Args:
             query: Text, not empty.
             documents: Strings, or mappings with `text` and optionally `title`, which goes before every passage.
+            top_k, instruction, batch_tokens, show_progress: As of the model's `rank`.
 
         Returns:
             `[{"corpus_id", "score", "passage": {"start", "end", "text"}}, …]`: offsets in the document's text without
@@ -116,28 +133,47 @@ class PassageRanker:
         if not documents:
             raise InputError("no documents to rank")
         top_k = top_k if top_k is None else whole_number(top_k, "top_k")
-        texts = [_title_and_text(document, i) for i, document in enumerate(documents)]
-        parts = [self._split(text) for _, text in texts]
-        pairs = [
-            (query, f"{title} {text[part.start : part.end]}".strip())
-            for (title, text), own in zip(texts, parts, strict=True)
-            for part in own
-        ]
-        found = self.model.predict(pairs, batch_tokens=batch_tokens, show_progress=show_progress)
-        self.last_stats = {**self.model.last_stats, "passages": len(pairs)}
-        rows: list[dict[str, Any]] = []
-        start = 0
-        for i, own in enumerate(parts):
-            scores = found[start : start + len(own)]
-            start += len(own)
-            best = own[int(np.argmax(scores))]
-            passage = {"start": best.start, "end": best.end, "text": texts[i][1][best.start : best.end]}
-            rows.append({"corpus_id": i, "score": self._aggregate(scores), "passage": passage})
+        rows = self._rows([(query, document) for document in documents], instruction, batch_tokens, show_progress)
+        rows = [{"corpus_id": i, **row} for i, row in enumerate(rows)]
         return sorted(rows, key=lambda row: (-row["score"], row["corpus_id"]))[:top_k]
 
-    def _split(self, text: str) -> list[Passage]:
+    def predict(self, pairs: Any, **options: Any) -> Any:
+        """As the model's `predict`, with `instruction`, `batch_tokens`, `show_progress` and `stop`."""
+        single = isinstance(pairs, tuple | list) and len(pairs) == 2 and isinstance(pairs[0], str)
+        scores = [row["score"] for row in self._rows([pairs] if single else pairs, **options)]
+        return np.float32(scores[0]) if single else np.asarray(scores, dtype=np.float32)
+
+    def split(self, document: Any, what: str = "a document") -> SplitDocument:
+        """A document and its passages that are scored. Raises `InputError` for what is no document."""
+        title, text = _title_and_text(document, what)
         found = split_passages(text, self.model.tokenizer, self.length, self.stride)
-        return found[:1] if self.passages == "first" else found
+        return SplitDocument(title, text, found[:1] if self.passages == "first" else found)
+
+    def row(self, document: SplitDocument, scores: np.ndarray) -> dict[str, Any]:
+        """Score and best passage of a document, from its passages' scores `(passages,)`."""
+        best = document.passages[int(np.argmax(scores))]
+        passage = {"start": best.start, "end": best.end, "text": document.text[best.start : best.end]}
+        return {"score": self._aggregate(scores), "passage": passage}
+
+    def _rows(
+        self,
+        pairs: Sequence[Any],
+        instruction: str | None = None,
+        batch_tokens: int | None = None,
+        show_progress: bool | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> list[dict[str, Any]]:
+        for i, pair in enumerate(pairs):
+            if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+                raise InputError(f"pair {i} must be (query, document), got {type(pair).__name__}")
+        parts = [self.split(document, f"document {i}") for i, (_, document) in enumerate(pairs)]
+        asked = [pair for (query, _), part in zip(pairs, parts, strict=True) for pair in part.pairs(query)]
+        found = self.model.predict(
+            asked, instruction=instruction, batch_tokens=batch_tokens, show_progress=show_progress, stop=stop
+        )
+        self.last_stats = {**self.model.last_stats, "passages": len(asked)}
+        ends = np.cumsum([len(part.passages) for part in parts])
+        return [self.row(part, scores) for part, scores in zip(parts, np.split(found, ends[:-1]), strict=True)]
 
     def _aggregate(self, scores: np.ndarray) -> float:
         top = _TOP.fullmatch(self.passages)
@@ -146,8 +182,7 @@ class PassageRanker:
         return float(scores.mean() if self.passages == "mean" else scores.max())
 
 
-def _title_and_text(document: Any, place: int) -> tuple[str, str]:
-    what = f"document {place}"
+def _title_and_text(document: Any, what: str) -> tuple[str, str]:
     if not isinstance(document, Mapping):
         return "", document_text(document, what)
     body = {name: value for name, value in document.items() if name not in TITLE_FIELDS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import logging
 import os
@@ -37,6 +38,13 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(int(os.environ.get("TSARANK_TEST_THREADS", "1")))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_to_collect() -> None:
+    """Every training collects garbage when it ends: that is quick where what lives on is not looked through."""
+    gc.collect()
+    gc.freeze()
 
 
 def _log_levels() -> dict[str | None, int]:

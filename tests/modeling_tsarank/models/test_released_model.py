@@ -17,7 +17,8 @@ from modeling_tsarank import load_ranker
 from modeling_tsarank.cache.memory_store import MemoryStore
 from modeling_tsarank.cache.state_files import read_documents
 from modeling_tsarank.files.hashes import hash_file
-from modeling_tsarank.models import embedded_models
+from modeling_tsarank.models import default_model, embedded_models
+from modeling_tsarank.models.checkpoints import load_backbone
 from modeling_tsarank.models.default_model import default_model_folder
 from modeling_tsarank.models.embedded_models import (
     ADAPTER_WEIGHTS,
@@ -134,6 +135,8 @@ def test_the_second_process_of_a_distributed_run_makes_both_models(tmp_path, def
 
     def make(rank: int) -> None:
         os.environ["TSARANK_CACHE"] = str(tmp_path)
+        # To take the GGUF file apart needs half a minute, and is the same in every process.
+        default_model.read_gguf = lambda _: load_backbone(default_folder, lambda _: AutoModelForCausalLM)
         torch.distributed.init_process_group("gloo")
         if rank == 1:
             default_model_folder()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -76,6 +77,25 @@ def register(subparsers: Any) -> None:
         default="score",
         help="what answers have as score where a request does not say (default: score)",
     )
+    several = parser.add_argument_group(
+        "several processes or machines",
+        "Replicas of the service on Ray Serve, behind one port. They share a --store on a disk that all of them have; "
+        "without one, uploaded documents are refused, and /metrics is that of the replica which answers.",
+    )
+    several.add_argument(
+        "--ray", metavar="ADDRESS", help="serve from a Ray cluster: auto, ray://host:10001, or local for this machine"
+    )
+    most = {"most": 65_536}
+    several.add_argument("--replicas", type=whole(**most), default=1, metavar="N", help="(default 1)")
+    several.add_argument(
+        "--max-replicas", type=whole(**most), metavar="N", help="as many while requests wait (default: --replicas)"
+    )
+    several.add_argument(
+        "--replica-cpus", type=real(above=0, **most), default=1, metavar="N", help="CPUs of each (default 1)"
+    )
+    several.add_argument(
+        "--replica-gpus", type=real(least=0, **most), default=0, metavar="N", help="GPUs of each (default 0)"
+    )
     add_document_arguments(parser, required=False)
     add_passage_arguments(parser)
     add_store_argument(parser)
@@ -95,28 +115,46 @@ def run(args: argparse.Namespace) -> int:
 
     for module in ("fastapi", "uvicorn", "prometheus_client"):
         require(module, "serve", "tsarank serve")
+
+    _check_address(args.host, args.port)
+    logging.getLogger("modeling_tsarank.serving").setLevel(logging.INFO)
+    if args.calibration is not None and len(args.model or ()) > 1:
+        raise InputError("--calibration is for one model: keep each calibration.json in its model's folder")
+    args.api_key = os.environ.get("TSARANK_API_KEY") or None
+    if args.ray is not None:
+        return _serve_on_ray(args)
     import uvicorn
 
+    before = signal.signal(
+        signal.SIGTERM, _stop
+    )  # while documents are indexed; uvicorn raises it once more at the end
+    try:
+        app = make_app(args)
+        config = uvicorn.Config(app, args.host, args.port, log_level="warning", timeout_graceful_shutdown=30)
+        server = uvicorn.Server(config)
+        server.run()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 0 if server.started else 2
+
+
+def make_app(args: argparse.Namespace) -> Any:
+    """The application that the command line describes, its models loaded."""
     from ..cache.folder_store import FolderStore, open_store
     from ..scores.calibration import Calibration
     from ..scores.fusion import fusion_setting
     from ..serving.application import Limits, create_app
 
-    _check_address(args.host, args.port)
-    logging.getLogger("modeling_tsarank.serving").setLevel(logging.INFO)
     fusion = None if args.fusion is None else fusion_setting(args.fusion)
-    if args.calibration is not None and len(args.model or ()) > 1:
-        raise InputError("--calibration is for one model: keep each calibration.json in its model's folder")
     calibration = None if args.calibration is None else Calibration.load(args.calibration)
     documents = [] if args.documents is None else documents_from_arguments(args)
-    limits = Limits(args.max_documents, args.max_body, args.max_queue, args.timeout, args.batch_tokens)
-    models: dict[str, Any] = {}
+    there = args.store is not None and Path(args.store).is_dir()
     with contextlib.ExitStack() as stack:
-        # uvicorn raises the signal that stopped it once more: the store is to be closed first.
-        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _stop))
-        there = args.store is not None and Path(args.store).is_dir()
-        opened = None if args.store is None else open_store(args.store) if there else FolderStore(args.store)
-        store = None if opened is None else stack.enter_context(opened)
+        store: FolderStore | None = None
+        if args.store is not None:
+            store = stack.enter_context(open_store(args.store) if there else FolderStore(args.store))
+        kept = store if store is not None and not store.read_only else None
+        models: dict[str, Any] = {}
         for name in args.model or [None]:
             model = model_from_arguments(argparse.Namespace(**{**vars(args), "model": name}))
             if store is not None:
@@ -124,25 +162,37 @@ def run(args: argparse.Namespace) -> int:
                 model.document_store = store
             if calibration is not None:
                 model.calibration = calibration
-            if store is not None and documents and not store.read_only:
+            if kept is not None and documents:
                 say(f"indexing {len(documents):,} documents")
-                model.index([document.text for document in documents], store)
+                model.index([document.text for document in documents], kept)
             models[served_name(name)] = model
-        uploads = None if store is None or store.read_only else store.folder / "documents.sqlite"
         app = create_app(
             models,
-            limits,
-            api_key=os.environ.get("TSARANK_API_KEY") or None,
-            uploads=uploads,
+            Limits(args.max_documents, args.max_body, args.max_queue, args.timeout, args.batch_tokens),
+            api_key=args.api_key,
+            uploads=None if kept is None else kept.folder / "documents.sqlite",
+            takes_uploads=kept is not None or args.ray is None,
             fusion=fusion,
             output=args.output,
             passages={name: getattr(args, name) for name in ("passages", "passage_length", "passage_stride")},
+            close=stack.pop_all().close,
         )
         app.state.service.uploads.put((document.id, "", document.text) for document in documents)
-        config = uvicorn.Config(app, args.host, args.port, log_level="warning", timeout_graceful_shutdown=30)
-        server = uvicorn.Server(config)
-        server.run()
-    return 0 if server.started else 2
+    return app
+
+
+def _serve_on_ray(args: argparse.Namespace) -> int:
+    from ..models.resolver import resolve
+    from ..serving.ray_serving import Replicas, serve_on_ray
+
+    most = args.replicas if args.max_replicas is None else args.max_replicas
+    if most < args.replicas:
+        raise InputError(f"--max-replicas ({most}) must not be smaller than --replicas ({args.replicas})")
+    for name in args.model or [None]:
+        resolve(name)  # a name that is nothing is an error here, and not in every replica
+    address = None if args.ray == "local" else args.ray
+    replicas = Replicas(address, args.replicas, most, args.replica_cpus, args.replica_gpus)
+    return serve_on_ray(functools.partial(make_app, args), args.host, args.port, replicas)
 
 
 def _stop(*_: object) -> None:

@@ -58,11 +58,8 @@ class RayPool:
         Raises:
             ResourceError: Ray is not installed or cannot be reached.
         """
-        ray = _import_ray()
+        ray, self._started = start_ray(self.address, max(self.actors * self.cpus, 1) + 1)
         self.size, self._numbers = self.actors, count()
-        self._started = not ray.is_initialized()
-        if self._started:
-            self._start(ray)
         options = {"num_cpus": self.cpus, "num_gpus": self.gpus}
         remote = ray.remote(max_restarts=_RETRIES, max_task_retries=_RETRIES, **options)(_Actor)
         self._pool = ray.util.ActorPool([remote.remote(self.worker) for _ in range(self.actors)])
@@ -98,16 +95,28 @@ class RayPool:
             raise error
         return keys.pop(number), result
 
-    def _start(self, ray: Any) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        options: dict[str, Any] = {}
-        if self.address is None and "RAY_ADDRESS" not in os.environ:
-            options = {"num_cpus": max(self.actors * self.cpus, 1) + 1, "include_dashboard": False}
-        try:
-            ray.init(address=self.address, logging_level=logging.ERROR, log_to_driver=False, **options)
-        except Exception as error:  # Ray raises plain ones too, where a node does not start in time
-            where = self.address or os.environ.get("RAY_ADDRESS") or "this machine"
-            raise ResourceError(f"no Ray at {where}: {str(error).strip().splitlines()[0]}") from error
+
+def start_ray(address: str | None, cpus: float) -> Any:
+    """Ray, connected to a cluster, or started on this machine with so many CPUs; and whether that was done here.
+
+    Args:
+        address: `auto` or `ray://host:10001`; None starts Ray here unless `RAY_ADDRESS` names a cluster.
+
+    Raises:
+        ResourceError: Ray is not installed or cannot be reached.
+    """
+    ray = _import_ray()
+    if ray.is_initialized():
+        return ray, False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    here = address is None and "RAY_ADDRESS" not in os.environ
+    options: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False} if here else {}
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
+    except Exception as error:  # Ray raises plain ones too, where a node does not start in time
+        where = address or os.environ.get("RAY_ADDRESS") or "this machine"
+        raise ResourceError(f"no Ray at {where}: {str(error).strip().splitlines()[0]}") from error
+    return ray, True
 
 
 def _import_ray() -> Any:

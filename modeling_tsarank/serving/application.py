@@ -107,9 +107,10 @@ class Service:
         fusion: FusionSetting | None = None,
         output: str = "score",
         passages: Mapping[str, Any] | None = None,
+        takes_uploads: bool = True,
     ) -> None:
         self.limits, self.api_key, self.fusion, self.output = limits, api_key, fusion, output
-        self.passages = dict(passages or {})
+        self.passages, self.takes_uploads = dict(passages or {}), takes_uploads
         self.metrics = Metrics()
         self.uploads = UploadedTexts(uploads)
         self.models = {
@@ -227,6 +228,8 @@ def create_app(
     fusion: FusionSetting | None = None,
     output: str = "score",
     passages: Mapping[str, Any] | None = None,
+    takes_uploads: bool = True,
+    close: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """The application that `tsarank serve` runs.
 
@@ -238,6 +241,8 @@ def create_app(
         fusion: How the first stage's scores are mixed in where a request has them and no weight.
         output: `score` or `probability`, where a request does not say; the second needs calibrated models.
         passages: `passages`, `passage_length` and `passage_stride`, where a request does not say.
+        takes_uploads: False refuses uploads, where another process of the same service would not have them.
+        close: Called once no request is left.
 
     Raises:
         InputError: probabilities of a model without calibration, or passages that a model cannot have.
@@ -246,7 +251,7 @@ def create_app(
         if output == "probability" and getattr(model, "calibration", None) is None:
             raise InputError(f"{name} has no calibration, which probabilities need; fit one with `tsarank calibrate`")
         by_passages(model, *((passages or {}).get(part) for part in _PASSAGES))
-    service = Service(models, limits or Limits(), api_key, uploads, fusion, output, passages)
+    service = Service(models, limits or Limits(), api_key, uploads, fusion, output, passages, takes_uploads)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -256,6 +261,7 @@ def create_app(
         for served in service.models.values():
             await asyncio.to_thread(served.batcher.close)
         service.uploads.close()
+        close()
 
     app = FastAPI(title="tsarank", version=__version__, description="Rerankers as a service.", lifespan=lifespan)
     app.state.service = service
@@ -347,6 +353,8 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         ids in place of texts, and ranking costs the query's tokens only."""
         if len(body.documents) > service.limits.documents:
             raise HTTPException(422, f"{len(body.documents)} documents; a request may have {service.limits.documents}")
+        if not service.takes_uploads:
+            raise HTTPException(501, "several replicas share uploaded documents only by a store: start with --store")
         model = service.model(body.model)
         rows = [(document.id, document.title, document.text) for document in body.documents]
         texts = [{"title": title, "text": text} for _, title, text in rows]

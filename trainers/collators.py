@@ -151,13 +151,7 @@ class RankingCollator:
             self._warned = True
             logger.warning("a query was cut on the right by %d tokens (max_query_length)", cut)
         sizes = [len(group["documents"]) for group in groups]
-        ids = [token for pair in pairs for token in (*pair.prompt, *pair.query)]
-        batch: Batch = {
-            "group_sizes": torch.tensor(sizes, dtype=torch.int64),
-            "lengths": torch.tensor([len(pair.prompt) + len(pair.query) for pair in pairs], dtype=torch.int64),
-            "query_lengths": torch.tensor([len(pair.query) for pair in pairs], dtype=torch.int64),
-            "token_ids": torch.tensor(ids, dtype=torch.int64),
-        }
+        batch = self.tokens(pairs, sizes)
         width = max(sizes)
         if all(PERMUTATION in group for group in groups):
             batch["ranks"] = permutation_to_ranks([group[PERMUTATION] for group in groups], width)
@@ -168,6 +162,16 @@ class RankingCollator:
         batch["queries"] = len(counting)
         batch["rows"] = list(groups)
         return batch
+
+    def tokens(self, pairs: Sequence[EncodedPair], sizes: Sequence[int]) -> Batch:
+        """What a batch holds of its pairs; `sizes` are the groups'."""
+        ids = [token for pair in pairs for token in (*pair.prompt, *pair.query)]
+        return {
+            "group_sizes": torch.tensor(sizes, dtype=torch.int64),
+            "lengths": torch.tensor([len(pair.prompt) + len(pair.query) for pair in pairs], dtype=torch.int64),
+            "query_lengths": torch.tensor([len(pair.query) for pair in pairs], dtype=torch.int64),
+            "token_ids": torch.tensor(ids, dtype=torch.int64),
+        }
 
 
 def group_mask(group_sizes: Tensor) -> Tensor:
@@ -185,7 +189,8 @@ def pad_pairs(batch: Batch, pairs: Sequence[int], pad_id: int) -> dict[str, Tens
     """Some pairs of a batch padded on the right.
 
     Returns:
-        `input_ids`, `attention_mask` (0/1) and `query_mask` (boolean, the query's tokens), each `(pairs, longest)`.
+        `input_ids`, `attention_mask` (0/1) and `query_mask` (boolean, the query's tokens), each `(pairs, longest)`;
+        what the batch has of each pair besides (`heads`, `owners`), `(pairs,)`.
     """
     rows = batch["token_ids"].split(batch["lengths"].tolist())
     ids = torch.nn.utils.rnn.pad_sequence([rows[pair] for pair in pairs], batch_first=True, padding_value=pad_id)
@@ -193,4 +198,5 @@ def pad_pairs(batch: Batch, pairs: Sequence[int], pad_id: int) -> dict[str, Tens
     lengths, queries = batch["lengths"][chosen, None], batch["query_lengths"][chosen, None]
     columns = torch.arange(ids.shape[1], device=ids.device)[None, :]
     real = columns < lengths
-    return {"input_ids": ids, "attention_mask": real.long(), "query_mask": real & (columns >= lengths - queries)}
+    padded = {"input_ids": ids, "attention_mask": real.long(), "query_mask": real & (columns >= lengths - queries)}
+    return padded | {name: batch[name][chosen] for name in ("heads", "owners") if name in batch}

@@ -45,6 +45,8 @@ def check_settings(reranking: RerankingArguments, data: DataArguments, training:
         )
     if reranking.rerank_collection and training.eval_strategy == "no":
         raise InputError("rerank_collection is given, but eval_strategy is no; set it to steps or epoch")
+    if reranking.rerank_collection and getattr(training, "score_form", None) == "one_pass":
+        raise InputError("rerank_collection scores pair by pair; measure one pass with `tsarank evaluate`")
     if reranking.rerank_queries < 0:
         raise InputError(f"rerank_queries must be at least 0, got {reranking.rerank_queries}")
     _check_best(reranking, data, training)

@@ -19,7 +19,7 @@ from modeling_tsarank.trainers.losses_targets import (
     ranks_to_labels,
 )
 from modeling_tsarank.trainers.objectives import derived_ranks
-from modeling_tsarank.trainers.ranking_config import MODEL_SCORE, RankingConfig
+from modeling_tsarank.trainers.ranking_config import MODEL_SCORE, ONE_PASS, RankingConfig
 from modeling_tsarank.trainers.rows import TARGETS
 
 
@@ -54,6 +54,8 @@ def make_grids(args: RankingConfig, ranker: Any, values: Values, batch: Batch) -
             pairs[of_pair] = values[name].new_zeros(len(counts)).index_add(0, owners, values[name])
     if args.score_form == MODEL_SCORE:
         pairs["scores"] = pair_scores(ranker, values, batch)
+    elif args.score_form == ONE_PASS:  # a softmax over these is the attention again
+        pairs["scores"] = values["scores"].clamp(min=torch.finfo(torch.float32).tiny).log()
     else:
         pairs["scores"] = ranking_score(pairs["log_likelihoods"], counts, cast(ScoreForm, args.score_form))
     grids = {name: to_grid(value, mask) for name, value in pairs.items()}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from transformers import TrainingArguments
 
 from modeling_tsarank.modeling_tsarank import QueryLikelihoodOptions
 from modeling_tsarank.modeling_twolar import LogitOptions
+from modeling_tsarank.rankers.loading import list_options
+from modeling_tsarank.rankers.one_pass import OnePassOptions
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.collators import ONE_POSITIVE, Sampling
 from modeling_tsarank.trainers.config_checks import PartConfig, settle_configuration
@@ -23,7 +25,9 @@ from modeling_tsarank.trainers.rows import TARGETS
 
 # The model's own ranking score, beside the forms of the query likelihood.
 MODEL_SCORE: Literal["model"] = "model"
-Score = Literal[ScoreForm, "model"]
+# The share of attention that a `OnePassRanker` reads off.
+ONE_PASS: Literal["one_pass"] = "one_pass"
+Score = Literal[ScoreForm, "model", "one_pass"]
 
 
 @documented
@@ -80,7 +84,11 @@ class RankingConfig(PartConfig, TrainingArguments):
         score_form (`str`, *optional*, defaults to `"model"`):
             The score that ranking losses compare: `"model"` the one that the model ranks by, or a form of the query
             likelihood: `"geometric_mean"` exp of the mean log-probability, `"mean_log_prob"`, `"sum_log_prob"`,
-            `"product"`.
+            `"product"`; or `"one_pass"`, the log of what the ranker `one-pass` scores by, the document's share of the
+            attention to the whole list. Such a model ranks with `--ranker one-pass` only.
+        one_pass_options (`dict` or `str`, *optional*):
+            Options of the ranker `one-pass` as JSON, such as `{"layer": 12}`; the trained model is to be ranked with
+            the same.
         temperature (`float`, *optional*, defaults to `1.0`):
             Scores are divided by it before the ranking losses.
         ref_model (`str`, *optional*):
@@ -116,6 +124,7 @@ class RankingConfig(PartConfig, TrainingArguments):
         *TrainingArguments._VALID_DICT_FIELDS,
         "loss_options",
         "objective_options",
+        "one_pass_options",
     ]
 
     # Parameters whose default values are overridden from TrainingArguments
@@ -146,6 +155,7 @@ class RankingConfig(PartConfig, TrainingArguments):
     objectives: list[str] | None = None
     objective_options: dict[str, Any] | str | None = None
     score_form: Score = MODEL_SCORE
+    one_pass_options: dict[str, Any] | str | None = None
     temperature: float = 1.0
     ref_model: str | None = None
 
@@ -159,8 +169,9 @@ class RankingConfig(PartConfig, TrainingArguments):
         settle_configuration(self)
         super().__post_init__()
         if self.ddp_find_unused_parameters is None:
-            # Every trained parameter takes part in every forward pass, and looking for others costs a traversal.
-            self.ddp_find_unused_parameters = False
+            # Every trained parameter takes part in every forward pass, and looking for others costs a traversal;
+            # but one pass ends in the middle of the model.
+            self.ddp_find_unused_parameters = self.score_form == ONE_PASS
         if self.data_seed is None:
             # Without it the order of the rows follows torch's global seed at the time `train` is called, and whoever
             # reseeds in between would resume with other batches.
@@ -176,6 +187,7 @@ class RankingConfig(PartConfig, TrainingArguments):
         if self.num_documents == 1:
             raise InputError("num_documents is 1; a ranking loss needs at least 2 documents of a query (0 takes all)")
         self._check_options()
+        self.one_pass()
         if self.ref_model is not None and not self.uses("divergences"):
             raise InputError("ref_model was given, but no penalty is among the objectives; leave ref_model out")
 
@@ -184,7 +196,7 @@ class RankingConfig(PartConfig, TrainingArguments):
         if isinstance(self.objectives, str):
             self.objectives = [self.objectives]
         get_objective(self.loss)
-        for name in ("loss_options", "objective_options"):
+        for name in ("loss_options", "objective_options", "one_pass_options"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, dict):
                 raise InputError(f"{name} must be a JSON object, got {value!r}")
@@ -238,7 +250,24 @@ class RankingConfig(PartConfig, TrainingArguments):
     @property
     def needs_likelihood(self) -> bool:
         """Whether only a query-likelihood ranker has the values that are asked for."""
-        return self.score_form != MODEL_SCORE or any(self.uses(value) for value in TOKEN_VALUES)
+        return self.score_form not in (MODEL_SCORE, ONE_PASS) or any(self.uses(value) for value in TOKEN_VALUES)
+
+    def one_pass(self) -> OnePassOptions | None:
+        """The ranker's options where one pass is trained.
+
+        Raises:
+            InputError: unusable options, or an objective of single query tokens.
+        """
+        if self.score_form != ONE_PASS:
+            if self.one_pass_options is not None:
+                raise InputError("one_pass_options are for score_form one_pass; leave them out")
+            return None
+        options: OnePassOptions = list_options("one-pass", cast(Any, self.one_pass_options))
+        if options.calibrate:
+            raise InputError("calibrate is for a model that was not trained to rank in one pass; leave it out")
+        if self.needs_likelihood:
+            raise InputError("next_token and penalty compare query tokens, which one pass does not score")
+        return options
 
     @property
     def default_family(self) -> str:

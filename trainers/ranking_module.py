@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from modeling_tsarank.modeling_ranker import RankerModel
-from modeling_tsarank.trainers.gradient_cache import Values
+from modeling_tsarank.trainers.collators import Batch
+from modeling_tsarank.trainers.gradient_cache import Chunk, Values, plan_chunks
 from modeling_tsarank.trainers.losses_likelihood import token_kl
 from modeling_tsarank.trainers.losses_targets import full_precision
 from modeling_tsarank.trainers.reference import Reference
@@ -61,6 +62,12 @@ class RankingModule(nn.Module):
         if not self.counts_tokens:
             return ["scores"]
         return ["token_log_probs", *([] if self.reference is None else ["divergences"])]
+
+    def plan(self, batch: Batch, chunk_tokens: int | None) -> tuple[list[Chunk], int]:
+        """The chunks of a batch, see `plan_chunks`, and how many values it has."""
+        lengths = batch["lengths"].tolist()
+        values = batch["query_lengths"].tolist() if self.counts_tokens else [1] * len(lengths)
+        return plan_chunks(lengths, values, chunk_tokens), sum(values)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, query_mask: Tensor, with_reference: bool = False

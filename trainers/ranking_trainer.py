@@ -39,12 +39,12 @@ from modeling_tsarank.trainers.gradient_cache import (
     Values,
     add_idle_chunks,
     cached_backward,
-    plan_chunks,
     run_chunks,
 )
 from modeling_tsarank.trainers.losses import get_objective
 from modeling_tsarank.trainers.mixture import Metrics, linear_values, make_grids, mixed_loss, pair_scores
 from modeling_tsarank.trainers.objectives import TOKEN_VALUES
+from modeling_tsarank.trainers.one_pass import OnePassCollator, OnePassModule
 from modeling_tsarank.trainers.ranking_config import RankingConfig
 from modeling_tsarank.trainers.ranking_module import RankingModule
 from modeling_tsarank.trainers.reference import Reference, make_reference
@@ -129,9 +129,9 @@ class RankingTrainer(CheckpointingTrainer):
         self._weights = {"train": 0.0, "eval": 0.0}
         self._last_batch: tuple[Batch, Values] | None = None
         super().__init__(
-            model=RankingModule(ranker, part, self.make_reference(ranker, part)),
+            model=self.make_module(ranker, part),
             args=args,
-            data_collator=RankingCollator(encoder),
+            data_collator=OnePassCollator(encoder, ranker) if args.one_pass() else RankingCollator(encoder),
             train_dataset=groups,
             eval_dataset=self._prepare_eval(eval_dataset),
             callbacks=[*(callbacks or []), *([] if groups is None else [_StartEpoch(groups)])],
@@ -144,6 +144,8 @@ class RankingTrainer(CheckpointingTrainer):
             )
         if self._sharded:
             self.module.splits_by_length = False
+            if args.one_pass():
+                raise InputError("a training in one pass needs the whole model in every process; use DDP")
         # `Trainer` computes an evaluation loss only where it believes that the model can.
         self.can_return_loss = True
         self.label_names: list[str] = []
@@ -167,6 +169,12 @@ class RankingTrainer(CheckpointingTrainer):
                 f"{wanted} needs a ranker that scores query tokens (TSARankModel), got {type(ranker).__name__}; "
                 "train that one by distillation, or with score_form model and ranking losses"
             )
+
+    def make_module(self, ranker: RankerModel, part: TrainablePart) -> RankingModule:
+        """What is trained: the model, and how its scores are computed."""
+        if options := self.args.one_pass():
+            return OnePassModule(ranker, part, options)
+        return RankingModule(ranker, part, self.make_reference(ranker, part))
 
     def make_reference(self, ranker: RankerModel, part: TrainablePart) -> Reference | None:
         """The reference model, where an objective has use for one."""
@@ -274,13 +282,11 @@ class RankingTrainer(CheckpointingTrainer):
 
     def _plan(self, batch: Batch) -> tuple[list[Chunk], int]:
         """The chunks of a batch, and how many values it has."""
-        lengths = batch["lengths"].tolist()
-        values = batch["query_lengths"].tolist() if self.module.counts_tokens else [1] * len(lengths)
-        chunks = plan_chunks(lengths, values, self.args.chunk_tokens or None)
+        chunks, count = self.module.plan(batch, self.args.chunk_tokens or None)
         if self._sharded:
-            count = self.accelerator.gather(torch.tensor([len(chunks)], device=self.args.device)).max()
-            chunks = add_idle_chunks(chunks, int(count))
-        return chunks, sum(values)
+            most = self.accelerator.gather(torch.tensor([len(chunks)], device=self.args.device)).max()
+            chunks = add_idle_chunks(chunks, int(most))
+        return chunks, count
 
     def _scale(self, batch: Batch, num_items_in_batch: Tensor | int | None) -> float:
         """What the mean over this batch's queries counts in the mean over all of the update's.

@@ -19,12 +19,13 @@ from ..engine.attention import AttentionReader, KeyRotation
 from ..engine.prefix_reader import PrefixReader
 from ..engine.read_outs import TokenLogProbs
 from ..engine.rope_regimes import rope_limits
+from ..engine.state_blocks import Layers
 from ..engine.state_keys import model_identity, state_key
 from ..modeling_ranker import RankerModel
 from ..ranking_errors import InputError, ModelError, ResourceError
-from ..ranking_options import settle_whole_numbers
+from ..ranking_options import RankingOptions, settle_whole_numbers
 from ..ranking_scoring import check_batch_tokens
-from ..ranking_text import Prompt, cacheable_ids, warn_of_cuts
+from ..ranking_text import EncodedPair, Prompt, cacheable_ids, warn_of_cuts
 from .in_context import NO_QUERY
 from .labels import check_choice
 from .protocols import clean_list
@@ -65,6 +66,28 @@ class OnePassOptions:
             raise InputError(f"calibrate must be true or false, got {self.calibrate!r}")
 
 
+def block_ids(prompt: Prompt, limits: RankingOptions) -> tuple[int, ...]:
+    """What of a document's prompt makes its block: without the template's tail, which the query brings."""
+    return cacheable_ids(prompt, limits)[: len(prompt.before) + len(prompt.document)]
+
+
+def suffix_ids(model: RankerModel, pair: EncodedPair) -> tuple[int, ...]:
+    """The token ids that stand behind the document in the prompt of a pair."""
+    kept = len(pair.source.before) + len(pair.source.document) - pair.cut
+    return tuple(model._task(pair).ids[kept:])
+
+
+def side_by_side(blocks: Sequence[Layers], heads: Sequence[int]) -> tuple[DynamicCache, torch.Tensor]:
+    """Documents' states in one cache, and of each token its document, -1 for the first `heads` tokens of one."""
+    cache, places = DynamicCache(), []
+    for i in range(len(blocks[0])):
+        keys, values = (torch.cat([block[i][part] for block in blocks], dim=2) for part in (0, 1))
+        cache.update(keys, values, i)
+    for place, (block, head) in enumerate(zip(blocks, heads, strict=True)):
+        places += [-1] * head + [place] * (block[0][0].shape[2] - head)
+    return cache, torch.tensor(places, device=blocks[0][0][0].device)
+
+
 class OnePassRanker:
     """Orders lists by one pass of the query over all documents' cached states.
 
@@ -72,6 +95,9 @@ class OnePassRanker:
         model: A pointwise ranker whose template has the document first. Its `document_store` is used, else one in
             memory.
         options: How.
+
+    Attributes:
+        layers: How many layers are computed; the last one's attention counts.
 
     Raises:
         ModelError: the model's document states cannot be cached, moved or attended to in this way.
@@ -88,12 +114,21 @@ class OnePassRanker:
                 f"the rotary embedding of {config.model_type} depends on the length; one pass needs another"
             )
         layers = config.num_hidden_layers
-        self._layers = self.options.layer or (layers + 1) // 2
-        if self._layers > layers:
-            raise InputError(f"layer is {self._layers}, but the model has {layers}")
-        AttentionReader(model.backbone, self._layers)
+        self.layers = self.options.layer or (layers + 1) // 2
+        if self.layers > layers:
+            raise InputError(f"layer is {self.layers}, but the model has {layers}")
+        self.reader()
         with torch.inference_mode():
             self._rotation = KeyRotation(model.backbone) if self.options.positions == "aligned" else None
+
+    @property
+    def end(self) -> int:
+        """The position at which the query begins."""
+        return self.model.options.max_length - self.model.options.max_query_length
+
+    def reader(self, keep_mode: bool = False) -> AttentionReader:
+        """What reads the model up to the layer whose attention counts. Raises `ModelError`, see there."""
+        return AttentionReader(self.model.backbone, self.layers, keep_mode)
 
     @property
     def document_store(self) -> Any:
@@ -134,54 +169,42 @@ class OnePassRanker:
         indexer.close()
         tokens, scores = indexer.tokens, torch.zeros(len(texts))
         if texts:
-            reader = AttentionReader(model.backbone, self._layers)
-            end = options.max_length - options.max_query_length
-            cache, places = self._blocks(prompts, prefixes, end)
+            reader = self.reader()
+            cache, places = self._blocks(prompts, prefixes)
             for sign, one in [(1, query), (-1, NO_QUERY)][: 1 + self.options.calibrate]:
-                suffix = self._suffix(one, texts[0])
+                suffix = suffix_ids(model, model.encoder.pairs([(one, texts[0])])[0])
                 tokens += len(suffix)
-                scores += sign * self._attention(reader, suffix, cache, places, len(texts), end).cpu()
+                scores += sign * self.attention(reader, suffix, cache, places, len(texts)).cpu()
         self.last_stats = {"calls": (1 + self.options.calibrate) * bool(texts), "tokens": tokens, "cut_documents": cut}
         order = sorted(range(len(texts)), key=lambda i: (-float(scores[i]), i))
         return [{"corpus_id": i, "score": float(scores[i])} for i in order]
 
-    def _suffix(self, query: str, document: str) -> tuple[int, ...]:
-        """The token ids that stand behind a document in the prompt of a pair."""
-        pair = self.model.encoder.pairs([(query, document)])[0]
-        kept = len(pair.source.before) + len(pair.source.document) - pair.cut
-        return tuple(self.model._task(pair).ids[kept:])
-
     def _blocks(
-        self, prompts: Sequence[Prompt], prefixes: Sequence[tuple[int, ...]], end: int
+        self, prompts: Sequence[Prompt], prefixes: Sequence[tuple[int, ...]]
     ) -> tuple[DynamicCache, torch.Tensor]:
-        """All documents' states side by side, and of each token its document, -1 for what stands in front of one."""
+        """All documents' states `side_by_side`, out of the store."""
         model, identity = self.model, model_identity(self.model.backbone)
-        blocks, places = [], []
-        for place, (prompt, ids) in enumerate(zip(prompts, prefixes, strict=True)):
-            head = len(prompt.before)
+        blocks = []
+        for prompt, ids in zip(prompts, prefixes, strict=True):
             layers = self.document_store.get(state_key(identity, ids), dtype=model.dtype, device=model.device)
             if layers is None:
                 raise ResourceError("the store cannot hold the states of all documents at once; give it more room")
-            length = min(head + len(prompt.document), len(ids))  # without the template's tail, which the query brings
-            layers = [(keys[:, :, :length], values[:, :, :length]) for keys, values in layers[: self._layers]]
-            blocks.append(layers if self._rotation is None else self._rotation.turn(layers, end - length))
-            places += [-1] * head + [place] * (length - head)
-        cache = DynamicCache()
-        for i in range(self._layers):
-            keys, values = (torch.cat([block[i][part] for block in blocks], dim=2) for part in (0, 1))
-            cache.update(keys, values, i)
-        return cache, torch.tensor(places, device=model.device)
+            length = len(block_ids(prompt, model.options))
+            layers = [(keys[:, :, :length], values[:, :, :length]) for keys, values in layers[: self.layers]]
+            blocks.append(layers if self._rotation is None else self._rotation.turn(layers, self.end - length))
+        return side_by_side(blocks, [len(prompt.before) for prompt in prompts])
 
-    def _attention(
-        self,
-        reader: AttentionReader,
-        suffix: Sequence[int],
-        cache: DynamicCache,
-        places: torch.Tensor,
-        count: int,
-        start: int,
+    def attention(
+        self, reader: AttentionReader, suffix: Sequence[int], cache: DynamicCache, places: torch.Tensor, count: int
     ) -> torch.Tensor:
-        """Each document's share of the attention to all documents' own tokens, `(documents,)`."""
+        """Each document's share of the attention to all documents' own tokens, `(documents,)`, with its graph.
+
+        Args:
+            reader: Of `reader`.
+            suffix: The token ids behind the documents.
+            cache, places: Of `side_by_side`.
+            count: How many documents.
+        """
         own = places >= 0
         hidden = torch.zeros_like(own)
         if self.options.sinks == "one":
@@ -189,7 +212,7 @@ class OnePassRanker:
             hidden[: int(own.int().argmax())] = False
         first = 0 if self.options.query_tokens == "all" else max(len(suffix) - 2, 0)
         wanted = range(first, len(suffix))
-        attention = reader.read(suffix, cache, wanted, start, hidden)[0][-1, :, : len(places)][:, own]
+        attention = reader.read(suffix, cache, wanted, self.end, hidden)[0][-1, :, : len(places)][:, own]
         shares = (attention / attention.sum(-1, keepdim=True)).mean(0)
         sums = shares.new_zeros(count).index_add_(0, places[own], shares)
         return sums / places[own].bincount(minlength=count).clamp(min=1) if self.options.reduce == "mean" else sums

@@ -23,7 +23,7 @@ from modeling_tsarank.engine.tasks import Task
 from modeling_tsarank.rankers.in_context import InContextOptions, InContextRanker, document_score
 from modeling_tsarank.rankers.labels import LabelModel
 from modeling_tsarank.rankers.listwise import window_bounds
-from modeling_tsarank.rankers.one_pass import OnePassOptions, OnePassRanker
+from modeling_tsarank.rankers.one_pass import OnePassOptions, OnePassRanker, suffix_ids
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
 from modeling_tsarank.ranking_text import cacheable_ids
 
@@ -243,14 +243,13 @@ def test_one_block_is_scoring_from_cached_states(pointwise: Any) -> None:
     """The query's log-probabilities, or the answer's logits, behind one moved document."""
     document = texts(1)[0]
     ranker = OnePassRanker(pointwise, OnePassOptions(layer=4))
-    end = pointwise.options.max_length - pointwise.options.max_query_length
     ranker.rank("why bread", [document])
     with torch.inference_mode():
         prompts = pointwise.encoder.prompts([document])
-        cache, _ = ranker._blocks(prompts, [cacheable_ids(prompts[0], pointwise.options)], end)
-        suffix = ranker._suffix("why bread", document)
-        _, logits = AttentionReader(pointwise.backbone).read(suffix, cache, [0], end)
+        cache, _ = ranker._blocks(prompts, [cacheable_ids(prompts[0], pointwise.options)])
         pair = pointwise.encoder.pairs([("why bread", document)])[0]
+        suffix = suffix_ids(pointwise, pair)
+        _, logits = AttentionReader(pointwise.backbone).read(suffix, cache, [0], ranker.end)
         task: Task = pointwise._task(pair)
         whole = pointwise.backbone(torch.tensor([task.ids])).logits[0, -len(suffix) :]
     assert (logits.log_softmax(-1) - whole.log_softmax(-1)).abs().max() < 1e-4
@@ -269,7 +268,8 @@ def test_the_order_of_documents_does_not_matter(pointwise: Any) -> None:
     found = scores_of(ranker.rank("why bread", documents))
     turned = scores_of(ranker.rank("why bread", documents[::-1]))[::-1]
     assert found == pytest.approx(turned, abs=1e-5)
-    assert ranker.last_stats["tokens"] == len(ranker._suffix("why bread", documents[0])), "documents are cached"
+    pair = pointwise.encoder.pairs([("why bread", documents[0])])[0]
+    assert ranker.last_stats["tokens"] == len(suffix_ids(pointwise, pair)), "documents are cached"
     assert scores_of(ranker.rank("why bread", [documents[0]])) == pytest.approx([1.0])
     assert ranker.rank("why bread", []) == []
     alike = scores_of(ranker.rank("why bread", ["bees"] * 3))

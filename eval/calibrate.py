@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -67,7 +68,7 @@ def judged_scores(
         top_k: Take each query's best only: those that the ranker scored, if it did not score all.
 
     Raises:
-        InputError: Fewer than `FOLDS` queries in common, or documents of one kind only.
+        InputError: Fewer than `FOLDS` queries in common, documents of one kind only, or an infinite score.
     """
     scores, relevant, queries = [], [], []
     shared = sorted(run.keys() & qrels.keys())
@@ -76,6 +77,8 @@ def judged_scores(
             score = run[query][document]
             grade = qrels[query].get(document)
             if grade is not None or not judged_only:
+                if not math.isfinite(score):
+                    raise InputError(f"query {query!r}, document {document!r}: the score {score} cannot be calibrated")
                 scores.append(score)
                 relevant.append((grade or 0) >= relevance_level)
                 queries.append(number)

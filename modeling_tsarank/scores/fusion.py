@@ -114,9 +114,14 @@ def normalize(scores: Sequence[float] | np.ndarray, normalization: Normalization
 
     Returns:
         Shape `(n,)`, float64; all zeros where the candidates all have one score, for such scores order nothing.
+
+    Raises:
+        InputError: a score is infinite, as a run file may have it, or no number.
     """
     # Halved before subtracting: the difference of two doubles near the largest one would overflow.
     halves = np.asarray(scores, dtype=np.float64) / 2
+    if not np.isfinite(halves).all():
+        raise InputError(f"scores of {2 * halves[~np.isfinite(halves)][0]} cannot be fused; give finite ones")
     spread = halves.max() - halves.min() if halves.size else 0.0
     if spread == 0:
         return np.zeros_like(halves)

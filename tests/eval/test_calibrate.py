@@ -101,6 +101,9 @@ def test_unjudged_documents_count_as_not_relevant_unless_left_out() -> None:
         judged_scores(run, qrels, relevance_level=3)
     with pytest.raises(InputError, match="share 4 queries"):
         judged_scores({name: run[name] for name in list(run)[:4]}, qrels)
+    # As a run file may have it; trec_eval reads it, and no curve fits it.
+    with pytest.raises(InputError, match="query 'q3', document 'a': the score -inf"):
+        judged_scores({**run, "q3": {**run["q3"], "a": -math.inf}}, qrels)
 
 
 @pytest.mark.parametrize(

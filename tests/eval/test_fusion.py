@@ -38,6 +38,13 @@ def test_equal_scores_normalise_to_zero(normalization) -> None:
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("score", [np.inf, -np.inf, np.nan])
+def test_infinite_scores_are_refused(normalization, score: float) -> None:
+    with pytest.raises(InputError, match=f"scores of {score} cannot be fused"):
+        normalize([1.0, score, 2.0], normalization)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("scores", [[1.7e308, -1.7e308, 0.0], [5e-324, 0.0], [-1e-300, 1e-300]])
 def test_extreme_scores_stay_finite(scores: list[float], normalization) -> None:
     assert np.isfinite(normalize(scores, normalization)).all()

@@ -16,6 +16,7 @@ from transformers.utils import cached_file
 from ..engine.batch_invariance import cpu_has_bfloat16
 from ..engine.int8_weights import use_int8_weights
 from ..files.reading import read_json_object
+from ..modeling_cross_encoder import CrossEncoderModel
 from ..modeling_ranker import RankerModel
 from ..modeling_twolar import TwolarModel
 from ..ranking_errors import InputError, ModelError, load_errors
@@ -34,6 +35,7 @@ from .families import (
     published_probability,
 )
 from .logit_score import logit_score_options, other_modules
+from .module_stack import load_stack, read_stack
 from .published import UNSUPPORTED
 from .resolver import OTHER_LIBRARIES, Kind, Source, resolve
 
@@ -293,6 +295,10 @@ def make_ranker(
         cls = published
     elif chosen is None and gguf_file is None and (read := logit_score_options(path, revision)) is not None:
         cls, options = TwolarModel, {**read, **options}
+    elif chosen is None and gguf_file is None and (stack := read_stack(path, revision)) is not None:
+        loading = {"dtype": dtype, "trust_remote_code": trust_remote_code, **more}
+        backbone, tokenizer, limits = load_stack(path, stack, revision, **loading)
+        return CrossEncoderModel.from_backbone(backbone, tokenizer=tokenizer, **{**limits, **options})
     elif chosen is None and gguf_file is None and (modules := other_modules(path, revision)):
         raise ModelError(
             f"{path} is a model of sentence-transformers with {modules}, which no family of rankers has; where a "

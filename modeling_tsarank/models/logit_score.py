@@ -28,18 +28,18 @@ def logit_score_options(path: str, revision: str | None = None) -> dict[str, Any
     Raises:
         ModelError: Its chat template does not show query and document once each, or a file of it is damaged.
     """
-    modules = _json(path, "modules.json", revision)
+    modules = repository_json(path, "modules.json", revision)
     if not isinstance(modules, list):
         return None
     kinds = {str(module.get("type")).rpartition(".")[2]: module for module in modules if isinstance(module, dict)}
     if set(kinds) != {"Transformer", "LogitScore"} or kinds["Transformer"].get("path"):
         return None
-    answers = _json(path, f"{kinds['LogitScore'].get('path')}/config.json", revision) or {}
-    settings = _json(path, "sentence_bert_config.json", revision) or {}
+    answers = repository_json(path, f"{kinds['LogitScore'].get('path')}/config.json", revision) or {}
+    settings = repository_json(path, "sentence_bert_config.json", revision) or {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
         context = AutoConfig.from_pretrained(path, revision=revision).get_text_config().max_position_embeddings
-        template, instruction = _template(tokenizer, settings, _default_prompt(path, revision))
+        template, instruction = _template(tokenizer, settings, default_prompt(path, revision))
     except ModelError:
         raise
     except Exception as error:
@@ -73,10 +73,10 @@ def other_modules(path: str, revision: str | None = None) -> str:
     Raises:
         ModelError: A file of it is damaged.
     """
-    modules = _json(path, "modules.json", revision)
+    modules = repository_json(path, "modules.json", revision)
     kinds = [str(one.get("type")).rpartition(".")[2] for one in modules or () if isinstance(one, dict)]
     others = ["the modules " + ", ".join(kinds)] if kinds not in ([], ["Transformer"]) else []
-    return " and ".join([*others, *(["a prompt"] if _default_prompt(path, revision) else [])])
+    return " and ".join([*others, *(["a prompt"] if default_prompt(path, revision) else [])])
 
 
 def _template(tokenizer: Any, settings: dict[str, Any], prompt: str | None) -> tuple[str, str]:
@@ -103,13 +103,15 @@ def _template(tokenizer: Any, settings: dict[str, Any], prompt: str | None) -> t
     return plain, ""
 
 
-def _default_prompt(path: str, revision: str | None) -> str | None:
-    settings = _json(path, "config_sentence_transformers.json", revision) or {}
+def default_prompt(path: str, revision: str | None) -> str | None:
+    """The prompt that sentence-transformers puts before every text of a repository's model."""
+    settings = repository_json(path, "config_sentence_transformers.json", revision) or {}
     prompts = settings.get("prompts")
     return prompts.get(settings.get("default_prompt_name")) if isinstance(prompts, dict) else None
 
 
-def _json(path: str, file: str, revision: str | None) -> Any:
+def repository_json(path: str, file: str, revision: str | None) -> Any:
+    """What a JSON file of a repository holds, `None` where there is none. Raises `ModelError` for a damaged one."""
     try:
         found = repository_file(path, file, revision)
     except ModelError:  # not to be had: loading says why

@@ -145,11 +145,13 @@ def _kind_of_folder(folder: Path) -> Kind:
         return Kind.FOLDER
     from .families import CLASSIFIER, model_kind
     from .logit_score import other_modules
+    from .module_stack import read_stack
 
     try:
         config = read_json_object(folder / "config.json", allow_nan=True)
         modules = folder / "modules.json"  # a language model whose logits are the score is loaded as ours
         ours = CONFIG_KEY in config or (model_kind(config) == CLASSIFIER and not other_modules(str(folder)))
+        ours = ours or read_stack(str(folder)) is not None
         ours = ours or (modules.is_file() and any("LogitScore" in line for _, line in read_lines(modules)))
     except (InputError, ModelError):  # loading says what is wrong with it
         return Kind.FOLDER

@@ -16,6 +16,7 @@ from transformers import (
     DebertaV2Config,
     DistilBertConfig,
     FNetConfig,
+    FunnelConfig,
     GemmaConfig,
     LlamaConfig,
     ModernBertConfig,
@@ -48,6 +49,7 @@ MIXERS: dict[str, Callable[[], Any]] = {
     "fnet": lambda: FNetConfig(
         vocab_size=300, hidden_size=32, num_hidden_layers=2, intermediate_size=64, max_position_embeddings=128
     ),
+    "funnel": lambda: FunnelConfig(vocab_size=300, d_model=32, n_head=4, d_head=8, d_inner=64, block_sizes=[1, 1, 1]),
 }
 DECODERS: dict[str, Callable[[], Any]] = {
     "llama": lambda: LlamaConfig(**_DECODER),

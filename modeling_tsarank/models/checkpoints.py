@@ -345,22 +345,25 @@ def check_backbone(cls: Any, backbone: PreTrainedModel) -> None:
 def reads_padding(backbone: PreTrainedModel, pad_id: int) -> bool:
     """Whether a sequence-classification model gives a short text other logits where masked padding stands behind it.
 
+    An even and an odd length are tried: Funnel takes the mean of pairs of tokens, of which padding may be the second.
     A model that cannot be tried so counts as one that does not.
     """
     view = private_view(backbone)
     if view is None or backbone.device.type == "meta":
         return False
-    ids = torch.arange(5, 37, device=backbone.device)[None] % backbone.config.get_text_config().vocab_size
-    ids[:, 5:] = pad_id
-    mask = torch.ones_like(ids)
-    mask[:, 5:] = 0
-    try:
-        with torch.inference_mode():
-            alone, padded = (pair_logits(view, ids[:, :n], mask[:, :n], ()) for n in (5, 32))
-    except Exception as error:  # whatever an unknown model's code wants besides
-        logger.debug("%s was not tried: %s", type(backbone).__name__, error)
-        return False
-    return bool((padded - alone).abs().max() > _tolerance(backbone) * alone.abs().max())
+    text = torch.arange(5, 37, device=backbone.device)[None] % backbone.config.get_text_config().vocab_size
+    for length in (5, 8):
+        mask = (torch.arange(32, device=text.device) < length).long()[None]
+        ids = torch.where(mask.bool(), text, pad_id)
+        try:
+            with torch.inference_mode():
+                alone, padded = (pair_logits(view, ids[:, :n], mask[:, :n], ()) for n in (length, 32))
+        except Exception as error:  # whatever an unknown model's code wants besides
+            logger.debug("%s was not tried: %s", type(backbone).__name__, error)
+            return False
+        if (padded - alone).abs().max() > _tolerance(backbone) * alone.abs().max():
+            return True
+    return False
 
 
 def _tolerance(backbone: PreTrainedModel) -> float:

@@ -224,9 +224,12 @@ def test_labels_that_mean_no_relevance_are_refused(labels: Any, told: str, save:
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_that_reads_padding_is_refused(save: Any) -> None:
-    with pytest.raises(ModelError, match="fnet reads padding as text: its scores would depend on the batch"):
-        load_ranker(save("fnet", num_labels=1), device="cpu")
+@pytest.mark.parametrize(
+    ("kind", "changes"), [("fnet", {}), ("funnel", {"truncate_seq": True}), ("funnel", {"truncate_seq": False})]
+)
+def test_a_model_that_reads_padding_is_refused(kind: str, changes: Any, save: Any) -> None:
+    with pytest.raises(ModelError, match=f"{kind} reads padding as text: its scores would depend on the batch"):
+        load_ranker(save(kind, num_labels=1, **changes), device="cpu", dtype="float32")
 
 
 def test_a_head_that_is_missing_is_never_made_up(save: Any, zoo: Any) -> None:

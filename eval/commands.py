@@ -38,6 +38,7 @@ a ranker of lists has ties broken in the first stage's order, and a query a bloc
 {RANKERS_HELP}"""
 _EVALUATE_EXAMPLES = """\
   tsarank evaluate --dataset beir/scifact --output results
+  tsarank evaluate --corpus docs.jsonl --queries queries.tsv --qrels qrels.tsv --name mine --output results
   tsarank evaluate --model my-ranker --dataset BeIR/scifact BeIR/nfcorpus --first-stage rrf:bm25+dense --output results
   tsarank evaluate --model ce:cross-encoder/ms-marco-MiniLM-L6-v2 --dataset beir/scifact --output minilm
   tsarank evaluate --model zero-shot --ranker setwise --top-k 20 --dataset beir/scifact --output setwise
@@ -79,7 +80,8 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
         run_evaluate.__doc__,
         _EVALUATE_EXAMPLES,
         run_evaluate,
-        common="dataset split first-stage top-k model dtype device ranker interpolate measures",
+        common="dataset split corpus queries qrels name first-stage top-k model dtype device ranker interpolate "
+        "measures",
         details=_EVALUATE_DETAILS,
     )
     data = parser.add_argument_group("data")

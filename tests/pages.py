@@ -95,7 +95,7 @@ def make_files(folder: Path, models: dict[str, str]) -> None:
     }
     for name, records in files.items():
         (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    (folder / "docs.csv").write_text("number,body\n7,Fleas jump far.\n8,Cats sleep a lot.\n", encoding="utf-8")
+    (folder / "docs.csv").write_text("number,name,body\n7,Flea,It jumps.\n8,Cat,It sleeps.\n", encoding="utf-8")
     shutil.copytree(models["twolar-smollm2-135m"], folder / "my-ranker")
 
 

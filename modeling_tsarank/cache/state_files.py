@@ -97,7 +97,7 @@ def _documents(
                 raise InputError(f"{where}: no column {column!r}; fields: {field_list(row)}")
             row[FIELDS[meaning][0]] = given[column]
         if field_name(row, "text") is None:
-            hint = "" if columns is None else "; --text-column names the text's"
+            hint = "" if columns is None else "; name it by --text-column (and --title-column, --id-column)"
             raise InputError(f"{where}: no field 'text'; fields: {field_list(row)}{hint}")
         at = where.rpartition(", ")[2]
         identifier = optional_id(row, where) or at.rpartition(" ")[2]

@@ -51,7 +51,7 @@ def register(subparsers: Any) -> None:
         run.__doc__,
         _EXAMPLES,
         run,
-        common="query documents top-k json passages fusion threshold model dtype device ranker",
+        common="query documents top-k json passages fusion calibration threshold model dtype device ranker",
         details=_DETAILS,
         aliases=("rerank",),
     )

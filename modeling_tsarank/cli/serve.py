@@ -79,7 +79,7 @@ def register(subparsers: Any) -> None:
     )
     several = parser.add_argument_group(
         "several processes or machines",
-        "Replicas of the service on Ray Serve, behind one port. They share a --store on a disk that all of them have; "
+        "Replicas of the service on Ray Serve, behind one port. They share a --store on a disk that all have;\n"
         "without one, uploaded documents are refused, and /metrics is that of the replica which answers.",
     )
     several.add_argument(
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
 
     Requests that arrive together are scored together. With --store, document states are cached on disk, and a document
     that was seen before costs the query's tokens only. The documents of --documents are indexed before the port opens:
-    requests then name their ids in place of texts.
+    requests then have {"id": …} in place of texts.
     """
     from ..files.extras import require
 

@@ -122,7 +122,7 @@ def test_standard_input_text_or_json(run_command, model_folder) -> None:
         ("x", "d.docx", "extract the text first"),
         ("x", "d.pdf", "for example with pdftotext"),
         ("x", "d.bin", "expected .txt, .jsonl, .csv"),
-        ("_id,body\n1,a", "d.csv", "line 2: no field 'text'; fields: _id, body; --text-column names the text's"),
+        ("_id,body\n1,a", "d.csv", "line 2: no field 'text'; fields: _id, body; name it by --text-column (and"),
         ("id,text\n1,a\n1,b", "d.csv", "line 3: the id '1' was already used in line 2"),
         ("id,text\n1,a,b", "d.csv", "line 2: not as many fields"),
         ("id,text\n", "d.csv", "holds no documents"),

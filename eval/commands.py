@@ -41,7 +41,6 @@ _EVALUATE_EXAMPLES = """\
   tsarank evaluate --corpus docs.jsonl --queries queries.tsv --qrels qrels.tsv --name mine --output results
   tsarank evaluate --model my-ranker --dataset BeIR/scifact BeIR/nfcorpus --first-stage rrf:bm25+dense --output results
   tsarank evaluate --model ce:cross-encoder/ms-marco-MiniLM-L6-v2 --dataset beir/scifact --output minilm
-  tsarank evaluate --model zero-shot --ranker setwise --top-k 20 --dataset beir/scifact --output setwise
   accelerate launch --num-processes 4 -m modeling_tsarank.cli evaluate --dataset beir/fiqa --output results
 """
 _COMPARE_EXAMPLES = """\
@@ -80,8 +79,7 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
         run_evaluate.__doc__,
         _EVALUATE_EXAMPLES,
         run_evaluate,
-        common="dataset split corpus queries qrels name first-stage top-k model dtype device ranker interpolate "
-        "measures",
+        common="dataset split corpus first-stage top-k model dtype ranker interpolate measures",
         details=_EVALUATE_DETAILS,
     )
     data = parser.add_argument_group("data")
@@ -94,7 +92,9 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
         help="folder in BEIR's layout, Hub id, or ir_datasets:NAME; several for one table",
     )
     data.add_argument("--split", default="test", help="judged split (default: test)")
-    data.add_argument("--corpus", type=Path, help="instead of --dataset: JSON Lines of documents")
+    data.add_argument(
+        "--corpus", type=Path, help="instead of --dataset: JSON Lines of documents, with --queries, --qrels"
+    )
     data.add_argument("--queries", type=Path, help="with --corpus: JSON Lines or TSV of queries")
     data.add_argument("--qrels", type=Path, help="with --corpus: TREC or BEIR judgments")
     data.add_argument("--name", help="with --corpus: name of the collection (default: the corpus's file name)")

@@ -10,3 +10,8 @@ def as_ranker(model: Any, **options: Any) -> Any:
     from ..rankers.loading import load_ranker
 
     return load_ranker(model, **options) if model is None or isinstance(model, str) else model
+
+
+def found_in(row: dict[str, Any]) -> dict[str, Any]:
+    """What a row of `rank` has besides its document and score: the best passage, a probability."""
+    return {name: row[name] for name in ("passage", "probability") if name in row}

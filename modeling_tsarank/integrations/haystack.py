@@ -9,7 +9,7 @@ from haystack import Document, component, default_from_dict, default_to_dict
 
 from ..ranking_options import whole_number
 from ..scores.ranking import rank
-from . import as_ranker
+from . import as_ranker, found_in
 
 
 def _checked(top_k: int | None) -> int | None:
@@ -24,12 +24,18 @@ class TSARankRanker:
         model: A name as `load_ranker` takes it; `None` is the default model. Loaded by `warm_up`.
         top_k: How many documents to keep, at least 1; `None` keeps all.
         options: Further arguments of `load_ranker`, such as `{"ranker": "setwise"}`.
+        rank_options: Further arguments of `rank`, such as `{"passages": "max"}`; the best passage is then in a
+            document's `meta`.
     """
 
     def __init__(
-        self, model: str | None = None, top_k: int | None = None, options: dict[str, Any] | None = None
+        self,
+        model: str | None = None,
+        top_k: int | None = None,
+        options: dict[str, Any] | None = None,
+        rank_options: dict[str, Any] | None = None,
     ) -> None:
-        self.model, self.top_k, self.options = model, _checked(top_k), options
+        self.model, self.top_k, self.options, self.rank_options = model, _checked(top_k), options, rank_options
         self._ranker: Any = None
 
     def warm_up(self) -> None:
@@ -44,12 +50,17 @@ class TSARankRanker:
         self.warm_up()
         if not documents:
             return {"documents": []}
-        ranked = rank(self._ranker, query, [document.content or "" for document in documents], top_k)
-        return {"documents": [replace(documents[row["corpus_id"]], score=row["score"]) for row in ranked]}
+        texts = [document.content or "" for document in documents]
+        kept = []
+        for row in rank(self._ranker, query, texts, top_k, **(self.rank_options or {})):
+            document = documents[row["corpus_id"]]
+            kept.append(replace(document, score=row["score"], meta={**document.meta, **found_in(row)}))
+        return {"documents": kept}
 
     def to_dict(self) -> dict[str, Any]:
         """For pipelines in files."""
-        found: dict[str, Any] = default_to_dict(self, model=self.model, top_k=self.top_k, options=self.options)
+        options = {"options": self.options, "rank_options": self.rank_options}
+        found: dict[str, Any] = default_to_dict(self, model=self.model, top_k=self.top_k, **options)
         return found
 
     @classmethod

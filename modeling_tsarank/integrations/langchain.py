@@ -10,7 +10,7 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import ConfigDict, Field
 
 from ..scores.ranking import rank
-from . import as_ranker
+from . import as_ranker, found_in
 
 
 class TSARankReranker(BaseDocumentCompressor):
@@ -19,11 +19,13 @@ class TSARankReranker(BaseDocumentCompressor):
     Attributes:
         model: A name as `load_ranker` takes it, or a loaded ranker.
         top_n: How many documents to keep; `None` keeps all.
+        rank_options: Further arguments of `rank`, such as `{"passages": "max"}`.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
+    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=(), extra="forbid")
     model: Any = Field(default=None, exclude=True)
     top_n: int | None = 3
+    rank_options: dict[str, Any] = Field(default_factory=dict)
 
     def model_post_init(self, context: Any) -> None:
         """Loads the model."""
@@ -32,13 +34,13 @@ class TSARankReranker(BaseDocumentCompressor):
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> Sequence[Document]:
-        """Copies of the best documents, with the score as `relevance_score` in their metadata."""
+        """Copies of the best documents, with the score as `relevance_score` in their metadata, and the `passage`."""
         if not documents:
             return []
-        ranked = rank(self.model, query, [document.page_content for document in documents], self.top_n)
+        texts = [document.page_content for document in documents]
         kept = []
-        for row in ranked:
+        for row in rank(self.model, query, texts, self.top_n, **self.rank_options):
             document = documents[row["corpus_id"]]
-            metadata = {**document.metadata, "relevance_score": row["score"]}
+            metadata = {**document.metadata, "relevance_score": row["score"], **found_in(row)}
             kept.append(document.model_copy(update={"metadata": metadata}))
         return kept

@@ -9,7 +9,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
 from ..scores.ranking import rank
-from . import as_ranker
+from . import as_ranker, found_in
 
 
 class TSARankReranker(BaseNodePostprocessor):
@@ -18,13 +18,16 @@ class TSARankReranker(BaseNodePostprocessor):
     Args:
         model: A name as `load_ranker` takes it, or a loaded ranker.
         top_n: How many nodes to keep.
+        rank_options: Further arguments of `rank`, such as `{"passages": "max"}`; the best passage is then in a node's
+            metadata.
     """
 
     top_n: int = Field(default=3, ge=1)
+    rank_options: dict[str, Any] = Field(default_factory=dict)
     _ranker: Any = PrivateAttr()
 
-    def __init__(self, model: Any = None, top_n: int = 3) -> None:
-        super().__init__(top_n=top_n)
+    def __init__(self, model: Any = None, top_n: int = 3, rank_options: dict[str, Any] | None = None) -> None:
+        super().__init__(top_n=top_n, rank_options=rank_options or {})
         self._ranker = as_ranker(model)
 
     @classmethod
@@ -40,5 +43,9 @@ class TSARankReranker(BaseNodePostprocessor):
         if not nodes:
             return []
         texts = [node.node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
-        ranked = rank(self._ranker, query_bundle.query_str, texts, self.top_n)
-        return [NodeWithScore(node=nodes[row["corpus_id"]].node, score=row["score"]) for row in ranked]
+        kept = []
+        for row in rank(self._ranker, query_bundle.query_str, texts, self.top_n, **self.rank_options):
+            node, found = nodes[row["corpus_id"]].node, found_in(row)
+            node = node.model_copy(update={"metadata": {**node.metadata, **found}}) if found else node
+            kept.append(NodeWithScore(node=node, score=row["score"]))
+        return kept

@@ -42,7 +42,17 @@ def listed(list_ranker: Any) -> list[tuple[str, float]]:
     return [(DOCUMENTS[row["corpus_id"]], row["score"]) for row in list_ranker.rank(QUERY, DOCUMENTS)]
 
 
-def test_langchain(ranker: Any, expected: Any, list_ranker: Any, listed: Any) -> None:
+@pytest.fixture(scope="module")
+def split(ranker: Any) -> tuple[dict[str, Any], list[tuple[str, float, dict[str, Any]]]]:
+    """Options that split documents into passages, and what `rank` gives with them."""
+    options = {"passages": "max", "passage_length": 4, "passage_stride": 2}
+    rows = ranker.rank(QUERY, DOCUMENTS, **options)
+    return options, [
+        (DOCUMENTS[row["corpus_id"]], pytest.approx(row["score"], abs=1e-4), row["passage"]) for row in rows
+    ]
+
+
+def test_langchain(ranker: Any, expected: Any, list_ranker: Any, listed: Any, split: Any) -> None:
     pytest.importorskip("langchain_core")
     from langchain_core.documents import Document
     from langchain_core.runnables import RunnableLambda
@@ -59,11 +69,17 @@ def test_langchain(ranker: Any, expected: Any, list_ranker: Any, listed: Any) ->
     documents = [Document(page_content=text) for text in DOCUMENTS]
     found = TSARankReranker(model=list_ranker, top_n=2).compress_documents(documents, QUERY)
     assert [(document.page_content, document.metadata["relevance_score"]) for document in found] == listed[:2]
+    found = TSARankReranker(model=ranker, rank_options=split[0]).compress_documents(documents, QUERY)
+    assert [(one.page_content, one.metadata["relevance_score"], one.metadata["passage"]) for one in found] == split[1][
+        :3
+    ]
+    with pytest.raises(ValueError, match="Extra inputs are not permitted"):
+        TSARankReranker(model=ranker, passages="max")
 
 
-def test_llama_index(ranker: Any, expected: Any, list_ranker: Any, listed: Any) -> None:
+def test_llama_index(ranker: Any, expected: Any, list_ranker: Any, listed: Any, split: Any) -> None:
     pytest.importorskip("llama_index.core")
-    from llama_index.core.schema import NodeWithScore, TextNode
+    from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 
     from modeling_tsarank.integrations.llama_index import TSARankReranker
 
@@ -75,9 +91,14 @@ def test_llama_index(ranker: Any, expected: Any, list_ranker: Any, listed: Any) 
         reranker.postprocess_nodes(nodes)
     found = TSARankReranker(list_ranker, top_n=2).postprocess_nodes(nodes, query_str=QUERY)
     assert [(node.node.get_content(), node.score) for node in found] == listed[:2]
+    found = TSARankReranker(ranker, rank_options=split[0]).postprocess_nodes(nodes, query_str=QUERY)
+    assert [
+        (node.node.get_content(MetadataMode.NONE), node.score, node.node.metadata["passage"]) for node in found
+    ] == (split[1][:3])
+    assert all(not node.node.metadata for node in nodes), "the user's nodes stay as they are"
 
 
-def test_haystack(folder: str, expected: Any, zoo: Any, listed: Any) -> None:
+def test_haystack(folder: str, expected: Any, zoo: Any, listed: Any, split: Any) -> None:
     pytest.importorskip("haystack")
     from haystack import Document, Pipeline
 
@@ -100,6 +121,11 @@ def test_haystack(folder: str, expected: Any, zoo: Any, listed: Any) -> None:
     lists = TSARankRanker(str(zoo.folders["llama"]), options={"ranker": "pairwise", "dtype": "float32"})
     lists = TSARankRanker.from_dict(lists.to_dict())
     assert [(one.content, one.score) for one in lists.run(QUERY, documents)["documents"]] == listed
+    passages = TSARankRanker.from_dict(
+        TSARankRanker(folder, options={"dtype": "float32"}, rank_options=split[0]).to_dict()
+    )
+    found = passages.run(QUERY, documents)["documents"]
+    assert [(one.content, one.score, one.meta["passage"]) for one in found] == split[1]
 
 
 def test_pyterrier(ranker: Any, expected: Any, list_ranker: Any, listed: Any) -> None:

@@ -187,7 +187,7 @@ def several_queries(model: Any, topics: list[Topic]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="twolar-smollm2-135m")
+    parser.add_argument("--model", default="twolar-smollm2-135m-v2")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--queries", type=int, nargs=2, default=[5, 4], help="of planted and mediqa")
     parser.add_argument("--output", type=Path)

@@ -24,7 +24,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--corpus", default=HERE / "collection.jsonl", help='JSON lines of "_id", "title" and "text"')
 parser.add_argument("--queries", default=HERE / "queries.jsonl", help='JSON lines of "_id" and "text", or TSV')
 parser.add_argument("--qrels", default=HERE / "qrels.tsv", help="BEIR's three columns or TREC's four")
-parser.add_argument("--model", default="twolar-smollm2-135m")
+parser.add_argument("--model", default="twolar-smollm2-135m-v2")
 parser.add_argument("--output", type=Path, default=Path("results"))
 args = parser.parse_args()
 

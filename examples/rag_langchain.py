@@ -23,7 +23,7 @@ from modeling_tsarank.integrations.langchain import TSARankReranker
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("question", nargs="?", default="why does my phone die in the cold")
 parser.add_argument("--corpus", type=Path, default=Path(__file__).parent / "collection.jsonl")
-parser.add_argument("--model", help="a Hub id or a folder; default: twolar-smollm2-135m")
+parser.add_argument("--model", help="a Hub id or a folder; default: twolar-smollm2-135m-v2")
 args = parser.parse_args()
 
 passages = [json.loads(line) for line in args.corpus.read_text(encoding="utf-8").splitlines()]

@@ -20,7 +20,7 @@ from urllib.request import Request, urlopen
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--query", default="how long does a flea live")
 parser.add_argument("--documents", type=Path, default=Path(__file__).parent / "fleas.jsonl")
-parser.add_argument("--model", default="twolar-smollm2-135m")
+parser.add_argument("--model", default="twolar-smollm2-135m-v2")
 args = parser.parse_args()
 
 with socket.create_server(("127.0.0.1", 0)) as free:

@@ -56,7 +56,7 @@ def commands(text: str) -> list[list[str]]:
 def make_models(folder: Path) -> dict[str, str]:
     """Small models by the names that pages use."""
     language_model = str(save_language_model(folder / "language-model"))
-    rankers = {"twolar-smollm2-135m": TwolarModel, "tsarank-smollm2-135m": TSARankModel}
+    rankers = {"twolar-smollm2-135m-v2": TwolarModel, "tsarank-smollm2-135m": TSARankModel}
     for name, family in rankers.items():
         options = {"template": DOCUMENT_FIRST} if family is TwolarModel else {}
         family.from_backbone(language_model, **options).save_pretrained(folder / name)
@@ -96,7 +96,7 @@ def make_files(folder: Path, models: dict[str, str]) -> None:
     for name, records in files.items():
         (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     (folder / "docs.csv").write_text("number,name,body\n7,Flea,It jumps.\n8,Cat,It sleeps.\n", encoding="utf-8")
-    shutil.copytree(models["twolar-smollm2-135m"], folder / "my-ranker")
+    shutil.copytree(models["twolar-smollm2-135m-v2"], folder / "my-ranker")
 
 
 class PageRun:
@@ -118,7 +118,7 @@ class PageRun:
     def _python(self, text: str) -> None:
         for name, path in self.models.items():
             text = text.replace(f'"{name}"', repr(path))
-        text = text.replace("load_ranker()", f"load_ranker({self.models['twolar-smollm2-135m']!r})")
+        text = text.replace("load_ranker()", f"load_ranker({self.models['twolar-smollm2-135m-v2']!r})")
         code = compile(text, str(self.page), "exec")
         wanted = re.findall(r"^from (\w+)", text, re.MULTILINE)
         if all(importlib.util.find_spec(name) for name in wanted):  # an integration's library may be missing
@@ -168,7 +168,7 @@ class PageRun:
             self.parsed += 1
             return
         if hasattr(parsed, "model") and "--model" not in arguments and arguments[0] not in ("data", "describe"):
-            arguments = [*arguments, "--model", self.models["twolar-smollm2-135m"]]
+            arguments = [*arguments, "--model", self.models["twolar-smollm2-135m-v2"]]
         assert main(arguments) == 0, arguments
         self.ran += 1
 
@@ -184,7 +184,7 @@ class PageRun:
 
     def _curl(self, arguments: list[str]) -> None:
         if "client" not in self.names:
-            app = create_app({"small": load_ranker(self.models["twolar-smollm2-135m"])})
+            app = create_app({"small": load_ranker(self.models["twolar-smollm2-135m-v2"])})
             self.names["client"] = TestClient(app)
         path = arguments[0].removeprefix("localhost:8000")
         body = json.loads(arguments[arguments.index("-d") + 1]) if "-d" in arguments else None

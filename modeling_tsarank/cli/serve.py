@@ -86,7 +86,9 @@ def register(subparsers: Any) -> None:
         "--ray", metavar="ADDRESS", help="serve from a Ray cluster: auto, ray://host:10001, or local for this machine"
     )
     most = {"most": 65_536}
-    several.add_argument("--replicas", type=whole(**most), default=1, metavar="N", help="(default 1)")
+    several.add_argument(
+        "--replicas", type=whole(**most), default=1, metavar="N", help="copies of the service (default 1)"
+    )
     several.add_argument(
         "--max-replicas", type=whole(**most), metavar="N", help="as many while requests wait (default: --replicas)"
     )

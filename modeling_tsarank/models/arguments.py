@@ -24,7 +24,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, positional: bool = Fals
         **kind,
         default=None,
         metavar="M",
-        help="Hub id, folder or .gguf file (default: twolar-smollm2-135m). tsarank-smollm2-135m and zero-shot, the "
+        help="Hub id, folder or .gguf file (default: twolar-smollm2-135m-v2). tsarank-smollm2-135m and zero-shot, the "
         "base model without training, also come with the package; their base (93 MB) is downloaded on first use",
     )
     group.add_argument("--revision", default=None, help="branch, tag or commit of a Hub model")

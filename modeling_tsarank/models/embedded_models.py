@@ -37,7 +37,7 @@ from .default_model import (
 logger = logging.getLogger(__name__)
 
 DEFAULT = "default"
-DEFAULT_RELEASE = "twolar-smollm2-135m"
+DEFAULT_RELEASE = "twolar-smollm2-135m-v2"
 BASE_NAMES = ("zero-shot", DEFAULT_NAME)
 RELEASE_FILE = "release.json"
 RECORD_FILE = "training_run.json"

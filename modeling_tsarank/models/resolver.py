@@ -3,7 +3,7 @@
 | name | what it is |
 |---|---|
 | none given, `default` | the released ranker |
-| a release, such as `twolar-smollm2-135m` | that ranker |
+| a release, such as `twolar-smollm2-135m-v2` | that ranker |
 | `zero-shot`, `smollm2-135m-instruct` | the language model in the package, a ranker without training |
 | a folder or .gguf file | a ranker, a cross-encoder, a plain language model, or an adapter on one |
 | `ce:M`, `dense:M`, `st:M` | a cross-encoder, a bi-encoder or either, of sentence-transformers |

@@ -32,7 +32,7 @@ def test_the_embedded_default_is_served_without_a_network(
     with serve_app(tmp_path, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="2") as app:
         page = visit(app.url).page
         assert page.locator("#ranking .ts-row").count() == 10
-        assert "twolar-smollm2-135m" in page.locator("#ranking .ts-facts").inner_text()
+        assert "twolar-smollm2-135m-v2" in page.locator("#ranking .ts-facts").inner_text()
         save(page, "app-ranking")
         page.locator("#ranking .ts-why").nth(1).click()
         page.wait_for_selector("#why .ts-side")
@@ -44,7 +44,7 @@ def test_the_embedded_default_is_served_without_a_network(
             opened.context.close()  # before the app ends, or the page would complain of that
         client = gradio_client.Client(app.url, verbose=False)
         names = client.predict(api_name="/models")
-        assert names == ["twolar-smollm2-135m", "tsarank-smollm2-135m"]
+        assert names == ["twolar-smollm2-135m-v2", "tsarank-smollm2-135m"]
         documents = ["An adult flea lives for two to three months.", "Bridges hang from cables."]
         ranked = client.predict("how long does a flea live", documents, api_name="/rank")
         assert ranked["results"][0]["text"] == documents[0]

@@ -68,7 +68,7 @@ def test_a_saved_ranker_is_compared_with_the_default_which_is_not_loaded_before_
     model_folders: dict[str, Path],
 ) -> None:
     shelf = make_shelf(str(model_folders["logits"]), (), Limits())
-    assert shelf.names == ("logits", "twolar-smollm2-135m")
+    assert shelf.names == ("logits", "twolar-smollm2-135m-v2")
     assert list(shelf._models) == ["logits"]
 
 

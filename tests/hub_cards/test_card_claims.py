@@ -129,8 +129,8 @@ def test_every_teacher_of_a_release_is_named_wherever_its_results_are(name: str)
 
 
 def test_the_command_shows_a_releases_results(publish: Any) -> None:
-    done = publish("model", "twolar-smollm2-135m", "alice/release", "--dry-run", token=None)
-    assert re.search(r"\| scifact \(test\) \| 300 \| bm25 \| top 100 \| 0\.6762 \| 0\.7436 \|", done.stdout)
+    done = publish("model", "twolar-smollm2-135m-v2", "alice/release", "--dry-run", token=None)
+    assert re.search(r"\| trec-dl-19 \(test\) \| 43 \| bm25\.top100 \| top 100 \| 0\.5058 \| 0\.6788 \|", done.stdout)
     assert "will refuse" not in done.stdout
 
 

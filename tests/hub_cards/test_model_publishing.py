@@ -307,7 +307,7 @@ def test_a_hub_that_cannot_be_reached_is_named_as_such(monkeypatch) -> None:
 
 
 def test_an_adapter_that_stands_on_another_release_is_not_published_alone() -> None:
-    folder = Path(hub_cards.__file__).parent / "releases" / "twolar-smollm2-135m"
+    folder = Path(hub_cards.__file__).parent / "releases" / "twolar-smollm2-135m-v2"
     with pytest.raises(ModelError, match="an adapter on another release"):
         prepare_model(folder, "alice/ranker", ModelOptions(adapter_only=True, license="mit", preview=True))
 

@@ -286,7 +286,7 @@ def test_invariance_is_not_claimed_where_it_is_not_had(zoo, name: str, attention
 
 @in_hardware
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tsarank-smollm2-135m", "twolar-smollm2-135m"])
+@pytest.mark.parametrize("name", ["tsarank-smollm2-135m", "twolar-smollm2-135m-v2"])
 def test_a_release_gives_the_same_scores_however_it_is_asked(name: str) -> None:
     words = " ".join(QUERIES).split()
     documents = [" ".join(words[(n * k) % len(words)] for k in range(40 + 37 * n)) for n in range(1, 8)]

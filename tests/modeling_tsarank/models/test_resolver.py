@@ -15,8 +15,8 @@ from modeling_tsarank.trainers.base_models import load_base_ranker
 @pytest.mark.parametrize(
     ("name", "kind", "full", "label"),
     [
-        (None, Kind.RELEASE, "twolar-smollm2-135m", "twolar-smollm2-135m"),
-        ("default", Kind.RELEASE, "twolar-smollm2-135m", "twolar-smollm2-135m"),
+        (None, Kind.RELEASE, "twolar-smollm2-135m-v2", "twolar-smollm2-135m-v2"),
+        ("default", Kind.RELEASE, "twolar-smollm2-135m-v2", "twolar-smollm2-135m-v2"),
         ("tsarank-smollm2-135m", Kind.RELEASE, "tsarank-smollm2-135m", "tsarank-smollm2-135m"),
         ("zero-shot", Kind.EMBEDDED, "smollm2-135m-instruct", "smollm2-135m-instruct"),
         ("smollm2-135m-instruct", Kind.EMBEDDED, "smollm2-135m-instruct", "smollm2-135m-instruct"),
@@ -84,7 +84,7 @@ def test_an_empty_name_is_refused(name: str) -> None:
 
 def test_training_asks_which_default_is_meant() -> None:
     assert resolve_language_model(None).kind is Kind.EMBEDDED
-    assert resolve_language_model("twolar-smollm2-135m").kind is Kind.RELEASE
+    assert resolve_language_model("twolar-smollm2-135m-v2").kind is Kind.RELEASE
     for call in (resolve_language_model, lambda name: load_base_ranker(name, default_family="query_likelihood")):
         with pytest.raises(InputError, match="'default' is the released ranker: name smollm2-135m-instruct"):
             call("default")

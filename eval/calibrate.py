@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from modeling_tsarank.eval.fusion import warn_of_few_queries
 from modeling_tsarank.eval.reports import markdown_table
 from modeling_tsarank.eval.run_files import ranked, read_qrels, read_run
 from modeling_tsarank.eval.types import Qrels, Run
@@ -160,6 +161,7 @@ def run_calibrate(args: argparse.Namespace) -> int:
     """`tsarank calibrate`: fits, measures, writes the file and a report."""
     run, qrels = read_run(args.run_file, args.run_format), read_qrels(args.qrels)
     data = judged_scores(run, qrels, args.relevance_level, args.judged_only, args.top_k)
+    warn_of_few_queries(len(np.unique(data.queries)), "the calibration")
     results = {"before": quality(1 / (1 + np.exp(-np.clip(data.scores, -700, 700))), data.relevant)}
     for method in METHODS if args.method == "best" else (args.method,):
         results[method] = quality(held_out(data, method, args.normalize), data.relevant)

@@ -6,6 +6,7 @@ Only the candidates that the reranker scored are mixed; the others follow in fir
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -20,6 +21,16 @@ from modeling_tsarank.files.hashes import hash_parts
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import whole_number
 from modeling_tsarank.scores.fusion import FusionSetting, Normalization, fuse_query, normalize
+
+
+logger = logging.getLogger(__name__)
+FEW_QUERIES = 20
+
+
+def warn_of_few_queries(count: int, what: str) -> None:
+    """One warning where `what` is fitted on so few judged queries that chance decides."""
+    if count < FEW_QUERIES:
+        logger.warning("%s is fitted on %d judged queries; on fewer than %d chance decides", what, count, FEW_QUERIES)
 
 
 @dataclass(frozen=True)
@@ -177,6 +188,7 @@ def tune_fusion(
     """
     steps = whole_number(steps, "the number of steps")
     measure = canonical_measure(measure)
+    warn_of_few_queries(len(qrels.keys() & reranked.keys()), "the weight")
     weights = [step / steps for step in range(steps + 1)]
     if learned:
         weights = [learned_weight(reranked, first, qrels, normalization, top_k)]

@@ -27,7 +27,7 @@ measure setwise 10 --model $smollm --ranker setwise
 measure query-likelihood 43 --model $smollm
 measure listwise 10 --model $smollm --ranker listwise
 measure minilm-bi-encoder 43 --model "dense:$teachers/all-minilm-l6-v2"
-# The adapter of a candidate: git show 59ba040:hub_cards/releases/twolar-smollm2-135m-scored/adapter_model.safetensors
+# The candidate is put back by: git checkout 59ba040 -- hub_cards/releases/twolar-smollm2-135m-scored
 measure twolar-scored 43 --model twolar-smollm2-135m-scored
 measure one-pass 43 --model twolar-smollm2-135m-scored --ranker one-pass --ranker-options calibrate=true
 measure gemma-first 10 --model "$gemma" --ranker first

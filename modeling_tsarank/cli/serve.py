@@ -12,6 +12,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from ..jobs.arguments import add_ray_arguments
 from ..models.arguments import (
     add_document_arguments,
     add_model_arguments,
@@ -82,21 +83,12 @@ def register(subparsers: Any) -> None:
         "Replicas of the service on Ray Serve, behind one port. They share a --store on a disk that all have;\n"
         "without one, uploaded documents are refused, and /metrics is that of the replica which answers.",
     )
+    add_ray_arguments(several, "replica", "serve from")
     several.add_argument(
-        "--ray", metavar="ADDRESS", help="serve from a Ray cluster: auto, ray://host:10001, or local for this machine"
-    )
-    most = {"most": 65_536}
-    several.add_argument(
-        "--replicas", type=whole(**most), default=1, metavar="N", help="copies of the service (default 1)"
-    )
-    several.add_argument(
-        "--max-replicas", type=whole(**most), metavar="N", help="as many while requests wait (default: --replicas)"
-    )
-    several.add_argument(
-        "--replica-cpus", type=real(above=0, **most), default=1, metavar="N", help="CPUs of each (default 1)"
-    )
-    several.add_argument(
-        "--replica-gpus", type=real(least=0, **most), default=0, metavar="N", help="GPUs of each (default 0)"
+        "--max-replicas",
+        type=whole(most=65_536),
+        metavar="N",
+        help="most while requests wait (default: --replicas)",
     )
     add_document_arguments(parser, required=False)
     add_passage_arguments(parser)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 
 from ..cli.command_line import real, whole
 from .pools import Pool, Result, Worker, lead
@@ -16,16 +17,21 @@ def add_pool_arguments(parser: argparse.ArgumentParser) -> None:
         "Started by accelerate launch or torchrun, all processes share the work. The result is the same, and only the "
         "first process reads and writes files.",
     )
-    group.add_argument(
-        "--ray", metavar="ADDRESS", help="work on a Ray cluster: auto, ray://host:10001, or local for this machine"
-    )
+    add_ray_arguments(group, "actor", "work on")
+
+
+def add_ray_arguments(group: Any, process: str, work: str) -> None:
+    """`--ray`, and how many processes it starts and with what: `--actors`, `--actor-cpus`, … of `process` "actor"."""
     most = {"most": 65_536}
-    group.add_argument("--actors", type=whole(**most), default=1, metavar="N", help="Ray processes (default 1)")
     group.add_argument(
-        "--actor-cpus", type=real(above=0, **most), default=1, metavar="N", help="CPUs of each (default 1)"
+        "--ray", metavar="ADDRESS", help=f"{work} a Ray cluster: auto, ray://host:10001, or local for this machine"
+    )
+    group.add_argument(f"--{process}s", type=whole(**most), default=1, metavar="N", help="Ray processes (default 1)")
+    group.add_argument(
+        f"--{process}-cpus", type=real(above=0, **most), default=1, metavar="N", help="CPUs of each (default 1)"
     )
     group.add_argument(
-        "--actor-gpus", type=real(least=0, **most), default=0, metavar="N", help="GPUs of each (default 0)"
+        f"--{process}-gpus", type=real(least=0, **most), default=0, metavar="N", help="GPUs of each (default 0)"
     )
 
 

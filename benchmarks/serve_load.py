@@ -5,23 +5,21 @@
 
 First one client asks for a third of the time, then all of them. Each request has a query of its own and one to five
 short documents, some of which repeat, and names its number in a document: the answer must return the same documents.
-
-With --cached N, and a service that has a --store, N documents of about 60 tokens are uploaded instead, and one client
-ranks all of them by their ids, with a query of its own each time.
 """
 
 from __future__ import annotations
 
 import argparse
 import http.client
+import itertools
 import json
-import os
 import random
 import statistics
 import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -43,7 +41,7 @@ def texts_of(number: int) -> tuple[str, list[str]]:
 class Client(threading.Thread):
     """Asks one request after another until the time is over."""
 
-    def __init__(self, url: str, numbers: Any, end: float) -> None:
+    def __init__(self, url: str, numbers: Iterator[int], end: float) -> None:
         super().__init__(daemon=True)
         parts = urlsplit(url)
         self.address = parts.hostname or "", parts.port
@@ -81,18 +79,6 @@ class Client(threading.Thread):
             self.pairs += len(documents)
 
 
-class Numbers:
-    """Each number once, to any thread."""
-
-    def __init__(self) -> None:
-        self._last, self._lock = 0, threading.Lock()
-
-    def __next__(self) -> int:
-        with self._lock:
-            self._last += 1
-            return self._last
-
-
 def resident(pid: int | None) -> float | None:
     """MiB of a process in memory."""
     if pid is None:
@@ -101,7 +87,7 @@ def resident(pid: int | None) -> float | None:
     return int(line.split()[1]) / 1024
 
 
-def run(url: str, clients: int, seconds: float, numbers: Numbers, pid: int | None) -> dict[str, Any]:
+def run(url: str, clients: int, seconds: float, numbers: Iterator[int], pid: int | None) -> dict[str, Any]:
     """What so many clients saw in so many seconds."""
     end = time.monotonic() + seconds
     threads = [Client(url, numbers, end) for _ in range(clients)]
@@ -127,52 +113,6 @@ def run(url: str, clients: int, seconds: float, numbers: Numbers, pid: int | Non
     }
 
 
-def cached(url: str, documents: int, queries: int, pid: int | None) -> dict[str, Any]:
-    """Times of `queries` requests that each name all of so many documents whose states are stored."""
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=600)
-
-    def ask(path: str, body: dict[str, Any]) -> Any:
-        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        content = json.loads(answer.read())
-        if answer.status != 200:
-            raise SystemExit(f"{path}: {answer.status} {content}")
-        return content
-
-    generator = random.Random(0)
-    rows = [
-        {"id": str(i), "text": " ".join(generator.choices(WORDS, k=generator.randint(40, 60)))}
-        for i in range(documents)
-    ]
-    encoded = ask("/v1/documents", {"documents": rows})["encoded"]
-    names = [{"id": row["id"]} for row in rows]
-    seconds, worked = [], processor_seconds(pid)
-    for _ in range(queries):
-        started = time.monotonic()
-        found = ask("/v1/rerank", {"query": " ".join(generator.choices(WORDS, k=8)), "documents": names})
-        seconds.append(time.monotonic() - started)
-        if sorted(row["index"] for row in found["results"]) != list(range(documents)):
-            raise SystemExit("an answer does not have every document once")
-    spent = None if worked is None else (processor_seconds(pid) or 0) - worked
-    return {
-        "documents": documents,
-        "encoded by the upload": encoded,
-        "queries": queries,
-        "prompt tokens of the last": found["usage"]["total_tokens"],
-        "latency s": {"p50": round(statistics.median(seconds), 3), "most": round(max(seconds), 3)},
-        "processor s of the service, a query": None if spent is None else round(spent / queries, 3),
-    }
-
-
-def processor_seconds(pid: int | None) -> float | None:
-    """Of a process, so far."""
-    if pid is None:
-        return None
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
@@ -180,13 +120,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--pid", type=int, help="the service's process, for its memory")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--cached", type=int, metavar="N", help="measure N stored documents instead of a load")
-    parser.add_argument("--queries", type=int, default=20, help="of --cached")
     args = parser.parse_args()
-    if args.cached:
-        report(cached(args.url, args.cached, args.queries, args.pid), args.output)
-        return
-    numbers = Numbers()
+    numbers = itertools.count(1)  # any thread may take the next one
     found = [
         run(args.url, count, time_, numbers, args.pid)
         for count, time_ in ((1, args.seconds / 3), (args.clients, args.seconds))
@@ -195,14 +130,9 @@ def main() -> None:
         "runs": found,
         "ratio of pairs a second": round(found[1]["pairs a second"] / found[0]["pairs a second"], 2),
     }
-    report(result, args.output)
-
-
-def report(result: dict[str, Any], output: Path | None) -> None:
-    """Shows and keeps what was measured."""
     sys.stdout.write(json.dumps(result, indent=1) + "\n")
-    if output:
-        write_json(output, result)
+    if args.output:
+        write_json(args.output, result)
 
 
 if __name__ == "__main__":

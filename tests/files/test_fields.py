@@ -192,7 +192,6 @@ def test_the_names_of_fields_are_written_down_once():
 # Where the records of files are read, and where null and the names of fields are tried out there. What is not tried
 # in this file goes through `to_row`, whose tests are here, or has tests beside its own.
 READ_BY = {
-    "benchmarks/long_documents.py": "a fixed file, whose figures it prints",
     "eval/beir.py": "here",
     "eval/run_files.py": "tests/eval/test_run_files.py: candidates without scores, ids or queries",
     "hub_cards/dataset_publishing.py": "rows are counted",

@@ -183,7 +183,6 @@ def arguments(made: SimpleNamespace, scores: Path, **options: Any) -> SimpleName
     defaults = {
         "models": [],
         "mix": [],
-        "tune": [],
         "against": "bm25",
         "collections": None,
         "queries": None,
@@ -227,27 +226,17 @@ def test_a_mixture_of_opposites_is_measured_beside_its_members_and_scores_are_ke
         models=["up=best", "down=worst"],
         mix=["mostly-up=up:0.8,down:0.2"],
         against="down",
-        tune=["tuned=down,up"],
     )
     report = develop.measure(given)
     systems = report["systems"]
     assert systems["up"]["mean"] == pytest.approx(1.0)
     assert systems["mostly-up"]["collections"] == systems["up"]["collections"]
     assert systems["up"]["difference"]["low"] > 0
-    assert report["models"]["tuned"]["up"] > report["models"]["tuned"]["down"]
-    assert report["weights chosen on the other collections"]["tuned"] == pytest.approx({"answers": 1.0, "graded": 1.0})
     assert systems["down"]["mean"] < systems["bm25"]["mean"]
     assert "difference" not in systems["down"]
     assert develop.measure(given) == report
     assert loaded == ["best", "worst"]
     assert "| mostly-up |" in develop.table(report)
-
-
-def test_the_grid_of_three_weights_in_tenths_sums_to_one_everywhere(develop: Any) -> None:
-    weights = develop.grid(3)
-    assert len(weights) == len(set(weights)) == 66
-    assert all(sum(one) == pytest.approx(1.0) for one in weights)
-    assert develop.grid(1) == [(1.0,)]
 
 
 def test_the_interval_of_the_mean_counts_each_collection_alike(develop: Any) -> None:

@@ -47,16 +47,13 @@ class PairwiseOptions:
 
 
 def pairwise_question(query: str, first: str, second: str, words: int = DEFAULT_PASSAGE_WORDS) -> Question:
-    """The question which of two passages, A or B, is more relevant."""
+    """The question which of two passages, A or B, is more relevant; all but passage B stands in front of it, to be
+    encoded once for many."""
     shared = (
-        f"Here are a search query and two passages.\n\nQuery: {query}\n\nPassage A: {passage_text(first, words)}\n\n"
+        "Which of the two passages is more relevant to the search query? Answer with Passage A or Passage B.\n\n"
+        f"Query: {query}\n\nPassage A: {passage_text(first, words)}\n\n"
     )
-    return Question(
-        f"{shared}Passage B: {passage_text(second, words)}\n\n"
-        "Which of the two passages is more relevant to the query? Answer with Passage A or Passage B.",
-        2,
-        shared=shared,
-    )
+    return Question(f"{shared}Passage B: {passage_text(second, words)}", 2, shared=shared)
 
 
 class PairwiseRanker:

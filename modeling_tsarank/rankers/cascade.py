@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from ..ranking_errors import InputError
-from .protocols import COUNTS, ListRanker, Scorer, clean_list, last_counts, predict, rank_scores
+from .protocols import COUNTS, ListRanker, Scorer, clean_list, last_counts, ordered_rows, predict, rank_scores
 
 
 class Cascade:
@@ -49,7 +49,7 @@ class Cascade:
             counts.update(last_counts(ranker))
             order[:depth] = [head[place] for place in sorted(range(len(head)), key=lambda place: -scores[place])]
         self.last_stats = {name: counts[name] for name in COUNTS if name in counts}
-        return [{"corpus_id": i, "score": float(len(order) - place)} for place, i in enumerate(order)]
+        return ordered_rows(order)
 
 
 def check_depths(depths: Sequence[int]) -> None:

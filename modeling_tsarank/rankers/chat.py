@@ -115,7 +115,7 @@ class ChatSettings(EndpointSettings):
             raise InputError(f"temperature must be a finite number from 0, got {self.temperature}")
 
 
-class ChatEndpoint(ChatModel):
+class ChatEndpoint(Endpoint, ChatModel):
     """Asks an OpenAI-compatible server, `POST {url}/chat/completions`; safe for several threads.
 
     Args:
@@ -128,9 +128,8 @@ class ChatEndpoint(ChatModel):
     """
 
     def __init__(self, settings: ChatSettings, cache: AnswerCache | None = None, usage: Usage | None = None) -> None:
-        super().__init__(settings.model, usage, cache)
-        self.settings = settings
-        self.endpoint = Endpoint(settings, "/chat/completions", self.usage)
+        Endpoint.__init__(self, settings, "/chat/completions", usage)
+        ChatModel.__init__(self, settings.model, self.usage, cache)
 
     def describe(self) -> dict[str, Any]:
         """See `ChatModel.describe`."""
@@ -138,16 +137,16 @@ class ChatEndpoint(ChatModel):
 
     def request(self, messages: Sequence[Message]) -> dict[str, Any]:
         """See `ChatModel.request`."""
-        return {"url": self.endpoint.url, "payload": self._payload(messages)}
+        return {"url": self.url, "payload": self._payload(messages)}
 
     def answer(self, messages: Sequence[Message]) -> Completion:
         """See `ChatModel.answer`."""
-        completion = self.endpoint.ask(self._payload(messages), self._read)
+        completion = self.ask(self._payload(messages), self._read)
         self.usage.add_answer(completion.prompt_tokens, completion.completion_tokens, self.settings)
         return completion
 
     def _payload(self, messages: Sequence[Message]) -> dict[str, Any]:
-        settings = self.settings
+        settings: Any = self.settings
         limit = {} if settings.max_tokens is None else {"max_tokens": settings.max_tokens}
         return {
             "model": settings.model,
@@ -165,22 +164,8 @@ class ChatEndpoint(ChatModel):
         usage = body.get("usage")
         usage = usage if isinstance(usage, dict) else {}
         return Completion(
-            self.endpoint.blot(text),
+            self.blot(text),
             token_count(usage.get("prompt_tokens")),
             token_count(usage.get("completion_tokens")),
-            self.endpoint.blot(reason) if isinstance(reason, str) else None,
+            self.blot(reason) if isinstance(reason, str) else None,
         )
-
-    def stop(self) -> None:
-        """Ends all waiting: requests under way finish, no further one goes out."""
-        self.endpoint.stop()
-
-    def close(self) -> None:
-        """Closes the connections."""
-        self.endpoint.close()
-
-    def __enter__(self) -> ChatEndpoint:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -13,16 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from ..ranking_errors import InputError
-from ..ranking_options import settle_whole_numbers
 from .labels import LETTERS, Labels, Question
-from .listwise import window_bounds
+from .listwise import WindowOptions, window_bounds
 from .listwise_prompt import DEFAULT_PASSAGE_WORDS, passage_text
-from .protocols import clean_list
+from .protocols import PromptRanker, ordered_rows
 
 
 @dataclass(frozen=True)
-class FirstOptions:
+class FirstOptions(WindowOptions):
     """How a list is asked about.
 
     Attributes:
@@ -35,14 +33,6 @@ class FirstOptions:
     """
 
     window: int = 20
-    step: int | None = None
-    passage_words: int = DEFAULT_PASSAGE_WORDS
-
-    def __post_init__(self) -> None:
-        settle_whole_numbers(self, "window", least=2)
-        settle_whole_numbers(self, "step", "passage_words")
-        if self.step is not None and not self.step < self.window:
-            raise InputError(f"the step must be at least 1 and less than the window ({self.window}), got {self.step}")
 
 
 def first_question(query: str, documents: Sequence[str], words: int = DEFAULT_PASSAGE_WORDS) -> Question:
@@ -59,45 +49,35 @@ def first_question(query: str, documents: Sequence[str], words: int = DEFAULT_PA
     )
 
 
-class FirstRanker:
-    """Orders lists by sliding windows, each in one pass of the model.
+class FirstRanker(PromptRanker):
+    """Orders lists by sliding windows, each in one pass of the model; equal logits keep the given order.
 
     Args:
-        labels: The model, whose labels' logits are read.
+        model: Its labels' logits are read.
         options: How.
 
     Raises:
         ModelError: the model has not as many labels as a window has passages.
     """
 
-    def __init__(self, labels: Labels, options: FirstOptions | None = None) -> None:
-        self.labels = labels
-        self.options = options or FirstOptions()
-        labels.check(self.options.window, first_question("", ["", ""]).begin)
-        self.name = labels.name
-        self.last_stats: dict[str, int] = {}
+    options_class = FirstOptions
 
-    def rank(self, query: str, documents: Sequence[Any]) -> list[dict[str, Any]]:
-        """The documents, given in the first stage's order, best first; equal logits keep that order.
+    def __init__(self, model: Labels, options: FirstOptions | None = None) -> None:
+        super().__init__(model, options)
+        model.check(self.options.window, first_question("", ["", ""]).begin)
 
-        Returns:
-            `{"corpus_id", "score"}` of each document; the score is n for the first and 1 for the last.
-
-        Raises:
-            ModelError: a prompt is longer than the model's context.
-        """
-        query, texts, cut = clean_list(query, documents, self.options.passage_words)
-        tally: Counter[str] = Counter(calls=0, tokens=0, unusable=0, cut_documents=cut)
-        order = list(range(len(texts)))
+    def _rows(self, query: str, documents: Sequence[str], tally: Counter[str]) -> list[dict[str, Any]]:
+        order = list(range(len(documents)))
         windows = window_bounds(len(order), self.options.window, self.options.step) if len(order) > 1 else []
         for start, end in windows:
             shown = order[start:end]
-            scores = self._scores(query, [texts[i] for i in shown], tally)
+            scores = self._scores(query, [documents[i] for i in shown], tally)
             if scores is not None:
                 order[start:end] = [shown[place] for place in np.argsort(-scores, kind="stable")]
-        self.last_stats = dict(tally)
-        return [{"corpus_id": i, "score": float(len(order) - place)} for place, i in enumerate(order)]
+        return ordered_rows(order)
 
     def _scores(self, query: str, documents: Sequence[str], tally: Counter[str]) -> np.ndarray | None:
         """One score for each document of a window."""
-        return self.labels.scores([first_question(query, documents, self.options.passage_words)], tally)[0]
+        scores: np.ndarray | None
+        (scores,) = self.model.scores([first_question(query, documents, self.options.passage_words)], tally)
+        return scores

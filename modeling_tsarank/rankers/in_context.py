@@ -21,6 +21,7 @@ from .chat_local import conversation_text
 from .first import FirstOptions, FirstRanker
 from .labels import LabelModel
 from .listwise_prompt import passage_text
+from .protocols import PromptRanker
 
 
 # What the attention to a passage is compared with: that of a query without content.
@@ -55,17 +56,15 @@ class InContextRanker(FirstRanker):
         ModelError: its attention cannot be recorded.
     """
 
-    options: InContextOptions
-    labels: LabelModel
+    options_class = InContextOptions
 
     def __init__(self, model: LabelModel, options: InContextOptions | None = None) -> None:
-        self.labels, self.options, self.name = model, options or InContextOptions(), model.name
-        self.last_stats: dict[str, int] = {}
+        PromptRanker.__init__(self, model, options)
         AttentionReader(model.backbone)
 
     def _scores(self, query: str, documents: Sequence[str], tally: Counter[str]) -> np.ndarray:
         """Of each document the sum of its tokens' attention, `(documents,)`."""
-        backbone, tokenizer = self.labels.backbone, self.labels.tokenizer
+        backbone, tokenizer = self.model.backbone, self.model.tokenizer
         text = AnyUserText(tokenizer)
 
         def encoded(piece: str, own: bool = False) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import string
@@ -18,7 +19,7 @@ from ..engine.prefix_reader import PrefixReader
 from ..engine.read_outs import AnswerLogits
 from ..engine.tasks import Task
 from ..models.user_texts import AnyUserText
-from ..ranking_errors import InputError, ModelError
+from ..ranking_errors import ModelError
 from ..ranking_scoring import check_batch_tokens, decoder_start, pad_right, plan_batches
 from .chat import ChatModel
 from .chat_local import encoded_conversation
@@ -30,12 +31,6 @@ LETTERS = string.ascii_uppercase
 # Bound of the cached states of what questions begin with.
 STATE_BYTES = 1 << 30
 _LETTER = re.compile(r"""\W*(?:(?:the\s+)?(?:answer|passage)(?:\s+is)?\W*)*([A-Z])\b\W*""", re.IGNORECASE)
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raises `InputError` for a value that is none of the choices."""
-    if value not in choices:
-        raise InputError(f"unknown {name} {value!r}; expected one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
@@ -72,6 +67,23 @@ class Labels(Protocol):
 
     def check(self, count: int, begin: str) -> None:
         """Raises `ModelError` where there are not so many labels."""
+
+
+class ListQuestions:
+    """Questions about one list, what was answered kept, so that none is asked again.
+
+    Attributes:
+        query, documents, options: What is asked about and how.
+        known: Answers.
+        count: Documents.
+    """
+
+    def __init__(
+        self, labels: Labels, query: str, documents: Sequence[str], options: Any, tally: Counter[str]
+    ) -> None:
+        self.query, self.documents, self.options, self.count = query, documents, options, len(documents)
+        self.known: dict[tuple[int, ...], Any] = {}
+        self.ask_all = functools.partial(labels.scores, tally=tally)
 
 
 class LabelModel:

@@ -6,17 +6,17 @@ Reference: Sun et al., Is ChatGPT Good at Search?, EMNLP 2023, section 3.2.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..ranking_errors import InputError
-from ..ranking_options import settle_whole_numbers
-from .chat import ChatModel
+from ..ranking_options import check_choice, settle_whole_numbers
 from .endpoint import RequestRefusedError, UnreachableError
 from .listwise_answers import ReadAnswer, read_answer
-from .listwise_prompt import DEFAULT_PASSAGE_WORDS, EXAMPLES, PROMPTS, check_prompt, listwise_messages
-from .protocols import clean_list
+from .listwise_prompt import DEFAULT_PASSAGE_WORDS, EXAMPLES, PROMPTS, listwise_messages
+from .protocols import PromptRanker, ordered_rows
 
 
 OUTCOMES = ("clean", "repaired", "failed", "refused", "unanswered")
@@ -30,7 +30,22 @@ a model that reads them agrees with the first stage too often."""
 
 
 @dataclass(frozen=True)
-class ListwiseOptions:
+class WindowOptions:
+    """How a window moves over a list; see `ListwiseOptions` and `FirstOptions`."""
+
+    window: int | None = None
+    step: int | None = None
+    passage_words: int = DEFAULT_PASSAGE_WORDS
+
+    def __post_init__(self) -> None:
+        settle_whole_numbers(self, "window", least=2)
+        settle_whole_numbers(self, "step", "passage_words")
+        if self.step is not None and (self.window is None or not self.step < self.window):
+            raise InputError(f"the step must be at least 1 and less than the window ({self.window}), got {self.step}")
+
+
+@dataclass(frozen=True)
+class ListwiseOptions(WindowOptions):
     """How lists are asked about.
 
     Attributes:
@@ -47,19 +62,14 @@ class ListwiseOptions:
         InputError: a value out of range.
     """
 
-    window: int | None = None
-    step: int | None = None
-    passage_words: int = DEFAULT_PASSAGE_WORDS
     attempts: int = 2
     prompt: str = "conversation"
     refuse_given_order: bool = False
 
     def __post_init__(self) -> None:
-        settle_whole_numbers(self, "window", least=2)
-        settle_whole_numbers(self, "step", "attempts", "passage_words")
-        if self.step is not None and (self.window is None or not self.step < self.window):
-            raise InputError(f"the step must be at least 1 and less than the window ({self.window}), got {self.step}")
-        check_prompt(self.prompt)
+        super().__post_init__()
+        settle_whole_numbers(self, "attempts")
+        check_choice("prompt", self.prompt, tuple(PROMPTS))
 
     def describe(self) -> dict[str, Any]:
         """For a card."""
@@ -127,37 +137,22 @@ def window_bounds(count: int, window: int | None, step: int | None = None) -> li
     return [*bounds, (0, window)]
 
 
-class ListwiseRanker:
-    """Orders lists with a chat model (RankGPT).
+class ListwiseRanker(PromptRanker):
+    """Orders lists with a chat model (RankGPT); an unusable answer leaves a window as it was.
 
     Args:
-        model: Who is asked.
-        options: How.
+        model: A `ChatModel`.
+        options: `ListwiseOptions`.
     """
 
-    def __init__(self, model: ChatModel, options: ListwiseOptions | None = None) -> None:
-        self._model = model
-        self.options = options or ListwiseOptions()
-        self.name = model.name
-        self.last_stats: dict[str, int] = {}
+    options_class = ListwiseOptions
 
-    def rank(self, query: str, documents: Sequence[Any]) -> list[dict[str, Any]]:
-        """The documents, given in the first stage's order, best first; an unusable answer leaves a window as it was.
-
-        Returns:
-            `{"corpus_id", "score"}` of each document; the score is n for the first and 1 for the last.
-
-        Raises:
-            TSARankError: the model cannot be asked; see `ChatModel.complete`.
-        """
-        query, texts, cut = clean_list(query, documents, self.options.passage_words)
-        ordering = self.order(query, texts, fall_back=True)
-        counts = {"calls": len(ordering.answers), "tokens": ordering.tokens, "unusable": ordering.unusable}
-        self.last_stats = {**counts, "cut_documents": cut}
+    def _rows(self, query: str, documents: Sequence[str], tally: Counter[str]) -> list[dict[str, Any]]:
+        ordering = self.order(query, documents, fall_back=True)
+        tally.update(calls=len(ordering.answers), tokens=ordering.tokens, unusable=ordering.unusable)
         if ordering.outcome == "unanswered":
             raise UnreachableError(str(ordering.reason))
-        order = ordering.permutation or range(len(texts))
-        return [{"corpus_id": index, "score": float(len(texts) - place)} for place, index in enumerate(order)]
+        return ordered_rows(ordering.permutation or range(len(documents)))
 
     def order(self, query: str, documents: Sequence[str], fall_back: bool = False) -> Ordering:
         """The order of n documents, given in the first stage's order.
@@ -209,7 +204,7 @@ class ListwiseRanker:
         """The first usable reading, else the last attempt's."""
         for attempt in range(self.options.attempts):
             messages = listwise_messages(query, documents, self.options.passage_words, attempt, self.options.prompt)
-            answer = self._model.complete(messages, attempt)
+            answer = self.model.complete(messages, attempt)
             result.answers.append(answer.text)
             result.tokens += (answer.prompt_tokens or 0) + (answer.completion_tokens or 0)
             reading = read_answer(answer.text, len(documents))

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from ..ranking_errors import InputError
-from ..ranking_options import whole_number
+from ..ranking_options import check_choice, whole_number
 from .chat import Message
 
 
@@ -68,7 +68,7 @@ def listwise_messages(
     if count < 2:
         raise InputError(f"a model orders at least two passages, got {count}")
     max_words = whole_number(max_words, "a passage's limit of words")
-    check_prompt(prompt)
+    check_choice("prompt", prompt, tuple(PROMPTS))
     if prompt == "single":
         return [{"role": "user", "content": _single_message(query, documents, max_words, attempt)}]
     messages = [
@@ -85,12 +85,6 @@ def listwise_messages(
         messages.append({"role": "assistant", "content": f"I have read passage [{number}]."})
     messages.append({"role": "user", "content": _question(query, count, attempt)})
     return messages
-
-
-def check_prompt(prompt: str) -> None:
-    """Raises `InputError` for a prompt that is none of `PROMPTS`."""
-    if prompt not in PROMPTS:
-        raise InputError(f"unknown prompt {prompt!r}; expected one of {', '.join(PROMPTS)}")
 
 
 def _single_message(query: str, documents: Sequence[str], max_words: int, attempt: int) -> str:

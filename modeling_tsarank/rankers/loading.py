@@ -13,44 +13,37 @@ from ..models.loading import resolve_device, resolve_dtype
 from ..models.resolver import OTHER_LIBRARIES, Kind, resolve
 from ..ranking_errors import InputError, ModelError
 from . import RANKERS
-from .chat import ChatEndpoint, ChatModel, ChatSettings
+from .chat import ChatEndpoint, ChatSettings
 from .chat_local import LocalChat
-from .first import FirstOptions, FirstRanker
-from .in_context import InContextOptions, InContextRanker
+from .first import FirstRanker
+from .in_context import InContextRanker
 from .labels import ChatLabels, LabelModel
-from .listwise import ListwiseOptions, ListwiseRanker
-from .one_pass import OnePassOptions, OnePassRanker
-from .pairwise import PairwiseOptions, PairwiseRanker
+from .listwise import ListwiseRanker
+from .one_pass import OnePassRanker
+from .pairwise import PairwiseRanker
 from .protocols import ListRanker
-from .setwise import SetwiseOptions, SetwiseRanker
+from .setwise import SetwiseRanker
 
 
-_OPTIONS: dict[str, Any] = {
-    "listwise": ListwiseOptions,
-    "first": FirstOptions,
-    "setwise": SetwiseOptions,
-    "pairwise": PairwiseOptions,
-    "attention": InContextOptions,
-    "one-pass": OnePassOptions,
+_CLASSES: dict[str, Any] = {
+    "listwise": ListwiseRanker,
+    "first": FirstRanker,
+    "setwise": SetwiseRanker,
+    "pairwise": PairwiseRanker,
+    "attention": InContextRanker,
+    "one-pass": OnePassRanker,
 }
+Name = str | os.PathLike[str] | None
 # RankGPT's, and the form that small models follow.
 _DEFAULTS = {"listwise": {"window": 20, "step": 10, "prompt": "single"}}
 
 
 @overload
-def load_ranker(
-    name_or_path: str | os.PathLike[str] | None = None, *, ranker: Literal["pointwise"] = "pointwise", **options: Any
-) -> RankerModel: ...
+def load_ranker(name_or_path: Name = None, *, ranker: Literal["pointwise"] = ..., **options: Any) -> RankerModel: ...
 @overload
+def load_ranker(name_or_path: Name = None, *, ranker: str, **options: Any) -> ListRanker: ...
 def load_ranker(
-    name_or_path: str | os.PathLike[str] | None = None,
-    *,
-    ranker: str,
-    ranker_options: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> ListRanker: ...
-def load_ranker(
-    name_or_path: str | os.PathLike[str] | None = None,
+    name_or_path: Name = None,
     *,
     ranker: str = RANKERS[0],
     ranker_options: Mapping[str, Any] | None = None,
@@ -82,9 +75,9 @@ def load_ranker(
 
 def list_options(ranker: str, given: Mapping[str, Any] | None = None) -> Any:
     """The options of a ranker of lists, as the dataclass of that ranker. Raises `InputError` for unknown ones."""
-    if ranker not in _OPTIONS:
+    if ranker not in _CLASSES:
         raise InputError(f"unknown ranker {ranker!r}; expected one of {', '.join(RANKERS)}")
-    cls = _OPTIONS[ranker]
+    cls = _CLASSES[ranker].options_class
     names = [field.name for field in dataclasses.fields(cls)]
     unknown = sorted(set(given or {}) - set(names))
     if unknown:
@@ -93,7 +86,7 @@ def list_options(ranker: str, given: Mapping[str, Any] | None = None) -> Any:
 
 
 def load_list_ranker(
-    name_or_path: str | os.PathLike[str] | None,
+    name_or_path: Name,
     ranker: str,
     ranker_options: Mapping[str, Any] | None = None,
     *,
@@ -126,31 +119,28 @@ def load_list_ranker(
     place: Any = {"device": device, "dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code}
     if ranking_options and ranker != "one-pass":
         raise InputError(f"{sorted(ranking_options)[0]} has no effect on a {ranker} ranker; leave it out")
-    chat: ChatModel | None = None
+    model: Any
     if source.kind is Kind.SERVICE:
         if endpoint is None:
             raise InputError("a language model behind an address needs its name there (--api-model)")
         if ranker in ("first", "attention", "one-pass"):
             raise InputError(f"{ranker} needs logits or attention, which no server gives in full; name a local model")
         chat = ChatEndpoint(endpoint)
+        model = chat if ranker == "listwise" else ChatLabels(chat)
     elif source.kind in OTHER_LIBRARIES:
         raise ModelError(f"{source.name} is a {source.kind}; {ranker} needs a language model")
     elif ranker == "one-pass":
-        return OnePassRanker(load_pointwise(name_or_path, **place, **ranking_options), options)
+        model = load_pointwise(name_or_path, **place, **ranking_options)
     elif ranker == "listwise":
-        chat = LocalChat(source.name, max_new_tokens=max_new_tokens, **place)
-    if ranker == "listwise":
-        assert chat is not None
-        return ListwiseRanker(chat, options)
-    labels = ChatLabels(chat) if chat else load_label_model(source.name, batch_tokens=batch_tokens, **place)
-    makers: dict[str, Any] = {"first": FirstRanker, "setwise": SetwiseRanker}
-    makers |= {"pairwise": PairwiseRanker, "attention": InContextRanker}
-    found: ListRanker = makers[ranker](labels, options)
+        model = LocalChat(source.name, max_new_tokens=max_new_tokens, **place)
+    else:
+        model = load_label_model(source.name, batch_tokens=batch_tokens, **place)
+    found: ListRanker = _CLASSES[ranker](model, options)
     return found
 
 
 def load_label_model(
-    name_or_path: str | os.PathLike[str] | None,
+    name_or_path: Name,
     *,
     device: Any = None,
     dtype: Any = None,

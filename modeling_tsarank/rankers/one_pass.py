@@ -23,11 +23,10 @@ from ..engine.state_blocks import Layers
 from ..engine.state_keys import model_identity, state_key
 from ..modeling_ranker import RankerModel
 from ..ranking_errors import InputError, ModelError, ResourceError
-from ..ranking_options import RankingOptions, settle_whole_numbers
+from ..ranking_options import RankingOptions, check_choice, settle_whole_numbers
 from ..ranking_scoring import check_batch_tokens
 from ..ranking_text import EncodedPair, Prompt, cacheable_ids, warn_of_cuts
 from .in_context import NO_QUERY
-from .labels import check_choice
 from .protocols import clean_list
 
 
@@ -102,6 +101,8 @@ class OnePassRanker:
     Raises:
         ModelError: the model's document states cannot be cached, moved or attended to in this way.
     """
+
+    options_class = OnePassOptions
 
     def __init__(self, model: RankerModel, options: OnePassOptions | None = None) -> None:
         self.model, self.options = model, options or OnePassOptions()

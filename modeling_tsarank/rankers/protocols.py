@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -53,6 +54,48 @@ def clean_list(query: Any, documents: Any, words: int | None = None) -> tuple[st
     if words is not None:
         warn_of_cuts(cut, len(texts), words, "passage_words")
     return clean_query(query), texts, cut
+
+
+def ordered_rows(order: Sequence[int]) -> list[dict[str, Any]]:
+    """The rows of documents by their places, best first: the score is n for the first and 1 for the last."""
+    return [{"corpus_id": i, "score": float(len(order) - place)} for place, i in enumerate(order)]
+
+
+class PromptRanker:
+    """A ranker of lists that shows documents to a model in prompts; subclasses say what is made of the answers.
+
+    Args:
+        model: Who is asked.
+        options: How.
+    """
+
+    options_class: Any = None
+
+    def __init__(self, model: Any, options: Any = None) -> None:
+        self.model, self.options, self.name = model, options or self.options_class(), model.name
+        self.last_stats: dict[str, int] = {}
+
+    def rank(self, query: str, documents: Sequence[Any]) -> list[dict[str, Any]]:
+        """The documents, given in the first stage's order, best first.
+
+        Returns:
+            `{"corpus_id", "score"}` of each document; the score is n for the first and 1 for the last, of pairwise
+            `allpair` its wins and half its ties.
+
+        Raises:
+            ModelError: a prompt is longer than the model's context.
+            TSARankError: the model cannot be asked.
+        """
+        query, texts, cut = clean_list(query, documents, self.options.passage_words)
+        tally: Counter[str] = Counter(calls=0, tokens=0, unusable=0)
+        try:
+            return self._rows(query, texts, tally)
+        finally:
+            self.last_stats = {**tally, "cut_documents": cut}
+
+    def _rows(self, query: str, documents: list[str], tally: Counter[str]) -> list[dict[str, Any]]:
+        """The rows of `rank`; calls, tokens and unusable answers are added to `tally`."""
+        raise NotImplementedError
 
 
 def predict(

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..ranking_options import settle_whole_numbers
-from .labels import LETTERS, Labels, Question, check_choice
+from ..ranking_options import check_choice, settle_whole_numbers
+from .labels import LETTERS, Labels, ListQuestions, Question
 from .listwise_prompt import DEFAULT_PASSAGE_WORDS, passage_text
-from .protocols import clean_list
+from .protocols import PromptRanker, ordered_rows
 
 
 METHODS = ("heapsort", "insertion")
@@ -63,48 +63,34 @@ def setwise_question(query: str, documents: Sequence[str], words: int = DEFAULT_
     )
 
 
-class SetwiseRanker:
+class SetwiseRanker(PromptRanker):
     """Orders the top of lists by asking for the best of a few documents.
 
     Of documents that the model prefers alike, and of those about which it gives no usable answer, the one that the
     first stage put in front is taken. A question that comes again is not asked again.
 
     Args:
-        labels: The model that is asked.
+        model: Its labels say which is the best.
         options: How.
 
     Raises:
         ModelError: the model has not as many labels as `options.labels`.
     """
 
-    def __init__(self, labels: Labels, options: SetwiseOptions | None = None) -> None:
-        self.labels = labels
-        self.options = options or SetwiseOptions()
-        labels.check(self.options.labels, setwise_question("", ["", ""]).begin)
-        self.name = labels.name
-        self.last_stats: dict[str, int] = {}
+    options_class = SetwiseOptions
 
-    def rank(self, query: str, documents: Sequence[Any]) -> list[dict[str, Any]]:
-        """The documents, given in the first stage's order, best first.
+    def __init__(self, model: Labels, options: SetwiseOptions | None = None) -> None:
+        super().__init__(model, options)
+        model.check(self.options.labels, setwise_question("", ["", ""]).begin)
 
-        Returns:
-            `{"corpus_id", "score"}` of each document; the score is n for the first and 1 for the last.
-
-        Raises:
-            ModelError: a prompt is longer than the model's context.
-            TSARankError: the model cannot be asked.
-        """
-        query, texts, cut = clean_list(query, documents, self.options.passage_words)
-        choices = Choices(self.labels, query, texts, self.options)
+    def _rows(self, query: str, documents: Sequence[str], tally: Counter[str]) -> list[dict[str, Any]]:
+        choices = Choices(self.model, query, documents, self.options, tally)
         best = self._inserted(choices) if self.options.method == "insertion" else self._heapsort(choices)
-        chosen = set(best)
-        order = best + [place for place in range(len(texts)) if place not in chosen]
-        self.last_stats = {**choices.tally, "cut_documents": cut}
-        return [{"corpus_id": i, "score": float(len(order) - place)} for place, i in enumerate(order)]
+        return ordered_rows(list(dict.fromkeys([*best, *range(len(documents))])))
 
     def _heapsort(self, choices: Choices, count: int | None = None) -> list[int]:
         """The best `options.best` of the first `count` documents, of all by default."""
-        heap = list(range(choices.count if count is None else min(count, choices.count)))
+        heap = list(range(choices.count))[:count]
         children = self.options.labels - 1
         best: list[int] = []
         for node in range((len(heap) - 2) // children, -1, -1) if len(heap) > 1 else []:
@@ -145,31 +131,20 @@ def _sift_down(heap: list[int], node: int, children: int, choices: Choices) -> N
         node = place
 
 
-class Choices:
-    """The best of some documents of one list, each question asked once.
-
-    Attributes:
-        count: Documents.
-        tally: Calls, tokens and unusable answers so far.
-    """
-
-    def __init__(self, labels: Labels, query: str, documents: Sequence[str], options: SetwiseOptions) -> None:
-        self._labels, self._query, self._documents, self._options = labels, query, documents, options
-        self._known: dict[tuple[int, ...], int] = {}
-        self.count = len(documents)
-        self.tally: Counter[str] = Counter(calls=0, tokens=0, unusable=0)
+class Choices(ListQuestions):
+    """The best of some documents of one list."""
 
     def best_of(self, places: Sequence[int]) -> int:
         """The document among `places` that the model prefers."""
         key = tuple(places)
-        if key not in self._known:
-            orders = [key, key[::-1]] if self._options.both_orders else [key]
-            texts = [[self._documents[place] for place in order] for order in orders]
-            words = self._options.passage_words
-            questions = [setwise_question(self._query, one, words) for one in texts]
+        if key not in self.known:
+            orders = [key, key[::-1]] if self.options.both_orders else [key]
+            texts = [[self.documents[place] for place in order] for order in orders]
+            questions = [setwise_question(self.query, one, self.options.passage_words) for one in texts]
             total = dict.fromkeys(key, 0.0)
-            for order, scores in zip(orders, self._labels.scores(questions, self.tally), strict=True):
+            for order, scores in zip(orders, self.ask_all(questions), strict=True):
                 for place, score in zip(order, [] if scores is None else scores, strict=False):
                     total[place] += float(score)
-            self._known[key] = min(key, key=lambda place: (-total[place], place))
-        return self._known[key]
+            self.known[key] = min(key, key=lambda place: (-total[place], place))
+        best: int = self.known[key]
+        return best

@@ -12,8 +12,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from modeling_tsarank.eval.candidates import Candidates
+from modeling_tsarank.files.log_records import cuts_reported
 from modeling_tsarank.files.result_log import ResultLog
-from modeling_tsarank.jobs.cut_counts import cuts_reported
 from modeling_tsarank.jobs.pools import Pool
 from modeling_tsarank.rankers.protocols import ListRanker, last_counts, predict, rank_scores
 from modeling_tsarank.ranking_errors import NonFiniteScoreError

@@ -28,7 +28,7 @@ from ..engine.state_blocks import Groups, Layers
 from ..ranking_errors import InputError, ResourceError
 from ..ranking_options import whole_number
 from .memory_store import LeastRecentlyUsed, MemoryStore, StateStore, check_bound
-from .shards import SUFFIX, Entry, disk_error, read_shard, write_shard
+from .shards import SUFFIX, Entry, disk_errors, read_shard, write_shard
 from .state_bytes import DamagedStatesError, check_state_dtype, decode_states, encode_states, fill_states
 
 
@@ -110,7 +110,7 @@ class FolderStore(StateStore):
     def _open(self, dtype: str) -> None:
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{self.folder} is a file; a store of document states is a folder")
-        try:
+        with disk_errors(self.folder):
             if not self.read_only:
                 self.folder.mkdir(parents=True, exist_ok=True)
             found = list(self.folder.iterdir()) if self.folder.is_dir() else []
@@ -131,19 +131,15 @@ class FolderStore(StateStore):
                         self.dtype = dtype
                         self._write([])
             self._scan()
-        except OSError as error:
-            raise disk_error(error, self.folder) from error
 
     def _scan(self) -> None:
         """Reads the headers of files that are new, and forgets those that are gone."""
-        try:
+        with disk_errors(self.folder):
             changed = self.folder.stat().st_mtime_ns
             if changed == self._scanned:
                 return
             with os.scandir(self.folder) as found:
                 sizes = {entry.name: entry.stat().st_size for entry in found if entry.name.endswith(SUFFIX)}
-        except OSError as error:
-            raise disk_error(error, self.folder) from error
         self._scanned = changed
         gone = self._shards.keys() - sizes.keys()
         if gone:
@@ -167,14 +163,13 @@ class FolderStore(StateStore):
     def _exclusive(self) -> Iterator[None]:
         """One process at a time writes; readers need no lock, as no file is ever changed."""
         try:
-            self._file_lock.acquire()
+            with disk_errors(self.folder):
+                self._file_lock.acquire()
         except Timeout:
             raise ResourceError(
                 f"another process has held the store {self.folder} for {_LOCK_SECONDS / 60:.0f} minutes; "
                 "wait for it or end it"
             ) from None
-        except OSError as error:
-            raise disk_error(error, self.folder) from error
         try:
             yield
         finally:
@@ -304,18 +299,15 @@ class FolderStore(StateStore):
             touched, self._touched = self._touched, set()
             if not waiting and not touched:
                 return
-            try:
-                with self._exclusive():
-                    for name in touched:
-                        with contextlib.suppress(FileNotFoundError):
-                            os.utime(self.folder / name)
-                    # Another process may have been quicker.
-                    blobs = [(key, blob) for key, blob in waiting.items() if self._is_missing(key)]
-                    if blobs:
-                        self._make_room(sum(len(blob) for _, blob in blobs))
-                        self._write(blobs)
-            except OSError as error:
-                raise disk_error(error, self.folder) from error
+            with disk_errors(self.folder), self._exclusive():
+                for name in touched:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.utime(self.folder / name)
+                # Another process may have been quicker.
+                blobs = [(key, blob) for key, blob in waiting.items() if self._is_missing(key)]
+                if blobs:
+                    self._make_room(sum(len(blob) for _, blob in blobs))
+                    self._write(blobs)
 
     def _write(self, blobs: list[tuple[str, bytes]]) -> None:
         # Names sort by time: of two entries of one document, the later one counts.

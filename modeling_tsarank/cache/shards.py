@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
 import struct
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..files.reading import parse_json
-from ..files.writing import replacement
-from ..ranking_errors import ResourceError
+from ..files.writing import replacement, system_errors
 from .state_bytes import STATE_DTYPES
 
 
@@ -33,14 +32,13 @@ class Entry(NamedTuple):
     size: int
 
 
-def disk_error(error: OSError, folder: Path) -> ResourceError:
+def disk_errors(folder: Path) -> AbstractContextManager[None]:
     """One line about a folder that cannot be written, and what to do."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(
-            f"the disk is full: {folder} has no room for its document states; free some space or lower the store's "
-            "bound and run it again (what was written before stays and is used)"
-        )
-    return ResourceError(f"cannot use the store {folder} for its document states: {error.strerror or error}")
+    full = (
+        f"{folder} has no room for its document states; free some space or lower the store's bound and run it again "
+        "(what was written before stays and is used)"
+    )
+    return system_errors(f"cannot use the store {folder} for its document states", full=full)
 
 
 def write_shard(path: Path, blobs: Sequence[tuple[str, bytes]], dtype: str) -> list[Entry]:
@@ -68,27 +66,21 @@ def write_shard(path: Path, blobs: Sequence[tuple[str, bytes]], dtype: str) -> l
     return entries
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int, int]:
-    """A shard's header, the place where its data begin, and the file's size. Raises `ValueError` for no shard."""
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length >= size:
-            raise ValueError("its header is incomplete")
-        header = parse_json(file.read(length), str(path))
-    if not isinstance(header, dict) or header.get("__metadata__", {}).get("format") != FORMAT:
-        raise ValueError("its header names another format")
-    return header, 8 + length, size
-
-
 def read_shard(path: Path) -> tuple[str, list[Entry]]:
     """A shard's format, and where in it each document lies, from its own header.
 
     Nothing of a file that is no shard, with a warning.
     """
     try:
-        header, start, size = _header(path)
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(8)
+            length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
+            if length >= size:
+                raise ValueError("its header is incomplete")
+            header, start = parse_json(file.read(length), str(path)), 8 + length
+        if not isinstance(header, dict) or header.get("__metadata__", {}).get("format") != FORMAT:
+            raise ValueError("its header names another format")
         dtype = header["__metadata__"]["dtype"]
         places = {key: tensor["data_offsets"] for key, tensor in header.items() if key != "__metadata__"}
         entries = [Entry(key, path.name, start + first, end - first) for key, (first, end) in places.items()]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files.log_records import cuts_reported
 from ..files.sizes import readable_size
-from ..jobs.cut_counts import cuts_reported
 from ..models.arguments import (
     add_document_arguments,
     add_model_arguments,

@@ -18,6 +18,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, cast
 
+from modeling_tsarank.files.extras import require
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 
 
@@ -69,12 +70,6 @@ def _is_damage(error: Exception) -> bool:
 
 
 def _unpacked(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return cast("IO[bytes]", gzip.open(path, "rb"))
-    if path.suffix == ".bz2":
-        return cast("IO[bytes]", bz2.open(path, "rb"))
-    if path.suffix == ".xz":
-        return cast("IO[bytes]", lzma.open(path, "rb"))
     if path.suffix == ".zst":
         try:
             import zstandard
@@ -83,7 +78,9 @@ def _unpacked(path: Path) -> IO[bytes]:
         # Reddit's dumps are packed with a window of 2 GiB. The stream's own errors are no OSErrors.
         source = zstandard.ZstdDecompressor(max_window_size=2**31).stream_reader(path.open("rb"), closefd=True)
         return io.BufferedReader(cast("io.RawIOBase", source))
-    return path.open("rb")
+    unpack: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(path.suffix, open)
+    stream: IO[bytes] = unpack(path, "rb")
+    return stream
 
 
 def text_lines(stream: IO[bytes], name: str, allow_nul: bool = False) -> Iterator[tuple[int, str]]:
@@ -272,10 +269,7 @@ def parse_yaml(text: str, place: str, loader: Any = None) -> Any:
             which no name and no path has.
         ResourceError: PyYAML is missing.
     """
-    try:
-        import yaml
-    except ModuleNotFoundError as error:
-        raise ResourceError("YAML files need PyYAML: pip install 'tsarank[train]'") from error
+    yaml = require("yaml", "train", "A YAML file")
     try:
         value = yaml.load(text, loader or yaml.SafeLoader)
     except RecursionError:

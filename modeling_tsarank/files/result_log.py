@@ -7,14 +7,14 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from modeling_tsarank.files.hashes import hash_parts
 from modeling_tsarank.files.reading import parse_json_object, read_json
-from modeling_tsarank.files.writing import write_errors, write_json
-from modeling_tsarank.ranking_errors import InputError, ResourceError
+from modeling_tsarank.files.writing import system_errors, write_errors, write_json
+from modeling_tsarank.ranking_errors import InputError
 
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class ResultLog:
         self._places: dict[str, int] = {}
         self._last: tuple[int, dict[str, Any]] = (-1, {})
         self._lock = threading.Lock()
-        with suppress(FileNotFoundError), _errors(path), path.open("rb") as file:
+        with _errors(path), suppress(FileNotFoundError), path.open("rb") as file:
             place = 0
             for number, line in enumerate(file, start=1):
                 results = self._results(line)
@@ -117,17 +117,9 @@ def _hash(record: Mapping[str, Any]) -> str:
     return hash_parts([json.dumps(record, sort_keys=True)])[:16]
 
 
-@contextmanager
-def _errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise ResourceError(
-            f"cannot use {path}: {error.strerror or error}; free some space or make it writable, and run the same "
-            "command again: what is finished is kept"
-        ) from error
+def _errors(path: Path) -> AbstractContextManager[None]:
+    advice = "free some space or make it writable, and run the same command again: what is finished is kept"
+    return system_errors(f"cannot use {path}", advice)
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any], advice: str = _ADVICE, complete: bool = True) -> None:

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from modeling_tsarank.files.extras import require
 from modeling_tsarank.files.reading import open_stream, text_lines
-from modeling_tsarank.ranking_errors import InputError, ResourceError, TSARankError
+from modeling_tsarank.ranking_errors import InputError, TSARankError
 
 
 def arrow(extra: str = "bulk") -> Any:
@@ -20,12 +21,8 @@ def arrow(extra: str = "bulk") -> Any:
     Raises:
         ResourceError: It is not installed; names the extra that brings it.
     """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        raise ResourceError(f"Parquet files need pyarrow: run pip install 'tsarank[{extra}]'") from error
-    return pyarrow
+    require("pyarrow.parquet", extra, "A Parquet file")
+    return require("pyarrow")
 
 
 def read_csv(path: str | os.PathLike[str], delimiter: str | None = None) -> Iterator[tuple[str, dict[str, str]]]:

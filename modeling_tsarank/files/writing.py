@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
@@ -26,6 +27,26 @@ _MAX_LINKS = 40
 
 
 @contextmanager
+def system_errors(what: str, advice: str = "", full: str = "") -> Iterator[None]:
+    """Turns what the system refuses into one line: what cannot be done, its reason, and what to do.
+
+    Args:
+        what: Begins the line.
+        advice: Ends it.
+        full: What is said instead where the disk is full.
+
+    Raises:
+        ResourceError: for every `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if full and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(f"the disk is full: {full}") from error
+        raise ResourceError(f"{what}: {error.strerror or error}{advice and '; '}{advice}") from error
+
+
+@contextmanager
 def write_errors(path: Path) -> Iterator[None]:
     """Turns the system's refusal to write `path` into one line that says what to do.
 
@@ -34,10 +55,8 @@ def write_errors(path: Path) -> Iterator[None]:
         ResourceError: the folder cannot be made or written, or the disk is full.
     """
     try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise ResourceError(f"cannot write {path}: {reason}; choose a writable folder with free space") from error
+        with system_errors(f"cannot write {path}", "choose a writable folder with free space"):
+            yield
     except UnicodeEncodeError as error:
         raise InputError(f"cannot write {path}: the text {error.object[error.start]!a} is broken Unicode") from error
 

@@ -22,13 +22,13 @@ from tqdm.auto import tqdm
 
 from ..cache.folder_store import open_store, use_store
 from ..files.hashes import HashedFile, hash_file, hash_parts
+from ..files.log_records import cuts_reported
 from ..files.result_log import ResultLog, check_settings, claim_folder, exclusive
 from ..files.writing import whole_file, write_json
 from ..ranking_errors import InputError
 from ..ranking_options import settle_whole_numbers
 from ..ranking_text import clean_query, document_text
 from .bulk_pairs import Block, PairFiles, arrow, count_pairs, find_files, read_blocks, text_columns
-from .cut_counts import cuts_reported
 from .pools import Pool, lead
 
 

@@ -42,20 +42,6 @@ class Pool(Protocol):
         """
 
 
-class LocalPool:
-    """Does one task after the other in this process."""
-
-    size = 1
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-
-    def map(self, tasks: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
-        """See `Pool`."""
-        for key, payload in tasks:
-            yield key, self._worker(payload)
-
-
 def lead(work: Callable[[Pool], Result], worker: Worker) -> Result:
     """Calls `work` with a pool, in one process; the others that were started beside it do the pool's tasks meanwhile.
 
@@ -70,14 +56,14 @@ def lead(work: Callable[[Pool], Result], worker: Worker) -> Result:
     """
     size, rank = _place()
     if size == 1:
-        return work(LocalPool(worker))
+        return work(RanksPool(worker))
     _use_own_device()
     mailbox = _Mailbox(_rendezvous(), f"tsarank/{next(_leads)}")
     result: Result
     if rank:
         result = _opened(_serve(mailbox, rank, worker))
         return result
-    pool = _RanksPool(mailbox, size, worker)
+    pool = RanksPool(worker, size, mailbox)
     outcome = _outcome(work, pool)
     pool.end(outcome)
     result = _opened(outcome)
@@ -186,10 +172,10 @@ def _serve(mailbox: _Mailbox, rank: int, worker: Worker) -> Any:
     raise AssertionError
 
 
-class _RanksPool:
-    """The pool of rank 0, which does tasks of its own while the other processes have theirs."""
+class RanksPool:
+    """The pool of rank 0, which does tasks of its own while the other processes, if any, have theirs."""
 
-    def __init__(self, mailbox: _Mailbox, size: int, worker: Worker) -> None:
+    def __init__(self, worker: Worker, size: int = 1, mailbox: Any = None) -> None:
         self._mailbox, self.size, self._worker = mailbox, size, worker
         self._sent = dict.fromkeys(range(1, size), 0)
 

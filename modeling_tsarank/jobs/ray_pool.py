@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+from ..files.extras import require
 from ..ranking_errors import ResourceError, TSARankError
 from .pools import Worker
 
@@ -120,9 +121,5 @@ def start_ray(address: str | None, cpus: float) -> Any:
 
 
 def _import_ray() -> Any:
-    try:
-        import ray
-        import ray.util
-    except ModuleNotFoundError as error:
-        raise ResourceError("--ray needs Ray: run pip install 'tsarank[ray]'") from error
-    return ray
+    require("ray.util", "ray", "--ray")
+    return require("ray")

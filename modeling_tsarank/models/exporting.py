@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import logging
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSequenceClassification
 
-from .. import ranking_text
+from ..files.log_records import unwarned
 from ..modeling_cross_encoder import CrossEncoderModel
 from ..ranking_errors import ModelError
 from ..ranking_options import CONFIG_KEY
@@ -77,21 +74,6 @@ def to_sequence_classification(ranker: Any) -> CrossEncoderModel:
     if worst > tolerance * max(1.0, float(abs(expected).max())):
         raise ModelError(f"the exported model would score otherwise: scores differ by up to {worst:.3g}")
     return made
-
-
-@contextlib.contextmanager
-def unwarned() -> Iterator[None]:
-    """Within it nobody is told that texts are empty or cut: they are not the user's."""
-    logger = logging.getLogger(ranking_text.__name__)
-    logger.addFilter(_none)
-    try:
-        yield
-    finally:
-        logger.removeFilter(_none)
-
-
-def _none(_: logging.LogRecord) -> bool:
-    return False
 
 
 def _with_head(backbone: Any, pad_id: int, true_id: int, false_id: int) -> Any:

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from ..files.extras import require
+from ..files.log_records import unwarned
 from ..modeling_cross_encoder import CrossEncoderModel, pair_logits
 from ..ranking_errors import ModelError
 from ..ranking_scoring import pad_right
 from ..ranking_text import clean_pairs
-from .exporting import PAIRS, unwarned
+from .exporting import PAIRS
 
 
 INPUTS = ("input_ids", "attention_mask")

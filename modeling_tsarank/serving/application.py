@@ -26,7 +26,7 @@ from .. import __version__
 from ..ranking_errors import InputError, ModelError, ResourceError, TSARankError
 from ..scores.fusion import FusionSetting, fuse
 from ..scores.ranking import by_passages, check_fusion
-from .batching import ClosedError, OverloadedError
+from .batching import Batcher, ClosedError, OverloadedError
 from .documents import UploadedTexts
 from .metrics import Metrics
 from .served_model import ServedModel
@@ -96,33 +96,32 @@ class Ranked:
 
 
 class Service:
-    """Models by name, uploaded documents, limits."""
+    """Models by name, uploaded documents, limits: see `create_app`."""
 
     def __init__(
         self,
         models: Mapping[str, Any],
-        limits: Limits,
-        api_key: str | None,
-        uploads: Path | None,
+        limits: Limits | None = None,
+        *,
+        api_key: str | None = None,
+        uploads: Path | None = None,
         fusion: FusionSetting | None = None,
         output: str = "score",
         passages: Mapping[str, Any] | None = None,
         takes_uploads: bool = True,
     ) -> None:
-        self.limits, self.api_key, self.fusion, self.output = limits, api_key, fusion, output
-        self.passages, self.takes_uploads = dict(passages or {}), takes_uploads
-        self.metrics = Metrics()
-        self.uploads = UploadedTexts(uploads)
-        self.models = {
-            name: ServedModel(
-                name,
-                model,
-                batch_tokens=limits.batch_tokens,
-                queue_pairs=limits.queue_pairs,
-                observe=lambda requests, pairs: self.metrics.batched.observe(requests),
-            )
-            for name, model in models.items()
-        }
+        self.passages = dict(passages or {})
+        for name, model in models.items():
+            if output == "probability" and getattr(model, "calibration", None) is None:
+                raise InputError(
+                    f"{name} has no calibration, which probabilities need; fit one with `tsarank calibrate`"
+                )
+            by_passages(model, *map(self.passages.get, _PASSAGES))
+        self.limits, self.metrics, self.uploads = limits or Limits(), Metrics(), UploadedTexts(uploads)
+        self.api_key, self.fusion, self.output, self.takes_uploads = api_key, fusion, output, takes_uploads
+        queue: Any = {"batch_tokens": self.limits.batch_tokens, "queue_pairs": self.limits.queue_pairs}
+        queue["observe"] = self.metrics.batched.observe
+        self.models = {name: ServedModel(name, Batcher(model, **queue)) for name, model in models.items()}
 
     def model(self, name: str | None) -> ServedModel:
         """The model of that name, the first one for `None`. Raises 404."""
@@ -220,38 +219,26 @@ def _sigmoid(score: float) -> float:
 
 
 def create_app(
-    models: Mapping[str, Any],
-    limits: Limits | None = None,
-    *,
-    api_key: str | None = None,
-    uploads: Path | None = None,
-    fusion: FusionSetting | None = None,
-    output: str = "score",
-    passages: Mapping[str, Any] | None = None,
-    takes_uploads: bool = True,
-    close: Callable[[], None] = lambda: None,
+    models: Mapping[str, Any], limits: Limits | None = None, close: Callable[[], None] = lambda: None, **settings: Any
 ) -> FastAPI:
     """The application that `tsarank serve` runs.
 
     Args:
         models: Rankers (`load_ranker`) by the names that requests use; the first is the default. A model with a
             `document_store` takes document states from it.
+        limits: What the service takes on.
+        close: Called once no request is left.
         api_key: What `Authorization: Bearer` must carry; `None` lets everybody in.
         uploads: An SQLite file for uploaded documents; `None` keeps them in memory.
         fusion: How the first stage's scores are mixed in where a request has them and no weight.
         output: `score` or `probability`, where a request does not say; the second needs calibrated models.
         passages: `passages`, `passage_length` and `passage_stride`, where a request does not say.
         takes_uploads: False refuses uploads, where another process of the same service would not have them.
-        close: Called once no request is left.
 
     Raises:
         InputError: probabilities of a model without calibration, or passages that a model cannot have.
     """
-    for name, model in models.items():
-        if output == "probability" and getattr(model, "calibration", None) is None:
-            raise InputError(f"{name} has no calibration, which probabilities need; fit one with `tsarank calibrate`")
-        by_passages(model, *((passages or {}).get(part) for part in _PASSAGES))
-    service = Service(models, limits or Limits(), api_key, uploads, fusion, output, passages, takes_uploads)
+    service = Service(models, limits, **settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -268,8 +255,9 @@ def create_app(
     app.add_middleware(BodyLimit, limit=service.limits.body_bytes)
     _answer_errors(app)
     _watch(app, service)
-    _add_operations(app, service)
-    _add_rerank(app, service)
+    guard = _guard(service)
+    _add_operations(app, service, guard)
+    _add_rerank(app, service, guard)
     return app
 
 
@@ -326,9 +314,7 @@ def _guard(service: Service) -> Any:
     return Depends(check)
 
 
-def _add_operations(app: FastAPI, service: Service) -> None:
-    guard = _guard(service)
-
+def _add_operations(app: FastAPI, service: Service, guard: Any) -> None:
     @app.get("/health", tags=["operations"])
     async def health() -> dict[str, str]:
         """Answers once the models are loaded and warm."""
@@ -366,9 +352,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         return UploadResponse(documents=len(rows), encoded=encoded)
 
 
-def _add_rerank(app: FastAPI, service: Service) -> None:
-    guard = _guard(service)
-
+def _add_rerank(app: FastAPI, service: Service, guard: Any) -> None:
     async def jina(body: JinaRequest, request: Request) -> JinaResponse:
         model = service.model(body.model)
         if body.instruction:

@@ -13,22 +13,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from ..jobs.cut_counts import cuts_reported
+from ..files.log_records import cuts_reported
 
 
 T = TypeVar("T")
 Pair = tuple[str, str]
-
-
-class PairScorer(Protocol):
-    """What the service needs of a ranker."""
-
-    def predict(self, pairs: Sequence[Pair], *, batch_tokens: int | None, show_progress: bool | None) -> Any:
-        """Scores `(pairs,)`."""
 
 
 class OverloadedError(Exception):
@@ -77,21 +70,21 @@ class Batcher:
     """Scores the pairs of concurrent requests together.
 
     Args:
-        model: Used by this object's thread alone.
+        model: Has `predict` of pairs; used by this object's thread alone.
         batch_tokens: Token budget of one forward pass, as in `predict`.
         call_tokens: Tokens of one call of `predict`, several batches.
         queue_pairs: Pairs that may wait; a request beyond raises `OverloadedError`.
-        observe: Called with the requests and pairs of every call, for metrics.
+        observe: Called with the requests of every call, for metrics.
     """
 
     def __init__(
         self,
-        model: PairScorer,
+        model: Any,
         *,
         batch_tokens: int | None = None,
         call_tokens: int = 8192,
         queue_pairs: int = 4096,
-        observe: Callable[[int, int], None] = lambda requests, pairs: None,
+        observe: Callable[[int], None] = lambda requests: None,
     ) -> None:
         self.model = model
         self._batch_tokens, self._call_tokens, self._queue_pairs = batch_tokens, call_tokens, queue_pairs
@@ -108,10 +101,7 @@ class Batcher:
     def waiting(self) -> int:
         """Pairs that no call has taken yet."""
         with self._changed:
-            return self._waiting()
-
-    def _waiting(self) -> int:
-        return sum(len(request.pairs) - request.taken for request in self._requests)
+            return sum(len(request.pairs) - request.taken for request in self._requests)
 
     async def score(self, pairs: Sequence[Pair], lengths: Sequence[int]) -> np.ndarray:
         """Scores `(pairs,)` float32. Cancelling the call drops the pairs that no batch has taken yet.
@@ -127,7 +117,7 @@ class Batcher:
         request = _Request(pairs, lengths)
         with self._changed:
             self._check_open()
-            waiting = self._waiting()
+            waiting = self.waiting
             if waiting and waiting + len(pairs) > self._queue_pairs:
                 raise OverloadedError(max(1.0, waiting * self._seconds_per_pair))
             self._requests.append(request)
@@ -156,21 +146,22 @@ class Batcher:
 
     def _work(self) -> None:
         with cuts_reported():  # a response says how many documents were cut, not the log
-            self._serve()
+            while self._works():
+                pass
 
-    def _serve(self) -> None:
-        while True:
-            with self._changed:
-                while not (self._requests or self._jobs or self._closed):
-                    self._changed.wait()
-                if not (self._requests or self._jobs):
-                    return
-                job = self._jobs.popleft() if self._jobs else None
-                parts = self._next_parts()
-            if job is not None:
-                self._run_job(*job)
-            if parts:
-                self._score(parts)
+    def _works(self) -> bool:
+        """Waits for work and does some; false once there is none and will be none."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._requests or self._jobs or self._closed)
+            if not (self._requests or self._jobs):
+                return False
+            job = self._jobs.popleft() if self._jobs else None
+            parts = self._next_parts()
+        if job is not None:
+            self._run_job(*job)
+        if parts:
+            self._score(parts)
+        return True
 
     def _next_parts(self) -> list[tuple[_Request, range]]:
         """Pairs of every waiting request, first come first served, each at most its share of the budget."""
@@ -199,11 +190,14 @@ class Batcher:
         pairs = [request.pairs[i] for request, part in parts for i in part]
         start = time.perf_counter()
         try:
-            scores = self._predict(pairs)
+            found = self.model.predict(pairs, batch_tokens=self._batch_tokens, show_progress=False)
+            scores = np.asarray(found, dtype=np.float32)
         except Exception as error:
             if len(parts) == 1:
-                parts[0][0].fail(error)
-                self._drop(parts[0][0])
+                failed = parts[0][0]
+                failed.fail(error)
+                with self._changed:
+                    self._requests = deque(other for other in self._requests if other is not failed)
                 return
             # One request's fault must not fail the others.
             for alone in parts:
@@ -211,16 +205,8 @@ class Batcher:
             return
         seconds = (time.perf_counter() - start) / len(pairs)
         self._seconds_per_pair += 0.2 * (seconds - self._seconds_per_pair)
-        self._observe(len(parts), len(pairs))
+        self._observe(len(parts))
         place = 0
         for request, part in parts:
             request.fill(part, scores[place : place + len(part)])
             place += len(part)
-
-    def _predict(self, pairs: Sequence[Pair]) -> np.ndarray:
-        scores = self.model.predict(pairs, batch_tokens=self._batch_tokens, show_progress=False)
-        return np.asarray(scores, dtype=np.float32)
-
-    def _drop(self, request: _Request) -> None:
-        with self._changed:
-            self._requests = deque(other for other in self._requests if other is not request)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,17 +34,9 @@ class Scored:
 class ServedModel:
     """One model behind a name."""
 
-    def __init__(
-        self,
-        name: str,
-        model: Any,
-        *,
-        batch_tokens: int | None,
-        queue_pairs: int,
-        observe: Callable[[int, int], None],
-    ) -> None:
-        self.name, self.model, self.calibration = name, model, getattr(model, "calibration", None)
-        self.batcher = Batcher(model, batch_tokens=batch_tokens, queue_pairs=queue_pairs, observe=observe)
+    def __init__(self, name: str, batcher: Batcher) -> None:
+        self.name, self.batcher, self.model = name, batcher, batcher.model
+        self.calibration = getattr(self.model, "calibration", None)
 
     def warm_up(self) -> None:
         """The first call costs more than later ones."""

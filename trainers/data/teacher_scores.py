@@ -13,7 +13,7 @@ import numpy as np
 
 from modeling_tsarank.eval.checkpoint_sources import display_name
 from modeling_tsarank.files.hashes import hash_parts
-from modeling_tsarank.jobs.pools import LocalPool, Pool
+from modeling_tsarank.jobs.pools import Pool, RanksPool
 from modeling_tsarank.models.resolver import resolve
 from modeling_tsarank.rankers.chat_local import LocalChat
 from modeling_tsarank.rankers.endpoint import Usage
@@ -106,7 +106,7 @@ class _SharedWork:
         check: Callable[[list[Any]], None],
     ) -> None:
         self._identity, self._task, self._cache, self._check = identity, task, cache, check
-        self._pool, self._chunk_pairs = pool or LocalPool(TeacherWorker()), chunk_pairs
+        self._pool, self._chunk_pairs = pool or RanksPool(TeacherWorker()), chunk_pairs
 
     def results(self, lists: Iterable[Texts]) -> Iterator[tuple[Any, bool]]:
         """The result of each list in the given order, and whether it was kept before."""

@@ -29,7 +29,7 @@ from modeling_tsarank.files.fields import FIELDS
 from modeling_tsarank.files.result_log import ResultLog
 from modeling_tsarank.jobs.bulk_pairs import PairFiles, count_pairs, find_files, read_blocks
 from modeling_tsarank.jobs.bulk_scoring import BulkJob, PairWorker, score_pairs
-from modeling_tsarank.jobs.pools import LocalPool
+from modeling_tsarank.jobs.pools import RanksPool
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
 
 
@@ -164,7 +164,7 @@ def output_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("scores-*.parquet"))}
 
 
-class Stopping(LocalPool):
+class Stopping(RanksPool):
     """Is interrupted after some blocks; the first task asks for the model only."""
 
     def __init__(self, worker, blocks) -> None:
@@ -240,7 +240,7 @@ def test_two_processes_do_not_work_in_one_folder(model, tmp_path) -> None:
             score_pairs(job, model)
         return PairWorker(job, model)(pairs)
 
-    assert score_pairs(job, pool=LocalPool(second))["pairs"] == 40
+    assert score_pairs(job, pool=RanksPool(second))["pairs"] == 40
 
 
 # ---- never a mixture -----------------------------------------------------------------------------------
@@ -364,7 +364,7 @@ def test_an_input_changed_while_it_is_scored_is_an_error(model, tmp_path) -> Non
     source = tmp_path / "a.parquet"
     job = BulkJob((write_parquet(source, make_pairs(60)),), str(tmp_path / "out"), shard_pairs=20)
 
-    class Changing(LocalPool):
+    class Changing(RanksPool):
         def map(self, tasks):
             for key, result in super().map(tasks):
                 yield key, result

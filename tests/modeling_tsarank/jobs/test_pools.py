@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from forked import together
 
-from modeling_tsarank.jobs.pools import LocalPool, Pool, lead
+from modeling_tsarank.jobs.pools import Pool, RanksPool, lead
 from modeling_tsarank.ranking_errors import InputError
 
 
@@ -100,4 +100,4 @@ def test_an_error_that_cannot_travel_is_told(tmp_path: Path) -> None:
 
 def test_a_lone_process_works_by_itself() -> None:
     assert lead(partial(squares, 3), lambda number: (number * number, "")) == {"k0": 0, "k1": 1, "k2": 4}
-    assert list(LocalPool(str).map([("a", 1)])) == [("a", "1")]
+    assert list(RanksPool(str).map([("a", 1)])) == [("a", "1")]

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from modeling_tsarank import load_ranker
-from modeling_tsarank.jobs.cut_counts import cuts_reported
+from modeling_tsarank.files.log_records import cuts_reported
 from modeling_tsarank.rankers.chat import ChatSettings
 from modeling_tsarank.rankers.endpoint import EndpointSettings
 from modeling_tsarank.rankers.first import FirstOptions, FirstRanker, first_question

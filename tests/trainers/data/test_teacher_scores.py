@@ -11,7 +11,7 @@ import pytest
 from forked import together
 
 from modeling_tsarank.engine.batch_invariance import cpu_has_bfloat16
-from modeling_tsarank.jobs.pools import LocalPool, lead
+from modeling_tsarank.jobs.pools import RanksPool, lead
 from modeling_tsarank.rankers.chat_local import LocalChat, conversation_text
 from modeling_tsarank.rankers.endpoint import RequestRefusedError
 from modeling_tsarank.rankers.listwise import ListwiseOptions, ListwiseRanker
@@ -260,7 +260,7 @@ def test_a_local_model_is_asked_in_all_processes_and_about_a_list_once(ranker_fo
         assert outcome == (expected, 2 * len(lists), 0)
     assert {path.name for path in tmp_path.glob("worked-*")} == {"worked-0", "worked-1"}
     worker = TeacherWorker()
-    assert ask(LocalPool(worker)) == (expected, 0, 2 * len(lists))
+    assert ask(RanksPool(worker)) == (expected, 0, 2 * len(lists))
     assert not worker._models, "the model was not even loaded"
 
 

@@ -72,7 +72,7 @@ OWN_WRITING = {
     "trainers/checkpointing.py": ("save save_file", "into the temporary folder of a checkpoint"),
     "trainers/cpt_trainer.py": ("save", "into the temporary folder of a checkpoint"),
     "trainers/checkpoint_files.py": ("move write_text", "into the temporary file of the one writer; a lock"),
-    "trainers/data/list_writing.py": ("write_table", "into the temporary file of the one writer"),
+    "trainers/data/list_making.py": ("write_table", "into the temporary file of the one writer"),
     "trainers/data/teacher_cache.py": (
         "open",
         "finds out whether a log can be written, and whether it is one, before anything is paid",

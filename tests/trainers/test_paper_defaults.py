@@ -27,7 +27,7 @@ from modeling_tsarank.rankers.pairwise import PairwiseOptions
 from modeling_tsarank.rankers.setwise import SetwiseOptions
 from modeling_tsarank.trainers import losses_likelihood, losses_listwise, losses_pairwise, losses_targets
 from modeling_tsarank.trainers.cpt_config import CPTConfig
-from modeling_tsarank.trainers.data import list_building, list_writing
+from modeling_tsarank.trainers.data import list_building, list_making
 from modeling_tsarank.trainers.data.commands import register_commands
 from modeling_tsarank.trainers.data.data_options import MiningOptions
 from modeling_tsarank.trainers.data.list_building import FirstStage
@@ -143,10 +143,9 @@ ARGUMENTS: list[tuple[Any, str, Any]] = [
     # TWOLAR, section 3.2.
     (list_building.collect_lists, "list_size", 30),
     (list_building.parse_stage, "rerank_depth", 100),
-    (list_writing.stratified_split, "share", Fraction(1, 20)),
+    (list_making.stratified_split, "share", Fraction(1, 20)),
     (listwise_prompt.listwise_messages, "max_words", 300),
     (listwise_prompt.listwise_messages, "prompt", "conversation"),
-    (list_building.parse_stage, "base", "bm25"),
     # Cormack et al., 2009; Anserini's BM25.
     (first_stages.reciprocal_rank_fusion, "k", 60),
     (BM25Index.build, "k1", 0.9),

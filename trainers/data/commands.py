@@ -1,44 +1,120 @@
-"""Make a training set of weakly supervised pairs (TSARankLLM, section 2.2) out of raw text: a folder with parquet
-shards (query, document, type, source, licence), provenance.json and a dataset card. datasets.load_dataset(FOLDER)
-loads it, and `tsarank train cpt --train_data FOLDER` trains on it.
-
-A recipe is a YAML file. Sources are .jsonl, .csv, .tsv (packed or not) or .parquet files, folders of them, or datasets
-of the Hub, with the names of their fields:
-
-  title: My pairs
-  sources:
-    - {type: question_answer, path: sentence-transformers/yahoo-answers, config: question-answer-pair}
-    - {type: summary_content, path: news.jsonl.gz, fields: {query: summary, document: [title, text]}}
-  licences: {"wiki*": cc-by-sa-4.0}
-  filters:
-    - clean
-    - length: {query_words: [3, 64], document_words: [10, 400]}
-    - near_duplicates: {threshold: 0.8, types: [title_body]}
-    - leakage: {collections: [beir/scifact, "ir_datasets:beir/nfcorpus/test"]}
-  sampling: {rows: 100000, temperature: 3, caps: {post_comment: 20000}, validation: 1000, seed: 0}
-"""
+"""`tsarank data`: the commands that make training data. Nothing heavy is loaded before one of them runs."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+from collections.abc import Callable
+from inspect import getdoc
 from pathlib import Path
 from typing import Any
 
-from modeling_tsarank.cli.command_line import add_command
-from modeling_tsarank.trainers.data.command_options import add_shared, print_counts
-from modeling_tsarank.trainers.data.list_commands import register_lists
-from modeling_tsarank.trainers.data.mine_commands import register_mine
-from modeling_tsarank.trainers.data.query_commands import register_queries
-from modeling_tsarank.trainers.data.score_commands import register_scores
+from modeling_tsarank.cli.command_line import add_command, real, seed, whole
+from modeling_tsarank.jobs.arguments import add_pool_arguments
+from modeling_tsarank.trainers.data.data_options import MiningOptions, SamplingOptions
+from modeling_tsarank.trainers.options import add_options
 
 
 _DESCRIPTION = """\
 Make training data: weakly supervised pairs for continual pre-training, hard negatives for fine-tuning, queries and
 lists in a teacher's order for distillation. Every set keeps where its rows come from, in provenance.json.
 """
-_EXAMPLES = """\
+_WEAK_EXAMPLES = """\
   tsarank data weak-pairs --config recipe.yaml --output my-pairs --dropped-examples lost.jsonl
 """
+_QUERY_EXAMPLES = """\
+  tsarank data queries cropped --corpus beir/msmarco --count 10000 --output cropped.jsonl
+  tsarank data queries generated --corpus beir/msmarco --model ./cpt-model --count 10000 --output generated.jsonl
+  tsarank data queries generated --corpus corpus.jsonl --model doc2query/msmarco-t5-base-v1 --top-k 10 \\
+      --count 10000 --output generated.jsonl
+"""
+_LIST_EXAMPLES = """\
+  export TSARANK_TEACHER_KEY=…
+  tsarank data lists --corpus beir/msmarco --queries cropped.jsonl generated.jsonl --output lists \\
+      --first-stages bm25 splade:S dense:D rerank:castorini/monot5-base-msmarco --concurrency 8 \\
+      --teacher-url https://host/v1 --teacher-model M --teacher-options prompt_price=0.5 completion_price=1.5
+  tsarank data lists --corpus corpus.jsonl --queries q.jsonl --first-stages bm25 dense:D --output lists \\
+      --teacher-scores default dense:D --teacher-weights 0.6 0.4 --list-size 10
+"""
+_SCORE_EXAMPLES = """\
+  tsarank data scores sft.jsonl --teacher ce:cross-encoder/ms-marco-MiniLM-L6-v2 --output scored.jsonl
+  tsarank data scores mined.jsonl --teacher dense:sentence-transformers/all-MiniLM-L6-v2 --consistent-only \\
+      --output consistent.jsonl
+  tsarank train sft --train_data scored.jsonl --teacher_weight 0.5 --teacher_temperature 0.05 ...
+  tsarank data scores sft.jsonl --teacher default --teacher dense:sentence-transformers/all-MiniLM-L6-v2 \\
+      --teacher-weights 0.7 0.3 --output mixed.jsonl
+  tsarank train sft --train_data mixed.jsonl --teacher_weight 0.5 --teacher_temperature 1 ...   # z-scores, not cosines
+"""
+_MINE_EXAMPLES = """\
+  tsarank data mine --dataset beir/msmarco --split train --first-stage bm25 --count 48 --output sft.jsonl
+  tsarank data mine --dataset folder --first-stage dense:sentence-transformers/all-MiniLM-L6-v2 --depth 100 \\
+      --count 8 --sampling top --relative-margin 0.05 --output sft.jsonl
+  tsarank data mine --corpus corpus.jsonl --queries queries.jsonl --qrels qrels.tsv --first-stage bm25 \\
+      --judge default --absolute-margin 0 --depth 50 --count 8 --output sft.jsonl
+  tsarank data mine --corpus folder --queries generated.jsonl --depth 60 --count 20 --output sft.jsonl
+"""
+
+_SHARED: dict[str, dict[str, Any]] = {
+    "corpus": {
+        "required": True,
+        "metavar": "C",
+        "help": 'JSON lines of {"_id", "title", "text"} (.gz too), or a folder with such a corpus.jsonl',
+    },
+    "output": {"type": Path, "required": True, "metavar": "FILE", "help": ".jsonl file to write"},
+    "seed": {"type": seed(), "default": 0, "help": "of every draw (default: 0)"},
+    "leakage": {
+        "nargs": "+",
+        "default": [],
+        "metavar": "D",
+        "help": "test collections whose queries and passages are left out, exact copies and near ones: folders in "
+        "BEIR's layout, or a folder of them, Hub ids, ir_datasets:NAME",
+    },
+    "cache": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "where answers, scores and generated batches are kept (default: beside the output)",
+    },
+    "index-cache": {"type": Path, "metavar": "DIR", "help": "where indexes are kept"},
+    "rerank-depth": {"type": whole(), "default": 100, "metavar": "N", "help": "documents that rerank: reads (100)"},
+    "batch-tokens": {"type": whole(), "metavar": "N", "help": "tokens in a reranker's batch"},
+    "teacher-weights": {
+        "nargs": "+",
+        "action": "extend",
+        "type": real(least=0, most=1e9),
+        "metavar": "W",
+        "help": "one a teacher, where several score; they are divided by their sum (default: all alike)",
+    },
+    "teacher-trained-on": {
+        "nargs": "+",
+        "metavar": "TEXT",
+        "help": "what the teacher was trained on, one text a teacher, for the cards (default: what its own card says)",
+    },
+    "max-length": {"type": whole(), "metavar": "N", "help": "tokens a reranker reads of a pair"},
+    "max-query-length": {
+        "type": whole(),
+        "metavar": "N",
+        "help": "tokens of the query among them, for this project's rerankers (default: the model's, mostly 256)",
+    },
+    "device": {"help": "cpu, cuda, cuda:1, mps (default: the best there is)"},
+    "dtype": {"default": "auto", "help": "float32, bfloat16, float16 or auto (default)"},
+}
+
+
+def add_shared(parser: argparse._ActionsContainer, *names: str, **changes: Any) -> None:
+    """Adds options of `_SHARED` by name; `changes` are other arguments of `add_argument` for each of them."""
+    for name in names:
+        parser.add_argument(f"--{name}", **{**_SHARED[name], **changes})
+
+
+def _later(function: str) -> Callable[[argparse.Namespace], int]:
+    """The function of that module (`module.name`) in this package, imported when it is called."""
+    module, _, name = function.partition(".")
+
+    def run(args: argparse.Namespace) -> int:
+        status: int = getattr(importlib.import_module(f"{__package__}.{module}"), name)(args)
+        return status
+
+    return run
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -55,18 +131,43 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def register_commands(commands: argparse._SubParsersAction) -> None:
     """Adds all of them."""
+    for add in (_add_weak_pairs, _add_queries, _add_lists, _add_scores, _add_mine):
+        add(commands, str(getdoc(add)))
+
+
+def _add_weak_pairs(commands: Any, description: str) -> None:
+    """Make a training set of weakly supervised pairs (TSARankLLM, section 2.2) out of raw text: a folder with parquet
+    shards (query, document, type, source, licence), provenance.json and a dataset card. datasets.load_dataset(FOLDER)
+    loads it, and `tsarank train cpt --train_data FOLDER` trains on it.
+
+    A recipe is a YAML file. Sources are .jsonl, .csv, .tsv (packed or not) or .parquet files, folders of them, or
+    datasets of the Hub, with the names of their fields:
+
+      title: My pairs
+      sources:
+        - {type: question_answer, path: sentence-transformers/yahoo-answers, config: question-answer-pair}
+        - {type: summary_content, path: news.jsonl.gz, fields: {query: summary, document: [title, text]}}
+      licences: {"wiki*": cc-by-sa-4.0}
+      filters:
+        - clean
+        - length: {query_words: [3, 64], document_words: [10, 400]}
+        - near_duplicates: {threshold: 0.8, types: [title_body]}
+        - leakage: {collections: [beir/scifact, "ir_datasets:beir/nfcorpus/test"]}
+      sampling: {rows: 100000, temperature: 3, caps: {post_comment: 20000}, validation: 1000, seed: 0}
+    """
     weak = add_command(
-        commands, "weak-pairs", "weakly supervised pairs out of raw text", str(__doc__), _EXAMPLES, run_weak_pairs
+        commands,
+        "weak-pairs",
+        "weakly supervised pairs out of raw text",
+        description,
+        _WEAK_EXAMPLES,
+        _later("weak_pairs.run"),
     )
     weak.formatter_class = _WithFilters
     weak.add_argument("--config", type=Path, required=True, metavar="FILE", help="recipe")
     add_shared(weak, "output", metavar="FOLDER", help="folder to make")
     weak.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
     weak.add_argument("--dropped-examples", type=Path, metavar="FILE", help="JSON lines: some dropped pairs, and why")
-    register_queries(commands)
-    register_lists(commands)
-    register_scores(commands)
-    register_mine(commands)
 
 
 class _WithFilters(argparse.RawDescriptionHelpFormatter):
@@ -90,19 +191,199 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def run_weak_pairs(args: argparse.Namespace) -> int:
-    """Makes the set and prints what every filter did."""
-    from modeling_tsarank.trainers.data.weak_pairs import build_weak_pairs
-    from modeling_tsarank.trainers.data.weak_recipe import build_recipe, read_recipe
+def _add_queries(commands: Any, description: str) -> None:
+    """Make queries out of passages (TWOLAR, section 3.2).
 
-    recipe = build_recipe(read_recipe(args.config))
-    facts = build_weak_pairs(recipe, args.output, overwrite=args.overwrite, dropped_examples=args.dropped_examples)
-    rows: list[tuple[str, Any]] = [("read", sum(one["pairs"] for one in facts["inputs"]))]
-    for step in facts["filters"]:
-        rows.append((f"after {step['filter']}", step["out"]))
-        rows += [(f"  {reason}", number) for reason, number in step["dropped"].items()]
-        rows += [("  mended", step["mended"])] if step["mended"] else []
-    rows.append(("taken", sum(facts["types"].values())))
-    rows += [(f"  {name} of {facts['kept_by_type'][name]:,}", number) for name, number in facts["types"].items()]
-    print_counts("Weak pairs", rows)
-    return 0
+    cropped    whole sentences of passages drawn at random (DRAGON's way): real sentence boundaries, informative length
+    generated  written by a model: a query-likelihood model of this project reads "Document: … Query:" and goes on
+               (after continual pre-training it does that well); an encoder-decoder such as a docT5query reads the
+               passage alone
+
+    The file holds one {"_id", "text", "metadata"} a line; beside it, NAME.report.txt counts what was not taken, and
+    why. --leakage takes no query that a test collection has as well, exactly or nearly, and none of its passages'
+    queries. The same seed gives the same queries. Generated batches are cached: an interrupted run goes on where it
+    was.
+    """
+    run, title = _later("making.make_queries"), "queries cropped from passages, or generated by a model"
+    parser = add_command(commands, "queries", title, description, _QUERY_EXAMPLES, run)
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    cropped = add_command(kinds, "cropped", "sentences of passages", description, "", run)
+    generated = add_command(kinds, "generated", "written by a model", description, "", run)
+    for one in (cropped, generated):
+        add_shared(one, "corpus", "output")
+        one.add_argument("--count", type=whole(), required=True, metavar="N", help="queries to make")
+        one.add_argument("--min-words", type=whole(), default=3, metavar="N", help="words at least (default: 3)")
+        one.add_argument("--max-words", type=whole(), default=32, metavar="N", help="words at most (default: 32)")
+        one.add_argument(
+            "--avoid", nargs="+", default=[], metavar="FILE", help="files of queries that are not to be made"
+        )
+        add_shared(one, "leakage")
+    add_options(cropped, SamplingOptions, "per_passage", "seed")
+    cropped.add_argument("--language", default="en", help="of the sentence rules (default: en)")
+    generated.add_argument(
+        "--model",
+        default="smollm2-135m-instruct",
+        metavar="M",
+        help="Hub id or folder (default: the language model in this package)",
+    )
+    add_options(generated, SamplingOptions)
+    generated.add_argument(
+        "--min-shared", type=whole(least=0), default=1, metavar="N", help="stems shared with the passage (default: 1)"
+    )
+    add_shared(generated, "cache", "device", "dtype")
+
+
+def _add_lists(commands: Any, description: str) -> None:
+    """Make distillation lists (TWOLAR, section 3.2): the queries of each type are split evenly over the first stages,
+    each stage finds the top documents of its queries, and a teacher puts every list in order.
+
+    teachers (one of them):
+      --teacher-url U --teacher-model M   any OpenAI-compatible server, asked with a listwise prompt; the key is read
+                                          from the environment variable key_variable, never from an option
+      --teacher-local M                   a causal language model on this machine, asked the same
+      --teacher-scores M                  a reranker of this project (`default`: the released one), or of
+                                          sentence-transformers ce:M, a CrossEncoder, or dense:M, a bi-encoder: its
+                                          scores give the order; of several the mean of their z-scores in each list,
+                                          weighted by --teacher-weights
+
+    --teacher-options NAME=VALUE …, how a language model is asked:
+      prompt=conversation (RankGPT's, a message a passage) or single (all in one message, for small models), window,
+      step, passage_words, max_tokens, refuse_given_order=true; and with --teacher-url: key_variable, timeout, tries,
+      requests_per_minute, prompt_price and completion_price of a million tokens, max_cost
+
+    first stages: SPEC or NAME=SPEC, where SPEC is bm25, dense:MODEL, splade:MODEL, or rerank:MODEL (a reranker over
+    BM25's first --rerank-depth documents).
+
+    A teacher too weak for the task answers by counting, [1] > [2] > [3]: its lists teach the first stage's order only.
+    The report counts such answers; refuse_given_order=true asks again, then fails them. An answer is read from its
+    last run [2] > [1] > [3] that names at least half of the passages; numbers in prose and in <think>…</think> do not
+    count. Repeated numbers and those of no passage are dropped, missing passages appended in the first stage's order,
+    and the row is marked as repaired. An answer without such a run is asked for again and then recorded as failed, in
+    failed.ndjson, never among the rows.
+
+    With --leakage, queries that a test collection has as well, exactly or nearly, get no list, and its passages are
+    taken out of the lists; the counts go into provenance.json and the card. Without it the card says that nothing was
+    checked.
+
+    Every answer is cached: a killed or repeated run asks nothing twice. The output folder gets data/ (parquet, train
+    and validation; give it to `tsarank train distill`), failed.ndjson and provenance.json.
+    """
+    parser = add_command(
+        commands,
+        "lists",
+        "lists of documents, ordered by a teacher",
+        description,
+        _LIST_EXAMPLES,
+        _later("list_making.make_lists"),
+        common="limit leakage first-stages list-size teacher-url teacher-local teacher-scores teacher-model ray",
+    )
+    add_shared(parser, "corpus")
+    parser.add_argument("--queries", nargs="+", required=True, metavar="FILE", help="files of `tsarank data queries`")
+    add_shared(parser, "output", metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--limit", type=whole(), default=None, metavar="N", help="order only N lists, spread over all kinds"
+    )
+    parser.add_argument(
+        "--validation-share", type=real(least=0, below=1), default=0.05, metavar="X", help="default: 0.05 (19:1)"
+    )
+    parser.add_argument("--first-stages", nargs="+", default=["bm25"], metavar="S", help="see above (default: bm25)")
+    parser.add_argument(
+        "--list-size", type=whole(least=2), default=30, metavar="N", help="documents of a list (default: 30)"
+    )
+    add_shared(parser, "rerank-depth", "seed", "leakage", "cache", "index-cache")
+    group = parser.add_argument_group("teacher")
+    who = group.add_mutually_exclusive_group(required=True)
+    who.add_argument("--teacher-url", metavar="U", help="OpenAI-compatible server, such as https://host/v1")
+    who.add_argument("--teacher-local", metavar="M", help="causal language model on this machine")
+    who.add_argument(
+        "--teacher-scores",
+        nargs="+",
+        action="extend",
+        metavar="M",
+        help="reranker, ce:CrossEncoder or dense:BiEncoder; or several",
+    )
+    group.add_argument("--teacher-model", default="", metavar="M", help="the model's name at the server")
+    group.add_argument("--teacher-options", nargs="+", default=[], metavar="NAME=VALUE", help="see above")
+    group.add_argument(
+        "--concurrency",
+        type=whole(most=1_000),
+        default=4,
+        metavar="N",
+        help="lists a server has at a time (default: 4)",
+    )
+    add_shared(group, "teacher-weights", "teacher-trained-on", "max-length", "max-query-length", "device", "dtype")
+    add_pool_arguments(parser)
+
+
+def _add_scores(commands: Any, description: str) -> None:
+    """Add a teacher's scores to labelled rows, for `tsarank train sft --teacher_weight W` (what is right stays what
+    people labelled; how relevant the rest is, the teacher says) or for `tsarank train distill` with a loss on scores.
+
+    With --leakage, what a test collection has as well, exactly or nearly, is left out of the rows.
+
+    Rows come in any layout of fine-tuning data and go out as {"query_id", "query", "positives", "negatives",
+    "positive_scores", "negative_scores"}. Scores are cached: a killed or repeated run scores nothing twice. Beside the
+    rows, NAME.report.txt names the teacher and the leakage check, for the cards, and counts how often the teacher puts
+    a labelled document first; --consistent-only keeps no other rows, for queries that a model generated and that may
+    not fit their passages (Promptagator's round trip, 2022).
+    """
+    parser = add_command(
+        commands,
+        "scores",
+        "a teacher's scores beside labelled documents",
+        description,
+        _SCORE_EXAMPLES,
+        _later("making.make_scores"),
+        common="teacher-weights consistent-only leakage device dtype batch-tokens",
+    )
+    parser.add_argument("rows", metavar="ROWS", help="file, folder or Hub id of fine-tuning data")
+    parser.add_argument(
+        "--teacher",
+        required=True,
+        action="append",
+        metavar="M",
+        help="a reranker of this project (`default`: the released one), or of sentence-transformers ce:M, a "
+        "CrossEncoder, or dense:M, a bi-encoder; given several times, the mean of their z-scores in each row",
+    )
+    add_shared(parser, "teacher-weights", "teacher-trained-on", "leakage", "output")
+    parser.add_argument(
+        "--consistent-only", action="store_true", help="only rows whose labelled documents the teacher puts first"
+    )
+    add_shared(parser, "max-length", "max-query-length", "batch-tokens", "cache", "device", "dtype")
+    add_pool_arguments(parser)
+
+
+def _add_mine(commands: Any, description: str) -> None:
+    """Mine hard negatives for `tsarank train sft`: for every query with relevant documents, m documents out of a
+    window of a first stage's ranks. Positives and their copies are never negatives. False negatives are dropped by
+    score: a candidate goes if it scores above the lowest positive's score less a margin, by the first stage or, with
+    --judge, by a reranker.
+
+    First stages: bm25, splade:MODEL, dense:MODEL, rerank:MODEL (over --rerank-depth documents of bm25). Every negative
+    keeps its rank and score, every row its source, first stage, window and margins.
+
+    With --leakage, queries, positives and negatives that a test collection has as well, exactly or nearly, are left
+    out.
+
+    Queries that `tsarank data queries` made need no qrels: each is labelled with the passage it was made of.
+    """
+    parser = add_command(
+        commands,
+        "mine",
+        "hard negatives for fine-tuning",
+        description,
+        _MINE_EXAMPLES,
+        _later("making.make_negatives"),
+        common="dataset split corpus queries qrels first-stage depth count relative-margin judge sampling leakage",
+    )
+    parser.add_argument("--dataset", metavar="D", help="folder in BEIR's layout, Hub id, ir_datasets:NAME")
+    parser.add_argument("--split", default="train", help="judged split of --dataset (default: train)")
+    add_shared(parser, "corpus", required=False)
+    parser.add_argument("--queries", metavar="FILE", help="with --corpus: .jsonl or .tsv")
+    parser.add_argument("--qrels", metavar="FILE", help="TREC's four columns or BEIR's three; see above")
+    add_shared(parser, "output")
+    parser.add_argument("--first-stage", default="bm25", metavar="S", help="see above (default: bm25)")
+    parser.add_argument("--judge", default=None, metavar="M", help="reranker, ce:M or dense:M, for the margins")
+    add_options(parser, MiningOptions)
+    add_shared(parser, "leakage", "rerank-depth", "index-cache", "batch-tokens", "cache", "device", "dtype")
+    add_pool_arguments(parser)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -20,8 +21,8 @@ from modeling_tsarank.eval.run_files import ranked
 from modeling_tsarank.eval.types import Collection
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.data_options import MiningOptions
-from modeling_tsarank.trainers.data.list_building import FirstStage, Retriever
-from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
+from modeling_tsarank.trainers.data.list_building import FirstStage, Retriever, document_record
+from modeling_tsarank.trainers.data.teacher_scores import Scorer
 from modeling_tsarank.trainers.row_checks import plain_text
 
 
@@ -31,30 +32,21 @@ class MiningCounts:
 
     Attributes:
         queries: Queries with a positive that has a text.
-        rows: Queries that got a row.
         lost: Reason to number of queries without a row.
         candidates: Reason to number of candidates dropped.
-        negatives: Negatives in all rows.
-        short: Rows with fewer negatives than asked for.
     """
 
-    queries: int = 0
-    rows: int = 0
+    queries: int
     lost: Counter[str] = field(default_factory=Counter)
     candidates: Counter[str] = field(default_factory=Counter)
-    negatives: int = 0
-    short: int = 0
 
-    def recount(self, rows: Sequence[Mapping[str, Any]], asked: int) -> None:
-        """Counts the rows that a leakage check left, of which each should have `asked` negatives."""
-        self.lost["in a test collection"] += self.rows - len(rows)
-        self.rows = len(rows)
-        self.negatives = sum(len(row["negatives"]) for row in rows)
-        self.short = sum(len(row["negatives"]) < asked for row in rows)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For a report; `queries` is `rows` and all of `lost`."""
-        return {**asdict(self), "lost": dict(self.lost), "candidates": dict(self.candidates)}
+    def report(self, rows: Sequence[Mapping[str, Any]], asked: int) -> dict[str, Any]:
+        """The counts with those of the rows, of which each should have `asked` negatives: `queries` is `rows` and all
+        of `lost`; `short` rows have fewer."""
+        numbers = [len(row["negatives"]) for row in rows]
+        counts = {"queries": self.queries, "rows": len(rows), "lost": dict(self.lost)}
+        short = sum(number < asked for number in numbers)
+        return {**counts, "candidates": dict(self.candidates), "negatives": sum(numbers), "short": short}
 
 
 def positives_of(collection: Collection) -> dict[str, list[str]]:
@@ -79,8 +71,7 @@ def mine_negatives(
     stage: FirstStage,
     retriever: Retriever,
     options: MiningOptions,
-    judge: CachedScorer | None = None,
-    show_progress: bool | None = None,
+    judge: Scorer | None = None,
 ) -> tuple[list[dict[str, Any]], MiningCounts]:
     """Rows for `tsarank train sft`: query, positives and mined negatives, with where they come from.
 
@@ -95,7 +86,6 @@ def mine_negatives(
         retriever: Runs it.
         options: Which candidates are taken.
         judge: Scores positives and candidates for the margins.
-        show_progress: Progress bar on stderr; None shows it on a terminal only.
 
     Returns:
         Rows in the order of the queries, and the counts.
@@ -109,9 +99,8 @@ def mine_negatives(
     most = max(len(names) for names in positives.values())
     depth = options.depth + most
     run = retriever.run(stage, texts, min(depth, stage.rerank_depth) if stage.reranks else depth)
-    counts = MiningCounts(queries=len(positives))
+    counts = MiningCounts(len(positives))
     rows = []
-    hidden = None if show_progress is None else not show_progress
     windows = {
         query_id: _candidates(collection, query_id, names, run.get(query_id, {}), options, counts)
         for query_id, names in positives.items()
@@ -125,19 +114,29 @@ def mine_negatives(
             )
             for query_id, names in positives.items()
         )
-    bar = tqdm(positives, desc="mining negatives", unit="query", disable=hidden)
-    for query_id, values in zip(bar, judged, strict=False):
+    bar = tqdm(positives.items(), desc="mining negatives", unit="query", disable=None)
+    for (query_id, names), values in zip(bar, judged, strict=False):
         candidates = windows[query_id]
-        chosen = _choose(query_id, positives[query_id], candidates, run.get(query_id, {}), options, values, counts)
-        if chosen is None:
-            continue
-        if not chosen:
+        if options.has_margin:
+            scores = run.get(query_id, {})
+            if values is not None:
+                scores = dict(zip((*names, *(one[0] for one in candidates)), values, strict=True))
+            found = [scores[name] for name in names if name in scores]
+            if not found:
+                counts.lost["positive not retrieved"] += 1
+                continue
+            limit, before = options.threshold(found), len(candidates)
+            candidates = [one for one in candidates if scores[one[0]] <= limit]
+            counts.candidates["above the margin"] += before - len(candidates)
+        if options.sampling == "top":
+            candidates = candidates[: options.count]
+        elif len(candidates) > options.count:
+            generator = random.Random(f"{options.seed}\0{query_id}")
+            candidates = [candidates[at] for at in sorted(generator.sample(range(len(candidates)), options.count))]
+        if candidates:
+            rows.append(_row(collection, query_id, names, candidates, stage, options))
+        else:
             counts.lost["too few negatives"] += 1
-            continue
-        rows.append(_row(collection, query_id, positives[query_id], chosen, stage, options))
-        counts.rows += 1
-        counts.negatives += len(chosen)
-        counts.short += len(chosen) < options.count
     return rows, counts
 
 
@@ -156,52 +155,11 @@ def _candidates(
     """The window, without positives and their copies."""
     own = {plain_text(collection.documents[name].full_text) for name in positives}
     known = {*positives, *([query_id] if collection.self_match else [])}
-    rest = []
-    for name in ranked(scores):
-        if name in known:
-            continue
-        if plain_text(collection.documents[name].full_text) in own:
-            counts.candidates["copy of a positive"] += 1
-            continue
-        rest.append(name)
+    others = [name for name in ranked(scores) if name not in known]
+    rest = [name for name in others if plain_text(collection.documents[name].full_text) not in own]
+    counts.candidates.update(["copy of a positive"] * (len(others) - len(rest)))
     window = list(enumerate(rest, start=1))[options.rank_min : options.depth]
     return [(name, rank, scores[name]) for rank, name in window]
-
-
-def _choose(
-    query_id: str,
-    positives: Sequence[str],
-    candidates: list[Candidate],
-    scores: Mapping[str, float],
-    options: MiningOptions,
-    values: Sequence[float] | None,
-    counts: MiningCounts,
-) -> list[Candidate] | None:
-    """The negatives, best first; None where there is nothing to compare scores with."""
-    generator = random.Random(f"{options.seed}\0{query_id}")
-    if not options.has_margin:
-        return _sample(candidates, options, generator)
-    if values is None:
-        found = [scores[name] for name in positives if name in scores]
-        if not found:
-            counts.lost["positive not retrieved"] += 1
-            return None
-        limit = options.threshold(found)
-        judged = {name: score for name, _, score in candidates}
-    else:
-        names = [*positives, *(name for name, _, _ in candidates)]
-        limit = options.threshold(values[: len(positives)])
-        judged = dict(zip(names, values, strict=True))
-    kept = [candidate for candidate in candidates if judged[candidate[0]] <= limit]
-    counts.candidates["above the margin"] += len(candidates) - len(kept)
-    return _sample(kept, options, generator)
-
-
-def _sample(candidates: list[Candidate], options: MiningOptions, generator: random.Random) -> list[Candidate]:
-    if options.sampling == "top" or len(candidates) <= options.count:
-        return candidates[: options.count]
-    places = sorted(generator.sample(range(len(candidates)), options.count))
-    return [candidates[place] for place in places]
 
 
 def _row(
@@ -212,10 +170,7 @@ def _row(
     stage: FirstStage,
     options: MiningOptions,
 ) -> dict[str, Any]:
-    def document(name: str) -> dict[str, Any]:
-        found = collection.documents[name]
-        return {"docid": name, "title": found.title or None, "text": found.text}
-
+    document = partial(document_record, documents=collection.documents)
     margin = f"absolute {options.absolute_margin}, relative {options.relative_margin}"
     return {
         "query_id": query_id,

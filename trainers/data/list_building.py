@@ -11,6 +11,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,14 @@ from modeling_tsarank.eval.types import Collection, Document, Run
 from modeling_tsarank.files.fields import field_text, optional_id, record_id, record_text
 from modeling_tsarank.files.reading import read_jsonl
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.ranking_options import whole_number
-from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
+from modeling_tsarank.trainers.data.teacher_scores import Scorer
 
 
 logger = logging.getLogger(__name__)
 
-LIST_SIZE = 30
 RERANK_PREFIX = "rerank:"
+BASE = "bm25"
+"""The first stage under a reranker."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,12 @@ class FirstStage:
     Attributes:
         name: Short name, recorded with every row.
         spec: `bm25`, `dense:MODEL`, `splade:MODEL`, or `rerank:MODEL`: a reranker (see `load_scorer`) over the first
-            `rerank_depth` documents of `base`.
-        base: First stage under a reranker.
+            `rerank_depth` documents of BM25.
         rerank_depth: Documents reranked (TWOLAR: 100).
     """
 
     name: str
     spec: str
-    base: str = "bm25"
     rerank_depth: int = 100
 
     @property
@@ -74,16 +73,16 @@ class FirstStage:
         return self.spec.startswith(RERANK_PREFIX)
 
 
-def parse_stage(text: str, base: str = "bm25", rerank_depth: int = 100) -> FirstStage:
+def parse_stage(text: str, rerank_depth: int = 100) -> FirstStage:
     """A stage as given on the command line: `SPEC` or `NAME=SPEC`. Raises `InputError` for an empty part."""
     name, equals, spec = text.partition("=")
     if not equals:
         spec = text
         kind, _, rest = spec.partition(":")
-        name = f"{base}+{rest.rpartition('/')[2]}" if kind == "rerank" else kind
+        name = f"{BASE}+{rest.rpartition('/')[2]}" if kind == "rerank" else kind
     if not name or not spec or spec == RERANK_PREFIX:
         raise InputError(f"a first stage is SPEC or NAME=SPEC, got {text!r}")
-    return FirstStage(name, spec, base, rerank_depth)
+    return FirstStage(name, spec, rerank_depth)
 
 
 def describe_stage(stage: FirstStage) -> dict[str, Any]:
@@ -91,7 +90,7 @@ def describe_stage(stage: FirstStage) -> dict[str, Any]:
     kind, colon, model = stage.spec.partition(":")
     described: dict[str, Any] = {"name": stage.name, "stage": kind + colon + model.rstrip("/").rpartition("/")[2]}
     if stage.reranks:
-        described |= {"base": stage.base.partition(":")[0], "rerank_depth": stage.rerank_depth}
+        described |= {"base": BASE, "rerank_depth": stage.rerank_depth}
     return described
 
 
@@ -170,14 +169,13 @@ class Retriever:
         self,
         documents: Mapping[str, Document],
         cache_dir: str | Path | None,
-        make_scorer: Callable[[str], CachedScorer] | None = None,
+        make_scorer: Callable[[str], Scorer] | None = None,
         options: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.documents = documents
         self._texts = CollectionTexts(Collection("corpus", documents, {}, {}))
-        self._cache_dir, self._make_scorer, self._options = cache_dir, make_scorer, options or {}
-        self._indexes: dict[str, FirstStageIndex] = {}
-        self._scorers: dict[str, CachedScorer] = {}
+        self._cache_dir, self._options = cache_dir, options or {}
+        self._index, self._scorer = cache(self._build_index), make_scorer and cache(make_scorer)
 
     def run(self, stage: FirstStage, queries: Mapping[str, str], depth: int) -> Run:
         """The top `depth` documents of every query (id to text).
@@ -189,7 +187,8 @@ class Retriever:
             return self._index(stage.spec).search(queries, depth)
         if stage.rerank_depth < depth:
             raise InputError(f"{stage.name} reranks {stage.rerank_depth} documents, fewer than the {depth} of a list")
-        candidates = self._index(stage.base).search(queries, stage.rerank_depth)
+        candidates = self._index(BASE).search(queries, stage.rerank_depth)
+        assert self._scorer is not None
         scorer = self._scorer(stage.spec.removeprefix(RERANK_PREFIX))
         best = {query_id: ranked(found) for query_id, found in candidates.items() if found}
         lists = (
@@ -202,18 +201,9 @@ class Retriever:
             run[query_id] = {ids[place]: scores[place] for place in places}
         return run
 
-    def _index(self, spec: str) -> FirstStageIndex:
-        if spec not in self._indexes:
-            options = self._options.get(spec.partition(":")[0], {})
-            self._indexes[spec] = build_index(spec, self._texts.ids, self._texts, self._cache_dir, **options)
-        return self._indexes[spec]
-
-    def _scorer(self, name: str) -> CachedScorer:
-        if name not in self._scorers:
-            if self._make_scorer is None:
-                raise InputError(f"no reranker is loaded here, got {name}")
-            self._scorers[name] = self._make_scorer(name)
-        return self._scorers[name]
+    def _build_index(self, spec: str) -> FirstStageIndex:
+        options = self._options.get(spec.partition(":")[0], {})
+        return build_index(spec, self._texts.ids, self._texts, self._cache_dir, **options)
 
 
 @dataclass(frozen=True)
@@ -235,8 +225,7 @@ def collect_lists(
     retriever: Retriever,
     queries: Sequence[SourceQuery],
     stages: Sequence[FirstStage],
-    list_size: int = LIST_SIZE,
-    minimum: int = 2,
+    list_size: int = 30,
     seed: int = 0,
 ) -> tuple[list[ListTask], list[ListTask]]:
     """Every query's top documents by the stage it is dealt to.
@@ -245,18 +234,12 @@ def collect_lists(
         retriever: Runs the stages.
         queries: All queries.
         stages: All stages.
-        list_size: Documents a list at most.
-        minimum: Documents a list at least, 2 or more.
+        list_size: Documents a list at most, 2 or more.
         seed: Of the dealing.
 
     Returns:
-        The lists in the order of `queries`, and those with fewer documents than `minimum`.
-
-    Raises:
-        InputError: a number out of range.
+        The lists in the order of `queries`, and those with fewer than 2 documents.
     """
-    if not 2 <= minimum <= list_size:
-        raise InputError(f"a list needs 2 documents or more, and at most its size: {minimum} of {list_size}")
     assigned = deal_out(queries, stages, seed)
     found: dict[str, tuple[str, ...]] = {}
     for stage in stages:
@@ -265,17 +248,17 @@ def collect_lists(
             run = retriever.run(stage, own, list_size)
             found |= {query_id: tuple(ranked(scores, list_size)) for query_id, scores in run.items()}
     tasks = [ListTask(query, assigned[query.query_id].name, found[query.query_id]) for query in queries]
-    full = [task for task in tasks if len(task.document_ids) >= minimum]
-    return full, [task for task in tasks if len(task.document_ids) < minimum]
+    full = [task for task in tasks if len(task.document_ids) >= 2]
+    return full, [task for task in tasks if len(task.document_ids) < 2]
+
+
+def document_record(name: str, documents: Mapping[str, Document]) -> dict[str, Any]:
+    """A document as rows of training data have it."""
+    return {"docid": name, "title": documents[name].title or None, "text": documents[name].text}
 
 
 def spread(tasks: Sequence[ListTask], limit: int) -> list[ListTask]:
-    """At most `limit` lists, one of each query type and first stage in turn, in the given order.
-
-    Raises:
-        InputError: a limit below 1.
-    """
-    limit = whole_number(limit, "the limit")
+    """At most `limit` lists, one of each query type and first stage in turn, in the given order."""
     rounds: dict[tuple[str, str], int] = defaultdict(int)
     turns = []
     for place, task in enumerate(tasks):

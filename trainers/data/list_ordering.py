@@ -14,8 +14,7 @@ from tqdm.auto import tqdm
 from modeling_tsarank.eval.types import Document
 from modeling_tsarank.rankers.chat import ChatEndpoint
 from modeling_tsarank.rankers.listwise import OUTCOMES, ListwiseOptions, ListwiseRanker, Ordering
-from modeling_tsarank.ranking_errors import InputError, ResourceError
-from modeling_tsarank.ranking_options import whole_number
+from modeling_tsarank.ranking_errors import ResourceError
 from modeling_tsarank.trainers.data.list_building import ListTask
 from modeling_tsarank.trainers.data.teacher_scores import Texts
 
@@ -41,16 +40,13 @@ class EndpointTeacher:
     Args:
         client: Asks it.
         how: How lists are asked about.
-        concurrency: Lists asked about at the same time.
-
-    Raises:
-        InputError: `concurrency` below 1.
+        concurrency: Lists asked about at the same time, 1 or more.
     """
 
     def __init__(self, client: ChatEndpoint, how: ListwiseOptions | None = None, concurrency: int = 1) -> None:
         self.name = client.name
         self._client, self._ranker = client, ListwiseRanker(client, how)
-        self._concurrency = whole_number(concurrency, "the number of lists asked about at a time")
+        self._concurrency = concurrency
         self._ended = threading.Event()
 
     def order_many(self, lists: Sequence[Texts]) -> Iterator[Ordering]:
@@ -86,12 +82,7 @@ class EndpointTeacher:
             raise
 
 
-def order_lists(
-    teacher: Teacher,
-    tasks: Sequence[ListTask],
-    documents: Mapping[str, Document],
-    show_progress: bool | None = None,
-) -> list[Ordering]:
+def order_lists(teacher: Teacher, tasks: Sequence[ListTask], documents: Mapping[str, Document]) -> list[Ordering]:
     """The orderings of all lists, in the order of `tasks`.
 
     An error that no list can escape (a wrong key, a server that is gone) ends the run at once; whatever was answered
@@ -101,52 +92,36 @@ def order_lists(
         teacher: Who orders.
         tasks: The lists.
         documents: Document id to document.
-        show_progress: Progress bar on stderr; None shows it on a terminal only.
 
     Raises:
         ResourceError: the server is gone, or takes no list at all.
         TSARankError: what the teacher raised.
     """
-    watch = _Watch(teacher.name)
-    hidden = None if show_progress is None else not show_progress
     texts = [(task.query.text, [documents[name].full_text for name in task.document_ids]) for task in tasks]
+    counts: Counter[str] = Counter()
     results = []
+    in_a_row = 0
     with (
-        tqdm(total=len(tasks), desc=f"asking {teacher.name}", unit="list", disable=hidden) as bar,
+        tqdm(total=len(tasks), desc=f"asking {teacher.name}", unit="list", disable=None) as bar,
         closing(teacher.order_many(texts)) as orderings,  # type: ignore[type-var]
     ):
         for ordering in orderings:
-            watch.see(ordering)
+            counts[ordering.outcome] += 1
+            in_a_row = in_a_row + 1 if ordering.outcome == "unanswered" else 0
+            if in_a_row >= UNANSWERED_IN_A_ROW:
+                raise ResourceError(
+                    f"the teacher {teacher.name} left {in_a_row} lists in a row unanswered ({ordering.reason}); what "
+                    "was answered is kept, run again when it is there"
+                )
+            if REFUSED_AT_START <= counts["refused"] == sum(counts.values()):
+                raise ResourceError(
+                    f"the teacher {teacher.name} takes no list at all ({ordering.reason}); give it less to read "
+                    "(--list-size; window, passage_words) or other settings"
+                )
             results.append(ordering)
             bar.update(1)
-            bar.set_postfix(watch.shown(), refresh=False)
+            bar.set_postfix(counts, refresh=False)
     return results
-
-
-class _Watch:
-    """Notices when going on is pointless."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._counts: Counter[str] = Counter()
-        self._in_a_row = 0
-
-    def see(self, ordering: Ordering) -> None:
-        self._counts[ordering.outcome] += 1
-        self._in_a_row = self._in_a_row + 1 if ordering.outcome == "unanswered" else 0
-        if self._in_a_row >= UNANSWERED_IN_A_ROW:
-            raise ResourceError(
-                f"the teacher {self._name} left {self._in_a_row} lists in a row unanswered ({ordering.reason}); what "
-                f"was answered is kept, run again when it is there"
-            )
-        if self._counts["refused"] >= REFUSED_AT_START and self._counts["refused"] == sum(self._counts.values()):
-            raise ResourceError(
-                f"the teacher {self._name} takes no list at all ({ordering.reason}); give it less to read "
-                f"(--list-size; window, passage_words) or other settings"
-            )
-
-    def shown(self) -> dict[str, int]:
-        return {outcome: self._counts[outcome] for outcome in OUTCOMES if self._counts[outcome]}
 
 
 def summarize(tasks: Sequence[ListTask], orderings: Sequence[Ordering], short: int = 0) -> dict[str, Any]:
@@ -157,15 +132,7 @@ def summarize(tasks: Sequence[ListTask], orderings: Sequence[Ordering], short: i
         (outcomes for each query type and first stage), `rates` and `answers` (how the teacher's answers were read).
         `failure` is the share of lists without a usable answer among those answered at all, `repair` the share of
         repaired ones among those ordered.
-
-    Raises:
-        InputError: not one ordering for each list, or an outcome that is none.
     """
-    if len(tasks) != len(orderings):
-        raise InputError(f"{len(tasks)} lists and {len(orderings)} orderings do not correspond")
-    unknown = {ordering.outcome for ordering in orderings} - set(OUTCOMES)
-    if unknown:
-        raise InputError(f"unknown outcome {', '.join(unknown)}; expected one of {', '.join(OUTCOMES)}")
     outcomes = Counter(ordering.outcome for ordering in orderings)
     by_source: dict[str, Counter[str]] = {}
     for task, ordering in zip(tasks, orderings, strict=True):
@@ -177,9 +144,7 @@ def summarize(tasks: Sequence[ListTask], orderings: Sequence[Ordering], short: i
         "lists": len(tasks),
         "too_few_documents": short,
         "outcomes": {outcome: outcomes[outcome] for outcome in OUTCOMES},
-        "by_source": {
-            source: {outcome: counts[outcome] for outcome in OUTCOMES} for source, counts in sorted(by_source.items())
-        },
+        "by_source": {name: {one: by_source[name][one] for one in OUTCOMES} for name in sorted(by_source)},
         "rates": {
             "failure": _share(outcomes["failed"], ordered + outcomes["failed"]),
             "repair": _share(outcomes["repaired"], ordered),

@@ -6,11 +6,10 @@ pySBD's (Sadvilkar and Neumann, 2020), rule-based and for 22 languages.
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,8 @@ from tqdm.auto import tqdm
 from modeling_tsarank.eval.bm25 import STOP_WORDS
 from modeling_tsarank.eval.types import Document
 from modeling_tsarank.files.extras import require
-from modeling_tsarank.files.writing import write_text
+from modeling_tsarank.files.writing import write_jsonl
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.ranking_options import whole_number
 from modeling_tsarank.trainers.data.list_building import SourceQuery
 from modeling_tsarank.trainers.data.provenance import write_report
 
@@ -104,9 +102,6 @@ class QueryCollector:
     candidates: int = 0
     _seen: set[str] = field(default_factory=set, repr=False)
 
-    def __post_init__(self) -> None:
-        self.wanted = whole_number(self.wanted, "the number of queries")
-
     @property
     def full(self) -> bool:
         """Whether there are enough."""
@@ -146,12 +141,11 @@ class QueryCollector:
 def write_queries(path: Path, queries: Iterable[SourceQuery], report: Mapping[str, Any]) -> None:
     """Writes queries in BEIR's layout, `{"_id", "text", "metadata": {query_type, docid, generator}}`, one a line, and
     beside them, as `NAME.report.txt`, the report as JSON (a suffix that no reader takes for rows)."""
-    lines = []
-    for query in queries:
-        about = {"query_type": query.query_type, "docid": query.source, "generator": query.generator}
-        record = {"_id": query.query_id, "text": query.text, "metadata": about}
-        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-    write_text(path, "".join(lines))
+    rows = []
+    for one in queries:
+        about = {"query_type": one.query_type, "docid": one.source, "generator": one.generator}
+        rows.append({"_id": one.query_id, "text": one.text, "metadata": about})
+    write_jsonl(path, rows)
     write_report(path, dict(report))
 
 
@@ -195,13 +189,36 @@ def tidy_sentence(sentence: str) -> str:
     return line.rstrip(".,;:! ").rstrip(_EDGES)
 
 
+def fill(
+    collector: QueryCollector, passages: Iterable[tuple[str, Iterable[tuple[str, str | None]]]], most: int, doing: str
+) -> None:
+    """Offers candidates to a collector until it is full.
+
+    Args:
+        collector: Takes them; may stay unfilled where there are no more.
+        passages: Id of each passage, and candidates made of it: a text, and why it cannot be taken if that is known.
+        most: Queries of one passage at most.
+        doing: For the progress bar on stderr.
+    """
+    with tqdm(total=collector.wanted, desc=f"{doing} queries", unit="query", disable=None) as bar:
+        for document_id, candidates in passages:
+            left = most
+            for text, reason in candidates:
+                if collector.offer(text, document_id, reason):
+                    left -= 1
+                    bar.update(1)
+                if collector.full:
+                    return
+                if not left:
+                    break
+
+
 def crop_queries(
     documents: Mapping[str, Document],
     collector: QueryCollector,
     seed: int = 0,
     per_passage: int = 1,
     language: str = "en",
-    show_progress: bool | None = None,
 ) -> None:
     """Fills a collector with sentences of passages drawn at random.
 
@@ -215,30 +232,21 @@ def crop_queries(
         seed: Of the order.
         per_passage: Sentences of one passage at most.
         language: Of the sentence rules.
-        show_progress: Progress bar on stderr; None shows it on a terminal only.
 
     Raises:
-        InputError: `per_passage` below 1, or no such language.
+        InputError: no such language.
         ResourceError: pysbd is missing.
     """
-    per_passage = whole_number(per_passage, "the number of sentences of a passage")
     split = sentence_splitter(language)
     generator = random.Random(seed)
     ids = list(documents)
     generator.shuffle(ids)
-    hidden = None if show_progress is None else not show_progress
-    with tqdm(total=collector.wanted, desc="cropping sentences", unit="query", disable=hidden) as bar:
-        for document_id in ids:
-            if collector.full:
-                return
-            text = documents[document_id].text[:LONGEST_PASSAGE]
-            sentences = [tidy_sentence(sentence) for sentence in split(text)]
-            generator.shuffle(sentences)
-            taken = 0
-            for sentence in sentences:
-                whole = normalized(sentence) == normalized(text)
-                if sentence and collector.offer(sentence, document_id, "whole passage" if whole else None):
-                    taken += 1
-                    bar.update(1)
-                if taken == per_passage or collector.full:
-                    break
+
+    def sentences(text: str) -> Iterator[tuple[str, str | None]]:
+        found = [tidy_sentence(sentence) for sentence in split(text)]
+        generator.shuffle(found)
+        whole = normalized(text)
+        yield from ((one, "whole passage" if normalized(one) == whole else None) for one in found if one)
+
+    passages = ((name, sentences(documents[name].text[:LONGEST_PASSAGE])) for name in ids)
+    fill(collector, passages, per_passage, "cropping")

@@ -9,19 +9,17 @@ from __future__ import annotations
 import logging
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
-
-from tqdm.auto import tqdm
 
 from modeling_tsarank.eval.bm25 import EnglishAnalyzer
 from modeling_tsarank.eval.types import Document
 from modeling_tsarank.models.user_texts import AnyUserText
 from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.trainers.data.data_options import SamplingOptions
-from modeling_tsarank.trainers.data.query_files import QueryCollector, normalized
+from modeling_tsarank.trainers.data.query_files import QueryCollector, fill, normalized
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
 
 
@@ -190,11 +188,7 @@ def tidy_generated(text: str, ended: bool) -> tuple[str, str | None]:
 
 
 def generate_queries(
-    documents: Mapping[str, Document],
-    generator: QueryGenerator,
-    collector: QueryCollector,
-    min_shared: int = 1,
-    show_progress: bool | None = None,
+    documents: Mapping[str, Document], generator: QueryGenerator, collector: QueryCollector, min_shared: int = 1
 ) -> None:
     """Fills a collector with queries for passages drawn at random, without replacement.
 
@@ -206,27 +200,22 @@ def generate_queries(
         generator: Writes them.
         collector: Takes them; may stay unfilled where the corpus has no more.
         min_shared: Stems, stop words aside, that a query shares with its passage at least (English).
-        show_progress: Progress bar on stderr; None shows it on a terminal only.
     """
     ids = list(documents)
     random.Random(generator.options.seed).shuffle(ids)
     size = generator.options.batch_size
     analyze = EnglishAnalyzer() if min_shared else None
-    hidden = None if show_progress is None else not show_progress
-    with tqdm(total=collector.wanted, desc="generating queries", unit="query", disable=hidden) as bar:
+
+    def queries() -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
         for start in range(0, len(ids), size):
-            if collector.full:
-                return
-            batch = [name for name in ids[start : start + size] if documents[name].full_text]
-            if not batch:
-                continue
-            texts = generator.generate([documents[name].full_text for name in batch])
-            for name, candidates in zip(batch, texts, strict=True):
-                for raw, ended in candidates:
-                    query, reason = tidy_generated(raw, ended)
-                    reason = reason or _relation_problem(query, documents[name].full_text, min_shared, analyze)
-                    if not collector.full and collector.offer(query, name, reason):
-                        bar.update(1)
+            batch = [(name, text) for name in ids[start : start + size] if (text := documents[name].full_text)]
+            found = generator.generate([text for _, text in batch]) if batch else []
+            for (name, text), candidates in zip(batch, found, strict=True):
+                tidied = [tidy_generated(*one) for one in candidates]
+                reasons = [why or _relation_problem(one, text, min_shared, analyze) for one, why in tidied]
+                yield name, [(one, why) for (one, _), why in zip(tidied, reasons, strict=True)]
+
+    fill(collector, queries(), generator.options.per_passage, "generating")
 
 
 def _relation_problem(query: str, passage: str, min_shared: int, analyze: EnglishAnalyzer | None) -> str | None:

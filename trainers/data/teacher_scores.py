@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -35,6 +35,7 @@ CHUNKS_AHEAD = 128
 
 Texts = tuple[str, Sequence[str]]
 """A query and its documents."""
+Scorer: TypeAlias = "CachedScorer | MixedScorer"
 
 
 class TeacherWorker:
@@ -152,34 +153,24 @@ class CachedScorer:
         name: See `load_scorer`.
         cache: Where scores are kept, a list at a time.
         usage: Counts the lists.
-        batch_tokens: Token budget of a batch.
-        device: Torch device.
-        dtype: Number format.
         pool: Does the work with a `TeacherWorker`; None works in this process.
-        **options: See `load_scorer`.
+        **options: See `load_scorer`; and `batch_tokens`, the token budget of a batch.
     """
 
     def __init__(
-        self,
-        name: str,
-        cache: RequestCache,
-        usage: Usage | None = None,
-        batch_tokens: int | None = None,
-        device: str | None = None,
-        dtype: str | None = None,
-        pool: Pool | None = None,
-        **options: Any,
+        self, name: str, cache: RequestCache, usage: Usage | None = None, pool: Pool | None = None, **options: Any
     ) -> None:
         kind = prefix_of(resolve(name))
         self.name = display_name(name)
         self.full_name = kind + self.name
         self.usage = usage or Usage()
         if kind:
-            options = {key: value for key, value in options.items() if key != "max_query_length"}
+            options.pop("max_query_length", None)
+        tokens, device, dtype = (options.pop(key, None) for key in ("batch_tokens", "device", "dtype"))
         load = self._load_options = {"device": device, "dtype": dtype, **options}
         identity = {"scorer": {**scorer_identity(name), "dtype": dtype, "options": options}}
         self._work = _SharedWork(
-            identity, lambda lists: ("score", name, load, batch_tokens, lists), cache, pool, CHUNK_PAIRS, self._check
+            identity, lambda lists: ("score", name, load, tokens, lists), cache, pool, CHUNK_PAIRS, self._check
         )
 
     def _check(self, values: list[Any]) -> None:
@@ -189,10 +180,6 @@ class CachedScorer:
     def describe(self) -> dict[str, Any]:
         """For a card."""
         return {"kind": "scores", "model": self.name, **{k: v for k, v in self._load_options.items() if v is not None}}
-
-    def scores(self, query: str, documents: Sequence[str]) -> list[float]:
-        """One score a document, shape `(n,)`; higher is more relevant. See `scores_of`."""
-        return next(self.scores_of([(query, documents)]))
 
     def scores_of(self, lists: Iterable[Texts]) -> Iterator[list[float]]:
         """The scores of each list, in the given order; about `CHUNK_PAIRS` pairs at a time are scored in one call.
@@ -219,16 +206,10 @@ class LocalTeacher:
     """
 
     def __init__(
-        self,
-        name: str,
-        how: ListwiseOptions,
-        cache: RequestCache,
-        usage: Usage | None = None,
-        pool: Pool | None = None,
-        **options: Any,
+        self, name: str, how: ListwiseOptions, cache: RequestCache, usage: Usage, pool: Pool | None, **options: Any
     ) -> None:
         chat = LocalChat(name, **options)  # loads nothing yet
-        self.name, self.usage = chat.name, usage or Usage()
+        self.name, self.usage = chat.name, usage
         self.description = {**chat.describe(), **how.describe()}
         identity = {"order": chat.request([]), "how": asdict(how)}
         self._work = _SharedWork(
@@ -246,15 +227,6 @@ class LocalTeacher:
             yield ordering
 
 
-class ListScorer(Protocol):
-    """What gives the documents of many lists their scores."""
-
-    name: str
-
-    def scores_of(self, lists: Iterable[Texts]) -> Iterator[list[float]]:
-        """The scores of each list, in the given order."""
-
-
 class ScoringTeacher:
     """Orders lists by a scorer; equal scores keep the first stage's order.
 
@@ -262,19 +234,12 @@ class ScoringTeacher:
         scorer: The scorer, or a mixture of several (`MixedScorer`).
     """
 
-    def __init__(self, scorer: ListScorer) -> None:
+    def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
         self.name = scorer.name
 
     def order_many(self, lists: Sequence[Texts]) -> Iterator[Ordering]:
-        """The order of each list with its scores, always `clean`; many are scored together.
-
-        Raises:
-            InputError: fewer than two documents in a list.
-        """
-        for _, documents in lists:
-            if len(documents) < 2:
-                raise InputError(f"a teacher orders at least two documents, got {len(documents)}")
+        """The order of each list with its scores, always `clean`; many are scored together."""
         for scores in self._scorer.scores_of(lists):
             order = np.argsort(-np.asarray(scores), kind="stable")
             yield Ordering("clean", [int(index) for index in order], scores=scores)
@@ -330,18 +295,15 @@ def teacher_scorer(
     weights: Sequence[float] | None,
     cache: RequestCache,
     usage: Usage | None = None,
-    batch_tokens: int | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
     pool: Pool | None = None,
     **options: Any,
-) -> CachedScorer | MixedScorer:
+) -> Scorer:
     """The scorer of one name as it is, or the mixture of several.
 
     Args:
         names: One or more; see `load_scorer`.
         weights: Of the mixture; None for equal ones.
-        cache, usage, batch_tokens, device, dtype, pool, **options: See `CachedScorer`.
+        cache, usage, pool, **options: See `CachedScorer`.
 
     Raises:
         InputError: weights without a mixture, one teacher twice, or wrong weights (see `MixedScorer`).
@@ -350,10 +312,7 @@ def teacher_scorer(
         raise InputError(f"one teacher is given twice: {', '.join(names)}; give it a larger weight instead")
     # Lists are counted once, by the first.
     counts = [usage, *(None for _ in names[1:])]
-    scorers = [
-        CachedScorer(name, cache, count, batch_tokens, device, dtype, pool, **options)
-        for name, count in zip(names, counts, strict=True)
-    ]
+    scorers = [CachedScorer(name, cache, count, pool, **options) for name, count in zip(names, counts, strict=True)]
     if len(scorers) > 1:
         return MixedScorer(scorers, weights)
     if weights is not None:

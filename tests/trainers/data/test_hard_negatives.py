@@ -38,7 +38,7 @@ def mine(tmp_path):
     def run(collection=None, stage=BM25, judge=None, **options):
         collection = collection or make_collection()
         retriever = Retriever(collection.documents, tmp_path / "indexes", lambda name: None)
-        return mine_negatives(collection, stage, retriever, MiningOptions(**options), judge, show_progress=False)
+        return mine_negatives(collection, stage, retriever, MiningOptions(**options), judge)
 
     return run
 
@@ -60,10 +60,12 @@ def test_the_top_of_the_window_without_positives_and_copies(mine, tmp_path):
     assert [one["docid"] for one in by_query["q0"]["positives"]] == ["d2", "d1"], "the higher grade first"
     scores = [one["score"] for one in negatives]
     assert scores == sorted(scores, reverse=True)
-    assert counts.as_dict()["lost"] == {"too few negatives": 1}
-    assert counts.queries == counts.rows + sum(counts.lost.values()) == 4
+    assert counts.lost == {"too few negatives": 1}
+    assert counts.queries == len(rows) + sum(counts.lost.values()) == 4
     assert counts.candidates["copy of a positive"] == 1
-    assert counts.negatives == sum(len(row["negatives"]) for row in rows)
+    report = counts.report(rows, 5)
+    assert report["negatives"] == sum(len(row["negatives"]) for row in rows)
+    assert (report["rows"], report["short"]) == (len(rows), sum(len(row["negatives"]) < 5 for row in rows))
 
 
 def test_a_querys_own_document_is_no_negative(mine):
@@ -105,7 +107,7 @@ def test_margins_by_the_first_stages_scores(mine, tmp_path):
         assert counts.candidates["above the margin"] > 0
         # BM25 does not find the positive of "lost": there is nothing to compare with.
         assert counts.lost["positive not retrieved"] >= 1
-        assert counts.queries == counts.rows + sum(counts.lost.values())
+        assert counts.queries == len(rows) + sum(counts.lost.values())
 
 
 def test_a_relative_margin_is_a_margin_for_negative_scores_too():
@@ -125,12 +127,12 @@ def test_margins_by_a_reranker(mine, tmp_path, make_ranker):
     everything, _ = mine(depth=20, count=20, sampling="top")
     texts = {name: document.full_text for name, document in collection.documents.items()}
     for row in rows:
-        positives = judge.scores(row["query"], [texts[one["docid"]] for one in row["positives"]])
-        negatives = judge.scores(row["query"], [texts[one["docid"]] for one in row["negatives"]])
+        positives = next(judge.scores_of([(row["query"], [texts[one["docid"]] for one in row["positives"]])]))
+        negatives = next(judge.scores_of([(row["query"], [texts[one["docid"]] for one in row["negatives"]])]))
         assert max(negatives) <= min(positives) + 1e-5
     assert counts.lost["positive not retrieved"] == 0
     before = sum(len(row["negatives"]) for row in everything)
-    assert counts.negatives + counts.candidates["above the margin"] == before
+    assert sum(len(row["negatives"]) for row in rows) + counts.candidates["above the margin"] == before
 
 
 def test_the_trainer_takes_the_rows(mine, tmp_path):

@@ -60,7 +60,7 @@ def test_what_one_type_leaves_over_goes_to_other_stages_than_the_next_ones():
 def test_stages_as_they_are_given():
     assert parse_stage("bm25") == FirstStage("bm25", "bm25")
     assert parse_stage("mini=dense:/models/a") == FirstStage("mini", "dense:/models/a")
-    reranked = parse_stage("rerank:org/monot5", "bm25", 50)
+    reranked = parse_stage("rerank:org/monot5", 50)
     assert (reranked.name, reranked.reranks, reranked.rerank_depth) == ("bm25+monot5", True, 50)
     for wrong in ("", "=bm25", "name=", "rerank:"):
         with pytest.raises(InputError, match="SPEC or NAME=SPEC"):
@@ -82,7 +82,7 @@ def retriever(tmp_path, make_ranker):
 
 
 def test_lists_come_from_the_stage_that_a_query_is_dealt_to(retriever):
-    stages = [FirstStage("bm25", "bm25"), FirstStage("both", f"rerank:{retriever.folder}", "bm25", 8)]
+    stages = [FirstStage("bm25", "bm25"), FirstStage("both", f"rerank:{retriever.folder}", 8)]
     queries = [*made_queries(6, 6), SourceQuery("odd", "xylophone", "cropped")]
     full, short = collect_lists(retriever, queries, stages, list_size=5)
     assert [task.query.query_id for task in short] == ["odd"]
@@ -102,7 +102,7 @@ def test_lists_come_from_the_stage_that_a_query_is_dealt_to(retriever):
 def test_a_reranker_puts_the_base_stages_documents_in_its_own_order(retriever):
     query = {"q": "bread ice"}
     base = retriever.run(FirstStage("bm25", "bm25"), query, 8)["q"]
-    reranked = retriever.run(FirstStage("both", f"rerank:{retriever.folder}", "bm25", 8), query, 5)["q"]
+    reranked = retriever.run(FirstStage("both", f"rerank:{retriever.folder}", 8), query, 5)["q"]
     assert set(reranked) < set(base)
     from modeling_tsarank.models.loading import load_ranker
 
@@ -111,13 +111,7 @@ def test_a_reranker_puts_the_base_stages_documents_in_its_own_order(retriever):
     best = sorted(zip(base, expected, strict=True), key=lambda item: -item[1])[:5]
     assert reranked == pytest.approx({name: float(score) for name, score in best}, abs=1e-4)
     with pytest.raises(InputError, match="reranks 4 documents, fewer than the 5 of a list"):
-        retriever.run(FirstStage("both", f"rerank:{retriever.folder}", "bm25", 4), query, 5)
-
-
-def test_sizes_that_make_no_sense(retriever):
-    for size, minimum in ((1, 1), (5, 1), (5, 6)):
-        with pytest.raises(InputError, match="2 documents or more"):
-            collect_lists(retriever, made_queries(2, 0), STAGES[:1], size, minimum)
+        retriever.run(FirstStage("both", f"rerank:{retriever.folder}", 4), query, 5)
 
 
 def test_a_limit_is_spread_over_query_types_and_stages():
@@ -130,8 +124,6 @@ def test_a_limit_is_spread_over_query_types_and_stages():
     assert Counter(task.query.query_type for task in kept) == {"a": 2, "b": 1, "c": 2}
     assert kept == [task for task in tasks if task in kept]
     assert spread(tasks, 99) == tasks
-    with pytest.raises(InputError, match="at least 1"):
-        spread(tasks, 0)
 
 
 def test_query_files(tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers.data.list_writing import stratified_split
+from modeling_tsarank.trainers.data.list_making import stratified_split
 
 
 def rows(sizes: dict[str, int]) -> list[tuple[str, str]]:

@@ -124,7 +124,7 @@ def test_queries_of_a_corpus_with_their_passages(causal_folder):
     options = SamplingOptions(max_new_tokens=12, batch_size=5, temperature=2.0, top_k=0, max_passage_tokens=100)
     limits = QueryLimits(min_words=1, min_content_words=0, min_letters=0)
     collector = QueryCollector(4, "generated", limits, "tiny")
-    generate_queries(documents, QueryGenerator(str(causal_folder), options), collector, 0, show_progress=False)
+    generate_queries(documents, QueryGenerator(str(causal_folder), options), collector, 0)
     report = collector.report()
     assert report["candidates"] == report["taken"] + sum(report["rejected"].values())
     assert report["rejected"].get("unfinished", 0) > 0
@@ -156,7 +156,7 @@ def test_copies_and_queries_of_anything_are_not_taken():
     }
     documents = {f"d{number}": Document("", text) for number, text in enumerate(texts)}
     collector = QueryCollector(9, "generated")
-    generate_queries(documents, Fixed(texts), collector, show_progress=False)
+    generate_queries(documents, Fixed(texts), collector)
     assert [query.text for query in collector.queries] == ["why is maple used for a violin"]
     assert collector.rejected == {"copied": 1, "unrelated": 1}
 

@@ -66,7 +66,7 @@ def test_a_teacher_that_says_nothing_leaves_the_order_to_the_other(cache, teache
     copies = [("dough", [DOCUMENTS[0], DOCUMENTS[0]])]
     assert list(MixedScorer([ranker, other]).scores_of(copies)) == [[0.0, 0.0]]
     only = next(MixedScorer([ranker, other], [1, 0]).scores_of(LISTS))
-    assert only == pytest.approx(mixed_by_hand([ranker.scores(*LISTS[0])], [1]), abs=1e-9)
+    assert only == pytest.approx(mixed_by_hand([next(ranker.scores_of(LISTS))], [1]), abs=1e-9)
     # The cache is what a scorer answers from: here with one score for all documents.
     query, texts = LISTS[0]
     cache.add({other._work._key(query, texts): [0.5] * len(texts)})

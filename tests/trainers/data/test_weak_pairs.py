@@ -60,7 +60,7 @@ def recipe(tmp_path: Path) -> dict[str, Any]:
 
 
 def build(recipe: dict[str, Any], folder: Path, **options: Any) -> dict[str, Any]:
-    return build_weak_pairs(build_recipe(recipe), folder, show_progress=False, **options)
+    return build_weak_pairs(build_recipe(recipe), folder, **options)
 
 
 def test_a_set_loads_and_adds_up(recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -1,0 +1,318 @@
+"""Distillation lists: made of queries and a corpus, ordered by a teacher, written with a report that adds up."""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from modeling_tsarank.eval.beir import read_corpus
+from modeling_tsarank.eval.types import Document
+from modeling_tsarank.files.tables import arrow
+from modeling_tsarank.files.writing import whole_file, write_jsonl
+from modeling_tsarank.jobs.pools import Pool
+from modeling_tsarank.rankers.arguments import named_values
+from modeling_tsarank.rankers.chat import ChatEndpoint, ChatSettings
+from modeling_tsarank.rankers.endpoint import Usage
+from modeling_tsarank.rankers.listwise import ListwiseOptions, Ordering
+from modeling_tsarank.ranking_errors import InputError, ModelError
+from modeling_tsarank.trainers.data.filters import build_options, option_defaults
+from modeling_tsarank.trainers.data.list_building import (
+    ListTask,
+    collect_lists,
+    describe_stage,
+    document_record,
+    parse_stage,
+    place_of,
+    read_queries,
+    spread,
+)
+from modeling_tsarank.trainers.data.list_ordering import EndpointTeacher, Teacher, order_lists, summarize
+from modeling_tsarank.trainers.data.making import (
+    corpus_file,
+    make_retriever,
+    make_scorer,
+    open_cache,
+    open_check,
+    pooled,
+    print_counts,
+)
+from modeling_tsarank.trainers.data.provenance import describe_file, teacher_facts, write_provenance
+from modeling_tsarank.trainers.data.teacher_scores import LocalTeacher, ScoringTeacher
+
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("bm25s", "httpx2", "pyarrow", "sentence-transformers", "torch", "transformers")
+"""Packages whose versions are recorded with a set."""
+
+Row = Mapping[str, Any]
+
+FAILED_FILE = "failed.ndjson"
+"""Lists without an order; the suffix is one that no reader of training data takes for rows."""
+
+
+@pooled
+def make_lists(args: Namespace, pool: Pool) -> int:
+    """Runs `tsarank data lists`."""
+    given = args.teacher_scores or [args.teacher_local or args.teacher_model]
+    teachers = teacher_facts(given, args.teacher_trained_on, here=not args.teacher_url)
+    queries = read_queries(args.queries)
+    stages = [parse_stage(text, args.rerank_depth) for text in args.first_stages]
+    documents = read_corpus(corpus_file(args.corpus))
+    leakage = None
+    with ExitStack() as stack:
+        open_cache(args)
+        asked, check = len(queries), open_check(args, stack)
+        if check is not None:
+            queries = check.clean_queries(queries)
+            if not queries:
+                raise InputError(f"all {asked} queries are queries or passages of the test collections (--leakage)")
+        usage = Usage()
+        teacher, description = _teacher(args, usage, stack, pool)
+        retriever = make_retriever(args, pool, documents)
+        tasks, short = collect_lists(retriever, queries, stages, args.list_size, args.seed)
+        if check is not None:
+            found = sum(len(task.document_ids) for task in tasks)
+            tasks = check.clean_lists(tasks, documents)
+            left = sum(len(task.document_ids) for task in tasks)
+            short += [task for task in tasks if len(task.document_ids) < 2]
+            tasks = [task for task in tasks if len(task.document_ids) >= 2]
+            counts = {"queries_left_out": asked - len(queries), "documents_left_out": found - left}
+            leakage = {**check.record(), **counts}
+        all_lists = len(tasks)
+        tasks = tasks if args.limit is None else spread(tasks, args.limit)
+        orderings = order_lists(teacher, tasks, documents)
+    report = {
+        "title": f"Distillation lists of {Path(args.corpus).name}",
+        "seed": args.seed,
+        "corpus": {**describe_file(Path(args.corpus)), "documents": len(documents)},
+        "query_files": [describe_file(Path(path)) for path in args.queries],
+        "teacher": description,
+        "first_stages": [describe_stage(stage) for stage in stages],
+        "list_size": args.list_size,
+        "teachers": teachers,
+        "leakage": leakage,
+        "usage": usage.as_dict(),
+        "not_asked_by_limit": all_lists - len(tasks),
+        **summarize(tasks, orderings, len(short)),
+    }
+    report["queries"] += report["not_asked_by_limit"]
+    report["splits"] = write_lists(
+        args.output, tasks, orderings, documents, teacher.name, report, args.validation_share
+    )
+    _tell(report)
+    if not report["splits"]["train"] + report["splits"]["validation"]:
+        raise ModelError(
+            f"the teacher {teacher.name} ordered none of {report['lists']} lists; {args.output / FAILED_FILE} has why"
+        )
+    return 0
+
+
+def _teacher(args: Namespace, usage: Usage, stack: ExitStack, pool: Pool) -> tuple[Teacher, dict[str, Any]]:
+    """The teacher and its description."""
+    options, cache = named_values(args.teacher_options, "--teacher-options"), open_cache(args)
+    if args.teacher_scores is not None:
+        if options:
+            raise InputError("--teacher-options are for language models, not for --teacher-scores")
+        scorer = make_scorer(args, pool, args.teacher_scores, args.teacher_weights, usage)
+        return ScoringTeacher(scorer), scorer.describe()
+    if args.teacher_weights is not None:
+        raise InputError("--teacher-weights is for several teachers that score (--teacher-scores)")
+    names = [name for name, _ in option_defaults(ListwiseOptions)]
+    asked = {name: options.pop(name) for name in names if name in options}
+    how = build_options(ListwiseOptions, asked, "--teacher-options")
+    if args.teacher_local is not None:
+        longest = options.pop("max_tokens", 256)
+        if options:
+            raise InputError(f"--teacher-options: {', '.join(options)} is nothing of a --teacher-local")
+        place_options = {"max_new_tokens": longest, "device": args.device, "dtype": args.dtype}
+        local = LocalTeacher(args.teacher_local, how, cache, usage, pool, **place_options)
+        return local, local.description
+    if {"url", "model"} & options.keys():
+        raise InputError("--teacher-options: url and model of a server are --teacher-url and --teacher-model")
+    where = {"url": args.teacher_url, "model": args.teacher_model, "key_variable": "TSARANK_TEACHER_KEY"}
+    client = ChatEndpoint(build_options(ChatSettings, {**where, **options}, "--teacher-options"), cache, usage)
+    return EndpointTeacher(stack.enter_context(client), how, args.concurrency), {**client.describe(), **how.describe()}
+
+
+def _tell(report: dict[str, Any]) -> None:
+    """Says what came of it."""
+    rows = [("queries", report["queries"]), ("  too few documents", report["too_few_documents"])]
+    rows += [("  not asked (--limit)", report["not_asked_by_limit"])]
+    if report["leakage"] is not None:
+        for what in ("queries", "documents"):
+            rows.append((f"left out by --leakage: {what}", report["leakage"][f"{what}_left_out"]))
+    rows += [(f"  {name}", count) for name, count in report["outcomes"].items()]
+    rows += [(f"{name} rate", share) for name, share in report["rates"].items()]
+    rows += [(f"answers: {name.replace('_', ' ')}", count) for name, count in report["answers"].items()]
+    rows += [(f"usage: {name.replace('_', ' ')}", round(value, 6)) for name, value in report["usage"].items()]
+    rows += [(f"rows: {name}", count) for name, count in report["splits"].items()]
+    print_counts("Lists", rows)
+    used, kept = report["answers"]["used"], report["answers"]["keeping_the_given_order"]
+    if kept > used / 2:
+        logger.warning(
+            "%d of the teacher's %d answers keep the given order: it may only count; see refuse_given_order and "
+            "prompt of --teacher-options, or take a stronger teacher",
+            kept,
+            used,
+        )
+
+
+# ---- the files ---------------------------------------------------------------------------------------
+
+
+def distillation_row(
+    task: ListTask, ordering: Ordering, documents: Mapping[str, Document], teacher: str, prompt: str | None
+) -> dict[str, Any]:
+    """A row that `trainers.training_data` reads as distillation data, with where it comes from.
+
+    Documents stand in the first stage's order; `permutation` has their indexes from 0 in the teacher's order, best
+    first; `teacher_scores`, where the teacher gives scores, one a document. `answer` is the raw answer (null of a
+    teacher that gives scores), `repaired` "true" or "false".
+    """
+    assert ordering.permutation is not None
+    row: dict[str, Any] = {
+        "query_id": task.query.query_id,
+        "query": task.query.text,
+        "documents": [document_record(name, documents) for name in task.document_ids],
+        "permutation": list(ordering.permutation),
+    }
+    if ordering.scores is not None:
+        row["teacher_scores"] = list(ordering.scores)
+    return row | {
+        "query_type": task.query.query_type,
+        "source_docid": task.query.source,
+        "generator": task.query.generator,
+        "first_stage": task.first_stage,
+        "teacher": teacher,
+        "prompt": prompt,
+        "answer": ordering.raw_answer if ordering.scores is None else None,
+        "repaired": "true" if ordering.outcome == "repaired" else "false",
+    }
+
+
+def failed_row(task: ListTask, ordering: Ordering, teacher: str) -> dict[str, Any]:
+    """What is recorded of a list without an order: everything but a permutation."""
+    return {
+        **asdict(task.query),
+        "first_stage": task.first_stage,
+        "document_ids": list(task.document_ids),
+        "teacher": teacher,
+        "outcome": ordering.outcome,
+        "reason": ordering.reason,
+        "answers": ordering.answers,
+    }
+
+
+def write_parquet(path: Path, rows: Sequence[Row]) -> None:
+    """Writes distillation rows, whole or not at all.
+
+    Raises:
+        ResourceError: pyarrow is missing or the file cannot be written.
+    """
+    pa = arrow("data")
+    text = pa.string()
+    document = pa.struct([("docid", text), ("title", text), ("text", text)])
+    known = {
+        "documents": pa.list_(document),
+        "permutation": pa.list_(pa.int64()),
+        "teacher_scores": pa.list_(pa.float64()),
+    }
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    schema = pa.schema([(name, known.get(name, text)) for name in columns])
+    with whole_file(path) as temporary:
+        pa.parquet.write_table(pa.Table.from_pylist(list(rows), schema=schema), temporary)
+
+
+def write_lists(
+    output: Path,
+    tasks: Sequence[ListTask],
+    orderings: Sequence[Ordering],
+    documents: Mapping[str, Document],
+    teacher: str,
+    report: Mapping[str, Any],
+    validation_share: float,
+) -> dict[str, int]:
+    """Writes `data/` with the splits as `datasets.load_dataset(output)` finds them, the failures and the provenance.
+
+    Args:
+        output: The set's folder.
+        tasks: All lists.
+        orderings: What became of each.
+        documents: Document id to document.
+        teacher: Its name.
+        report: For the provenance; its `seed` is the split's.
+        validation_share: Share of the lists in the validation split.
+
+    Returns:
+        Rows of each split; an empty one has no file.
+    """
+    prompt = report["teacher"].get("prompt")
+    pairs = list(zip(tasks, orderings, strict=True))
+    failed = [failed_row(task, ordering, teacher) for task, ordering in pairs if ordering.permutation is None]
+    write_jsonl(output / FAILED_FILE, failed)
+    rows = [
+        distillation_row(task, ordering, documents, teacher, prompt)
+        for task, ordering in pairs
+        if ordering.permutation is not None
+    ]
+    train, validation = stratified_split(rows, validation_share, report["seed"])
+    for name, own in (("train", train), ("validation", validation)):
+        path = output / "data" / f"{name}-00000-of-00001.parquet"
+        if own:
+            write_parquet(path, own)
+        else:
+            path.unlink(missing_ok=True)
+    splits = {"train": len(train), "validation": len(validation), "failed": len(failed)}
+    write_provenance(output, "distillation_lists", {**report, "splits": splits}, PACKAGES)
+    return splits
+
+
+VALIDATION_SHARE = Fraction(1, 20)
+"""TWOLAR: 1,000 of 20,000."""
+
+
+def stratified_split(
+    rows: Sequence[Row], share: float | Fraction = VALIDATION_SHARE, seed: int = 0
+) -> tuple[list[Row], list[Row]]:
+    """Training and validation rows, each in the given order.
+
+    The validation set has `round(share * n)` rows. Every stratum, of one query type and first stage, gives its share,
+    rounded down, and the remaining places go to the strata with the largest remainders. Which rows of a stratum it
+    gives depends on their query ids and the seed alone, not on the order of the rows.
+
+    Args:
+        rows: n rows with `query_id`, `query_type` and `first_stage`.
+        share: Of the validation set, from 0 to below 1.
+        seed: Of the choice.
+
+    Raises:
+        InputError: a share out of range, or two rows of one id.
+    """
+    if not 0 <= share < 1:
+        raise InputError(f"the validation set's share must be from 0 to below 1, got {float(share)}")
+    strata: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in rows:
+        strata[row["query_type"], row["first_stage"]].append(row["query_id"])
+    repeated = len(rows) - len({row["query_id"] for row in rows})
+    if repeated:
+        raise InputError(f"{repeated} of {len(rows)} rows repeat an id; a split needs unique ids")
+    # A decimal such as 0.05 is meant exactly, not as the binary number next to it.
+    exact = share if isinstance(share, Fraction) else Fraction(str(share))
+    wanted = {key: exact * len(members) for key, members in strata.items()}
+    quota = {key: int(amount) for key, amount in wanted.items()}
+    left = int(exact * len(rows) + Fraction(1, 2)) - sum(quota.values())
+    by_remainder = sorted(strata, key=lambda key: (quota[key] - wanted[key], place_of(seed, "stratum", repr(key))))
+    for key in by_remainder[:left]:
+        quota[key] += 1
+    chosen: set[str] = set()
+    for key, members in strata.items():
+        chosen.update(sorted(members, key=lambda name: place_of(seed, "validation", name))[: quota[key]])
+    return [row for row in rows if row["query_id"] not in chosen], [row for row in rows if row["query_id"] in chosen]

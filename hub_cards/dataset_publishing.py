@@ -15,8 +15,14 @@ from modeling_tsarank.hub_cards.file_selection import Selection, fits, select_fi
 from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, UNKNOWN_LICENSE, Publication
 from modeling_tsarank.hub_cards.uploading import Target
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.trainers.data.cards import CARD_KINDS, render_card, size_category
-from modeling_tsarank.trainers.data.provenance import leakage_text, read_provenance, recorded_origin, teachers_text
+from modeling_tsarank.trainers.data.cards import render_card, size_category
+from modeling_tsarank.trainers.data.provenance import (
+    CARD_KINDS,
+    leakage_text,
+    read_provenance,
+    recorded_origin,
+    teachers_text,
+)
 
 
 PROVENANCE = "provenance.json"

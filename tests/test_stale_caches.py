@@ -22,7 +22,7 @@ from modeling_tsarank.trainers.data.provenance import describe_file
 from modeling_tsarank.trainers.data.teacher_cache import RequestCache
 from modeling_tsarank.trainers.data.teacher_scores import CachedScorer
 from modeling_tsarank.trainers.training_data import load_training_rows
-from modeling_tsarank.trainers.training_record import DataSource
+from modeling_tsarank.trainers.training_record import describe_data
 
 
 SIZE = 6_000_000
@@ -72,7 +72,7 @@ MODELS: dict[str, Callable[[Path], Any]] = {
     "evaluations": evaluated,
     "a model file": lambda folder: model_fingerprint(str(folder / "model.safetensors")),
     "a first stage's run": lambda folder: hash_file(folder / "model.safetensors"),
-    "records of a file of data": lambda folder: DataSource.of(str(folder / "model.safetensors")),
+    "records of a file of data": lambda folder: describe_data(str(folder / "model.safetensors")),
     "records of inputs": lambda folder: describe_file(folder / "model.safetensors"),
     "records of folders of inputs": describe_file,
 }

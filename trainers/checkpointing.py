@@ -48,7 +48,7 @@ from modeling_tsarank.trainers.ranking_config import RankingConfig
 from modeling_tsarank.trainers.ranking_module import RankingModule
 from modeling_tsarank.trainers.resuming import RUN_SETTINGS, check_resumed, run_settings, weights_digest
 from modeling_tsarank.trainers.trainable import save_ranker, trained_parameters
-from modeling_tsarank.trainers.training_record import DataSource, write_training_record
+from modeling_tsarank.trainers.training_record import RECORD_NAME, training_record
 
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class CheckpointingTrainer(EvenBatchesTrainer):
     publisher: Publisher | None = None
     # What `training_run.json` says of the start: the base model, where the rows came from, the step resumed from.
     started_from: str = ""
-    data_source: DataSource | None = None
+    data_source: dict[str, Any] | None = None
     resumed_from_step: int | None = None
     changed_on_resuming: dict[str, Any] | None = None
     # The rows as they were given, which a checkpoint must have been trained on to be resumed.
@@ -260,7 +260,8 @@ class CheckpointingTrainer(EvenBatchesTrainer):
         state = None if state_dict is None else _backbone_state(state_dict)
         lora = self.module.part.kind == "lora"
         if lora:
-            self._save_adapter(folder / ADAPTER_FOLDER, state)
+            prefixed = None if state is None else {f"base_model.model.{name}": value for name, value in state.items()}
+            save_adapter(self.module.part.adapter, folder / ADAPTER_FOLDER, prefixed)
         if self._staging is not None:
             self._save_trained(folder, state)
             ranker_too = not lora and self.args.checkpoint_ranker
@@ -270,15 +271,7 @@ class CheckpointingTrainer(EvenBatchesTrainer):
             save_ranker(self.module.ranker, self.module.part, folder, state)
         torch.save(self.args, folder / TRAINING_ARGS_NAME)
         if self._staging is None:
-            write_training_record(self, folder)
-
-    def _save_adapter(self, folder: Path, state: dict[str, Tensor] | None) -> None:
-        if state is not None:
-            state = {f"base_model.model.{name}": value for name, value in state.items()}
-        with whole_files(folder) as staging:
-            self.module.part.adapter.save_pretrained(str(staging), state_dict=state)
-            # PEFT's model card says nothing about a ranker; cards are written when a model is published.
-            (staging / "README.md").unlink(missing_ok=True)
+            write_json(folder / RECORD_NAME, training_record(self))
 
     def _save_trained(self, folder: Path, state: dict[str, Tensor] | None) -> None:
         weights = {
@@ -347,6 +340,14 @@ class CheckpointingTrainer(EvenBatchesTrainer):
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(weights[name])
+
+
+def save_adapter(adapter: Any, folder: Path, state: dict[str, Tensor] | None) -> None:
+    """Writes a PEFT adapter, of the gathered weights where there are some."""
+    with whole_files(folder) as staging:
+        adapter.save_pretrained(str(staging), state_dict=state)
+        # PEFT's model card says nothing about a ranker; cards are written when a model is published.
+        (staging / "README.md").unlink(missing_ok=True)
 
 
 def _backbone_state(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.trainer import TRAINING_ARGS_NAME
 from trl import SFTTrainer
 
+from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.modeling_ranker import RankerModel
 from modeling_tsarank.modeling_tsarank import QueryLikelihoodEncoder, QueryLikelihoodOptions, TSARankModel
 from modeling_tsarank.ranking_errors import InputError, ModelError, TSARankError
@@ -19,8 +20,7 @@ from modeling_tsarank.ranking_options import CONFIG_KEY
 from modeling_tsarank.ranking_scoring import accepts
 from modeling_tsarank.ranking_text import clean_query, document_text
 from modeling_tsarank.trainers.base_models import load_base_model
-from modeling_tsarank.trainers.checkpoint_files import set_config_dtype, whole_files
-from modeling_tsarank.trainers.checkpointing import ADAPTER_FOLDER, CheckpointingTrainer
+from modeling_tsarank.trainers.checkpointing import ADAPTER_FOLDER, CheckpointingTrainer, save_adapter
 from modeling_tsarank.trainers.cpt_config import ROW_RULES, CPTConfig
 from modeling_tsarank.trainers.ranking_module import token_log_probs
 from modeling_tsarank.trainers.reranking_evaluation import RerankingEvaluation
@@ -29,11 +29,11 @@ from modeling_tsarank.trainers.rows import positive_places
 from modeling_tsarank.trainers.trainable import (
     ALL_LINEAR,
     TrainablePart,
-    export_state_dict,
     lora_config,
+    save_merged,
     train_top_blocks,
 )
-from modeling_tsarank.trainers.training_record import write_training_record
+from modeling_tsarank.trainers.training_record import RECORD_NAME, training_record
 
 
 if TYPE_CHECKING:
@@ -259,16 +259,11 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
         folder.mkdir(parents=True, exist_ok=True)
         lora = self.args.trainable == "lora"
         if lora:
-            self._save_adapter(folder / ADAPTER_FOLDER, state_dict)
+            save_adapter(self.accelerator.unwrap_model(self.model), folder / ADAPTER_FOLDER, state_dict)
         if not lora or self.args.merge_adapter:
             self._save_merged(folder, state_dict)
         torch.save(self.args, folder / TRAINING_ARGS_NAME)
-        write_training_record(self, folder)
-
-    def _save_adapter(self, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
-        with whole_files(folder) as staging:
-            self.accelerator.unwrap_model(self.model).save_pretrained(staging, state_dict=state_dict)
-            (staging / "README.md").unlink(missing_ok=True)
+        write_json(folder / RECORD_NAME, training_record(self))
 
     def _save_merged(self, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
         adapter = self.accelerator.unwrap_model(self.model) if self.args.trainable == "lora" else None
@@ -281,13 +276,12 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
                     folder,
                 )
                 return
-        state = export_state_dict(self.backbone, part, state_dict)
-        with whole_files(folder) as staging:
-            self.backbone.save_pretrained(staging, state_dict=state)
-            self._tokenizer.save_pretrained(staging)
-            dtypes = {value.dtype for name, value in state.items() if name in self._dtypes}
-            if len(dtypes) == 1:
-                set_config_dtype(staging, next(iter(dtypes)))
+
+        def write(folder: Path, state_dict: dict[str, Tensor]) -> None:
+            self.backbone.save_pretrained(folder, state_dict=state_dict)
+            self._tokenizer.save_pretrained(folder)
+
+        save_merged(self.backbone, part, folder, state_dict, write)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         # The native model and its adapter are in the checkpoint as transformers writes them.

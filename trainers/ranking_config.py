@@ -284,8 +284,3 @@ class RankingConfig(PartConfig, TrainingArguments):
         """What an evaluation measures beside the loss."""
         accuracy = "ranking_accuracy" if self.document_sampling == ONE_POSITIVE else "pairwise_accuracy"
         return [*(f"{name}_loss" for name in self.weights()), accuracy, "in_batch_ndcg"]
-
-    @property
-    def frozen_torch_dtype(self) -> torch.dtype | None:
-        """`frozen_dtype` as torch's."""
-        return None if self.frozen_dtype is None else getattr(torch, self.frozen_dtype)

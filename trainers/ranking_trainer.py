@@ -15,39 +15,28 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
-from torch.utils.data import DataLoader
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
+from modeling_tsarank.cli.command_line import given
 from modeling_tsarank.modeling_ranker import RankerModel
 from modeling_tsarank.ranking_errors import InputError, ModelError
 from modeling_tsarank.trainers.base_models import load_base_ranker
 from modeling_tsarank.trainers.checkpointing import CheckpointingTrainer
-from modeling_tsarank.trainers.collators import (
-    Batch,
-    RankingCollator,
-    SampledGroups,
-    pad_pairs,
-)
-from modeling_tsarank.trainers.gradient_cache import (
-    Chunk,
-    Values,
-    add_idle_chunks,
-    cached_backward,
-    run_chunks,
-)
+from modeling_tsarank.trainers.collators import Batch, RankingCollator, SampledGroups, pad_pairs
+from modeling_tsarank.trainers.gradient_cache import Chunk, Values, add_idle_chunks, cached_backward, run_chunks
 from modeling_tsarank.trainers.losses import get_objective
 from modeling_tsarank.trainers.mixture import Metrics, linear_values, make_grids, mixed_loss, pair_scores
 from modeling_tsarank.trainers.objectives import TOKEN_VALUES
 from modeling_tsarank.trainers.one_pass import OnePassCollator, OnePassModule
 from modeling_tsarank.trainers.ranking_config import RankingConfig
 from modeling_tsarank.trainers.ranking_module import RankingModule
-from modeling_tsarank.trainers.reference import Reference, make_reference
+from modeling_tsarank.trainers.reference import make_reference
 from modeling_tsarank.trainers.row_checks import checked_rows
 from modeling_tsarank.trainers.trainable import TrainablePart, disable_dropout, make_trainable
 
@@ -104,23 +93,14 @@ class RankingTrainer(CheckpointingTrainer):
         rows = self.training_rows = None if train_dataset is None else self._rows(train_dataset)
         # The adapter's matrices are drawn here, so that the same seed gives the same start.
         set_seed(args.seed)
-        ranker = self.load_model(model) if isinstance(model, str | Path) else model
+        family = args.default_family
+        ranker = load_base_ranker(model, default_family=family) if isinstance(model, str | Path) else model
         self.check_model(ranker)
         self.started_from = str(model if isinstance(model, str | Path) else ranker.name_or_path)
         encoder = self._training_encoder(ranker)
         if args.disable_dropout:
             disable_dropout(ranker.backbone)
-        part = make_trainable(
-            ranker,
-            args.trainable,
-            top_blocks=args.top_blocks,
-            lora_r=args.lora_r,
-            lora_alpha=args.lora_alpha,
-            lora_dropout=args.lora_dropout,
-            lora_target_modules=args.lora_target_modules,
-            lora_top_blocks=args.lora_top_blocks,
-            frozen_dtype=args.frozen_torch_dtype,
-        )
+        part = make_trainable(ranker, args.trainable, **given(make_trainable, cast(Any, args)))
         groups = None if rows is None else self.make_groups(rows)
         if args.device.type == "cpu":
             # Pinned memory serves copies to an accelerator; without one, torch warns about it at every data loader.
@@ -152,10 +132,6 @@ class RankingTrainer(CheckpointingTrainer):
 
     # ---- model and objectives --------------------------------------------------------------------
 
-    def load_model(self, name: str | Path) -> RankerModel:
-        """The ranking model of a name or folder."""
-        return load_base_ranker(name, default_family=self.args.default_family)
-
     def check_model(self, ranker: Any) -> None:
         """Raises `ModelError` for a model this training cannot use."""
         if not isinstance(ranker, RankerModel):
@@ -174,14 +150,11 @@ class RankingTrainer(CheckpointingTrainer):
         """What is trained: the model, and how its scores are computed."""
         if options := self.args.one_pass():
             return OnePassModule(ranker, part, options)
-        return RankingModule(ranker, part, self.make_reference(ranker, part))
-
-    def make_reference(self, ranker: RankerModel, part: TrainablePart) -> Reference | None:
-        """The reference model, where an objective has use for one."""
         if not self.args.uses("divergences"):
-            return None
-        given = None if self.args.ref_model is None else self.load_model(self.args.ref_model)
-        return make_reference(ranker, part, given)
+            return RankingModule(ranker, part)
+        name, family = self.args.ref_model, self.args.default_family
+        start = None if name is None else load_base_ranker(name, default_family=family)
+        return RankingModule(ranker, part, make_reference(ranker, part, start))
 
     @property
     def ranker(self) -> RankerModel:
@@ -370,15 +343,9 @@ class RankingTrainer(CheckpointingTrainer):
             eval_dataset = self._prepare_eval(eval_dataset)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """As `transformers.Trainer.evaluation_loop`, with the loss terms and ranking figures among the metrics."""
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        loop: Any = super().evaluation_loop
+        output: EvalLoopOutput = loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         averages = {f"{metric_key_prefix}_{name}": value for name, value in self._averages("eval").items()}
         return output._replace(metrics={**(output.metrics or {}), **averages})

@@ -47,13 +47,9 @@ _DIGESTS = {
     "configuration": "the model's configuration (model_init_kwargs)",
     "tokenizer": "the tokenizer's vocabulary or settings",
 }
+_KNOWN_LATE = {*_DIGESTS, "metric_for_best_model", "greater_is_better", "attn_implementation"}
 # Of a configuration: where it came from, and what the trainers set themselves.
-_NO_CONFIGURATION = re.compile(
-    "_name_or_path|transformers_version|auto_map|custom_pipelines|use_cache|.*_token_id|dtype"
-)
-_WORDS = {
-    "batch": "rows in an update (batch size x accumulation x processes)",
-}
+_OTHER = re.compile("_name_or_path|transformers_version|auto_map|custom_pipelines|use_cache|.*_token_id|dtype")
 
 
 def run_settings(trainer: Any) -> dict[str, Any]:
@@ -78,7 +74,7 @@ def run_settings(trainer: Any) -> dict[str, Any]:
 def model_settings(trainer: Any) -> dict[str, Any]:
     """The attention, and hashes of the configuration and the tokenizer of the model in training."""
     config = trainer.ranker.backbone.config
-    kept = {k: v for k, v in config.to_dict().items() if k != CONFIG_KEY and not _NO_CONFIGURATION.fullmatch(k)}
+    kept = {k: v for k, v in config.to_dict().items() if k != CONFIG_KEY and not _OTHER.fullmatch(k)}
     return {
         "attn_implementation": config._attn_implementation,
         "configuration": hash_parts([json.dumps(kept, sort_keys=True, default=str)]),
@@ -146,7 +142,9 @@ def check_resumed(trainer: Any, checkpoint: Path, recorded: dict[str, Any] | Non
     different = dict.fromkeys(
         _said(name, recorded.get(name), asked.get(name))
         for name in sorted({*recorded, *asked})
-        if recorded.get(name) != asked.get(name) and not _unknown(name, recorded, asked)
+        if recorded.get(name) != asked.get(name)
+        # One side cannot tell, or has had no use for it.
+        and not (name in _KNOWN_LATE and None in (recorded.get(name), asked.get(name)))
     )
     if different:
         raise InputError(
@@ -168,14 +166,8 @@ def check_resumed(trainer: Any, checkpoint: Path, recorded: dict[str, Any] | Non
     return {"steps": [planned, total_steps]}
 
 
-def _unknown(name: str, recorded: dict[str, Any], asked: dict[str, Any]) -> bool:
-    """Whether one side cannot tell, or has had no use for it."""
-    either = (recorded.get(name), asked.get(name))
-    known_late = (*_DIGESTS, "metric_for_best_model", "greater_is_better", "attn_implementation")
-    return None in either and name in known_late
-
-
 def _said(name: str, before: Any, now: Any) -> str:
     if name in _DIGESTS:
         return f"{_DIGESTS[name]} are others"
-    return f"{_WORDS.get(name, name)} was {json.dumps(before)}, now {json.dumps(now)}"
+    said = "rows in an update (batch size x accumulation x processes)" if name == "batch" else name
+    return f"{said} was {json.dumps(before)}, now {json.dumps(now)}"

@@ -237,11 +237,11 @@ def train_and_save(trainer: Any, data: DataArguments | None = None) -> None:
     """
     from modeling_tsarank.trainers.checkpoint_files import asked_checkpoint, writing_errors
     from modeling_tsarank.trainers.even_batches import settle_gloo
-    from modeling_tsarank.trainers.training_record import DataSource
+    from modeling_tsarank.trainers.training_record import describe_data
 
     args = trainer.args
     if data is not None and data.train_data is not None:
-        trainer.data_source = DataSource.of(data.train_data, data.data_config, data.train_split)
+        trainer.data_source = describe_data(data.train_data, data.data_config, data.train_split)
     try:
         trainer.train(resume_from_checkpoint=asked_checkpoint(args.resume_from_checkpoint, args.output_dir))
     except TSARankError as error:

@@ -7,7 +7,7 @@ as many members as the configuration has layers, so any backbone that transforme
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -70,35 +70,26 @@ def block_stacks(backbone: nn.Module) -> list[BlockStack]:
     """
     config: Any = backbone.config
     if getattr(config, "is_encoder_decoder", False):
-        halves = [("encoder", config.num_hidden_layers), ("decoder", _decoder_layers(config))]
-        roots = [(name, getattr(backbone, f"get_{name}")(), count) for name, count in halves]
+        given = (getattr(config, name, None) for name in ("num_decoder_layers", "decoder_layers", "num_hidden_layers"))
+        halves = {"encoder": config.num_hidden_layers, "decoder": next(one for one in given if isinstance(one, int))}
+        roots = [(name, getattr(backbone, f"get_{name}")(), count) for name, count in halves.items()]
     else:
         roots = [("model", backbone, config.get_text_config().num_hidden_layers)]
     return [_largest_stack(backbone, root, name, count) for name, root, count in roots]
 
 
-def _decoder_layers(config: Any) -> int:
-    for name in ("num_decoder_layers", "decoder_layers"):
-        if isinstance(getattr(config, name, None), int):
-            return getattr(config, name)
-    return config.num_hidden_layers
-
-
 def _largest_stack(backbone: nn.Module, root: nn.Module, what: str, count: int) -> BlockStack:
-    lists = [(name, module) for name, module in root.named_modules() if isinstance(module, nn.ModuleList)]
-    candidates = [(name, module) for name, module in lists if len(module) == count]
+    lists = {name: module for name, module in root.named_modules() if isinstance(module, nn.ModuleList)}
+    candidates = [name for name, module in lists.items() if len(module) == count]
     # A block may itself hold a list of that length (experts, branches): outer lists win.
-    outer = [
-        (name, module)
-        for name, module in candidates
-        if not any(name.startswith(f"{other}.") for other, _ in candidates)
-    ]
+    outer = [name for name in candidates if not any(name.startswith(f"{other}.") for other in candidates)]
     if not outer:
         raise ModelError(
             f"cannot find the transformer blocks of {type(backbone).__name__}: no ModuleList of its {what} has "
             f"{count} members; train a LoRA adapter or everything instead"
         )
-    name, blocks = max(outer, key=lambda item: sum(parameter.numel() for parameter in item[1].parameters()))
+    name = max(outer, key=lambda name: sum(parameter.numel() for parameter in lists[name].parameters()))
+    blocks = lists[name]
     parent, _, attribute = name.rpartition(".")
     full_name = next(full for full, module in backbone.named_modules() if module is blocks)
     return BlockStack(full_name, root.get_submodule(parent), attribute, blocks)
@@ -114,7 +105,7 @@ def make_trainable(
     lora_dropout: float = 0.0,
     lora_target_modules: list[str] | None = None,
     lora_top_blocks: int | None = None,
-    frozen_dtype: torch.dtype | None = None,
+    frozen_dtype: str | None = None,
 ) -> TrainablePart:
     """Freezes what is not to be trained, in place, and puts the adapter in.
 
@@ -154,16 +145,24 @@ def make_trainable(
             part.stacks, part.count = _top_of(backbone, lora_top_blocks, "lora_top_blocks"), lora_top_blocks
             targets = _linear_layers_of(part, lora_target_modules)
         config = lora_config(backbone, lora_r, lora_alpha, lora_dropout, targets, head)
-        part.adapter = _add_lora(backbone, config)
+        from peft import get_peft_model
+
+        try:
+            part.adapter = get_peft_model(backbone, config)
+        except ValueError as error:
+            raise ModelError(f"cannot put LoRA on {type(backbone).__name__}: {error}".splitlines()[0]) from error
     else:
         part.stacks, part.count = train_top_blocks(backbone, top_blocks), top_blocks
     heads = [module for name, module in backbone.named_modules() if name.rpartition(".")[2] in head]
     for module in heads if kind == "top_blocks" else []:
         module.requires_grad_(True)
     if frozen_dtype is not None:
-        _cast_frozen(backbone, frozen_dtype)
+        dtype = getattr(torch, frozen_dtype)
+        for parameter in backbone.parameters():
+            if not parameter.requires_grad and parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
         if kind == "top_blocks":
-            _cast_at_border(part, frozen_dtype)
+            _cast_at_border(part, dtype)
         for module in heads:
             module.register_forward_pre_hook(_cast_to_trained)
     return part
@@ -242,21 +241,6 @@ def lora_config(
         modules_to_save=list(head) or None,
         bias="none",
     )
-
-
-def _add_lora(backbone: Any, config: Any) -> Any:
-    from peft import get_peft_model
-
-    try:
-        return get_peft_model(backbone, config)
-    except ValueError as error:
-        raise ModelError(f"cannot put LoRA on {type(backbone).__name__}: {error}".splitlines()[0]) from error
-
-
-def _cast_frozen(backbone: nn.Module, dtype: torch.dtype) -> None:
-    for parameter in backbone.parameters():
-        if not parameter.requires_grad and parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
 
 
 def _cast_at_border(part: TrainablePart, frozen_dtype: torch.dtype) -> None:
@@ -367,15 +351,26 @@ def _merged(backbone: nn.Module, part: TrainablePart, state: dict[str, Tensor]) 
 
 
 def save_ranker(
-    ranker: RankerModel, part: TrainablePart, output_dir: str | Path, state_dict: dict[str, Tensor] | None = None
+    ranker: Any, part: TrainablePart, output_dir: str | Path, state_dict: dict[str, Tensor] | None = None
 ) -> None:
     """Writes the ranking folder that `AutoModel` and the plain auto classes load, with LoRA merged.
 
     `state_dict` holds the gathered weights of a sharded backbone. A failure leaves what was in the folder as it was.
     """
-    state = export_state_dict(ranker.backbone, part, state_dict)
+    save_merged(ranker.backbone, part, output_dir, state_dict, ranker.save_pretrained)
+
+
+def save_merged(
+    backbone: Any,
+    part: TrainablePart,
+    output_dir: str | Path,
+    state_dict: dict[str, Tensor] | None,
+    write: Callable[..., Any],
+) -> None:
+    """Writes the exported weights by `write`, which gets a folder and them as `state_dict`."""
+    state = export_state_dict(backbone, part, state_dict)
     with whole_files(output_dir) as folder:
-        ranker.save_pretrained(folder, state_dict=state)
+        write(folder, state_dict=state)
         dtypes = {value.dtype for name, value in state.items() if name in part.dtypes and value.is_floating_point()}
         # transformers writes the dtype of the model in memory, where frozen weights may have been cast.
         if len(dtypes) == 1:

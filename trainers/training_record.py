@@ -6,7 +6,7 @@ Nothing private goes in: of local files only their names, of the settings neithe
 from __future__ import annotations
 
 import platform
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from transformers import TrainingArguments
 from modeling_tsarank.files.hashes import hash_file
 from modeling_tsarank.files.reading import read_json_object
 from modeling_tsarank.files.versions import installed_version
-from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.models.default_model import GGUF_NAME
 from modeling_tsarank.models.embedded_models import RECORD_FILE, releases
 from modeling_tsarank.models.resolver import Kind, packaged_name, resolve
@@ -29,6 +28,7 @@ RECORD_NAME = RECORD_FILE
 RECORD_VERSION = 1
 DEFAULT_MODEL = {"name": "HuggingFaceTB/SmolLM2-135M-Instruct", "license": "apache-2.0"}
 
+_DATA = ("name", "fingerprint", "config", "split", "teachers", "leakage")
 _PACKAGES = ("tsarank", "torch", "transformers", "accelerate", "datasets", "peft", "trl")
 # Settings of every training; a trainer's own are all recorded, the many others only where they were changed.
 _ALWAYS = (
@@ -56,48 +56,35 @@ _NEVER = {
 _NEVER_BEGINNING = ("logging_", "save_", "hub_", "eval_", "dataloader_", "ddp_", "log_", "include_", "push_")
 
 
-@dataclass(frozen=True)
-class DataSource:
-    """Where training rows come from.
+def describe_data(source: str, config: str | None = None, split: str | None = None) -> dict[str, Any]:
+    """Where training rows come from, for the record.
 
-    Attributes:
-        name: a Hub id, or the name of a local file or folder.
-        fingerprint: of a local file, else `None`.
+    Args:
+        source: what the user named: a path or a Hub id.
         config: the dataset's configuration on the Hub, or `None`.
         split: which split, or `None`.
-        origin: what is recorded of teachers and leakage check, see `data.provenance.recorded_origin`.
+
+    Returns:
+        `name` (of a local file or folder without its path), `fingerprint` of a local file, `config`, `split`, and what
+        is recorded of `teachers` and `leakage` check, see `data.provenance.recorded_origin`.
     """
-
-    name: str
-    fingerprint: str | None = None
-    config: str | None = None
-    split: str | None = None
-    origin: dict[str, Any] | None = None
-
-    @classmethod
-    def of(cls, source: str, config: str | None = None, split: str | None = None) -> DataSource:
-        """The source that a user named: a path or a Hub id."""
-        path = Path(source)
-        if not path.exists():
-            return cls(source, None, config, split, _published_origin(source))
-        fingerprint = f"sha256:{hash_file(path)[:16]}" if path.is_file() else None
-        return cls(path.resolve().name, fingerprint, None, split, recorded_origin(path))
+    path = Path(source)
+    facts: dict[str, Any] = {"name": source, "fingerprint": None, "config": config, "split": split}
+    if not path.exists():
+        return facts | _published_origin(source)
+    fingerprint = f"sha256:{hash_file(path)[:16]}" if path.is_file() else None
+    return facts | {"name": path.resolve().name, "fingerprint": fingerprint, "config": None} | recorded_origin(path)
 
 
-def _published_origin(dataset: str) -> dict[str, Any] | None:
+def _published_origin(dataset: str) -> dict[str, Any]:
     """What a dataset of the Hub says of itself in its `provenance.json`, where it has one."""
     from huggingface_hub import hf_hub_download
 
     try:
         record = hf_hub_download(dataset, PROVENANCE_NAME, repo_type="dataset")
     except Exception:  # the card then says that nothing is recorded; a training must not end for it
-        return None
+        return {"teachers": None, "leakage": None}
     return recorded_origin(Path(record).parent)
-
-
-def write_training_record(trainer: Any, folder: str | Path) -> None:
-    """Writes `training_run.json` of a trainer that has trained. Called with everything else that is saved."""
-    write_json(Path(folder) / RECORD_NAME, training_record(trainer))
 
 
 def training_record(trainer: Any) -> dict[str, Any]:
@@ -107,7 +94,7 @@ def training_record(trainer: Any) -> dict[str, Any]:
     of the last session, which `resumed_from_step` tells to be not the only one.
     """
     args, state = trainer.args, trainer.state
-    source = getattr(trainer, "data_source", None)
+    source = trainer.data_source or dict.fromkeys(_DATA)
     kind = type(args).__name__.removesuffix("Config").removeprefix("Ranking").lower()
     return {
         "version": RECORD_VERSION,
@@ -116,13 +103,9 @@ def training_record(trainer: Any) -> dict[str, Any]:
         "ranking_options": None if kind == "cpt" else trainer.ranker.options.to_dict(),
         "trained": _trained(trainer),
         "data": {
-            "name": None if source is None else source.name,
-            "fingerprint": None if source is None else source.fingerprint,
-            "config": None if source is None else source.config,
-            "split": None if source is None else source.split,
+            **source,
             "rows": None if trainer.train_dataset is None else len(trainer.train_dataset),
-            "teachers": _teachers(trainer, source),
-            "leakage": ((source and source.origin) or {}).get("leakage"),
+            "teachers": _teachers(trainer, source["teachers"]),
         },
         "settings": settings(args),
         "steps": state.global_step,
@@ -132,19 +115,15 @@ def training_record(trainer: Any) -> dict[str, Any]:
         "best_checkpoint_metric": args.metric_for_best_model if args.load_best_model_at_end else None,
         "hardware": hardware(args),
         "seconds": _last(state.log_history, "train_runtime"),
-        "resumed_from_step": getattr(trainer, "resumed_from_step", None),
-        "changed_on_resuming": getattr(trainer, "changed_on_resuming", None) or None,
+        "resumed_from_step": trainer.resumed_from_step,
+        "changed_on_resuming": trainer.changed_on_resuming or None,
         "finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: installed_version(name) for name in _PACKAGES},
-        },
+        "versions": {"python": platform.python_version()} | {name: installed_version(name) for name in _PACKAGES},
     }
 
 
-def _teachers(trainer: Any, source: DataSource | None) -> list[dict[str, str | None]] | None:
+def _teachers(trainer: Any, recorded: Any) -> list[dict[str, str | None]] | None:
     """The teachers that the data's record names, else those of the rows' own column; `None` where nothing does."""
-    recorded = ((source and source.origin) or {}).get("teachers")
     rows: Any = getattr(trainer.train_dataset, "rows", None)
     if recorded is not None or "teacher" not in (getattr(rows, "column_names", None) or ()):
         return recorded
@@ -156,18 +135,20 @@ def base_model_facts(name_or_path: str) -> dict[str, Any]:
 
     A local folder that a training wrote leads to that training's own base.
     """
-    path = Path(name_or_path)
+    path, record = Path(name_or_path), None
     source = resolve(packaged_name(name_or_path)) if name_or_path else None
+    facts: dict[str, Any] = {"name": name_or_path or None, "license": None, "local": False, "training": None}
     if path.name == GGUF_NAME or (source is not None and source.kind is Kind.EMBEDDED):
-        return {**DEFAULT_MODEL, "local": False, "training": None}
-    if source is not None and source.kind is Kind.RELEASE:
-        training = read_json_object(releases()[source.name].folder / RECORD_NAME, allow_nan=True)
-        return {"name": source.name, "license": DEFAULT_MODEL["license"], "local": False, "training": training}
-    if not name_or_path or not path.exists():
-        return {"name": name_or_path or None, "license": None, "local": False, "training": None}
-    record = path / RECORD_NAME if path.is_dir() else path.with_name(RECORD_NAME)
-    own = read_json_object(record, allow_nan=True) if record.is_file() else None
-    return {"name": path.resolve().name, "license": None, "local": True, "training": own}
+        facts |= DEFAULT_MODEL
+    elif source is not None and source.kind is Kind.RELEASE:
+        facts |= {"name": source.name, "license": DEFAULT_MODEL["license"]}
+        record = releases()[source.name].folder / RECORD_NAME
+    elif name_or_path and path.exists():
+        facts |= {"name": path.resolve().name, "local": True}
+        record = path / RECORD_NAME if path.is_dir() else path.with_name(RECORD_NAME)
+    if record is not None and record.is_file():
+        facts["training"] = read_json_object(record, allow_nan=True)
+    return facts
 
 
 def settings(args: TrainingArguments) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def test_a_card_names_teacher_and_leakage_check_as_the_data_recorded_them(
     from modeling_tsarank.trainers.data.provenance import write_provenance
     from modeling_tsarank.trainers.distill_config import RankingDistillConfig
     from modeling_tsarank.trainers.distill_trainer import RankingDistillTrainer
-    from modeling_tsarank.trainers.training_record import DataSource
+    from modeling_tsarank.trainers.training_record import describe_data
 
     lists, output = tmp_path / "lists", tmp_path / "model"
     (lists / "data").mkdir(parents=True)
@@ -154,7 +154,7 @@ def test_a_card_names_teacher_and_leakage_check_as_the_data_recorded_them(
         output_dir=str(output), use_cpu=True, disable_tqdm=True, max_steps=1, save_strategy="no", num_documents=3
     )
     trainer = RankingDistillTrainer(make_ranker("twolar_t5"), args, distill_rows)
-    trainer.data_source = DataSource.of(str(lists / "data"))
+    trainer.data_source = describe_data(str(lists / "data"))
     trainer.train()
     trainer.save_model()
     results = evaluation_of(output, tmp_path)

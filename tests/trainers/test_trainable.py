@@ -195,7 +195,7 @@ def test_lora_starts_at_the_same_scores(make_ranker: Any) -> None:
 def test_frozen_weights_can_be_kept_in_bfloat16(part: str, kind: str, make_ranker: Any) -> None:
     ranker = make_ranker(kind, sharpen=False)
     before = ranker.predict(PAIRS)
-    make_trainable(ranker, part, top_blocks=2, frozen_dtype=torch.bfloat16)
+    make_trainable(ranker, part, top_blocks=2, frozen_dtype="bfloat16")
     dtypes = {parameter.requires_grad: parameter.dtype for parameter in ranker.backbone.parameters()}
     assert dtypes == {True: torch.float32, False: torch.bfloat16}
     assert np.abs(ranker.predict(PAIRS) - before).max() < 0.1
@@ -267,7 +267,7 @@ def test_adapter_is_one_of_the_plain_model(make_ranker: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_export_has_the_original_dtype(part: str, dtype: torch.dtype, make_ranker: Any, tmp_path: Path) -> None:
     ranker = make_ranker(dtype=dtype)
-    trained = make_trainable(ranker, part, top_blocks=2, frozen_dtype=torch.bfloat16)
+    trained = make_trainable(ranker, part, top_blocks=2, frozen_dtype="bfloat16")
     randomize(ranker)
     assert {value.dtype for value in export_state_dict(ranker.backbone, trained).values()} == {dtype}
     save_ranker(ranker, trained, tmp_path)

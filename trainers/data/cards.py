@@ -20,7 +20,6 @@ from modeling_tsarank.trainers.data.provenance import (
 from modeling_tsarank.trainers.data.weak_types import PAIR_TYPES, UNKNOWN_LICENCE
 
 
-CARD_KINDS = ("weak_pairs", "distillation_lists")
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 _MOST_SOURCES = 60
 # The Hub's names of licences (https://huggingface.co/docs/hub/repositories-licenses) for those a source may state.
@@ -34,7 +33,7 @@ def write_card(folder: Path) -> None:
     """Writes the card of a dataset's folder.
 
     Raises:
-        InputError: no provenance, or one of a kind that has no card.
+        InputError: no provenance.
         ResourceError: the card cannot be written.
     """
     write_text(folder / "README.md", render_card(read_provenance(folder)))
@@ -44,11 +43,8 @@ def render_card(record: dict[str, Any], title: str | None = None, license_id: st
     """The card of a provenance record, YAML metadata included; lists take `license_id`, weak pairs record their own.
 
     Raises:
-        InputError: a kind that has no card, or a record with a part missing.
+        InputError: a record with a part missing.
     """
-    if record["kind"] not in CARD_KINDS:
-        known = " and ".join(CARD_KINDS)
-        raise InputError(f"there is no card for datasets of the kind {record['kind']!r}; there is one for {known}")
     try:
         title = " ".join((title or record["title"]).split())
         if record["kind"] == "weak_pairs":
@@ -122,14 +118,7 @@ def _weak_pairs_card(record: dict[str, Any], title: str) -> str:
         sources=[dict(zip(("type", "source", "licence", "rows"), (*key, n), strict=True)) for key, n in largest],
         others=sum(groups.values()) - sum(number for _, number in largest),
         splits=" and ".join(f"{number:,} in the split {name}" for name, number in sorted(record["rows"].items())),
-        steps=[
-            (
-                step,
-                options_text({**step["options"], **_scope(step)}),
-                _reasons(step),
-            )
-            for step in record["filters"]
-        ],
+        steps=[(step, options_text(_options(step)), _reasons(step)) for step in record["filters"]],
         sampling=options_text({name: value for name, value in record["sampling"].items() if value}),
         unusable=[options_text(one["unusable"]) for one in record["inputs"]],
         leakage=collections_text(checked),
@@ -139,8 +128,8 @@ def _weak_pairs_card(record: dict[str, Any], title: str) -> str:
     )
 
 
-def _scope(step: dict[str, Any]) -> dict[str, Any]:
-    return {name: step[name] for name in ("types", "sources") if name in step}
+def _options(step: dict[str, Any]) -> dict[str, Any]:
+    return {**step["options"], **{name: step[name] for name in ("types", "sources") if name in step}}
 
 
 def _reasons(step: dict[str, Any]) -> str:

@@ -24,18 +24,8 @@ BATCH = 2048
 
 def step_classes() -> dict[str, type[Step]]:
     """Every filter by its name."""
-    classes: tuple[type[Step], ...] = (
-        Clean,
-        Exclude,
-        Length,
-        Boilerplate,
-        Language,
-        LexicalRelatedness,
-        Repeats,
-        NearDuplicates,
-        Leakage,
-    )
-    return {one.name: one for one in classes}
+    text = (Clean, Exclude, Length, Boilerplate, Language)
+    return {one.name: one for one in (*text, LexicalRelatedness, Repeats, NearDuplicates, Leakage)}
 
 
 @dataclass
@@ -137,63 +127,57 @@ def _names(value: Any, where: str, known: Iterable[str] | None = None) -> tuple[
     return tuple(names)
 
 
+_KINDS: dict[str, Any] = {
+    **{"str": str, "int": Integral, "float": Real, "bool": bool, "list": list, "dict": Mapping, "Literal": str},
+    "tuple": (list, tuple),
+}
+
+
 def build_options(cls: type[Any], options: Mapping[str, Any], where: str) -> Any:
-    """A dataclass from options by name, each of the type of its default.
+    """A dataclass from options by name, each of the type of its field; lists become tuples.
 
     Raises:
         InputError: an option that the class does not have, a missing one, or a value of another type.
     """
-    known = {one.name: one for one in fields(cls) if one.init and not one.name.startswith("_")}
+    known = {one.name: one for one in _options(cls)}
     if not isinstance(options, Mapping):
         raise InputError(f"{where}: expected options by name, got {options!r:.60}")
     for name in options:
         if name not in known:
             raise InputError(f"{where}: no option {name!r}; there are {', '.join(known) or 'none'}")
-    missing = [n for n, one in known.items() if n not in options and _default(one) is MISSING]
+    missing = [name for name, one in known.items() if name not in options and _default(one) is MISSING]
     if missing:
         raise InputError(f"{where}: {missing[0]} is missing")
-    for name, value in options.items():
-        if known[name].type == "str" and not isinstance(value, str):
-            raise InputError(f"{where}: {name} must be of type str, got {value!r:.60}")
-        if str(known[name].type).startswith("tuple"):
-            texts = known[name].type == "tuple[str, ...]"
-            fits = isinstance(value, list | tuple) and (not texts or all(isinstance(one, str) for one in value))
-            if not fits:
-                kind = "list of strings" if texts else "list"
-                raise InputError(f"{where}: {name} must be of type {kind}, got {value!r:.60}")
-    values = {name: _checked(value, _default(known[name]), f"{where}: {name}") for name, value in options.items()}
+    values = {name: _checked(value, str(known[name].type), f"{where}: {name}") for name, value in options.items()}
     try:
         return cls(**values)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
 
 
+def _checked(value: Any, kind: str, where: str) -> Any:
+    """The value where it is of a field's type; whole numbers serve for others."""
+    name, texts = kind.partition("[")[0], kind == "tuple[str, ...]"
+    if name not in _KINDS:
+        return value
+    fits = isinstance(value, _KINDS[name]) and isinstance(value, bool) == (name == "bool")
+    if not fits or (texts and not all(isinstance(one, str) for one in value)):
+        name = "list of strings" if texts else name.replace("tuple", "list")
+        raise InputError(f"{where} must be of type {name}, got {value!r:.60}")
+    return tuple(value) if name == "tuple" else value
+
+
 def option_defaults(cls: type[Any]) -> list[tuple[str, Any]]:
     """The options of a dataclass with their defaults."""
-    return [(one.name, _default(one)) for one in fields(cls) if one.init and not one.name.startswith("_")]
+    return [(one.name, _default(one)) for one in _options(cls)]
+
+
+def _options(cls: type[Any]) -> list[Field[Any]]:
+    return [one for one in fields(cls) if one.init and not one.name.startswith("_")]
 
 
 def _default(one: Field[Any]) -> Any:
     return one.default if one.default_factory is MISSING else one.default_factory()
-
-
-def _checked(value: Any, default: Any, where: str) -> Any:
-    """The value where it is of the default's type; lists become tuples, and whole numbers serve for others."""
-    if default is None or default is MISSING:
-        return value
-    if isinstance(default, bool) or isinstance(value, bool):
-        fits = isinstance(default, bool) and isinstance(value, bool)
-    elif isinstance(default, float):
-        fits = isinstance(value, Real)
-    elif isinstance(default, tuple):
-        fits = isinstance(value, (list, tuple))
-        value = tuple(value) if fits else value
-    else:
-        fits = isinstance(value, Integral if isinstance(default, int) else type(default))
-    if not fits:
-        kind = "list" if isinstance(default, tuple) else type(default).__name__
-        raise InputError(f"{where} must be of type {kind}, got {value!r:.60}")
-    return value
 
 
 class Pipeline:

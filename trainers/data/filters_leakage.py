@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from operator import attrgetter, itemgetter
 from pathlib import Path
-from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -21,7 +21,7 @@ from modeling_tsarank.eval.collections import load_collections
 from modeling_tsarank.eval.types import Document
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.filters_index import KeyTable, SignatureIndex, stack
-from modeling_tsarank.trainers.data.list_building import ListTask, SourceQuery
+from modeling_tsarank.trainers.data.list_building import ListTask
 from modeling_tsarank.trainers.data.readers import expanded
 from modeling_tsarank.trainers.data.weak_text import TextView, words_of
 from modeling_tsarank.trainers.data.weak_types import Outcome, Pair, Step
@@ -87,13 +87,9 @@ class Leakage(Step):
             self._sizes[collection] = {"queries": len(queries), "documents": len(documents)}
             if self._queries is not None:
                 self._queries.add(queries.values(), number)
-            batch: list[TextView] = []
-            for text in _texts(queries, documents):
-                batch.append(TextView(text))
-                if len(batch) == _BATCH:
-                    self._add(batch, number)
-                    batch = []
-            self._add(batch, number)
+            views = map(TextView, _texts(queries, documents))
+            while batch := list(islice(views, _BATCH)):
+                self._add(batch, number)
 
     def _add(self, views: list[TextView], number: int) -> None:
         views = [view for view in views if view.words]
@@ -235,10 +231,10 @@ def _texts(queries: Any, documents: Any) -> Iterator[str]:
 # ---- checking queries, lists and rows ------------------------------------------------------------------
 
 
+T = TypeVar("T")
 SIMILAR_QUERIES = 0.7
 """Jaccard similarity of two queries' stems from which on they are taken for one."""
 
-_BATCH = 4096
 _ROWS = 256
 
 
@@ -260,9 +256,7 @@ class LeakageCheck:
     def __enter__(self) -> LeakageCheck:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._step.close()
 
     def record(self) -> dict[str, Any]:
@@ -290,17 +284,21 @@ class LeakageCheck:
                 leaks.append(reason is not None)
         return leaks
 
-    def clean_queries(self, queries: Sequence[SourceQuery]) -> list[SourceQuery]:
-        """The queries that are in no test collection."""
-        leaks = self.query_leaks([query.text for query in queries])
-        return [query for query, leak in zip(queries, leaks, strict=True) if not leak]
+    def clean_queries(self, items: Sequence[T], query: Callable[[T], str] = attrgetter("query")) -> list[T]:
+        """The items whose query is in no test collection."""
+        leaks = self.query_leaks([query(item) for item in items])
+        return [item for item, leak in zip(items, leaks, strict=True) if not leak]
+
+    def clean_texts(self, texts: Sequence[str]) -> list[str]:
+        """The passages, without titles, that are in no test collection."""
+        leaks = self.passage_leaks([Document("", text) for text in texts])
+        return [text for text, leak in zip(texts, leaks, strict=True) if not leak]
 
     def clean_pairs(self, pairs: Sequence[Pair]) -> list[Pair]:
         """The weak pairs neither of whose texts is in a test collection."""
-        queries = self.query_leaks([pair.query for pair in pairs])
-        left = [pair for pair, leak in zip(pairs, queries, strict=True) if not leak]
-        documents = self.passage_leaks([Document("", pair.document) for pair in left])
-        return [pair for pair, leak in zip(left, documents, strict=True) if not leak]
+        left = self.clean_queries(pairs)
+        clean = set(self.clean_texts([pair.document for pair in left]))
+        return [pair for pair in left if pair.document in clean]
 
     def clean_lists(self, tasks: Sequence[ListTask], documents: Mapping[str, Document]) -> list[ListTask]:
         """The lists without the passages of test collections; how many are left of each is for the caller to see."""
@@ -317,8 +315,7 @@ class LeakageCheck:
         """
         left = iter(rows)
         while batch := [dict(row) for row in islice(left, _ROWS)]:
-            queries = self.query_leaks([row["query"] for row in batch])
-            batch = [row for row, leak in zip(batch, queries, strict=True) if not leak]
+            batch = self.clean_queries(batch, itemgetter("query"))
             sides = [(row, side) for row in batch for side in ("positives", "negatives")]
             passages = [Document(d.get("title") or "", d["text"]) for row, side in sides for d in row[side]]
             leaks = iter(self.passage_leaks(passages))

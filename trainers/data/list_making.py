@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from fractions import Fraction
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def make_lists(args: Namespace, pool: Pool) -> int:
         open_cache(args)
         asked, check = len(queries), open_check(args, stack)
         if check is not None:
-            queries = check.clean_queries(queries)
+            queries = check.clean_queries(queries, attrgetter("text"))
             if not queries:
                 raise InputError(f"all {asked} queries are queries or passages of the test collections (--leakage)")
         usage = Usage()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 from modeling_tsarank import __version__
 from modeling_tsarank.eval.checkpoint_sources import display_name
 from modeling_tsarank.files.hashes import hash_file, hash_folder
-from modeling_tsarank.files.reading import read_json
+from modeling_tsarank.files.reading import read_json, read_json_object
 from modeling_tsarank.files.versions import installed_versions
 from modeling_tsarank.files.writing import write_json
 from modeling_tsarank.models.embedded_models import RECORD_FILE, releases
@@ -28,7 +30,8 @@ COUNTS = "counts.json"
 REPORT_SUFFIX = ".report.txt"
 """Of the report beside a file of rows, JSON; no reader of training data takes it for rows."""
 
-KINDS = ("weak_pairs", "hard_negatives", "queries", "distillation_lists")
+CARD_KINDS = ("weak_pairs", "distillation_lists")
+KINDS = (*CARD_KINDS, "hard_negatives", "queries")
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str]:
@@ -46,7 +49,7 @@ def describe_file(path: Path) -> dict[str, Any]:
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": hash_file(path)}
 
 
-def write_provenance(folder: Path, kind: str, facts: dict[str, Any], packages: Iterable[str] = ()) -> Path:
+def write_provenance(folder: Path, kind: str, facts: dict[str, Any], packages: Iterable[str] = ()) -> None:
     """Writes `provenance.json` into a dataset's folder.
 
     Args:
@@ -56,14 +59,10 @@ def write_provenance(folder: Path, kind: str, facts: dict[str, Any], packages: I
         packages: Packages whose versions matter.
 
     Raises:
-        InputError: an unknown kind.
         ResourceError: the file cannot be written.
     """
-    if kind not in KINDS:
-        raise InputError(f"no kind of dataset {kind!r}; there are {', '.join(KINDS)}")
-    path = folder / FILE_NAME
-    write_json(path, {"format": FORMAT, "kind": kind, **facts, "versions": package_versions(packages)})
-    return path
+    record = {"format": FORMAT, "kind": kind, **facts, "versions": package_versions(packages)}
+    write_json(folder / FILE_NAME, record)
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
@@ -105,18 +104,8 @@ def recorded_origin(source: Path) -> dict[str, Any]:
         `teachers`: `{"name", "trained_on"}` of each, empty where there was none, None where nothing is recorded;
         `leakage`: `{"checked_against", "found"}`, None where nothing was checked or recorded.
     """
-    record: Any = None
-    for place in _records_of(source):
-        try:
-            record = read_json(place) if place.is_file() else None
-        except InputError:
-            record = None
-        if isinstance(record, dict) and _is_about(record, place, source):
-            break
-        record = None
+    record = _record_of(source)
     found: dict[str, Any] = {"teachers": None, "leakage": None}
-    if record is None:
-        return found
     teachers = record.get("teachers")
     if isinstance(teachers, list) and all(
         isinstance(one, dict) and isinstance(one.get("name"), str) for one in teachers
@@ -128,37 +117,30 @@ def recorded_origin(source: Path) -> dict[str, Any]:
         checks = [{**one, "found": one.get("dropped")} for one in steps]
     elif isinstance(checks, dict):  # of a prepared release one by name
         checks = [checks] if "checked_against" in checks else list(checks.values())
-    checked, counts = dict[str, Any](), dict[str, int]()
+    checked, counts = dict[str, Any](), Counter[str]()
     for check in checks or []:
         checked |= check.get("checked_against") or {}
-        for reason, number in (check.get("found") or {}).items():
-            counts[reason] = counts.get(reason, 0) + number
+        counts.update(check.get("found") or {})
     if checked:
-        found["leakage"] = {"checked_against": checked, "found": counts}
+        found["leakage"] = {"checked_against": checked, "found": dict(counts)}
     return found
 
 
-def _records_of(source: Path) -> list[Path]:
-    """Where something may be recorded of a file or folder, the nearest first."""
+def _record_of(source: Path) -> dict[str, Any]:
+    """The nearest record that is of this very file, or of all files of its folder; empty where there is none."""
     source = source.resolve()
     folder = source if source.is_dir() else source.parent
-    found = [] if source.is_dir() else [report_path(source)]
-    found.append(folder / FILE_NAME)
-    if folder.name == "data":
-        found.append(folder.parent / FILE_NAME)
-    return [*found, folder.parent / COUNTS]
-
-
-def _is_about(record: dict[str, Any], place: Path, source: Path) -> bool:
-    """Whether a record is of this very file; a folder's provenance is of all its files."""
-    if place.name == FILE_NAME:
-        return True
-    if place.name == COUNTS:
-        files = record.get("files")
-        named = files.get(source.resolve().relative_to(place.parent).as_posix()) if isinstance(files, dict) else None
-    else:
-        named = record.get("file")
-    return source.is_file() and isinstance(named, dict) and named.get("sha256") == hash_file(source)
+    above = [folder.parent / FILE_NAME] if folder.name == "data" else []
+    for place in [report_path(source), folder / FILE_NAME, *above, folder.parent / COUNTS]:
+        with contextlib.suppress(InputError):
+            record = read_json_object(place) if place.is_file() else {}
+            if place.name == FILE_NAME and record:
+                return record
+            files, name = record.get("files"), source.relative_to(folder.parent).as_posix()
+            named = files.get(name) if isinstance(files, dict) else record.get("file")
+            if source.is_file() and isinstance(named, dict) and named.get("sha256") == hash_file(source):
+                return record
+    return {}
 
 
 def teachers_text(teachers: list[dict[str, Any]] | None) -> str:
@@ -219,9 +201,7 @@ def recorded_training_data(source: str) -> str | None:
     folder = Path(source) if release is None else release.folder
     if release is None and not folder.is_dir():
         return _of_card(_cached_card(source))
-    if (folder / RECORD_FILE).is_file():
-        return _of_record(folder / RECORD_FILE)
-    return _of_card(folder / _CARD)
+    return _of_record(folder / RECORD_FILE) if (folder / RECORD_FILE).is_file() else _of_card(folder / _CARD)
 
 
 def _of_record(path: Path) -> str | None:
@@ -229,9 +209,7 @@ def _of_record(path: Path) -> str | None:
     record = read_json(path)
     while isinstance(record, dict):
         data = record.get("data") or {}
-        names += [
-            str(name) for name in (data.get("name"), *(one["name"] for one in data.get("teachers") or [])) if name
-        ]
+        names += map(str, filter(None, (data.get("name"), *(one["name"] for one in data.get("teachers") or []))))
         record = (record.get("started_from") or {}).get("training")
     return ", ".join(dict.fromkeys(reversed(names))) or None
 

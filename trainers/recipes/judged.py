@@ -163,14 +163,13 @@ def _passages(given: Sequence[Any]) -> tuple[list[tuple[str, float]], str]:
 
 def clean_judged(rows: Sequence[Judged], check: LeakageCheck, lost: Counter[str]) -> list[Judged]:
     """The rows without what a test or development collection has: queries with their rows, passages out of theirs."""
-    leaks = check.query_leaks([row.query for row in rows])
-    clean = [row for row, leak in zip(rows, leaks, strict=True) if not leak]
-    texts = list(dict.fromkeys(text for row in clean for text in row.texts))
-    found = check.passage_leaks([Document("", text) for text in texts])
-    leaked = {text for text, leak in zip(texts, found, strict=True) if leak}
+    clean = check.clean_queries(rows)
+    kept = set(check.clean_texts(list(dict.fromkeys(text for row in clean for text in row.texts))))
     lost["query of a test or development collection"] += len(rows) - len(clean)
-    lost["passages of a test or development collection"] += sum(text in leaked for row in clean for text in row.texts)
-    return [row.with_pairs(pair for pair in row.pairs if pair[0] not in leaked) for row in clean]
+    lost["passages of a test or development collection"] += sum(
+        text not in kept for row in clean for text in row.texts
+    )
+    return [row.with_pairs(pair for pair in row.pairs if pair[0] in kept) for row in clean]
 
 
 def written(output: Path, *folders: str) -> list[str]:
@@ -181,8 +180,7 @@ def written(output: Path, *folders: str) -> list[str]:
 
 def write_corpus(folder: Path, name: str, texts: Sequence[str], check: LeakageCheck | None) -> int:
     """Writes `corpus.jsonl` without the passages that the check finds; how many are left."""
-    leaks = [False] * len(texts) if check is None else check.passage_leaks([Document("", text) for text in texts])
-    left = [text for text, leak in zip(texts, leaks, strict=True) if not leak]
+    left = texts if check is None else check.clean_texts(texts)
     rows = ({"_id": f"{name}-p{number}", "text": text} for number, text in enumerate(left))
     write_jsonl(folder / "corpus.jsonl", rows)
     return len(left)

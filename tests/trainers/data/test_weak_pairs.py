@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from modeling_tsarank import cli
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.cards import render_card, write_card
-from modeling_tsarank.trainers.data.provenance import read_provenance, write_provenance
+from modeling_tsarank.trainers.data.provenance import read_provenance
 from modeling_tsarank.trainers.data.weak_pairs import build_weak_pairs
-from modeling_tsarank.trainers.data.weak_recipe import Sampling, build_recipe, choose, read_recipe
+from modeling_tsarank.trainers.data.weak_recipe import Sampling, build_recipe, choose
 from modeling_tsarank.trainers.training_data import load_training_rows
 
 
@@ -207,10 +207,9 @@ def test_card_refuses_what_it_does_not_know(tmp_path: Path) -> None:
         render_card(
             {"kind": "distillation_lists", "title": "t", "splits": {"train": 1, "failed": "x"}, "queries": "x"}
         )
-    with pytest.raises(InputError, match="no card for datasets of the kind 'queries'"):
-        render_card({"kind": "queries", "title": "t"})
-    with pytest.raises(InputError, match="no kind of dataset"):
-        write_provenance(tmp_path, "poems", {})
+    (tmp_path / "provenance.json").write_text('{"format": 1, "kind": "poems"}')
+    with pytest.raises(InputError, match="is not a provenance record"):
+        write_card(tmp_path)
 
 
 counts_of_types = st.dictionaries(
@@ -257,15 +256,16 @@ def test_places_are_a_permutation_that_depends_on_the_seed() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sauces": []}, "a recipe has no 'sauces'"),
+        ({"sauces": []}, "the recipe: no option 'sauces'; there are sources, filters"),
         ({"sources": []}, "at least one source"),
-        ({"sources": ["a.jsonl"]}, "source 1: expected its type"),
+        ({"sources": ["a.jsonl"]}, "source 1: expected options by name"),
         ({"sources": [{"path": "x"}]}, "source 1: type is missing"),
         ({"sampling": {"temperature": 2, "rows": 0}}, "sampling: a temperature needs rows"),
         ({"sampling": {"caps": {"poem": 3}}}, "no type 'poem'"),
         ({"sampling": {"rows": -1}}, "rows must be a whole number of at least 0"),
         ({"sampling": {"size": 3}}, "no option 'size'"),
-        ({"licences": ["mit"]}, "licences must map"),
+        ({"licences": ["mit"]}, "licences must be of type dict"),
+        ({"licences": {"log*": 3}}, "licences must map"),
         ({"sampling": {"rows": 3, "validation": 3}}, "leaves nothing of 3 rows"),
     ],
 )
@@ -275,17 +275,6 @@ def test_wrong_recipes(recipe: dict[str, Any], tmp_path: Path, change: dict[str,
     assert not (tmp_path / "set").exists()
 
 
-def test_a_recipe_that_is_no_yaml(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such file"):
-        read_recipe(tmp_path / "none.yaml")
-    (tmp_path / "bad.yaml").write_text("sources: [\n")
-    with pytest.raises(InputError, match="not YAML"):
-        read_recipe(tmp_path / "bad.yaml")
-    (tmp_path / "bad.yaml").write_text("- a\n")
-    with pytest.raises(InputError, match="expected title, sources"):
-        read_recipe(tmp_path / "bad.yaml")
-
-
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`tsarank data …` in this process."""
@@ -293,6 +282,20 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Any:
     if name not in cli.COMMAND_MODULES:
         monkeypatch.setattr(cli, "COMMAND_MODULES", (*cli.COMMAND_MODULES, name))
     return cli.main
+
+
+def test_a_recipe_that_is_no_yaml(tmp_path: Path, command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "bad.yaml"
+    for content, message in (
+        (None, "no such file"),
+        ("sources: [\n", "not YAML"),
+        ("- a\n", "expected options by name"),
+    ):
+        if content is not None:
+            path.write_text(content)
+        assert command(["data", "weak-pairs", "--config", str(path), "--output", str(tmp_path / "set")]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "set").exists()
 
 
 def test_the_command_makes_a_set_and_its_card(

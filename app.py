@@ -156,7 +156,7 @@ def build(service: RankingService) -> Any:
         ranking = gr.State(None, time_to_live=1800)
         gr.HTML(
             '<div class="ts-head"><h1>tsarank</h1><p>Reranking with language models. '
-            f"{escape(service.shelf.family().description)}</p></div>",
+            f"{escape(service.shelf.get()[1].description)}</p></div>",
             elem_classes="ts-html",
         )
         with gr.Row(equal_height=True):

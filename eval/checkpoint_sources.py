@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
+from modeling_tsarank.cache.folder_store import open_store, use_store
+from modeling_tsarank.eval.scoring import ScorerSource
+from modeling_tsarank.files.hashes import hash_file, hash_folder
+from modeling_tsarank.models.embedded_models import embedded_checkpoint
+from modeling_tsarank.models.fingerprints import adapter_base, hub_commit, model_fingerprint
+from modeling_tsarank.models.loading import load_ranker, number_format, resolve_device, resolve_dtype
+from modeling_tsarank.models.resolver import OTHER_LIBRARIES, Kind, Source, resolve
 from modeling_tsarank.rankers import RANKERS
 from modeling_tsarank.rankers.arguments import (
     cascade_stages,
@@ -15,18 +23,9 @@ from modeling_tsarank.rankers.arguments import (
     ranker_options,
     refuse_options,
 )
-
-
-if TYPE_CHECKING:
-    from modeling_tsarank.eval.scoring import ScorerSource
-    from modeling_tsarank.models.resolver import Source
-
-
-def display_name(model: str | None) -> str:
-    """What tables call a model: the last part of its Hub id or path."""
-    from modeling_tsarank.models.resolver import resolve
-
-    return resolve(model).label
+from modeling_tsarank.rankers.endpoint import EndpointSettings
+from modeling_tsarank.rankers.loading import list_options
+from modeling_tsarank.rankers.pointwise import foreign_dtype, load_scorer, prefix_of
 
 
 def scorer_source(model: str | None, args: argparse.Namespace) -> ScorerSource:
@@ -39,32 +38,21 @@ def scorer_source(model: str | None, args: argparse.Namespace) -> ScorerSource:
     Raises:
         InputError: a number format, device or store that does not exist here.
     """
-    from modeling_tsarank.cache.folder_store import use_store
-    from modeling_tsarank.eval.scoring import ScorerSource
-    from modeling_tsarank.models.loading import load_ranker, number_format, resolve_device
-
     device = resolve_device(args.device)
     dtype = number_format(args.dtype, device)
     given = {"max_length": args.max_length, "max_query_length": args.max_query_length}
     lengths = {name: value for name, value in given.items() if value is not None}
-
+    options = {"revision": args.revision, "trust_remote_code": args.trust_remote_code, **lengths}
     store = getattr(args, "store", None)
 
     def load() -> Any:
-        ranker = load_ranker(
-            model,
-            device=args.device,
-            dtype=dtype,
-            revision=args.revision,
-            trust_remote_code=args.trust_remote_code,
-            **lengths,
-        )
+        ranker = load_ranker(model, device=args.device, dtype=dtype, **options)
         if store is not None:
             use_store(ranker, store)
         return ranker
 
     settings = {**_checkpoint_settings(model, args.revision), "dtype": dtype, **given, **_store_settings(args)}
-    return ScorerSource(display_name(model), load, settings, args.batch_tokens)
+    return ScorerSource(resolve(model).label, load, settings, args.batch_tokens)
 
 
 def evaluated_source(model: str | None, args: argparse.Namespace) -> ScorerSource:
@@ -77,8 +65,6 @@ def evaluated_source(model: str | None, args: argparse.Namespace) -> ScorerSourc
     Raises:
         InputError: an option that has no effect on such a model, or a value that does not exist here.
     """
-    from modeling_tsarank.models.resolver import OTHER_LIBRARIES, Kind, resolve
-
     if getattr(args, "cascade", None) is not None:
         return _cascade_source(args)
     found = resolve(model)
@@ -91,10 +77,6 @@ def evaluated_source(model: str | None, args: argparse.Namespace) -> ScorerSourc
 
 
 def _sentence_transformers_source(found: Source, args: argparse.Namespace) -> ScorerSource:
-    from modeling_tsarank.eval.scoring import ScorerSource
-    from modeling_tsarank.models.fingerprints import hub_commit, model_fingerprint
-    from modeling_tsarank.models.loading import resolve_device
-    from modeling_tsarank.rankers.pointwise import foreign_dtype, load_scorer, prefix_of
 
     refuse_options(args, "a model of sentence-transformers", store=None, max_query_length=None, batch_tokens=None)
     place = resolve_device(args.device)
@@ -118,13 +100,6 @@ def _sentence_transformers_source(found: Source, args: argparse.Namespace) -> Sc
 
 def _list_source(found: Source, args: argparse.Namespace) -> ScorerSource:
     """A ranker of lists, over a language model or behind an address."""
-    from dataclasses import asdict
-
-    from modeling_tsarank.eval.scoring import ScorerSource
-    from modeling_tsarank.models.loading import resolve_device, resolve_dtype
-    from modeling_tsarank.models.resolver import Kind
-    from modeling_tsarank.rankers.endpoint import EndpointSettings
-    from modeling_tsarank.rankers.loading import list_options
 
     pointwise = args.ranker == RANKERS[0]
     given = ranker_options(args)
@@ -147,7 +122,6 @@ def _list_source(found: Source, args: argparse.Namespace) -> ScorerSource:
 
 def _cascade_source(args: argparse.Namespace) -> ScorerSource:
     """Stages, each on the best documents of the one before."""
-    from modeling_tsarank.eval.scoring import ScorerSource
 
     sources = [evaluated_source(stage.model, stage) for _, stage in cascade_stages(args)]
     settings = {"cascade": args.cascade, "stages": [dict(source.settings) for source in sources]}
@@ -156,7 +130,6 @@ def _cascade_source(args: argparse.Namespace) -> ScorerSource:
 
 def _store_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The number format of `--store`: rounded states change scores a little."""
-    from modeling_tsarank.cache.folder_store import open_store
 
     if getattr(args, "store", None) is None:
         return {}
@@ -166,8 +139,6 @@ def _store_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def _checkpoint_settings(model: str | None, revision: str | None) -> dict[str, Any]:
     """What identifies a model's weights."""
-    from modeling_tsarank.models.fingerprints import adapter_base, hub_commit, model_fingerprint
-    from modeling_tsarank.models.resolver import Kind, resolve
 
     base = None if model is None else adapter_base(Path(model))
     on_hub = resolve(model).kind in (Kind.HUB, Kind.PUBLISHED)
@@ -181,9 +152,6 @@ def _checkpoint_settings(model: str | None, revision: str | None) -> dict[str, A
 
 def _checkpoint(model: str | None) -> str:
     """What tells a checkpoint apart from another of the same name: the content of a folder or file, a Hub id."""
-    from modeling_tsarank.files.hashes import hash_file, hash_folder
-    from modeling_tsarank.models.embedded_models import embedded_checkpoint
-    from modeling_tsarank.models.resolver import resolve
 
     source = resolve(model)
     if source.packaged:

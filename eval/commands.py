@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modeling_tsarank.cli.command_line import add_command, given, seed, whole
-from modeling_tsarank.eval.checkpoint_sources import evaluated_source
 from modeling_tsarank.jobs.arguments import add_pool_arguments, with_pool
 from modeling_tsarank.models.arguments import add_model_arguments, add_store_argument
 from modeling_tsarank.rankers.arguments import RANKERS_HELP, add_ranker_arguments
@@ -228,6 +227,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     OUTPUT receives a table over all datasets (table.md, table.csv) and for each DATASET a folder with run.trec,
     first_stage.trec, metrics.json and per_query.csv.
     """
+    from modeling_tsarank.eval.checkpoint_sources import evaluated_source
     from modeling_tsarank.eval.options import EvaluationOptions
     from modeling_tsarank.eval.scoring import BlockScorer
     from modeling_tsarank.jobs.pools import leads

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, Protocol
 
 from modeling_tsarank.eval.bm25 import BM25Index
 from modeling_tsarank.eval.encoders import DenseIndex, SpladeIndex
@@ -49,13 +49,7 @@ class CollectionTexts(Sequence[str]):
     def __len__(self) -> int:
         return len(self.ids)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-
-    def __getitem__(self, index: int | slice) -> str | list[str]:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self._documents[document_id].full_text for document_id in self.ids[index]]
         return self._documents[self.ids[index]].full_text
@@ -140,7 +134,7 @@ def retrieve(
         fetched = (depth or len(texts)) + collection.self_match
         found = index.search({query_id: collection.queries[query_id] for query_id in wanted}, fetched)
     else:
-        found = _given_run(collection, _run_path(collection, name), wanted, run_format)
+        found = _given_run(collection, run_path(collection, name), wanted, run_format)
     run = {query_id: _candidates(collection, query_id, found.get(query_id, {}), depth) for query_id in wanted}
     _check_known(collection, run, name)
     return run
@@ -176,7 +170,8 @@ def reciprocal_rank_fusion(
     return fused
 
 
-def _run_path(collection: Collection, name: str) -> Path:
+def run_path(collection: Collection, name: str) -> Path:
+    """The file of a given run. Raises `InputError` where there is none."""
     if name in collection.runs:
         return collection.runs[name]
     path = Path(name).expanduser()

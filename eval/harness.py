@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_tsarank.eval.candidates import Candidates
-from modeling_tsarank.eval.first_stages import retrieve
+from modeling_tsarank.eval.first_stages import retrieve, run_path
 from modeling_tsarank.eval.fusion import append_tail, refuse_tuned_split
 from modeling_tsarank.eval.metrics import compute_metrics
 from modeling_tsarank.eval.options import EvaluationOptions, is_retrieved
@@ -112,14 +112,14 @@ def _start(
 
 
 def _settings(source: ScorerSource, collection: Collection, options: EvaluationOptions) -> dict[str, Any]:
-    run_file = _run_file(collection, options.first_stage)
+    stage = options.first_stage
     return {
         "model": source.name,
         **source.settings,
         "dataset": collection.name,
         "split": options.split,
         "first_stage": options.first_stage_name,
-        "first_stage_hash": None if run_file is None else hash_file(run_file)[:16],
+        "first_stage_hash": None if is_retrieved(stage) else hash_file(run_path(collection, stage))[:16],
         "run_format": options.run_format,
         "top_k": options.top_k,
         "depth": options.depth or options.top_k,
@@ -145,14 +145,6 @@ def _first_stage(collection: Collection, options: EvaluationOptions, query_ids: 
         write_run(path, run, tag_of(options.first_stage_name))
     # Read back in any case, so that a resumed evaluation cannot differ by a digit lost in the file.
     return read_run(path)
-
-
-def _run_file(collection: Collection, stage: str) -> Path | None:
-    """The file behind a first stage that is a given run."""
-    if is_retrieved(stage):
-        return None
-    path = collection.runs.get(stage, Path(stage).expanduser())
-    return path if path.is_file() else None
 
 
 def _measure(

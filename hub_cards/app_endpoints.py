@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from modeling_tsarank.cli.command_line import one_line
+from modeling_tsarank.hub_cards.app_inputs import named_documents
 from modeling_tsarank.hub_cards.app_ranking import RankingService
 from modeling_tsarank.ranking_errors import TSARankError
 
@@ -79,8 +80,6 @@ def make_endpoints(service: RankingService, error: type[Exception]) -> dict[str,
         Returns:
             a and b, each as /rank returns it, same_order (pairs of documents in the same order) and pairs.
         """
-        from modeling_tsarank.hub_cards.app_inputs import named_documents
-
         named = named_documents(documents, service.limits)
         return service.compare(service.check_query(query), named, model_a, model_b).to_dict()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -56,8 +55,6 @@ def named_documents(documents: Any, limits: Limits) -> list[NamedDocument]:
     """Documents of an API call, named by their place from 1. Raises `InputError` unless it is a list of texts."""
     if not isinstance(documents, list | tuple):
         raise InputError(f"documents must be a list of texts, got {type(documents).__name__}")
-    if len(documents) > limits.documents:
-        raise InputError(f"{len(documents):,} documents were given; at most {limits.documents:,} are allowed here")
     named = [NamedDocument(str(n), clean_text(text, f"document {n}")) for n, text in enumerate(documents, 1)]
     limits.check_documents(named)
     return named
@@ -79,7 +76,7 @@ class BuiltInCollection:
     def __init__(self, documents: Path, queries: Path, cache_dir: str | os.PathLike[str] | None = None) -> None:
         self.documents = {document.id: document for document in read_documents(str(documents))}
         self.queries = [query.text for query in read_documents(str(queries))]
-        texts: Sequence[str] = [document.text for document in self.documents.values()]
+        texts = [document.text for document in self.documents.values()]
         self._index = BM25Index.build(list(self.documents), texts, cache_dir, show_progress=False)
 
     def __len__(self) -> int:

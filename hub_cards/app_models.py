@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from modeling_tsarank.hub_cards.app_limits import Limits
 from modeling_tsarank.models.default_model import DEFAULT_NAME
@@ -21,9 +21,6 @@ from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceErro
 from modeling_tsarank.ranking_options import CONFIG_KEY, Explanation
 from modeling_tsarank.ranking_text import clean_query
 
-
-if TYPE_CHECKING:  # torch takes seconds to import
-    from modeling_tsarank.modeling_ranker import RankerModel
 
 logger = logging.getLogger(__name__)
 
@@ -74,10 +71,6 @@ class ModelShelf:
                 logger.info("loading the model %s", name)
                 self._models[name] = self._loaders[name]()
         return name, self._models[name]
-
-    def family(self, name: str | None = None) -> type[RankerModel]:
-        """The family of a model, the first one's by default."""
-        return type(self.get(name)[1])
 
     def score(self, query: str, documents: Sequence[str], name: str | None = None) -> Scored:
         """Scores of `documents` for `query`.
@@ -137,12 +130,6 @@ class ModelShelf:
             ) from None
 
 
-def _load(name: str | None) -> Any:
-    from modeling_tsarank.models.loading import load_ranker
-
-    return load_ranker(name)
-
-
 def _label(name: str | None) -> str:
     """Its name without folders; a Hub id whole."""
     source = resolve(name)
@@ -174,13 +161,15 @@ def make_shelf(model: str | None, others: Sequence[str] = (), limits: Limits | N
 
     Raises `InputError` if two models would have the same name.
     """
+    from modeling_tsarank.models.loading import load_ranker  # torch takes seconds to import
+
     main_label = _label(model)
-    loaders: dict[str, Callable[[], Any]] = {main_label: lambda: _load(model)}
+    loaders: dict[str, Callable[[], Any]] = {main_label: lambda: load_ranker(model)}
     for other in others:
         label = _label(other)
         if label in loaders:
             raise InputError(f"two models would be called {label!r}; name folders that end differently")
-        loaders[label] = lambda other=other: _load(other)  # type: ignore[misc]
+        loaders[label] = lambda other=other: load_ranker(other)  # type: ignore[misc]
     shelf = ModelShelf(loaders, limits or Limits.from_environment())
     if others:
         return shelf
@@ -192,7 +181,7 @@ def make_shelf(model: str | None, others: Sequence[str] = (), limits: Limits | N
         release = releases().get(main_label)
         beside = None if main_label != _label(None) else (release and release.below_name) or DEFAULT_NAME
         if _label(beside) != main_label:
-            loaders[_label(beside)] = lambda: _load(beside)
+            loaders[_label(beside)] = lambda: load_ranker(beside)
     whole = ModelShelf(loaders, shelf.limits)
     whole._models[main_label] = first
     return whole

@@ -67,14 +67,8 @@ class Ranking:
     def to_dict(self) -> dict[str, Any]:
         """The form the API returns."""
         return {
-            "query": self.query,
-            "model": self.model,
-            "family": self.family,
-            "first_stage": self.first_stage,
-            "tokens": self.tokens,
+            **{name: value for name, value in vars(self).items() if name != "rows"},
             "seconds": round(self.seconds, 4),
-            "remembered": self.remembered,
-            "cut_documents": self.cut_documents,
             "results": [
                 {
                     "rank": row.place,
@@ -145,22 +139,11 @@ class RankingService:
         scored = self.shelf.score(query, [document.text for document in documents], name)
         order = sorted(range(len(documents)), key=lambda i: -scored.scores[i])
         rows = tuple(
-            Ranked(
-                documents[i].id, documents[i].text, scored.scores[i], place, i + 1, getattr(documents[i], "title", "")
-            )
+            Ranked(documents[i].id, documents[i].text, scored.scores[i], place, i + 1, documents[i].title)
             for place, i in enumerate(order, 1)
         )
-        return Ranking(
-            query,
-            name,
-            loaded.options.family,
-            first_stage,
-            rows,
-            scored.tokens,
-            scored.seconds,
-            scored.remembered,
-            scored.cut_documents,
-        )
+        cost = {name: value for name, value in vars(scored).items() if name != "scores"}
+        return Ranking(query, name, loaded.options.family, first_stage, rows, **cost)
 
     def search(self, query: str, depth: int = 10, model: str | None = None) -> Ranking:
         """BM25's best `depth` of the built-in collection, put in order by a model."""
@@ -169,12 +152,10 @@ class RankingService:
 
     def rank_texts(self, query: str, documents: Any, model: str | None = None) -> Ranking:
         """`rank` for a plain list of texts."""
-        query = self.check_query(query)
         return self.rank(query, named_documents(documents, self.limits), model)
 
     def explain(self, query: str, document: Any, model: str | None = None) -> Explained:
         """Why `document` gets its score."""
-        query = self.check_query(query)
         text = clean_text(document, "the document")
         self.limits.check_documents([NamedDocument("1", text)])
         return self.shelf.explain(query, text, model)

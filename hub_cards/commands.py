@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from modeling_tsarank.cli.command_line import add_command, given
 
 
 if TYPE_CHECKING:
-    from modeling_tsarank.hub_cards.publications import Publication
+    from modeling_tsarank.hub_cards.uploading import Publication
 
 
 _COMMON = """\
@@ -27,7 +28,7 @@ Optimizer states, caches, logs and hidden files are left out, and so is what is 
 what looks like a token or a key stops the publication, and so does one whose text cannot be read: anything but UTF-8
 text (as it is or in gzip), Parquet, safetensors and SentencePiece; --not-secret lets it pass.
 """
-_COMMON_OPTIONS = "dry-run public tag "
+_INCLUDE = "further files of FOLDER, such as 'plots/*.png'"
 _MODEL_EXAMPLES = """\
   tsarank publish model my-ranker me/my-ranker --dry-run
   tsarank publish model my-ranker me/my-ranker --results results --license apache-2.0 --tag v1
@@ -58,11 +59,30 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
-    for register_one in (_register_model, _register_dataset, _register_metric, _register_space):
-        register_one(kinds)
+    _register_model(kinds)
+    _register_dataset(kinds)
+    _add_kind(kinds, "metric", "the nDCG metric of `evaluate`", _METRIC_EXAMPLES, _metric)
+    space = _add_kind(kinds, "space", "the demonstration page", _SPACE_EXAMPLES, _space, "model bake")
+    space.add_argument("--model", metavar="ID", help="Hub id of the model that it shows (default: the embedded one)")
+    space.add_argument("--bake", type=Path, metavar="FOLDER", help="a ranker's folder, put into the Space")
+    space.add_argument("--title", metavar="TEXT", default="Reranking, explained", help="of the page's card")
+    space.add_argument("--app", type=Path, metavar="FILE", help="app.py, where it is not beside the package")
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
+def _add_kind(
+    kinds: Any,
+    name: str,
+    help_text: str,
+    examples: str,
+    run: Callable[[argparse.Namespace], int],
+    common: str = "",
+    folder: str | None = None,
+) -> argparse.ArgumentParser:
+    """Adds something that is published, out of a folder where `folder` says of what, with the options of all kinds."""
+    shown = f"dry-run public tag {common}"
+    parser = add_command(kinds, name, help_text, run.__doc__, examples, run, shown, _DETAILS)
+    if folder is not None:
+        parser.add_argument("folder", type=Path, metavar="FOLDER", help=folder)
     parser.add_argument("repo_id", metavar="REPO_ID", help="owner/name")
     group = parser.add_argument_group("publication")
     group.add_argument(
@@ -74,132 +94,69 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--tag", default="v1", help="name of this version, which the card's snippets name (default: v1)"
     )
     group.add_argument("--message", metavar="TEXT", help="of the commit")
-    group.add_argument(
-        "--not-secret",
-        action="append",
-        default=[],
-        metavar="PATH",
-        help="a file of the publication that may hold look-alikes of secrets or cannot be searched; may be repeated",
+    _add_repeated(
+        group,
+        "not-secret",
+        "PATH",
+        "a file of the publication that may hold look-alikes of secrets or cannot be searched; may be repeated",
     )
+    return parser
+
+
+def _add_repeated(parser: argparse._ActionsContainer, name: str, metavar: str, help_text: str, **more: Any) -> None:
+    parser.add_argument(f"--{name}", action="append", default=[], metavar=metavar, help=help_text, **more)
 
 
 def _add_license(parser: argparse._ActionsContainer, default: str) -> None:
     parser.add_argument("--license", metavar="ID", help=f"the Hub's identifier, such as apache-2.0 ({default})")
-    parser.add_argument(
-        "--language",
-        dest="languages",
-        action="append",
-        default=[],
-        metavar="CODE",
-        help="such as en; may be repeated",
-    )
-
-
-def _add_include(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
-        "--include",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        help="further files of FOLDER, such as 'plots/*.png'",
-    )
+    _add_repeated(parser, "language", "CODE", "such as en; may be repeated", dest="languages")
 
 
 def _register_model(kinds: Any) -> None:
-    parser = add_command(
-        kinds,
-        "model",
-        "a ranker, a plain model or an adapter",
-        _model.__doc__,
-        _MODEL_EXAMPLES,
-        _model,
-        common=_COMMON_OPTIONS + "license base-model results adapter-only",
-        details=_DETAILS,
+    common, folder = "license base-model results adapter-only", "the saved model, or a release's name"
+    parser = _add_kind(
+        kinds, "model", "a ranker, a plain model or an adapter", _MODEL_EXAMPLES, _model, common, folder
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the saved model, or a release's name")
-    _add_common(parser)
     facts = parser.add_argument_group("card")
     _add_license(facts, "default: that of the base model")
     facts.add_argument("--license-name", metavar="TEXT", help="with --license other")
     facts.add_argument("--base-model", metavar="ID", help="Hub id of the base model, where it is not recorded")
     facts.add_argument("--base-revision", metavar="COMMIT", help="commit of the base model")
-    facts.add_argument(
-        "--results", action="append", default=[], type=Path, metavar="FOLDER", help="output of `tsarank evaluate`"
-    )
+    _add_repeated(facts, "results", "FOLDER", "output of `tsarank evaluate`", type=Path)
     facts.add_argument(
         "--accept-other-checkpoint", action="store_true", help="take results measured on other files than FOLDER's"
     )
     files = parser.add_argument_group("files")
     files.add_argument("--adapter-only", action="store_true", help="the LoRA adapter alone, its base pinned")
-    _add_include(files)
+    _add_repeated(files, "include", "PATTERN", _INCLUDE)
 
 
 def _register_dataset(kinds: Any) -> None:
-    parser = add_command(
-        kinds,
-        "dataset",
-        "a folder of rows",
-        _dataset.__doc__,
-        _DATASET_EXAMPLES,
-        _dataset,
-        _COMMON_OPTIONS + "license title",
-        _DETAILS,
+    parser = _add_kind(
+        kinds, "dataset", "a folder of rows", _DATASET_EXAMPLES, _dataset, "license title", "the dataset"
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the dataset")
-    _add_common(parser)
     _add_license(parser, "needed unless it is recorded")
     parser.add_argument("--title", metavar="TEXT", help="of the card")
-    _add_include(parser)
-
-
-def _register_metric(kinds: Any) -> None:
-    parser = add_command(
-        kinds,
-        "metric",
-        "the nDCG metric of `evaluate`",
-        _metric.__doc__,
-        _METRIC_EXAMPLES,
-        _metric,
-        _COMMON_OPTIONS,
-        _DETAILS,
-    )
-    _add_common(parser)
-
-
-def _register_space(kinds: Any) -> None:
-    parser = add_command(
-        kinds,
-        "space",
-        "the demonstration page",
-        _space.__doc__,
-        _SPACE_EXAMPLES,
-        _space,
-        _COMMON_OPTIONS + "model bake",
-        _DETAILS,
-    )
-    _add_common(parser)
-    parser.add_argument("--model", metavar="ID", help="Hub id of the model that it shows (default: the embedded one)")
-    parser.add_argument("--bake", type=Path, metavar="FOLDER", help="a ranker's folder, put into the Space")
-    parser.add_argument("--title", metavar="TEXT", default="Reranking, explained", help="of the page's card")
-    parser.add_argument("--app", type=Path, metavar="FILE", help="app.py, where it is not beside the package")
+    _add_repeated(parser, "include", "PATTERN", _INCLUDE)
 
 
 # ---- running ---------------------------------------------------------------------------------------
 
 
 def _finish(publication: Publication, args: argparse.Namespace) -> int:
+    publication.check(args.preview)
     if args.card is not None:
         from modeling_tsarank.files.writing import write_text
 
         write_text(args.card, publication.card)
     if args.preview:
-        publication.check_files()
         sys.stdout.write(publication.describe())
         return 0
-    published = publication.carry_out()
-    tag = f" as {published.tag}" if published.tag else ""
+    from modeling_tsarank.hub_cards.uploading import upload
+
+    published = upload(publication)
     what = "published" if published.changed else "nothing has changed; it is there"
-    sys.stdout.write(f"{what}{tag}: {published.url}/tree/{published.tag or published.commit}\n")
+    sys.stdout.write(f"{what} as {publication.tag}: {published.url}/tree/{publication.tag}\n")
     return 0
 
 

@@ -12,8 +12,7 @@ from modeling_tsarank.files.reading import read_json_object, read_json_rows, rea
 from modeling_tsarank.files.tables import open_parquet, read_csv
 from modeling_tsarank.files.templates import line, render
 from modeling_tsarank.hub_cards.file_selection import Selection, fits, select_files
-from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, UNKNOWN_LICENSE, Publication
-from modeling_tsarank.hub_cards.uploading import Target
+from modeling_tsarank.hub_cards.uploading import CARD_NAME, DEFAULT_TAG, UNKNOWN_LICENSE, Publication
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.cards import render_card, size_category
 from modeling_tsarank.trainers.data.provenance import (
@@ -65,34 +64,29 @@ def prepare_dataset(
     include: Sequence[str] = (),
     not_secret: Sequence[str] = (),
     message: str | None = None,
-    preview: bool = False,
 ) -> Publication:
     """Files and card of a dataset. Nothing in `folder` is changed.
 
     The card comes from `provenance.json` where `tsarank data` wrote one that has a card; else a README.md of the
-    folder is taken as it is; else one is made of the files' columns and rows, which needs a licence (a `preview` of it
-    does not: the publication then says in `refusals` that it is missing).
+    folder is taken as it is; else one is made of the files' columns and rows, which needs a licence: the publication
+    says in `refusals` if it is missing.
 
     Raises:
-        InputError: no data, splits that do not agree on their columns, or no licence.
+        InputError: no data, or splits that do not agree on their columns.
     """
-    selection = select_files(folder, lambda path: fits(path.rpartition("/")[2], (*_DATA, *_OTHERS)), include)
+    selection = select_files(folder, (*_DATA, *_OTHERS, *(f"*/{name}" for name in _OTHERS)), include)
     data = [path for path in sorted(selection.paths) if fits(path, _DATA)]
     if not data:
         raise InputError(f"{folder} holds no data ({', '.join(_DATA)})")
     card, refusals = _recorded_card(folder, title, license) or _own_card(folder, selection), []
     if card is None:
         if license is None:
-            refusals.append("the license is not recorded; name it with --license, such as cc-by-4.0")
-            if not preview:
-                raise InputError(refusals[0])
+            refusals = ["the license is not recorded; name it with --license, such as cc-by-4.0"]
         known = license or UNKNOWN_LICENSE
         card = _made_card(folder, data, repo_id, tag, known, title or repo_id.rpartition("/")[2], languages)
     selection.add(CARD_NAME, card.encode("utf-8"))
-    kept = selection.paths
-    target = Target(repo_id, "dataset", tag, private, message or f"Publish {repo_id.rpartition('/')[2]} {tag}")
     # Data of an earlier version would be read by `load_dataset` along with the new ones.
-    return Publication(selection, target, lambda path: path not in kept and fits(path, _DATA), not_secret, refusals)
+    return Publication(selection, repo_id, "dataset", tag, private, message, _DATA, not_secret, refusals)
 
 
 def _recorded_card(folder: Path, title: str | None, license_id: str | None) -> str | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 from modeling_tsarank.ranking_errors import InputError
@@ -43,7 +44,8 @@ class Selection:
 
     def add(self, path: str, source: Path | bytes) -> None:
         """Adds a file, in the place of one of the same name."""
-        self.files = sorted([f for f in self.files if f.path != path] + [PublishedFile(path, source)], key=_by_path)
+        others = [file for file in self.files if file.path != path]
+        self.files = sorted([*others, PublishedFile(path, source)], key=attrgetter("path"))
         self.left_out = [(name, why) for name, why in self.left_out if name != path]
 
     @property
@@ -94,16 +96,13 @@ def refusal(path: str) -> str | None:
     return None
 
 
-def select_files(
-    folder: Path, wanted: Callable[[str], bool] | None = None, include: Sequence[str] = (), other: str = "not needed"
-) -> Selection:
+def select_files(folder: Path, wanted: Sequence[str] = ("*",), include: Sequence[str] = ()) -> Selection:
     """The files of a folder that are to be published.
 
     Args:
         folder: walked whole; links that lead out of it are left out.
-        wanted: says which paths belong to the publication; `None` takes all.
+        wanted: patterns of the paths that belong to the publication.
         include: patterns of further paths, as the user gives them. They cannot bring in what `refusal` refuses.
-        other: the reason given for files that are not wanted.
 
     Raises:
         InputError: there is no such folder, or a pattern of `include` fits nothing that may be published.
@@ -116,8 +115,8 @@ def select_files(
         hits = {pattern for pattern in include if fnmatch.fnmatchcase(path, pattern)}
         if reason is None and not file.resolve().is_relative_to(root):
             reason = "a link out of the folder"
-        if reason is None and not hits and wanted is not None and not wanted(path):
-            reason = other
+        if reason is None and not hits and not fits(path, wanted):
+            reason = "not needed"
         if reason is None:
             used |= hits
             selection.files.append(PublishedFile(path, file))
@@ -140,7 +139,3 @@ def _walk(folder: Path) -> Iterable[tuple[str, Path]]:
         folders[:] = sorted(name for name in folders if not refusal(f"{prefix}{name}"))
         for name in sorted(names):
             yield f"{prefix}{name}", Path(current, name)
-
-
-def _by_path(file: PublishedFile) -> str:
-    return file.path

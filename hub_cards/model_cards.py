@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from modeling_tsarank import __version__
 from modeling_tsarank.eval.reports import measure_title
 from modeling_tsarank.files.templates import render
-from modeling_tsarank.hub_cards.model_facts import Evaluation, ModelFacts
+from modeling_tsarank.hub_cards.model_facts import ModelFacts
 from modeling_tsarank.modeling_ranker import RankerModel
 from modeling_tsarank.models.families import CLASSIFIER
 from modeling_tsarank.ranking_errors import InputError
@@ -61,12 +61,9 @@ def render_model_card(
     unused = family.unused_options(ranking)
     changed = {key: value for key, value in facts.options.items() if key != "family" and value is not None}
     name = repo_id.rpartition("/")[2]
-    # The first measures that every result has.
-    common = (
-        [one for one in evaluations[0].reranked if all(one in other.reranked for other in evaluations)]
-        if (evaluations)
-        else []
-    )
+    # The first measures that all results have; what a model gives mixed with a first stage is not the model's.
+    reranked = [one["measures"]["reranked"] for one in evaluations]
+    common = [name for name in (reranked or [{}])[0] if all(name in one for one in reranked)]
     return render(
         __package__,
         "model_card.md",
@@ -104,8 +101,8 @@ def render_model_card(
         leakage_text=leakage_text,
         measures=common[:_SHOWN_MEASURES],
         measure_title=measure_title,
-        processors=list(dict.fromkeys(one.values["cpu"] for one in evaluations)),
-        dtypes=sorted({dtype for one in evaluations for dtype in one.values["dtypes"]}),
+        processors=list(dict.fromkeys(one["cpu"] for one in evaluations)),
+        dtypes=sorted({dtype for one in evaluations for dtype in one["dtypes"]}),
         tsarank_version=__version__,
     )
 
@@ -148,8 +145,8 @@ def _datasets(facts: ModelFacts) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _eval_results(evaluation: Evaluation) -> list[EvalResult]:
-    values, name = evaluation.values, evaluation.dataset
+def _eval_results(values: dict[str, Any]) -> list[EvalResult]:
+    name = str(values["dataset"])
     on_hub = name.lower().split("/")[0] in _BEIR
     return [
         EvalResult(
@@ -158,16 +155,12 @@ def _eval_results(evaluation: Evaluation) -> list[EvalResult]:
             dataset_type=f"BeIR/{name.lower().split('/')[0]}" if on_hub else name,
             dataset_name=name,
             dataset_split=values["split"],
-            dataset_args={
-                "first_stage": values["first_stage"],
-                "top_k": values["top_k"],
-                "queries": values["queries"],
-            },
+            dataset_args={key: values[key] for key in ("first_stage", "top_k", "queries")},
             metric_type=measure.replace("@", "_at_"),
             metric_name=measure_title(measure),
             metric_value=round(value, 5),
         )
-        for measure, value in evaluation.reranked.items()
+        for measure, value in values["measures"]["reranked"].items()
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,28 +41,6 @@ class BaseModel:
     license: str | None = None
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """One evaluated collection, as `tsarank evaluate` wrote it into `metrics.json`."""
-
-    values: dict[str, Any]
-
-    @property
-    def dataset(self) -> str:
-        """Name of the collection."""
-        return str(self.values["dataset"])
-
-    @property
-    def reranked(self) -> dict[str, float]:
-        """Measures of the model's own ranking; what it gives mixed with a first stage is not the model's."""
-        return self.values["measures"]["reranked"]
-
-    @property
-    def first_stage(self) -> dict[str, float]:
-        """Measures of the first stage."""
-        return self.values["measures"]["first_stage"]
-
-
 @dataclass
 class ModelFacts:
     """Everything a card says of a model.
@@ -75,7 +53,7 @@ class ModelFacts:
         adapter: whether the folder holds only an adapter.
         base: the base model, or `None` where nothing is known of one.
         training: what the training recorded, or `None`.
-        evaluations: results on test collections.
+        evaluations: results on test collections, as `tsarank evaluate` wrote them into `metrics.json`.
         parameters: number of weights.
         dtype: of the weights.
     """
@@ -87,7 +65,7 @@ class ModelFacts:
     adapter: bool
     base: BaseModel | None
     training: dict[str, Any] | None
-    evaluations: list[Evaluation] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
     parameters: int = 0
     dtype: str = ""
 
@@ -128,12 +106,12 @@ class ModelFacts:
         return found
 
 
-def read_model(folder: Path, base: BaseModel | None = None) -> ModelFacts:
+def read_model(folder: Path, base_model: str | None = None, base_revision: str | None = None) -> ModelFacts:
     """The facts of a saved folder: a ranker, a plain model that continual pre-training made, or an adapter.
 
     Args:
         folder: what `save_pretrained` or a training wrote.
-        base: what the user says of the base model; what is `None` there is looked up in the record.
+        base_model, base_revision: Hub id and commit of the base model; `None` looks them up in the record.
 
     Raises:
         InputError: no such folder, or a file in it that cannot be read.
@@ -154,24 +132,13 @@ def read_model(folder: Path, base: BaseModel | None = None) -> ModelFacts:
     if not adapter and record_at is not None and record_at.parent != folder:
         record = None  # the record beside a whole model's folder is another model's
     options = config.get(CONFIG_KEY) or (record or {}).get("ranking_options") or {}
-    facts = ModelFacts(
-        folder,
-        config,
-        _family(folder, options),
-        options,
-        adapter,
-        _base_of(config, record, base, adapter),
-        record,
-    )
-    facts.parameters, facts.dtype = _weights(folder)
-    return facts
-
-
-def _family(folder: Path, options: dict[str, Any]) -> type[RankerModel] | None:
     try:
-        return family_class(options["family"]) if "family" in options else None
+        family = family_class(options["family"]) if "family" in options else None
     except InputError as error:
         raise ModelError(f"{folder}: {error}; is the package that defines it installed?") from error
+    base = _base_of(config, record, adapter, base_model, base_revision)
+    parameters, dtype = _weights(folder)
+    return ModelFacts(folder, config, family, options, adapter, base, record, parameters=parameters, dtype=dtype)
 
 
 _TEXT, _NUMBER = (str, type(None)), (int, float, type(None))
@@ -221,7 +188,7 @@ def _fault(value: Any, shape: dict[str, Any]) -> str | None:
 
 
 def _base_of(
-    config: dict[str, Any], record: dict[str, Any] | None, given: BaseModel | None, adapter: bool
+    config: dict[str, Any], record: dict[str, Any] | None, adapter: bool, model: str | None, revision: str | None
 ) -> BaseModel | None:
     """The first model of the chain of trainings, with what the user says of it put over what was recorded."""
     start = (record or {}).get("started_from") or {}
@@ -229,25 +196,18 @@ def _base_of(
     while not adapter and start.get("training"):
         start = start["training"].get("started_from") or {}
     name = start.get("name") or (config.get("base_model_name_or_path") if adapter else None)
-    recorded = None
+    base = None
     if name:
         on_hub = not start.get("local", not start) and not Path(name).exists()
-        recorded = BaseModel(name if on_hub else Path(name).name, on_hub, config.get("revision"), start.get("license"))
-    if given is None:
-        return recorded
-    if not given.name:
-        if recorded is None:
+        base = BaseModel(name if on_hub else Path(name).name, on_hub, config.get("revision"), start.get("license"))
+    if model:
+        same = base is not None and base.name == model
+        base = BaseModel(model, True, base.revision if base and same else None, base.license if base else None)
+    if revision:
+        if base is None:
             raise InputError("nothing is recorded of a base model; name it with --base-model")
-        name, on_hub = recorded.name, recorded.on_hub
-    else:
-        name, on_hub = given.name, True
-    same = recorded is not None and recorded.name == name
-    return BaseModel(
-        name,
-        on_hub,
-        given.revision or (recorded.revision if same and recorded else None),
-        given.license or (recorded.license if recorded else None),
-    )
+        base = replace(base, revision=revision)
+    return base
 
 
 def _weights(folder: Path) -> tuple[int, str]:
@@ -270,23 +230,17 @@ def _weights(folder: Path) -> tuple[int, str]:
     return dtypes.total(), max(dtypes, key=lambda name: dtypes[name], default="")
 
 
-def _own_checkpoints(folder: Path) -> list[str]:
-    """What evaluations call this folder's weights: by their content, and a release also by its name."""
-    names = [embedded_checkpoint(one.name) for one in releases().values() if one.cached_folder == folder]
-    return [f"sha256:{hash_folder(folder)[:16]}", *names]
-
-
-def release_evaluations(folder: Path) -> list[Evaluation]:
+def release_evaluations(folder: Path) -> list[dict[str, Any]]:
     """The results that a release brings along, if the folder is the release's merged model."""
     for release in releases().values():
         path = release.folder / EVALUATIONS
         if release.cached_folder == folder and path.is_file():
             found = read_json(path)
-            return [Evaluation(one) for one in found if one["checkpoint"] == embedded_checkpoint(release.name)]
+            return [one for one in found if one["checkpoint"] == embedded_checkpoint(release.name)]
     return []
 
 
-def read_evaluations(paths: Sequence[Path], folder: Path, other_checkpoint: bool = False) -> list[Evaluation]:
+def read_evaluations(paths: Sequence[Path], folder: Path, other_checkpoint: bool = False) -> list[dict[str, Any]]:
     """The results of `tsarank evaluate`, if they are results of this very folder.
 
     Args:
@@ -297,8 +251,10 @@ def read_evaluations(paths: Sequence[Path], folder: Path, other_checkpoint: bool
     Raises:
         InputError: nothing was found there, or it was measured on other weights than the folder's.
     """
-    found: dict[str, Evaluation] = {}
-    own: list[str] = []
+    found: dict[str, dict[str, Any]] = {}
+    # What evaluations call this folder's weights: a release by its name, all by their content.
+    own = [embedded_checkpoint(one.name) for one in releases().values() if one.cached_folder == folder]
+    own += [f"sha256:{hash_folder(folder)[:16]}"] if paths else []
     for path in paths:
         files = [path] if path.is_file() else sorted([*path.glob("metrics.json"), *path.glob("*/metrics.json")])
         if not files:
@@ -307,11 +263,10 @@ def read_evaluations(paths: Sequence[Path], folder: Path, other_checkpoint: bool
             values = read_json_object(file, allow_nan=True)
             if "measures" not in values or "dataset" not in values:
                 raise InputError(f"{file} was not written by `tsarank evaluate`")
-            own = own or _own_checkpoints(folder)
             if values.get("checkpoint") not in own and not other_checkpoint:
                 raise InputError(
-                    f"{file} was measured on {values.get('checkpoint')}, but {folder} is {own[0]}: evaluate this "
+                    f"{file} was measured on {values.get('checkpoint')}, but {folder} is {own[-1]}: evaluate this "
                     "folder, or say --accept-other-checkpoint if its weights are the same"
                 )
-            found[values["dataset"]] = Evaluation(values)
+            found[values["dataset"]] = values
     return [found[name] for name in sorted(found)]

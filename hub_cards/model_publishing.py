@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import glob
 import inspect
 import json
 import re
-import shutil
 import tempfile
-import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from modeling_tsarank.files.reading import read_json_object
-from modeling_tsarank.hub_cards.file_selection import Selection, fits, select_files
+from modeling_tsarank.hub_cards.file_selection import Selection, select_files
 from modeling_tsarank.hub_cards.model_cards import render_model_card
 from modeling_tsarank.hub_cards.model_facts import (
     RECORD_NAME,
@@ -24,49 +23,29 @@ from modeling_tsarank.hub_cards.model_facts import (
     read_model,
     release_evaluations,
 )
-from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, UNKNOWN_LICENSE, Publication
-from modeling_tsarank.hub_cards.uploading import BROKEN_CONNECTIONS, Target
+from modeling_tsarank.hub_cards.uploading import (
+    BROKEN_CONNECTIONS,
+    CARD_NAME,
+    DEFAULT_TAG,
+    UNKNOWN_LICENSE,
+    Publication,
+)
 from modeling_tsarank.models.embedded_models import RELEASE_FILE
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
 from modeling_tsarank.scores.calibration import CALIBRATION_FILE
 
 
-_FILES = (
-    "config.json",
-    "generation_config.json",
-    "modules.json",
-    "config_sentence_transformers.json",
-    RECORD_NAME,
-    CALIBRATION_FILE,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-    "chat_template.jinja",
-    "chat_template.json",
-    "additional_chat_templates/*.jinja",
-    "LICENSE*",
-    "NOTICE*",
-)
+_RANKER = ("config.json", "generation_config.json", "modules.json", "config_sentence_transformers.json")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_VOCABULARY = ("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+# What belongs to an adapter as well.
+_BESIDE = (RECORD_NAME, CALIBRATION_FILE, *_TOKENIZER, *_VOCABULARY, "chat_template.jinja")
+_TEXTS = ("chat_template.json", "additional_chat_templates/*.jinja", "LICENSE*", "NOTICE*")
+_FILES = (*_RANKER, *_BESIDE, *_TEXTS)
 INDEX_NAME = "model.safetensors.index.json"
 UNKNOWN_COMMIT = "COMMIT"
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", *_FILES[4:])
-_WEIGHTS = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*.bin",
-    "*.bin.index.json",
-    "*.pt",
-    "*.pth",
-    "*.h5",
-    "*.msgpack",
-)
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", *_BESIDE, *_TEXTS)
+_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "*.pt", "*.pth", "*.h5", "*.msgpack")
 
 
 @dataclass(frozen=True)
@@ -88,8 +67,6 @@ class ModelOptions:
         message: of the commit.
         token: the Hub's; `None` takes the user's own.
         unknown_license: says "unknown" where no licence is known, instead of asking for one.
-        preview: makes files and card also where the licence or the base model's commit is missing; what cannot be
-            published for that is in the publication's `refusals`.
     """
 
     tag: str = DEFAULT_TAG
@@ -107,17 +84,16 @@ class ModelOptions:
     message: str | None = None
     token: str | None = None
     unknown_license: bool = False
-    preview: bool = False
 
 
 def prepare_model(folder: Path, repo_id: str, options: ModelOptions | None = None) -> Publication:
     """Everything but the upload: facts, files and card. Nothing in `folder` is changed.
 
     The Hub is asked only for what it alone knows: the licence and the commit of a base model that were not given.
+    Where one of them cannot be found, the publication says so in `refusals`.
 
     Raises:
         InputError, ModelError: what is missing or unusable, in one line.
-        ResourceError: the Hub cannot say the licence or the commit.
     """
     options = options or ModelOptions()
     source = _adapter_folder(folder) if options.adapter_only else folder
@@ -127,68 +103,63 @@ def prepare_model(folder: Path, repo_id: str, options: ModelOptions | None = Non
             raise ModelError(
                 f"{source} is an adapter on another release, not on a model of the Hub; publish it merged"
             )
-    facts = read_model(source, _given_base(options))
+    facts = read_model(source, options.base_model, options.base_revision)
     if options.adapter_only != facts.adapter:
         raise ModelError(f"{folder} holds an adapter without its base; publish it with --adapter-only, or merge it")
     refusals: list[str] = []
 
     def known(ask: Callable[[], str], unknown: str) -> str:
-        """What it gives, or in a preview that it is not known."""
+        """What it gives, or that it is not known."""
         try:
             return ask()
         except (InputError, ResourceError) as error:
-            if not options.preview:
-                raise
             refusals.append(str(error))
             return unknown
 
     if facts.adapter:
         base = _base_of_adapter(facts)
-        commit = known(lambda: _commit_of(base, options.token), UNKNOWN_COMMIT)
-        facts.base = BaseModel(base.name, True, commit, base.license)
+        facts.base = replace(base, revision=known(lambda: _commit_of(base, options.token), UNKNOWN_COMMIT))
     given = read_evaluations(options.results, folder, options.accept_other_checkpoint)
     facts.evaluations = given or release_evaluations(folder)
     license_id = options.license or (facts.base.license if facts.base else None)
     license_id = license_id or known(lambda: _base_license(facts.base, options), UNKNOWN_LICENSE)
-    selection = _select_adapter(facts, options) if facts.adapter else select_model_files(facts, options)
+    selection = (_select_adapter if facts.adapter else select_model_files)(facts, options.include)
     card = render_model_card(facts, repo_id, options.tag, license_id, options.languages, options.license_name)
     selection.add(CARD_NAME, card.encode("utf-8"))
-    message = options.message or f"Publish {repo_id.rpartition('/')[2]} {options.tag}"
-    target = Target(repo_id, "model", options.tag, options.private, message, token=options.token)
-    kept = selection.paths
+    # Weights, code and configuration of an earlier version, which loaders would prefer or mix with the new ones.
+    stale = (*_WEIGHTS, *_RANKER, *_BESIDE, "adapter_config.json", "*.py")
     return Publication(
-        selection, target, lambda path: path not in kept and _is_stale(path), options.not_secret, refusals
+        selection,
+        repo_id,
+        "model",
+        options.tag,
+        options.private,
+        options.message,
+        stale,
+        options.not_secret,
+        refusals,
+        token=options.token,
     )
-
-
-def _is_stale(path: str) -> bool:
-    """Weights, code and configuration of an earlier version, which loaders would prefer or mix with the new ones."""
-    return fits(path, (*_WEIGHTS, *_FILES[:17], "adapter_config.json", "*.py"))
 
 
 # ---- files -----------------------------------------------------------------------------------------
 
 
-def select_model_files(facts: ModelFacts, options: ModelOptions | None = None) -> Selection:
+def select_model_files(facts: ModelFacts, include: Sequence[str] = ()) -> Selection:
     """The files of a whole model, without its card. Raises `ModelError` if one of them is missing."""
-    folder, options = facts.folder, options or ModelOptions()
-    weights = _weight_names(folder)
-    code = _code(facts)
-
-    def wanted(path: str) -> bool:
-        return path in weights or path in code or fits(path, _FILES)
-
-    selection = select_files(folder, wanted, options.include)
+    folder, code = facts.folder, _code(facts)
+    wanted = (*map(glob.escape, (*_weight_names(folder), *code)), *_FILES)
+    selection = select_files(folder, wanted, include)
     for name, file in code.items():
         selection.add(name, file)
     plain = "sentence_transformers" in facts.config  # says by itself how it is read as a cross-encoder
     if facts.family is not None and "modules.json" not in selection.paths and not plain:
         from modeling_tsarank.crossencoder_tsarank import write_cross_encoder_files
 
-        staging = _staging_folder(selection)
-        write_cross_encoder_files(staging)
-        for file in staging.iterdir():
-            selection.add(file.name, file)
+        with tempfile.TemporaryDirectory(prefix="tsarank-publish-") as staging:
+            write_cross_encoder_files(staging)
+            for file in Path(staging).iterdir():
+                selection.add(file.name, file.read_bytes())
     if "tokenizer.json" not in selection.paths:
         raise ModelError(f"{folder} holds no tokenizer.json; save the tokenizer beside the model")
     return selection
@@ -232,13 +203,13 @@ def _code(facts: ModelFacts) -> dict[str, Path]:
     return {file.name: file for file in files}
 
 
-def _select_adapter(facts: ModelFacts, options: ModelOptions) -> Selection:
+def _select_adapter(facts: ModelFacts, include: Sequence[str]) -> Selection:
     assert facts.base is not None
-    selection = select_files(facts.folder, lambda path: fits(path, _ADAPTER_FILES), options.include)
+    selection = select_files(facts.folder, _ADAPTER_FILES, include)
     config = {**facts.config, "base_model_name_or_path": facts.base.name, "revision": facts.base.revision}
     selection.add("adapter_config.json", (json.dumps(config, indent=2) + "\n").encode())
     # A training writes its record, and the tokenizer with a merged model, beside the folder `adapter`, not into it.
-    for name in (*_FILES[4:17], RECORD_NAME):
+    for name in _BESIDE:
         beside = facts.folder.parent / name
         if facts.folder.name == "adapter" and name not in selection.paths and beside.is_file():
             selection.add(name, beside)
@@ -253,20 +224,7 @@ def _adapter_folder(folder: Path) -> Path:
     return found
 
 
-def _staging_folder(selection: Selection) -> Path:
-    """A folder for files that are made, which goes when the selection goes."""
-    folder = tempfile.mkdtemp(prefix="tsarank-publish-")
-    weakref.finalize(selection, shutil.rmtree, folder, True)
-    return Path(folder)
-
-
 # ---- the base model --------------------------------------------------------------------------------
-
-
-def _given_base(options: ModelOptions) -> BaseModel | None:
-    if options.base_model is None and options.base_revision is None:
-        return None
-    return BaseModel(options.base_model or "", True, options.base_revision)
 
 
 def _base_of_adapter(facts: ModelFacts) -> BaseModel:

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import keyword
 from collections.abc import Sequence
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-import modeling_tsarank
 from modeling_tsarank import __version__
 from modeling_tsarank.files.templates import cell, line, render
 from modeling_tsarank.files.versions import installed_version
-from modeling_tsarank.hub_cards.file_selection import Selection, fits, select_files
+from modeling_tsarank.hub_cards.file_selection import Selection, select_files
 from modeling_tsarank.hub_cards.model_facts import read_model
-from modeling_tsarank.hub_cards.publications import CARD_NAME, DEFAULT_TAG, Publication
-from modeling_tsarank.hub_cards.uploading import Target, check_repo_id
+from modeling_tsarank.hub_cards.uploading import CARD_NAME, DEFAULT_TAG, Publication, check_repo_id
 from modeling_tsarank.models.embedded_models import releases
 from modeling_tsarank.models.resolver import resolve
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
 
 
 START_FILE, MODEL_FOLDER = "start.py", "model"
-_PACKAGES_BESIDE = ("eval", "trainers", "hub_cards")
+# In a checkout the other packages stand beside the first.
+_PACKAGES = ("modeling_tsarank", *(f"modeling_tsarank.{name}" for name in ("eval", "trainers", "hub_cards")))
 _CODE = ("*.py", "*.css", "*.md", "*.html", "*.yaml", "*.txt", "*.json", "*.jsonl", "releases/*.safetensors")
-# What the page needs beside the package's own requirements.
-_APP_EXTRAS = ("app",)
-_APP_PACKAGES = ("bm25s", "PyStemmer")
 
 _START = '''\
 """Starts the page with the model of this Space, unless the variable TSARANK_MODEL names another."""
@@ -54,9 +50,7 @@ def prepare_metric(
     module = repo_id.rpartition("/")[2]
     if not module.isidentifier() or keyword.iskeyword(module):
         raise InputError(f"evaluate loads the metric as a module of the repository's name, which {module!r} cannot be")
-    folder = _package_folder() / "eval" / "ndcg"
-    if not folder.is_dir():
-        folder = _package_folder().parent / "eval" / "ndcg"
+    folder = _folder("modeling_tsarank.eval.ndcg")
     selection = Selection()
     # Its relative imports are what `evaluate` fetches along with it.
     for path in sorted(folder.glob("*.py")):
@@ -68,8 +62,7 @@ def prepare_metric(
     header = _front_matter(title, "static", tags=["evaluate", "metric", "text-ranking", "tsarank"])
     selection.add(CARD_NAME, render(__package__, "metric_card.md", metadata=header, **facts).encode("utf-8"))
     selection.add("index.html", render(__package__, "metric_page.html", **facts).encode("utf-8"))
-    target = Target(repo_id, "space", tag, private, message or f"Publish the metric {tag}", space_sdk="static")
-    return Publication(selection, target)
+    return Publication(selection, repo_id, "space", tag, private, message, space_sdk="static")
 
 
 def prepare_space(
@@ -97,13 +90,14 @@ def prepare_space(
     """
     if model is not None and bake is not None:
         raise InputError("a Space shows one model first: give --model or --bake, not both")
-    app = app or _package_folder().parent / "app.py"
+    app = app or _folder("modeling_tsarank").parent / "app.py"
     if not app.is_file():
         raise InputError(f"{app} is not there: run this in a checkout of the repository, or name the file with --app")
     selection = Selection()
     selection.add("app.py", app)
-    for path, file in _package_files():
-        selection.add(f"modeling_tsarank/{path}", file)
+    for name in _PACKAGES:
+        for file in select_files(_folder(name), _CODE).files:
+            selection.add(f"{name.replace('.', '/')}/{file.path}", file.source)
     for example in select_files(app.parent / "examples").files if (app.parent / "examples").is_dir() else []:
         selection.add(f"examples/{example.path}", example.source)
     setting, model_text, models = _model(model, bake, selection)
@@ -123,14 +117,8 @@ def prepare_space(
         __package__, "space_card.md", metadata=header, title=title, model_text=model_text, tsarank_version=__version__
     )
     selection.add(CARD_NAME, card.encode("utf-8"))
-    kept = selection.paths
-    target = Target(repo_id, "space", tag, private, message or f"Publish the Space {tag}", space_sdk="gradio")
-    return Publication(selection, target, lambda path: path not in kept and _is_stale(path), not_secret)
-
-
-def _is_stale(path: str) -> bool:
-    """Source and model of an earlier version."""
-    return path.startswith(("modeling_tsarank/", f"{MODEL_FOLDER}/"))
+    stale = ("modeling_tsarank/*", f"{MODEL_FOLDER}/*")  # source and model of an earlier version
+    return Publication(selection, repo_id, "space", tag, private, message, stale, not_secret, space_sdk="gradio")
 
 
 def _model(model: str | None, bake: Path | None, selection: Selection) -> tuple[str, str, list[str]]:
@@ -164,36 +152,17 @@ def _front_matter(title: str, sdk: str, **more: Any) -> str:
     return SpaceCardData(title=line(title), sdk=sdk, **data).to_yaml()
 
 
-def _package_folder() -> Path:
-    return Path(str(modeling_tsarank.__file__)).resolve().parent
-
-
-def _package_files() -> list[tuple[str, Path]]:
-    """The package's files with their places inside it; in a checkout the other packages stand beside it."""
-    folder, found = _package_folder(), []
-    roots = [("", folder)]
-    for name in _PACKAGES_BESIDE:
-        inside = folder / name
-        roots.append((f"{name}/", inside if inside.is_dir() else folder.parent / name))
-    for prefix, root in roots:
-        for file in select_files(root, lambda path: fits(path, _CODE)).files:
-            first = file.path.partition("/")[0]
-            if isinstance(file.source, Path) and not (not prefix and first in _PACKAGES_BESIDE):
-                found.append((f"{prefix}{file.path}", file.source))
-    return found
+def _folder(package: str) -> Path:
+    return Path(str(import_module(package).__file__)).resolve().parent
 
 
 def _requirements() -> str:
     """The packages of the page in the versions that are installed here, which it is known to work with."""
     from packaging.requirements import Requirement
 
-    names = [*_APP_PACKAGES]
-    for text in metadata.requires("tsarank") or []:
-        requirement = Requirement(text)
-        extras = ({"extra": extra} for extra in ("", *_APP_EXTRAS))
-        if requirement.marker is None or any(requirement.marker.evaluate(extra) for extra in extras):
-            names.append(requirement.name)
-    lines = [f"{name}=={_version(name)}" for name in sorted(set(names), key=str.lower) if name != "gradio"]
+    required = [Requirement(text) for text in metadata.requires("tsarank") or []]
+    names = {one.name for one in required if one.marker is None or one.marker.evaluate({"extra": "app"})}
+    lines = [f"{name}=={_version(name)}" for name in sorted(names - {"gradio"}, key=str.lower)]
     return "\n".join(["--extra-index-url https://download.pytorch.org/whl/cpu", *lines]) + "\n"
 
 

@@ -12,7 +12,7 @@ from modeling_tsarank.files.writing import write_text
 from modeling_tsarank.hub_cards.model_cards import render_model_card
 from modeling_tsarank.hub_cards.model_facts import RECORD_NAME, read_model
 from modeling_tsarank.hub_cards.model_publishing import ModelOptions, prepare_model
-from modeling_tsarank.hub_cards.publications import CARD_NAME
+from modeling_tsarank.hub_cards.uploading import CARD_NAME, UNKNOWN_LICENSE
 from modeling_tsarank.ranking_errors import InputError
 
 
@@ -26,7 +26,7 @@ def write_card(trainer: Any) -> None:
         logger.info("no model card is written to %s before the model is saved", folder)
         return
     facts = read_model(folder)
-    license_id = (facts.base.license if facts.base else None) or "unknown"
+    license_id = (facts.base.license if facts.base else None) or UNKNOWN_LICENSE
     card = render_model_card(facts, _repo_id(trainer), _tag(folder), license_id)
     write_text(folder / CARD_NAME, card)
 

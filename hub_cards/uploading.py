@@ -1,4 +1,4 @@
-"""Putting a selection of files into a repository of the Hub: one commit, a tag, and nothing half done.
+"""A publication from its plan to the Hub: what is shown first, then one commit and a tag, with nothing half done.
 
 huggingface_hub uploads large files first, as objects that no branch knows yet; the Hub keeps them, so a broken upload
 goes on where it stopped when the same command is given again. Only then one commit makes everything visible at once.
@@ -10,61 +10,39 @@ import hashlib
 import importlib
 import importlib.util
 import logging
-import math
-import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.constants import REPO_TYPES_URL_PREFIXES
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 
 from modeling_tsarank.files.hashes import hash_file
-from modeling_tsarank.hub_cards.file_selection import PublishedFile
+from modeling_tsarank.files.sizes import readable_size
+from modeling_tsarank.hub_cards.file_selection import Selection, fits
+from modeling_tsarank.hub_cards.secret_scan import refuse_secrets
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 
 
 logger = logging.getLogger(__name__)
 
+CARD_NAME = "README.md"
+DEFAULT_TAG = "v1"
+UNKNOWN_LICENSE = "unknown"
 ATTEMPTS = 5
-# Seconds before the second attempt; each further wait is twice as long.
 FIRST_WAIT = 1.0
-WAIT_VARIABLE = "TSARANK_UPLOAD_WAIT"
-"""Environment variable with another first wait."""
+"""Seconds before the second attempt; each further wait is twice as long."""
 # huggingface_hub changed its HTTP library from httpx to httpx2; a broken connection is an exception of that library.
 BROKEN_CONNECTIONS = tuple(
     importlib.import_module(name).TransportError for name in ("httpx", "httpx2") if importlib.util.find_spec(name)
 )
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where something is published.
-
-    Attributes:
-        repo_id: `owner/name`.
-        repo_type: "model", "dataset" or "space".
-        tag: name of the revision that is made, or `None`.
-        private: visibility of a new repository, which an existing one must already have; `None` makes a private one
-            and takes an existing one as it is.
-        message: of the commit.
-        space_sdk: of a new Space.
-        token: the Hub's token; `None` takes `HF_TOKEN` or the one of `hf auth login`.
-    """
-
-    repo_id: str
-    repo_type: str
-    tag: str | None
-    private: bool | None = True
-    message: str = "Publish with tsarank"
-    space_sdk: str | None = None
-    token: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,14 +52,77 @@ class Published:
     Attributes:
         url: of the repository.
         commit: the commit that holds the files.
-        tag: its tag, or `None`.
         changed: whether anything was new.
     """
 
     url: str
     commit: str
-    tag: str | None
     changed: bool
+
+
+@dataclass
+class Publication:
+    """Something that is ready to be published.
+
+    Attributes:
+        selection: the files, card included.
+        repo_id: `owner/name`.
+        repo_type: "model", "dataset" or "space".
+        tag: name of the revision that is made.
+        private: visibility of a new repository, which an existing one must already have; `None` makes a private one
+            and takes an existing one as it is.
+        message: of the commit.
+        stale: patterns of the repository's other files that the commit takes out, such as an older version's weights.
+        not_secret: paths whose look-alikes of secrets the user has looked at.
+        refusals: why this cannot be published, where a preview was made all the same.
+        space_sdk: of a new Space.
+        token: the Hub's token; `None` takes `HF_TOKEN` or the one of `hf auth login`.
+    """
+
+    selection: Selection
+    repo_id: str
+    repo_type: str
+    tag: str = DEFAULT_TAG
+    private: bool | None = True
+    message: str | None = None
+    stale: Sequence[str] = ()
+    not_secret: Sequence[str] = ()
+    refusals: Sequence[str] = ()
+    space_sdk: str | None = None
+    token: str | None = None
+
+    @property
+    def card(self) -> str:
+        """The text of the card."""
+        return next(file for file in self.selection.files if file.path == CARD_NAME).read().decode("utf-8")
+
+    def check(self, preview: bool = False) -> None:
+        """Raises `InputError` for whatever keeps this from being published: a name the Hub would not take, files that
+        hold what looks like a secret, and, but for a preview, `refusals`."""
+        check_repo_id(self.repo_id)
+        if self.refusals and not preview:
+            raise InputError(self.refusals[0])
+        refuse_secrets(self.selection.files, self.not_secret)
+
+    def carry_out(self) -> Published:
+        """Checks and uploads, see `upload`."""
+        self.check()
+        return upload(self)
+
+    def describe(self) -> str:
+        """Files with their sizes, what is left out and why, and the card: what `--dry-run` prints."""
+        visibility = "public" if self.private is False else "private"
+        lines = [f"{self.repo_type} {self.repo_id} ({visibility}, one commit, tag {self.tag})", ""]
+        width = max(len(readable_size(file.size)) for file in self.selection.files)
+        lines += [f"  {readable_size(file.size):>{width}}  {file.path}" for file in self.selection.files]
+        lines.append(f"  {readable_size(self.selection.size):>{width}}  in {len(self.selection.files)} files")
+        if self.selection.left_out:
+            lines += ["", "left out:"]
+            lines += [f"  {path}  ({why})" for path, why in self.selection.left_out]
+        if self.refusals:
+            lines += ["", "the real run will refuse this:"]
+            lines += [f"  {reason}" for reason in self.refusals]
+        return "\n".join([*lines, "", f"{CARD_NAME}:", "", self.card])
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -94,15 +135,8 @@ def check_repo_id(repo_id: str) -> None:
         raise InputError(f"a repository is named owner/name, got {repo_id!r}")
 
 
-def upload(
-    files: Sequence[PublishedFile], target: Target, stale: Callable[[str], bool] = lambda _: False
-) -> Published:
-    """Publishes files as one commit, and tags it.
-
-    Args:
-        files: the whole of what is published.
-        target: where.
-        stale: says which other files of the repository the same commit takes out, such as an older version's weights.
+def upload(publication: Publication) -> Published:
+    """Publishes the files of a publication as one commit, and tags it.
 
     Raises:
         InputError: no or an insufficient token, another visibility than asked for, or a tag that stands for something
@@ -110,12 +144,11 @@ def upload(
         ResourceError: the Hub cannot be reached or the repository was changed meanwhile; nothing of the commit is
             visible then, and the same command goes on.
     """
-    check_repo_id(target.repo_id)
-    if target.token is None and get_token() is None:
+    if publication.token is None and get_token() is None:
         raise InputError("no Hub token: set HF_TOKEN, or log in with `hf auth login`")
-    first_wait = _first_wait()
-    publisher = _Upload(files, target, stale)
-    for attempt in range(1, ATTEMPTS + 1):
+    publisher = _Upload(publication)
+    attempt = 1
+    while True:
         try:
             return publisher.run()
         except (HfHubHTTPError, OSError, RuntimeError, *BROKEN_CONNECTIONS) as error:
@@ -130,52 +163,51 @@ def upload(
                     f"the Hub at {publisher.api.endpoint} failed {ATTEMPTS} times ({_short(cause)}); nothing of "
                     f"{publisher.name} has changed, what was uploaded is kept: run the same command again"
                 ) from error
-            wait = first_wait * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
+            wait = FIRST_WAIT * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
             logger.warning("%s; trying again in %.0f s (%d of %d)", _short(cause), wait, attempt, ATTEMPTS)
             time.sleep(wait)
-    raise AssertionError("the loop returns or raises")
+            attempt += 1
 
 
 class _Upload:
     """An upload that may be run again after any failure: what the Hub has already is not sent twice."""
 
-    def __init__(self, files: Sequence[PublishedFile], target: Target, stale: Callable[[str], bool]) -> None:
-        self.target, self.stale = target, stale
-        self.sources = {file.path: file.source for file in files}
-        self.api = HfApi(token=target.token)
-        self.repo: dict[str, Any] = {"repo_id": target.repo_id, "repo_type": target.repo_type}
-        self.name = f"the {target.repo_type} {target.repo_id}"
+    def __init__(self, publication: Publication) -> None:
+        self.publication = publication
+        self.sources = {file.path: file.source for file in publication.selection.files}
+        self.api = HfApi(token=publication.token)
+        self.repo: dict[str, Any] = {"repo_id": publication.repo_id, "repo_type": publication.repo_type}
+        self.name = f"the {publication.repo_type} {publication.repo_id}"
         self.before: str | None = None
 
     def run(self) -> Published:
         head = self._prepare()
         self.before = self.before or head
         tags = {tag.name: tag.target_commit for tag in self.api.list_repo_refs(**self.repo).tags}
-        url = f"{self.api.endpoint}/{_PREFIX[self.target.repo_type]}{self.target.repo_id}"
-        tag = self.target.tag
-        if tag is not None and tag in tags:
+        prefix = REPO_TYPES_URL_PREFIXES.get(self.publication.repo_type, "")
+        url = f"{self.api.endpoint}/{prefix}{self.publication.repo_id}"
+        tag = self.publication.tag
+        if tag in tags:
             if self._holds(tags[tag]):
-                return Published(url, tags[tag], tag, head != self.before)
+                return Published(url, tags[tag], head != self.before)
             raise InputError(
                 f"{self.name} already has a {tag}, whose files are others ({tags[tag][:8]}); "
                 "give this version another --tag"
             )
         commit = head if self._holds(head) else self._commit(head)
-        if tag is not None:
-            self.api.create_tag(**self.repo, tag=tag, revision=commit, exist_ok=True)
-        return Published(url, commit, tag, commit != self.before)
+        self.api.create_tag(**self.repo, tag=tag, revision=commit, exist_ok=True)
+        return Published(url, commit, commit != self.before)
 
     def _prepare(self) -> str:
         """Makes the repository if there is none; returns the commit that `main` stands at."""
-        target = self.target
+        private = self.publication.private
         try:
             info = self.api.repo_info(**self.repo)
         except RepositoryNotFoundError:
-            self.api.create_repo(
-                **self.repo, private=target.private is not False, exist_ok=True, space_sdk=target.space_sdk
-            )
+            sdk = self.publication.space_sdk
+            self.api.create_repo(**self.repo, private=private is not False, exist_ok=True, space_sdk=sdk)
             info = self.api.repo_info(**self.repo)
-        if target.private is not None and bool(info.private) != target.private:
+        if private is not None and bool(info.private) != private:
             there, option = ("private", "leave out --public") if info.private else ("public", "say --public")
             raise InputError(f"{self.name} exists and is {there}; {option} to publish there, or change it on the Hub")
         return str(info.sha)
@@ -183,9 +215,11 @@ class _Upload:
     def _holds(self, revision: str) -> bool:
         """Whether that revision has exactly these files, and nothing stale beside them."""
         remote = self._remote(revision)
-        if any(self.stale(path) and path not in self.sources for path in remote):
-            return False
-        return all(path in remote and _is_same(source, remote[path]) for path, source in self.sources.items())
+        here = (path in remote and _is_same(source, remote[path]) for path, source in self.sources.items())
+        return not self._stale(remote) and all(here)
+
+    def _stale(self, remote: Iterable[str]) -> list[str]:
+        return [path for path in remote if path not in self.sources and fits(path, self.publication.stale)]
 
     def _remote(self, revision: str) -> dict[str, RepoFile]:
         try:
@@ -197,13 +231,14 @@ class _Upload:
     def _commit(self, head: str) -> str:
         """Uploads large files, then makes everything visible by one commit."""
         operations: list[Any] = [CommitOperationAdd(path, source) for path, source in self.sources.items()]
-        for path in self._remote(head):
-            if path not in self.sources and self.stale(path):
-                logger.warning("%s: %s of the earlier version is taken out", self.target.repo_id, path)
-                operations.append(CommitOperationDelete(path))
+        for path in self._stale(self._remote(head)):
+            logger.warning("%s: %s of the earlier version is taken out", self.publication.repo_id, path)
+            operations.append(CommitOperationDelete(path))
+        name = self.publication.repo_id.rpartition("/")[2]
+        message = self.publication.message or f"Publish {name} {self.publication.tag}"
         try:
             info = self.api.create_commit(
-                **self.repo, operations=operations, commit_message=self.target.message, parent_commit=head
+                **self.repo, operations=operations, commit_message=message, parent_commit=head
             )
             return str(info.oid)
         except HfHubHTTPError as error:
@@ -212,9 +247,6 @@ class _Upload:
             raise ResourceError(
                 f"{self.name} was changed by somebody else meanwhile; run the same command again"
             ) from error
-
-
-_PREFIX = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 
 
 def _is_same(source: Path | bytes, remote: RepoFile) -> bool:
@@ -232,17 +264,6 @@ def _refused(name: str, status: int, error: BaseException) -> InputError:
     if status == 403:
         return InputError(f"this token may not write to {name}; it needs the right to write there")
     return InputError(f"the Hub refused {name}: {_short(error)}")
-
-
-def _first_wait() -> float:
-    text = os.environ.get(WAIT_VARIABLE) or str(FIRST_WAIT)
-    try:
-        wait = float(text)
-    except ValueError:
-        wait = math.nan
-    if not 0 <= wait <= 3600:
-        raise InputError(f"{WAIT_VARIABLE} must be a number of seconds from 0 to 3600, got {text!r:.60}")
-    return wait
 
 
 def _cause(error: BaseException) -> BaseException:

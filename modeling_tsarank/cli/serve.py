@@ -22,6 +22,7 @@ from ..models.arguments import (
     model_from_arguments,
     say,
 )
+from ..models.resolver import resolve
 from ..ranking_errors import InputError
 from ..scores import RAW_SCORES
 from .command_line import add_command, real, size, whole
@@ -159,7 +160,7 @@ def make_app(args: argparse.Namespace) -> Any:
             if kept is not None and documents:
                 say(f"indexing {len(documents):,} documents")
                 model.index([document.text for document in documents], kept)
-            models[served_name(name)] = model
+            models[resolve(name).label] = model
         app = create_app(
             models,
             Limits(args.max_documents, args.max_body, args.max_queue, args.timeout, args.batch_tokens),
@@ -176,7 +177,6 @@ def make_app(args: argparse.Namespace) -> Any:
 
 
 def _serve_on_ray(args: argparse.Namespace) -> int:
-    from ..models.resolver import resolve
     from ..serving.ray_serving import Replicas, serve_on_ray
 
     most = args.replicas if args.max_replicas is None else args.max_replicas
@@ -200,10 +200,3 @@ def _check_address(host: str, port: int) -> None:
     except (OSError, TypeError, UnicodeError) as error:  # the last two: a name that no host can have
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot listen on {host}, port {port}: {reason}; give another --host or --port") from error
-
-
-def served_name(name: str | None) -> str:
-    """What requests call a model: an embedded one's full name, the last part of a folder or Hub id otherwise."""
-    from ..models.resolver import resolve
-
-    return resolve(name).label

@@ -17,7 +17,7 @@ from modeling_tsarank import InputError, ModelError, TwolarModel
 from modeling_tsarank.files.hashes import hash_folder
 from modeling_tsarank.files.templates import cell, duration, line, number, render
 from modeling_tsarank.hub_cards.model_cards import render_model_card
-from modeling_tsarank.hub_cards.model_facts import BaseModel, ModelFacts, read_evaluations, read_model
+from modeling_tsarank.hub_cards.model_facts import ModelFacts, read_evaluations, read_model
 from modeling_tsarank.hub_cards.model_publishing import ModelOptions, prepare_model, select_model_files
 from modeling_tsarank.modeling_twolar import LogitOptions
 from modeling_tsarank.scores import RAW_SCORES
@@ -108,7 +108,7 @@ def test_the_card_of_an_adapter(trained: Any) -> None:
 def test_the_card_of_a_ranker_that_nobody_trained(make_ranker: Any, tmp_path: Path) -> None:
     make_ranker("tsarank").save_pretrained(tmp_path / "plain")
     with pytest.raises(InputError, match="--license"):
-        prepare_model(tmp_path / "plain", "alice/plain")
+        prepare_model(tmp_path / "plain", "alice/plain").check()
     card = prepare_model(tmp_path / "plain", "alice/plain", ModelOptions(license="mit")).card
     check_card(card)
     assert "No training is recorded" in card
@@ -262,7 +262,7 @@ def test_a_true_false_card_says_whether_document_states_can_be_cached(template: 
 
 
 def test_names_that_would_break_a_card_do_not(trained: Any) -> None:
-    facts = read_model(trained("tsarank"), BaseModel("org/base", True, license="mit"))
+    facts = read_model(trained("tsarank"), "org/base")
     assert facts.training is not None
     facts.training["data"]["name"] = "rows | `x` <b>\n# not a heading.jsonl"
     card = render_model_card(facts, "alice/x", "v1", "mit")
@@ -272,7 +272,7 @@ def test_names_that_would_break_a_card_do_not(trained: Any) -> None:
 
 def test_a_calibration_is_published_and_its_error_said(trained: Any, tmp_path: Path) -> None:
     folder = shutil.copytree(trained("tsarank"), tmp_path / "calibrated")
-    facts = read_model(folder, BaseModel("org/base", True, license="mit"))
+    facts = read_model(folder, "org/base")
     assert "output=" not in render_model_card(facts, "alice/x", "v1", "mit")
     origin = {"held_out": {"platt": {"expected_calibration_error": 0.0312, "brier": 0.1}}}
     Calibration("platt", "none", (1.0, 0.0), origin=origin).save(folder / "calibration.json")

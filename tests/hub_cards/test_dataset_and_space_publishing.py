@@ -75,7 +75,7 @@ def test_the_card_of_lists(lists: Path) -> None:
 
 def test_the_card_of_pairs(pairs: Path) -> None:
     with pytest.raises(InputError, match="--license"):
-        prepare_dataset(pairs, "alice/pairs")
+        prepare_dataset(pairs, "alice/pairs").check()
     (pairs / "provenance.json").write_text(
         json.dumps({"format": 1, "kind": "queries", "seed": 7, "sources": ["a", "b"]})
     )

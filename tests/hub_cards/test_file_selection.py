@@ -72,7 +72,7 @@ def test_what_is_left_out_is_said_and_cannot_be_brought_back(tmp_path: Path) -> 
         (folder / path).write_text("x")
     (tmp_path / "outside.txt").write_text("private")
     (folder / "link.txt").symlink_to(tmp_path / "outside.txt")
-    selection = select_files(folder, lambda path: path == "config.json", ["plots/*", "link.txt", "*.png"][:1])
+    selection = select_files(folder, ("config.json",), ["plots/*", "link.txt", "*.png"][:1])
     assert selection.paths == {"config.json", "plots/a.png"}
     reasons = dict(selection.left_out)
     assert reasons[".env"] == "looks like a secret"
@@ -81,7 +81,7 @@ def test_what_is_left_out_is_said_and_cannot_be_brought_back(tmp_path: Path) -> 
     assert reasons["link.txt"] == "a link out of the folder"
     for pattern in (".env", "*.pt", "link.txt", "nothing-*"):
         with pytest.raises(InputError, match="no file of"):
-            select_files(folder, lambda path: path == "config.json", [pattern])
+            select_files(folder, ("config.json",), [pattern])
     with pytest.raises(InputError, match="there is no folder"):
         select_files(tmp_path / "absent")
 

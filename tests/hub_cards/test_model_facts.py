@@ -9,15 +9,8 @@ from typing import Any
 import pytest
 
 from modeling_tsarank.hub_cards.model_cards import render_model_card
-from modeling_tsarank.hub_cards.model_facts import Evaluation, read_model
+from modeling_tsarank.hub_cards.model_facts import read_model
 from modeling_tsarank.ranking_errors import ModelError
-
-
-def test_a_mixed_evaluation_speaks_of_the_model_alone() -> None:
-    measures = {"first_stage": {"ndcg@10": 0.3}, "reranked": {"ndcg@10": 0.4}, "fused": {"ndcg@10": 0.5}}
-    evaluation = Evaluation({"dataset": "tiny", "measures": measures})
-    assert evaluation.reranked == {"ndcg@10": 0.4}
-    assert evaluation.first_stage == {"ndcg@10": 0.3}
 
 
 def test_the_notes_say_what_the_mixture_has_and_what_was_read_in_which_dtype(trained: Any) -> None:
@@ -31,7 +24,7 @@ def test_the_notes_say_what_the_mixture_has_and_what_was_read_in_which_dtype(tra
     facts = read_model(trained("tsarank"))
 
     def notes(*evaluations: dict[str, Any]) -> list[str]:
-        facts.evaluations = [Evaluation(values) for values in evaluations]
+        facts.evaluations = list(evaluations)
         section = render_model_card(facts, "alice/x", "v1", "mit").partition("## Evaluation")[2].partition("\n## ")[0]
         return [line for line in section.splitlines() if line.startswith("- ")]
 

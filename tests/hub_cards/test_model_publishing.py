@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from modeling_tsarank import TSARankModel, TwolarModel, hub_cards, load_ranker
 from modeling_tsarank.cli import main
+from modeling_tsarank.hub_cards import uploading
 from modeling_tsarank.hub_cards.model_publishing import ModelOptions, _model_info, prepare_model
-from modeling_tsarank.hub_cards.uploading import Target, upload
 from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceError
 
 
@@ -212,11 +212,10 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(trained: Any, hub: Any,
     assert len(hub.store.history(head)) == 2
 
 
-def test_a_hub_that_is_down_is_one_line(trained: Any, hub: Any, publish: Any) -> None:
+def test_a_hub_that_is_down_is_one_line(trained: Any, hub: Any, publish: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploading, "FIRST_WAIT", 0.01)
     hub.fail("POST", "/commit/", 503, times=99)
-    done = publish(
-        "model", trained("tsarank"), "alice/ranker", "--license", "mit", check=False, TSARANK_UPLOAD_WAIT="0.01"
-    )
+    done = publish("model", trained("tsarank"), "alice/ranker", "--license", "mit", check=False)
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("tsarank: error:")]
     assert len(errors) == 1
@@ -309,11 +308,4 @@ def test_a_hub_that_cannot_be_reached_is_named_as_such(monkeypatch) -> None:
 def test_an_adapter_that_stands_on_another_release_is_not_published_alone() -> None:
     folder = Path(hub_cards.__file__).parent / "releases" / "twolar-smollm2-135m-v2"
     with pytest.raises(ModelError, match="an adapter on another release"):
-        prepare_model(folder, "alice/ranker", ModelOptions(adapter_only=True, license="mit", preview=True))
-
-
-@pytest.mark.parametrize("wait", ["soon", "nan", "-1", "inf"])
-def test_a_wait_between_uploads_that_is_no_number_is_refused(wait: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TSARANK_UPLOAD_WAIT", wait)
-    with pytest.raises(InputError, match="TSARANK_UPLOAD_WAIT must be a number of seconds"):
-        upload([], Target("alice/ranker", "model", "v1", token="t"))
+        prepare_model(folder, "alice/ranker", ModelOptions(adapter_only=True, license="mit"))

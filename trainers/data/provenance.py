@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from modeling_tsarank import __version__
-from modeling_tsarank.eval.checkpoint_sources import display_name
 from modeling_tsarank.files.hashes import hash_file, hash_folder
 from modeling_tsarank.files.reading import read_json, read_json_object
 from modeling_tsarank.files.versions import installed_versions
@@ -192,7 +191,7 @@ def teacher_facts(
     known: Sequence[str | None] = trained_on or [
         recorded_training_data(resolve(name).name) if here else None for name in given
     ]
-    return [{"name": display_name(name), "trained_on": text or None} for name, text in zip(given, known, strict=True)]
+    return [{"name": resolve(name).label, "trained_on": text or None} for name, text in zip(given, known, strict=True)]
 
 
 def recorded_training_data(source: str) -> str | None:

@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from modeling_tsarank.eval.checkpoint_sources import display_name
 from modeling_tsarank.files.hashes import hash_parts
 from modeling_tsarank.jobs.pools import Pool, RanksPool
 from modeling_tsarank.models.resolver import resolve
@@ -161,7 +160,7 @@ class CachedScorer:
         self, name: str, cache: RequestCache, usage: Usage | None = None, pool: Pool | None = None, **options: Any
     ) -> None:
         kind = prefix_of(resolve(name))
-        self.name = display_name(name)
+        self.name = resolve(name).label
         self.full_name = kind + self.name
         self.usage = usage or Usage()
         if kind:

@@ -12,6 +12,7 @@ Reference: Robertson and Zaragoza, The Probabilistic Relevance Framework: BM25 a
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -49,18 +50,11 @@ class EnglishAnalyzer:
 
     def __init__(self) -> None:
         stemmer = require("Stemmer", extra="eval", purpose="BM25's English stemmer")
-        self._stemmer = stemmer.Stemmer("english")
-        self._stems: dict[str, str] = {}
+        self._stem = functools.cache(stemmer.Stemmer("english").stemWord)
 
     def __call__(self, text: str) -> list[str]:
         """The stems of `text` in order; repeated words stay."""
         return [self._stem(word) for word in _WORD.findall(text.lower()) if word not in STOP_WORDS]
-
-    def _stem(self, word: str) -> str:
-        stem = self._stems.get(word)
-        if stem is None:
-            stem = self._stems[word] = self._stemmer.stemWord(word)
-        return stem
 
 
 class BM25Index:
@@ -98,7 +92,8 @@ class BM25Index:
         """
         if not k1 >= 0 or not 0 <= b <= 1:
             raise InputError(f"BM25 needs k1 of 0 or more and b from 0 to 1, got k1={k1}, b={b}")
-        bm25s = _bm25s()
+        bm25s = require("bm25s", extra="eval", purpose="BM25")
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # which the import turned to DEBUG
         stemmer = require("Stemmer", extra="eval", purpose="BM25's English stemmer")
         made_from = {
             "analyzer": ANALYZER,
@@ -141,22 +136,10 @@ class BM25Index:
         hidden = None if show_progress is None else not show_progress
         for query_id, text in tqdm(queries.items(), desc="BM25", unit="query", disable=hidden):
             token_ids = self._retriever.get_tokens_ids(self._analyze(text))
-            scores = self._scores(token_ids)
+            scores = self._retriever.get_scores_from_ids(token_ids) if token_ids else np.zeros(0, dtype=np.float32)
             found = np.flatnonzero(scores > 0)
             run[query_id] = self._selector.select(scores[found], depth, found)
         return run
-
-    def _scores(self, token_ids: list[int]) -> np.ndarray:
-        if not token_ids:
-            return np.zeros(0, dtype=np.float32)
-        return self._retriever.get_scores_from_ids(token_ids)
-
-
-def _bm25s() -> Any:
-    """The package, whose import turns its logger to DEBUG, turned down again."""
-    package = require("bm25s", extra="eval", purpose="BM25")
-    logging.getLogger("bm25s").setLevel(logging.WARNING)
-    return package
 
 
 def _tokenized(texts: Iterable[str], show_progress: bool | None) -> tuple[list[np.ndarray], dict[str, int]]:

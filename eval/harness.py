@@ -11,7 +11,7 @@ from typing import Any
 
 from modeling_tsarank.eval.candidates import Candidates
 from modeling_tsarank.eval.first_stages import retrieve, run_path
-from modeling_tsarank.eval.fusion import append_tail, refuse_tuned_split
+from modeling_tsarank.eval.fusion import append_tail, fuse_runs, refuse_tuned_split
 from modeling_tsarank.eval.metrics import compute_metrics
 from modeling_tsarank.eval.options import EvaluationOptions, is_retrieved
 from modeling_tsarank.eval.results import DatasetResult, total, write_dataset_files
@@ -22,7 +22,6 @@ from modeling_tsarank.files.hashes import hash_file
 from modeling_tsarank.files.result_log import SETTINGS_FILE, ResultLog, check_settings, claim_folder, exclusive
 from modeling_tsarank.jobs.pools import Pool, lead, leads
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.scores.fusion import FusionSetting, fuse_query
 
 
 logger = logging.getLogger(__name__)
@@ -159,28 +158,15 @@ def _measure(
     for block, record in enumerate(records):
         for (query_id, document_id), score in zip(candidates.block_pairs_of(block), record["scores"], strict=True):
             scores.setdefault(query_id, {})[document_id] = score
-    reranked = _rerank(candidates, scores, None)
-    final = reranked if options.fusion is None else _rerank(candidates, scores, options.fusion)
+    reranked = {one: append_tail(scores[one], candidates.tail(one)) for one in candidates.query_ids if one in scores}
     runs = {"first_stage": candidates.first, "reranked": reranked}
-    if options.fusion is None:
+    fusion = options.fusion
+    if fusion is None:
         (folder / "reranker.trec").unlink(missing_ok=True)
     else:
-        runs["fused"] = final
+        runs["fused"] = fuse_runs(scores, candidates.first, fusion.weight, fusion.normalization, candidates.top_k)
         write_run(folder / "reranker.trec", reranked, tag_of(source.name))
-    write_run(folder / "run.trec", final, tag_of(source.name))
+    write_run(folder / "run.trec", runs.get("fused", reranked), tag_of(source.name))
     systems = {name: compute_metrics(run, candidates.qrels, options.measures) for name, run in runs.items()}
     name = candidates.collection.name
     return DatasetResult(name, folder, len(candidates.query_ids), len(candidates.pairs), systems)
-
-
-def _rerank(candidates: Candidates, scores: Run, fusion: FusionSetting | None) -> Run:
-    """The reranked run: the top k by the reranker, or by mixed scores, above the rest in first-stage order."""
-    run: Run = {}
-    for query_id in candidates.query_ids:
-        head = {document_id: scores[query_id][document_id] for document_id in candidates.head(query_id)}
-        if not head:
-            continue
-        if fusion is not None:
-            head = fuse_query(head, candidates.first[query_id], fusion.weight, fusion.normalization)
-        run[query_id] = append_tail(head, candidates.tail(query_id))
-    return run

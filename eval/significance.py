@@ -92,17 +92,11 @@ def compare_runs(
     Raises:
         InputError: fewer than two judged queries, an unknown measure, or a run without any judged query.
     """
-    values_a = query_values(run_a, qrels, measure)
-    values_b = query_values(run_b, qrels, measure)
-    query_ids = sorted(values_a.keys() | values_b.keys())
-    return compare_values(
-        [values_a.get(query_id, 0.0) for query_id in query_ids],
-        [values_b.get(query_id, 0.0) for query_id in query_ids],
-        measure=canonical_measure(measure),
-        name=name,
-        resamples=resamples,
-        seed=seed,
-    )
+    # Both have every judged query.
+    values_a, values_b = query_values(run_a, qrels, measure), query_values(run_b, qrels, measure)
+    query_ids = sorted(values_a)
+    first, second = ([values[query_id] for query_id in query_ids] for values in (values_a, values_b))
+    return compare_values(first, second, canonical_measure(measure), name, resamples, seed)
 
 
 def query_values(run: Run, qrels: Qrels, measure: str) -> dict[str, float]:

@@ -12,7 +12,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
-# What is read and dropped after a refusal. A caller that is still sending could not hear a reply given before.
+# What is read and dropped before a refusal: a caller that is still sending could not hear it.
 _DROPPED_BYTES = 64 * 2**20
 
 
@@ -27,21 +27,18 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self.limit:
-            await self._refuse(receive, send)
-            return
-        body = bytearray()
-        more = True
-        while more:
+        body, size, more = bytearray(), 0, True
+        while more and size <= self.limit + _DROPPED_BYTES:
             message = await receive()
             if message["type"] != "http.request":  # the client has gone
                 return
-            body += message.get("body", b"")
+            part = message.get("body", b"")
+            size += len(part)
+            body += part if size <= self.limit else b""
             more = message.get("more_body", False)
-            if len(body) > self.limit:
-                await self._refuse(receive, send, more)
-                return
+        if size > self.limit:
+            await self._refuse(send)
+            return
         read: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
         async def replayed() -> Message:
@@ -49,12 +46,7 @@ class BodyLimit:
 
         await self.app(scope, replayed, send)
 
-    async def _refuse(self, receive: Receive, send: Send, more: bool = True) -> None:
-        dropped = 0
-        while more and dropped < _DROPPED_BYTES:
-            message = await receive()
-            dropped += len(message.get("body", b""))
-            more = message["type"] == "http.request" and message.get("more_body", False)
+    async def _refuse(self, send: Send) -> None:
         detail = f"a request may have at most {self.limit:,} bytes; give fewer or shorter documents"
         body = json.dumps({"detail": detail}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]

@@ -27,14 +27,8 @@ from modeling_tsarank.trainers.data.provenance import (
 PROVENANCE = "provenance.json"
 _DATA = ("*.parquet", "*.jsonl", "*.jsonl.gz", "*.ndjson", "*.csv", "*.tsv")
 _OTHERS = (PROVENANCE, "table1.json", "*.md", "LICENSE*", "NOTICE*")
-_SPLITS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "dev": "validation",
-}
-_SPLITS |= {"test": "test", "testing": "test"}
+_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+_SPLITS |= dict.fromkeys(("validation", "valid", "dev"), "validation")
 # What rows can be trained on, by the columns they have; the first that fits.
 _KINDS = (
     ("sft", {"query", "positives", "negatives"}, "Queries with relevant and irrelevant documents."),
@@ -117,6 +111,7 @@ def _made_card(
     columns, rows = _describe(folder, splits)
     kind, kind_text = next(((kind, text) for kind, needed, text in _KINDS if needed <= set(columns)), (None, None))
     total = sum(rows.values())
+    files = [{"split": split, "path": paths} for split, paths in splits.items()]
     metadata: dict[str, Any] = {
         "pretty_name": line(title),
         "license": license_id,
@@ -124,12 +119,7 @@ def _made_card(
         "task_categories": ["text-ranking"],
         "size_categories": [size_category(total)],
         "tags": ["tsarank", "reranking"],
-        "configs": [
-            {
-                "config_name": "default",
-                "data_files": [{"split": split, "path": paths} for split, paths in splits.items()],
-            }
-        ],
+        "configs": [{"config_name": "default", "data_files": files}],
     }
     record = read_json_object(folder / PROVENANCE, allow_nan=True) if (folder / PROVENANCE).is_file() else {}
     origins = [recorded_origin(folder / path) for path in data]

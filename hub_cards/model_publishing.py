@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_tsarank.files.reading import read_json_object
-from modeling_tsarank.hub_cards.file_selection import Selection, select_files
+from modeling_tsarank.hub_cards.file_selection import PublishedFile, Selection, select_files
 from modeling_tsarank.hub_cards.model_cards import render_model_card
 from modeling_tsarank.hub_cards.model_facts import (
     RECORD_NAME,
@@ -159,7 +159,7 @@ def select_model_files(facts: ModelFacts, include: Sequence[str] = ()) -> Select
         with tempfile.TemporaryDirectory(prefix="tsarank-publish-") as staging:
             write_cross_encoder_files(staging)
             for file in Path(staging).iterdir():
-                selection.add(file.name, file.read_bytes())
+                selection.add(file.name, PublishedFile(file.name, file).read())
     if "tokenizer.json" not in selection.paths:
         raise ModelError(f"{folder} holds no tokenizer.json; save the tokenizer beside the model")
     return selection

@@ -92,26 +92,20 @@ class _UnreadableError(ValueError):
     """A file, or a part of one, whose text cannot be read."""
 
 
-def refuse_secrets(files: Sequence[PublishedFile], not_secret: Iterable[str] = (), show: bool | None = None) -> None:
+def refuse_secrets(files: Sequence[PublishedFile], not_secret: Iterable[str] = ()) -> None:
     """Raises `InputError` if a file holds what looks like a secret, or cannot be searched for one.
 
     Args:
         files: what is about to be published.
         not_secret: paths that the user has looked at.
-        show: whether to show a progress bar; `None` where there is much to read.
 
     Raises:
         InputError: names the first findings, without their text.
     """
     allowed, findings = set(not_secret), []
     total = sum(file.size for file in files)
-    with tqdm(
-        total=total,
-        desc="looking for secrets",
-        unit="B",
-        unit_scale=True,
-        disable=not (total > 200_000_000 if show is None else show),
-    ) as bar:
+    quick = total <= 200_000_000
+    with tqdm(total=total, desc="looking for secrets", unit="B", unit_scale=True, disable=quick) as bar:
         for file in files:
             if file.path not in allowed:
                 findings += find_secrets(file)

@@ -175,7 +175,7 @@ class Number:
         try:
             value = self.kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"expected {self}, got {quoted(text)}") from None
+            value = math.nan
         if not self.allows(value):
             raise argparse.ArgumentTypeError(f"expected {self}, got {quoted(text)}")
         return value

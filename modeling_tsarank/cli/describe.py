@@ -36,9 +36,11 @@ def describe(ranker: Any, name: str | None) -> dict[str, Any]:
         ranker: The model.
         name: What the user called it.
     """
+    from ..models.installed import ENGINE_API
     from ..ranking_errors import ModelError
 
-    source = resolve(name)
+    source, kind = resolve(name), backbone_kind(ranker)
+    batches = "" if kind == "decoder-only" else f", an {kind} in plain padded batches"
     options = ranker.options.to_dict()
     try:
         ranker.check_cacheable()
@@ -56,7 +58,7 @@ def describe(ranker: Any, name: str | None) -> dict[str, Any]:
         "class": f"{type(ranker).__module__}.{type(ranker).__qualname__}",
         "score": ranker.scoring(ranker.options),
         "probability": "needs a calibration" if ranker.calibration is None else ranker.calibration.rule,
-        "backbone": f"{config.model_type}, {backbone_kind(ranker)}",
+        "backbone": f"{config.model_type}, {kind}",
         "parameters": size,
         "attention": config._attn_implementation,
         "computed_in": ranker.number_format or str(ranker.dtype).removeprefix("torch."),
@@ -65,7 +67,7 @@ def describe(ranker: Any, name: str | None) -> dict[str, Any]:
         "answer_tokens": ranker.answer_tokens(),
         "context": ranker.encoder.context,
         "document_states": kept,
-        "read_by": read_by(ranker),
+        "read_by": f"the engine of the installed package (API {ENGINE_API}){batches}",
         "read_by_own_code": read_by_own_code(source),
     }
 
@@ -75,15 +77,6 @@ def backbone_kind(ranker: Any) -> str:
     if ranker.config.is_encoder_decoder:
         return "encoder-decoder"
     return "encoder" if ranker._read_out()[0] == "pair_logits" else "decoder-only"
-
-
-def read_by(ranker: Any) -> str:
-    """What reads the pairs of a model that this package has loaded."""
-    from ..models.installed import ENGINE_API
-
-    kind = backbone_kind(ranker)
-    how = "" if kind == "decoder-only" else f", an {kind} in plain padded batches"
-    return f"the engine of the installed package (API {ENGINE_API}){how}"
 
 
 def read_by_own_code(source: Source) -> str:

@@ -75,16 +75,10 @@ def run(args: argparse.Namespace) -> int:
     from ..jobs.pools import leads
 
     _quiet_transformers()
-    model: dict[str, Any] = {
-        "name_or_path": args.model,
-        "revision": args.revision,
-        "trust_remote_code": args.trust_remote_code,
-        "dtype": args.dtype,
-        "device": args.device,
-    }
-    for name in ("max_length", "max_query_length"):
-        if getattr(args, name) is not None:
-            model[name] = getattr(args, name)
+    options = {name: getattr(args, name) for name in ("revision", "trust_remote_code", "dtype", "device")}
+    lengths = {name: getattr(args, name) for name in ("max_length", "max_query_length")}
+    given_lengths = {name: value for name, value in lengths.items() if value is not None}
+    model = {"name_or_path": args.model, **options, **given_lengths}
     job = BulkJob(**{**given(BulkJob, args), "model": model})
     summary = with_pool(args, lambda pool: score_pairs(job, pool=pool), PairWorker(job))
     if not leads():

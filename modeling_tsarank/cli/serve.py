@@ -120,9 +120,8 @@ def run(args: argparse.Namespace) -> int:
         return _serve_on_ray(args)
     import uvicorn
 
-    before = signal.signal(
-        signal.SIGTERM, _stop
-    )  # while documents are indexed; uvicorn raises it once more at the end
+    # While documents are indexed; uvicorn raises it once more at the end.
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         app = make_app(args)
         config = uvicorn.Config(app, args.host, args.port, log_level="warning", timeout_graceful_shutdown=30)

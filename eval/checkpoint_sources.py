@@ -140,7 +140,7 @@ def _store_settings(args: argparse.Namespace) -> dict[str, Any]:
 def _checkpoint_settings(model: str | None, revision: str | None) -> dict[str, Any]:
     """What identifies a model's weights."""
 
-    base = None if model is None else adapter_base(Path(model))
+    base = None if model is None else adapter_base(Path(model))[0]
     on_hub = resolve(model).kind in (Kind.HUB, Kind.PUBLISHED)
     return {
         "checkpoint": _checkpoint(model),

@@ -21,7 +21,7 @@ STATE_DTYPES = {
     "float16": torch.float16,
     "int8": torch.int8,
 }
-_SHORT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+SHORT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # From here on int8 keys get a scale and an offset per channel, which halves their error; on fewer tokens these would
 # cost more than 12 KiB a token with the 135M default model, and each token's keys get a scale of their own.
 CHANNEL_SCALES_FROM = 48
@@ -37,7 +37,7 @@ class DamagedStatesError(ValueError):
 
 def check_state_dtype(name: str) -> str:
     """The full name of a number format for states. Raises `InputError` for an unknown one."""
-    full = _SHORT_NAMES.get(name, name)
+    full = SHORT_NAMES.get(name, name)
     if full not in STATE_DTYPES:
         raise InputError(f"unknown format of document states {name!r}; expected one of {', '.join(STATE_DTYPES)}")
     return full

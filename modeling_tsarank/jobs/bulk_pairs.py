@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -141,12 +142,8 @@ def read_blocks(files: PairFiles, size: int, wanted: Callable[[int], bool] = lam
         parts = _parquet_parts(path, files, size) if _is_parquet(path) else _line_parts(path, size)
         for part in parts:
             rows = len(part)
-            if not wanted(index):
-                yield Block(index, start, rows)
-            elif isinstance(part, list):
-                yield _block_of_lines(index, start, part, files)
-            else:
-                yield _block_of_table(index, start, part, files)
+            make = _block_of_lines if isinstance(part, list) else _block_of_table
+            yield make(index, start, part, files) if wanted(index) else Block(index, start, rows)
             index, start = index + 1, start + rows
 
 
@@ -187,14 +184,8 @@ def _block_of_table(index: int, start: int, table: Any, files: PairFiles) -> Blo
 
 
 def _line_parts(path: str, size: int) -> Iterator[list[tuple[str, str]]]:
-    part: list[tuple[str, str]] = []
-    for line in _lines(path):
-        part.append(line)
-        if len(part) == size:
-            yield part
-            part = []
-    if part:
-        yield part
+    lines = _lines(path)
+    return iter(lambda: list(islice(lines, size)), [])
 
 
 def _block_of_lines(index: int, start: int, lines: Sequence[tuple[str, str]], files: PairFiles) -> Block:

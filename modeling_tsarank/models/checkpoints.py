@@ -19,11 +19,11 @@ from transformers.utils import cached_file
 from ..engine.private_view import private_view
 from ..engine.torch_forward import ARCHITECTURES
 from ..files.log_records import kept_back
-from ..files.reading import read_json_object
 from ..modeling_cross_encoder import pair_logits
-from ..ranking_errors import InputError, ModelError, load_errors
+from ..ranking_errors import ModelError, load_errors
 from ..ranking_options import CONFIG_KEY, RankingOptions
 from .families import CLASSIFIER, model_kind, published_options
+from .fingerprints import adapter_base
 
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,12 @@ def refuse_shell_of_a_folder(name_or_path: Any) -> None:
     if path.is_file():
         raise ModelError(f"{path} is a file; a model is a folder with config.json, or a .gguf file")
     if holds_adapter_alone(path):
-        _refuse_adapter(path)
+        base, _ = adapter_base(path)
+        made_for = "an adapter that names no base" if base is None else f"the adapter of {base!r:.200}"
+        raise ModelError(
+            f"{path} holds only {made_for}: merge it into that model (PeftModel.merge_and_unload), save the result, "
+            "and name its folder"
+        )
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} is no model folder: it holds no config.json")
 
@@ -61,18 +66,6 @@ def holds_adapter_alone(folder: Path) -> bool:
     """Whether a folder is one that `PeftModel.save_pretrained` has written: an adapter, and no model."""
     weights = (path for kind in ("safetensors", "bin") for path in folder.glob(f"*model*.{kind}"))
     return (folder / "adapter_config.json").is_file() and all(path.name.startswith("adapter_") for path in weights)
-
-
-def _refuse_adapter(folder: Path) -> None:
-    try:
-        base = read_json_object(folder / "adapter_config.json").get("base_model_name_or_path")
-    except InputError:
-        base = None
-    made_for = f"the adapter of {base!r:.200}" if isinstance(base, str) and base else "an adapter that names no base"
-    raise ModelError(
-        f"{folder} holds only {made_for}: merge it into that model (PeftModel.merge_and_unload), save the result, and "
-        "name its folder"
-    )
 
 
 def some_of(names: Collection[str]) -> str:
@@ -199,11 +192,8 @@ def load_backbone(
     name, gguf_file = _split_gguf(name_or_path, gguf_file)
     if gguf_file is None:
         refuse_shell_of_a_folder(name)
-    shared: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if gguf_file is not None:
-        shared["gguf_file"] = gguf_file
-    if revision is not None:
-        shared["revision"] = revision
+    shared: dict[str, Any] = {"trust_remote_code": trust_remote_code, "gguf_file": gguf_file, "revision": revision}
+    shared = {argument: value for argument, value in shared.items() if value is not None}
     if dtype is not None:
         kwargs["dtype"] = dtype
     if new_head:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,18 @@ def model_fingerprint(name_or_path: str, commit: str | None = None) -> dict[str,
     if not path.is_dir():
         return {"model": name_or_path, "commit": commit or hub_commit(name_or_path)}
     facts: dict[str, Any] = {"model": f"sha256:{hash_folder(path, deep=True)}"}
-    base = adapter_base(path)
+    base, _ = adapter_base(path)
     return facts if base is None else {**facts, "base": model_fingerprint(base)}
 
 
-def adapter_base(folder: Path) -> str | None:
-    """The model that a folder's adapter belongs to, `None` for a folder that holds no adapter."""
-    try:
-        base = read_json_object(folder / "adapter_config.json").get("base_model_name_or_path")
-    except InputError:
-        return None
-    return base if isinstance(base, str) and Path(base).resolve() != folder.resolve() else None
+def adapter_base(folder: Path) -> tuple[str | None, str | None]:
+    """Name and revision of the model that a folder's adapter belongs to, `None` each where no adapter says so."""
+    config: dict[str, Any] = {}
+    with contextlib.suppress(InputError):
+        config = read_json_object(folder / "adapter_config.json")
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    known = isinstance(base, str) and base != "" and Path(base).resolve() != folder.resolve()
+    return base if known else None, revision if isinstance(revision, str) else None
 
 
 def hub_commit(name: str, revision: str | None = None) -> str | None:

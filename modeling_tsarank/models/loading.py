@@ -13,6 +13,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig
 from transformers.utils import cached_file
 
+from ..cache.state_bytes import SHORT_NAMES
 from ..engine.batch_invariance import cpu_has_bfloat16
 from ..engine.int8_weights import use_int8_weights
 from ..files.reading import read_json_object
@@ -34,23 +35,15 @@ from .families import (
     published_options,
     published_probability,
 )
-from .logit_score import logit_score_options, other_modules
-from .module_stack import load_stack, read_stack
 from .published import UNSUPPORTED
 from .resolver import OTHER_LIBRARIES, Kind, Source, resolve
+from .sentence_rerankers import load_stack, logit_score_options, other_modules, read_stack
 
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {
-    "auto": None,
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-}
+DTYPES: dict[str, torch.dtype | None] = {"auto": None}
+DTYPES |= {name: getattr(torch, full) for short, full in SHORT_NAMES.items() for name in (full, short)}
 # Not a torch dtype that a model is loaded in, but a way of ranking: see `int8_weights`.
 INT8 = "int8"
 

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from ..files.reading import read_json_object, read_lines
+from ..files.reading import read_json_object
 from ..ranking_errors import InputError, ModelError
 from ..ranking_options import CONFIG_KEY
 from .default_model import DEFAULT_NAME, unpacked_folder
-from .embedded_models import ADAPTER_CONFIG, BASE_NAMES, DEFAULT, DEFAULT_RELEASE, embedded_source, releases
+from .embedded_models import BASE_NAMES, DEFAULT, DEFAULT_RELEASE, embedded_source, releases
+from .fingerprints import adapter_base
 
 
 class Kind(StrEnum):
@@ -85,14 +86,10 @@ class Source:
 
     def adapter_base(self) -> tuple[str, str | None]:
         """Name and revision of the model that an adapter belongs to. Raises `ModelError` where it names none."""
-        try:
-            config = read_json_object(Path(self.name) / ADAPTER_CONFIG)
-        except InputError:
-            config = {}
-        base, revision = config.get("base_model_name_or_path"), config.get("revision")
-        if not isinstance(base, str) or not base:
+        base, revision = adapter_base(Path(self.name))
+        if base is None:
             raise ModelError(f"{self.name} holds only an adapter that names no base: merge it and name that folder")
-        return packaged_name(base), revision if isinstance(revision, str) else None
+        return packaged_name(base), revision
 
 
 def resolve(name: str | os.PathLike[str] | None) -> Source:
@@ -144,15 +141,14 @@ def _kind_of_folder(folder: Path) -> Kind:
     if not any((folder / file).is_file() for file in ("modules.json", "config_sentence_transformers.json")):
         return Kind.FOLDER
     from .families import CLASSIFIER, model_kind
-    from .logit_score import other_modules
-    from .module_stack import read_stack
+    from .sentence_rerankers import other_modules, read_stack, repository_modules
 
     try:
         config = read_json_object(folder / "config.json", allow_nan=True)
-        modules = folder / "modules.json"  # a language model whose logits are the score is loaded as ours
         ours = CONFIG_KEY in config or (model_kind(config) == CLASSIFIER and not other_modules(str(folder)))
         ours = ours or read_stack(str(folder)) is not None
-        ours = ours or (modules.is_file() and any("LogitScore" in line for _, line in read_lines(modules)))
+        # A language model whose logits are the score is loaded as ours.
+        ours = ours or "LogitScore" in dict(repository_modules(str(folder)))
     except (InputError, ModelError):  # loading says what is wrong with it
         return Kind.FOLDER
     return Kind.FOLDER if ours else Kind.SENTENCE_TRANSFORMERS

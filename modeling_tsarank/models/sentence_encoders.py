@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import numpy as np
 
 from ..files.extras import require
 from ..files.reading import read_json_object
-from ..ranking_errors import ModelError
+from ..ranking_errors import ModelError, first_line
 
 
 def sentence_transformers_kind(name: str, revision: str | None = None) -> str:
@@ -43,8 +41,6 @@ def repository_file(name: str, file: str, revision: str | None = None) -> Path |
     try:
         found = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
     except (OSError, ValueError) as error:
-        from ..ranking_errors import first_line
-
         raise ModelError(f"{name!r} cannot be loaded as a sentence-transformers model: {first_line(error)}") from error
     return None if found is None else Path(found)
 
@@ -56,14 +52,9 @@ def load_encoder(name: str, device: str | None = None, **kwargs: Any) -> Any:
         ModelError: it cannot be loaded, or weights of it are missing.
         ResourceError: sentence-transformers is not installed.
     """
-    package = require("sentence_transformers", extra="dense", purpose="A bi-encoder")
-    with _loading(name, "a sentence-transformers model"):
-        encoder = package.SentenceTransformer(name, device=device, **kwargs)
-        _read_as_text(encoder)
-        encoder.tokenize(["a"])
     # Sentence-transformers pools by itself: many encoders are published without BERT's pooler.
-    _refuse_random(name, encoder, "pooler.")
-    return encoder.eval()
+    what = "A bi-encoder", "a sentence-transformers model"
+    return _load("SentenceTransformer", name, what, ("pooler.",), device=device, **kwargs).eval()
 
 
 def load_sparse_encoder(name: str, device: str | None = None, max_tokens: int = 256) -> Any:
@@ -73,14 +64,8 @@ def load_sparse_encoder(name: str, device: str | None = None, max_tokens: int = 
         ModelError: it cannot be loaded, or weights of it are missing.
         ResourceError: sentence-transformers is not installed.
     """
-    package = require("sentence_transformers", extra="dense", purpose="The SPLADE first stage")
-    with _loading(name, "a masked language model"):
-        encoder = package.SparseEncoder(name, device=device, model_kwargs={"use_safetensors": True})
-        _read_as_text(encoder)
-        encoder.tokenize(["a"])
-    if not any(type(module).__name__ == "SpladePooling" for module in encoder):
-        raise ModelError(f"{name!r} is no SPLADE model: it lacks the head of a masked language model")
-    _refuse_random(name, encoder)
+    what = "The SPLADE first stage", "a masked language model"
+    encoder = _load("SparseEncoder", name, what, device=device, model_kwargs={"use_safetensors": True})
     encoder.max_seq_length = min(max_tokens, encoder.max_seq_length or max_tokens)
     return encoder.eval()
 
@@ -92,13 +77,8 @@ def load_cross_encoder(name: str, device: str | None = None, max_length: int | N
         ModelError: it cannot be loaded, or weights of it are missing: a plain encoder has no head that scores.
         ResourceError: sentence-transformers is not installed.
     """
-    package = require("sentence_transformers", extra="dense", purpose="A cross-encoder")
-    with _loading(name, "a CrossEncoder"):
-        encoder = package.CrossEncoder(name, device=device, max_length=max_length, **kwargs)
-        _read_as_text(encoder)
-        encoder.tokenizer(["a"], ["b"])
-    _refuse_random(name, encoder)
-    return encoder
+    what = "A cross-encoder", "a CrossEncoder"
+    return _load("CrossEncoder", name, what, device=device, max_length=max_length, **kwargs)
 
 
 def _read_as_text(encoder: Any) -> None:
@@ -110,26 +90,34 @@ def _read_as_text(encoder: Any) -> None:
         tokenizer.split_special_tokens = True
 
 
-@contextmanager
-def _loading(name: str, what: str) -> Iterator[None]:
-    """One line for whatever goes wrong: the libraries check few fields of the files they read.
+def _load(kind: str, name: str, what: tuple[str, str], dispensable: tuple[str, ...] = (), **kwargs: Any) -> Any:
+    """A model of a class of sentence-transformers; one line for whatever goes wrong.
 
-    A tokenizer's wrong settings show with its first text, which belongs into the block.
+    Args:
+        kind: The class.
+        name: Of the model.
+        what: What needs the library, and what the model cannot be loaded as.
+        dispensable: How weights begin that may be missing.
+        kwargs: Of the class.
     """
-    from ..ranking_errors import first_line
-
-    try:
-        yield
-    except Exception as error:
-        raise ModelError(f"{name!r} cannot be loaded as {what}: {first_line(error)}") from error
-
-
-def _refuse_random(name: str, encoder: Any, *dispensable: str) -> None:
     from .checkpoints import newly_made_weights, some_of
 
+    package = require("sentence_transformers", extra="dense", purpose=what[0])
+    try:  # the libraries check few fields of the files they read
+        encoder = getattr(package, kind)(name, **kwargs)
+        _read_as_text(encoder)
+        if kind == "CrossEncoder":  # a tokenizer's wrong settings show with its first text
+            encoder.tokenizer(["a"], ["b"])
+        else:
+            encoder.tokenize(["a"])
+    except Exception as error:
+        raise ModelError(f"{name!r} cannot be loaded as {what[1]}: {first_line(error)}") from error
+    if kind == "SparseEncoder" and not any(type(module).__name__ == "SpladePooling" for module in encoder):
+        raise ModelError(f"{name!r} is no SPLADE model: it lacks the head of a masked language model")
     weights = [weight for weight in newly_made_weights(encoder) if not weight.startswith(dispensable)]
     if weights:
         raise ModelError(f"{name!r} is incomplete, its results would be random: it lacks {some_of(weights)}")
+    return encoder
 
 
 def normalized(vectors: np.ndarray) -> np.ndarray:

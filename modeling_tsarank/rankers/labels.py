@@ -103,16 +103,6 @@ class LabelModel:
         self._label_ids: dict[str, list[int]] = {}
         self._states = MemoryStore(STATE_BYTES)
 
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self.backbone.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Its weights' number format."""
-        return self.backbone.dtype
-
     def check(self, count: int, begin: str) -> None:
         """See `Labels.check`."""
         found = len(self.label_ids(begin))
@@ -188,7 +178,8 @@ class LabelModel:
             labels: Token ids.
             tally: Gets the tokens read.
         """
-        budget, pad = check_batch_tokens(self._batch_tokens, self.device), self.tokenizer.pad_token_id or 0
+        device, pad = self.backbone.device, self.tokenizer.pad_token_id or 0
+        budget = check_batch_tokens(self._batch_tokens, device)
         with torch.inference_mode():
             if not self._is_seq2seq:
                 reader = self._reader(labels, pad, max(len(ids) for _, ids in prompts) if any(shared) else 0)
@@ -202,8 +193,8 @@ class LabelModel:
             tally["tokens"] += sum(len(encoder) + len(decoder) for encoder, decoder in prompts)
             found: dict[int, torch.Tensor] = {}
             for batch in plan_batches([len(encoder) + len(decoder) for encoder, decoder in prompts], budget):
-                inputs, mask = pad_right([prompts[place][0] for place in batch], pad, self.device)
-                ids, _ = pad_right([prompts[place][1] for place in batch], pad, self.device)
+                inputs, mask = pad_right([prompts[place][0] for place in batch], pad, device)
+                ids, _ = pad_right([prompts[place][1] for place in batch], pad, device)
                 logits = self.backbone(input_ids=inputs, attention_mask=mask, decoder_input_ids=ids).logits
                 for row, place in enumerate(batch):
                     found[place] = logits[row, len(prompts[place][1]) - 1, labels]

@@ -47,22 +47,17 @@ def split_passages(text: str, tokenizer: Any, length: int, stride: int) -> list[
     found: list[Passage] = []
     for first in range(0, len(offsets), stride):
         last = min(first + length, len(offsets))
-        start = _word_start(text, offsets[first][0]) if first else 0
+        start = _word_edge(text, offsets[first][0], -1) if first else 0
         if last == len(offsets):
             return [*found, Passage(start, len(text))]
-        found.append(Passage(start, _word_end(text, offsets[last - 1][1])))
+        found.append(Passage(start, _word_edge(text, offsets[last - 1][1], 1)))
     return found
 
 
-def _word_start(text: str, place: int) -> int:
+def _word_edge(text: str, place: int, step: int) -> int:
+    """The next place before (`step` -1) or behind (1) a word that `place` is inside of."""
     while 0 < place < len(text) and not text[place - 1].isspace() and not text[place].isspace():
-        place -= 1
-    return place
-
-
-def _word_end(text: str, place: int) -> int:
-    while 0 < place < len(text) and not text[place - 1].isspace() and not text[place].isspace():
-        place += 1
+        place += step
     return place
 
 

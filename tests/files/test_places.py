@@ -50,7 +50,7 @@ OWN_READING = {
     "modeling_tsarank/jobs/bulk_scoring.py": ("loads", "a tokenizer's own JSON"),
     "modeling_tsarank/jobs/pools.py": ("loads", "from another process of the same job"),
     "modeling_tsarank/models/embedded_models.py": ("load_file read_bytes", "a release whose hashes were checked"),
-    "modeling_tsarank/models/module_stack.py": ("load_file", "weights, as transformers reads them"),
+    "modeling_tsarank/models/sentence_rerankers.py": ("load_file", "weights, as transformers reads them"),
     "modeling_tsarank/user_text.py": ("loads", "travels with checkpoints; a tokenizer's own JSON"),
     "trainers/checkpointing.py": ("load_file", "a checkpoint whose manifest was checked"),
     "trainers/stopping.py": ("read_bytes", "/proc"),

@@ -5,21 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from modeling_tsarank.modeling_ranker import RankerModel
-from modeling_tsarank.models.checkpoints import load_backbone
+from modeling_tsarank.models.checkpoints import causal_class, load_backbone
 from modeling_tsarank.models.families import family_class
 from modeling_tsarank.models.loading import make_ranker
 from modeling_tsarank.models.resolver import Kind, resolve, resolve_language_model
-from modeling_tsarank.ranking_errors import ModelError
-
-
-def causal_class(config: Any) -> Any:
-    """The auto class of decoder-only models. Raises `ModelError` for an encoder-decoder."""
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"a decoder-only model is needed, but {config.model_type} is an encoder-decoder")
-    return AutoModelForCausalLM
 
 
 def load_base_model(

@@ -25,11 +25,6 @@ def check_bound(name: str, value: int | None) -> int | None:
     return None if value is None else whole_number(value, name)
 
 
-def layers_bytes(layers: Layers) -> int:
-    """Bytes of some states as tensors."""
-    return sum(part.numel() * part.element_size() for layer in layers for part in layer)
-
-
 class LeastRecentlyUsed:
     """A mapping bounded by bytes: what was not used for longest leaves first."""
 
@@ -47,7 +42,8 @@ class LeastRecentlyUsed:
 
     def put(self, key: Any, value: Any, size: int) -> None:
         """Keeps `value`, unless it alone is larger than the bound."""
-        self.discard(key)
+        if key in self._entries:
+            self.bytes -= self._entries.pop(key)[1]
         if self.max_bytes is not None and size > self.max_bytes:
             return
         self._entries[key] = (value, size)
@@ -55,11 +51,6 @@ class LeastRecentlyUsed:
         while self.max_bytes is not None and self.bytes > self.max_bytes:
             _, (_, freed) = self._entries.popitem(last=False)
             self.bytes -= freed
-
-    def discard(self, key: Any) -> None:
-        """Forgets `key`, if it is there."""
-        if key in self._entries:
-            self.bytes -= self._entries.pop(key)[1]
 
     def __contains__(self, key: Any) -> bool:
         return key in self._entries
@@ -171,7 +162,7 @@ class MemoryStore(StateStore):
         else:
             # Copies: what is given may be a view of a whole batch.
             kept = stack_layers([(keys.detach(), values.detach()) for keys, values in layers])
-            size = layers_bytes(kept)
+            size = sum(part.nbytes for layer in kept for part in layer)
         with self._lock:
             kept = self._states.get(key) or kept  # another thread may have been quicker
             self._states.put(key, kept, size)

@@ -59,12 +59,8 @@ def shape_parts(shape: Shape, dtype: str) -> list[tuple[torch.dtype, tuple[int, 
     return found
 
 
-def shape_bytes(shape: Shape, dtype: str) -> int:
-    """Bytes of such layers, each tensor filled up to a multiple of 16."""
-    return sum(_filled(kind, sizes) for kind, sizes in shape_parts(shape, dtype))
-
-
 def _filled(kind: torch.dtype, shape: Sequence[int]) -> int:
+    """Bytes of a tensor, filled up to a multiple of 16."""
     size = kind.itemsize * int(np.prod(shape))
     return size + -size % _PART_ALIGN
 
@@ -143,7 +139,7 @@ def encode_states(key: str, layers: Layers, dtype: str) -> bytes:
 
 def encoded_bytes(shapes: Sequence[Shape], dtype: str) -> int:
     """Bytes of states of these shapes in a store, but for their header (some 200 bytes)."""
-    size = sum(shape_bytes(shape, dtype) for shape in shapes)
+    size = sum(_filled(*part) for shape in shapes for part in shape_parts(shape, dtype))
     return size + -size % _ALIGN
 
 
@@ -205,7 +201,9 @@ def _open_states(
     kept, shapes = header["dtype"], [Shape(*numbers) for numbers in header["shapes"]]
     if len(data) != _HEAD.size + header_size + encoded_bytes(shapes, kept):
         raise DamagedStatesError("they have the wrong size")
-    raw = torch.from_numpy(_bytes_view(data))
+    array = np.frombuffer(data, dtype=np.uint8)
+    # torch warns of memory that cannot be written.
+    raw = torch.from_numpy(array if array.flags.writeable else array.copy())
     at, groups = _HEAD.size + header_size, []
     for shape in shapes:
         parts = []
@@ -215,9 +213,3 @@ def _open_states(
             at += _filled(kind, sizes)
         groups.append(parts)
     return kept, shapes, groups
-
-
-def _bytes_view(data: memoryview) -> np.ndarray:
-    """The bytes as an array that torch takes without a warning about writing; copied only where it is read-only."""
-    array = np.frombuffer(data, dtype=np.uint8)
-    return array if array.flags.writeable else array.copy()

@@ -25,9 +25,11 @@ def kept_back(logger: str, unwanted: Callable[[logging.LogRecord], bool]) -> Ite
         logging.getLogger(logger).removeFilter(wanted)
 
 
-def cuts_reported() -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def cuts_reported() -> Iterator[None]:
     """Within it no call of this thread warns of cut texts: the caller adds up `last_stats` and reports one count."""
-    return kept_back(ranking_text.__name__, lambda record: record.msg == ranking_text.CUT_WARNING)
+    with kept_back(ranking_text.__name__, lambda record: record.msg == ranking_text.CUT_WARNING):
+        yield
 
 
 def unwarned() -> contextlib.AbstractContextManager[None]:

@@ -90,15 +90,8 @@ def read_parquet(
     Raises:
         InputError: See `open_parquet` and `parquet_errors`.
     """
-    number = 0
-    with open_parquet(path, columns or ()) as opened:
+    with open_parquet(path, columns or ()) as opened, parquet_errors(path):
         batches = opened.iter_batches(batch_size=256, columns=columns)
-        while True:
-            with parquet_errors(path):
-                batch = next(batches, None)
-                rows = [] if batch is None else batch.to_pylist()
-            if batch is None:
-                return
-            for row in rows:
-                number += 1
-                yield f"{os.fspath(path)}, row {number}", row
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for number, row in enumerate(rows, start=1):
+            yield f"{os.fspath(path)}, row {number}", row

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
+from functools import cache
 from itertools import count
 from typing import Any, Protocol, TypeVar
 
@@ -82,16 +83,14 @@ def _place() -> tuple[int, int]:
 
 
 _leads = count()
-_store: Any = None
 
 
+@cache
 def _rendezvous() -> Any:
-    global _store
-    if _store is None:
-        from torch.distributed.rendezvous import rendezvous
+    from torch.distributed.rendezvous import rendezvous
 
-        _store, _, _ = next(rendezvous("env://", timeout=_PATIENCE))
-    return _store
+    store, _, _ = next(rendezvous("env://", timeout=_PATIENCE))
+    return store
 
 
 def _use_own_device() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import cached_file
 
@@ -38,6 +38,7 @@ _ENCODER = (
     "this {} model is an encoder, in which every token sees those behind it; a ranker is made of a decoder-only model "
     "or an encoder-decoder, a cross-encoder of any model with a trained sequence-classification head"
 )
+_LOADING = ("gguf_file", "dtype", "trust_remote_code", "revision", "new_head")
 # Relative to the largest logit: more than rounding does in half precision and in others.
 _HALF_TOLERANCE, _TOLERANCE = 0.05, 1e-3
 # All names are in a GGUF file's header, which holds the vocabulary too.
@@ -169,6 +170,13 @@ def _gguf_heads(path: Path) -> set[str]:
     return {name for name in _GGUF_HEADS if len(name).to_bytes(8, "little") + name.encode() in header}
 
 
+def causal_class(config: Any) -> Any:
+    """The auto class of decoder-only models. Raises `ModelError` for an encoder-decoder."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"a decoder-only model is needed, but {config.model_type} is an encoder-decoder")
+    return AutoModelForCausalLM
+
+
 def load_backbone(
     name_or_path: str | os.PathLike,
     backbone_class: Callable[[Any], Any],
@@ -245,22 +253,18 @@ def make_ranker(
     cls: Any,
     name_or_path: str | os.PathLike | PreTrainedModel,
     *,
-    gguf_file: str | None = None,
     tokenizer: Any = None,
-    dtype: Any = None,
     device: Any = None,
-    trust_remote_code: bool = False,
     backbone_options: dict[str, Any] | None = None,
-    revision: str | None = None,
-    new_head: bool = False,
     **options: Any,
 ) -> Any:
     """A ranker of a plain language model: `RankerModel.from_backbone` of the family `cls`, which says more.
 
     Args:
-        new_head: Whether a family with a head of its own gets a new one, to be trained.
+        options: Those of the ranking, and how the model is loaded (`_LOADING`, see `load_backbone`).
     """
     chosen: dict[str, Any] = {}
+    loading = {name: options.pop(name) for name in _LOADING if name in options}
 
     def choose(config: Any) -> Any:  # before any weights are loaded
         chosen.update(_chosen_options(cls, name_or_path, config, options).to_dict())
@@ -272,18 +276,8 @@ def make_ranker(
         backbone = name_or_path
         choose(backbone.config)
     else:
-        backbone, loaded_tokenizer = load_backbone(
-            name_or_path,
-            choose,
-            gguf_file=gguf_file,
-            tokenizer=tokenizer,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            revision=revision,
-            new_head=new_head,
-            **(backbone_options or {}),
-        )
-        tokenizer = loaded_tokenizer
+        loading |= backbone_options or {}
+        backbone, tokenizer = load_backbone(name_or_path, choose, tokenizer=tokenizer, **loading)
     check_backbone(cls, backbone)
     config = copy.deepcopy(backbone.config)
     if cls.own_head:

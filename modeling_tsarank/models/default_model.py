@@ -219,10 +219,10 @@ def _unpack(gguf: Path, folder: Path) -> None:
 
 
 def read_gguf(gguf: Path) -> tuple[Any, Any]:
-    """The plain causal language model of a GGUF file, dequantized to float32, and its tokenizer."""
-    from .checkpoints import load_backbone
+    """The plain causal language model of a GGUF file, dequantized to float32, or of a folder, and its tokenizer."""
+    from .checkpoints import causal_class, load_backbone
 
-    return load_backbone(gguf, _causal)
+    return load_backbone(gguf, causal_class)
 
 
 def read_default_model() -> tuple[Any, Any]:
@@ -230,13 +230,5 @@ def read_default_model() -> tuple[Any, Any]:
 
     Raises `ResourceError` if the file cannot be had.
     """
-    from .checkpoints import load_backbone
-
     folder = unpacked_folder()
-    return load_backbone(folder, _causal) if _is_complete(folder) else read_gguf(default_gguf())
-
-
-def _causal(_: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM
+    return read_gguf(folder if _is_complete(folder) else default_gguf())

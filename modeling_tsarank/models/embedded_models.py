@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib.util
+import importlib.resources
 import json
 import logging
 import shutil
@@ -106,23 +106,14 @@ def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def releases_folder() -> Path | None:
-    """Where releases are, in a checkout and in an installed package alike; `None` where the package has none."""
-    try:
-        spec = importlib.util.find_spec(f"{__package__.partition('.')[0]}.hub_cards")
-    except (ImportError, ValueError):
-        return None
-    for place in (spec.submodule_search_locations or []) if spec is not None else []:
-        if (Path(place) / "releases").is_dir():
-            return Path(place) / "releases"
-    return None
-
-
 @functools.cache
 def releases() -> dict[str, Release]:
     """The releases of this installation by name. They are checked when they are merged."""
-    folder = releases_folder()
-    paths = [] if folder is None else sorted(folder.glob(f"*/{RELEASE_FILE}"))
+    try:  # the same in a checkout and in an installed package, which may be without
+        folder = Path(str(importlib.resources.files(f"{__package__.partition('.')[0]}.hub_cards")), "releases")
+    except ImportError:
+        return {}
+    paths = sorted(folder.glob(f"*/{RELEASE_FILE}"))
     return {path.parent.name: read_release(path.parent) for path in paths}
 
 

@@ -142,11 +142,10 @@ def load_ranker(
     _check_model_kwargs(more, device, dtype)
     if "new_head" in options:
         raise InputError("a new head is for training; rank with a model whose head is trained")
-    if isinstance(dtype, str) and dtype == INT8:
+    as_int8 = isinstance(dtype, str) and dtype == INT8
+    if as_int8:
         number_format(dtype, resolve_device(device or "cpu"))
-        device, as_int8, dtype = "cpu", True, "float32"
-    else:
-        as_int8 = False
+        device, dtype = "cpu", "float32"
     placed = "device_map" in more or "quantization_config" in more
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
@@ -289,8 +288,7 @@ def make_ranker(
     elif chosen is None and gguf_file is None and (read := logit_score_options(path, revision)) is not None:
         cls, options = TwolarModel, {**read, **options}
     elif chosen is None and gguf_file is None and (stack := read_stack(path, revision)) is not None:
-        loading = {"dtype": dtype, "trust_remote_code": trust_remote_code, **more}
-        backbone, tokenizer, limits = load_stack(path, stack, revision, **loading)
+        backbone, tokenizer, limits = load_stack(path, stack, **origin, **more)
         return CrossEncoderModel.from_backbone(backbone, tokenizer=tokenizer, **{**limits, **options})
     elif chosen is None and gguf_file is None and (modules := other_modules(path, revision)):
         raise ModelError(

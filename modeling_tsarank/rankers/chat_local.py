@@ -90,10 +90,10 @@ class LocalChat(ChatModel):
         return completion
 
     def _load(self) -> None:
-        from ..models.checkpoints import load_backbone
+        from ..models.checkpoints import causal_class, load_backbone
 
         try:
-            model, self._tokenizer = load_backbone(self._source, _causal_class, dtype=self._dtype, **self._hub)
+            model, self._tokenizer = load_backbone(self._source, causal_class, dtype=self._dtype, **self._hub)
         except ModelError as error:
             raise ModelError(f"cannot load {self.name} as a causal language model: {error}") from error
         self._model = model.to(self._device).eval()
@@ -126,14 +126,6 @@ class LocalChat(ChatModel):
         # Without the tag that the prompt ends with, reasoning that is cut off would look like an answer.
         text = begun_reasoning(prompt) + self._tokenizer.decode(written, skip_special_tokens=True)
         return Completion(text, len(ids), len(written), "length" if cut else "stop")
-
-
-def _causal_class(config: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"a decoder-only model is needed, but {config.model_type} is an encoder-decoder")
-    return AutoModelForCausalLM
 
 
 def encoded_conversation(tokenizer: Any, messages: Sequence[Message], answer: str = "") -> tuple[str, list[int]]:

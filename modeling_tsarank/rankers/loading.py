@@ -90,14 +90,10 @@ def load_list_ranker(
     ranker: str,
     ranker_options: Mapping[str, Any] | None = None,
     *,
-    device: Any = None,
-    dtype: Any = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
     batch_tokens: int | None = None,
     max_new_tokens: int = 256,
     endpoint: ChatSettings | None = None,
-    **ranking_options: Any,
+    **more: Any,
 ) -> ListRanker:
     """A ranker of lists over a language model of this machine or behind an address.
 
@@ -105,20 +101,20 @@ def load_list_ranker(
         name_or_path: See `load_ranker`.
         ranker: One of `RANKERS` but `pointwise`.
         ranker_options: See `load_ranker`.
-        device, dtype, revision, trust_remote_code: Of a model on this machine; see `models.loading.load_ranker`.
         batch_tokens: Padded tokens in a batch.
         max_new_tokens: Longest answer of a `listwise` model on this machine.
         endpoint: Model, key and limits of a server; needed for an address.
-        ranking_options: Of the pointwise model of `one-pass`, such as `max_length`.
+        more: `device`, `dtype`, `revision` and `trust_remote_code` of a model on this machine, see
+            `models.loading.load_ranker`; ranking options of the pointwise model of `one-pass`, such as `max_length`.
 
     Raises:
         InputError, ModelError, ResourceError: Each of one line.
     """
     options = list_options(ranker, ranker_options)
     source = resolve(name_or_path)
-    place: Any = {"device": device, "dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code}
-    if ranking_options and ranker != "one-pass":
-        raise InputError(f"{sorted(ranking_options)[0]} has no effect on a {ranker} ranker; leave it out")
+    without_effect = sorted(more.keys() - {"device", "dtype", "revision", "trust_remote_code"})
+    if without_effect and ranker != "one-pass":
+        raise InputError(f"{without_effect[0]} has no effect on a {ranker} ranker; leave it out")
     model: Any
     if source.kind is Kind.SERVICE:
         if endpoint is None:
@@ -130,11 +126,11 @@ def load_list_ranker(
     elif source.kind in OTHER_LIBRARIES:
         raise ModelError(f"{source.name} is a {source.kind}; {ranker} needs a language model")
     elif ranker == "one-pass":
-        model = load_pointwise(name_or_path, **place, **ranking_options)
+        model = load_pointwise(name_or_path, **more)
     elif ranker == "listwise":
-        model = LocalChat(source.name, max_new_tokens=max_new_tokens, **place)
+        model = LocalChat(source.name, max_new_tokens=max_new_tokens, **more)
     else:
-        model = load_label_model(source.name, batch_tokens=batch_tokens, **place)
+        model = load_label_model(source.name, batch_tokens=batch_tokens, **more)
     found: ListRanker = _CLASSES[ranker](model, options)
     return found
 
@@ -142,11 +138,10 @@ def load_list_ranker(
 def load_label_model(
     name_or_path: Name,
     *,
+    batch_tokens: int | None = None,
     device: Any = None,
     dtype: Any = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    batch_tokens: int | None = None,
+    **hub: Any,
 ) -> LabelModel:
     """A language model whose labels' logits are read; several rankers may share it. See `load_list_ranker`."""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -159,7 +154,6 @@ def load_label_model(
         source.location(),
         lambda config: AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM,
         dtype=resolve_dtype(dtype, place),
-        revision=revision,
-        trust_remote_code=trust_remote_code,
+        **hub,
     )
     return LabelModel(backbone.to(place), tokenizer, source.label, batch_tokens)

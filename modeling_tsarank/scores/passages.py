@@ -105,7 +105,6 @@ class PassageRanker:
         self,
         query: str,
         documents: Sequence[Any],
-        top_k: int | None = None,
         *,
         instruction: str | None = None,
         batch_tokens: int | None = None,
@@ -116,7 +115,7 @@ class PassageRanker:
         Args:
             query: Text, not empty.
             documents: Strings, or mappings with `text` and optionally `title`, which goes before every passage.
-            top_k, instruction, batch_tokens, show_progress: As of the model's `rank`.
+            instruction, batch_tokens, show_progress: As of the model's `rank`.
 
         Returns:
             `[{"corpus_id", "score", "passage": {"start", "end", "text"}}, …]`: offsets in the document's text without
@@ -127,10 +126,9 @@ class PassageRanker:
         documents = document_list(documents)
         if not documents:
             raise InputError("no documents to rank")
-        top_k = top_k if top_k is None else whole_number(top_k, "top_k")
         rows = self._rows([(query, document) for document in documents], instruction, batch_tokens, show_progress)
         rows = [{"corpus_id": i, **row} for i, row in enumerate(rows)]
-        return sorted(rows, key=lambda row: (-row["score"], row["corpus_id"]))[:top_k]
+        return sorted(rows, key=lambda row: (-row["score"], row["corpus_id"]))
 
     def predict(self, pairs: Any, **options: Any) -> Any:
         """As the model's `predict`, with `instruction`, `batch_tokens`, `show_progress` and `stop`."""

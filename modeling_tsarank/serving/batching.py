@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
@@ -90,17 +90,15 @@ class Batcher:
         self._batch_tokens, self._call_tokens, self._queue_pairs = batch_tokens, call_tokens, queue_pairs
         self._observe = observe
         self._requests: deque[_Request] = deque()
-        self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        self._changed = threading.Condition()
-        self._closed = False
+        self._lock = threading.RLock()
+        self._closed = self._scheduled = False
         self._seconds_per_pair = 0.05
-        self._thread = threading.Thread(target=self._work, name="scoring", daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(1, "scoring")
 
     @property
     def waiting(self) -> int:
         """Pairs that no call has taken yet."""
-        with self._changed:
+        with self._lock:
             return sum(len(request.pairs) - request.taken for request in self._requests)
 
     async def score(self, pairs: Sequence[Pair], lengths: Sequence[int]) -> np.ndarray:
@@ -115,53 +113,51 @@ class Batcher:
             TSARankError: What `predict` raises for these pairs.
         """
         request = _Request(pairs, lengths)
-        with self._changed:
+        with self._lock:
             self._check_open()
             waiting = self.waiting
             if waiting and waiting + len(pairs) > self._queue_pairs:
                 raise OverloadedError(max(1.0, waiting * self._seconds_per_pair))
             self._requests.append(request)
-            self._changed.notify()
+            self._schedule()
         return await asyncio.wrap_future(request.future)
 
     async def run(self, job: Callable[[], T]) -> T:
         """Runs `job` in the model's thread, between two calls. Raises what it raises, or `ClosedError`."""
-        future: Future[T] = Future()
-        with self._changed:
+        with self._lock:
             self._check_open()
-            self._jobs.append((future, job))
-            self._changed.notify()
+            future = self._thread.submit(cuts_reported()(job))
         return await asyncio.wrap_future(future)
 
-    def close(self, seconds: float = 30.0) -> None:
+    def close(self) -> None:
         """Takes no more requests and waits for those that are there."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify()
-        self._thread.join(seconds)
+        self._thread.shutdown()
 
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("the service is shutting down")
 
-    def _work(self) -> None:
-        with cuts_reported():  # a response says how many documents were cut, not the log
-            while self._works():
-                pass
+    def _schedule(self) -> None:
+        """Has the model's thread make a call, behind what it has been given before."""
+        if self._requests and not self._scheduled:
+            self._scheduled = True
+            self._thread.submit(self._call)
 
-    def _works(self) -> bool:
-        """Waits for work and does some; false once there is none and will be none."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._requests or self._jobs or self._closed)
-            if not (self._requests or self._jobs):
-                return False
-            job = self._jobs.popleft() if self._jobs else None
-            parts = self._next_parts()
-        if job is not None:
-            self._run_job(*job)
-        if parts:
-            self._score(parts)
-        return True
+    @cuts_reported()  # a response says how many documents were cut, not the log
+    def _call(self) -> None:
+        while True:
+            with self._lock:
+                self._scheduled = False
+                parts = self._next_parts()
+            if parts:
+                self._score(parts)
+            with self._lock:
+                if not self._closed:  # else nothing more can be scheduled
+                    self._schedule()
+                if not self._closed or not self._requests:
+                    return
 
     def _next_parts(self) -> list[tuple[_Request, range]]:
         """Pairs of every waiting request, first come first served, each at most its share of the budget."""
@@ -177,15 +173,6 @@ class Batcher:
         self._requests = deque(request for request in waiting if request.taken < len(request.pairs))
         return parts
 
-    @staticmethod
-    def _run_job(future: Future[Any], job: Callable[[], Any]) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            future.set_result(job())
-        except BaseException as error:
-            future.set_exception(error)
-
     def _score(self, parts: Sequence[tuple[_Request, range]]) -> None:
         pairs = [request.pairs[i] for request, part in parts for i in part]
         start = time.perf_counter()
@@ -196,7 +183,7 @@ class Batcher:
             if len(parts) == 1:
                 failed = parts[0][0]
                 failed.fail(error)
-                with self._changed:
+                with self._lock:
                     self._requests = deque(other for other in self._requests if other is not failed)
                 return
             # One request's fault must not fail the others.

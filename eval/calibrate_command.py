@@ -18,14 +18,7 @@ _EXAMPLES = """\
 
 def register(subparsers: Any) -> None:
     """Adds `calibrate` to the command line."""
-    parser = add_command(
-        subparsers,
-        "calibrate",
-        "fit probabilities of relevance to scores",
-        run_calibrate.__doc__,
-        _EXAMPLES,
-        run_calibrate,
-    )
+    parser = add_command(subparsers, "calibrate", "fit probabilities of relevance to scores", _EXAMPLES, run_calibrate)
     parser.add_argument("run_file", metavar="RUN", type=Path, help="run file with the ranker's scores")
     parser.add_argument("--qrels", type=Path, required=True, metavar="Q", help="judgments of its queries")
     add_run_format(parser)

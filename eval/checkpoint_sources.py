@@ -11,9 +11,10 @@ from urllib.parse import urlsplit
 from modeling_tsarank.cache.folder_store import open_store, use_store
 from modeling_tsarank.eval.scoring import ScorerSource
 from modeling_tsarank.files.hashes import hash_file, hash_folder
+from modeling_tsarank.models.arguments import model_from_arguments, ranking_arguments
 from modeling_tsarank.models.embedded_models import embedded_checkpoint
 from modeling_tsarank.models.fingerprints import adapter_base, hub_commit, model_fingerprint
-from modeling_tsarank.models.loading import load_ranker, number_format, resolve_device, resolve_dtype
+from modeling_tsarank.models.loading import number_format, resolve_device, resolve_dtype
 from modeling_tsarank.models.resolver import OTHER_LIBRARIES, Kind, Source, resolve
 from modeling_tsarank.rankers import RANKERS
 from modeling_tsarank.rankers.arguments import (
@@ -40,18 +41,15 @@ def scorer_source(model: str | None, args: argparse.Namespace) -> ScorerSource:
     """
     device = resolve_device(args.device)
     dtype = number_format(args.dtype, device)
-    given = {"max_length": args.max_length, "max_query_length": args.max_query_length}
-    lengths = {name: value for name, value in given.items() if value is not None}
-    options = {"revision": args.revision, "trust_remote_code": args.trust_remote_code, **lengths}
-    store = getattr(args, "store", None)
+    loaded, store = argparse.Namespace(**{**vars(args), "model": model, "dtype": dtype}), getattr(args, "store", None)
 
     def load() -> Any:
-        ranker = load_ranker(model, device=args.device, dtype=dtype, **options)
+        ranker = model_from_arguments(loaded)
         if store is not None:
             use_store(ranker, store)
         return ranker
 
-    settings = {**_checkpoint_settings(model, args.revision), "dtype": dtype, **given, **_store_settings(args)}
+    settings = {**_checkpoint_settings(model, args.revision), "dtype": dtype, **_reading_settings(args)}
     return ScorerSource(resolve(model).label, load, settings, args.batch_tokens)
 
 
@@ -77,8 +75,8 @@ def evaluated_source(model: str | None, args: argparse.Namespace) -> ScorerSourc
 
 
 def _sentence_transformers_source(found: Source, args: argparse.Namespace) -> ScorerSource:
-
-    refuse_options(args, "a model of sentence-transformers", store=None, max_query_length=None, batch_tokens=None)
+    unset = dict.fromkeys(("store", "max_query_length", "instruction", "batch_tokens"))
+    refuse_options(args, "a model of sentence-transformers", **unset)
     place = resolve_device(args.device)
     dtype = foreign_dtype(args.dtype, place)
     name, prefix = found.name, prefix_of(found, args.revision)
@@ -100,7 +98,6 @@ def _sentence_transformers_source(found: Source, args: argparse.Namespace) -> Sc
 
 def _list_source(found: Source, args: argparse.Namespace) -> ScorerSource:
     """A ranker of lists, over a language model or behind an address."""
-
     pointwise = args.ranker == RANKERS[0]
     given = ranker_options(args)
     settings: dict[str, Any] = {} if pointwise else {"ranker": args.ranker}
@@ -115,31 +112,29 @@ def _list_source(found: Source, args: argparse.Namespace) -> ScorerSource:
     else:
         dtype = resolve_dtype(args.dtype, resolve_device(args.device))
         settings |= {**_checkpoint_settings(args.model, args.revision), "dtype": str(dtype).removeprefix("torch.")}
-        settings |= {"max_length": args.max_length, "max_query_length": args.max_query_length, **_store_settings(args)}
+        settings |= _reading_settings(args)
     label = name if pointwise else f"{name} {args.ranker}"
     return ScorerSource(label, lambda: list_ranker(args), settings, whole_lists=True)
 
 
 def _cascade_source(args: argparse.Namespace) -> ScorerSource:
     """Stages, each on the best documents of the one before."""
-
     sources = [evaluated_source(stage.model, stage) for _, stage in cascade_stages(args)]
     settings = {"cascade": args.cascade, "stages": [dict(source.settings) for source in sources]}
     return ScorerSource(f"cascade {args.cascade}", lambda: list_ranker(args), settings, whole_lists=True)
 
 
-def _store_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The number format of `--store`: rounded states change scores a little."""
-
-    if getattr(args, "store", None) is None:
-        return {}
-    with open_store(args.store) as opened:
-        return {"document_states": opened.dtype}
+def _reading_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """How much is read, for what instruction, and the number format of `--store`: rounded states change scores."""
+    settings = {"max_length": None, "max_query_length": None, **ranking_arguments(args)}
+    if getattr(args, "store", None) is not None:
+        with open_store(args.store) as opened:
+            settings["document_states"] = opened.dtype
+    return settings
 
 
 def _checkpoint_settings(model: str | None, revision: str | None) -> dict[str, Any]:
     """What identifies a model's weights."""
-
     base = None if model is None else adapter_base(Path(model))[0]
     on_hub = resolve(model).kind in (Kind.HUB, Kind.PUBLISHED)
     return {
@@ -152,7 +147,6 @@ def _checkpoint_settings(model: str | None, revision: str | None) -> dict[str, A
 
 def _checkpoint(model: str | None) -> str:
     """What tells a checkpoint apart from another of the same name: the content of a folder or file, a Hub id."""
-
     source = resolve(model)
     if source.packaged:
         return embedded_checkpoint(source.name)

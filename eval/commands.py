@@ -18,7 +18,7 @@ from modeling_tsarank.ranking_errors import InputError
 
 if TYPE_CHECKING:
     from modeling_tsarank.eval.options import EvaluationOptions
-    from modeling_tsarank.eval.reports import ResultTable, Row
+    from modeling_tsarank.eval.reports import Row
     from modeling_tsarank.eval.scoring import ScorerSource
     from modeling_tsarank.eval.significance import Comparison
     from modeling_tsarank.eval.types import Collection
@@ -75,7 +75,6 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
         subparsers,
         "evaluate",
         "measure a reranker over test collections",
-        run_evaluate.__doc__,
         _EVALUATE_EXAMPLES,
         run_evaluate,
         common="dataset split corpus first-stage top-k model dtype ranker interpolate measures",
@@ -156,14 +155,7 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _register_compare(subparsers: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        subparsers,
-        "compare",
-        "test whether one run beats another",
-        run_compare.__doc__,
-        _COMPARE_EXAMPLES,
-        run_compare,
-    )
+    parser = add_command(subparsers, "compare", "test whether one run beats another", _COMPARE_EXAMPLES, run_compare)
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="*", help="two run files: A, the baseline, and B")
     parser.add_argument("--qrels", type=Path, metavar="Q", help="judgments for the two runs")
     parser.add_argument(
@@ -189,12 +181,7 @@ def _register_compare(subparsers: argparse._SubParsersAction) -> None:
 
 def _register_tune_fusion(subparsers: argparse._SubParsersAction) -> None:
     parser = add_command(
-        subparsers,
-        "tune-fusion",
-        "choose the fusion weight on a development split",
-        run_tune_fusion.__doc__,
-        _TUNE_EXAMPLES,
-        run_tune_fusion,
+        subparsers, "tune-fusion", "choose the fusion weight on a development split", _TUNE_EXAMPLES, run_tune_fusion
     )
     parser.add_argument("reranked", metavar="RUN_RERANKED", type=Path, help="the reranker's run, not mixed")
     parser.add_argument("first", metavar="RUN_FIRST", type=Path, help="the first stage's run that was reranked")
@@ -277,8 +264,9 @@ def _order_sensitivity(args: argparse.Namespace, options: EvaluationOptions, sou
 
 def _evaluate(args: argparse.Namespace, options: EvaluationOptions, source: ScorerSource, pool: Pool) -> list[Row]:
     from modeling_tsarank.eval.harness import evaluate_collection, folder_name
-    from modeling_tsarank.eval.reports import ResultTable, average_row
+    from modeling_tsarank.eval.reports import ResultTable, average_row, measure_title, text_table
     from modeling_tsarank.eval.results import system_names
+    from modeling_tsarank.files.writing import write_csv, write_text
 
     rows = []
     try:
@@ -292,18 +280,11 @@ def _evaluate(args: argparse.Namespace, options: EvaluationOptions, source: Scor
         logger.warning("interrupted: scored blocks are kept, the same command goes on from there")
         raise
     table = ResultTable(rows, system_names(source.name, options), options.measures)
-    _write_tables(args.output, table)
-    return rows
-
-
-def _write_tables(output: Path, table: ResultTable) -> None:
-    from modeling_tsarank.eval.reports import measure_title, text_table
-    from modeling_tsarank.files.writing import write_csv, write_text
-
-    write_text(output / "table.md", table.markdown())
-    write_csv(output / "table.csv", *table.csv_rows())
+    write_text(args.output / "table.md", table.markdown())
+    write_csv(args.output / "table.csv", *table.csv_rows())
     _print(f"{measure_title(table.measures[0])} x 100\n{text_table(*table.cells(table.measures[0]))}")
-    _print(f"results: {output}\n")
+    _print(f"results: {args.output}\n")
+    return rows
 
 
 def _fusion_setting(interpolate: str | None, normalize: Any) -> FusionSetting | None:

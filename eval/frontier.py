@@ -51,9 +51,7 @@ class Measured:
 
 def register(subparsers: Any) -> None:
     """Adds `frontier` to the command line."""
-    parser = add_command(
-        subparsers, "frontier", "compare rankers by quality and cost", run_frontier.__doc__, _EXAMPLES, run_frontier
-    )
+    parser = add_command(subparsers, "frontier", "compare rankers by quality and cost", _EXAMPLES, run_frontier)
     parser.add_argument(
         "results", metavar="RESULTS", type=Path, nargs="+", help="--output folders of tsarank evaluate"
     )

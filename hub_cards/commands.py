@@ -80,7 +80,7 @@ def _add_kind(
 ) -> argparse.ArgumentParser:
     """Adds something that is published, out of a folder where `folder` says of what, with the options of all kinds."""
     shown = f"dry-run public tag {common}"
-    parser = add_command(kinds, name, help_text, run.__doc__, examples, run, shown, _DETAILS)
+    parser = add_command(kinds, name, help_text, examples, run, shown, _DETAILS)
     if folder is not None:
         parser.add_argument("folder", type=Path, metavar="FOLDER", help=folder)
     parser.add_argument("repo_id", metavar="REPO_ID", help="owner/name")

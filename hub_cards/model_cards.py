@@ -137,12 +137,9 @@ def _metadata(
 
 def _datasets(facts: ModelFacts) -> list[str]:
     """Training data that are datasets on the Hub."""
-    found = []
-    for record in facts.stages:
-        data = record["data"]
-        if data["name"] and data["name"].count("/") == 1 and data["fingerprint"] is None:
-            found.append(data["name"])
-    return list(dict.fromkeys(found))
+    given = [record["data"] for record in facts.stages]
+    found = [data["name"] for data in given if data["name"] and data["fingerprint"] is None]
+    return [name for name in dict.fromkeys(found) if name.count("/") == 1]
 
 
 def _eval_results(values: dict[str, Any]) -> list[EvalResult]:
@@ -183,12 +180,8 @@ def _shown(value: Any) -> str:
 def _while_training(record: dict[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
     """Names of what was measured while training, and the measurements."""
     rows = [entry for entry in record["evaluations"] if "step" in entry]
-    return sorted({name for row in rows for name in row if _is_measure(name)}), rows
-
-
-def _is_measure(name: str) -> bool:
-    speed = ("_runtime", "_per_second")
-    return name.startswith("eval_") and not name.endswith(speed)
+    names = {name for row in rows for name in row if name.startswith("eval_")}
+    return sorted(name for name in names if not name.endswith(("_runtime", "_per_second"))), rows
 
 
 def _is_taught(record: dict[str, Any]) -> bool:

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-from inspect import getdoc
 from pathlib import Path
 
 from modeling_tsarank.cli.command_line import add_command, whole
@@ -33,14 +32,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="recipe_command", metavar="COMMAND", required=True)
-    one = add_command(
-        commands,
-        "prepare",
-        "all training files from the raw folders",
-        str(getdoc(run_prepare)),
-        _EXAMPLES,
-        run_prepare,
-    )
+    one = add_command(commands, "prepare", "all training files from the raw folders", _EXAMPLES, run_prepare)
     one.add_argument("plan", metavar="PLAN", help="a YAML file, or the name of a shipped one: smollm2_135m/data")
     one.add_argument(
         "--data",
@@ -53,14 +45,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     one.add_argument(
         "--limit", type=whole(least=0), default=0, metavar="N", help="for a rehearsal: N raw rows of every file"
     )
-    other = add_command(
-        commands,
-        "release",
-        "one adapter of those of all stages",
-        str(getdoc(run_release)),
-        _RELEASE_EXAMPLE,
-        run_release,
-    )
+    other = add_command(commands, "release", "one adapter of those of all stages", _RELEASE_EXAMPLE, run_release)
     other.add_argument(
         "--adapters",
         type=Path,

@@ -12,6 +12,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn, TextIO
 
 from ..files.sizes import parse_size
@@ -150,6 +151,7 @@ def _discard_output() -> None:
 # ---- options ---------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, eq=False)
 class Number:
     """The type of an option that is a number; what is out of range is refused on parsing, before any work.
 
@@ -161,15 +163,11 @@ class Number:
         below: Instead of `most`: what the value must stay under.
     """
 
-    def __init__(
-        self,
-        kind: type[int] | type[float],
-        least: float | None = None,
-        most: float | None = None,
-        above: float | None = None,
-        below: float | None = None,
-    ) -> None:
-        self.kind, self.least, self.most, self.above, self.below = kind, least, most, above, below
+    kind: type[int] | type[float]
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
 
     def __call__(self, text: str) -> Any:
         try:
@@ -233,18 +231,12 @@ def size(text: str) -> int:
 class _ShowTraces(argparse.Action):
     """Sets the environment variable, which the processes of a training see, too."""
 
-    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
-        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help="show the trace of an error")
-
     def __call__(self, *_: Any) -> None:
         os.environ[DEBUG_VARIABLE] = "1"
 
 
 class _ShowAll(argparse.Action):
     """Shows the help with all options."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
-        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
     def __call__(self, parser: Any, *_: Any) -> None:
         parser.common = ()
@@ -266,8 +258,9 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         if self.add_help:
-            self.add_argument("--debug", action=_ShowTraces)
-            self.add_argument("--help-all", action=_ShowAll)
+            flag: dict[str, Any] = {"nargs": 0, "default": argparse.SUPPRESS}
+            self.add_argument("--debug", action=_ShowTraces, help="show the trace of an error", **flag)
+            self.add_argument("--help-all", action=_ShowAll, help=argparse.SUPPRESS, **flag)
 
     def format_help(self) -> str:
         """As argparse's, with the options of `common` only, or with all, the whole description and the details."""
@@ -331,12 +324,12 @@ def add_command(
     subparsers: Any,
     name: str,
     help_text: str,
-    description: str | None,
     examples: str,
     run: Callable[[argparse.Namespace], int],
     common: str = "",
     details: str = "",
     aliases: Sequence[str] = (),
+    description: str | None = None,
 ) -> argparse.ArgumentParser:
     """Adds a subcommand that `run` carries out, whose help keeps its line breaks.
 
@@ -344,19 +337,19 @@ def add_command(
         subparsers: Of the program, or of a command that has some of its own.
         name: Of the subcommand.
         help_text: Its line in the list of commands.
-        description: What it does, such as the docstring of `run`.
         examples: Of its use, one a line.
         run: Gets the parsed options and returns the exit status.
         common: The options that --help shows, without their dashes, with the first two paragraphs of the description;
             empty for all.
         details: What --help-all says as well.
         aliases: Further names.
+        description: What it does, where it is not the docstring of `run`.
     """
     parser: Any = subparsers.add_parser(
         name,
         help=help_text,
         aliases=aliases,
-        description=inspect.cleandoc(description or ""),
+        description=inspect.cleandoc(description or run.__doc__ or ""),
         epilog=f"examples:\n{examples}" if examples else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -24,7 +24,7 @@ _EXAMPLES = """\
 
 def register(subparsers: Any) -> None:
     """Adds `describe` to the command line."""
-    parser = add_command(subparsers, "describe", "say what a model is and how it scores", run.__doc__, _EXAMPLES, run)
+    parser = add_command(subparsers, "describe", "say what a model is and how it scores", _EXAMPLES, run)
     add_model_arguments(parser, positional=True)
     parser.add_argument("--json", action="store_true", help="JSON instead of lines")
 

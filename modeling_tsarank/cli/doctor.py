@@ -37,7 +37,6 @@ def register(subparsers: Any) -> None:
         subparsers,
         "doctor",
         "say what this machine offers and what is missing",
-        run.__doc__,
         _EXAMPLES,
         run,
         common="model dtype device timeout json",

@@ -26,7 +26,6 @@ def register(subparsers: Any) -> None:
         subparsers,
         "export",
         "save a ranker in a form that other engines serve",
-        run.__doc__,
         _EXAMPLES,
         run,
         common="model output dtype",

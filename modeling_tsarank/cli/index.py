@@ -78,7 +78,6 @@ def register(subparsers: Any) -> None:
         subparsers,
         "index",
         "keep documents' states, so that ranking them is many times faster",
-        run.__doc__,
         _EXAMPLES,
         run,
         common="store-dtype max-disk verify model dtype device max-length batch-tokens",

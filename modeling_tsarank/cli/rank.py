@@ -48,7 +48,6 @@ def register(subparsers: Any) -> None:
         subparsers,
         "rank",
         "put documents in order for a query",
-        run.__doc__,
         _EXAMPLES,
         run,
         common="query documents top-k json passages fusion calibration threshold model dtype device ranker",
@@ -134,8 +133,8 @@ def run(args: argparse.Namespace) -> int:
             raise InputError("--passages is for models that score pairs; leave it out, or --ranker")
     elif args.passage_length is not None or args.passage_stride is not None:
         raise InputError("--passage-length and --passage-stride need --passages, such as --passages max")
-    options: dict[str, Any] = {"threshold": args.threshold, "top_k": args.top_k, "passages": args.passages}
-    options |= {"passage_length": args.passage_length, "passage_stride": args.passage_stride}
+    names = ("threshold", "top_k", "passages", "passage_length", "passage_stride")
+    options: dict[str, Any] = {name: getattr(args, name) for name in names}
     if args.calibration is not None:
         from ..scores.calibration import Calibration
 

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from ..jobs.arguments import add_pool_arguments, with_pool
-from ..models.arguments import add_model_arguments, add_store_argument
+from ..models.arguments import add_model_arguments, add_store_argument, quiet_transformers, ranking_arguments
 from .command_line import add_command, given, whole
 
 
@@ -32,7 +32,6 @@ def register(subparsers: Any) -> None:
         subparsers,
         "score",
         "score files of (query, document) pairs, of any size",
-        run.__doc__,
         _EXAMPLES,
         run,
         common="keep skip-bad-pairs store model dtype device max-length batch-tokens ray",
@@ -74,11 +73,9 @@ def run(args: argparse.Namespace) -> int:
     from ..jobs.bulk_scoring import BulkJob, PairWorker, score_pairs
     from ..jobs.pools import leads
 
-    _quiet_transformers()
+    quiet_transformers()
     options = {name: getattr(args, name) for name in ("revision", "trust_remote_code", "dtype", "device")}
-    lengths = {name: getattr(args, name) for name in ("max_length", "max_query_length")}
-    given_lengths = {name: value for name, value in lengths.items() if value is not None}
-    model = {"name_or_path": args.model, **options, **given_lengths}
+    model = {"name_or_path": args.model, **options, **ranking_arguments(args)}
     job = BulkJob(**{**given(BulkJob, args), "model": model})
     summary = with_pool(args, lambda pool: score_pairs(job, pool=pool), PairWorker(job))
     if not leads():
@@ -96,11 +93,3 @@ def run(args: argparse.Namespace) -> int:
             text += f"; {summary[f'cut_{what}']:,} {what} were cut ({limit})"
     sys.stdout.write(text + "\n")
     return 0
-
-
-def _quiet_transformers() -> None:
-    from transformers.utils import logging as transformers_logging
-
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()

@@ -52,7 +52,6 @@ def register(subparsers: Any) -> None:
         subparsers,
         "serve",
         "serve rerankers over HTTP",
-        run.__doc__,
         _EXAMPLES,
         run,
         common="host port documents max-documents timeout fusion store model dtype device",

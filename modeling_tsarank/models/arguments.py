@@ -66,15 +66,20 @@ def ranking_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
 
 
-def model_from_arguments(args: argparse.Namespace) -> Any:
-    """Loads the model that `add_model_arguments` describes."""
+def quiet_transformers() -> None:
+    """No warnings: weights that are missing or left over are errors of `load_ranker`. Bars on a terminal only."""
     from transformers.utils import logging as transformers_logging
-
-    from .loading import load_ranker
 
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()  # weights that are missing or left over are errors of `load_ranker`
+    transformers_logging.set_verbosity_error()
+
+
+def model_from_arguments(args: argparse.Namespace) -> Any:
+    """Loads the model that `add_model_arguments` describes."""
+    from .loading import load_ranker
+
+    quiet_transformers()
     say(f"loading {args.model or 'the default model'}")
     return load_ranker(
         args.model,

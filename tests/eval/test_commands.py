@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_tsarank import cli
+from modeling_tsarank import TwolarModel, cli, load_ranker
 from modeling_tsarank.eval.collections import CQADUPSTACK_PARTS
 from modeling_tsarank.eval.fusion import fuse_runs
 from modeling_tsarank.eval.metrics import compute_metrics
@@ -51,6 +51,26 @@ def write_collection() -> Callable[..., Path]:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module.write_collection
+
+
+def test_an_instruction_reaches_the_model(shell: Shell, small_folder: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    template = "{instruction} Query: {query} Document: {document} Relevant:"
+    words = {"true_text": "honey", "false_text": "ship", "max_length": 60, "max_query_length": 20}
+    TwolarModel.from_backbone(str(tiny_llama), template=template, **words).save_pretrained(tmp_path / "ranker")
+    evaluate = ("evaluate", "--model", tmp_path / "ranker", "--dataset", small_folder, "--top-k", 3, "--output")
+    told = ("--instruction", "wax queen")
+    assert shell(*evaluate, tmp_path / "none")[0] == shell(*evaluate, tmp_path / "told", *told)[0] == 0
+    texts = [json.loads(line) for line in (small_folder / "corpus.jsonl").read_text().splitlines()]
+    text_of = {row["_id"]: f"{row['title']} {row['text']}" for row in texts}
+    queries = [json.loads(line) for line in (small_folder / "queries.jsonl").read_text().splitlines()]
+    query, found = queries[0]["text"], read_run(tmp_path / "told" / "small" / "run.trec")[queries[0]["_id"]]
+    ranker = load_ranker(tmp_path / "ranker", instruction="wax queen")
+    assert list(found.values()) == pytest.approx(ranker.predict([(query, text_of[one]) for one in found]), abs=1e-4)
+    assert found != read_run(tmp_path / "none" / "small" / "run.trec")[queries[0]["_id"]]
+    assert read_json(tmp_path / "told" / "small" / "metrics.json")["instruction"] == "wax queen"
+    status, _, error = shell(*evaluate, tmp_path / "none", *told)
+    assert status == 2
+    assert "instruction" in error
 
 
 @pytest.fixture(scope="session")

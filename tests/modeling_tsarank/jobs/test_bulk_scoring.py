@@ -23,7 +23,7 @@ from forked import begin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_tsarank import TSARankModel, TwolarModel
+from modeling_tsarank import TSARankModel, TwolarModel, load_ranker
 from modeling_tsarank.cli import main
 from modeling_tsarank.files.fields import FIELDS
 from modeling_tsarank.files.result_log import ResultLog
@@ -155,6 +155,17 @@ def test_a_true_false_model_scores_too(zoo, tmp_path) -> None:
         BulkJob((write_parquet(tmp_path / "a.parquet", pairs),), str(tmp_path / "out"), shard_pairs=20), twolar
     )
     np.testing.assert_allclose(in_input_order(tmp_path / "out"), twolar.predict(pairs), atol=1e-5)
+
+
+def test_an_instruction_reaches_the_model(zoo, tmp_path) -> None:
+    template = "{instruction} Query: {query} Document: {document} Relevant:"
+    TwolarModel.from_backbone(str(zoo.folders["t5"]), template=template).save_pretrained(tmp_path / "ranker")
+    pairs = make_pairs(20)
+    command = ["score", "--pairs", write_parquet(tmp_path / "a.parquet", pairs), "--output", str(tmp_path / "out")]
+    assert main([*command, "--model", str(tmp_path / "ranker"), "--dtype", "float32", "--instruction", "bees"]) == 0
+    told, plain = (load_ranker(tmp_path / "ranker", dtype="float32", instruction=said) for said in ("bees", ""))
+    np.testing.assert_allclose(in_input_order(tmp_path / "out"), told.predict(pairs), atol=1e-5)
+    assert np.abs(told.predict(pairs) - plain.predict(pairs)).max() > 1e-3
 
 
 # ---- going on ------------------------------------------------------------------------------------------

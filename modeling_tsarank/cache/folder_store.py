@@ -86,7 +86,6 @@ class FolderStore(StateStore):
         self.shard_bytes = shard_bytes if max_disk_bytes is None else max(min(shard_bytes, max_disk_bytes // 8), 1)
         self._pending: dict[str, bytes] = {}
         self._pending_bytes = 0
-        self.max_memory_bytes = max_memory_bytes
         self._checked = LeastRecentlyUsed(max_memory_bytes)
         self._maps: dict[str, mmap.mmap] = {}
         self._touched: set[str] = set()
@@ -201,7 +200,7 @@ class FolderStore(StateStore):
             try:
                 data = self._bytes_of(entry)
                 # What is kept in memory is copied before it is checked: the file may change in between.
-                held = bytearray(data) if entry.size <= self.max_memory_bytes else None
+                held = bytearray(data) if entry.size <= (self._checked.max_bytes or 0) else None
                 used = use(data if held is None else held, False)
             except (DamagedStatesError, OSError, ValueError) as error:
                 self._give_up(entry, error)

@@ -23,18 +23,9 @@ from ..modeling_twolar import TwolarModel
 from ..ranking_errors import InputError, ModelError, load_errors
 from ..ranking_options import CONFIG_KEY
 from ..scores.calibration import CALIBRATION_FILE, Calibration
+from . import families
 from .checkpoints import load_backbone, newly_made_weights, refuse_shell_of_a_folder, some_of
 from .embedded_models import ADAPTER_CONFIG, RECORD_FILE, add_adapter
-from .families import (
-    CLASSIFIER,
-    families,
-    family_class,
-    model_kind,
-    plain_family,
-    published_family,
-    published_options,
-    published_probability,
-)
 from .published import UNSUPPORTED
 from .resolver import OTHER_LIBRARIES, Kind, Source, resolve
 from .sentence_rerankers import load_stack, logit_score_options, other_modules, read_stack
@@ -150,7 +141,7 @@ def load_ranker(
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     if family is not None:
-        family_class(family)
+        families.family_class(family)
     named = resolve(name_or_path)
     source = _hub_adapter(named, revision)
     origin: dict[str, Any] = {
@@ -185,7 +176,8 @@ def load_ranker(
     as_saved = family is None and not options.keys() - lengths.keys()  # else its scores are others
     if as_saved:
         # What this package saved may have been trained since its authors published it.
-        published = None if ours else _published_calibration(source, ranker)
+        line = None if ours else families.published_probability(source.name, ranker.backbone.config)
+        published = None if line is None else Calibration("platt", "none", line, origin={"published": True})
         ranker.calibration = _saved_calibration(source, revision, ours) or published
     return use_int8_weights(ranker) if as_int8 else ranker
 
@@ -200,12 +192,6 @@ def _saved_calibration(source: Source, revision: str | None, ours: Any) -> Calib
                 source.name, CALIBRATION_FILE, revision=revision, _raise_exceptions_for_missing_entries=False
             )
     return Calibration.load(found) if found is not None and Path(found).is_file() else None
-
-
-def _published_calibration(source: Source, ranker: RankerModel) -> Calibration | None:
-    """The probability that a published checkpoint's authors give beside its score."""
-    line = published_probability(source.name, ranker.backbone.config)
-    return None if line is None else Calibration("platt", "none", line, origin={"published": True})
 
 
 def _hub_adapter(source: Source, revision: str | None) -> Source:
@@ -273,17 +259,17 @@ def make_ranker(
     more = dict(backbone_options or {})
     saved = None
     if gguf_file is not None or Path(path).suffix.lower() == ".gguf":
-        kind = model_kind({})
+        kind = families.model_kind({})
     else:
         refuse_shell_of_a_folder(path)
         with load_errors(path):
             config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
         saved = (getattr(config, CONFIG_KEY, None) or {}).get("family")
-        if saved is not None and saved not in families():
-            raise ModelError(f"{path} is of an unknown family {saved!r}; known: {', '.join(families())}")
-        kind = model_kind(config)
+        if saved is not None and saved not in families.families():
+            raise ModelError(f"{path} is of an unknown family {saved!r}; known: {', '.join(families.families())}")
+        kind = families.model_kind(config)
     chosen = family or saved
-    if chosen is None and (published := published_family(path)) is not None:
+    if chosen is None and (published := families.published_family(path)) is not None:
         cls = published
     elif chosen is None and gguf_file is None and (read := logit_score_options(path, revision)) is not None:
         cls, options = TwolarModel, {**read, **options}
@@ -296,9 +282,9 @@ def make_ranker(
             f"command takes one, name it ce:{path} (a cross-encoder) or dense:{path} (a bi-encoder)"
         )
     else:
-        chosen = chosen or (None if kind == CLASSIFIER else otherwise)
-        cls = plain_family(kind) if chosen is None else family_class(chosen)
-    origin["new_head"] = new_head and cls.own_head and kind != CLASSIFIER
+        chosen = chosen or (None if kind == families.CLASSIFIER else otherwise)
+        cls = families.plain_family(kind) if chosen is None else families.family_class(chosen)
+    origin["new_head"] = new_head and cls.own_head and kind != families.CLASSIFIER
     if saved in (None, cls.options_class.family):
         return cls.from_backbone(path, **origin, backbone_options=more, **options)
     logger.info("%s was saved as %s; its weights are taken for %s", path, saved, cls.options_class.family)
@@ -327,11 +313,12 @@ def _with_adapter(
     own = recorded.get("family")
     kept = {} if family not in (None, own) else {name: value for name, value in recorded.items() if name != "family"}
     given: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    with_head = model_kind(read_json_object(folder / ADAPTER_CONFIG, allow_nan=True)) == CLASSIFIER
+    with_head = families.model_kind(read_json_object(folder / ADAPTER_CONFIG, allow_nan=True)) == families.CLASSIFIER
     try:
         if with_head:
-            cls = plain_family(CLASSIFIER) if (family or own) is None else family_class(str(family or own))
-            kept = {**(published_options(cls, name) or {}), **kept, **options}
+            cls = families.plain_family(families.CLASSIFIER)
+            cls = cls if (family or own) is None else families.family_class(str(family or own))
+            kept = {**(families.published_options(cls, name) or {}), **kept, **options}
             given |= {"dtype": torch.float32, "backbone_options": model_kwargs, "new_head": True}
             ranker = make_ranker(resolve(base).location(), cls.options_class.family, **given, **kept)
         else:

@@ -53,6 +53,7 @@ class FusionSetting:
                 "1 the first stage alone"
             )
         object.__setattr__(self, "weight", float(self.weight))
+        object.__setattr__(self, "query_hashes", tuple(self.query_hashes))
         if self.normalization not in NORMALIZATIONS:
             raise InputError(
                 f"unknown normalization {self.normalization!r}; choose one of {', '.join(NORMALIZATIONS)}"
@@ -71,12 +72,11 @@ class FusionSetting:
         """
         fields = read_json(path)
         try:
-            setting = cls(**fields)
+            return cls(**fields)
         except TypeError as error:
             raise InputError(
                 f"{path} is not a fusion setting ({error}); give a weight in [0, 1] or a file of `tsarank tune-fusion`"
             ) from error
-        return cls(**{**asdict(setting), "query_hashes": tuple(setting.query_hashes)})
 
 
 def fusion_setting(given: Any, normalization: Any = None) -> FusionSetting:

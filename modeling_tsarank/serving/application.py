@@ -26,26 +26,11 @@ from .. import __version__
 from ..ranking_errors import InputError, ModelError, ResourceError, TSARankError
 from ..scores.fusion import FusionSetting, fuse
 from ..scores.ranking import by_passages, check_fusion
+from . import shapes
 from .batching import Batcher, ClosedError, OverloadedError
 from .documents import UploadedTexts
 from .metrics import Metrics
 from .served_model import ServedModel
-from .shapes import (
-    AnyRequest,
-    CohereRequest,
-    CohereResponse,
-    CohereResult,
-    Document,
-    JinaOrTeiRequest,
-    JinaRequest,
-    JinaResponse,
-    JinaResult,
-    TeiRequest,
-    TeiResult,
-    Upload,
-    UploadResponse,
-    Usage,
-)
 
 
 logger = logging.getLogger("modeling_tsarank.serving")
@@ -90,9 +75,10 @@ class Ranked:
     raw: bool
     passages: list[dict[str, Any]]
 
-    def facts(self, index: int) -> dict[str, Any]:
-        """Index and, where there is one, best passage of a document."""
-        return {"index": index, **({"passage": self.passages[index]} if self.passages else {})}
+    def row(self, index: int, name: str) -> dict[str, Any]:
+        """Index, value, by that name, and, where there is one, best passage of a document."""
+        passage = {"passage": self.passages[index]} if self.passages else {}
+        return {"index": index, name: float(self.values[index]), **passage}
 
 
 class Service:
@@ -131,7 +117,7 @@ class Service:
             raise HTTPException(404, f"there is no model {name[:100]!r}; this service has {', '.join(self.models)}")
         return self.models[name]
 
-    def texts(self, documents: Sequence[Document]) -> list[dict[str, str]]:
+    def texts(self, documents: Sequence[shapes.Document]) -> list[dict[str, str]]:
         """Title and text of each document. Raises 422 for an id that was not uploaded, or neither text nor id."""
         found = []
         for place, document in enumerate(documents):
@@ -140,28 +126,25 @@ class Service:
                 continue
             known = None if document.id is None else self.uploads.get(document.id)
             if known is None:
-                what = (
-                    "has neither text nor id" if document.id is None else f"has the unknown id {document.id[:100]!r}"
-                )
-                raise HTTPException(422, f"document {place} {what}")
+                what = "neither text nor id" if document.id is None else f"the unknown id {document.id[:100]!r}"
+                raise HTTPException(422, f"document {place} has {what}")
             found.append(known)
         return found
 
     async def score(
-        self, http: Request, model: ServedModel, body: AnyRequest, documents: Sequence[Any], truncate: bool = True
+        self, http: Request, model: ServedModel, body: shapes.AnyRequest, texts: Sequence[Any], truncate: bool = True
     ) -> Ranked:
         """What a request asks for, within the limits. A client that goes away takes its pairs out of the queue."""
-        if len(documents) > self.limits.documents:
-            raise HTTPException(422, f"{len(documents)} documents; a request may have {self.limits.documents}")
+        if len(texts) > self.limits.documents:
+            raise HTTPException(422, f"{len(texts)} documents; a request may have {self.limits.documents}")
         first = body.first_stage_scores
-        setting = check_fusion(
-            first, body.weight, self.fusion if first and body.weight is None else None, len(documents)
-        )
+        fusion = self.fusion if first and body.weight is None else None
+        setting = check_fusion(first, body.weight, fusion, len(texts))
         output = self._output(model, body)
         given = {name: value for name in _PASSAGES if (value := getattr(body, name)) is not None}
         split = by_passages(model.model, *({**self.passages, **given}.get(name) for name in _PASSAGES))
         split = None if split is model.model else split
-        task = asyncio.ensure_future(model.score(body.query, documents, truncate=truncate, by_passages=split))
+        task = asyncio.ensure_future(model.score(body.query, texts, truncate=truncate, by_passages=split))
         ends = time.monotonic() + self.limits.seconds
         try:
             while not task.done():
@@ -180,8 +163,8 @@ class Service:
             task.cancel()
         if scored is None:
             raise HTTPException(413, "a document is longer than the model reads; set truncate to true or shorten it")
-        http.state.facts = {"model": model.name, "documents": len(documents), "tokens": scored.tokens}
-        self.metrics.documents.labels(model.name).inc(len(documents))
+        http.state.facts = {"model": model.name, "documents": len(texts), "tokens": scored.tokens}
+        self.metrics.documents.labels(model.name).inc(len(texts))
         self.metrics.tokens.labels(model.name).inc(scored.tokens)
         self.metrics.cut.inc(scored.cut_documents)
         values = scored.scores
@@ -195,7 +178,7 @@ class Service:
         raw = output == "score" and setting is None
         return Ranked(order.tolist(), values, scored.tokens, raw, scored.passages or [])
 
-    def _output(self, model: ServedModel, body: AnyRequest) -> str:
+    def _output(self, model: ServedModel, body: shapes.AnyRequest) -> str:
         """What the answer is to have in the place of a score. Raises 422 for what the model cannot give."""
         mixed = body.first_stage_scores is not None
         output = body.output or ("score" if mixed else self.output)
@@ -212,10 +195,6 @@ class Service:
 
 def _retry(status: int, detail: str, seconds: float) -> HTTPException:
     return HTTPException(status, detail, headers={"Retry-After": str(max(1, round(seconds)))})
-
-
-def _sigmoid(score: float) -> float:
-    return float(1 / (1 + np.exp(-np.float64(score))))
 
 
 def create_app(
@@ -334,7 +313,7 @@ def _add_operations(app: FastAPI, service: Service, guard: Any) -> None:
         return {"object": "list", "data": rows}
 
     @app.post("/v1/documents", tags=["documents"], dependencies=[guard])
-    async def upload(body: Upload) -> UploadResponse:
+    async def upload(body: shapes.Upload) -> shapes.UploadResponse:
         """Keeps documents under their ids, and caches their states where the service has a store: requests then name
         ids in place of texts, and ranking costs the query's tokens only."""
         if len(body.documents) > service.limits.documents:
@@ -349,11 +328,11 @@ def _add_operations(app: FastAPI, service: Service, guard: Any) -> None:
         except ClosedError as error:
             raise _retry(503, "the service is shutting down", 1) from error
         await asyncio.to_thread(service.uploads.put, rows)
-        return UploadResponse(documents=len(rows), encoded=encoded)
+        return shapes.UploadResponse(documents=len(rows), encoded=encoded)
 
 
 def _add_rerank(app: FastAPI, service: Service, guard: Any) -> None:
-    async def jina(body: JinaRequest, request: Request) -> JinaResponse:
+    async def jina(body: shapes.JinaRequest, request: Request) -> shapes.JinaResponse:
         model = service.model(body.model)
         if body.instruction:
             raise HTTPException(422, f"the prompt of {model.name} has no place for an instruction")
@@ -363,32 +342,32 @@ def _add_rerank(app: FastAPI, service: Service, guard: Any) -> None:
         for i in ranked.order[: body.top_n]:
             document = {name: text for name, text in texts[i].items() if text or name == "text"}
             shown = document if body.return_documents else None
-            results.append(JinaResult(**ranked.facts(i), relevance_score=float(ranked.values[i]), document=shown))
-        usage = Usage(total_tokens=ranked.tokens)
-        return JinaResponse(id=request.state.id, model=model.name, usage=usage, results=results)
+            results.append(shapes.JinaResult(**ranked.row(i, "relevance_score"), document=shown))
+        usage = shapes.Usage(total_tokens=ranked.tokens)
+        return shapes.JinaResponse(id=request.state.id, model=model.name, usage=usage, results=results)
 
-    async def tei(body: TeiRequest, request: Request) -> list[TeiResult]:
+    async def tei(body: shapes.TeiRequest, request: Request) -> list[shapes.TeiResult]:
         ranked = await service.score(request, service.model(None), body, body.texts, body.truncate)
         results = []
         for i in ranked.order:
-            score = float(ranked.values[i])
-            text = body.texts[i] if body.return_text else None
-            squashed = ranked.raw and not body.raw_scores
-            results.append(TeiResult(**ranked.facts(i), score=_sigmoid(score) if squashed else score, text=text))
+            row = ranked.row(i, "score")
+            if ranked.raw and not body.raw_scores:
+                row["score"] = float(1 / (1 + np.exp(-np.float64(row["score"]))))
+            results.append(shapes.TeiResult(**row, text=body.texts[i] if body.return_text else None))
         return results
 
     @app.post("/v1/rerank", tags=["rerank"], dependencies=[guard], response_model_exclude_none=True)
-    async def rerank_v1(body: JinaRequest, request: Request) -> JinaResponse:
+    async def rerank_v1(body: shapes.JinaRequest, request: Request) -> shapes.JinaResponse:
         """Jina's API, which vLLM and infinity speak too."""
         return await jina(body, request)
 
     @app.post("/rerank", tags=["rerank"], dependencies=[guard], response_model_exclude_none=True)
-    async def rerank(body: JinaOrTeiRequest, request: Request) -> JinaResponse | list[TeiResult]:
+    async def rerank(body: shapes.JinaOrTeiRequest, request: Request) -> shapes.JinaResponse | list[shapes.TeiResult]:
         """Jina's API where the request has `documents`, TEI's where it has `texts`."""
-        return await (tei(body, request) if isinstance(body, TeiRequest) else jina(body, request))
+        return await (tei(body, request) if isinstance(body, shapes.TeiRequest) else jina(body, request))
 
     @app.post("/v2/rerank", tags=["rerank"], dependencies=[guard], response_model_exclude_none=True)
-    async def rerank_v2(body: CohereRequest, request: Request) -> CohereResponse:
+    async def rerank_v2(body: shapes.CohereRequest, request: Request) -> shapes.CohereResponse:
         """Cohere's API."""
         model, texts = service.model(body.model), service.texts(body.documents)
         if body.max_tokens_per_doc is not None:
@@ -396,6 +375,6 @@ def _add_rerank(app: FastAPI, service: Service, guard: Any) -> None:
             texts = [{**text, "text": model.shorten(text["text"], longest)} for text in texts]
         ranked = await service.score(request, model, body, texts)
         best = ranked.order[: body.top_n]
-        results = [CohereResult(**ranked.facts(i), relevance_score=float(ranked.values[i])) for i in best]
+        results = [shapes.CohereResult(**ranked.row(i, "relevance_score")) for i in best]
         meta = {"api_version": {"version": "2"}, "billed_units": {"search_units": 1}}
-        return CohereResponse(id=request.state.id, results=results, meta=meta)
+        return shapes.CohereResponse(id=request.state.id, results=results, meta=meta)

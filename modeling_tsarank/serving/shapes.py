@@ -69,22 +69,22 @@ class _Request(_Given):
     passage_stride: int | None = Field(None, ge=1, description="Tokens between their starts; if absent, half of that.")
 
 
-class JinaRequest(_Request):
-    """`/v1/rerank` and, with `documents`, `/rerank` (Jina, vLLM, infinity)."""
-
+class _DocumentsRequest(_Request):
     model: str | None = Field(None, description="One of /v1/models; the first if absent.")
     documents: list[AnyDocument] = Field(min_length=1, description="Strings, or objects with text, title or id.")
     top_n: int | None = Field(None, ge=1, description="Return only the best ones.")
+
+
+class JinaRequest(_DocumentsRequest):
+    """`/v1/rerank` and, with `documents`, `/rerank` (Jina, vLLM, infinity)."""
+
     return_documents: StrictBool = False
     instruction: Text | None = Field(None, description="Only for models whose prompt has a place for it.")
 
 
-class CohereRequest(_Request):
+class CohereRequest(_DocumentsRequest):
     """`/v2/rerank` (Cohere)."""
 
-    model: str | None = Field(None, description="One of /v1/models; the first if absent.")
-    documents: list[AnyDocument] = Field(min_length=1)
-    top_n: int | None = Field(None, ge=1)
     max_tokens_per_doc: int | None = Field(None, ge=1, description="Longer documents are cut to so many tokens.")
 
 
@@ -140,13 +140,18 @@ class BestPassage(BaseModel):
     text: str
 
 
-class JinaResult(BaseModel):
+class CohereResult(BaseModel):
     """One document; higher is more relevant. Scores order the documents of one query only."""
 
     index: int
     relevance_score: float
-    document: dict[str, str] | None = None
     passage: BestPassage | None = None
+
+
+class JinaResult(CohereResult):
+    """One document, with its text where that was asked for."""
+
+    document: dict[str, str] | None = None
 
 
 class Usage(BaseModel):
@@ -163,14 +168,6 @@ class JinaResponse(BaseModel):
     model: str
     usage: Usage
     results: list[JinaResult]
-
-
-class CohereResult(BaseModel):
-    """One document."""
-
-    index: int
-    relevance_score: float
-    passage: BestPassage | None = None
 
 
 class CohereResponse(BaseModel):

@@ -161,14 +161,14 @@ class FolderStore(StateStore):
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
         """One process at a time writes; readers need no lock, as no file is ever changed."""
-        try:
-            with disk_errors(self.folder):
+        with disk_errors(self.folder):
+            try:
                 self._file_lock.acquire()
-        except Timeout:
-            raise ResourceError(
-                f"another process has held the store {self.folder} for {_LOCK_SECONDS / 60:.0f} minutes; "
-                "wait for it or end it"
-            ) from None
+            except Timeout:  # an OSError, too
+                raise ResourceError(
+                    f"another process has held the store {self.folder} for {_LOCK_SECONDS / 60:.0f} minutes; "
+                    "wait for it or end it"
+                ) from None
         try:
             yield
         finally:

@@ -8,6 +8,7 @@ import os
 import struct
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,10 +49,9 @@ def write_shard(path: Path, blobs: Sequence[tuple[str, bytes]], dtype: str) -> l
     system's own error. Raises `OSError`.
     """
     header: dict[str, object] = {"__metadata__": {"format": FORMAT, "dtype": dtype}}
-    at = 0
-    for key, blob in blobs:
-        header[key] = {"dtype": "U8", "shape": [len(blob)], "data_offsets": [at, at + len(blob)]}
-        at += len(blob)
+    ends = list(accumulate(len(blob) for _, blob in blobs))
+    for (key, blob), end in zip(blobs, ends, strict=True):
+        header[key] = {"dtype": "U8", "shape": [len(blob)], "data_offsets": [end - len(blob), end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % _ALIGN)
     with replacement(path) as temporary, temporary.open("wb") as file:
@@ -59,11 +59,9 @@ def write_shard(path: Path, blobs: Sequence[tuple[str, bytes]], dtype: str) -> l
         file.write(text)
         for _, blob in blobs:
             file.write(blob)
-    entries, start = [], 8 + len(text)
-    for key, blob in blobs:
-        entries.append(Entry(key, path.name, start, len(blob)))
-        start += len(blob)
-    return entries
+    begin = 8 + len(text)
+    sized = ((key, len(blob), end) for (key, blob), end in zip(blobs, ends, strict=True))
+    return [Entry(key, path.name, begin + end - size, size) for key, size, end in sized]
 
 
 def read_shard(path: Path) -> tuple[str, list[Entry]]:

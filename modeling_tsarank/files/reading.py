@@ -217,13 +217,13 @@ def _deep_at(text: str) -> int:
     return 0
 
 
-def parse_json_object(text: str | bytes, place: str, allow_nan: bool = False) -> dict[str, Any]:
+def parse_json_object(text: str | bytes, place: str) -> dict[str, Any]:
     """One JSON object; see `parse_json`.
 
     Raises:
         InputError: The text is not JSON, or not an object.
     """
-    return _object(parse_json(text, place, allow_nan), place)
+    return _object(parse_json(text, place), place)
 
 
 def _object(value: Any, place: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ..ranking_errors import InputError
 
 
 SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".csv", ".tsv")
+_KINDS = ".parquet, .jsonl, .csv or .tsv"
 _BATCH_ROWS = 4096
 
 
@@ -73,16 +74,12 @@ def find_files(sources: Sequence[str]) -> tuple[str, ...]:
                 str(p) for p in path.iterdir() if p.suffix in SUFFIXES and not p.name.startswith((".", "_"))
             )
             if not inside:
-                raise InputError(f"the folder {source} holds no .parquet, .jsonl, .csv or .tsv file of pairs")
+                raise InputError(f"the folder {source} holds no {_KINDS} file of pairs")
             found += inside
         elif not path.is_file():
-            raise InputError(
-                f"no file {source}; expected .parquet, .jsonl, .csv or .tsv files of pairs, or a folder of them"
-            )
+            raise InputError(f"no file {source}; expected {_KINDS} files of pairs, or a folder of them")
         elif path.suffix not in SUFFIXES:
-            raise InputError(
-                f"{source}: unknown kind of file {path.suffix!r}; expected .parquet, .jsonl, .csv or .tsv"
-            )
+            raise InputError(f"{source}: unknown kind of file {path.suffix!r}; expected {_KINDS}")
         else:
             found.append(source)
     return tuple(found)

@@ -256,13 +256,17 @@ class PairWorker:
     """
 
     def __init__(self, job: BulkJob, model: Any = None) -> None:
-        self._load, self._batch_tokens, self._model = partial(_load, job.model, job.store), job.batch_tokens, model
+        self._job, self._model = job, model
         self._told: Any = None
 
     def __call__(self, pairs: list[tuple[str, str]] | None) -> Any:
         """(scores, how many texts were cut, `describe_model`); for None instead of pairs the last alone."""
         if self._model is None:
-            self._model = self._load()
+            from ..models.loading import load_ranker
+
+            self._model = load_ranker(**self._job.model)
+            if self._job.store is not None:
+                use_store(self._model, self._job.store)
         if self._told is None:
             self._told = describe_model(self._model)
         if pairs is None:
@@ -270,18 +274,9 @@ class PairWorker:
         if not pairs:
             return [], {}, self._told
         with cuts_reported():
-            scores = self._model.predict(pairs, batch_tokens=self._batch_tokens, show_progress=False)
+            scores = self._model.predict(pairs, batch_tokens=self._job.batch_tokens, show_progress=False)
         stats = getattr(self._model, "last_stats", {})
         return scores.tolist(), {name: stats.get(name, 0) for name in _CUTS}, self._told
-
-
-def _load(arguments: dict[str, Any], store: str | None) -> Any:
-    from ..models.loading import load_ranker
-
-    model = load_ranker(**arguments)
-    if store is not None:
-        use_store(model, store)
-    return model
 
 
 def describe_model(model: Any) -> dict[str, Any]:

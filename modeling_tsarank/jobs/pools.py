@@ -60,14 +60,13 @@ def lead(work: Callable[[Pool], Result], worker: Worker) -> Result:
         return work(RanksPool(worker))
     _use_own_device()
     mailbox = _Mailbox(_rendezvous(), f"tsarank/{next(_leads)}")
-    result: Result
     if rank:
-        result = _opened(_serve(mailbox, rank, worker))
-        return result
-    pool = RanksPool(worker, size, mailbox)
-    outcome = _outcome(work, pool)
-    pool.end(outcome)
-    result = _opened(outcome)
+        outcome = _serve(mailbox, rank, worker)
+    else:
+        pool = RanksPool(worker, size, mailbox)
+        outcome = _outcome(work, pool)
+        pool.end(outcome)
+    result: Result = _opened(outcome)
     return result
 
 

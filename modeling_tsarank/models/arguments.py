@@ -66,6 +66,12 @@ def ranking_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
 
 
+def loading_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Those options of `add_model_arguments` that say how a model is loaded, and the ranking options."""
+    names = ("device", "dtype", "revision", "trust_remote_code")
+    return {**{name: getattr(args, name) for name in names}, **ranking_arguments(args)}
+
+
 def quiet_transformers() -> None:
     """No warnings: weights that are missing or left over are errors of `load_ranker`. Bars on a terminal only."""
     from transformers.utils import logging as transformers_logging
@@ -81,14 +87,7 @@ def model_from_arguments(args: argparse.Namespace) -> Any:
 
     quiet_transformers()
     say(f"loading {args.model or 'the default model'}")
-    return load_ranker(
-        args.model,
-        device=args.device,
-        dtype=args.dtype,
-        revision=args.revision,
-        trust_remote_code=args.trust_remote_code,
-        **ranking_arguments(args),
-    )
+    return load_ranker(args.model, **loading_arguments(args))
 
 
 def add_document_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:

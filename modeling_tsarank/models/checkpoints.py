@@ -183,7 +183,6 @@ def load_backbone(
     *,
     gguf_file: str | None = None,
     tokenizer: Any = None,
-    dtype: Any = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
     new_head: bool = False,
@@ -192,7 +191,8 @@ def load_backbone(
     """A plain model and its tokenizer from a Hub id, a folder or a GGUF file; with a new head of one label, if asked.
 
     `backbone_class` maps the configuration to the auto class that reads it. Pickled weights are read by torch's
-    weights-only loader alone (transformers' rule since 4.56 for every `.bin`).
+    weights-only loader alone (transformers' rule since 4.56 for every `.bin`). `kwargs` are further arguments of
+    `from_pretrained`, such as `dtype`; one that is `None` is left out.
 
     Raises `ModelError`, in one line, for a name that is no model, a missing file or an unreadable one, and for a
     checkpoint whose weights are not exactly the model's (`refuse_incomplete`).
@@ -202,8 +202,7 @@ def load_backbone(
         refuse_shell_of_a_folder(name)
     shared: dict[str, Any] = {"trust_remote_code": trust_remote_code, "gguf_file": gguf_file, "revision": revision}
     shared = {argument: value for argument, value in shared.items() if value is not None}
-    if dtype is not None:
-        kwargs["dtype"] = dtype
+    kwargs = {argument: value for argument, value in kwargs.items() if value is not None}
     if new_head:
         kwargs |= {"new_head": True, "num_labels": 1}
     with load_errors(name):
@@ -217,7 +216,9 @@ def load_backbone(
             tokenizer = AutoTokenizer.from_pretrained(name, **shared)
             check_vocabulary(backbone, tokenizer)
     if gguf_file is not None:
-        _forget_quantization(backbone)
+        # Dequantized on loading, the model still says that it is quantized, and then refuses to be saved.
+        backbone.hf_quantizer, backbone.is_quantized = None, False
+        vars(backbone.config).pop("quantization_config", None)
     return backbone, tokenizer
 
 
@@ -239,14 +240,6 @@ def check_vocabulary(backbone: Any, tokenizer: Any) -> None:
             f"the tokenizer is another model's: {len(beyond):,} of its {len(vocabulary):,} tokens, such as "
             f"{beyond[0]!r}, are beyond the model's {count:,} embeddings"
         )
-
-
-def _forget_quantization(backbone: Any) -> None:
-    # GGUF weights were dequantized on loading, but the model still says it is quantized and then refuses to be saved.
-    backbone.hf_quantizer = None
-    backbone.is_quantized = False
-    if getattr(backbone.config, "quantization_config", None) is not None:
-        del backbone.config.quantization_config
 
 
 def make_ranker(

@@ -80,7 +80,7 @@ class Release:
         """Where the merged model is kept: another adapter, other options or another base make another folder."""
         adapters = "".join(part.adapter_sha256 for part in self.parts)
         parts = f"{adapters}{json.dumps(self.ranking, sort_keys=True)}{GGUF_SHA256}"
-        return cache_root() / "models" / f"{self.name}-{_short_hash(parts)}"
+        return cache_root() / "models" / f"{self.name}-{hashlib.sha256(parts.encode()).hexdigest()[:12]}"
 
     def check(self) -> None:
         """Raises `ModelError` if its adapter is damaged, or what it was made from is another or missing."""
@@ -100,10 +100,6 @@ class Release:
                 f"the adapter of the release {self.name} is damaged (sha256 {found[:12]}…, expected "
                 f"{self.adapter_sha256[:12]}…): install the package again"
             )
-
-
-def _short_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @functools.cache

@@ -152,7 +152,9 @@ def read_stack(path: str, revision: str | None = None) -> dict[str, Any] | None:
     config, pooling, dense, _, score = (file if isinstance(file, dict) else {} for file in files)
     if config.get("model_type") != "modernbert" or config.get("norm_eps", _EPSILON) != _EPSILON:
         return None
-    pooled = pooling.get("pooling_mode") or next((n for n in ("cls", "mean") if _legacy(pooling, n)), None)
+    chosen = [key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True]
+    older = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+    pooled = pooling.get("pooling_mode") or (older.get(chosen[0]) if len(chosen) == 1 else None)
     size = config.get("hidden_size")
     plain = all(
         one.get("in_features") == size
@@ -170,11 +172,6 @@ def read_stack(path: str, revision: str | None = None) -> dict[str, Any] | None:
         return None
     head = {"classifier_pooling": pooled, "classifier_activation": "gelu", "classifier_bias": bool(dense.get("bias"))}
     return {"paths": paths, "head": head}
-
-
-def _legacy(pooling: dict[str, Any], name: str) -> bool:
-    chosen = [key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True]
-    return chosen == [{"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}[name]]
 
 
 def load_stack(

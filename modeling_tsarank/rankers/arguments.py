@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from ..cli.command_line import real, whole
-from ..models.arguments import ranking_arguments
+from ..models.arguments import loading_arguments, ranking_arguments
 from ..ranking_errors import InputError
 from . import RANKERS
 
@@ -151,17 +151,8 @@ def list_ranker(args: argparse.Namespace, device: Any = None) -> ListRanker | No
         return RerankService(EndpointSettings(*where), args.api_documents)
     if remote:
         return load_list_ranker(source.name, args.ranker, options, endpoint=ChatSettings(*where))
-    ranker: Any = load_list_ranker(
-        args.model,
-        args.ranker,
-        options,
-        device=args.device or device,
-        dtype=args.dtype,
-        revision=args.revision,
-        trust_remote_code=args.trust_remote_code,
-        batch_tokens=args.batch_tokens,
-        **ranking_arguments(args),
-    )
+    given = {**loading_arguments(args), "device": args.device or device, "batch_tokens": args.batch_tokens}
+    ranker: Any = load_list_ranker(args.model, args.ranker, options, **given)
     if getattr(args, "store", None) is not None:
         ranker.document_store = open_store(args.store)
     return cast("ListRanker", ranker)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import re
 import string
@@ -67,23 +66,6 @@ class Labels(Protocol):
 
     def check(self, count: int, begin: str) -> None:
         """Raises `ModelError` where there are not so many labels."""
-
-
-class ListQuestions:
-    """Questions about one list, what was answered kept, so that none is asked again.
-
-    Attributes:
-        query, documents, options: What is asked about and how.
-        known: Answers.
-        count: Documents.
-    """
-
-    def __init__(
-        self, labels: Labels, query: str, documents: Sequence[str], options: Any, tally: Counter[str]
-    ) -> None:
-        self.query, self.documents, self.options, self.count = query, documents, options, len(documents)
-        self.known: dict[tuple[int, ...], Any] = {}
-        self.ask_all = functools.partial(labels.scores, tally=tally)
 
 
 class LabelModel:

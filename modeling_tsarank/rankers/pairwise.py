@@ -10,12 +10,12 @@ import functools
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..ranking_options import check_choice, settle_whole_numbers
-from .labels import Labels, ListQuestions, Question
+from .labels import Labels, Question
 from .listwise_prompt import DEFAULT_PASSAGE_WORDS, passage_text
 from .protocols import PromptRanker, ordered_rows
 
@@ -75,52 +75,49 @@ class PairwiseRanker(PromptRanker):
         model.check(2, pairwise_question("", "", "").begin)
 
     def _rows(self, query: str, documents: Sequence[str], tally: Counter[str]) -> list[dict[str, Any]]:
-        comparisons = Comparisons(self.model, query, documents, self.options, tally)
-        if self.options.method == "allpair":
-            places = range(len(documents))
-            comparisons.ask(list(itertools.combinations(places, 2)))
-            wins = [sum(comparisons.wins(i, j) for j in places if j != i) for i in places]
-            return [{"corpus_id": i, "score": wins[i]} for i in sorted(places, key=lambda i: -wins[i])]
-        return ordered_rows(_heapsort(comparisons) if self.options.method == "sorting" else self._sliding(comparisons))
+        known: dict[tuple[int, int], float] = {}
 
-    def _sliding(self, comparisons: Comparisons) -> list[int]:
-        order = list(range(comparisons.count))
+        def ask(pairs: Sequence[tuple[int, int]]) -> None:
+            """Compares pairs of documents, each in both orders, all together."""
+            orders = [order for i, j in pairs for order in ((i, j), (j, i))]
+            words = self.options.passage_words
+            questions = [pairwise_question(query, documents[i], documents[j], words) for i, j in orders]
+            scores = self.model.scores(questions, tally)
+            # 1 where the passage shown first is preferred, -1 for the second.
+            signs = [0.0 if one is None else float(one[0] > one[1]) - float(one[0] < one[1]) for one in scores]
+            for (i, j), forth, back in zip(pairs, signs[::2], signs[1::2], strict=True):
+                known[i, j] = {(1.0, -1.0): 1.0, (-1.0, 1.0): 0.0}.get((forth, back), 0.5)
+                known[j, i] = 1.0 - known[i, j]
+
+        def wins(i: int, j: int) -> float:
+            """1 where document i beats document j, 0 where it loses, 1/2 for a tie."""
+            if (i, j) not in known:
+                ask([(i, j)])
+            return known[i, j]
+
+        places = range(len(documents))
+        if self.options.method == "allpair":
+            ask(list(itertools.combinations(places, 2)))
+            won = [sum(wins(i, j) for j in places if j != i) for i in places]
+            return [{"corpus_id": i, "score": won[i]} for i in sorted(places, key=lambda i: -won[i])]
+        return ordered_rows((_heapsort if self.options.method == "sorting" else self._sliding)(places, wins))
+
+    def _sliding(self, places: Sequence[int], wins: Callable[[int, int], float]) -> list[int]:
+        order = list(places)
         for _ in range(self.options.passes):
             before = list(order)
             for place in range(len(order) - 2, -1, -1):
-                if comparisons.wins(order[place + 1], order[place]) == 1.0:
+                if wins(order[place + 1], order[place]) == 1.0:
                     order[place], order[place + 1] = order[place + 1], order[place]
             if order == before:
                 break  # so would every further pass
         return order
 
 
-class Comparisons(ListQuestions):
-    """Outcomes of comparisons within one list."""
-
-    def wins(self, i: int, j: int) -> float:
-        """1 where document i beats document j, 0 where it loses, 1/2 for a tie."""
-        if (i, j) not in self.known:
-            self.ask([(i, j)])
-        wins: float = self.known[i, j]
-        return wins
-
-    def ask(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Compares pairs of documents, each in both orders, all together."""
-        texts, words = self.documents, self.options.passage_words
-        orders = [order for i, j in pairs for order in ((i, j), (j, i))]
-        scores = self.ask_all([pairwise_question(self.query, texts[i], texts[j], words) for i, j in orders])
-        # 1 where the passage shown first is preferred, -1 for the second.
-        signs = [0.0 if one is None else float(one[0] > one[1]) - float(one[0] < one[1]) for one in scores]
-        for (i, j), forth, back in zip(pairs, signs[::2], signs[1::2], strict=True):
-            self.known[i, j] = {(1.0, -1.0): 1.0, (-1.0, 1.0): 0.0}.get((forth, back), 0.5)
-            self.known[j, i] = 1.0 - self.known[i, j]
-
-
-def _heapsort(comparisons: Comparisons) -> list[int]:
+def _heapsort(places: Sequence[int], wins: Callable[[int, int], float]) -> list[int]:
     def compared(i: int, j: int) -> int:  # the smaller one is better; of two that tie, the one that was given first
-        return 1 - int(2 * comparisons.wins(i, j)) or i - j
+        return 1 - int(2 * wins(i, j)) or i - j
 
-    heap: list[Any] = list(map(functools.cmp_to_key(compared), range(comparisons.count)))
+    heap: list[Any] = list(map(functools.cmp_to_key(compared), places))
     heapq.heapify(heap)
-    return [heapq.heappop(heap).obj for _ in range(len(heap))]
+    return [heapq.heappop(heap).obj for _ in places]

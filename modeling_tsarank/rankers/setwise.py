@@ -7,13 +7,15 @@ with Setwise Insertion, SIGIR 2025. The methods are theirs, the wording is ours.
 
 from __future__ import annotations
 
+import bisect
+import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..ranking_options import check_choice, settle_whole_numbers
-from .labels import LETTERS, Labels, ListQuestions, Question
+from .labels import LETTERS, Labels, Question
 from .listwise_prompt import DEFAULT_PASSAGE_WORDS, passage_text
 from .protocols import PromptRanker, ordered_rows
 
@@ -84,67 +86,55 @@ class SetwiseRanker(PromptRanker):
         model.check(self.options.labels, setwise_question("", ["", ""]).begin)
 
     def _rows(self, query: str, documents: Sequence[str], tally: Counter[str]) -> list[dict[str, Any]]:
-        choices = Choices(self.model, query, documents, self.options, tally)
-        best = self._inserted(choices) if self.options.method == "insertion" else self._heapsort(choices)
-        return ordered_rows(list(dict.fromkeys([*best, *range(len(documents))])))
+        @functools.cache
+        def best_of(*places: int) -> int:
+            """The document that the model prefers."""
+            orders = [places, places[::-1]] if self.options.both_orders else [places]
+            texts = [[documents[place] for place in order] for order in orders]
+            questions = [setwise_question(query, one, self.options.passage_words) for one in texts]
+            total = dict.fromkeys(places, 0.0)
+            for order, scores in zip(orders, self.model.scores(questions, tally), strict=True):
+                for place, score in zip(order, [] if scores is None else scores, strict=False):
+                    total[place] += float(score)
+            return min(places, key=lambda place: (-total[place], place))
 
-    def _heapsort(self, choices: Choices, count: int | None = None) -> list[int]:
-        """The best `options.best` of the first `count` documents, of all by default."""
-        heap = list(range(choices.count))[:count]
-        children = self.options.labels - 1
+        places = list(range(len(documents)))
+        best = (self._inserted if self.options.method == "insertion" else self._heapsort)(places, best_of)
+        return ordered_rows(list(dict.fromkeys([*best, *places])))
+
+    def _heapsort(self, places: Sequence[int], best_of: Callable[..., int]) -> list[int]:
+        """The best `options.best` of some documents."""
+        heap, children = list(places), self.options.labels - 1
         best: list[int] = []
         for node in range((len(heap) - 2) // children, -1, -1) if len(heap) > 1 else []:
-            _sift_down(heap, node, children, choices)
+            _sift_down(heap, node, children, best_of)
         while heap and len(best) < self.options.best:
             best.append(heap[0])
             last = heap.pop()
             if heap and len(best) < self.options.best:
                 heap[0] = last
-                _sift_down(heap, 0, children, choices)
+                _sift_down(heap, 0, children, best_of)
         return best
 
-    def _inserted(self, choices: Choices) -> list[int]:
-        best = self._heapsort(choices, self.options.best)
+    def _inserted(self, places: Sequence[int], best_of: Callable[..., int]) -> list[int]:
+        best = self._heapsort(places[: self.options.best], best_of)
         size = self.options.labels - 1
-        for start in range(len(best), choices.count, size):
-            group = list(range(start, min(start + size, choices.count)))
-            while group and (found := choices.best_of([best[-1], *group])) != best[-1]:
+        for start in range(len(best), len(places), size):
+            group = list(places[start : start + size])
+            while group and (found := best_of(best[-1], *group)) != best[-1]:
                 group.remove(found)
-                low, high = 0, len(best) - 1  # the last one is beaten
-                while low < high:
-                    middle = (low + high) // 2
-                    low, high = (
-                        (low, middle) if choices.best_of([best[middle], found]) == found else (middle + 1, high)
-                    )
-                best[low:] = [found, *best[low:-1]]
+                # The last one is beaten; of the others those behind some place are.
+                place = bisect.bisect_left(best[:-1], True, key=lambda one: best_of(one, found) == found)
+                best[place:] = [found, *best[place:-1]]
         return best
 
 
-def _sift_down(heap: list[int], node: int, children: int, choices: Choices) -> None:
+def _sift_down(heap: list[int], node: int, children: int, best_of: Callable[..., int]) -> None:
     while (first := children * node + 1) < len(heap):
         family = [node, *range(first, min(first + children, len(heap)))]
-        found = choices.best_of([heap[place] for place in family])
+        found = best_of(*(heap[place] for place in family))
         place = next(place for place in family if heap[place] == found)
         if place == node:
             return
         heap[node], heap[place] = heap[place], heap[node]
         node = place
-
-
-class Choices(ListQuestions):
-    """The best of some documents of one list."""
-
-    def best_of(self, places: Sequence[int]) -> int:
-        """The document among `places` that the model prefers."""
-        key = tuple(places)
-        if key not in self.known:
-            orders = [key, key[::-1]] if self.options.both_orders else [key]
-            texts = [[self.documents[place] for place in order] for order in orders]
-            questions = [setwise_question(self.query, one, self.options.passage_words) for one in texts]
-            total = dict.fromkeys(key, 0.0)
-            for order, scores in zip(orders, self.ask_all(questions), strict=True):
-                for place, score in zip(order, [] if scores is None else scores, strict=False):
-                    total[place] += float(score)
-            self.known[key] = min(key, key=lambda place: (-total[place], place))
-        best: int = self.known[key]
-        return best

@@ -162,19 +162,17 @@ def load_ranker(
         ranker = make_ranker(source.location(), family, dtype=dtype, **origin, **options)
     if not placed:
         ranker.to(device)
-    plain = source.kind in (Kind.HUB, Kind.FOLDER) and gguf_file is None and not ranker.own_head
+    ours = getattr(ranker.backbone.config, CONFIG_KEY, None)
+    plain = source.kind in (Kind.HUB, Kind.FOLDER) and gguf_file is None and not ranker.own_head and not ours
     lengths = {name: getattr(ranker.options, name) for name in ("max_length", "max_query_length")}
-    plain = plain and ranker.options == type(ranker).options_class(**lengths)
-    if plain and not getattr(ranker.backbone.config, CONFIG_KEY, None):
+    if plain and ranker.options == type(ranker).options_class(**lengths):
         logger.warning(
             "%s is a plain %s model, not a known reranker: it is scored by %s with the default prompt",
             source.name,
             ranker.config.model_type,
             type(ranker).__name__,
         )
-    ours = getattr(ranker.backbone.config, CONFIG_KEY, None)
-    as_saved = family is None and not options.keys() - lengths.keys()  # else its scores are others
-    if as_saved:
+    if family is None and not options.keys() - lengths.keys():  # else its scores are others
         # What this package saved may have been trained since its authors published it.
         line = None if ours else families.published_probability(source.name, ranker.backbone.config)
         published = None if line is None else Calibration("platt", "none", line, origin={"published": True})

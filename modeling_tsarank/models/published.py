@@ -41,6 +41,7 @@ _CTXL_V2 = (
 )
 _ZERANK = "<|im_start|>system\n{query}<|im_end|>\n<|im_start|>user\n{document}<|im_end|>\n<|im_start|>assistant\n"
 _MONOT5 = {"strategy": "softmax", "max_length": 512}
+_LONG = {"max_length": 8192, "max_query_length": 2048}
 _YES_NO = {"true_text": "yes", "false_text": "no"}
 
 # Said of every row: prompts and answer tokens are tested against the authors' way of building them, but the weights
@@ -89,16 +90,14 @@ PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
             "template": _QWEN3_RERANKER,
             **_YES_NO,
             "instruction": "Given a web search query, retrieve relevant passages that answer the query",
-            "max_length": 8192,
-            "max_query_length": 2048,
+            **_LONG,
         },
         "mixedbread-ai/mxbai-rerank-*-v2": {
             "template": _MXBAI_V2,
             "true_text": "1",
             "false_text": "0",
             "instruction_template": "instruction: {instruction}\n",
-            "max_length": 8192,
-            "max_query_length": 2048,
+            **_LONG,
         },
         "BAAI/bge-reranker-v2-gemma": {
             "template": _BGE_GEMMA,
@@ -112,8 +111,7 @@ PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
             "template": _ZERANK,
             "strategy": "single_token",
             "score_text": "Yes",
-            "max_length": 8192,
-            "max_query_length": 2048,
+            **_LONG,
         },
         # The document comes first: its states can be cached.
         "ContextualAI/ctxl-rerank-v2-instruct-multilingual-*": {
@@ -121,8 +119,7 @@ PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
             "strategy": "single_token",
             "score_text": 0,
             "instruction_template": " {instruction}",
-            "max_length": 8192,
-            "max_query_length": 2048,
+            **_LONG,
         },
     },
 }

@@ -169,41 +169,6 @@ class Usage:
             return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
 
-class Pacer:
-    """Keeps a rate limit and a server's wish to be left alone, over all threads.
-
-    Args:
-        per_minute: Requests a minute, evenly spaced; None for no limit.
-    """
-
-    def __init__(self, per_minute: float | None) -> None:
-        self._spacing = 60.0 / per_minute if per_minute else 0.0
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
-        self._next = 0.0
-
-    def wait(self) -> None:
-        """Returns when the next request may go out. Raises `UnreachableError` when stopped."""
-        with self._lock:
-            start = max(time.monotonic(), self._next)
-            self._next = start + self._spacing
-        self.sleep(start - time.monotonic())
-
-    def pause(self, seconds: float) -> None:
-        """Lets no request of any thread go out for so long."""
-        with self._lock:
-            self._next = max(self._next, time.monotonic() + seconds)
-
-    def sleep(self, seconds: float) -> None:
-        """Waits, unless stopped. Raises `UnreachableError` when stopped."""
-        if self._stop.wait(max(seconds, 0.0)) if seconds > 0 else self._stop.is_set():
-            raise UnreachableError("stopped before the request was answered")
-
-    def stop(self) -> None:
-        """Ends all waiting."""
-        self._stop.set()
-
-
 class Endpoint:
     """A server that is asked by POST requests of JSON; safe for several threads.
 
@@ -239,8 +204,11 @@ class Endpoint:
         logging.getLogger("httpcore2").setLevel(logging.INFO)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = HttpClient(self.url, settings.timeout, headers)
-        self._pacer = Pacer(settings.requests_per_minute)
         self._jitter = random.Random()
+        self._spacing = 60.0 / settings.requests_per_minute if settings.requests_per_minute else 0.0
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._next = 0.0
 
     def ask(self, payload: Any, read: Callable[[Any], T]) -> T:
         """What `read` makes of the answer's JSON; what it cannot read (`ValueError` and the like) is asked for again.
@@ -254,9 +222,9 @@ class Endpoint:
         for number in range(settings.tries):
             if number:
                 wait = min(settings.first_wait * 2.0 ** min(number - 1, 64), settings.longest_wait)
-                self._pacer.sleep(wait * (1.0 + 0.25 * self._jitter.random()))
+                self._sleep(wait * (1.0 + 0.25 * self._jitter.random()))
             self._check_cost()
-            self._pacer.wait()
+            self._wait()
             self.usage.add(requests=1, retries=number > 0)
             try:
                 answer = self._client.post(payload)
@@ -273,6 +241,18 @@ class Endpoint:
                 self._honour_retry_after(answer)
             logger.info("%s: %s (try %d of %d)", self.name, reason, number + 1, settings.tries)
         raise UnreachableError(f"{self.name} at {settings.url} gave no answer in {settings.tries} tries ({reason})")
+
+    def _wait(self) -> None:
+        """Keeps the rate limit, over all threads: returns when the next request may go out."""
+        with self._lock:
+            start = max(time.monotonic(), self._next)
+            self._next = start + self._spacing
+        self._sleep(start - time.monotonic())
+
+    def _sleep(self, seconds: float) -> None:
+        """Waits, unless stopped. Raises `UnreachableError` when stopped."""
+        if self._stop.wait(max(seconds, 0.0)) if seconds > 0 else self._stop.is_set():
+            raise UnreachableError("stopped before the request was answered")
 
     def _check_cost(self) -> None:
         limit = self.settings.max_cost
@@ -291,7 +271,8 @@ class Endpoint:
                 f"{self.name} wants to be asked again in {seconds:.0f} s, longer than the longest wait of "
                 f"{self.settings.longest_wait:.0f} s; what was answered is kept, run again then"
             )
-        self._pacer.pause(seconds)
+        with self._lock:  # no request of any thread goes out for so long
+            self._next = max(self._next, time.monotonic() + seconds)
 
     def _refuse(self, answer: Answer) -> None:
         """Raises for a status that will not pass by itself."""
@@ -313,7 +294,7 @@ class Endpoint:
 
     def stop(self) -> None:
         """Ends all waiting: requests under way finish, no further one goes out."""
-        self._pacer.stop()
+        self._stop.set()
 
     def close(self) -> None:
         """Closes the connections."""

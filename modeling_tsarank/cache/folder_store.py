@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from ..engine.state_blocks import Groups, Layers
 from ..ranking_errors import InputError, ResourceError
 from ..ranking_options import whole_number
-from .memory_store import LeastRecentlyUsed, MemoryStore, StateStore, check_bound
+from .memory_store import LeastRecentlyUsed, MemoryStore, StateStore
 from .shards import SUFFIX, Entry, disk_errors, read_shard, write_shard
 from .state_bytes import DamagedStatesError, check_state_dtype, decode_states, encode_states, fill_states
 
@@ -43,11 +43,7 @@ _LOCK_SECONDS = 600.0
 
 
 def _is_ours(path: Path) -> bool:
-    return (
-        path.suffix in (SUFFIX, ".partial")
-        or path.name == ".lock"
-        or path.name.startswith(("index.sqlite", "documents.sqlite"))
-    )
+    return path.suffix in (SUFFIX, ".partial") or path.name.startswith((".lock", "index.sqlite", "documents.sqlite"))
 
 
 class FolderStore(StateStore):
@@ -79,14 +75,14 @@ class FolderStore(StateStore):
     ) -> None:
         self.folder = Path(folder)
         self.read_only = read_only
-        self.max_disk_bytes = check_bound("max_disk_bytes", max_disk_bytes)
+        self.max_disk_bytes = None if max_disk_bytes is None else whole_number(max_disk_bytes, "max_disk_bytes")
         shard_bytes = whole_number(shard_bytes, "shard_bytes")
-        max_memory_bytes = whole_number(max_memory_bytes, "max_memory_bytes", 0)
+        self.max_memory_bytes = whole_number(max_memory_bytes, "max_memory_bytes", 0)
         # Files are what the bound on the disk deletes, so it must hold several.
         self.shard_bytes = shard_bytes if max_disk_bytes is None else max(min(shard_bytes, max_disk_bytes // 8), 1)
         self._pending: dict[str, bytes] = {}
         self._pending_bytes = 0
-        self._checked = LeastRecentlyUsed(max_memory_bytes)
+        self._checked = LeastRecentlyUsed(self.max_memory_bytes)
         self._maps: dict[str, mmap.mmap] = {}
         self._touched: set[str] = set()
         self._warned = False
@@ -200,7 +196,7 @@ class FolderStore(StateStore):
             try:
                 data = self._bytes_of(entry)
                 # What is kept in memory is copied before it is checked: the file may change in between.
-                held = bytearray(data) if entry.size <= (self._checked.max_bytes or 0) else None
+                held = bytearray(data) if entry.size <= self.max_memory_bytes else None
                 used = use(data if held is None else held, False)
             except (DamagedStatesError, OSError, ValueError) as error:
                 self._give_up(entry, error)

@@ -20,11 +20,6 @@ from ..ranking_options import whole_number
 from .state_bytes import check_state_dtype, decode_states, encode_states, fill_states
 
 
-def check_bound(name: str, value: int | None) -> int | None:
-    """`value` if it is a positive number of bytes or `None`. Raises `InputError` otherwise."""
-    return None if value is None else whole_number(value, name)
-
-
 class LeastRecentlyUsed:
     """A mapping bounded by bytes: what was not used for longest leaves first."""
 
@@ -124,7 +119,7 @@ class MemoryStore(StateStore):
 
     def __init__(self, max_bytes: int | None = 2 << 30, dtype: str | None = None) -> None:
         self.dtype = None if dtype is None else check_state_dtype(dtype)
-        self._states = LeastRecentlyUsed(check_bound("max_bytes", max_bytes))
+        self._states = LeastRecentlyUsed(None if max_bytes is None else whole_number(max_bytes, "max_bytes"))
         self._lock = threading.RLock()
 
     def get(self, key: str, *, dtype: torch.dtype | None = None, device: Any = None) -> Layers | None:

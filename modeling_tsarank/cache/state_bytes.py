@@ -65,13 +65,9 @@ def _filled(kind: torch.dtype, shape: Sequence[int]) -> int:
     return size + -size % _PART_ALIGN
 
 
-def _scale(largest: torch.Tensor) -> torch.Tensor:
-    """float16 steps with which `largest` is at most 127 steps: rounded up, or the largest values would be clipped."""
-    return (largest / 127 * 1.001 + 2.0**-24).half()
-
-
 def _to_int8(values: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
-    step = _scale(values.abs().amax(axis, keepdim=True))
+    # The largest value is at most 127 steps of float16: rounded up, or it would be clipped.
+    step = (values.abs().amax(axis, keepdim=True) / 127 * 1.001 + 2.0**-24).half()
     return (values / step.float()).round_().clamp_(-127, 127).to(torch.int8), step
 
 

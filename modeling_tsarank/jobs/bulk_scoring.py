@@ -71,7 +71,7 @@ class BulkJob:
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
-def score_pairs(job: BulkJob, model: Any = None, pool: Pool | None = None, show: bool | None = None) -> dict[str, int]:
+def score_pairs(job: BulkJob, model: Any = None, pool: Pool | None = None) -> dict[str, int]:
     """Scores all pairs of a job that are not scored yet.
 
     Started by `accelerate launch` or torchrun, all processes call this and share the work.
@@ -80,7 +80,6 @@ def score_pairs(job: BulkJob, model: Any = None, pool: Pool | None = None, show:
         job: What is to be scored.
         model: A ranking model; None loads what `job.model` says.
         pool: Does the work with a `PairWorker`; None works in this process and those started beside it.
-        show: Progress bar; None shows it on a terminal.
 
     Returns:
         `{"pairs", "shards", "unscored", "cut_documents", "cut_queries", "done_before"}`, the last one in pairs. A text
@@ -91,11 +90,11 @@ def score_pairs(job: BulkJob, model: Any = None, pool: Pool | None = None, show:
         ResourceError: the output cannot be written. What is finished stays, and the same call goes on from there.
     """
     if pool is None:
-        return lead(partial(_score, job, show=show), PairWorker(job, model))
-    return _score(job, pool, show)
+        return lead(partial(_score, job), PairWorker(job, model))
+    return _score(job, pool)
 
 
-def _score(job: BulkJob, pool: Pool, show: bool | None) -> dict[str, int]:
+def _score(job: BulkJob, pool: Pool) -> dict[str, int]:
     output = Path(job.output)
     paths = find_files(job.pairs)
     files = PairFiles(paths, *text_columns(paths[0], job.query, job.document), job.keep)
@@ -110,7 +109,7 @@ def _score(job: BulkJob, pool: Pool, show: bool | None) -> dict[str, int]:
         settings |= {f"model_{name}": value for name, value in told.items()}
         claim_folder(output, settings)
         work = _Shards(job, output, files, counts, inputs, ResultLog(output / "log.jsonl", settings))
-        before = work.score(pool, told, show)
+        before = work.score(pool, told)
         return {**work.finish(), "done_before": before}
 
 
@@ -168,12 +167,11 @@ class _Shards:
     def path(self, index: int) -> Path:
         return self.output / f"scores-{index:06d}.parquet"
 
-    def score(self, pool: Pool, told: Any, show: bool | None) -> int:
+    def score(self, pool: Pool, told: Any) -> int:
         """Makes the files that are not there as the log says; returns how many pairs were in those that are."""
         done = {int(name) for name in self.log if self._is_whole(int(name))}
         before = sum(self.log[str(index)]["rows"] for index in done)
-        hidden = None if show is None else not show
-        with tqdm(total=self.total, initial=before, desc="scoring", unit="pair", smoothing=0, disable=hidden) as bar:
+        with tqdm(total=self.total, initial=before, desc="scoring", unit="pair", smoothing=0, disable=None) as bar:
             tasks = self._tasks(lambda index: index not in done) if before < self.total else iter(())
             for (block, places), (scores, cuts, model) in pool.map(tasks):
                 if model != told:

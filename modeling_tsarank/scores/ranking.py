@@ -24,11 +24,9 @@ logger = logging.getLogger(__name__)
 OUTPUTS = ("score", "probability")
 # Options of CrossEncoder's verbs that have another place here.
 _ELSEWHERE = {
-    "prompt": "the prompt is one of the ranking options (`set_options`)",
-    "prompt_name": "the prompt is one of the ranking options (`set_options`)",
+    **dict.fromkeys(("prompt", "prompt_name"), "the prompt is one of the ranking options (`set_options`)"),
+    **dict.fromkeys(("pool", "chunk_size"), "`tsarank score` uses several processes"),
     "device": "move the model with `to`",
-    "pool": "`tsarank score` uses several processes",
-    "chunk_size": "`tsarank score` uses several processes",
     "num_workers": "texts are tokenized in the same process",
 }
 

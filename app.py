@@ -319,12 +319,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _serve(arguments: Sequence[str] | None) -> int:
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--host", default=None, help="address to listen on (default: $GRADIO_SERVER_NAME or 127.0.0.1)"
-    )
-    parser.add_argument(
-        "--port", type=whole(least=0, most=65_535), default=None, help="default: $GRADIO_SERVER_PORT or 7860"
-    )
+    parser.add_argument("--host", help="address to listen on (default: $GRADIO_SERVER_NAME or 127.0.0.1)")
+    parser.add_argument("--port", type=whole(least=0, most=65_535), help="default: $GRADIO_SERVER_PORT or 7860")
     args = parser.parse_args(arguments)
     logging.basicConfig(format="tsarank: %(message)s", level=logging.WARNING)
     # Read when gradio is imported, which is why it is imported in functions here.

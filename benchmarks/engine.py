@@ -54,17 +54,7 @@ from modeling_tsarank.rankers.one_pass import OnePassRanker
 
 
 FORMATS = {"loop": "float32", "published-float32": "float32", "cold-float32": "float32", "cold-int8": "int8"}
-WAYS = (
-    *FORMATS,
-    "published",
-    "crossencoder",
-    "encoder",
-    "cold",
-    "shared",
-    "kept",
-    "kept-int8",
-    "one-pass",
-)
+WAYS = (*FORMATS, "published", "crossencoder", "encoder", "cold", "shared", "kept", "kept-int8", "one-pass")
 REFERENCES = ("loop", "published-float32")
 # Words of the benchmark's texts make this many tokens of the default model.
 TOKENS_PER_WORD = 1.08
@@ -222,9 +212,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default=None, help="default: the best of the device")
-    parser.add_argument("--output", type=Path, default=None)
-    parser.add_argument("--way", default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--dtype", help="default: the best of the device")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--way", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.dtype = args.dtype or str(resolve_dtype("auto", torch.device(args.device)))[6:]
     if args.way is not None:

@@ -263,8 +263,8 @@ def _order_sensitivity(args: argparse.Namespace, options: EvaluationOptions, sou
 
 
 def _evaluate(args: argparse.Namespace, options: EvaluationOptions, source: ScorerSource, pool: Pool) -> list[Row]:
+    from modeling_tsarank.eval import reports
     from modeling_tsarank.eval.harness import evaluate_collection, folder_name
-    from modeling_tsarank.eval.reports import ResultTable, average_row, measure_title, text_table
     from modeling_tsarank.eval.results import system_names
     from modeling_tsarank.files.writing import write_csv, write_text
 
@@ -275,14 +275,15 @@ def _evaluate(args: argparse.Namespace, options: EvaluationOptions, source: Scor
                 evaluate_collection(source, part, options, args.output / folder_name(part.name), pool)
                 for part in parts
             ]
-            rows.append(results[0].row() if len(parts) == 1 else average_row(name, [one.row() for one in results]))
+            rows.append(reports.average_row(name, [one.row() for one in results]))
     except KeyboardInterrupt:
         logger.warning("interrupted: scored blocks are kept, the same command goes on from there")
         raise
-    table = ResultTable(rows, system_names(source.name, options), options.measures)
-    write_text(args.output / "table.md", table.markdown())
-    write_csv(args.output / "table.csv", *table.csv_rows())
-    _print(f"{measure_title(table.measures[0])} x 100\n{text_table(*table.cells(table.measures[0]))}")
+    table = [*rows, reports.average_row("Average", rows)], system_names(source.name, options)
+    write_text(args.output / "table.md", reports.result_pages(*table, options.measures))
+    write_csv(args.output / "table.csv", *reports.result_lines(*table, options.measures))
+    main = options.measures[0]
+    _print(f"{reports.measure_title(main)} x 100\n{reports.text_table(*reports.result_cells(*table, main))}")
     _print(f"results: {args.output}\n")
     return rows
 

@@ -146,7 +146,7 @@ def learned_weight(
     from sklearn.linear_model import LogisticRegression
 
     features, relevant = [], []
-    for query_id in qrels.keys() & reranked.keys() & first.keys():
+    for query_id in sorted(qrels.keys() & reranked.keys() & first.keys()):  # a set has another order in every process
         scores, names = first[query_id], [one for one in ranked(first[query_id], top_k) if one in reranked[query_id]]
         both = [reranked[query_id][one] for one in names], [scores[one] for one in names]
         features.append(np.stack([normalize(part, normalization) for part in both], axis=1))

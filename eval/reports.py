@@ -27,47 +27,38 @@ class Row:
     systems: Sequence[Mapping[str, float]]
 
 
-@dataclass(frozen=True)
-class ResultTable:
-    """Results over several datasets, as in Tables 2 to 4 of the papers.
+def result_cells(rows: Sequence[Row], systems: Sequence[str], measure: str) -> tuple[list[str], list[list[str]]]:
+    """Header and body of one measure's table, as in Tables 2 to 4 of the papers.
 
-    Attributes:
-        rows: One for each dataset.
+    Args:
+        rows: One for each dataset, and their average.
         systems: Names of the compared systems, in the order of `Row.systems`.
-        measures: The measures to show, the main one first.
+        measure: The measure.
     """
+    body = []
+    for row in rows:
+        values = [system[measure] for system in row.systems]
+        gain = f"{100 * (values[-1] - values[0]):+.1f}"
+        body.append([row.dataset, str(row.queries), *map(_percent, values), gain])
+    return ["Dataset", "Queries", *systems, "Gain"], body
 
-    rows: Sequence[Row]
-    systems: Sequence[str]
-    measures: Sequence[str]
 
-    @property
-    def all_rows(self) -> list[Row]:
-        """The rows and their average."""
-        return [*self.rows, average_row("Average", self.rows)]
+def result_pages(rows: Sequence[Row], systems: Sequence[str], measures: Sequence[str]) -> str:
+    """One Markdown table for each measure, values times 100 with one decimal, each under its heading."""
+    tables = {measure: markdown_table(*result_cells(rows, systems, measure)) for measure in measures}
+    return "\n".join(f"## {measure_title(measure)} (x 100)\n\n{table}" for measure, table in tables.items())
 
-    def markdown(self) -> str:
-        """One table for each measure, values times 100 with one decimal, each under its heading."""
-        tables = {measure: markdown_table(*self.cells(measure)) for measure in self.measures}
-        return "\n".join(f"## {measure_title(measure)} (x 100)\n\n{table}" for measure, table in tables.items())
 
-    def cells(self, measure: str) -> tuple[list[str], list[list[str]]]:
-        """Header and body of one measure's table; the last row is the average over datasets."""
-        body = []
-        for row in self.all_rows:
-            values = [system[measure] for system in row.systems]
-            gain = f"{100 * (values[-1] - values[0]):+.1f}"
-            body.append([row.dataset, str(row.queries), *map(_percent, values), gain])
-        return ["Dataset", "Queries", *self.systems, "Gain"], body
-
-    def csv_rows(self) -> tuple[list[str], list[list[str]]]:
-        """Header and body of the machine-readable table: one line a dataset and system, values x 100, two decimals."""
-        body = [
-            [row.dataset, str(row.queries), name, *(f"{100 * values[measure]:.2f}" for measure in self.measures)]
-            for row in self.all_rows
-            for name, values in zip(self.systems, row.systems, strict=True)
-        ]
-        return ["dataset", "queries", "system", *self.measures], body
+def result_lines(
+    rows: Sequence[Row], systems: Sequence[str], measures: Sequence[str]
+) -> tuple[list[str], list[list[str]]]:
+    """Header and body of the machine-readable table: one line a dataset and system, values x 100, two decimals."""
+    body = [
+        [row.dataset, str(row.queries), name, *(f"{100 * values[measure]:.2f}" for measure in measures)]
+        for row in rows
+        for name, values in zip(systems, row.systems, strict=True)
+    ]
+    return ["dataset", "queries", "system", *measures], body
 
 
 def average_row(name: str, rows: Sequence[Row]) -> Row:

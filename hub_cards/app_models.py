@@ -152,7 +152,7 @@ def _other_families(ranker: Any, label: str) -> dict[str, Callable[[], Any]]:
     return found
 
 
-def make_shelf(model: str | None, others: Sequence[str] = (), limits: Limits | None = None) -> ModelShelf:
+def make_shelf(model: str | None, others: Sequence[str], limits: Limits) -> ModelShelf:
     """A shelf with `model` (None: the embedded default) first, and what it is compared with.
 
     Where no others are named there is still something to compare: a plain model is also offered as a ranker of the
@@ -170,10 +170,10 @@ def make_shelf(model: str | None, others: Sequence[str] = (), limits: Limits | N
         if label in loaders:
             raise InputError(f"two models would be called {label!r}; name folders that end differently")
         loaders[label] = lambda other=other: load_ranker(other)  # type: ignore[misc]
-    shelf = ModelShelf(loaders, limits or Limits.from_environment())
     if others:
-        return shelf
-    first = shelf.get()[1]
+        return ModelShelf(loaders, limits)
+    first = load_ranker(model)
+    loaders[main_label] = lambda: first
     if not getattr(first.backbone.config, CONFIG_KEY, None):
         loaders |= _other_families(first, main_label)
     else:
@@ -182,6 +182,4 @@ def make_shelf(model: str | None, others: Sequence[str] = (), limits: Limits | N
         beside = None if main_label != _label(None) else (release and release.below_name) or DEFAULT_NAME
         if _label(beside) != main_label:
             loaders[_label(beside)] = lambda: load_ranker(beside)
-    whole = ModelShelf(loaders, shelf.limits)
-    whole._models[main_label] = first
-    return whole
+    return ModelShelf(loaders, limits)

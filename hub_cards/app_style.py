@@ -6,10 +6,6 @@ from importlib import resources
 from typing import Any
 
 
-# Fonts of the visitor's machine: nothing is fetched from anywhere.
-FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
-MONOSPACE = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
-
 CSS = resources.files(__package__).joinpath("app.css").read_text(encoding="utf-8")
 PAGE_CSS = resources.files(__package__).joinpath("app_page.css").read_text(encoding="utf-8")
 
@@ -32,12 +28,12 @@ element.addEventListener('click', (event) => {
 
 
 def theme(gr: Any) -> Any:
-    """Gradio's plain theme with the visitor's own fonts and one quiet colour."""
+    """Gradio's plain theme with fonts of the visitor's machine, so that nothing is fetched, and one quiet colour."""
     return gr.themes.Base(
         primary_hue="teal",
         neutral_hue="slate",
-        font=list(FONTS),
-        font_mono=list(MONOSPACE),
+        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"],
+        font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"],
         radius_size="md",
     ).set(
         body_text_color_subdued="*neutral_500",  # the theme's own is too pale to read on white

@@ -88,13 +88,11 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--store-dtype",
         choices=("int8", "bfloat16", "float16", "float32"),
-        default=None,
         help="format of the states (default: the store's, int8 for a new one)",
     )
     parser.add_argument(
         "--max-disk",
         type=size,
-        default=None,
         metavar="SIZE",
         help="bound of FOLDER, as 20GB: what was used least leaves first",
     )

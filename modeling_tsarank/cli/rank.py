@@ -56,7 +56,7 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--query", help="what is asked")
     add_document_arguments(parser, required=False)
-    parser.add_argument("--top-k", type=whole(), default=None, metavar="N", help="show only the best N")
+    parser.add_argument("--top-k", type=whole(), metavar="N", help="show only the best N")
     parser.add_argument("--json", action="store_true", help="JSON with full texts instead of a table")
     group = parser.add_argument_group("many queries, instead of --query")
     group.add_argument(

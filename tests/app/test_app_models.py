@@ -69,6 +69,7 @@ def test_a_saved_ranker_is_compared_with_the_default_which_is_not_loaded_before_
 ) -> None:
     shelf = make_shelf(str(model_folders["logits"]), (), Limits())
     assert shelf.names == ("logits", "twolar-smollm2-135m-v2")
+    assert shelf.get()[0] == "logits"
     assert list(shelf._models) == ["logits"]
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from modeling_tsarank.eval.reports import (
-    ResultTable,
     Row,
     average_row,
     comparison_cells,
     markdown_table,
     measure_title,
+    result_cells,
+    result_lines,
+    result_pages,
     text_table,
 )
 from modeling_tsarank.eval.significance import compare_values, correct
@@ -28,8 +30,8 @@ ROWS = [
 
 
 def test_the_table_of_the_papers() -> None:
-    table = ResultTable(ROWS, ["BM25", "Model"], ["ndcg@10"])
-    assert table.markdown() == (
+    rows = [*ROWS, average_row("Average", ROWS)]
+    assert result_pages(rows, ["BM25", "Model"], ["ndcg@10"]) == (
         "## nDCG@10 (x 100)\n\n"
         "| Dataset | Queries | BM25 | Model | Gain |\n"
         "|:---|---:|---:|---:|---:|\n"
@@ -41,9 +43,9 @@ def test_the_table_of_the_papers() -> None:
 
 def test_a_mixture_is_a_third_system(tmp_path: Path) -> None:
     rows = [Row("one", 3, [{"map": 0.1}, {"map": 0.2}, {"map": 0.35}])]
-    table = ResultTable(rows, ["BM25", "Model", "Model + 0.2 x BM25"], ["map"])
-    assert table.cells("map")[1][0] == ["one", "3", "10.0", "20.0", "35.0", "+25.0"]
-    write_csv(tmp_path / "table.csv", *table.csv_rows())
+    systems = ["BM25", "Model", "Model + 0.2 x BM25"]
+    assert result_cells(rows, systems, "map")[1][0] == ["one", "3", "10.0", "20.0", "35.0", "+25.0"]
+    write_csv(tmp_path / "table.csv", *result_lines([*rows, average_row("Average", rows)], systems, ["map"]))
     with (tmp_path / "table.csv").open(newline="") as stream:
         assert [(row["dataset"], row["system"], row["map"]) for row in csv.DictReader(stream)] == [
             ("one", "BM25", "10.00"),

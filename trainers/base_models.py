@@ -14,39 +14,25 @@ from modeling_tsarank.models.loading import make_ranker
 from modeling_tsarank.models.resolver import Kind, resolve, resolve_language_model
 
 
-def load_base_model(
-    name_or_path: str | Path | None,
-    *,
-    dtype: Any = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    **options: Any,
-) -> tuple[PreTrainedModel, Any]:
+def load_base_model(name_or_path: str | Path | None, **options: Any) -> tuple[PreTrainedModel, Any]:
     """A plain decoder-only model and its tokenizer, to be trained; a ranking folder is read as the plain model it is.
 
     Args:
         name_or_path: Hub id, folder or GGUF file; `None` for the language model of this package.
-        dtype: of the weights; `None` keeps the checkpoint's.
-        options: further arguments of `from_pretrained`, such as `attn_implementation`.
+        options: arguments of `from_pretrained`: `dtype` of the weights (`None` keeps the checkpoint's), `revision`,
+            `trust_remote_code`, `attn_implementation`, …
 
     Raises:
         ModelError: there is no such model, or it is an encoder-decoder.
     """
-    return load_backbone(
-        resolve_language_model(name_or_path).location(),
-        causal_class,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        **options,
-    )
+    return load_backbone(resolve_language_model(name_or_path).location(), causal_class, **options)
 
 
 def load_base_ranker(
     name_or_path: str | Path | None,
     *,
-    family: str | None = None,
     default_family: str,
+    family: str | None = None,
     dtype: Any = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -68,17 +54,9 @@ def load_base_ranker(
         InputError: an unknown family or option.
         ModelError: there is no such model, or the family cannot be made of it.
     """
-    return make_ranker(
-        _location(name_or_path, family),
-        family,
-        default_family,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        backbone_options=options,
-        new_head=family is not None,
-        **(ranking_options or {}),
-    )
+    more = {"dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code, **(ranking_options or {})}
+    place, new_head = _location(name_or_path, family), family is not None
+    return make_ranker(place, family, default_family, backbone_options=options, new_head=new_head, **more)
 
 
 def _location(name_or_path: str | Path | None, family: str | None) -> str:

@@ -29,8 +29,6 @@ from modeling_tsarank.ranking_errors import InputError, ResourceError, TSARankEr
 logger = logging.getLogger(__name__)
 
 MANIFEST = "checkpoint_manifest.json"
-# Words for `resume_from_checkpoint` instead of a folder.
-LAST, AUTO = "last", "auto"
 # What resuming needs, each with the files of which one must be there; FSDP and DeepSpeed write folders.
 _NEEDED = {
     "weights": ("*.safetensors", "pytorch_model*", "global_step*"),
@@ -126,11 +124,11 @@ def asked_checkpoint(asked: str | bool | None, output_dir: str | Path) -> str | 
     `auto` is `True` where `output_dir` has checkpoints. Words are taken in any case; `./false` is a folder.
     """
     word = str(asked or "").lower()
-    if word == AUTO:
+    if word == "auto":
         return bool(checkpoint_folders(output_dir))
     if word in ("", "false", "no", "none"):
         return False
-    return True if word in (LAST, "true") else str(asked)
+    return True if word in ("last", "true") else str(asked)
 
 
 def check_no_checkpoints(output_dir: str | Path) -> None:
@@ -141,13 +139,6 @@ def check_no_checkpoints(output_dir: str | Path) -> None:
             f"{output_dir} already holds {checkpoints[-1].name} of another run, which would be overwritten; resume "
             "from it (resume_from_checkpoint) or name another output_dir"
         )
-
-
-def check_checkpoint(folder: str | Path) -> None:
-    """Raises `InputError` for a folder that is no whole checkpoint; says why."""
-    problem = checkpoint_problem(folder)
-    if problem is not None:
-        raise InputError(f"{folder} is no whole checkpoint ({problem}); resume from another, or from `auto`")
 
 
 def read_state(folder: Path) -> dict[str, Any]:

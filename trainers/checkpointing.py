@@ -15,7 +15,8 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,7 +33,6 @@ from modeling_tsarank.files.writing import replace_folder, write_json
 from modeling_tsarank.ranking_errors import InputError, NonFiniteScoreError, TSARankError
 from modeling_tsarank.trainers.checkpoint_files import (
     asked_checkpoint,
-    check_checkpoint,
     check_no_checkpoints,
     checkpoint_problem,
     newest_whole_checkpoint,
@@ -75,7 +75,6 @@ class CheckpointingTrainer(EvenBatchesTrainer):
     # A checksum of the trained weights before the first update; LoRA's are drawn from the seed.
     start_weights: str | None = None
     _resumed_from: Path | None = None
-    _recorded_settings: dict[str, Any] | None = None
     _staging: Path | None = None
 
     @property
@@ -123,7 +122,8 @@ class CheckpointingTrainer(EvenBatchesTrainer):
             checkpoint = newest_whole_checkpoint(output_dir)
         else:
             checkpoint = Path(asked)
-            check_checkpoint(checkpoint)
+            if problem := checkpoint_problem(checkpoint):
+                raise InputError(f"{asked} is no whole checkpoint ({problem}); resume from another, or from `auto`")
         recorded = checkpoint / RUN_SETTINGS
         before = read_json_object(recorded) if recorded.is_file() else None
         total_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
@@ -228,7 +228,7 @@ class CheckpointingTrainer(EvenBatchesTrainer):
                     self.state.best_model_checkpoint = str(target)
                 if self.args.should_save:
                     self.state.save_to_json(str(source / TRAINER_STATE_NAME))
-                    write_json(source / RUN_SETTINGS, self._run_settings())
+                    write_json(source / RUN_SETTINGS, self._run_settings)
                     write_manifest(source)
                     replace_folder(source, target)
         finally:
@@ -243,10 +243,9 @@ class CheckpointingTrainer(EvenBatchesTrainer):
                 logger.warning("an old checkpoint in %s cannot be deleted (%s)", run_dir, error.strerror or error)
         self.accelerator.wait_for_everyone()
 
+    @cached_property
     def _run_settings(self) -> dict[str, Any]:
-        if self._recorded_settings is None:
-            self._recorded_settings = run_settings(self)
-        return self._recorded_settings
+        return run_settings(self)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Does nothing: a ranker is published whole, once, when the training has ended."""
@@ -257,7 +256,8 @@ class CheckpointingTrainer(EvenBatchesTrainer):
             return
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        state = None if state_dict is None else _backbone_state(state_dict)
+        prefix = BACKBONE_PREFIX  # of the gathered weights of the whole module, under its own names
+        state = state_dict and {n.removeprefix(prefix): one for n, one in state_dict.items() if n.startswith(prefix)}
         lora = self.module.part.kind == "lora"
         if lora:
             prefixed = None if state is None else {f"base_model.model.{name}": value for name, value in state.items()}
@@ -331,10 +331,9 @@ class CheckpointingTrainer(EvenBatchesTrainer):
         weights = load_file(path)
         parameters = dict(trained_parameters(self.module.ranker.backbone))
         shapes = [{name: tuple(value.shape) for name, value in one.items()} for one in (weights, parameters)]
-        if shapes[0] != shapes[1]:
+        if others := sorted(name for name, _ in set(shapes[0].items()) ^ set(shapes[1].items())):
             raise InputError(
-                f"{checkpoint} was written with other trained parameters "
-                f"({_some(name for name, _ in set(shapes[0].items()) ^ set(shapes[1].items()))}); "
+                f"{checkpoint} was written with other trained parameters ({len(others)}, such as {others[0]}); "
                 "resume with the model and the trainable part (trainable, top_blocks, lora_*) it was written with"
             )
         with torch.no_grad():
@@ -348,15 +347,3 @@ def save_adapter(adapter: Any, folder: Path, state: dict[str, Tensor] | None) ->
         adapter.save_pretrained(str(staging), state_dict=state)
         # PEFT's model card says nothing about a ranker; cards are written when a model is published.
         (staging / "README.md").unlink(missing_ok=True)
-
-
-def _backbone_state(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The backbone's part of the gathered weights of the whole module, under its own names."""
-    prefix = BACKBONE_PREFIX
-    return {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
-
-
-def _some(names: Iterable[str], count: int = 2) -> str:
-    names = sorted(names)
-    rest = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + rest

@@ -92,16 +92,11 @@ def _script(kind: str) -> Any:
 
 
 def _train_epilog() -> str:
-    return "\n".join(
-        [
-            "recipes (--config NAME):",
-            *(f"  {name}" for name in recipe_names()),
-            "",
-            "ways to run them (--accelerate-config NAME):",
-            f"  {', '.join(recipe_names(ACCELERATE_RECIPES))}",
-            "",
-            "`tsarank train KIND --help` explains a kind.",
-        ]
+    recipes = "\n".join(f"  {name}" for name in recipe_names())
+    ways = ", ".join(recipe_names(ACCELERATE_RECIPES))
+    return (
+        f"recipes (--config NAME):\n{recipes}\n\nways to run them (--accelerate-config NAME):\n  {ways}\n\n"
+        "`tsarank train KIND --help` explains a kind."
     )
 
 

@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.ranking_options import whole_number
+from modeling_tsarank.ranking_options import check_choice, whole_number
 from modeling_tsarank.trainers.losses_targets import (
-    check_choice,
     full_precision,
     mean_over_groups,
     positive_mask,

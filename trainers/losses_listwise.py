@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from modeling_tsarank.ranking_errors import InputError
-from modeling_tsarank.ranking_options import whole_number
+from modeling_tsarank.ranking_options import check_choice, whole_number
 from modeling_tsarank.trainers.losses_pairwise import log1p_exp, reduce_pairs, soft_ranknet_loss
 from modeling_tsarank.trainers.losses_targets import (
-    check_choice,
     check_temperature,
     mean_over_groups,
     positive_mask,

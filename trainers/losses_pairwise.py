@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from modeling_tsarank.trainers.losses_targets import check_choice, mean_over_groups, positive_mask, prepare_scores
+from modeling_tsarank.ranking_options import check_choice
+from modeling_tsarank.trainers.losses_targets import mean_over_groups, positive_mask, prepare_scores
 from modeling_tsarank.trainers.objectives import objective
 
 

@@ -19,12 +19,6 @@ from modeling_tsarank.ranking_options import whole_number
 PADDING_RANK = 0
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises `InputError` unless `value` is one of `choices`."""
-    if value not in choices:
-        raise InputError(f"unknown {name} {value!r}; expected one of {', '.join(choices)}")
-
-
 def check_temperature(temperature: float, name: str = "temperature") -> None:
     """Raises `InputError` unless the temperature is a positive finite number."""
     if not 0 < temperature < float("inf"):

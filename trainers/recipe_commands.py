@@ -72,13 +72,14 @@ def run_prepare(args: argparse.Namespace) -> int:
     plan over the same files gives the same bytes.
     """
     from modeling_tsarank.trainers.recipe_files import find_recipe
-    from modeling_tsarank.trainers.recipes.development import is_development_plan, prepare_development
+    from modeling_tsarank.trainers.recipes.development import prepare_development
+    from modeling_tsarank.trainers.recipes.judged import read_plan
     from modeling_tsarank.trainers.recipes.release_data import prepare
 
     if args.data is None or not Path(args.data).is_dir():
         raise InputError(f"--data must name the folder with weak_pairs, supervised and beir, got {args.data}")
     plan, data = find_recipe(args.plan), Path(args.data).resolve()
-    make = prepare_development if is_development_plan(plan) else prepare
+    make = prepare_development if "collections" in read_plan(plan, Path()) else prepare
     report = make(plan, data, args.output, args.limit)
     shown = {name: value for name, value in report.items() if name not in ("inputs", "versions")}
     sys.stdout.write(json.dumps(shown, indent=1, ensure_ascii=False) + "\n")

@@ -148,7 +148,8 @@ class _Trunk:
             for stack in self._stacks:
                 blocks = self._blocks(stack)
                 if len(blocks):
-                    note = blocks[-1].register_forward_hook(_noting(notes[stack.name]))
+                    kept = notes[stack.name]
+                    note = blocks[-1].register_forward_hook(lambda _, __, output, kept=kept: kept.append(output))
                     hooks.callback(note.remove)
             yield notes
 
@@ -187,13 +188,6 @@ class TopBlocksReference(Reference):
         with _evaluating(ranker), self._trunk.replayed(noted, self.tops):
             reference = call(ranker)
         return reference, trained
-
-
-def _noting(noted: list[Any]) -> Callable[[nn.Module, Any, Any], None]:
-    def note(_: nn.Module, __: Any, output: Any) -> None:
-        noted.append(output)
-
-    return note
 
 
 def make_reference(ranker: RankerModel, part: TrainablePart, given: RankerModel | None = None) -> Reference:

@@ -25,7 +25,7 @@ from modeling_tsarank.trainers.stopping import (
 
 
 if TYPE_CHECKING:
-    from transformers import TrainerCallback, TrainingArguments
+    from transformers import TrainingArguments
 
     from modeling_tsarank.trainers.reranking_evaluation import RerankingSet
     from modeling_tsarank.trainers.row_checks import RowRules
@@ -155,15 +155,6 @@ def load_reranking_sets(args: RerankingArguments, training: TrainingArguments) -
         ]
 
 
-def early_stopping(args: RerankingArguments) -> list[TrainerCallback]:
-    """The callback that stops when nothing improves, if it was asked for."""
-    from transformers import EarlyStoppingCallback
-
-    if args.early_stopping_patience is None:
-        return []
-    return [EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold)]
-
-
 # ---- running ---------------------------------------------------------------------------------------
 
 
@@ -205,6 +196,8 @@ def train_model(
     Raises:
         TSARankError: what the user can mend.
     """
+    from transformers import EarlyStoppingCallback
+
     from modeling_tsarank.trainers.early_checks import check_settings, output_folder
     from modeling_tsarank.trainers.reranking_evaluation import RerankingEvaluation
     from modeling_tsarank.trainers.script_arguments import DataArguments, RerankingArguments
@@ -212,6 +205,7 @@ def train_model(
     types = (model_arguments, DataArguments, config, RerankingArguments)
     model_args, data_args, args, reranking_args = parse_arguments(types, arguments, program, description)
     check_settings(reranking_args, data_args, args)
+    patience, least = reranking_args.early_stopping_patience, reranking_args.early_stopping_threshold
     reranks = issubclass(trainer_class, RerankingEvaluation)
     with output_folder(args):
         rows, eval_rows = load_rows(data_args, args, args.row_rules())
@@ -223,7 +217,7 @@ def train_model(
             eval_dataset=eval_rows,
             reranking_sets=reranking_sets,
             rerank_batch_tokens=reranking_args.rerank_batch_tokens,
-            callbacks=early_stopping(reranking_args),
+            callbacks=[] if patience is None else [EarlyStoppingCallback(patience, least)],
         )
         train_and_save(trainer, data_args)
 

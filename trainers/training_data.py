@@ -99,7 +99,8 @@ def _convert_files(
     datasets = import_datasets()
     if permutations is not None and len(files) > 1:
         raise InputError(f"permutations belong to one data file, and there are {len(files)}")
-    first = next(_convert_sources([str(files[0])], positives, None, permutations), None)
+    answers = None if permutations is None else Source(str(permutations), "")
+    first = next(_generate([Source(str(files[0]), "")], positives, None, answers), None)
     if first is None:
         raise InputError(f"{files[0]} has no rows")
     columns = list(first)
@@ -131,18 +132,15 @@ def _convert_files(
 
 
 def _generate(
-    sources: tuple[Source, ...], positives: bool, columns: tuple[str, ...], permutations: Source | None, version: int
+    sources: Sequence[Source],
+    positives: bool,
+    columns: Sequence[str] | None,
+    permutations: Source | None,
+    version: int = CONVERSION_VERSION,
 ) -> Iterator[Row]:
     """What `Dataset.from_generator` calls; `version` is there to be part of the cache key."""
-    answers = None if permutations is None else permutations.path
-    yield from _convert_sources([source.path for source in sources], positives, columns, answers)
-
-
-def _convert_sources(
-    paths: list[str], positives: bool, columns: Sequence[str] | None, permutations: str | Path | None
-) -> Iterator[Row]:
-    for path in paths:
-        records = with_answers(read_records(Path(path)), permutations)
+    for source in sources:
+        records = with_answers(read_records(Path(source.path)), permutations and permutations.path)
         yield from _convert_records(records, positives, columns, places=True)
 
 

@@ -16,29 +16,27 @@ from typing import Any
 
 from modeling_tsarank.eval.beir import read_queries
 from modeling_tsarank.files.fields import field_text, record_text
-from modeling_tsarank.files.hashes import hash_file
-from modeling_tsarank.files.writing import write_json, write_jsonl
+from modeling_tsarank.files.writing import write_jsonl
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.data_options import MiningOptions
 from modeling_tsarank.trainers.data.filters import build_options
 from modeling_tsarank.trainers.data.filters_leakage import LeakageCheck
 from modeling_tsarank.trainers.data.list_building import SourceQuery
-from modeling_tsarank.trainers.data.provenance import COUNTS, describe_file, package_versions
+from modeling_tsarank.trainers.data.provenance import describe_file
 from modeling_tsarank.trainers.data.query_files import write_queries
 from modeling_tsarank.trainers.data.weak_text import words_of
 from modeling_tsarank.trainers.recipes.judged import (
     Judged,
     Pool,
+    Raw,
     check_names,
     checked_record,
     clean_judged,
-    raw_records,
     read_plan,
     read_row,
     write_corpus,
-    written,
+    write_counts,
 )
-from modeling_tsarank.trainers.recipes.release_data import PACKAGES
 
 
 _RUN_DEPTH = 1000
@@ -163,28 +161,15 @@ def prepare_development(plan_file: Path, data: Path, output: Path, limit: int = 
         report["lists"] = {one.name: _write_lists(one, plan.seed, raw, output, check) for one in plan.training}
         report["pools"] = {one.name: _write_pool(one, raw, output / "pools" / one.name, check) for one in plan.corpora}
         report["leakage"]["lists and pools"] = check.record()
-    report["files"] = {name: hash_file(output / name) for name in written(output, "dev", "lists", "pools")}
-    report["versions"] = package_versions(PACKAGES)
-    write_json(output / COUNTS, report)
-    return report
+    return write_counts(output, report, "dev", "lists", "pools")
 
 
-def is_development_plan(path: Path) -> bool:
-    """Whether a plan of `tsarank recipe prepare` is one of these."""
-    return "collections" in read_plan(path, Path())
-
-
-@dataclass
-class _Raw:
-    """The raw files, and what is recorded of those that were read."""
-
-    data: Path
-    limit: int
-    inputs: dict[str, Any]
+class _Raw(Raw):
+    """Their rows and queries."""
 
     def rows(self, name: str, words: int, origins: Sequence[str] = ()) -> Iterator[Judged]:
         """The rows of a file, passages cut after so many words; without what has no passage."""
-        for place, record in raw_records(self.data, name, self.limit, self.inputs):
+        for place, record in self.records(name):
             source = field_text(checked_record(record, place), "source", place) or "" if origins else ""
             if not origins or any(fnmatchcase(source, one) for one in origins):
                 row = read_row(record, place, "")
@@ -204,8 +189,7 @@ class _Raw:
     def queries(self, name: str) -> list[str]:
         """The queries of a file, as they are."""
         if not name.endswith(".gz"):
-            records = raw_records(self.data, name, self.limit, self.inputs)
-            return [record_text(checked_record(one, place), place, "query") for place, one in records]
+            return [record_text(checked_record(one, place), place, "query") for place, one in self.records(name)]
         path = self.data / name
         self.inputs[name] = describe_file(path)
         return list(read_queries(path).values())[: self.limit or None]
@@ -277,7 +261,7 @@ def _write_pool(source: PoolSource, raw: _Raw, folder: Path, check: LeakageCheck
     """Writes `corpus.jsonl` and `queries.jsonl` without what the check finds; returns counts."""
     rows = (row for name in source.passages for row in raw.rows(name, source.words))
     texts = list(dict.fromkeys(text for row in rows for text in row.texts))
-    passages = write_corpus(folder, source.name, texts, check)
+    passages = write_corpus(folder, f"{source.name}-p", texts, check)
     unique: dict[tuple[str, ...], tuple[str, str]] = {}
     for name in source.queries:
         for query in raw.queries(name):

@@ -11,20 +11,22 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from modeling_tsarank.eval.run_files import write_run
 from modeling_tsarank.eval.types import Collection, Document
 from modeling_tsarank.files.fields import field_text, record_text, shown, without_nulls
+from modeling_tsarank.files.hashes import hash_file
 from modeling_tsarank.files.reading import parse_yaml, read_text
-from modeling_tsarank.files.writing import write_jsonl, write_text
+from modeling_tsarank.files.writing import write_json, write_jsonl, write_text
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.data_options import MiningOptions
 from modeling_tsarank.trainers.data.filters_leakage import LeakageCheck
 from modeling_tsarank.trainers.data.hard_negatives import mine_negatives
 from modeling_tsarank.trainers.data.list_building import FirstStage, Retriever
-from modeling_tsarank.trainers.data.provenance import describe_file
+from modeling_tsarank.trainers.data.provenance import COUNTS, describe_file, package_versions
 from modeling_tsarank.trainers.rows import read_document, read_documents, read_list, read_numbers, to_row
 from modeling_tsarank.trainers.training_sources import read_records
 
@@ -33,6 +35,7 @@ DATA_VARIABLE = "$TSARANK_DATA"
 BM25 = FirstStage("bm25", "bm25")
 SUFFIX = ".jsonl.gz"
 DEV_SPLIT, DEV_RUN = "dev", "candidates"
+PACKAGES = ("bm25s", "datasketch", "numpy", "PyStemmer", "xxhash")
 
 
 @dataclass(frozen=True)
@@ -103,20 +106,21 @@ def reread(text: str) -> str:
     return text
 
 
-def raw_records(folder: Path, name: str, limit: int, inputs: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Place and record of each row of a raw file, which is described in `inputs`; of at most `limit` rows, 0 for all.
+@dataclass
+class Raw:
+    """The raw files of a folder, of each at most `limit` rows (0 for all), and what is recorded of those read."""
 
-    Raises:
-        InputError: there is no such file, or it cannot be read.
-    """
-    path = folder / f"{name}{SUFFIX}"
-    if not path.is_file():
-        raise InputError(f"there is no {path}")
-    inputs[f"{name}{SUFFIX}"] = describe_file(path)
-    for number, one in enumerate(read_records(path)):
-        if limit and number >= limit:
-            return
-        yield one
+    data: Path
+    limit: int
+    inputs: dict[str, Any]
+
+    def records(self, name: str) -> Iterator[tuple[str, Any]]:
+        """Place and record of each row of a file. Raises `InputError` where there is none, or it cannot be read."""
+        path = self.data / f"{name}{SUFFIX}"
+        if not path.is_file():
+            raise InputError(f"there is no {path}")
+        self.inputs[f"{name}{SUFFIX}"] = describe_file(path)
+        yield from islice(read_records(path), self.limit or None)
 
 
 def read_row(record: Any, place: str, query_id: str) -> Judged:
@@ -172,17 +176,22 @@ def clean_judged(rows: Sequence[Judged], check: LeakageCheck, lost: Counter[str]
     return [row.with_pairs(pair for pair in row.pairs if pair[0] in kept) for row in clean]
 
 
-def written(output: Path, *folders: str) -> list[str]:
-    """The `.jsonl` files in folders of the output, by their places in it."""
-    paths = (path for folder in folders for path in sorted((output / folder).rglob("*.jsonl")))
-    return [str(path.relative_to(output)) for path in paths]
+def write_counts(output: Path, report: dict[str, Any], *folders: str) -> dict[str, Any]:
+    """Writes `counts.json`: the report with rows and fingerprint of each `.jsonl` file in folders of the output."""
+    report["files"] = {}
+    for path in (path for folder in folders for path in sorted((output / folder).rglob("*.jsonl"))):
+        with path.open("rb") as file:
+            rows = sum(1 for _ in file)
+        report["files"][str(path.relative_to(output))] = {"rows": rows, "sha256": hash_file(path)}
+    report["versions"] = package_versions(PACKAGES)
+    write_json(output / COUNTS, report)
+    return report
 
 
-def write_corpus(folder: Path, name: str, texts: Sequence[str], check: LeakageCheck | None) -> int:
-    """Writes `corpus.jsonl` without the passages that the check finds; how many are left."""
+def write_corpus(folder: Path, prefix: str, texts: Sequence[str], check: LeakageCheck | None = None) -> int:
+    """Writes `corpus.jsonl`, ids made of the prefix, without the passages that the check finds; how many are left."""
     left = texts if check is None else check.clean_texts(texts)
-    rows = ({"_id": f"{name}-p{number}", "text": text} for number, text in enumerate(left))
-    write_jsonl(folder / "corpus.jsonl", rows)
+    write_jsonl(folder / "corpus.jsonl", ({"_id": f"{prefix}{n}", "text": text} for n, text in enumerate(left)))
     return len(left)
 
 

@@ -12,14 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from modeling_tsarank.files.hashes import hash_file
-from modeling_tsarank.files.reading import read_json
-from modeling_tsarank.files.writing import write_json, write_jsonl
+from modeling_tsarank.files.writing import write_jsonl
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.filters import build_options
 from modeling_tsarank.trainers.data.filters_leakage import LeakageCheck
 from modeling_tsarank.trainers.data.list_building import SourceQuery
-from modeling_tsarank.trainers.data.provenance import COUNTS, package_versions
 from modeling_tsarank.trainers.data.query_files import write_queries
 from modeling_tsarank.trainers.data.weak_pairs import build_weak_pairs
 from modeling_tsarank.trainers.data.weak_recipe import Sampling, build_recipe, choose
@@ -27,19 +24,16 @@ from modeling_tsarank.trainers.data.weak_types import COLUMNS, Pair
 from modeling_tsarank.trainers.recipes.judged import (
     Judged,
     Pool,
+    Raw,
     check_names,
     clean_judged,
-    raw_records,
     read_plan,
     read_row,
     write_corpus,
-    written,
+    write_counts,
 )
 from modeling_tsarank.trainers.recipes.labelled import LabelledSource, choose_dev, cleaned, group_pairs, usable
 from modeling_tsarank.trainers.training_sources import read_records
-
-
-PACKAGES = ("bm25s", "datasketch", "numpy", "PyStemmer", "xxhash")
 
 
 @dataclass
@@ -76,7 +70,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         self.labelled = [
-            build_options(LabelledSource, one, f"source {number}") for number, one in enumerate(self.sources, start=1)
+            build_options(LabelledSource, one, f"source {n}") for n, one in enumerate(self.sources, start=1)
         ]
         names = [one.name for one in self.labelled]
         check_names("sources", names)
@@ -87,16 +81,13 @@ class Plan:
             raise InputError("dev_depth must be at least 2, sft_rows and sft_words at least 1")
         self.sampling = build_options(Sampling, {"seed": self.seed, **self.cpt}, "cpt")
         for mix, shares in self.mixes.items():
-            if not isinstance(shares, Mapping) or not shares or not all(_is_share(one) for one in shares.values()):
+            values = list(shares.values()) if isinstance(shares, Mapping) else []
+            if not values or not all(isinstance(one, int | float) and one > 0 for one in values):
                 raise InputError(f"the mix {mix} must give shares above 0 by source, got {shares!r:.80}")
         for what, given in {"pools": self.pools, **{f"the mix {mix}": one for mix, one in self.mixes.items()}}.items():
             unknown = next((name for name in given if name not in names), None)
             if unknown is not None:
                 raise InputError(f"{what} names {unknown!r}; there are {', '.join(names)}")
-
-
-def _is_share(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def prepare(plan_file: Path, data: Path, output: Path, limit: int = 0) -> dict[str, Any]:
@@ -128,30 +119,26 @@ def prepare(plan_file: Path, data: Path, output: Path, limit: int = 0) -> dict[s
         checks = {"test_collections": tests}
         # Again, whatever the recipe's own filters did: they may have looked before they mended.
         pairs = tests.clean_pairs(kept)
-        sources = _Sources(plan, data, pairs, tests, output, limit, report)
-        prepared = {source.name: sources.prepare(source) for source in plan.labelled}
-        held = _write_held_out(output / "held_out", [one for _, dev, _ in prepared.values() for one in dev])
+        raw = Raw(data / "supervised", limit, report["inputs"])
+        prepared = {one.name: _prepare_source(one, plan, raw, pairs, tests, output) for one in plan.labelled}
+        report["sources"] = {name: counts for name, (_, _, _, counts) in prepared.items()}
+        held = _write_held_out(output / "held_out", [one for _, dev, _, _ in prepared.values() for one in dev])
         if held is not None:
             # Without shared runs of words: answers and abstracts share formulas, and only copies give anything away.
             own = LeakageCheck([str(held)], similar_queries=0, run_words=0)
             checks["held_out"] = stack.enter_context(own)
-        training = {name: _passed(rows, list(checks.values())) for name, (rows, _, _) in prepared.items()}
+        training = {name: _passed(rows, list(checks.values())) for name, (rows, _, _, _) in prepared.items()}
         for name, rows in training.items():
             report["sources"][name]["train"] = len(rows)
         _write_sft(plan, training, output / "sft", report)
-        _write_cpt(plan, pairs, checks.get("held_out"), output / "cpt", report)
+        held_check = checks.get("held_out")
+        _write_cpt(plan, pairs, held_check, output / "cpt", report)
         _write_distill(plan, training, output / "distill", report)
         for name in plan.pools:
             pool, folder = prepared[name][2], output / "pools" / name
-            report["sources"][name]["corpus"] = write_corpus(folder, pool.name, list(pool.ids), checks.get("held_out"))
+            report["sources"][name]["corpus"] = write_corpus(folder, f"{pool.name}-p", list(pool.ids), held_check)
         report["leakage"] = {name: check.record() for name, check in checks.items()}
-    report["files"] = {
-        name: {"rows": _lines(output / name), "sha256": hash_file(output / name)}
-        for name in written(output, "cpt", "sft", "dev", "held_out", "pools", "distill")
-    }
-    report["versions"] = package_versions(PACKAGES)
-    write_json(output / COUNTS, report)
-    return report
+    return write_counts(output, report, "cpt", "sft", "dev", "held_out", "pools", "distill")
 
 
 def _weak_pairs(content: dict[str, Any], folder: Path, limit: int, report: dict[str, Any]) -> list[Pair]:
@@ -159,8 +146,7 @@ def _weak_pairs(content: dict[str, Any], folder: Path, limit: int, report: dict[
     content = {name: value for name, value in content.items() if name != "sampling"}
     if limit:
         content["sources"] = [{**one, "limit": limit} for one in content["sources"]]
-    build_weak_pairs(build_recipe(content), folder, overwrite=folder.exists())
-    facts = read_json(folder / "provenance.json")
+    facts = build_weak_pairs(build_recipe(content), folder, overwrite=folder.exists())
     report["weak"] = {"read": sum(one["pairs"] for one in facts["inputs"]), "kept_by_type": facts["kept_by_type"]}
     report["inputs"] |= {one["file"]["name"]: one["file"] for one in facts["inputs"]}
     return [
@@ -170,60 +156,41 @@ def _weak_pairs(content: dict[str, Any], folder: Path, limit: int, report: dict[
     ]
 
 
-@dataclass
-class _Sources:
-    """What the labelled sources are read from, and what is noted of them."""
+def _prepare_source(
+    source: LabelledSource, plan: Plan, raw: Raw, pairs: Sequence[Pair], tests: LeakageCheck, output: Path
+) -> tuple[list[Judged], list[Judged], Pool, dict[str, Any]]:
+    """Training and development queries of a source, whose collection is written, its documents, and counts."""
+    generator = random.Random(f"{plan.seed}/{source.name}")
+    lost: Counter[str] = Counter()
 
-    plan: Plan
-    data: Path
-    pairs: Sequence[Pair]
-    tests: LeakageCheck
-    output: Path
-    limit: int
-    report: dict[str, Any]
+    def read(names: Sequence[str]) -> list[Judged]:
+        rows = [
+            cleaned(source.cleaner, read_row(record, place, f"{name}-{number}"))
+            for name in names
+            for number, (place, record) in enumerate(raw.records(name))
+        ]
+        return _passed(usable(rows, source, lost), [tests], needed="positives")
 
-    def prepare(self, source: LabelledSource) -> tuple[list[Judged], list[Judged], Pool]:
-        """Training and development queries of a source, whose collection is written, and the source's documents."""
-        generator = random.Random(f"{self.plan.seed}/{source.name}")
-        lost: Counter[str] = Counter()
-        own = [pair for pair in self.pairs if source.takes(pair)]
-        rows = self._read(source, source.files, lost) if source.files else group_pairs(source, own, lost)
-        cache = self.output / ".indexes"
-        texts = [text for row in rows for text in row.texts]
-        pool = Pool(source.name, [*texts, *(pair.document for pair in own)], cache)
-        dev_rows, dev_pool = rows, pool
-        if source.dev_files:
-            dev_rows = self._read(source, source.dev_files, lost)
-            dev_pool = Pool(f"{source.name}-dev", (text for row in dev_rows for text in row.texts), cache)
-        dev, run = choose_dev(dev_rows, dev_pool, source.dev, self.plan.dev_depth, source.dev_hard, generator)
-        if dev:
-            judged = {row.query_id: dict.fromkeys(row.positives, 1) for row in dev}
-            queries = {row.query_id: row.query for row in dev}
-            dev_pool.write_collection(self.output / "dev" / source.name, queries, judged, run)
-        taken = {row.query_id for row in dev}
-        rest = [row for row in rows if row.query_id not in taken]
-        if source.queries and len(rest) > source.queries:
-            rest = generator.sample(rest, source.queries)
-        rest = pool.with_negatives(rest, source.mining_options(self.plan.seed), lost) if rest else []
-        self.report["sources"][source.name] = {
-            "usable": len(rows),
-            "pool": len(pool.documents),
-            "dev": len(dev),
-            "with_negatives": len(rest),
-            "left_out": dict(sorted(lost.items())),
-        }
-        return rest, dev, pool
-
-    def _read(self, source: LabelledSource, names: Sequence[str], lost: Counter[str]) -> list[Judged]:
-        """The usable queries of files, cleaned; why others are not goes into `lost`."""
-        rows = []
-        for name in names:
-            records = raw_records(self.data / "supervised", name, self.limit, self.report["inputs"])
-            rows += [
-                cleaned(source.cleaner, read_row(record, place, f"{name}-{number}"))
-                for number, (place, record) in enumerate(records)
-            ]
-        return _passed(usable(rows, source, lost), [self.tests], needed="positives")
+    own = [pair for pair in pairs if source.takes(pair)]
+    rows = read(source.files) if source.files else group_pairs(source, own, lost)
+    texts = [text for row in rows for text in row.texts]
+    pool = Pool(source.name, [*texts, *(pair.document for pair in own)], output / ".indexes")
+    dev_rows, dev_pool = rows, pool
+    if source.dev_files:
+        dev_rows = read(source.dev_files)
+        dev_pool = Pool(f"{source.name}-dev", (text for row in dev_rows for text in row.texts), output / ".indexes")
+    dev, run = choose_dev(dev_rows, dev_pool, source.dev, plan.dev_depth, source.dev_hard, generator)
+    if dev:
+        judged = {row.query_id: dict.fromkeys(row.positives, 1) for row in dev}
+        queries = {row.query_id: row.query for row in dev}
+        dev_pool.write_collection(output / "dev" / source.name, queries, judged, run)
+    taken = {row.query_id for row in dev}
+    rest = [row for row in rows if row.query_id not in taken]
+    if source.queries and len(rest) > source.queries:
+        rest = generator.sample(rest, source.queries)
+    rest = pool.with_negatives(rest, source.mining_options(plan.seed), lost) if rest else []
+    counts = {"usable": len(rows), "pool": len(pool.documents), "dev": len(dev), "with_negatives": len(rest)}
+    return rest, dev, pool, {**counts, "left_out": dict(sorted(lost.items()))}
 
 
 def _passed(rows: Sequence[Judged], checks: Sequence[LeakageCheck], needed: str = "negatives") -> list[Judged]:
@@ -237,17 +204,11 @@ def _passed(rows: Sequence[Judged], checks: Sequence[LeakageCheck], needed: str 
 # ---- writing ---------------------------------------------------------------------------------------
 
 
-def _lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
-
-
 def _write_held_out(folder: Path, rows: Sequence[Judged]) -> Path | None:
     """Development queries and positives in a form that the filter `leakage` reads."""
     if not rows:
         return None
-    texts = dict.fromkeys(text for row in rows for text in row.positives)
-    write_jsonl(folder / "corpus.jsonl", [{"_id": f"p{number}", "text": text} for number, text in enumerate(texts)])
+    write_corpus(folder, "p", list(dict.fromkeys(text for row in rows for text in row.positives)))
     write_jsonl(folder / "queries.jsonl", [{"_id": row.query_id, "text": row.query} for row in rows])
     return folder
 
@@ -319,14 +280,10 @@ def _write_distill(plan: Plan, training: Mapping[str, list[Judged]], folder: Pat
         own = list(dict.fromkeys(text for row in rows for text in row.texts))
         generator.shuffle(own)
         texts |= dict.fromkeys(own[: plan.distill_documents // len(sources)])
-    write_jsonl(folder / "corpus.jsonl", [{"_id": f"c{number}", "text": text} for number, text in enumerate(texts)])
-    seen: set[str] = set()
-    queries = []
+    write_corpus(folder, "c", list(texts))
+    queries: dict[str, SourceQuery] = {}
     for rows in sources:
-        order = generator.sample(rows, min(len(rows), plan.distill_queries // len(sources)))
-        for row in order:
-            if row.query not in seen:
-                seen.add(row.query)
-                queries.append(SourceQuery(row.query_id, row.query, "labelled"))
-    write_queries(folder / "queries.jsonl", queries, {"taken": len(queries)})
+        for row in generator.sample(rows, min(len(rows), plan.distill_queries // len(sources))):
+            queries.setdefault(row.query, SourceQuery(row.query_id, row.query, "labelled"))
+    write_queries(folder / "queries.jsonl", list(queries.values()), {"taken": len(queries)})
     report["distill"] = {"documents": len(texts), "queries": len(queries)}

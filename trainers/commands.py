@@ -147,7 +147,9 @@ def launcher_parser(name: str) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Starts the training and returns the script's exit status."""
-    launch_options, arguments = _split(args.arguments)
+    # What stands in front of a lone `--` is accelerate's.
+    at = args.arguments.index("--") if "--" in args.arguments else -1
+    launch_options, arguments = args.arguments[: max(at, 0)], args.arguments[at + 1 :]
     own, script_options = launcher_parser(args.kind).parse_known_args(arguments)
     module = f"modeling_tsarank.trainers.{args.kind}"
     if own.help_all:
@@ -160,14 +162,6 @@ def run(args: argparse.Namespace) -> int:
         if option == "--config":
             find_recipe(script_options[position + 1])  # a typing error is found before anything heavy is loaded
     return _launch(launch_options, own.num_processes, module, script_options)
-
-
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What stands in front of a lone `--`, accelerate's own options, and what follows it."""
-    if "--" not in arguments:
-        return [], list(arguments)
-    position = list(arguments).index("--")
-    return list(arguments[:position]), list(arguments[position + 1 :])
 
 
 def _launch(options: list[str], processes: int | None, module: str, script_options: Sequence[str]) -> int:
@@ -245,6 +239,11 @@ def _accelerate(
     return 0
 
 
+def _status(code: int) -> int:
+    """An exit status for a child's: as a shell says it where a signal ended it."""
+    return 128 - code if code < 0 else code
+
+
 def _with_defaults(options: list[str], processes: int | None) -> list[str]:
     """Everything that accelerate would otherwise warn about having guessed."""
     import torch
@@ -257,8 +256,3 @@ def _with_defaults(options: list[str], processes: int | None) -> list[str]:
     several = ["--multi_gpu"] if processes > 1 else []
     plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     return [*several, "--num_processes", str(processes), *plain]
-
-
-def _status(code: int) -> int:
-    """An exit status for a child's: as a shell says it where a signal ended it."""
-    return 128 - code if code < 0 else code

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
-from dataclasses import fields
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import MISSING, fields
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from modeling_tsarank.cli.command_line import real, whole
+from modeling_tsarank.cli.command_line import Number, real, whole
 from modeling_tsarank.ranking_errors import InputError
 
 
@@ -32,15 +33,11 @@ def documented(cls: ClassT) -> ClassT:
     """Class decorator of a dataclass: its fields get their texts as `metadata["help"]`, for `HfArgumentParser`."""
     texts = field_texts(cls)
     for field in fields(cls):
-        inherited = [one.__dataclass_fields__ for one in cls.__mro__[1:] if hasattr(one, "__dataclass_fields__")]
-        helps = [of[field.name].metadata["help"] for of in inherited if "help" in _metadata(of.get(field.name))]
+        inherited = [getattr(one, "__dataclass_fields__", {}).get(field.name) for one in cls.__mro__[1:]]
+        helps = [one.metadata["help"] for one in inherited if one is not None and "help" in one.metadata]
         text = texts[field.name].replace("%", "%%") if field.name in texts else next(iter(helps), "")
         field.metadata = {"help": text, **field.metadata}  # type: ignore[assignment]
     return cls
-
-
-def _metadata(field: Any) -> Any:
-    return {} if field is None else field.metadata
 
 
 def check_choices(instance: Any) -> None:
@@ -53,20 +50,48 @@ def check_choices(instance: Any) -> None:
             raise InputError(f"unknown {name} {value!r}; expected one of {', '.join(map(str, allowed))}")
 
 
-def add_options(parser: argparse._ActionsContainer, cls: Any, *names: str) -> None:
-    """Adds an option for each field of a dataclass, or of those named, with its type, default and docstring."""
-    texts, hints = field_texts(cls), get_type_hints(cls)
-    for field in fields(cls):
-        if names and field.name not in names:
-            continue
-        flag, hint = f"--{field.name.replace('_', '-')}", hints[field.name]
-        text = texts[field.name].rstrip(".") + ("" if field.default is None else f" (default: {field.default})")
-        kinds: dict[Any, Any] = {int: whole(least=0), float: real(least=0)}
-        if get_origin(hint) is Literal:
-            parser.add_argument(flag, choices=get_args(hint), default=field.default, help=text)
-        else:
-            kind = next(kinds[one] for one in (hint, *get_args(hint)) if one in kinds)
-            parser.add_argument(flag, type=kind, default=field.default, metavar="N", help=text)
+def add_options(parser: argparse._ActionsContainer, cls: Any, *names: str, **changes: Any) -> None:
+    """Adds an option for each field of a dataclass, or for those named, in order.
+
+    Args:
+        parser: Of the command.
+        cls: The docstring says what each field is. `Annotated` types may have a `Number`, the bounds, and a text that
+            stands for the value in the help. Without a default an option is required; a list whose default is None may
+            be given several times.
+        names: Of fields.
+        changes: Other arguments of `add_argument`, for each of them.
+    """
+    texts, hints = field_texts(cls), get_type_hints(cls, include_extras=True)
+    defaults = {
+        one.name: one.default if one.default_factory is MISSING else one.default_factory() for one in fields(cls)
+    }
+    for name in names or defaults:
+        default = defaults[name]
+        shown = " ".join(default) if isinstance(default, list) else default
+        says_nothing = default is MISSING or shown is False or shown in (None, "")
+        text = texts[name].rstrip(".") + ("" if says_nothing else f" (default: {shown})")
+        how = {"required": True} if default is MISSING else {"default": default}
+        how |= {"help": text, **_argument(hints[name], default), **changes}
+        parser.add_argument(f"--{name.replace('_', '-')}", **how)
+
+
+def _argument(hint: Any, default: Any) -> dict[str, Any]:
+    """Arguments of `add_argument` for a value of this type."""
+    kind, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    kind = next(one for one in get_args(kind) if one is not type(None)) if isinstance(kind, UnionType) else kind
+    if kind is bool:
+        return {"action": "store_true"}
+    if get_origin(kind) is Literal:
+        return {"choices": get_args(kind)}
+    how: dict[str, Any] = {}
+    if get_origin(kind) is list:
+        (kind,) = get_args(kind)
+        how = {"nargs": "+", "action": "extend" if default is None else "store"}
+    how["type"] = next(
+        (one for one in extras if isinstance(one, Number)), {int: whole(0), float: real(0)}.get(kind, kind)
+    )
+    how["metavar"] = next((one for one in extras if isinstance(one, str)), "N" if kind in (int, float) else None)
+    return how
 
 
 def given_options(cls: type[InstanceT], args: argparse.Namespace) -> InstanceT:

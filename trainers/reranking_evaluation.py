@@ -48,7 +48,6 @@ class RerankingSet:
         depth: int = 30,
         limit_queries: int | None = None,
         measures: Sequence[str] = DEFAULT_MEASURES,
-        cache_dir: str | None = None,
     ) -> RerankingSet:
         """Loads a collection and retrieves its candidates.
 
@@ -62,7 +61,6 @@ class RerankingSet:
             depth: candidates a query.
             limit_queries: only the first so many judged queries.
             measures: such as `ndcg@10` or `mrr@10`.
-            cache_dir: of the first stage's index.
 
         Raises:
             InputError: no such collection, first stage or measure, or a limit below 1.
@@ -77,31 +75,20 @@ class RerankingSet:
         measures = tuple(canonical_measure(measure) for measure in measures)
         loaded = load_collection(collection, split)
         query_ids = loaded.judged_queries()[:limit_queries]
-        run = retrieve(loaded, first_stage, depth, cache_dir, query_ids, run_format)
+        run = retrieve(loaded, first_stage, depth, None, query_ids, run_format)
         qrels = {query_id: loaded.qrels[query_id] for query_id in query_ids}
         before = compute_metrics(run, qrels, measures).aggregate
         logger.info("%s: %d queries, the first stage's %s", loaded.name, len(query_ids), _listed(before))
-        return cls(
-            loaded.name,
-            {query_id: loaded.queries[query_id] for query_id in query_ids},
-            {
-                query_id: [(document_id, loaded.documents[document_id].full_text) for document_id in run[query_id]]
-                for query_id in query_ids
-            },
-            qrels,
-            before,
-            measures,
-        )
+        queries = {query_id: loaded.queries[query_id] for query_id in query_ids}
+        candidates = {one: [(name, loaded.documents[name].full_text) for name in run[one]] for one in query_ids}
+        return cls(loaded.name, queries, candidates, qrels, before, measures)
 
     def scores(
         self, model: RankerModel, query_ids: Sequence[str], batch_tokens: int | None = None
     ) -> dict[str, dict[str, float]]:
         """The model's scores of these queries' candidates: query id to document id to score."""
-        pairs, places = [], []
-        for query_id in query_ids:
-            for document_id, text in self.candidates[query_id]:
-                pairs.append((self.queries[query_id], text))
-                places.append((query_id, document_id))
+        places = [(one, name) for one in query_ids for name, _ in self.candidates[one]]
+        pairs = [(self.queries[one], text) for one in query_ids for _, text in self.candidates[one]]
         values: Any = model.predict(pairs, batch_tokens=batch_tokens) if pairs else []
         run: dict[str, dict[str, float]] = {query_id: {} for query_id in query_ids}
         for (query_id, document_id), value in zip(places, values, strict=True):
@@ -205,11 +192,7 @@ class RerankingEvaluation:
         if len(results) == 1:
             (only,) = results.values()
             return {f"{prefix}_{measure}": value for measure, value in only.items()}
-        metrics = {
-            f"{prefix}_{name}_{measure}": value
-            for name, values in results.items()
-            for measure, value in values.items()
-        }
+        metrics = {f"{prefix}_{name}_{one}": values[one] for name, values in results.items() for one in values}
         for measure in next(iter(results.values())):
             metrics[f"{prefix}_{measure}"] = sum(values[measure] for values in results.values()) / len(results)
         return metrics

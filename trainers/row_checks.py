@@ -187,15 +187,14 @@ def checked_rows(
         raise InputError(f"none of the {len(rows)} rows can be used; by field: {listed}")
     if bad:
         logger.warning("left out %d of %d rows; by field: %s", bad, len(rows), listed)
-    if len(kept) < len(rows):
-        rows = rows.select(kept)
+    rows = rows.select(kept) if len(kept) < len(rows) else rows
     _check_size(rows, minimum_rows)
     return CheckedRows(rows, rules)
 
 
 def _check_size(rows: Dataset, minimum: int) -> None:
     if len(rows) < minimum:
-        found = f"{len(rows)} row{'' if len(rows) == 1 else 's'}"
+        found = "1 row" if len(rows) == 1 else f"{len(rows)} rows"
         raise InputError(f"the training data have {found}; training needs at least {minimum}")
 
 

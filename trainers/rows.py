@@ -200,14 +200,12 @@ def read_list(record: Record, field: str) -> list[Any]:
 
 def read_numbers(record: Record, field: str) -> list[float]:
     """A field that must be a list of numbers."""
-    values = read_list(record, field)
-    for index, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise InputError(f"{field}[{index}]: expected a number, got {describe(value)}")
-    return [_float(value, f"{field}[{index}]") for index, value in enumerate(values)]
+    return [_number(value, f"{field}[{index}]") for index, value in enumerate(read_list(record, field))]
 
 
-def _float(value: Any, what: str) -> float:
+def _number(value: Any, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InputError(f"{what}: expected a number, got {describe(value)}")
     try:
         return float(value)
     except OverflowError:
@@ -267,9 +265,8 @@ def _read_targets(record: Record, documents: list[dict[str, str | None]], layout
 def _read_scores(record: Record, names: tuple[str, ...], count: int) -> list[float]:
     """A teacher's scores of all documents; MarginMSE data has the margin of two, and only differences matter."""
     field = next(name for name in names if name in record)
-    margin = record[field]
-    if count == 2 and isinstance(margin, Real) and not isinstance(margin, bool):
-        return [_float(margin, field), 0.0]
+    if count == 2 and isinstance(record[field], Real):
+        return [_number(record[field], field), 0.0]
     return read_numbers(record, field)
 
 

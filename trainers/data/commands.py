@@ -9,9 +9,16 @@ from inspect import getdoc
 from pathlib import Path
 from typing import Any
 
-from modeling_tsarank.cli.command_line import add_command, real, seed, whole
+from modeling_tsarank.cli.command_line import add_command
 from modeling_tsarank.jobs.arguments import add_pool_arguments
-from modeling_tsarank.trainers.data.data_options import MiningOptions, SamplingOptions
+from modeling_tsarank.trainers.data.data_options import (
+    ListOptions,
+    MineOptions,
+    MiningOptions,
+    QueryOptions,
+    SamplingOptions,
+    SharedOptions,
+)
 from modeling_tsarank.trainers.options import add_options
 
 
@@ -53,57 +60,6 @@ _MINE_EXAMPLES = """\
       --judge default --absolute-margin 0 --depth 50 --count 8 --output sft.jsonl
   tsarank data mine --corpus folder --queries generated.jsonl --depth 60 --count 20 --output sft.jsonl
 """
-
-_SHARED: dict[str, dict[str, Any]] = {
-    "corpus": {
-        "required": True,
-        "metavar": "C",
-        "help": 'JSON lines of {"_id", "title", "text"} (.gz too), or a folder with such a corpus.jsonl',
-    },
-    "output": {"type": Path, "required": True, "metavar": "FILE", "help": ".jsonl file to write"},
-    "seed": {"type": seed(), "default": 0, "help": "of every draw (default: 0)"},
-    "leakage": {
-        "nargs": "+",
-        "default": [],
-        "metavar": "D",
-        "help": "test collections whose queries and passages are left out, exact copies and near ones: folders in "
-        "BEIR's layout, or a folder of them, Hub ids, ir_datasets:NAME",
-    },
-    "cache": {
-        "type": Path,
-        "metavar": "FILE",
-        "help": "where answers, scores and generated batches are kept (default: beside the output)",
-    },
-    "index-cache": {"type": Path, "metavar": "DIR", "help": "where indexes are kept"},
-    "rerank-depth": {"type": whole(), "default": 100, "metavar": "N", "help": "documents that rerank: reads (100)"},
-    "batch-tokens": {"type": whole(), "metavar": "N", "help": "tokens in a reranker's batch"},
-    "teacher-weights": {
-        "nargs": "+",
-        "action": "extend",
-        "type": real(least=0, most=1e9),
-        "metavar": "W",
-        "help": "one a teacher, where several score; they are divided by their sum (default: all alike)",
-    },
-    "teacher-trained-on": {
-        "nargs": "+",
-        "metavar": "TEXT",
-        "help": "what the teacher was trained on, one text a teacher, for the cards (default: what its own card says)",
-    },
-    "max-length": {"type": whole(), "metavar": "N", "help": "tokens a reranker reads of a pair"},
-    "max-query-length": {
-        "type": whole(),
-        "metavar": "N",
-        "help": "tokens of the query among them, for this project's rerankers (default: the model's, mostly 256)",
-    },
-    "device": {"help": "cpu, cuda, cuda:1, mps (default: the best there is)"},
-    "dtype": {"default": "auto", "help": "float32, bfloat16, float16 or auto (default)"},
-}
-
-
-def add_shared(parser: argparse._ActionsContainer, *names: str, **changes: Any) -> None:
-    """Adds options of `_SHARED` by name; `changes` are other arguments of `add_argument` for each of them."""
-    for name in names:
-        parser.add_argument(f"--{name}", **{**_SHARED[name], **changes})
 
 
 def _later(function: str) -> Callable[[argparse.Namespace], int]:
@@ -165,7 +121,7 @@ def _add_weak_pairs(commands: Any, description: str) -> None:
     )
     weak.formatter_class = _WithFilters
     weak.add_argument("--config", type=Path, required=True, metavar="FILE", help="recipe")
-    add_shared(weak, "output", metavar="FOLDER", help="folder to make")
+    add_options(weak, SharedOptions, "output", metavar="FOLDER", help="folder to make")
     weak.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
     weak.add_argument("--dropped-examples", type=Path, metavar="FILE", help="JSON lines: some dropped pairs, and why")
 
@@ -210,27 +166,13 @@ def _add_queries(commands: Any, description: str) -> None:
     cropped = add_command(kinds, "cropped", "sentences of passages", "", run, description=description)
     generated = add_command(kinds, "generated", "written by a model", "", run, description=description)
     for one in (cropped, generated):
-        add_shared(one, "corpus", "output")
-        one.add_argument("--count", type=whole(), required=True, metavar="N", help="queries to make")
-        one.add_argument("--min-words", type=whole(), default=3, metavar="N", help="words at least (default: 3)")
-        one.add_argument("--max-words", type=whole(), default=32, metavar="N", help="words at most (default: 32)")
-        one.add_argument(
-            "--avoid", nargs="+", default=[], metavar="FILE", help="files of queries that are not to be made"
-        )
-        add_shared(one, "leakage")
+        add_options(one, SharedOptions, "corpus", "output", "leakage")
+        add_options(one, QueryOptions, "count", "min_words", "max_words", "avoid")
     add_options(cropped, SamplingOptions, "per_passage", "seed")
-    cropped.add_argument("--language", default="en", help="of the sentence rules (default: en)")
-    generated.add_argument(
-        "--model",
-        default="smollm2-135m-instruct",
-        metavar="M",
-        help="Hub id or folder (default: the language model in this package)",
-    )
+    add_options(cropped, QueryOptions, "language")
+    add_options(generated, QueryOptions, "model", "min_shared")
     add_options(generated, SamplingOptions)
-    generated.add_argument(
-        "--min-shared", type=whole(least=0), default=1, metavar="N", help="stems shared with the passage (default: 1)"
-    )
-    add_shared(generated, "cache", "device", "dtype")
+    add_options(generated, SharedOptions, "cache", "device", "dtype")
 
 
 def _add_lists(commands: Any, description: str) -> None:
@@ -277,41 +219,16 @@ def _add_lists(commands: Any, description: str) -> None:
         common="limit leakage first-stages list-size teacher-url teacher-local teacher-scores teacher-model ray",
         description=description,
     )
-    add_shared(parser, "corpus")
-    parser.add_argument("--queries", nargs="+", required=True, metavar="FILE", help="files of `tsarank data queries`")
-    add_shared(parser, "output", metavar="DIR", help="folder to write")
-    parser.add_argument(
-        "--limit", type=whole(), default=None, metavar="N", help="order only N lists, spread over all kinds"
-    )
-    parser.add_argument(
-        "--validation-share", type=real(least=0, below=1), default=0.05, metavar="X", help="default: 0.05 (19:1)"
-    )
-    parser.add_argument("--first-stages", nargs="+", default=["bm25"], metavar="S", help="see above (default: bm25)")
-    parser.add_argument(
-        "--list-size", type=whole(least=2), default=30, metavar="N", help="documents of a list (default: 30)"
-    )
-    add_shared(parser, "rerank-depth", "seed", "leakage", "cache", "index-cache")
+    add_options(parser, SharedOptions, "corpus")
+    add_options(parser, SharedOptions, "output", metavar="DIR", help="folder to write")
+    add_options(parser, ListOptions, "queries", "limit", "validation_share", "first_stages", "list_size")
+    add_options(parser, SharedOptions, "rerank_depth", "seed", "leakage", "cache", "index_cache")
     group = parser.add_argument_group("teacher")
     who = group.add_mutually_exclusive_group(required=True)
-    who.add_argument("--teacher-url", metavar="U", help="OpenAI-compatible server, such as https://host/v1")
-    who.add_argument("--teacher-local", metavar="M", help="causal language model on this machine")
-    who.add_argument(
-        "--teacher-scores",
-        nargs="+",
-        action="extend",
-        metavar="M",
-        help="reranker, ce:CrossEncoder or dense:BiEncoder; or several",
-    )
-    group.add_argument("--teacher-model", default="", metavar="M", help="the model's name at the server")
-    group.add_argument("--teacher-options", nargs="+", default=[], metavar="NAME=VALUE", help="see above")
-    group.add_argument(
-        "--concurrency",
-        type=whole(most=1_000),
-        default=4,
-        metavar="N",
-        help="lists a server has at a time (default: 4)",
-    )
-    add_shared(group, "teacher-weights", "teacher-trained-on", "max-length", "max-query-length", "device", "dtype")
+    add_options(who, ListOptions, "teacher_url", "teacher_local", "teacher_scores")
+    add_options(group, ListOptions, "teacher_model", "teacher_options", "concurrency")
+    add_options(group, SharedOptions, "teacher_weights", "teacher_trained_on", "max_length", "max_query_length")
+    add_options(group, SharedOptions, "device", "dtype")
     add_pool_arguments(parser)
 
 
@@ -345,11 +262,11 @@ def _add_scores(commands: Any, description: str) -> None:
         help="a reranker of this project (`default`: the released one), or of sentence-transformers ce:M, a "
         "CrossEncoder, or dense:M, a bi-encoder; given several times, the mean of their z-scores in each row",
     )
-    add_shared(parser, "teacher-weights", "teacher-trained-on", "leakage", "output")
+    add_options(parser, SharedOptions, "teacher_weights", "teacher_trained_on", "leakage", "output")
     parser.add_argument(
         "--consistent-only", action="store_true", help="only rows whose labelled documents the teacher puts first"
     )
-    add_shared(parser, "max-length", "max-query-length", "batch-tokens", "cache", "device", "dtype")
+    add_options(parser, SharedOptions, "max_length", "max_query_length", "batch_tokens", "cache", "device", "dtype")
     add_pool_arguments(parser)
 
 
@@ -376,14 +293,9 @@ def _add_mine(commands: Any, description: str) -> None:
         common="dataset split corpus queries qrels first-stage depth count relative-margin judge sampling leakage",
         description=description,
     )
-    parser.add_argument("--dataset", metavar="D", help="folder in BEIR's layout, Hub id, ir_datasets:NAME")
-    parser.add_argument("--split", default="train", help="judged split of --dataset (default: train)")
-    add_shared(parser, "corpus", required=False)
-    parser.add_argument("--queries", metavar="FILE", help="with --corpus: .jsonl or .tsv")
-    parser.add_argument("--qrels", metavar="FILE", help="TREC's four columns or BEIR's three; see above")
-    add_shared(parser, "output")
-    parser.add_argument("--first-stage", default="bm25", metavar="S", help="see above (default: bm25)")
-    parser.add_argument("--judge", default=None, metavar="M", help="reranker, ce:M or dense:M, for the margins")
+    add_options(parser, MineOptions)
+    add_options(parser, SharedOptions, "corpus", required=False)
     add_options(parser, MiningOptions)
-    add_shared(parser, "leakage", "rerank-depth", "index-cache", "batch-tokens", "cache", "device", "dtype")
+    more = ("output", "leakage", "rerank_depth", "index_cache", "batch_tokens", "cache", "device", "dtype")
+    add_options(parser, SharedOptions, *more)
     add_pool_arguments(parser)

@@ -94,31 +94,21 @@ def declare_steps(declared: Sequence[Any]) -> list[DeclaredStep]:
 
 
 def _declare(item: Any, where: str) -> DeclaredStep:
-    if isinstance(item, str):
-        item = {item: {}}
+    item = {item: {}} if isinstance(item, str) else item
     if not isinstance(item, Mapping) or len(item) != 1:
         raise InputError(f"{where}: expected a name, or one name with its options, got {item!r:.80}")
     name, options = next(iter(item.items()))
     classes = step_classes()
     if name not in classes:
         raise InputError(f"{where}: no filter {name!r}; there are {', '.join(classes)}")
-    options = {} if options is None else options
-    if not isinstance(options, Mapping):
-        raise InputError(f"{where}, {name}: expected options by name, got {options!r:.80}")
-    own = {key: value for key, value in options.items() if key not in ("types", "sources")}
-    where = f"{where}, {name}"
-    return DeclaredStep(
-        build_options(classes[name], own, where),
-        own,
-        _names(options.get("types"), f"{where}: types", PAIR_TYPES),
-        _names(options.get("sources"), f"{where}: sources"),
-    )
+    where, own = f"{where}, {name}", dict(options) if isinstance(options, Mapping) else options or {}
+    types, sources = (own.pop(key, ()) if isinstance(own, dict) else () for key in ("types", "sources"))
+    step = build_options(classes[name], own, where)
+    return DeclaredStep(step, own, _names(types, f"{where}: types", PAIR_TYPES), _names(sources, f"{where}: sources"))
 
 
 def _names(value: Any, where: str, known: Iterable[str] | None = None) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    names = [value] if isinstance(value, str) else value
+    names = [value] if isinstance(value, str) else value or ()
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{where}: expected names, got {value!r:.80}")
     wrong = [name for name in names if known is not None and name not in known]

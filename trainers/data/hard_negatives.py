@@ -95,16 +95,34 @@ def mine_negatives(
     """
     positives = positives_of(collection)
     texts = {query_id: collection.queries[query_id] for query_id in positives}
+    rows: list[dict[str, Any]] = []
+    record = partial(document_record, documents=collection.documents)
+    margin = f"absolute {options.absolute_margin}, relative {options.relative_margin}"
+    origin = {
+        "source": collection.name,
+        "first_stage": stage.name,
+        "window": f"{options.rank_min + 1}-{options.depth}",
+        "margin": margin if options.has_margin else "none",
+        "sampling": f"{options.sampling}, seed {options.seed}",
+    }
+
+    def window(query_id: str) -> list[tuple[str, int, float]]:
+        """Id, rank (from 1, positives taken out) and score of the candidates, without positives and their copies."""
+        own = {plain_text(collection.documents[name].full_text) for name in positives[query_id]}
+        known = {*positives[query_id], *([query_id] if collection.self_match else [])}
+        scores = run.get(query_id, {})
+        others = [name for name in ranked(scores) if name not in known]
+        rest = [name for name in others if plain_text(collection.documents[name].full_text) not in own]
+        counts.candidates.update(["copy of a positive"] * (len(others) - len(rest)))
+        ranks = list(enumerate(rest, start=1))[options.rank_min : options.depth]
+        return [(name, rank, scores[name]) for rank, name in ranks]
+
     # The positives are among the retrieved documents, and must not cost a window its last places.
     most = max(len(names) for names in positives.values())
     depth = options.depth + most
     run = retriever.run(stage, texts, min(depth, stage.rerank_depth) if stage.reranks else depth)
     counts = MiningCounts(len(positives))
-    rows = []
-    windows = {
-        query_id: _candidates(collection, query_id, names, run.get(query_id, {}), options, counts)
-        for query_id, names in positives.items()
-    }
+    windows = {query_id: window(query_id) for query_id in positives}
     judged: Iterable[list[float] | None] = repeat(None)
     if judge is not None and options.has_margin:
         judged = judge.scores_of(
@@ -121,11 +139,11 @@ def mine_negatives(
             scores = run.get(query_id, {})
             if values is not None:
                 scores = dict(zip((*names, *(one[0] for one in candidates)), values, strict=True))
-            found = [scores[name] for name in names if name in scores]
-            if not found:
+            own = [scores[name] for name in names if name in scores]
+            if not own:
                 counts.lost["positive not retrieved"] += 1
                 continue
-            limit, before = options.threshold(found), len(candidates)
+            limit, before = options.threshold(own), len(candidates)
             candidates = [one for one in candidates if scores[one[0]] <= limit]
             counts.candidates["above the margin"] += before - len(candidates)
         if options.sampling == "top":
@@ -133,53 +151,12 @@ def mine_negatives(
         elif len(candidates) > options.count:
             generator = random.Random(f"{options.seed}\0{query_id}")
             candidates = [candidates[at] for at in sorted(generator.sample(range(len(candidates)), options.count))]
-        if candidates:
-            rows.append(_row(collection, query_id, names, candidates, stage, options))
-        else:
+        if not candidates:
             counts.lost["too few negatives"] += 1
+            continue
+        negatives = [{**record(name), "rank": rank, "score": float(score)} for name, rank, score in candidates]
+        found = list(map(record, names))
+        rows.append(
+            {"query_id": query_id, "query": texts[query_id], "positives": found, "negatives": negatives} | origin
+        )
     return rows, counts
-
-
-Candidate = tuple[str, int, float]
-"""Document id, rank in the window's list (from 1, positives taken out), score."""
-
-
-def _candidates(
-    collection: Collection,
-    query_id: str,
-    positives: Sequence[str],
-    scores: Mapping[str, float],
-    options: MiningOptions,
-    counts: MiningCounts,
-) -> list[Candidate]:
-    """The window, without positives and their copies."""
-    own = {plain_text(collection.documents[name].full_text) for name in positives}
-    known = {*positives, *([query_id] if collection.self_match else [])}
-    others = [name for name in ranked(scores) if name not in known]
-    rest = [name for name in others if plain_text(collection.documents[name].full_text) not in own]
-    counts.candidates.update(["copy of a positive"] * (len(others) - len(rest)))
-    window = list(enumerate(rest, start=1))[options.rank_min : options.depth]
-    return [(name, rank, scores[name]) for rank, name in window]
-
-
-def _row(
-    collection: Collection,
-    query_id: str,
-    positives: Sequence[str],
-    negatives: Sequence[Candidate],
-    stage: FirstStage,
-    options: MiningOptions,
-) -> dict[str, Any]:
-    document = partial(document_record, documents=collection.documents)
-    margin = f"absolute {options.absolute_margin}, relative {options.relative_margin}"
-    return {
-        "query_id": query_id,
-        "query": collection.queries[query_id],
-        "positives": [document(name) for name in positives],
-        "negatives": [{**document(name), "rank": rank, "score": float(score)} for name, rank, score in negatives],
-        "source": collection.name,
-        "first_stage": stage.name,
-        "window": f"{options.rank_min + 1}-{options.depth}",
-        "margin": margin if options.has_margin else "none",
-        "sampling": f"{options.sampling}, seed {options.seed}",
-    }

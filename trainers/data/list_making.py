@@ -105,11 +105,24 @@ def make_lists(args: Namespace, pool: Pool) -> int:
         **summarize(tasks, orderings, len(short)),
     }
     report["queries"] += report["not_asked_by_limit"]
-    report["splits"] = write_lists(
-        args.output, tasks, orderings, documents, teacher.name, report, args.validation_share
-    )
+    rows, failed = [], []
+    for task, ordering in zip(tasks, orderings, strict=True):
+        if ordering.permutation is None:
+            failed.append(_failed_row(task, ordering, teacher.name))
+        else:
+            rows.append(_distillation_row(task, ordering, documents, teacher.name, description.get("prompt")))
+    write_jsonl(args.output / FAILED_FILE, failed)
+    train, validation = stratified_split(rows, args.validation_share, args.seed)
+    for name, own in (("train", train), ("validation", validation)):
+        path = args.output / "data" / f"{name}-00000-of-00001.parquet"
+        if own:
+            write_parquet(path, own)
+        else:
+            path.unlink(missing_ok=True)
+    report["splits"] = {"train": len(train), "validation": len(validation), "failed": len(failed)}
+    write_provenance(args.output, "distillation_lists", report, PACKAGES)
     _tell(report)
-    if not report["splits"]["train"] + report["splits"]["validation"]:
+    if not rows:
         raise ModelError(
             f"the teacher {teacher.name} ordered none of {report['lists']} lists; {args.output / FAILED_FILE} has why"
         )
@@ -169,7 +182,7 @@ def _tell(report: dict[str, Any]) -> None:
 # ---- the files ---------------------------------------------------------------------------------------
 
 
-def distillation_row(
+def _distillation_row(
     task: ListTask, ordering: Ordering, documents: Mapping[str, Document], teacher: str, prompt: str | None
 ) -> dict[str, Any]:
     """A row that `trainers.training_data` reads as distillation data, with where it comes from.
@@ -178,12 +191,11 @@ def distillation_row(
     first; `teacher_scores`, where the teacher gives scores, one a document. `answer` is the raw answer (null of a
     teacher that gives scores), `repaired` "true" or "false".
     """
-    assert ordering.permutation is not None
     row: dict[str, Any] = {
         "query_id": task.query.query_id,
         "query": task.query.text,
         "documents": [document_record(name, documents) for name in task.document_ids],
-        "permutation": list(ordering.permutation),
+        "permutation": ordering.permutation,
     }
     if ordering.scores is not None:
         row["teacher_scores"] = list(ordering.scores)
@@ -199,17 +211,11 @@ def distillation_row(
     }
 
 
-def failed_row(task: ListTask, ordering: Ordering, teacher: str) -> dict[str, Any]:
+def _failed_row(task: ListTask, ordering: Ordering, teacher: str) -> dict[str, Any]:
     """What is recorded of a list without an order: everything but a permutation."""
-    return {
-        **asdict(task.query),
-        "first_stage": task.first_stage,
-        "document_ids": list(task.document_ids),
-        "teacher": teacher,
-        "outcome": ordering.outcome,
-        "reason": ordering.reason,
-        "answers": ordering.answers,
-    }
+    told = {name: getattr(ordering, name) for name in ("outcome", "reason", "answers")}
+    listed = {"first_stage": task.first_stage, "document_ids": list(task.document_ids)}
+    return {**asdict(task.query), **listed, "teacher": teacher, **told}
 
 
 def write_parquet(path: Path, rows: Sequence[Row]) -> None:
@@ -230,50 +236,6 @@ def write_parquet(path: Path, rows: Sequence[Row]) -> None:
     schema = pa.schema([(name, known.get(name, text)) for name in columns])
     with whole_file(path) as temporary:
         pa.parquet.write_table(pa.Table.from_pylist(list(rows), schema=schema), temporary)
-
-
-def write_lists(
-    output: Path,
-    tasks: Sequence[ListTask],
-    orderings: Sequence[Ordering],
-    documents: Mapping[str, Document],
-    teacher: str,
-    report: Mapping[str, Any],
-    validation_share: float,
-) -> dict[str, int]:
-    """Writes `data/` with the splits as `datasets.load_dataset(output)` finds them, the failures and the provenance.
-
-    Args:
-        output: The set's folder.
-        tasks: All lists.
-        orderings: What became of each.
-        documents: Document id to document.
-        teacher: Its name.
-        report: For the provenance; its `seed` is the split's.
-        validation_share: Share of the lists in the validation split.
-
-    Returns:
-        Rows of each split; an empty one has no file.
-    """
-    prompt = report["teacher"].get("prompt")
-    pairs = list(zip(tasks, orderings, strict=True))
-    failed = [failed_row(task, ordering, teacher) for task, ordering in pairs if ordering.permutation is None]
-    write_jsonl(output / FAILED_FILE, failed)
-    rows = [
-        distillation_row(task, ordering, documents, teacher, prompt)
-        for task, ordering in pairs
-        if ordering.permutation is not None
-    ]
-    train, validation = stratified_split(rows, validation_share, report["seed"])
-    for name, own in (("train", train), ("validation", validation)):
-        path = output / "data" / f"{name}-00000-of-00001.parquet"
-        if own:
-            write_parquet(path, own)
-        else:
-            path.unlink(missing_ok=True)
-    splits = {"train": len(train), "validation": len(validation), "failed": len(failed)}
-    write_provenance(output, "distillation_lists", {**report, "splits": splits}, PACKAGES)
-    return splits
 
 
 VALIDATION_SHARE = Fraction(1, 20)

@@ -78,8 +78,9 @@ class QueryGenerator:
         return [[(text, bool(ended)) for text, ended in passage] for passage in kept]
 
     def _load(self) -> None:
-        from transformers import AutoConfig
+        from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
+        from modeling_tsarank.models.checkpoints import load_backbone
         from modeling_tsarank.models.loading import load_ranker, resolve_device, resolve_dtype
         from modeling_tsarank.ranking_errors import load_errors
 
@@ -89,34 +90,22 @@ class QueryGenerator:
         with load_errors(self._source.name):
             config = AutoConfig.from_pretrained(location)
         if config.is_encoder_decoder:
-            self._load_seq2seq(location, device, dtype)
+            model, self._tokenizer = load_backbone(location, lambda config: AutoModelForSeq2SeqLM, dtype=dtype)
+            self._model = model.to(device).eval()
             return
-        ranker = load_ranker(self._source.name, device=device, dtype=dtype, **self._lengths(config))
-        if not ranker.scores_query_tokens:
-            raise ModelError(f"{self.name} ranks by {ranker.title.lower()} and generates no queries")
-        self._ranker, self._model, self._tokenizer = ranker, ranker.backbone, ranker.tokenizer
-
-    def _lengths(self, config: Any) -> dict[str, Any]:
-        """Ranking lengths that fit a short context; none for a model with a usual one.
-
-        Raises:
-            InputError: passage and query do not fit.
-        """
-        context = getattr(config, "max_position_embeddings", None)
+        context: Any = getattr(config, "max_position_embeddings", None)
         wanted = self.options.max_passage_tokens + self.options.max_new_tokens
         if context is not None and wanted > context:
             raise InputError(
                 f"{self.name} reads {context} tokens, passage and query may have {wanted}: lower --max-passage-tokens"
             )
-        return {} if context is None or context >= 512 else {"max_length": context, "max_query_length": context // 2}
-
-    def _load_seq2seq(self, source: str, device: Any, dtype: Any) -> None:
-        from transformers import AutoModelForSeq2SeqLM
-
-        from modeling_tsarank.models.checkpoints import load_backbone
-
-        model, self._tokenizer = load_backbone(source, lambda config: AutoModelForSeq2SeqLM, dtype=dtype)
-        self._model = model.to(device).eval()
+        # Ranking lengths that fit a short context.
+        short = context is not None and context < 512
+        lengths: dict[str, Any] = {"max_length": context, "max_query_length": context // 2} if short else {}
+        ranker = load_ranker(self._source.name, device=device, dtype=dtype, **lengths)
+        if not ranker.scores_query_tokens:
+            raise ModelError(f"{self.name} ranks by {ranker.title.lower()} and generates no queries")
+        self._ranker, self._model, self._tokenizer = ranker, ranker.backbone, ranker.tokenizer
 
     def _inputs(self, passages: Sequence[str]) -> dict[str, Any]:
         """Padded ids and mask: on the left for a decoder, on the right for an encoder."""
@@ -153,17 +142,12 @@ class QueryGenerator:
             torch.manual_seed(seed)
             output = self._model.generate(**inputs, **self.options.for_generate())
         start = inputs["input_ids"].shape[1] if self._ranker is not None else 1
-        ends = self._end_ids()
-        rows = [(self._text(row), any(token in ends for token in row)) for row in output[:, start:].tolist()]
+        ends = self._model.generation_config.eos_token_id
+        ends = {self._tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        ids, decode = output[:, start:].tolist(), partial(self._tokenizer.decode, skip_special_tokens=True)
+        rows = [(decode(row), any(token in ends for token in row)) for row in ids]
         each = self.options.per_passage
         return [rows[place : place + each] for place in range(0, len(rows), each)]
-
-    def _end_ids(self) -> set[int]:
-        ends = self._model.generation_config.eos_token_id
-        return {self._tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-
-    def _text(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def tidy_generated(text: str, ended: bool) -> tuple[str, str | None]:

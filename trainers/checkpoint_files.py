@@ -57,11 +57,10 @@ def checkpoint_problem(folder: str | Path, to_resume: bool = True) -> str | None
     if not (folder / MANIFEST).is_file():
         return f"{MANIFEST} is missing, which this version writes last"
     try:
-        problem = _damage(folder)
+        if problem := _damage(folder):
+            return problem
     except OSError as error:
         return f"it cannot be read: {error.strerror or error}"
-    if problem is not None:
-        return problem
     for name, patterns in list(_NEEDED.items())[: None if to_resume else 1]:
         if not any(next(folder.glob(pattern), None) for pattern in patterns):
             return f"{name} is missing, as save_only_model leaves it"
@@ -87,13 +86,10 @@ def _damage(folder: Path) -> str | None:
 
 def checkpoint_folders(output_dir: str | Path) -> list[Path]:
     """The checkpoints of an output folder, whole or not, by step."""
-    found = []
-    for folder in Path(output_dir).glob("checkpoint-*"):
-        number = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-        # With neither it is the remains of a kill: an earlier version wrote the trainer's state last.
-        if number and any((folder / name).is_file() for name in (TRAINER_STATE_NAME, MANIFEST)):
-            found.append((int(number[1]), folder))
-    return [folder for _, folder in sorted(found)]
+    folders = (one for one in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", one.name))
+    # With neither it is the remains of a kill: an earlier version wrote the trainer's state last.
+    found = [one for one in folders if (one / TRAINER_STATE_NAME).is_file() or (one / MANIFEST).is_file()]
+    return sorted(found, key=lambda one: int(one.name.rpartition("-")[2]))
 
 
 def newest_whole_checkpoint(output_dir: str | Path) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -32,11 +33,7 @@ Batch = dict[str, Any]
 Group = dict[str, Any]
 
 
-def _drawn_from(seed: int, epoch: int, index: int) -> random.Random:
-    # A string is hashed by SHA-512 into the generator's state: the same on every machine and Python version.
-    return random.Random(f"{seed}/{epoch}/{index}")
-
-
+@dataclass(eq=False)
 class SampledGroups(Dataset):
     """Rows of a dataset, each with its documents drawn anew in every epoch.
 
@@ -52,20 +49,13 @@ class SampledGroups(Dataset):
         num_negatives: beside one positive; a row with fewer gives a smaller group.
     """
 
-    def __init__(
-        self,
-        rows: Any,
-        seed: int,
-        sampling: Sampling = "first",
-        *,
-        num_documents: int | None = None,
-        num_negatives: int = 0,
-    ) -> None:
-        self.rows = rows
-        self.seed = seed
-        self.sampling = sampling
-        self.num_documents = num_documents
-        self.num_negatives = num_negatives
+    rows: Any
+    seed: int
+    sampling: Sampling = "first"
+    num_documents: int | None = None
+    num_negatives: int = 0
+
+    def __post_init__(self) -> None:
         # In shared memory, so that workers that outlive an epoch see the change too.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
@@ -78,7 +68,8 @@ class SampledGroups(Dataset):
 
     def __getitem__(self, index: int) -> Group:
         row = self.rows[index]
-        kept = self._kept(row, _drawn_from(self.seed, int(self._epoch), index))
+        # A string is hashed by SHA-512 into the generator's state: the same on every machine and Python version.
+        kept = self._kept(row, random.Random(f"{self.seed}/{int(self._epoch)}/{index}"))
         group: Group = {
             "row": index,
             "query": clean_query(row["query"]),

@@ -81,7 +81,9 @@ class CPTConfig(PartConfig, SFTConfig):
         settle_configuration(self)
         if self.bf16 is None:
             # TRL says yes wherever fp16 is off; on most CPUs that would be several times slower than float32.
-            self.bf16 = not self.fp16 and _bfloat16_in_hardware(self.use_cpu)
+            on_gpu = torch.cuda.is_available() and not self.use_cpu
+            has = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_has_bfloat16()
+            self.bf16 = has and not self.fp16
         super().__post_init__()
         for name in ("model_init_kwargs", "dataset_kwargs"):
             value = getattr(self, name)
@@ -115,9 +117,3 @@ class CPTConfig(PartConfig, SFTConfig):
             document_template=self.document_template,
             prompt_style=self.prompt_style,
         )
-
-
-def _bfloat16_in_hardware(use_cpu: bool) -> bool:
-    if torch.cuda.is_available() and not use_cpu:
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return cpu_has_bfloat16()

@@ -6,7 +6,8 @@ import atexit
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from accelerate.data_loader import BatchSamplerShard
@@ -28,12 +29,8 @@ class FilledBatches(BatchSampler):
     """
 
     def __init__(self, batch_sampler: Any, rows: int, processes: int) -> None:
-        self.batch_sampler = batch_sampler
-        self.sampler = batch_sampler.sampler
-        self.batch_size = batch_sampler.batch_size
-        self.drop_last = False
-        self.rows = rows
-        self.processes = processes
+        super().__init__(batch_sampler.sampler, batch_sampler.batch_size, drop_last=False)
+        self.batch_sampler, self.rows, self.processes = batch_sampler, rows, processes
 
     def __len__(self) -> int:
         return math.ceil(len(self.batch_sampler) / self.processes) * self.processes
@@ -42,14 +39,12 @@ class FilledBatches(BatchSampler):
         count = 0
         for batch in self.batch_sampler:
             count += 1
-            yield [*batch, *self._filling(self.batch_size - len(batch))]
+            yield [*batch, *range(self.rows, self.rows + self.batch_size - len(batch))]
         for _ in range(-count % self.processes):
-            yield self._filling(self.batch_size)
-
-    def _filling(self, count: int) -> list[int]:
-        return [self.rows + number for number in range(count)]
+            yield list(range(self.rows, self.rows + self.batch_size))
 
 
+@dataclass(eq=False)
 class FillableRows(Dataset):
     """Rows of a dataset, and for indexes beyond them a row that is marked as filling.
 
@@ -58,9 +53,8 @@ class FillableRows(Dataset):
         filling: makes a filling row of a real one.
     """
 
-    def __init__(self, rows: Any, filling: Any) -> None:
-        self.rows = rows
-        self.filling = filling
+    rows: Any
+    filling: Callable[[Any], Any]
 
     def __len__(self) -> int:
         return len(self.rows)

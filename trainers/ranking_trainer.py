@@ -166,13 +166,8 @@ class RankingTrainer(CheckpointingTrainer):
     def make_groups(self, rows: Any) -> SampledGroups:
         """The rows with their documents drawn."""
         args = self.args
-        return SampledGroups(
-            rows,
-            args.seed,
-            args.document_sampling,
-            num_documents=args.num_documents or None,
-            num_negatives=args.num_negatives,
-        )
+        most = args.num_documents or None
+        return SampledGroups(rows, args.seed, args.document_sampling, most, args.num_negatives)
 
     def _rows(self, source: Any, minimum_rows: int = 2) -> Any:
         return checked_rows(source, self.args.row_rules(), minimum_rows=minimum_rows).rows
@@ -233,11 +228,7 @@ class RankingTrainer(CheckpointingTrainer):
         return loss
 
     def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: Batch,
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
     ) -> Any:
         """The loss of a batch with its graph, all chunks at once in memory: for evaluation, and to compare with."""
         chunks, size = self._plan(inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 from typing import Any
@@ -48,19 +49,13 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 def config_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
     """The arguments without `--config`, and the options of the files it names."""
-    kept: list[str] = []
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", action="append", default=[])
+    try:
+        given, kept = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise InputError("--config needs a file or the name of a recipe") from error
     options: dict[str, Any] = {}
-    position = 0
-    while position < len(arguments):
-        name, equals, value = arguments[position].partition("=")
-        position += 1
-        if name != "--config":
-            kept.append(arguments[position - 1])
-            continue
-        if not equals:
-            if position == len(arguments):
-                raise InputError("--config needs a file or the name of a recipe")
-            value = arguments[position]
-            position += 1
-        options |= read_recipe(find_recipe(value))
+    for name in given.config:
+        options |= read_recipe(find_recipe(name))
     return kept, options

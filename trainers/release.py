@@ -32,7 +32,7 @@ ADAPTER_LIMIT = 20_000_000
 JOIN = "+"
 
 
-def stack_adapters(folders: Sequence[str | Path], output: str | Path, dtype: torch.dtype = torch.bfloat16) -> int:
+def stack_adapters(folders: Sequence[str | Path], output: Path, dtype: torch.dtype = torch.bfloat16) -> int:
     """Writes one LoRA adapter that adds what several add, each of which was trained on the merge of those before.
 
     The sum of the updates, s1 B1 A1 + s2 B2 A2, is [B1 s1, B2 s2] [A1; A2]: exact, at the sum of the ranks. Layers
@@ -101,15 +101,8 @@ def _write(output: Path, config: dict[str, Any], weights: dict[str, Tensor], ran
 
     usual = max(ranks.values())
     others = {name: rank for name, rank in ranks.items() if rank != usual}
-    config.update(
-        base_model_name_or_path=None,
-        r=usual,
-        lora_alpha=usual,
-        lora_dropout=0.0,
-        inference_mode=True,
-        rank_pattern=others,
-        alpha_pattern=others,
-    )
+    config |= {"base_model_name_or_path": None, "r": usual, "lora_alpha": usual, "lora_dropout": 0.0}
+    config |= {"inference_mode": True, "rank_pattern": others, "alpha_pattern": others}
     with whole_files(output) as folder:
         save_file(weights, str(folder / ADAPTER_WEIGHTS), metadata={"format": "pt"})
         write_json(folder / ADAPTER_CONFIG, config)

@@ -201,6 +201,7 @@ def train_model(
     from modeling_tsarank.trainers.early_checks import check_settings, output_folder
     from modeling_tsarank.trainers.reranking_evaluation import RerankingEvaluation
     from modeling_tsarank.trainers.script_arguments import DataArguments, RerankingArguments
+    from modeling_tsarank.trainers.training_record import describe_data
 
     types = (model_arguments, DataArguments, config, RerankingArguments)
     model_args, data_args, args, reranking_args = parse_arguments(types, arguments, program, description)
@@ -219,23 +220,20 @@ def train_model(
             rerank_batch_tokens=reranking_args.rerank_batch_tokens,
             callbacks=[] if patience is None else [EarlyStoppingCallback(patience, least)],
         )
-        train_and_save(trainer, data_args)
+        trainer.data_source = describe_data(data_args.train_data, data_args.data_config, data_args.train_split)
+        _train_and_save(trainer)
 
 
-def train_and_save(trainer: Any, data: DataArguments | None = None) -> None:
+def _train_and_save(trainer: Any) -> None:
     """Trains (from a checkpoint, if `resume_from_checkpoint` says so), saves the model and the log, leaves the group.
 
-    `data` says where the rows came from, for the record of the training.
     `resume_from_checkpoint` is a folder, `last` for the last whole checkpoint in `output_dir`, or `auto`, which starts
     anew where there is none: the same command then serves for the first start and for every restart.
     """
     from modeling_tsarank.trainers.checkpoint_files import asked_checkpoint, writing_errors
     from modeling_tsarank.trainers.even_batches import settle_gloo
-    from modeling_tsarank.trainers.training_record import describe_data
 
     args = trainer.args
-    if data is not None and data.train_data is not None:
-        trainer.data_source = describe_data(data.train_data, data.data_config, data.train_split)
     try:
         trainer.train(resume_from_checkpoint=asked_checkpoint(args.resume_from_checkpoint, args.output_dir))
     except TSARankError as error:

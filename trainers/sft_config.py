@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -79,7 +80,11 @@ class RankingSFTConfig(RankingConfig):
                 raise InputError(f"{name} must lie between 0 and 1, got {getattr(self, name)!r}")
         if self.alpha == 0 and not self.ntp:
             raise InputError("alpha is 0 and ntp is off: nothing is left to learn from; raise alpha or switch ntp on")
-        changed = [name for name in ("alpha", "ntp", "dp", "teacher_weight") if getattr(self, name) != _default(name)]
+        changed = [
+            name
+            for name in ("alpha", "ntp", "dp", "teacher_weight")
+            if getattr(self, name) != getattr(RankingSFTConfig, name)
+        ]
         if self.objectives is not None and changed:
             raise InputError(f"objectives were given, and {', '.join(changed)} too, which they replace; give one")
         super().__post_init__()
@@ -92,16 +97,14 @@ class RankingSFTConfig(RankingConfig):
             ("next_token", (1 - self.alpha) * self.ntp),
             ("penalty", (1 - self.alpha) * self.dp),
         ]
-        weights: dict[str, float] = {}
+        weights: defaultdict[str, float] = defaultdict(float)
         for name, weight in terms:
-            if weight > 0:
-                weights[name] = weights.get(name, 0.0) + weight
-        return weights
+            weights[name] += weight
+        return {name: weight for name, weight in weights.items() if weight > 0}
 
     def idle_settings(self) -> set[str]:
-        idle = super().idle_settings()
-        idle |= {"ntp_reduction"} if "next_token" not in self.weights() else set()
-        idle |= {"teacher_temperature"} if "listnet" not in self.weights() else set()
+        of = {"ntp_reduction": "next_token", "teacher_temperature": "listnet"}
+        idle = super().idle_settings() | {name for name, loss in of.items() if loss not in self.weights()}
         return idle if self.objectives is None else idle | {"alpha", "ntp", "dp", "teacher_weight"}
 
     def options_of(self, name: str) -> dict[str, Any]:
@@ -111,7 +114,3 @@ class RankingSFTConfig(RankingConfig):
             "listnet": {"teacher_temperature": self.teacher_temperature},
         }
         return {**own.get(name, {}), **super().options_of(name)}
-
-
-def _default(name: str) -> Any:
-    return getattr(RankingSFTConfig, name)

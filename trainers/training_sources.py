@@ -83,11 +83,8 @@ def split_files(path: Path, split: str) -> list[Path]:
         if not path.name.endswith(SUFFIXES):
             raise InputError(f"{path}: unknown kind of file; expected {', '.join(SUFFIXES)}")
         return [path]
-    files = sorted(
-        file
-        for file in path.rglob("*")
-        if file.is_file() and file.name.endswith(SUFFIXES) and file.name not in RECORDS
-    )
+    found = (file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and file.name not in RECORDS)
+    files = sorted(file for file in found if file.is_file())
     if not files:
         raise InputError(f"folder {path} has no file with {', '.join(SUFFIXES)}")
     wanted = SPLIT_WORDS.get(split, split)
@@ -112,10 +109,7 @@ def read_records(path: Path) -> Iterator[tuple[str, Any]]:
     Raises:
         InputError: the file is not what its name says; names the line.
     """
-    if path.name.endswith(".parquet"):
-        yield from read_parquet(path)
-    else:
-        yield from read_json_rows(path)
+    return read_parquet(path) if path.name.endswith(".parquet") else read_json_rows(path)
 
 
 def stamp(path: Path) -> Source:

@@ -94,7 +94,8 @@ def _pairs(source: Source, unusable: Counter[str]) -> Iterator[Pair]:
             raise InputError(f"{place}: expected a record with fields, got {type(record).__name__}")
         if mapping is None:
             mapping = _mapping(source, record, place)
-        origin, licence = (text_of(_one(record, mapping.get(name))) for name in ("source", "licence"))
+        paths = [mapping.get(name) for name in ("source", "licence")]
+        origin, licence = (text_of(field_of(record, path)) if isinstance(path, str) else "" for path in paths)
         for query in _values(record, mapping["query"]):
             for document in _values(record, mapping["document"]):
                 if not query or not document:
@@ -119,10 +120,6 @@ def _mapping(source: Source, record: Mapping[str, Any], place: str) -> dict[str,
     if not source.fields:
         mapping |= {name: name for name in ("source", "licence") if isinstance(record.get(name), str)}
     return mapping
-
-
-def _one(record: Mapping[str, Any], path: Any) -> Any:
-    return field_of(record, path) if isinstance(path, str) else None
 
 
 def _values(record: Mapping[str, Any], paths: Any) -> list[str]:

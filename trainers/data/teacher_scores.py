@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -84,10 +84,11 @@ def _chunks(lists: Iterable[Texts], most: int) -> Iterator[list[Texts]]:
         yield chunk
 
 
+@dataclass
 class _SharedWork:
     """What is worked out for lists, from the cache or by the pool.
 
-    Args:
+    Attributes:
         identity: All that the results depend on beside the lists.
         task: Makes a task of the pool out of lists.
         cache: Where results are kept, a list at a time.
@@ -96,21 +97,19 @@ class _SharedWork:
         check: Looks at the results of a task before they are kept.
     """
 
-    def __init__(
-        self,
-        identity: dict[str, Any],
-        task: Callable[[list[Texts]], Any],
-        cache: RequestCache,
-        pool: Pool | None,
-        chunk_pairs: int,
-        check: Callable[[list[Any]], None],
-    ) -> None:
-        self._identity, self._task, self._cache, self._check = identity, task, cache, check
-        self._pool, self._chunk_pairs = pool or RanksPool(TeacherWorker()), chunk_pairs
+    identity: dict[str, Any]
+    task: Callable[[list[Texts]], Any]
+    cache: RequestCache
+    pool: Pool | None
+    chunk_pairs: int
+    check: Callable[[list[Any]], None] = lambda values: None
+
+    def __post_init__(self) -> None:
+        self._pool = self.pool or RanksPool(TeacherWorker())
 
     def results(self, lists: Iterable[Texts]) -> Iterator[tuple[Any, bool]]:
         """The result of each list in the given order, and whether it was kept before."""
-        chunks = _chunks(lists, self._chunk_pairs)
+        chunks = _chunks(lists, self.chunk_pairs)
         while ahead := list(islice(chunks, CHUNKS_AHEAD)):
             yield from self._work(ahead)
 
@@ -124,25 +123,25 @@ class _SharedWork:
                 lacking: dict[str, Texts] = {}
                 fresh.append([])
                 for key, texts in zip(own, chunk, strict=True):
-                    fresh[-1].append(key not in self._cache and key not in asked)
+                    fresh[-1].append(key not in self.cache and key not in asked)
                     if fresh[-1][-1]:
                         asked.add(key)
                         lacking[key] = texts
                 if lacking:
-                    yield list(lacking), self._task(list(lacking.values()))
+                    yield list(lacking), self.task(list(lacking.values()))
 
         done = 0
         for lacking, values in self._pool.map(tasks()):
-            self._check(values)
-            self._cache.add(dict(zip(lacking, values, strict=True)))  # all or none: see `CHUNK_PAIRS`
-            while done < len(fresh) and all(key in self._cache for key in keys[done]):
-                yield from ((self._cache[key], not new) for key, new in zip(keys[done], fresh[done], strict=True))
+            self.check(values)
+            self.cache.add(dict(zip(lacking, values, strict=True)))  # all or none: see `CHUNK_PAIRS`
+            while done < len(fresh) and all(key in self.cache for key in keys[done]):
+                yield from ((self.cache[key], not new) for key, new in zip(keys[done], fresh[done], strict=True))
                 done += 1
         for own, new_ones in zip(keys[done:], fresh[done:], strict=True):
-            yield from ((self._cache[key], not new) for key, new in zip(own, new_ones, strict=True))
+            yield from ((self.cache[key], not new) for key, new in zip(own, new_ones, strict=True))
 
     def _key(self, query: str, documents: Sequence[str]) -> str:
-        return request_key({**self._identity, "query": query, "documents": hash_parts(documents)})
+        return request_key({**self.identity, "query": query, "documents": hash_parts(documents)})
 
 
 class CachedScorer:
@@ -211,9 +210,7 @@ class LocalTeacher:
         self.name, self.usage = chat.name, usage
         self.description = {**chat.describe(), **how.describe()}
         identity = {"order": chat.request([]), "how": asdict(how)}
-        self._work = _SharedWork(
-            identity, lambda lists: ("order", name, options, how, lists), cache, pool, 1, lambda values: None
-        )
+        self._work = _SharedWork(identity, lambda lists: ("order", name, options, how, lists), cache, pool, 1)
 
     def order_many(self, lists: Sequence[Texts]) -> Iterator[Ordering]:
         """What became of each list, in the given order."""

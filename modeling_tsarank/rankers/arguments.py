@@ -120,12 +120,11 @@ def check_list_options(args: argparse.Namespace, remote: bool) -> None:
         refuse_options(args, f"a {args.ranker} ranker", **unset)
 
 
-def list_ranker(args: argparse.Namespace, device: Any = None) -> ListRanker | None:
+def list_ranker(args: argparse.Namespace) -> ListRanker | None:
     """The ranker of lists that the options describe, `None` for a pointwise model.
 
     Args:
         args: Parsed options of `add_ranker_arguments` and `models.arguments.add_model_arguments`.
-        device: Where to load it if the user named no device.
 
     Raises:
         InputError, ModelError, ResourceError: see `load_list_ranker` and `check_list_options`.
@@ -139,7 +138,7 @@ def list_ranker(args: argparse.Namespace, device: Any = None) -> ListRanker | No
     from .rerank_service import RerankService
 
     if getattr(args, "cascade", None) is not None:
-        return Cascade([(depth, _stage(stage, device)) for depth, stage in cascade_stages(args)])
+        return Cascade([(depth, _stage(stage)) for depth, stage in cascade_stages(args)])
     options = ranker_options(args)
     source = resolve(args.model)
     remote, pointwise = source.kind is Kind.SERVICE, args.ranker == RANKERS[0]
@@ -151,7 +150,7 @@ def list_ranker(args: argparse.Namespace, device: Any = None) -> ListRanker | No
         return RerankService(EndpointSettings(*where), args.api_documents)
     if remote:
         return load_list_ranker(source.name, args.ranker, options, endpoint=ChatSettings(*where))
-    given = {**loading_arguments(args), "device": args.device or device, "batch_tokens": args.batch_tokens}
+    given = {**loading_arguments(args), "batch_tokens": args.batch_tokens}
     ranker: Any = load_list_ranker(args.model, args.ranker, options, **given)
     if getattr(args, "store", None) is not None:
         ranker.document_store = open_store(args.store)
@@ -182,16 +181,16 @@ def _stage_arguments(args: argparse.Namespace, what: str) -> argparse.Namespace:
     return stage
 
 
-def _stage(args: argparse.Namespace, device: Any) -> Any:
+def _stage(args: argparse.Namespace) -> Any:
     from ..cache.folder_store import use_store
     from ..models.loading import number_format, resolve_device
     from ..models.resolver import resolve
     from .pointwise import foreign_dtype, load_scorer, prefix_of
 
-    ranker = list_ranker(args, device)
+    ranker = list_ranker(args)
     if ranker is not None:
         return ranker
-    place = resolve_device(args.device or device)
+    place = resolve_device(args.device)
     foreign = bool(prefix_of(resolve(args.model), args.revision))
     dtype = foreign_dtype(args.dtype, place) if foreign else number_format(args.dtype, place)
     hub = args.revision, args.trust_remote_code

@@ -51,8 +51,7 @@ def run(args: argparse.Namespace) -> int:
     so, too. The graph is run, and its scores are compared.
     """
     from ..modeling_cross_encoder import CrossEncoderModel
-    from ..models.exporting import to_sequence_classification
-    from ..models.graphs import save_graph
+    from ..models.exporting import save_graph, to_sequence_classification
 
     if Path(args.output).exists():
         raise InputError(f"{args.output} exists already; name a new folder")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..cli.command_line import real, whole
-from .pools import Pool, Result, Worker, lead
+from .pools import Pool, RayPool, Result, Worker, lead
 
 
 def add_pool_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,8 +39,6 @@ def with_pool(args: argparse.Namespace, work: Callable[[Pool], Result], worker: 
     """Calls `work` with the pool that `add_pool_arguments` describes; see `lead`."""
     if args.ray is None:
         return lead(work, worker)
-    from .ray_pool import RayPool
-
     address = None if args.ray == "local" else args.ray
     with RayPool(worker, address, args.actors, args.actor_cpus, args.actor_gpus) as pool:
         return work(pool)

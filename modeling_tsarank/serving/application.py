@@ -27,10 +27,9 @@ from ..ranking_errors import InputError, ModelError, ResourceError, TSARankError
 from ..scores.fusion import FusionSetting, fuse
 from ..scores.ranking import by_passages, check_fusion
 from . import shapes
-from .batching import Batcher, ClosedError, OverloadedError
+from .batching import Batcher, ClosedError, OverloadedError, ServedModel
 from .documents import UploadedTexts
 from .metrics import Metrics
-from .served_model import ServedModel
 
 
 logger = logging.getLogger("modeling_tsarank.serving")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..jobs.ray_pool import start_ray
+from ..jobs.pools import start_ray
 from ..ranking_errors import ResourceError
 
 

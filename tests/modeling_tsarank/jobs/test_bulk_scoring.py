@@ -579,7 +579,7 @@ def test_score_command(zoo, model, tmp_path, capsys) -> None:
 @pytest.mark.slow
 def test_ray_gives_the_same_files_and_the_same_errors(zoo, model, tmp_path, request) -> None:
     ray = pytest.importorskip("ray")
-    from modeling_tsarank.jobs.ray_pool import RayPool
+    from modeling_tsarank.jobs.pools import RayPool
 
     pairs = make_pairs(300)
     source = write_parquet(tmp_path / "a.parquet", pairs, 70)
@@ -610,7 +610,7 @@ def test_ray_gives_the_same_files_and_the_same_errors(zoo, model, tmp_path, requ
 
 
 def test_without_ray_the_extra_is_named(tmp_path) -> None:
-    from modeling_tsarank.jobs.ray_pool import RayPool
+    from modeling_tsarank.jobs.pools import RayPool
 
     job = BulkJob((write_parquet(tmp_path / "a.parquet", make_pairs(10)),), str(tmp_path / "out"))
     with pytest.MonkeyPatch.context() as patch:

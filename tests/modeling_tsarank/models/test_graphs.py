@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from modeling_tsarank import TwolarModel, load_ranker
 from modeling_tsarank.cli import main
-from modeling_tsarank.models.graphs import INPUTS, load_graph
+from modeling_tsarank.models.exporting import INPUTS, load_graph
 
 
 PAIRS = [("why does bread rise", "yeast makes gas"), ("bees", "honey and more honey"), ("5 ships?", "one")]

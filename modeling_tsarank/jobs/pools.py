@@ -159,7 +159,7 @@ class _Mailbox:
             ) from error
         pieces = [f"{name}.{number}" for number in range(int(self._store.get(name)))]
         data = b"".join(self._store.get(piece) for piece in pieces)
-        for piece in (name, *pieces):
+        for piece in (*pieces, name):  # the name last: once it is gone, the process of the store may end
             self._store.delete_key(piece)
         return pickle.loads(data)
 

@@ -46,15 +46,12 @@ BOUNDS = {name: bounds for bounds, names in _NUMBERS.items() for name in names}
 
 def check_numbers(args: Any) -> None:
     """Raises `InputError` for the first number of a configuration out of its bounds; NumPy's become Python's."""
-    for name in (*BOUNDS, "max_steps"):
+    for name, bounds in {**BOUNDS, "max_steps": _AT_LEAST_1}.items():
         if isinstance(value := getattr(args, name, None), np.generic):
-            setattr(args, name, value.item())  # arguments are saved as JSON
-    for name, bounds in BOUNDS.items():
-        value = getattr(args, name, None)
-        if value is not None:
-            check_number(name, value, bounds)
-    if args.max_steps != -1:
-        check_number("max_steps", args.max_steps, _AT_LEAST_1, ", or -1 for num_train_epochs")
+            value = value.item()
+            setattr(args, name, value)  # arguments are saved as JSON
+        if value is not None and (name, value) != ("max_steps", -1):
+            check_number(name, value, bounds, ", or -1 for num_train_epochs" if name == "max_steps" else "")
 
 
 def check_number(name: str, value: Any, bounds: Number, more: str = "") -> None:

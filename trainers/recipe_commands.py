@@ -6,10 +6,13 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from modeling_tsarank.cli.command_line import add_command, whole
+from modeling_tsarank.cli.command_line import add_command
 from modeling_tsarank.ranking_errors import InputError
+from modeling_tsarank.trainers.options import add_options
 
 
 _EXAMPLES = """\
@@ -21,6 +24,36 @@ _RELEASE_EXAMPLE = """\
       --output hub_cards/releases/tsarank-smollm2-135m \\
       --example "how long does a flea live" examples/fleas.jsonl
 """
+
+
+@dataclass
+class PrepareOptions:
+    """What is prepared.
+
+    Attributes:
+        output: Folder to fill.
+        limit: For a rehearsal: N raw rows of every file; 0 takes all.
+    """
+
+    output: Annotated[Path, "DIR"]
+    limit: int = 0
+
+
+@dataclass
+class ReleaseOptions:
+    """What a release is made of.
+
+    Attributes:
+        adapters: In the stages' order; checkpoints of one stage joined by + give their mean.
+        on: The release that the first of them was trained on.
+        ranker: What the last stage wrote.
+        output: Folder named like the release.
+    """
+
+    adapters: Annotated[list[Path], "DIR"]
+    ranker: Annotated[Path, "DIR"]
+    output: Annotated[Path, "DIR"]
+    on: Annotated[str | None, "NAME"] = None
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -41,22 +74,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         metavar="DIR",
         help="folder with weak_pairs, supervised and beir (default: $TSARANK_DATA)",
     )
-    one.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to fill")
-    one.add_argument(
-        "--limit", type=whole(least=0), default=0, metavar="N", help="for a rehearsal: N raw rows of every file"
-    )
+    add_options(one, PrepareOptions)
     other = add_command(commands, "release", "one adapter of those of all stages", _RELEASE_EXAMPLE, run_release)
-    other.add_argument(
-        "--adapters",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="DIR",
-        help="in the stages' order; checkpoints of one stage joined by + give their mean",
-    )
-    other.add_argument("--on", metavar="NAME", help="the release that the first of them was trained on")
-    other.add_argument("--ranker", type=Path, required=True, metavar="DIR", help="what the last stage wrote")
-    other.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder named like the release")
+    add_options(other, ReleaseOptions)
     other.add_argument(
         "--example", nargs=2, metavar=("QUERY", "FILE"), help="also record the scores of FILE's documents for QUERY"
     )

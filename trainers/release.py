@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from modeling_tsarank.files.hashes import hash_file
@@ -70,8 +71,15 @@ def stack_adapters(folders: Sequence[str | Path], output: Path, dtype: torch.dty
         ranks[name] = len(a)
         weights[f"{ADAPTER_PREFIX}{name}.lora_A.weight"] = a.to(dtype).contiguous()
         weights[f"{ADAPTER_PREFIX}{name}.lora_B.weight"] = b.to(dtype).contiguous()
+    usual = max(ranks.values())
+    others = {name: rank for name, rank in ranks.items() if rank != usual}
     config = {**parts[0][0], "target_modules": _targets([config for config, _ in parts], list(ranks))}
-    return _write(Path(output), config, weights, ranks)
+    config |= {"base_model_name_or_path": None, "r": usual, "lora_alpha": usual, "lora_dropout": 0.0}
+    config |= {"inference_mode": True, "rank_pattern": others, "alpha_pattern": others}
+    with whole_files(output) as folder:
+        save_file(weights, str(folder / ADAPTER_WEIGHTS), metadata={"format": "pt"})
+        write_json(folder / ADAPTER_CONFIG, config)
+    return (output / ADAPTER_WEIGHTS).stat().st_size
 
 
 def _mean_adapter(folders: Sequence[str]) -> tuple[dict[str, Any], dict[str, tuple[Tensor, Tensor]]]:
@@ -94,19 +102,6 @@ def _targets(configs: Sequence[dict[str, Any]], names: Sequence[str]) -> list[st
     if all(any(name == target or name.endswith(f".{target}") for target in short) for name in names):
         return short
     return sorted(names)
-
-
-def _write(output: Path, config: dict[str, Any], weights: dict[str, Tensor], ranks: dict[str, int]) -> int:
-    from safetensors.torch import save_file
-
-    usual = max(ranks.values())
-    others = {name: rank for name, rank in ranks.items() if rank != usual}
-    config |= {"base_model_name_or_path": None, "r": usual, "lora_alpha": usual, "lora_dropout": 0.0}
-    config |= {"inference_mode": True, "rank_pattern": others, "alpha_pattern": others}
-    with whole_files(output) as folder:
-        save_file(weights, str(folder / ADAPTER_WEIGHTS), metadata={"format": "pt"})
-        write_json(folder / ADAPTER_CONFIG, config)
-    return (output / ADAPTER_WEIGHTS).stat().st_size
 
 
 def record_example(release: str | Path, query: str, documents: str | Path) -> dict[str, float]:

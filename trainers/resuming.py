@@ -54,7 +54,8 @@ _OTHER = re.compile("_name_or_path|transformers_version|auto_map|custom_pipeline
 
 def run_settings(trainer: Any) -> dict[str, Any]:
     """Everything of a training that must be the same when it is resumed, as plain JSON values."""
-    args = trainer.args
+    args, config = trainer.args, trainer.ranker.backbone.config
+    kept = {k: v for k, v in config.to_dict().items() if k != CONFIG_KEY and not _OTHER.fullmatch(k)}
     found = {name: value for name, value in settings(args).items() if name not in _FREE}
     found |= {
         "version": RUN_VERSION,
@@ -64,22 +65,12 @@ def run_settings(trainer: Any) -> dict[str, Any]:
         "frozen_weights": weights_digest(trainer, trained=False),
         "start_weights": trainer.start_weights,
         "trainable": args.trainable,
-        **model_settings(trainer),
-    }
-    options = getattr(trainer.ranker, "options", None)
-    found |= {} if options is None else {f"ranking option {k}": v for k, v in options.to_dict().items()}
-    return dict(json.loads(json.dumps(found, default=str)))
-
-
-def model_settings(trainer: Any) -> dict[str, Any]:
-    """The attention, and hashes of the configuration and the tokenizer of the model in training."""
-    config = trainer.ranker.backbone.config
-    kept = {k: v for k, v in config.to_dict().items() if k != CONFIG_KEY and not _OTHER.fullmatch(k)}
-    return {
         "attn_implementation": config._attn_implementation,
         "configuration": hash_parts([json.dumps(kept, sort_keys=True, default=str)]),
         "tokenizer": tokenizer_identity(trainer.ranker.tokenizer),
+        **{f"ranking option {name}": value for name, value in trainer.ranker.options.to_dict().items()},
     }
+    return dict(json.loads(json.dumps(found, default=str)))
 
 
 def rows_digest(rows: Any) -> str:

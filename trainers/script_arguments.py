@@ -64,12 +64,8 @@ class RankerArguments(BaseModelArguments):
 
     def loading_options(self) -> dict[str, Any]:
         """Keyword arguments of `load_base_ranker`."""
-        return {
-            **super().loading_options(),
-            "trust_remote_code": self.trust_remote_code,
-            "family": self.family,
-            "ranking_options": self.ranking_options,
-        }
+        names = ("trust_remote_code", "family", "ranking_options")
+        return super().loading_options() | {name: getattr(self, name) for name in names}
 
 
 @documented

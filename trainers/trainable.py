@@ -290,11 +290,10 @@ def disable_dropout(module: nn.Module) -> None:
 
 def drops_out(module: nn.Module) -> bool:
     """Whether the module, in the mode it is in, gives something else every time it is run."""
-    for part in module.modules():
-        numbers = [getattr(part, name, None) for name in DROPOUT_NUMBERS]
-        if isinstance(part, nn.Dropout):
-            numbers.append(part.p)
-        if part.training and any(isinstance(number, float) and number > 0 for number in numbers):
+    for part in (part for part in module.modules() if part.training):
+        names = (*DROPOUT_NUMBERS, "p") if isinstance(part, nn.Dropout) else DROPOUT_NUMBERS
+        numbers = [getattr(part, name, None) for name in names]
+        if any(isinstance(number, float) and number > 0 for number in numbers):
             return True
     return False
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from modeling_tsarank.files.hashes import hash_file
 from modeling_tsarank.files.reading import read_json_rows
@@ -126,13 +127,9 @@ def with_answers(records: Iterator[tuple[str, Any]], permutations: str | Path | 
     if not path.is_file():
         raise InputError(f"no permutations file {str(path)!r}")
     answers = (answer for _, answer in read_records(path))
-    number = 0
-    for number, (where, record) in enumerate(records, start=1):
-        answer = next(answers, _NOTHING)
-        if answer is _NOTHING:
-            raise InputError(
-                f"{path.name}: expected one permutation for each row; the permutations end at {number - 1}"
-            )
+    for number, (row, answer) in enumerate(zip_longest(records, answers, fillvalue=_NOTHING)):
+        if row is _NOTHING or answer is _NOTHING:
+            what = "rows" if row is _NOTHING else "permutations"
+            raise InputError(f"{path.name}: expected one permutation for each row; the {what} end at {number}")
+        where, record = cast(tuple[str, Any], row)
         yield where, {**record, "permutation": answer} if isinstance(record, Mapping) else record
-    if next(answers, _NOTHING) is not _NOTHING:
-        raise InputError(f"{path.name}: expected one permutation for each row; the rows end at {number}")

@@ -118,7 +118,10 @@ def _weak_pairs_card(record: dict[str, Any], title: str) -> str:
         sources=[dict(zip(("type", "source", "licence", "rows"), (*key, n), strict=True)) for key, n in largest],
         others=sum(groups.values()) - sum(number for _, number in largest),
         splits=" and ".join(f"{number:,} in the split {name}" for name, number in sorted(record["rows"].items())),
-        steps=[(step, options_text(_options(step)), _reasons(step)) for step in record["filters"]],
+        steps=[
+            (step, options_text(_options(step)), options_text(dict(Counter(step["dropped"]).most_common())))
+            for step in record["filters"]
+        ],
         sampling=options_text({name: value for name, value in record["sampling"].items() if value}),
         unusable=[options_text(one["unusable"]) for one in record["inputs"]],
         leakage=collections_text(checked),
@@ -130,10 +133,6 @@ def _weak_pairs_card(record: dict[str, Any], title: str) -> str:
 
 def _options(step: dict[str, Any]) -> dict[str, Any]:
     return {**step["options"], **{name: step[name] for name in ("types", "sources") if name in step}}
-
-
-def _reasons(step: dict[str, Any]) -> str:
-    return options_text(dict(Counter(step["dropped"]).most_common()))
 
 
 def _lists_card(record: dict[str, Any], title: str, license_id: str | None) -> str:

@@ -60,12 +60,7 @@ class MiningOptions:
         log-probabilities are never above 0.
         """
         positive = min(positives)
-        limits = [positive]
-        if self.absolute_margin is not None:
-            limits.append(positive - self.absolute_margin)
-        if self.relative_margin is not None:
-            limits.append(positive - abs(positive) * self.relative_margin)
-        return min(limits)
+        return positive - max(self.absolute_margin or 0.0, abs(positive) * (self.relative_margin or 0.0))
 
 
 @dataclass(frozen=True)
@@ -105,15 +100,10 @@ class SamplingOptions:
 
     def for_generate(self) -> dict[str, Any]:
         """Arguments of `generate`."""
-        if self.temperature == 0:
-            return {"do_sample": False, "max_new_tokens": self.max_new_tokens}
-        return {
-            "do_sample": True,
-            "top_k": self.top_k,
-            "temperature": self.temperature,
-            "num_return_sequences": self.per_passage,
-            "max_new_tokens": self.max_new_tokens,
-        }
+        options: dict[str, Any] = {"do_sample": self.temperature > 0, "max_new_tokens": self.max_new_tokens}
+        if self.temperature > 0:
+            options |= {"top_k": self.top_k, "temperature": self.temperature, "num_return_sequences": self.per_passage}
+        return options
 
 
 # ---- options of commands -------------------------------------------------------------------------------

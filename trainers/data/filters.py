@@ -59,9 +59,8 @@ class DeclaredStep:
 
     def concerns(self, pair: Pair) -> bool:
         """Whether the filter looks at this pair at all."""
-        if self.types and pair.type not in self.types:
-            return False
-        return not self.sources or any(fnmatchcase(pair.source, pattern) for pattern in self.sources)
+        fits = any(fnmatchcase(pair.source, pattern) for pattern in self.sources or ("*",))
+        return fits and (not self.types or pair.type in self.types)
 
     def record(self) -> dict[str, Any]:
         """The counts for the provenance."""

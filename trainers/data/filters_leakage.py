@@ -93,17 +93,21 @@ class Leakage(Step):
 
     def _add(self, views: list[TextView], number: int) -> None:
         views = [view for view in views if view.words]
-        keys = np.array([key for view in views for key in self._keys(view)], dtype=np.uint64)
+        keys = np.array([self._key(view) for view in views], dtype=np.uint64)
         self._exact.add(keys, np.full(len(keys), number))
         long = [view for view in views if len(view.words) >= self.near_words]
         self._index.add(stack([view.signature for view in long]), np.full((len(long), 1), number, dtype=np.uint32))
         if self.run_words:
-            runs = [view.grams(self.run_words) for view in views if len(view.words) >= self.run_words]
-            grams = np.unique(np.concatenate([np.zeros(0, dtype=np.uint64), *runs]))
+            grams = np.unique(np.concatenate(self._grams(views)))
             self._runs.add(grams, np.full(len(grams), number))
 
-    def _keys(self, view: TextView) -> list[int]:
-        return [view.key] if len(view.words) >= self.near_words else [view.bag]
+    def _key(self, view: TextView) -> int:
+        return view.key if len(view.words) >= self.near_words else view.bag
+
+    def _grams(self, views: list[TextView]) -> list[np.ndarray]:
+        """The runs of words of each text, and of one more that has none."""
+        none = np.zeros(0, dtype=np.uint64)
+        return [*(one.grams(self.run_words) if len(one.words) >= self.run_words else none for one in views), none]
 
     def apply(self, pairs: list[Pair]) -> list[Outcome]:
         queries = self.find([pair.view("query") for pair in pairs], "query")
@@ -124,18 +128,15 @@ class Leakage(Step):
 
     def _matches(self, views: list[TextView]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         """How, which texts (places in `views`) and which collections."""
-        keys = np.array([self._keys(view)[0] for view in views], dtype=np.uint64)
+        keys = np.array([self._key(view) for view in views], dtype=np.uint64)
         yield "exact", *self._exact.find(keys, 1)
         long = np.array([n for n, view in enumerate(views) if len(view.words) >= self.near_words], dtype=np.int64)
         places, _, numbers = self._index.near(stack([views[n].signature for n in long]), self.threshold)
         yield "near", long[places], numbers[:, 0]
         if self.run_words:
-            runs = [
-                view.grams(self.run_words) if len(view.words) >= self.run_words else np.zeros(0, dtype=np.uint64)
-                for view in views
-            ]
-            owners = np.repeat(np.arange(len(views)), [len(run) for run in runs])
-            found, numbers = self._runs.find(np.concatenate([np.zeros(0, dtype=np.uint64), *runs]), 1)
+            runs = self._grams(views)
+            owners = np.repeat(np.arange(len(runs)), [len(run) for run in runs])
+            found, numbers = self._runs.find(np.concatenate(runs), 1)
             yield "run", owners[found], numbers
 
     def facts(self) -> dict[str, Any]:
@@ -208,13 +209,11 @@ def _load(name: str) -> Iterator[tuple[str, Any, Any]]:
         for collection in load_collections(name):
             yield collection.name, collection.queries, collection.documents
         return
-    files = {stem: next((p for p in (folder / stem, folder / f"{stem}.gz") if p.is_file()), None) for stem in _FILES}
-    if files["queries.jsonl"] is None or files["corpus.jsonl"] is None:
+    places = [[folder / f"{stem}.jsonl", folder / f"{stem}.jsonl.gz"] for stem in ("queries", "corpus")]
+    queries, corpus = (next((path for path in paths if path.is_file()), None) for paths in places)
+    if queries is None or corpus is None:
         raise InputError(f"{folder} needs queries.jsonl beside corpus.jsonl to be checked for leakage")
-    yield folder.resolve().name, read_queries(files["queries.jsonl"]), read_corpus(files["corpus.jsonl"])
-
-
-_FILES = ("corpus.jsonl", "queries.jsonl")
+    yield folder.resolve().name, read_queries(queries), read_corpus(corpus)
 
 
 def _texts(queries: Any, documents: Any) -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -114,13 +114,8 @@ def read_queries(paths: Iterable[str | Path]) -> list[SourceQuery]:
             if text in texts:
                 raise InputError(f"{place}: the query {text!r:.60} appeared before; leave one out")
             texts.add(text)
-            queries[query_id] = SourceQuery(
-                query_id,
-                text,
-                field_text(about, "query_type", place) or "given",
-                optional_id(about, place),
-                field_text(about, "generator", place),
-            )
+            kind, generator = (field_text(about, name, place) for name in ("query_type", "generator"))
+            queries[query_id] = SourceQuery(query_id, text, kind or "given", optional_id(about, place), generator)
     if not queries:
         raise InputError("there is no query in the given files")
     return list(queries.values())
@@ -141,18 +136,9 @@ def deal_out(queries: Sequence[SourceQuery], stages: Sequence[FirstStage], seed:
         raise InputError(
             f"first stages need distinct names, got {', '.join(stage.name for stage in stages) or 'none'}"
         )
-    by_type: dict[str, list[str]] = defaultdict(list)
-    for query in queries:
-        by_type[query.query_type].append(query.query_id)
-    assigned = {}
-    offset = 0
-    for query_type in sorted(by_type):
-        shuffled = sorted(by_type[query_type], key=lambda query_id: place_of(seed, "stage", query_id))
-        for number, query_id in enumerate(shuffled):
-            assigned[query_id] = stages[(number + offset) % len(stages)]
-        # What is left over of one type goes to the stages that the types before did not favour.
-        offset += len(shuffled)
-    return assigned
+    # Type by type: what is left over of one goes to the stages that the types before did not favour.
+    shuffled = sorted(queries, key=lambda one: (one.query_type, place_of(seed, "stage", one.query_id)))
+    return {query.query_id: stages[number % len(stages)] for number, query in enumerate(shuffled)}
 
 
 class Retriever:
@@ -191,9 +177,7 @@ class Retriever:
         assert self._scorer is not None
         scorer = self._scorer(stage.spec.removeprefix(RERANK_PREFIX))
         best = {query_id: ranked(found) for query_id, found in candidates.items() if found}
-        lists = (
-            (queries[query_id], [self.documents[name].full_text for name in ids]) for query_id, ids in best.items()
-        )
+        lists = ((queries[one], [self.documents[name].full_text for name in ids]) for one, ids in best.items())
         run: Run = {query_id: {} for query_id in candidates}
         scored = zip(best.items(), scorer.scores_of(lists), strict=True)
         for (query_id, ids), scores in tqdm(scored, desc=stage.name, total=len(best), unit="query", disable=None):
@@ -259,7 +243,7 @@ def document_record(name: str, documents: Mapping[str, Document]) -> dict[str, A
 
 def spread(tasks: Sequence[ListTask], limit: int) -> list[ListTask]:
     """At most `limit` lists, one of each query type and first stage in turn, in the given order."""
-    rounds: dict[tuple[str, str], int] = defaultdict(int)
+    rounds: Counter[tuple[str, str]] = Counter()
     turns = []
     for place, task in enumerate(tasks):
         key = task.query.query_type, task.first_stage

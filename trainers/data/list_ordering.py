@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -134,9 +134,9 @@ def summarize(tasks: Sequence[ListTask], orderings: Sequence[Ordering], short: i
         repaired ones among those ordered.
     """
     outcomes = Counter(ordering.outcome for ordering in orderings)
-    by_source: dict[str, Counter[str]] = {}
+    by_source: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for task, ordering in zip(tasks, orderings, strict=True):
-        by_source.setdefault(f"{task.query.query_type} x {task.first_stage}", Counter())[ordering.outcome] += 1
+        by_source[f"{task.query.query_type} x {task.first_stage}"][ordering.outcome] += 1
     ordered = outcomes["clean"] + outcomes["repaired"]
     readings = [reading for ordering in orderings if ordering.permutation for reading in ordering.reading]
     return {

@@ -222,8 +222,8 @@ def _of_card(path: Path | None) -> str | None:
         datasets = (metadata_load(path) or {}).get("datasets")
     except Exception:  # a card is written by anyone, and what it says is only of use where it can be read
         return None
-    names = [datasets] if isinstance(datasets, str) else datasets if isinstance(datasets, list) else []
-    return ", ".join(dict.fromkeys(str(name) for name in names)) or None
+    names = datasets if isinstance(datasets, list) else [datasets] if isinstance(datasets, str) else []
+    return ", ".join(dict.fromkeys(map(str, names))) or None
 
 
 def _cached_card(name: str) -> Path | None:

@@ -22,17 +22,6 @@ from modeling_tsarank.trainers.training_sources import load_from_hub
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz", ".parquet", ".jsonl.zst", ".jsonl.bz2")
 
-DEFAULT_FIELDS = {
-    "title_body": ("title", "body"),
-    "title_abstract": ("title", "abstract"),
-    "citation_reference": ("citation", "reference"),
-    "post_comment": ("post", "comment"),
-    "entity_description": ("entity", "description"),
-    "question_answer": ("question", "answer"),
-    "summary_content": ("summary", "content"),
-}
-"""Fields looked for where a source declares none and its records have no `query` and `document`."""
-
 
 @dataclass
 class Source:
@@ -107,7 +96,8 @@ def _pairs(source: Source, unusable: Counter[str]) -> Iterator[Pair]:
 def _mapping(source: Source, record: Mapping[str, Any], place: str) -> dict[str, Any]:
     """The declared fields, completed by those that the first record has."""
     mapping = dict(source.fields)
-    for name, own in zip(("query", "document"), DEFAULT_FIELDS[source.type], strict=True):
+    # The kinds are named after the fields that such records have, such as `question_answer`.
+    for name, own in zip(("query", "document"), source.type.split("_"), strict=True):
         mapping.setdefault(name, next((known for known in (name, own) if known in record), own))
         paths = [mapping[name]] if isinstance(mapping[name], str) else mapping[name]
         if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):

@@ -95,14 +95,9 @@ def build_weak_pairs(
         write_provenance(folder, "weak_pairs", facts, _PACKAGES)
         write_card(folder)
         if dropped_examples is not None:
-            write_jsonl(
-                dropped_examples,
-                (
-                    {"filter": pipeline.steps[number].name, "reason": reason, **pair.row()}
-                    for (number, reason), dropped in sorted(pipeline.dropped_examples.items())
-                    for pair in dropped
-                ),
-            )
+            found = ((key, pair) for key, pairs in sorted(pipeline.dropped_examples.items()) for pair in pairs)
+            told = ({"filter": pipeline.steps[n].name, "reason": reason, **pair.row()} for (n, reason), pair in found)
+            write_jsonl(dropped_examples, told)
     return facts
 
 

@@ -68,9 +68,7 @@ class LabelledSource:
 
     def takes(self, pair: Pair) -> bool:
         """Whether a weak pair belongs to this source."""
-        return pair.type in self.types and (
-            not self.origins or any(fnmatchcase(pair.source, pattern) for pattern in self.origins)
-        )
+        return pair.type in self.types and any(fnmatchcase(pair.source, one) for one in self.origins or ("*",))
 
 
 def cleaned(cleaner: Clean, row: Judged) -> Judged:
@@ -86,14 +84,10 @@ def cleaned(cleaner: Clean, row: Judged) -> Judged:
 
 def usable(rows: Sequence[Judged], source: LabelledSource, lost: Counter[str]) -> list[Judged]:
     """The rows that a training can use; why others are not goes into `lost`."""
-    kept = []
-    for row in rows:
-        if not row.query or len(row.query.split()) > source.query_words:
-            lost["query empty or too long"] += 1
-        elif not row.positives:
-            lost["no positive"] += 1
-        else:
-            kept.append(row)
+    fitting = [row for row in rows if row.query and len(row.query.split()) <= source.query_words]
+    kept = [row for row in fitting if row.positives]
+    counts = {"query empty or too long": len(rows) - len(fitting), "no positive": len(fitting) - len(kept)}
+    lost.update({reason: count for reason, count in counts.items() if count})
     return kept
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.list_making import stratified_split
 
 
@@ -60,10 +58,5 @@ def test_another_seed_is_another_choice():
     assert split(items, seed=1)[1] == split(items, seed=1)[1]
 
 
-def test_wrong_splits():
-    for share in (-0.1, 1.0, 2):
-        with pytest.raises(InputError, match="from 0 to below 1"):
-            split(rows({"a": 3}), share=share)
-    with pytest.raises(InputError, match="1 of 2 rows repeat an id"):
-        split([("same", "a"), ("same", "b")])
+def test_no_validation_rows():
     assert split(rows({"a": 3}), share=0) == (rows({"a": 3}), [])

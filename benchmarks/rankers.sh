@@ -6,14 +6,15 @@
 #     tsarank frontier OUTPUT/* --output benchmarks/results/rankers.json
 #
 # TEACHERS holds folders of all-MiniLM-L6-v2 and all-mpnet-base-v2. Rankers that are dear are measured on the first
-# queries only; `tsarank frontier` compares each with BM25 on the same ones.
+# queries only; `tsarank frontier` compares each with BM25 on the same ones. QUERIES=3 measures all on three: for times,
+# on a core that does nothing else.
 set -euo pipefail
 output=${1:?} teachers=${2:?} gemma=${3:?}
 collection=${TSARANK_DATA:?}/beir/trec-dl-19
 smollm=zero-shot
 
 measure() {  # NAME QUERIES OPTIONS…
-  local name=$1 queries=$2
+  local name=$1 queries=${QUERIES:-$2}
   shift 2
   [ -e "$output/$name/trec-dl-19/metrics.json" ] && return
   echo "$(date +%T) $name"
@@ -21,25 +22,23 @@ measure() {  # NAME QUERIES OPTIONS…
     --limit-queries "$queries" --dtype float32 --output "$output/$name" --quiet "$@"
 }
 
+measure twolar-v2 43 --model twolar-smollm2-135m-v2
 measure first 43 --model $smollm --ranker first
 measure attention 43 --model $smollm --ranker attention
 measure setwise 10 --model $smollm --ranker setwise
 measure query-likelihood 43 --model $smollm
 measure listwise 10 --model $smollm --ranker listwise
 measure minilm-bi-encoder 43 --model "dense:$teachers/all-minilm-l6-v2"
-# The candidate is put back by: git checkout 59ba040 -- hub_cards/releases/twolar-smollm2-135m-scored
-measure twolar-scored 43 --model twolar-smollm2-135m-scored
-measure one-pass 43 --model twolar-smollm2-135m-scored --ranker one-pass --ranker-options calibrate=true
+measure one-pass 43 --model twolar-smollm2-135m-v2 --ranker one-pass --ranker-options calibrate=true
 measure gemma-first 10 --model "$gemma" --ranker first
 measure pairwise 5 --model $smollm --ranker pairwise
+measure twolar-then-setwise 10 --cascade 20:twolar-smollm2-135m-v2,5:setwise --model $smollm
+measure mpnet-bi-encoder 43 --model "dense:$teachers/all-mpnet-base-v2"
+measure tsarank 43 --model tsarank-smollm2-135m
 [ -e "$output-true-false" ] || python -c "import sys, tsarank
 tsarank.load_ranker('zero-shot', family='true_false_logits', dtype='float32').save_pretrained(sys.argv[1])" "$output-true-false"
 measure true-false 43 --model "$output-true-false"
 measure gemma-attention 10 --model "$gemma" --ranker attention
 measure gemma-setwise 5 --model "$gemma" --ranker setwise
 measure gemma-query-likelihood 10 --model "$gemma"
-measure mpnet-bi-encoder 43 --model "dense:$teachers/all-mpnet-base-v2"
 measure gemma-listwise 5 --model "$gemma" --ranker listwise
-measure twolar-then-setwise 10 --cascade 20:twolar-smollm2-135m,5:setwise --model $smollm
-measure twolar 43 --model twolar-smollm2-135m
-measure tsarank 43 --model tsarank-smollm2-135m

@@ -101,13 +101,21 @@ class PassageRanker:
             raise InputError(f"passage_stride ({self.stride}) must not be larger than passage_length ({self.length})")
         self.last_stats: dict[str, int] = {}
 
-    def rank(self, query: str, documents: Sequence[Any], **options: Any) -> list[dict[str, Any]]:
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[Any],
+        *,
+        instruction: str | None = None,
+        batch_tokens: int | None = None,
+        show_progress: bool | None = None,
+    ) -> list[dict[str, Any]]:
         """Documents in order, best first, each with its best passage.
 
         Args:
             query: Text, not empty.
             documents: Strings, or mappings with `text` and optionally `title`, which goes before every passage.
-            options: As of `predict`.
+            instruction, batch_tokens, show_progress: As of the model's `predict`.
 
         Returns:
             `[{"corpus_id", "score", "passage": {"start", "end", "text"}}, …]`: offsets in the document's text without
@@ -118,7 +126,7 @@ class PassageRanker:
         documents = document_list(documents)
         if not documents:
             raise InputError("no documents to rank")
-        found = self._rows([(query, document) for document in documents], **options)
+        found = self._rows([(query, document) for document in documents], instruction, batch_tokens, show_progress)
         rows = [{"corpus_id": i, **row} for i, row in enumerate(found)]
         return sorted(rows, key=lambda row: (-row["score"], row["corpus_id"]))
 

@@ -98,6 +98,7 @@ def test_every_way_to_rank_takes_passages(model: Any, tmp_path: Path) -> None:
     documents, split = ["Bees dance.", {"title": "Baking", "text": LONG}], {"passage_length": 50, "passage_stride": 20}
     expected = PassageRanker(model, "top-2", 50, 20).rank(QUERY, documents)
     assert model.rank(QUERY, documents, passages="top-2", **split) == expected
+    assert model.rank(QUERY, documents, passages="top-2", batch_size=1, num_workers=0, **split) == expected
     scores = [row["score"] for row in sorted(expected, key=lambda row: row["corpus_id"])]
     pairs = [(QUERY, document) for document in documents]
     assert model.predict(pairs, passages="top-2", **split).tolist() == pytest.approx(scores, abs=1e-6)

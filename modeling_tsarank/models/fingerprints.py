@@ -32,7 +32,7 @@ def adapter_base(folder: Path) -> tuple[str | None, str | None]:
     with contextlib.suppress(InputError):
         config = read_json_object(folder / "adapter_config.json")
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
-    known = isinstance(base, str) and base != "" and Path(base).resolve() != folder.resolve()
+    known = isinstance(base, str) and base != "" and "\0" not in base and Path(base).resolve() != folder.resolve()
     return base if known else None, revision if isinstance(revision, str) else None
 
 

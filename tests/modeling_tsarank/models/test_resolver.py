@@ -100,3 +100,6 @@ def test_an_adapter_names_its_base(tmp_path: Path) -> None:
         settings = {"base_model_name_or_path": base, "revision": "abc"}
         (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
         assert resolve(tmp_path).adapter_base() == (expected, "abc")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/\0base"}))
+    with pytest.raises(ModelError, match="names no base"):
+        resolve(tmp_path).adapter_base()

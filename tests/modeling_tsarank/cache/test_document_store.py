@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from forked import begin, join, start
 from safetensors import safe_open
 
 from modeling_tsarank import TSARankModel
+from modeling_tsarank.cache import folder_store
 from modeling_tsarank.cache.folder_store import FolderStore, MemoryStore
 from modeling_tsarank.engine.state_blocks import Layers
 from modeling_tsarank.engine.state_keys import model_identity
@@ -373,6 +376,32 @@ def test_two_processes_write_into_one_store(tmp_path) -> None:
         assert store.verify() == (250, 0)
         for seed in (0, 100, 149, 150, 249):
             assert equal(store.get(f"a-{seed}"), states(seed))
+
+
+def test_a_store_that_another_process_holds_is_named(tmp_path, monkeypatch) -> None:
+    write(tmp_path / "s", range(1))
+    monkeypatch.setattr(folder_store, "_LOCK_SECONDS", 0.2)
+    (tmp_path / "held").touch()
+
+    def hold() -> None:
+        with FileLock(tmp_path / "s" / ".lock"):
+            (tmp_path / "held").unlink()
+            time.sleep(60)
+
+    with FolderStore(tmp_path / "s") as store:
+        process = begin(hold)
+        while (tmp_path / "held").exists() and process.is_alive():
+            time.sleep(0.01)
+        try:
+            store.put("a-1", states(1))
+            with pytest.raises(ResourceError, match="another process has held the store "):
+                store.flush()
+        finally:
+            process.kill()
+            process.join()
+        store.put("a-2", states(2))
+    with FolderStore(tmp_path / "s") as store:
+        assert equal(store.get("a-2"), states(2))
 
 
 def test_a_writer_that_is_killed_leaves_whole_entries_only(tmp_path) -> None:

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,8 @@ def run(args: argparse.Namespace) -> int:
     Requests that arrive together are scored together. With --store, document states are cached on disk, and a document
     that was seen before costs the query's tokens only. The documents of --documents are indexed before the port opens:
     requests then have {"id": …} in place of texts.
+
+    Ctrl-C or SIGTERM ends the service once what the model is at is done, a second Ctrl-C at once.
     """
     from ..files.extras import require
 
@@ -119,12 +122,21 @@ def run(args: argparse.Namespace) -> int:
         return _serve_on_ray(args)
     import uvicorn
 
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            if self.should_exit and sig == signal.SIGINT:
+                # Python itself would wait for what the model's thread is at.
+                sys.stderr.write("tsarank: interrupted\n")
+                sys.stderr.flush()
+                os._exit(130)
+            super().handle_exit(sig, frame)
+
     # While documents are indexed; uvicorn raises it once more at the end.
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         app = make_app(args)
         config = uvicorn.Config(app, args.host, args.port, log_level="warning", timeout_graceful_shutdown=30)
-        server = uvicorn.Server(config)
+        server = Server(config)
         server.run()
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 from fastapi.testclient import TestClient
+from filelock import FileLock
 
 from modeling_tsarank import TSARankModel, cli
 from modeling_tsarank.cache.folder_store import open_store
@@ -38,8 +39,8 @@ def ask(address: str, path: str, body: Any = None) -> Any:
 
 
 @contextlib.contextmanager
-def served(*options: Any, seconds: float = 120) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """The address and process of `tsarank serve`, which is stopped by SIGTERM and ends with status 0."""
+def served(*options: Any, seconds: float = 120, status: int = 0) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The address and process of `tsarank serve`, which is stopped by SIGTERM and ends with that status."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
     command = ["serve", "--port", address.rpartition(":")[2], "--dtype", "float32", *options]
@@ -59,7 +60,7 @@ def served(*options: Any, seconds: float = 120) -> Iterator[tuple[str, subproces
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
-    assert process.returncode == 0
+    assert process.returncode == status
 
 
 @pytest.fixture
@@ -94,6 +95,21 @@ def test_documents_are_indexed_at_start_and_ranked_by_id(model: Any, corpus: Any
     assert encoded == {"documents": 3, "encoded": 0}, "their states were cached at start"
     with open_store(str(tmp_path / "states")) as store:
         assert model.index(["A text that came with a request."], store) == 0, "what was ranked is stored at the end"
+
+
+def test_a_second_interrupt_ends_the_service_at_once(model: Any, corpus: Any, tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn")
+    options = ["--model", tmp_path / "tiny", "--store", tmp_path / "states"]
+    lock = FileLock(tmp_path / "states" / ".lock")
+    with served(*options, status=130) as (address, process), ThreadPoolExecutor(1) as pool, lock:
+        # The model's thread waits for the lock, to write states.
+        pool.submit(ask, address, "/v1/documents", {"documents": corpus})
+        time.sleep(2)
+        process.send_signal(signal.SIGINT)
+        time.sleep(1)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        process.wait(10)
 
 
 def test_replicas_on_ray_give_the_same_scores_and_share_a_store(model: Any, corpus: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from modeling_tsarank.models.checkpoints import causal_class, load_backbone
 from modeling_tsarank.models.families import family_class
 from modeling_tsarank.models.loading import make_ranker
 from modeling_tsarank.models.resolver import Kind, resolve, resolve_language_model
+from modeling_tsarank.ranking_errors import InputError
 
 
 def load_base_model(name_or_path: str | Path | None, **options: Any) -> tuple[PreTrainedModel, Any]:
@@ -54,7 +56,10 @@ def load_base_ranker(
         InputError: an unknown family or option.
         ModelError: there is no such model, or the family cannot be made of it.
     """
-    more = {"dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code, **(ranking_options or {})}
+    given = ranking_options or {}
+    if others := given.keys() & {*inspect.signature(make_ranker).parameters, "name_or_path", "tokenizer", "device"}:
+        raise InputError(f"{min(others)} says how a model is loaded and is no ranking option; leave it out of them")
+    more = {"dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code, **given}
     place, new_head = _location(name_or_path, family), family is not None
     return make_ranker(place, family, default_family, backbone_options=options, new_head=new_head, **more)
 

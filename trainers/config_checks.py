@@ -50,7 +50,7 @@ def check_numbers(args: Any) -> None:
         if isinstance(value := getattr(args, name, None), np.generic):
             value = value.item()
             setattr(args, name, value)  # arguments are saved as JSON
-        if value is not None and (name, value) != ("max_steps", -1):
+        if (value is not None or name == "max_steps") and (name, value) != ("max_steps", -1):
             check_number(name, value, bounds, ", or -1 for num_train_epochs" if name == "max_steps" else "")
 
 

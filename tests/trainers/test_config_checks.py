@@ -51,7 +51,7 @@ def test_every_number_of_a_training_has_bounds(config: type, tmp_path: Path) -> 
     assert own
 
 
-@pytest.mark.parametrize("value", [0, -2, 1.5, True])
+@pytest.mark.parametrize("value", [0, -2, 1.5, True, None])
 def test_max_steps_is_a_number_of_steps_or_minus_one(value: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="max_steps must be a whole number from 1, or -1"):
         RankingSFTConfig(str(tmp_path), max_steps=value)

@@ -319,6 +319,13 @@ def test_another_family_starts_from_the_weights_of_a_ranking_checkpoint(
     assert isinstance(load_ranker(tmp_path / "run"), TwolarModel)
 
 
+@pytest.mark.parametrize("name", ["trust_remote_code", "dtype", "revision", "gguf_file", "new_head", "device"])
+def test_ranking_options_do_not_say_how_a_model_is_loaded(name: str) -> None:
+    """Least of all that code of the Hub may run."""
+    with pytest.raises(InputError, match=f"^{name} says how a model is loaded and is no ranking option"):
+        load_base_ranker(None, default_family="query_likelihood", ranking_options={"max_length": 64, name: True})
+
+
 # ---- processes -------------------------------------------------------------------------------------
 
 

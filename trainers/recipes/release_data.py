@@ -82,7 +82,8 @@ class Plan:
         self.sampling = build_options(Sampling, {"seed": self.seed, **self.cpt}, "cpt")
         for mix, shares in self.mixes.items():
             values = list(shares.values()) if isinstance(shares, Mapping) else []
-            if not values or not all(isinstance(one, int | float) and one > 0 for one in values):
+            shares_fit = all(isinstance(one, int | float) and one is not True and one > 0 for one in values)
+            if not values or not shares_fit:
                 raise InputError(f"the mix {mix} must give shares above 0 by source, got {shares!r:.80}")
         for what, given in {"pools": self.pools, **{f"the mix {mix}": one for mix, one in self.mixes.items()}}.items():
             unknown = next((name for name in given if name not in names), None)

@@ -168,6 +168,7 @@ def test_the_same_plan_gives_the_same_bytes_also_over_an_interrupted_preparation
         ({"pools": ["nobody"]}, "pools names 'nobody'; there are objects, texts, answers"),
         ({"mixes": {"all": {"nobody": 1}}}, "names 'nobody'; there are objects, texts, answers"),
         ({"mixes": {"all": {"texts": 0}}}, "must give shares above 0"),
+        ({"mixes": {"all": {"texts": True}}}, "must give shares above 0"),
         ({"leakage": []}, "leakage must name the test collections"),
         ({"sources": [{"name": "x"}]}, "needs either files or types"),
         ({"sources": [{"name": "x", "files": ["a"], "mining": {"depht": 3}}]}, "no option 'depht'"),

@@ -29,6 +29,7 @@ class Fault:
     pattern: str
     action: int | str | threading.Event
     times: int
+    skip: int = 0
     release: threading.Event = field(default_factory=threading.Event)
 
 

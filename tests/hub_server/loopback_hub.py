@@ -66,9 +66,11 @@ class LoopbackHub:
         self._server.server_close()
         self._thread.join()
 
-    def fail(self, method: str, pattern: str, action: int | str | threading.Event, times: int = 1) -> Fault:
-        """Injects a fault for the next `times` matching requests."""
-        fault = Fault(method, pattern, action, times)
+    def fail(
+        self, method: str, pattern: str, action: int | str | threading.Event, times: int = 1, skip: int = 0
+    ) -> Fault:
+        """Injects a fault for the next `times` matching requests, but for the first `skip`."""
+        fault = Fault(method, pattern, action, times, skip)
         with self._lock:
             self._faults.append(fault)
         return fault
@@ -78,6 +80,9 @@ class LoopbackHub:
             self.requests.append((method, path))
             for fault in self._faults:
                 if fault.times > 0 and fault.method == method and re.search(fault.pattern, path):
+                    if fault.skip:
+                        fault.skip -= 1
+                        continue
                     fault.times -= 1
                     return fault
         return None

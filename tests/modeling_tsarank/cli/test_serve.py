@@ -50,7 +50,7 @@ def served(*options: Any, seconds: float = 120, status: int = 0) -> Iterator[tup
     until = time.monotonic() + seconds
     try:
         while True:
-            with contextlib.suppress(urllib.error.URLError):
+            with contextlib.suppress(OSError):  # no server yet, or one that makes requests wait
                 ask(address, "/health")
                 break
             assert process.poll() is None, process.stderr and process.stderr.read()

@@ -66,7 +66,7 @@ def logit_score_options(path: str, revision: str | None = None) -> dict[str, Any
     places = dict(repository_modules(path, revision))
     if set(places) != {"Transformer", "LogitScore"} or places["Transformer"]:
         return None
-    answers = repository_json(path, f"{places['LogitScore']}/config.json", revision) or {}
+    answers = repository_json(path, f"{places['LogitScore']}/config.json".lstrip("/"), revision) or {}
     settings = repository_json(path, "sentence_bert_config.json", revision) or {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)

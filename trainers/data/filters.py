@@ -100,7 +100,8 @@ def _declare(item: Any, where: str) -> DeclaredStep:
     classes = step_classes()
     if name not in classes:
         raise InputError(f"{where}: no filter {name!r}; there are {', '.join(classes)}")
-    where, own = f"{where}, {name}", dict(options) if isinstance(options, Mapping) else options or {}
+    where, options = f"{where}, {name}", {} if options is None else options
+    own = dict(options) if isinstance(options, Mapping) else options
     types, sources = (own.pop(key, ()) if isinstance(own, dict) else () for key in ("types", "sources"))
     step = build_options(classes[name], own, where)
     return DeclaredStep(step, own, _names(types, f"{where}: types", PAIR_TYPES), _names(sources, f"{where}: sources"))

@@ -356,6 +356,7 @@ def test_examples_of_dropped_pairs_are_kept_evenly() -> None:
         ([{"leakage": {}}], "must name at least one"),
         ([{"repeats": {"per_query": 0}}], "at least 1"),
         ([{"length": {"types": ["poem"]}}], "no 'poem'; there are title_body"),
+        ([{"length": False}], "expected options by name"),
         ([{"length": {}, "clean": {}}], "expected a name, or one name with its options"),
     ],
 )

@@ -28,6 +28,7 @@ def start(count: int, call: Callable[[int], Any]) -> list[BaseProcess]:
     def run(rank: int) -> None:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
         os.environ |= {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        _renew_threads()
         call(rank)
 
     processes: list[BaseProcess] = [FORK.Process(target=run, args=(rank,)) for rank in range(count)]
@@ -79,6 +80,7 @@ def begin(
             _read_environment_again()
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else tokenizers warns of the fork
         os.chdir(folder or Path.cwd())
+        _renew_threads()
         sys.exit(call())
 
     process = FORK.Process(target=whole)
@@ -107,6 +109,17 @@ def run(
             file.seek(0)
             texts.append(file.read().decode())
     return subprocess.CompletedProcess([], status, *texts)
+
+
+def _renew_threads() -> None:
+    """Makes torch's pool of threads anew, which a fork leaves without threads.
+
+    Torch does so at the first use, but not safely: where weights are loaded by several threads that all come first, one
+    of them may find none ("Invalid thread pool!") or wait forever: seen after tests that use several threads.
+    """
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        torch.set_num_threads(torch.get_num_threads())
 
 
 def _read_environment_again() -> None:

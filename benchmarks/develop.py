@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +32,7 @@ from modeling_tsarank.eval.options import EvaluationOptions
 from modeling_tsarank.eval.reports import markdown_table
 from modeling_tsarank.eval.run_files import read_run
 from modeling_tsarank.eval.scoring import ScorerSource
-from modeling_tsarank.eval.significance import compare_values, query_values
+from modeling_tsarank.eval.significance import compare_values, mean_interval, query_values
 from modeling_tsarank.eval.types import Run
 from modeling_tsarank.files.hashes import hash_folder
 from modeling_tsarank.files.writing import write_json
@@ -77,14 +76,6 @@ def mixture(runs: Mapping[str, Run], weights: Mapping[str, float]) -> Run:
         parts = [weight * normalize([runs[one][query][d] for d in names], "zscore") for one, weight in weights.items()]
         mixed[query] = dict(zip(names, np.sum(parts, axis=0).tolist(), strict=True))
     return mixed
-
-
-def mean_interval(differences: Mapping[str, Sequence[float]]) -> tuple[float, float, float]:
-    """Mean over collections of the mean differences, and its 95 % interval: variances of the means add up."""
-    means = [statistics.fmean(values) for values in differences.values()]
-    variance = sum(statistics.variance(values) / len(values) for values in differences.values()) / len(means) ** 2
-    middle, half = statistics.fmean(means), 1.96 * math.sqrt(variance)
-    return middle, middle - half, middle + half
 
 
 def named(values: Sequence[str], what: str) -> dict[str, str]:

@@ -2,10 +2,12 @@
 
     python benchmarks/results_page.py
     python benchmarks/results_page.py --keep OUTPUT NAME
+    python benchmarks/results_page.py --means
 
 The second form first takes in what `tsarank evaluate --output OUTPUT` wrote, as the results of NAME: measures, values
 of every query, and the runs, compressed: `run.trec.gz` is the reranker alone, `mixed.trec.gz` its mixture with the
-first stage where there is one.
+first stage where there is one. The third prints by how much a row's mean over the collections is above those of the
+rows that it is compared with, with 95 % intervals, and writes nothing.
 
 RESULTS.md holds, for every table of results_page.yaml, a pair of comments `<!-- table: NAME -->` and `<!-- end -->`;
 what stands between them is written anew. A cell comes from the two files of `results/COLLECTION/RUN/`;
@@ -29,7 +31,7 @@ from typing import Any
 import yaml
 
 from modeling_tsarank.eval.reports import markdown_table
-from modeling_tsarank.eval.significance import compare_values, correct
+from modeling_tsarank.eval.significance import compare_values, correct, mean_interval
 from modeling_tsarank.files.reading import read_json
 from modeling_tsarank.files.writing import write_text
 from modeling_tsarank.ranking_errors import InputError, TSARankError
@@ -132,6 +134,23 @@ def render(table: dict[str, Any], results: Path) -> str:
     return markdown_table(["", *collections, "mean"], lines)
 
 
+def mean_differences(table: dict[str, Any], results: Path) -> list[str]:
+    """Of each row, the differences from the rows that it is compared with, where both are measured everywhere."""
+    rows = {one["label"]: Row(**one) for one in table["rows"]}
+    lines = []
+    for label, row in rows.items():
+        for other in row.compare:
+            differences = {}
+            for name in table["collections"]:
+                own, theirs = (read_values(results, one, name) for one in (row, rows[other]))
+                if own is not None and theirs is not None:
+                    differences[name] = [100 * (own[query] - theirs[query]) for query in own]
+            if len(differences) == len(table["collections"]):
+                middle, low, high = mean_interval(differences)
+                lines.append(f"{label} over {other}: {middle:+.2f} ({low:+.2f} to {high:+.2f})")
+    return lines
+
+
 def _marks(cells: list[dict[str, float] | None], others: list[dict[str, float] | None], mark: str) -> list[str]:
     places, comparisons = [], []
     for place, (cell, other) in enumerate(zip(cells, others, strict=True)):
@@ -166,13 +185,19 @@ def main() -> int:
     parser.add_argument("--tables", type=Path, default=HERE / "results_page.yaml")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--keep", nargs=2, metavar=("OUTPUT", "NAME"), help="first take in an evaluation's results")
+    parser.add_argument("--means", action="store_true", help="print differences of the means, with intervals")
     parser.add_argument("--check", action="store_true", help="write nothing; status 1 if the page is not up to date")
     args = parser.parse_args()
     try:
         if args.keep:
             keep(Path(args.keep[0]), args.keep[1], args.results)
         old = args.page.read_text(encoding="utf-8")
-        new = fill(old, yaml.safe_load(args.tables.read_text(encoding="utf-8")), args.results)
+        tables = yaml.safe_load(args.tables.read_text(encoding="utf-8"))
+        if args.means:
+            lines = [line for table in tables.values() for line in mean_differences(table, args.results)]
+            sys.stdout.write("".join(f"{line}\n" for line in lines))
+            return 0
+        new = fill(old, tables, args.results)
     except (TSARankError, OSError) as error:
         sys.stderr.write(f"results_page: error: {error}\n")
         return 2

@@ -7,7 +7,9 @@ each query's difference.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -248,3 +250,14 @@ def correct(comparisons: Sequence[Comparison]) -> list[Comparison]:
         replace(comparison, t_p_holm=t_value, randomization_p_holm=randomization_value)
         for comparison, t_value, randomization_value in zip(comparisons, t_values, randomization_values, strict=True)
     ]
+
+
+def mean_interval(differences: Mapping[str, Sequence[float]]) -> tuple[float, float, float]:
+    """Mean over collections of the mean differences of their queries, and its 95% interval.
+
+    A normal approximation: each collection counts alike, and the variances of their means add up.
+    """
+    means = [statistics.fmean(values) for values in differences.values()]
+    variance = sum(statistics.variance(values) / len(values) for values in differences.values()) / len(means) ** 2
+    middle, half = statistics.fmean(means), 1.96 * math.sqrt(variance)
+    return middle, middle - half, middle + half

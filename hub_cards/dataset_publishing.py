@@ -26,7 +26,7 @@ from modeling_tsarank.trainers.data.provenance import (
 
 PROVENANCE = "provenance.json"
 _DATA = ("*.parquet", "*.jsonl", "*.jsonl.gz", "*.ndjson", "*.csv", "*.tsv")
-_OTHERS = (PROVENANCE, "table1.json", "*.md", "LICENSE*", "NOTICE*")
+_OTHERS = (PROVENANCE, "table1.json", "*.md", "LICENSE", "LICENSE[.-]*", "NOTICE", "NOTICE[.-]*")
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _SPLITS |= dict.fromkeys(("validation", "valid", "dev"), "validation")
 # What rows can be trained on, by the columns they have; the first that fits.

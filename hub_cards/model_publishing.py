@@ -40,12 +40,28 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.jso
 _VOCABULARY = ("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 # What belongs to an adapter as well.
 _BESIDE = (RECORD_NAME, CALIBRATION_FILE, *_TOKENIZER, *_VOCABULARY, "chat_template.jinja")
-_TEXTS = ("chat_template.json", "additional_chat_templates/*.jinja", "LICENSE*", "NOTICE*")
+_TEXTS = (
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+    "LICENSE",
+    "LICENSE[.-]*",
+    "NOTICE",
+    "NOTICE[.-]*",
+)
 _FILES = (*_RANKER, *_BESIDE, *_TEXTS)
 INDEX_NAME = "model.safetensors.index.json"
 UNKNOWN_COMMIT = "COMMIT"
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", *_BESIDE, *_TEXTS)
-_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "*.pt", "*.pth", "*.h5", "*.msgpack")
+_WEIGHTS = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.bin",
+    "*.bin.index.json",
+    "*.pt",
+    "*.pth",
+    "*.h5",
+    "*.msgpack",
+)
 
 
 @dataclass(frozen=True)

@@ -114,8 +114,8 @@ def run(
 def _renew_threads() -> None:
     """Makes torch's pool of threads anew, which a fork leaves without threads.
 
-    Torch does so at the first use, but not safely: where weights are loaded by several threads that all come first, one
-    of them may find none ("Invalid thread pool!") or wait forever: seen after tests that use several threads.
+    Torch does so at the first use, but not safely: of several threads that load weights and all come first, one may
+    find none ("Invalid thread pool!") or wait forever. Seen after tests that use several threads.
     """
     if "torch" in sys.modules:
         torch = sys.modules["torch"]

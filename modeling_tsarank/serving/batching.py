@@ -135,7 +135,11 @@ class Batcher:
     def close(self) -> None:
         """Takes no more requests and waits for those that are there."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
+            rest = self._thread.submit(self._finish)
+        rest.result()
         self._thread.shutdown()
 
     def _check_open(self) -> None:
@@ -150,17 +154,20 @@ class Batcher:
 
     @cuts_reported()  # a response says how many documents were cut, not the log
     def _call(self) -> None:
-        while True:
-            with self._lock:
-                self._scheduled = False
-                parts = self._next_parts()
+        with self._lock:
+            self._scheduled = False
+            parts = self._next_parts()
+        try:
             if parts:
                 self._score(parts)
+        finally:
             with self._lock:
-                if not self._closed:  # else nothing more can be scheduled
-                    self._schedule()
-                if not self._closed or not self._requests:
-                    return
+                self._schedule()
+
+    def _finish(self) -> None:
+        """The calls that are left; the executor takes none once it shuts down."""
+        while self._requests:
+            self._call()
 
     def _next_parts(self) -> list[tuple[_Request, range]]:
         """Pairs of every waiting request, first come first served, each at most its share of the budget."""
@@ -195,11 +202,11 @@ class Batcher:
             return
         seconds = (time.perf_counter() - start) / len(pairs)
         self._seconds_per_pair += 0.2 * (seconds - self._seconds_per_pair)
-        self._observe(len(parts))
         place = 0
         for request, part in parts:
             request.fill(part, scores[place : place + len(part)])
             place += len(part)
+        self._observe(len(parts))
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,19 @@ def test_cells_are_the_measured_means_with_their_marks(script: Any, results: Pat
     assert cells[6][1:3] == [f"{measured('first', 'c'):.2f}", f"{measured('second', 'b'):.2f}"]
 
 
+def test_differences_of_means_where_both_rows_are_measured(script: Any, results: Path) -> None:
+    """Against the formula, written with NumPy: sample variances of the means of each collection."""
+    parts = []
+    for name in ("first", "second"):
+        values = np.loadtxt(results / name / "b" / "per_query.csv", delimiter=",", skiprows=1, usecols=2)
+        first = np.loadtxt(results / name / "a" / "per_query.csv", delimiter=",", skiprows=1, usecols=1)
+        parts.append(100 * (values - first))
+    middle = np.mean([part.mean() for part in parts])
+    half = 1.96 * np.sqrt(sum(part.var(ddof=1) / len(part) for part in parts)) / 2
+    said = f"better over start: {middle:+.2f} ({middle - half:+.2f} to {middle + half:+.2f})"
+    assert script.mean_differences(TABLE, results) == [said], "run c has one collection only"
+
+
 def test_the_page_keeps_its_text_and_is_stable(script: Any, results: Path) -> None:
     page = "# Title\n\n<!-- table: one -->\nold\n<!-- end -->\n\nText after.\n"
     filled = script.fill(page, {"one": TABLE}, results)

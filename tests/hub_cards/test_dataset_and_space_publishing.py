@@ -73,6 +73,15 @@ def test_the_card_of_lists(lists: Path) -> None:
     assert dict(publication.selection.left_out)["requests.sqlite3"] == "a cache or a log"
 
 
+def test_licences_beside_the_data_are_published_and_no_folder_of_that_name(tmp_path: Path) -> None:
+    (tmp_path / "LICENSES").mkdir()
+    for name in ("LICENSE", "LICENSE.md", "NOTICE.txt", "LICENSES/build.sh"):
+        (tmp_path / name).write_text("text")
+    (tmp_path / "rows.jsonl").write_text('{"query": "q", "positives": ["p"], "negatives": ["n"]}\n')
+    paths = set(prepare_dataset(tmp_path, "alice/rows", license="mit").selection.paths)
+    assert paths == {"LICENSE", "LICENSE.md", "NOTICE.txt", "README.md", "rows.jsonl"}
+
+
 def test_the_card_of_pairs(pairs: Path) -> None:
     with pytest.raises(InputError, match="--license"):
         prepare_dataset(pairs, "alice/pairs").check()

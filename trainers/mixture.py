@@ -61,7 +61,10 @@ def make_grids(args: RankingConfig, ranker: Any, values: Values, batch: Batch) -
     grids = {name: to_grid(value, mask) for name, value in pairs.items()}
     grids["scores"] = grids["scores"] / args.temperature
     grids |= {"mask": mask, "query_lengths": to_grid(counts, mask)}
-    return grids | {name: batch[name] for name in ("ranks", *TARGETS) if name in batch}
+    grids |= {name: batch[name] for name in ("ranks", *TARGETS) if name in batch}
+    if "teacher_scores" in grids:
+        grids["teacher_scores"] = grids["teacher_scores"] / args.teacher_temperature
+    return grids
 
 
 def mixed_loss(args: RankingConfig, grids: Grids) -> tuple[Tensor, Metrics]:

@@ -91,6 +91,10 @@ class RankingConfig(PartConfig, TrainingArguments):
             the same.
         temperature (`float`, *optional*, defaults to `1.0`):
             Scores are divided by it before the ranking losses.
+        teacher_temperature (`float`, *optional*, defaults to `1.0`):
+            The teacher's scores are divided by it before the losses that take them. Losses compare their sizes with
+            those of `scores / temperature`: cosines of a bi-encoder want about 0.05, and z-scores of several teachers
+            about 0.15 to be as far apart as a cross-encoder's logits.
         ref_model (`str`, *optional*):
             Folder or Hub id of the Differential Penalty's reference, loaded as a whole second model. By default it is
             the model that training started from; for it LoRA needs no copy, and `top_blocks` only copies of the
@@ -157,6 +161,7 @@ class RankingConfig(PartConfig, TrainingArguments):
     score_form: Score = MODEL_SCORE
     one_pass_options: dict[str, Any] | str | None = None
     temperature: float = 1.0
+    teacher_temperature: float = 1.0
     ref_model: str | None = None
 
     # Parameters that control the training
@@ -278,6 +283,8 @@ class RankingConfig(PartConfig, TrainingArguments):
         """Names of options that have no effect beside the others, which no record needs."""
         one_positive = self.document_sampling == ONE_POSITIVE
         idle = {"num_documents"} if one_positive else {"num_negatives", "allow_fewer_negatives"}
+        if not any(get_objective(name).takes("teacher_scores") for name in self.weights()):
+            idle.add("teacher_temperature")
         return idle if self.loss in self.weights() else idle | {"loss", "loss_options"}
 
     def evaluation_figures(self) -> list[str]:

@@ -36,9 +36,6 @@ class RankingSFTConfig(RankingConfig):
             Share, 0 to 1, of a teacher's scores in the ranking term: ListNet's cross-entropy from the softmax of the
             teacher's scores to that of S / tau. Ours, not the paper's; the rows need teacher scores
             (`tsarank data scores`).
-        teacher_temperature (`float`, *optional*, defaults to `1.0`):
-            The teacher's scores are divided by it before their softmax; cosines of a bi-encoder want about 0.05, the
-            z-scores of several teachers about 1.
 
     > [!NOTE]
     > These parameters have default values different from [`RankingConfig`]:
@@ -72,7 +69,6 @@ class RankingSFTConfig(RankingConfig):
     ntp_reduction: Literal["mean", "sum"] = "mean"
     dp: bool = True
     teacher_weight: float = 0.0
-    teacher_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("alpha", "teacher_weight"):
@@ -103,14 +99,10 @@ class RankingSFTConfig(RankingConfig):
         return {name: weight for name, weight in weights.items() if weight > 0}
 
     def idle_settings(self) -> set[str]:
-        of = {"ntp_reduction": "next_token", "teacher_temperature": "listnet"}
-        idle = super().idle_settings() | {name for name, loss in of.items() if loss not in self.weights()}
+        idle = super().idle_settings() | (set() if "next_token" in self.weights() else {"ntp_reduction"})
         return idle if self.objectives is None else idle | {"alpha", "ntp", "dp", "teacher_weight"}
 
     def options_of(self, name: str) -> dict[str, Any]:
         """The options of one objective."""
-        own: dict[str, dict[str, Any]] = {
-            "next_token": {"reduction": self.ntp_reduction},
-            "listnet": {"teacher_temperature": self.teacher_temperature},
-        }
-        return {**own.get(name, {}), **super().options_of(name)}
+        own = {"reduction": self.ntp_reduction} if name == "next_token" else {}
+        return {**own, **super().options_of(name)}

@@ -47,6 +47,20 @@ def test_loss_is_ranknet_of_predicted_scores(
         assert trainer.training_step(trainer.model, batch).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_teacher_temperature_divides_the_teachers_scores(
+    make_ranker: Any, make_trainer: Any, first_batch: Any, distill_rows: list[Any]
+) -> None:
+    """A temperature of 0.25 is the loss on scores four times as large."""
+    larger = [{**row, "teacher_scores": [4 * score for score in row["teacher_scores"]]} for row in distill_rows]
+    found = []
+    for rows, temperature in ((larger, 1.0), (distill_rows, 0.25), (distill_rows, 1.0)):
+        options = {"loss": "dear", "teacher_temperature": temperature}
+        trainer = make_trainer("distill", rows=rows, ranker=make_ranker("twolar"), **options)
+        found.append(trainer.training_step(trainer.model, first_batch(trainer)).item())
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    assert abs(found[2] - found[0]) > 0.01
+
+
 RANKING = [name for name, objective in OBJECTIVES.items() if not objective.linear]
 # One part of each family in every run of the tests, the other combinations among the slow ones.
 LEARNERS = [

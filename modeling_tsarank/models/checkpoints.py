@@ -46,9 +46,11 @@ _GGUF_HEADER_BYTES = 64 << 20
 
 
 def refuse_shell_of_a_folder(name_or_path: Any) -> None:
-    """Raises `ModelError` if the name is a path that exists but holds no model."""
+    """Raises `ModelError` if the name is a path that does not exist, or holds no model."""
     path = Path(os.fspath(name_or_path)) if isinstance(name_or_path, str | os.PathLike) else None
     if path is None or not path.exists():
+        if path is not None and (str(name_or_path)[:1] in ("/", ".", "~") or len(path.parts) > 2):
+            raise ModelError(f"there is no folder or file {path}, and a Hub id is NAME or OWNER/NAME")
         return
     if path.is_file():
         raise ModelError(f"{path} is a file; a model is a folder with config.json, or a .gguf file")
@@ -205,7 +207,7 @@ def load_backbone(
     kwargs = {argument: value for argument, value in kwargs.items() if value is not None}
     if new_head:
         kwargs |= {"new_head": True, "num_labels": 1}
-    with load_errors(name):
+    with load_errors(name_or_path):
         config = AutoConfig.from_pretrained(name, **shared)
         # A folder saved by a ranking model is read as what it also is, a plain model.
         backbone, info = load_complete(backbone_class(config).from_pretrained, name, **shared, **kwargs)

@@ -152,8 +152,8 @@ def load_ranker(
     }
     if source.kind in OTHER_LIBRARIES:
         raise ModelError(
-            f"{source.name} is a {source.kind}, not a ranking model or language model to load here; where a command "
-            "takes one, name it with ce: (a cross-encoder) or dense: (a bi-encoder) in front"
+            f"{source.name} is a {source.kind}, not a ranking model or language model to load here; `tsarank evaluate "
+            "--model` takes one: ce:M (a cross-encoder), dense:M (a bi-encoder), or the address of a service"
         )
     if source.kind is Kind.ADAPTER:
         ranker = _with_adapter(source, named.name, family, options, trust_remote_code, more)
@@ -256,7 +256,8 @@ def make_ranker(
         raise ModelError(f"{path} cannot be ranked with here: {reason}")
     more = dict(backbone_options or {})
     saved = None
-    if gguf_file is not None or Path(path).suffix.lower() == ".gguf":
+    is_gguf = gguf_file is not None or Path(path).suffix.lower() == ".gguf"
+    if is_gguf:
         kind = families.model_kind({})
     else:
         refuse_shell_of_a_folder(path)
@@ -269,12 +270,12 @@ def make_ranker(
     chosen = family or saved
     if chosen is None and (published := families.published_family(path)) is not None:
         cls = published
-    elif chosen is None and gguf_file is None and (read := logit_score_options(path, revision)) is not None:
+    elif chosen is None and not is_gguf and (read := logit_score_options(path, revision)) is not None:
         cls, options = TwolarModel, {**read, **options}
-    elif chosen is None and gguf_file is None and (stack := read_stack(path, revision)) is not None:
+    elif chosen is None and not is_gguf and (stack := read_stack(path, revision)) is not None:
         backbone, tokenizer, limits = load_stack(path, stack, **origin, **more)
         return CrossEncoderModel.from_backbone(backbone, tokenizer=tokenizer, **{**limits, **options})
-    elif chosen is None and gguf_file is None and (modules := other_modules(path, revision)):
+    elif chosen is None and not is_gguf and (modules := other_modules(path, revision)):
         raise ModelError(
             f"{path} is a model of sentence-transformers with {modules}, which no family of rankers has; where a "
             f"command takes one, name it ce:{path} (a cross-encoder) or dense:{path} (a bi-encoder)"

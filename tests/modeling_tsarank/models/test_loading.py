@@ -85,6 +85,18 @@ def test_a_missing_gguf_file_is_named() -> None:
         load_ranker(gguf.parent / "nothing.gguf", device="cpu")
 
 
+def test_a_gguf_file_is_no_hub_id(tmp_path, monkeypatch) -> None:
+    """`models/x.gguf` would be a valid Hub id, whose files must not decide how the file here is read."""
+    monkeypatch.chdir(tmp_path)
+    Path("models").mkdir()
+    Path("models/x.gguf").write_bytes(b"GGUF abc")
+    asked: list[Any] = []
+    monkeypatch.setattr("modeling_tsarank.models.sentence_rerankers.repository_file", lambda *name: asked.append(name))
+    with pytest.raises(ModelError, match=r"cannot load the model models/x\.gguf"):
+        load_ranker("models/x.gguf", device="cpu")
+    assert not asked
+
+
 def test_no_model_is_one_clear_line(tmp_path, zoo) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.txt").write_text("x")
@@ -94,12 +106,20 @@ def test_no_model_is_one_clear_line(tmp_path, zoo) -> None:
         tmp_path / "empty": "holds no config.json",
         tmp_path / "file.txt": "is a file; a model is a folder",
         tmp_path / "broken": "cannot load the model",
+        tmp_path / "gone": "there is no folder or file .*gone",
+        "./gone": "there is no folder or file gone",
+        "a/b/c": "a Hub id is NAME or OWNER/NAME",
     }
     for path, message in cases.items():
         for load in (lambda p: load_ranker(p, device="cpu"), lambda p: TSARankModel.from_backbone(str(p))):
             with pytest.raises(ModelError, match=message) as caught:
                 load(path)
             assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_another_library_is_told_its_place() -> None:
+    with pytest.raises(ModelError, match=r"encoder is a bi-encoder .* `tsarank evaluate --model` takes one"):
+        load_ranker("dense:encoder", device="cpu")
 
 
 def test_a_foreign_ranking_config_is_refused(zoo, tmp_path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..ranking_errors import ModelError
+from ..ranking_errors import InputError, ModelError
 from ..ranking_scoring import check_batch_tokens
 from ..ranking_text import EncodedPair, cacheable_ids, document_list, document_text, warn_of_cuts
 from .prefix_reader import PrefixReader
@@ -55,6 +55,8 @@ def index_documents(
     stop: Callable[[], bool] | None = None,
 ) -> int:
     """Does what `RankerModel.index` says, on a model that is in evaluation mode; sets its `last_stats`."""
+    if not hasattr(store, "missing"):
+        raise InputError(f"store must be a MemoryStore or a FolderStore, got {type(store).__name__}")
     texts = [document_text(document, f"document {i}") for i, document in enumerate(document_list(documents))]
     prefixes, cut = cache_prefixes(ranker, list(dict.fromkeys(texts)))
     warn_of_cuts(cut, len(prefixes), ranker.options.max_length)

@@ -28,7 +28,7 @@ class Passage:
 
 def aggregation(name: str) -> str:
     """`name` if passages can be aggregated so. Raises `InputError` otherwise."""
-    if name not in ("first", "max", "mean") and _TOP.fullmatch(name) is None:
+    if name not in ("first", "max", "mean") and (not isinstance(name, str) or _TOP.fullmatch(name) is None):
         raise InputError(f"unknown way to score passages {name!r:.80}; expected {PASSAGES}")
     return name
 

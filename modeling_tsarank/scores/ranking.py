@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -87,6 +89,10 @@ def rank(
             "a probability needs a calibration of this ranker: fit one with `tsarank calibrate` and set "
             "`model.calibration`, or give `calibration`"
         )
+    if threshold is not None and (
+        isinstance(threshold, bool) or not isinstance(threshold, Real) or not math.isfinite(threshold)
+    ):
+        raise InputError(f"threshold must be a finite number, got {threshold!r:.80}")
     if calibration is None and threshold is not None:
         logger.warning(
             "no calibration is given: the threshold %g is one of raw scores, which mean something else for every "

@@ -60,6 +60,14 @@ def test_scores_from_a_float32_folder_equal_uncached_ones(zoo, pairs, name, tmp_
         np.testing.assert_allclose(again.predict(pairs), expected, atol=1e-5)
 
 
+def test_the_name_of_a_folder_is_no_store(zoo) -> None:
+    model = TSARankModel.from_backbone(str(zoo.folders["llama"]))
+    for store in ("states", None):
+        with pytest.raises(InputError, match="store must be a MemoryStore or a FolderStore, got"):
+            model.index(["a"], store)
+    assert model.document_store is None
+
+
 @pytest.mark.parametrize(("dtype", "error"), [("bfloat16", 0.05), ("float16", 0.01), ("int8", 0.1)])
 def test_smaller_formats_come_close(zoo, pairs, dtype, error, tmp_path) -> None:
     model = TSARankModel.from_backbone(str(zoo.folders["llama"]), dtype=torch.float32)

@@ -84,6 +84,7 @@ def test_passages_cover_the_text(tokenizer: Any, text: str, length: int, stride:
     ("options", "message"),
     [
         ({"passages": "median"}, "unknown way to score passages 'median'"),
+        ({"passages": 1}, "unknown way to score passages 1"),
         ({"length": 10, "stride": 11}, "must not be larger"),
         ({"length": 0}, "at least 1"),
     ],

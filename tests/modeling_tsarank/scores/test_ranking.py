@@ -79,6 +79,8 @@ def test_rankers_of_lists_and_of_passages_take_the_same_options(model: Any, zoo:
         ({"first_stage_scores": ["1", "2", "3", "4"], "weight": 0.3}, "must be 4 finite numbers"),
         ({"output": "probability"}, "needs a calibration of this ranker"),
         ({"output": "logit"}, "unknown output 'logit'"),
+        ({"threshold": float("nan")}, "threshold must be a finite number, got nan"),
+        ({"threshold": "0.5"}, "threshold must be a finite number, got '0.5'"),
     ],
 )
 def test_what_does_not_belong_together_is_refused_before_scoring(model: Any, options: Any, message: str) -> None:

@@ -8,6 +8,7 @@ import json
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -241,7 +242,9 @@ def create_app(
 
 def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        if "json" not in (kind := request.headers.get("content-type", "")):
+            return JSONResponse({"detail": f"send JSON with Content-Type: application/json, not {kind[:80]!r}"}, 422)
         # Without the values: they may be texts, or numbers that JSON does not have.
         detail = [{"loc": part["loc"], "msg": part["msg"], "type": part["type"]} for part in error.errors()[:20]]
         return JSONResponse({"detail": json.loads(json.dumps(detail, default=str).encode("utf-8", "replace"))}, 422)
@@ -321,6 +324,9 @@ def _add_operations(app: FastAPI, service: Service, guard: Any) -> None:
             raise HTTPException(501, "several replicas share uploaded documents only by a store: start with --store")
         model = service.model(body.model)
         rows = [(document.id, document.title, document.text) for document in body.documents]
+        identifier, times = Counter(row[0] for row in rows).most_common(1)[0]
+        if times > 1:
+            raise HTTPException(422, f"the id {identifier[:100]!r} is given {times} times")
         texts = [{"title": title, "text": text} for _, title, text in rows]
         try:
             encoded = await model.index(texts)
@@ -334,7 +340,7 @@ def _add_rerank(app: FastAPI, service: Service, guard: Any) -> None:
     async def jina(body: shapes.JinaRequest, request: Request) -> shapes.JinaResponse:
         model = service.model(body.model)
         if body.instruction:
-            raise HTTPException(422, f"the prompt of {model.name} has no place for an instruction")
+            raise HTTPException(422, "a request takes no instruction; start with `tsarank serve --instruction`")
         texts = service.texts(body.documents)
         ranked = await service.score(request, model, body, texts)
         results = []

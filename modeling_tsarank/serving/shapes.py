@@ -79,7 +79,7 @@ class JinaRequest(_DocumentsRequest):
     """`/v1/rerank` and, with `documents`, `/rerank` (Jina, vLLM, infinity)."""
 
     return_documents: StrictBool = False
-    instruction: Text | None = Field(None, description="Only for models whose prompt has a place for it.")
+    instruction: Text | None = Field(None, description="Refused: `tsarank serve --instruction` sets it.")
 
 
 class CohereRequest(_DocumentsRequest):

@@ -201,6 +201,7 @@ def test_tei_gives_what_rank_gives(client: TestClient, expected: Any) -> None:
         ("/v1/rerank", {"query": QUERY, "documents": ["a"], "instruction": "be kind"}, 422),
         ("/v1/rerank", {"query": QUERY, "documents": ["a"], "model": "other"}, 404),
         ("/v1/documents", {"documents": [{"id": "", "text": "a"}]}, 422),
+        ("/v1/documents", {"documents": [{"id": 1, "text": "a"}, {"id": "1", "text": "b"}]}, 422),
         ("/v1/rerank", {"query": QUERY, "documents": ["a" * 30_000]}, 413),
     ],
 )
@@ -219,6 +220,21 @@ def test_malformed_bodies_are_refused(client: TestClient, content: bytes) -> Non
         answer = client.post(path, content=content, headers={"Content-Type": "application/json"})
         assert answer.status_code in (400, 422), (path, answer.status_code, answer.text)
         assert "Traceback" not in answer.text
+
+
+def test_a_body_that_is_not_called_json_is_told_so(client: TestClient) -> None:
+    """What `curl -d` sends without a header."""
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = client.post("/v1/rerank", content=b'{"query": "q", "documents": ["a"]}', headers=headers)
+    assert answer.status_code == 422
+    assert "send JSON with Content-Type: application/json" in answer.json()["detail"]
+
+
+def test_an_instruction_is_the_services(client: TestClient) -> None:
+    """Whatever the model's prompt has a place for."""
+    answer = client.post("/v1/rerank", json={"query": QUERY, "documents": ["a"], "instruction": "be kind"})
+    assert answer.status_code == 422
+    assert "`tsarank serve --instruction`" in answer.json()["detail"]
 
 
 def test_half_a_surrogate_is_replaced(client: TestClient) -> None:

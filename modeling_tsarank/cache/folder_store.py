@@ -125,6 +125,7 @@ class FolderStore(StateStore):
                     if not self.dtype:  # a file without documents says the format of a new store
                         self.dtype = dtype
                         self._write([])
+                    self._make_room(0)  # the bound may be lower than last time
             self._scan()
 
     def _scan(self) -> None:

@@ -168,7 +168,7 @@ def estimate(model: Any, texts: Sequence[str], store: Any) -> tuple[Cost, list[t
 
 def check_room(cost: Cost, free: int, max_disk: int | None, held: int, folder: Path) -> None:
     """Raises `ResourceError` before the work starts if the disk has no room; warns if the bound has none."""
-    if max_disk is not None and held + cost.bytes > max_disk:
+    if max_disk is not None and cost.bytes and held + cost.bytes > max_disk:
         logger.warning(
             "the states take %s, more than --max-disk %s leaves: the documents used least will leave the store",
             readable_size(cost.bytes),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel
 
-from ..ranking_errors import ModelError
+from ..ranking_errors import ModelError, ResourceError
 from ..ranking_scoring import plan_batches
 from .batches import Progress, memory_errors, run_batches
 from .forward import Forward, Sharing
@@ -20,6 +22,8 @@ from .tasks import Group, Task, by_regime, cached_groups, common_length, prefix_
 from .torch_forward import TorchForward
 from .whole_forward import WholeForward
 
+
+logger = logging.getLogger(__name__)
 
 # How many tokens of states count as one token to read in a batch's budget, unless the states of a batch would take
 # more bytes. Every batch streams all weights from memory, so fewer batches of more rows are faster.
@@ -130,7 +134,8 @@ class PrefixReader:
                             progress.check()
         finally:
             if self._store is not None:
-                self._store.flush()
+                with _scores_come_first():
+                    self._store.flush()
         self.close()
         return results
 
@@ -342,7 +347,17 @@ class PrefixReader:
             self.tokens += sum(len(ids) for ids, _ in prefixes)
             for prefix, layers in zip(prefixes, states, strict=True):
                 # Scores come from what the store makes of the states, whether they were in it before or not.
-                store.put(state_key(self._identity, *prefix), layers, absent[prefix])
+                with _scores_come_first():  # the targets are filled before anything is written
+                    store.put(state_key(self._identity, *prefix), layers, absent[prefix])
+
+
+@contextmanager
+def _scores_come_first() -> Iterator[None]:
+    """Ranking goes on where a store cannot keep the states: a full cache must not end a service."""
+    try:
+        yield
+    except ResourceError as error:
+        logger.warning("%s; documents are ranked without being kept", error)
 
 
 def _apart(

@@ -260,9 +260,10 @@ def test_a_file_of_another_format_is_left_out(tmp_path, caplog) -> None:
             for seed in range(count):
                 store.put(f"{name}-{seed}", states(seed))
     shutil.copy(files_of(tmp_path / "other")[-1], tmp_path / "s" / "aaa.safetensors")
-    with FolderStore(tmp_path / "s", max_disk_bytes=1) as store:
+    with FolderStore(tmp_path / "s") as store:
         assert (store.dtype, len(store)) == ("float32", 3)
         assert store.get("other-0") is None
+    with FolderStore(tmp_path / "s", max_disk_bytes=1) as store:
         store.put("s-3", states(3))
     assert "another format" in caplog.text
     assert (tmp_path / "s" / "aaa.safetensors").exists()
@@ -340,6 +341,10 @@ def test_the_disk_bound_holds_and_what_is_used_stays(tmp_path) -> None:
         assert store.get("a-1") is None
         assert 5 < len(store) < 199
         assert store.disk_bytes() == sum(path.stat().st_size for path in files_of(tmp_path / "s"))
+    # A lower bound holds at once, and the format stays.
+    with FolderStore(tmp_path / "s", max_disk_bytes=bound // 4) as store:
+        assert store.dtype == "float32"
+        assert 0 < store.disk_bytes() <= bound // 4
 
 
 @pytest.mark.parametrize("dtype", [None, "float32", "int8"])
@@ -446,12 +451,15 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing_that_was_written(small
         assert store.verify() == (written, 0)
 
 
-def test_a_full_disk_while_ranking_is_an_error_not_a_wrong_score(zoo, pairs, small_disk) -> None:
+@pytest.mark.parametrize("shard_bytes", [64 << 20, 1])  # written at the end of the call, and document by document
+def test_a_full_disk_keeps_nothing_and_ranking_goes_on(zoo, pairs, small_disk, shard_bytes, caplog) -> None:
     model = TSARankModel.from_backbone(str(zoo.folders["llama"]), dtype=torch.float32)
     expected = model.predict(pairs)
-    model.document_store = FolderStore(small_disk / "s", "float32")
-    (small_disk / "filler").write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 8192))
+    model.document_store = FolderStore(small_disk / "s", "float32", shard_bytes=shard_bytes)
+    (small_disk / "filler").write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 4096))
+    np.testing.assert_allclose(model.predict(pairs), expected, atol=1e-5)
+    assert "the disk is full" in caplog.text
     with pytest.raises(ResourceError, match="the disk is full"):
-        model.predict(pairs)
+        model.index([document for _, document in pairs], model.document_store)
     (small_disk / "filler").unlink()
     np.testing.assert_allclose(model.predict(pairs), expected, atol=1e-5)

@@ -276,13 +276,16 @@ class FolderStore(StateStore):
     def put(self, key: str, layers: Layers, targets: Sequence[Groups] = ()) -> None:
         blob = encode_states(key, layers, self.dtype)
         with self._lock:
-            # What is there stays: another thread or process may have been quicker.
-            if not self.read_only and self.missing([key]):
+            for target in targets:  # before the disk is asked, whose errors do not end a ranking
+                fill_states(key, blob, target, checked=True)
+            if not self.missing([key]):
+                # What is there stays: another thread or process may have been quicker.
+                for target in targets:
+                    if not self.fill(key, target):
+                        fill_states(key, blob, target, checked=True)
+            elif not self.read_only:
                 self._pending[key] = blob
                 self._pending_bytes += len(blob)
-            for target in targets:
-                if not self.fill(key, target):
-                    fill_states(key, blob, target, checked=True)
             if self._pending_bytes >= self.shard_bytes:
                 self.flush()
 

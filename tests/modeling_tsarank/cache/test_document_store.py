@@ -463,3 +463,13 @@ def test_a_full_disk_keeps_nothing_and_ranking_goes_on(zoo, pairs, small_disk, s
         model.index([document for _, document in pairs], model.document_store)
     (small_disk / "filler").unlink()
     np.testing.assert_allclose(model.predict(pairs), expected, atol=1e-5)
+
+
+def test_states_reach_their_targets_whatever_the_disk_does(tmp_path) -> None:
+    """Ranking goes on after an error of `put`, so that its scores must not lack them."""
+    store = FolderStore(tmp_path / "s", "float32")
+    shutil.rmtree(tmp_path / "s")
+    target = [(torch.zeros(3, 2, 10, 8), torch.zeros(3, 2, 10, 8))]
+    with pytest.raises(ResourceError, match="No such file"):
+        store.put("a", states(1), [target])
+    assert torch.equal(target[0][0], torch.cat([keys for keys, _ in states(1)]))

@@ -22,7 +22,6 @@ from modeling_tsarank import TSARankModel, TwolarModel
 from modeling_tsarank.cache.folder_store import FolderStore, MemoryStore
 from modeling_tsarank.cli import main
 from modeling_tsarank.jobs.bulk_scoring import BulkJob, score_pairs
-from modeling_tsarank.ranking_errors import ResourceError
 
 
 WORDS = ["bread", "dough", "yeast", "harbour", "pilot", "ship", "channel", "bees", "dance", "glacier", "violin", "bow"]
@@ -109,8 +108,7 @@ def test_scores_after_a_full_disk_are_those_of_an_empty_store(model, small_disk,
         model.index(DOCUMENTS[:3], store)
         filler = small_disk / "filler"
         filler.write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 8192))
-        with pytest.raises(ResourceError, match="the disk is full"):
-            scores_with(model, store)
+        assert np.array_equal(scores_with(model, store), expected)
         with FolderStore(small_disk / "store", read_only=True) as full:
             assert np.array_equal(scores_with(model, full), expected)
         filler.unlink()

@@ -70,7 +70,7 @@ class LogitOptions(RankingOptions):
             if not isinstance(value, str) and (name, value) != ("answer_prefix", None):
                 raise InputError(f"{name} must be a string, got {value!r:.80}")
         if self.instruction and "{instruction}" not in self.whole_template:
-            raise InputError("the template of this model has no place for an instruction")
+            raise InputError("the template of this model has no place for an instruction, {instruction}")
 
     @property
     def pieces(self) -> tuple[str, ...]:

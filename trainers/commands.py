@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 _COMMON = """\
   --config NAME|FILE          recipe or YAML file of options; several add up, the command line has the last word
   --model_name_or_path M      Hub id, folder or GGUF file; by default smollm2-135m-instruct, in the package
-  --train_data D              file (.jsonl, .json, .parquet, .gz), folder or Hub dataset
+  --train_data D              file (.jsonl, .json, .csv, .parquet, .gz), folder or Hub dataset
   --output_dir DIR            checkpoints, and in the end the model
   --resume_from_checkpoint C  a checkpoint folder, `last`, or `auto` (the last one if there is any)
   --trainable PART            lora, top_blocks or full

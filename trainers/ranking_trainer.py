@@ -65,7 +65,8 @@ class RankingTrainer(CheckpointingTrainer):
 
     Args:
         model: a ranking model, or the name or folder of one (or of a plain language model).
-        args: the configuration: a [`RankingConfig`] or one of its presets.
+        args: the configuration: a [`RankingConfig`] or one of its presets. It also says what TRL's trainers have
+            `peft_config` for: `trainable="lora"`, `lora_r`, `lora_target_modules` and so on.
         train_dataset: anything that `load_training_rows` reads, or `CheckedRows`.
         eval_dataset: the same, or a dict of them by name.
         callbacks, optimizers: as in `transformers.Trainer`.
@@ -136,7 +137,8 @@ class RankingTrainer(CheckpointingTrainer):
         """Raises `ModelError` for a model this training cannot use."""
         if not isinstance(ranker, RankerModel):
             raise ModelError(
-                f"a ranking trainer needs a ranking model, got {type(ranker).__name__}; make one with from_backbone"
+                f"a ranking trainer needs a ranking model, got {type(ranker).__name__}; give the name or folder of its "
+                "checkpoint, or TSARankModel.from_backbone of it"
             )
         if self.args.needs_likelihood and not type(ranker).scores_query_tokens:
             names = [name for name in self.args.weights() if any(map(get_objective(name).takes, TOKEN_VALUES))]

@@ -206,4 +206,4 @@ def _is_sharded(trainer: Any) -> bool:
 
 
 def _listed(values: dict[str, float]) -> str:
-    return ", ".join(f"{measure} is {100 * value:.2f}" for measure, value in values.items())
+    return ", ".join(f"{measure} is {value:.4f}" for measure, value in values.items())

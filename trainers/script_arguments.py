@@ -74,7 +74,7 @@ class DataArguments:
     """What it is trained on. The layouts that can be read are listed in `training_data`.
 
     Parameters:
-        train_data: A file (.jsonl, .json, .parquet, also .gz), a folder of them, or the Hub id of a dataset.
+        train_data: A file (.jsonl, .json, .csv, .parquet, also .gz), a folder of them, or the Hub id of a dataset.
         train_split: Split of a folder or Hub dataset.
         eval_data: Held-out rows, whose loss is computed at every evaluation.
         eval_split: Split of eval_data.

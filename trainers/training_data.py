@@ -90,7 +90,10 @@ def load_training_rows(
         return _convert_dataset(pick_split(source, split, "the given dict"), positives, permutations)
     if isinstance(source, Sequence):
         return _convert_list(source, positives, permutations)
-    raise InputError(f"expected a path, a Hub id, a Dataset or a list of rows, got {type(source).__name__}")
+    raise InputError(
+        "expected a path, a Hub id, a Dataset or a list of rows (of a stream, list(stream.take(N))), got "
+        f"{type(source).__name__}"
+    )
 
 
 def _convert_files(

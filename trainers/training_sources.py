@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from modeling_tsarank.files.hashes import hash_file
 from modeling_tsarank.files.reading import read_json_rows
-from modeling_tsarank.files.tables import read_parquet
+from modeling_tsarank.files.tables import read_csv, read_parquet
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".jsonl.gz", ".json.gz")
 SPLIT_WORDS = {
     "train": "train",
     "training": "train",
@@ -110,6 +110,9 @@ def read_records(path: Path) -> Iterator[tuple[str, Any]]:
     Raises:
         InputError: the file is not what its name says; names the line.
     """
+    if path.name.endswith(".csv"):
+        # A cell that is empty is a field that the row does not have, such as the fourth of its negatives.
+        return ((where, {name: value or None for name, value in row.items()}) for where, row in read_csv(path))
     return read_parquet(path) if path.name.endswith(".parquet") else read_json_rows(path)
 
 

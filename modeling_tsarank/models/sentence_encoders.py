@@ -109,7 +109,7 @@ def _load(kind: str, name: str, what: tuple[str, str], dispensable: tuple[str, .
         if kind == "CrossEncoder":  # a tokenizer's wrong settings show with its first text
             encoder.tokenizer(["a"], ["b"])
         else:
-            encoder.tokenize(["a"])
+            (getattr(encoder, "preprocess", None) or encoder.tokenize)(["a"])
     except Exception as error:
         raise ModelError(f"{name!r} cannot be loaded as {what[1]}: {first_line(error)}") from error
     if kind == "SparseEncoder" and not any(type(module).__name__ == "SpladePooling" for module in encoder):

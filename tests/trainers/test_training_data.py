@@ -73,6 +73,15 @@ def test_a_byte_order_mark_is_no_part_of_the_rows(tmp_path: Path, name: str) -> 
     assert list(dataset.remove_columns(PLACE)) == [{**to_row(record), "source": "made"} for record in SFT_RECORDS]
 
 
+def test_a_table_in_the_columns_of_sentence_transformers(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('anchor,positive,negative_1,negative_2\nq,"a, b",n1,n2\nr,c,n3,\n', encoding="utf-8")
+    rows = list(load_training_rows(path, cache_dir=tmp_path / "cache"))
+    assert [row["query"] for row in rows] == ["q", "r"]
+    assert [[document["text"] for document in row["documents"]] for row in rows] == [["a, b", "n1", "n2"], ["c", "n3"]]
+    assert [row["labels"] for row in rows] == [[1, 0, 0], [1, 0]]
+
+
 def test_lists_datasets_and_saved_folders_give_the_same_rows(tmp_path: Path) -> None:
     expected = list(load_training_rows(SFT_RECORDS))
     dataset = Dataset.from_list(SFT_RECORDS)
@@ -255,7 +264,8 @@ def broken_sources(folder: Path) -> list[tuple[Any, str]]:
     """Sources that cannot be read, with what must be said about them."""
     files = {
         "empty.jsonl": b"",
-        "rows.csv": b"query,document\n",
+        "rows.tsv": b"query\tdocument\n",
+        "short.csv": b"query,document\nonly one\n",
         "broken.jsonl.gz": b"not gzip",
         "broken.parquet": b"not parquet",
         "latin.jsonl": b'{"query": "\xe9t\xe9", "document": "d"}\n',
@@ -269,7 +279,8 @@ def broken_sources(folder: Path) -> list[tuple[Any, str]]:
     (folder / "nothing").mkdir()
     return [
         (folder / "empty.jsonl", "has no rows"),
-        (folder / "rows.csv", "unknown kind of file; expected .jsonl"),
+        (folder / "rows.tsv", "unknown kind of file; expected .jsonl"),
+        (folder / "short.csv", "short.csv, line 2: not as many fields as the header has"),
         (folder / "broken.jsonl.gz", "broken.jsonl.gz, line 1: damaged or not whole"),
         (folder / "broken.parquet", "cannot be read as Parquet"),
         (folder / "latin.jsonl", "latin.jsonl, line 1: not UTF-8"),
@@ -281,7 +292,7 @@ def broken_sources(folder: Path) -> list[tuple[Any, str]]:
         ([], "the list has no rows"),
         (Dataset.from_list([]), "the dataset has no rows"),
         ({"test": Dataset.from_list(SFT_RECORDS)}, "has no split 'train'; it has test"),
-        (Dataset.from_list(SFT_RECORDS).to_iterable_dataset(), "got IterableDataset|streaming"),
+        (Dataset.from_list(SFT_RECORDS).to_iterable_dataset(), r"of a stream, list\(stream.take\(N\)\)\), got IterableDataset"),
         (5, "got int"),
     ]
 

@@ -137,8 +137,8 @@ class RankingTrainer(CheckpointingTrainer):
         """Raises `ModelError` for a model this training cannot use."""
         if not isinstance(ranker, RankerModel):
             raise ModelError(
-                f"a ranking trainer needs a ranking model, got {type(ranker).__name__}; give the name or folder of its "
-                "checkpoint, or TSARankModel.from_backbone of it"
+                f"a ranking trainer needs a ranking model, got {type(ranker).__name__}; give the name or folder of "
+                "its checkpoint, or what TSARankModel.from_backbone makes of that"
             )
         if self.args.needs_likelihood and not type(ranker).scores_query_tokens:
             names = [name for name in self.args.weights() if any(map(get_objective(name).takes, TOKEN_VALUES))]

@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from ..ranking_errors import InputError
-from .protocols import COUNTS, ListRanker, Scorer, clean_list, last_counts, ordered_rows, predict, rank_scores
+from .protocols import (
+    COUNTS,
+    ListRanker,
+    Scorer,
+    chosen_rows,
+    clean_list,
+    last_counts,
+    ordered_rows,
+    predict,
+    rank_scores,
+)
 
 
 class Cascade:
@@ -28,13 +38,22 @@ class Cascade:
         self.stages = list(stages)
         self.last_stats: dict[str, int] = {}
 
-    def rank(self, query: str, documents: Sequence[Any], batch_tokens: int | None = None) -> list[dict[str, Any]]:
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[Any],
+        top_k: int | None = None,
+        return_documents: bool = False,
+        *,
+        batch_tokens: int | None = None,
+    ) -> list[dict[str, Any]]:
         """The documents, given in the first stage's order, best first; those behind a stage's depth stay behind.
+        `top_k` and `return_documents` as of `RankerModel.rank`.
 
         Returns:
             `{"corpus_id", "score"}` of each document; the score is n for the first and 1 for the last.
         """
-        query, texts, _ = clean_list(query, documents)
+        query, texts, _ = clean_list(query, documents, top_k=top_k)
         order = list(range(len(texts)))
         counts: Counter[str] = Counter()
         for depth, ranker in self.stages:
@@ -49,7 +68,7 @@ class Cascade:
             counts.update(last_counts(ranker))
             order[:depth] = [head[place] for place in sorted(range(len(head)), key=lambda place: -scores[place])]
         self.last_stats = {name: counts[name] for name in COUNTS if name in counts}
-        return ordered_rows(order)
+        return chosen_rows(ordered_rows(order), documents, top_k, return_documents)
 
 
 def check_depths(depths: Sequence[int]) -> None:

@@ -27,7 +27,7 @@ from ..ranking_options import RankingOptions, check_choice, settle_whole_numbers
 from ..ranking_scoring import check_batch_tokens
 from ..ranking_text import EncodedPair, Prompt, cacheable_ids, warn_of_cuts
 from .in_context import NO_QUERY
-from .protocols import clean_list
+from .protocols import chosen_rows, clean_list
 
 
 @dataclass(frozen=True)
@@ -143,12 +143,21 @@ class OnePassRanker:
         self.model.document_store = store
 
     @torch.inference_mode()
-    def rank(self, query: str, documents: Sequence[Any], batch_tokens: int | None = None) -> list[dict[str, Any]]:
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[Any],
+        top_k: int | None = None,
+        return_documents: bool = False,
+        *,
+        batch_tokens: int | None = None,
+    ) -> list[dict[str, Any]]:
         """The documents, best first; equal scores keep the given order.
 
         Args:
             query: The query.
             documents: Texts. The order in which they are given does not matter to a score, which documents do.
+            top_k, return_documents: As of `RankerModel.rank`.
             batch_tokens: As of `RankerModel.predict`, for documents that the store does not hold yet.
 
         Returns:
@@ -157,7 +166,7 @@ class OnePassRanker:
         Raises:
             ResourceError: the store cannot hold all documents at once.
         """
-        query, texts, _ = clean_list(query, documents)
+        query, texts, _ = clean_list(query, documents, top_k=top_k)
         model, options = self.model, self.model.options
         prompts = model.encoder.prompts(texts)
         cut = sum(len(prompt) >= options.max_length for prompt in prompts)
@@ -178,7 +187,8 @@ class OnePassRanker:
                 scores += sign * self.attention(reader, suffix, cache, places, len(texts)).cpu()
         self.last_stats = {"calls": (1 + self.options.calibrate) * bool(texts), "tokens": tokens, "cut_documents": cut}
         order = sorted(range(len(texts)), key=lambda i: (-float(scores[i]), i))
-        return [{"corpus_id": i, "score": float(scores[i])} for i in order]
+        rows = [{"corpus_id": i, "score": float(scores[i])} for i in order]
+        return chosen_rows(rows, documents, top_k, return_documents)
 
     def _blocks(
         self, prompts: Sequence[Prompt], prefixes: Sequence[tuple[int, ...]]

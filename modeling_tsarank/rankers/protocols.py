@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..ranking_errors import ModelError, NonFiniteScoreError
+from ..ranking_options import whole_number
 from ..ranking_text import clean_query, document_list, document_text, warn_of_cuts
 
 
@@ -38,17 +39,22 @@ class ListRanker(Protocol):
         """
 
 
-def clean_list(query: Any, documents: Any, words: int | None = None) -> tuple[str, list[str], int]:
+def clean_list(
+    query: Any, documents: Any, words: int | None = None, top_k: int | None = None
+) -> tuple[str, list[str], int]:
     """The query and texts of a list, taken and refused as `RankerModel.rank` does, and how many are cut to `words`.
 
     Args:
         query: Text, not empty.
         documents: Strings, or mappings with a text and perhaps a title.
         words: How many words of a document are shown; a warning says how many documents have more.
+        top_k: How many rows are wanted, see `chosen_rows`.
 
     Raises:
-        InputError: the query is empty, or the documents are no list of texts.
+        InputError: the query is empty, the documents are no list of texts, or `top_k` is not positive.
     """
+    if top_k is not None:
+        whole_number(top_k, "top_k")
     texts = [document_text(one, f"document {place}") for place, one in enumerate(document_list(documents))]
     cut = 0 if words is None else sum(len(text.split()) > words for text in texts)
     if words is not None:
@@ -59,6 +65,13 @@ def clean_list(query: Any, documents: Any, words: int | None = None) -> tuple[st
 def ordered_rows(order: Sequence[int]) -> list[dict[str, Any]]:
     """The rows of documents by their places, best first: the score is n for the first and 1 for the last."""
     return [{"corpus_id": i, "score": float(len(order) - place)} for place, i in enumerate(order)]
+
+
+def chosen_rows(
+    rows: list[dict[str, Any]], documents: Sequence[Any], top_k: int | None, return_documents: bool
+) -> list[dict[str, Any]]:
+    """The first `top_k` rows, all by default; with `return_documents` each has its document under `text`."""
+    return [{**row, "text": documents[row["corpus_id"]]} if return_documents else row for row in rows[:top_k]]
 
 
 class PromptRanker:
@@ -75,8 +88,11 @@ class PromptRanker:
         self.model, self.options, self.name = model, options or self.options_class(), model.name
         self.last_stats: dict[str, int] = {}
 
-    def rank(self, query: str, documents: Sequence[Any]) -> list[dict[str, Any]]:
-        """The documents, given in the first stage's order, best first.
+    def rank(
+        self, query: str, documents: Sequence[Any], top_k: int | None = None, return_documents: bool = False
+    ) -> list[dict[str, Any]]:
+        """The documents, given in the first stage's order, best first; `top_k` and `return_documents` as of
+        `RankerModel.rank`.
 
         Returns:
             `{"corpus_id", "score"}` of each document; the score is n for the first and 1 for the last, of pairwise
@@ -86,10 +102,10 @@ class PromptRanker:
             ModelError: a prompt is longer than the model's context.
             TSARankError: the model cannot be asked.
         """
-        query, texts, cut = clean_list(query, documents, self.options.passage_words)
+        query, texts, cut = clean_list(query, documents, self.options.passage_words, top_k)
         tally: Counter[str] = Counter(calls=0, tokens=0, unusable=0)
         try:
-            return self._rows(query, texts, tally)
+            return chosen_rows(self._rows(query, texts, tally), documents, top_k, return_documents)
         finally:
             self.last_stats = {**tally, "cut_documents": cut}
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .endpoint import Endpoint, EndpointSettings, RequestRefusedError, token_count
-from .protocols import clean_list
+from .protocols import chosen_rows, clean_list
 
 
 # Jina, Cohere, vLLM, llama.cpp; and text-embeddings-inference.
@@ -38,20 +38,23 @@ class RerankService:
         self._field: str | None = None
         self.last_stats: dict[str, int] = {}
 
-    def rank(self, query: str, documents: Sequence[Any]) -> list[dict[str, Any]]:
-        """The documents, best first, by the service's scores.
+    def rank(
+        self, query: str, documents: Sequence[Any], top_k: int | None = None, return_documents: bool = False
+    ) -> list[dict[str, Any]]:
+        """The documents, best first, by the service's scores; `top_k` and `return_documents` as of `RankerModel.rank`.
 
         Raises:
             RequestRefusedError, UnreachableError, ResourceError: see `Endpoint.ask`.
         """
         rows: list[dict[str, Any]] = []
         self.last_stats = {"calls": 0}
-        query, texts, _ = clean_list(query, documents)
+        query, texts, _ = clean_list(query, documents, top_k=top_k)
         size = self._documents or max(len(texts), 1)
         for start in range(0, len(texts), size):
             scores = self._ask(query, texts[start : start + size])
             rows += [{"corpus_id": start + place, "score": score} for place, score in enumerate(scores)]
-        return sorted(rows, key=lambda row: (-row["score"], row["corpus_id"]))
+        rows.sort(key=lambda row: (-row["score"], row["corpus_id"]))
+        return chosen_rows(rows, documents, top_k, return_documents)
 
     def _ask(self, query: str, texts: list[str]) -> list[float]:
         refused: RequestRefusedError | None = None

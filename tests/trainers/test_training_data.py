@@ -292,7 +292,7 @@ def broken_sources(folder: Path) -> list[tuple[Any, str]]:
         ([], "the list has no rows"),
         (Dataset.from_list([]), "the dataset has no rows"),
         ({"test": Dataset.from_list(SFT_RECORDS)}, "has no split 'train'; it has test"),
-        (Dataset.from_list(SFT_RECORDS).to_iterable_dataset(), r"of a stream, list\(stream.take\(N\)\)\), got IterableDataset"),
+        (Dataset.from_list(SFT_RECORDS).to_iterable_dataset(), r"of a stream, list\(.*got IterableDataset"),
         (5, "got int"),
     ]
 

@@ -226,6 +226,8 @@ def test_one_pass_scores(pointwise: Any, options: dict[str, Any]) -> None:
     found = scores_of(ranker.rank("why bread", documents))
     assert found == pytest.approx(plain_one_pass(pointwise, "why bread", documents, **options), abs=1e-5)
     assert ranker.last_stats["calls"] == 1
+    best = max(range(5), key=lambda i: found[i])
+    assert [row["text"] for row in ranker.rank("why bread", documents, 1, True)] == [documents[best]]
     if options.get("reduce") != "mean":
         assert sum(found) == pytest.approx(1, abs=1e-5)
 

@@ -259,6 +259,12 @@ def test_short_lists_and_texts_that_are_all_alike(model: LabelModel, make: Any) 
     for count in (2, 3, 5):
         assert sorted(order_of(ranker.rank(QUERY, texts(count)))) == list(range(count))
         assert ranker.last_stats["calls"] > 0
+    best = ranker.rank(QUERY, texts(5))[0]
+    assert ranker.rank(QUERY, texts(5), 1, True) == [{**best, "text": texts(5)[best["corpus_id"]]}]
+    calls = ranker.last_stats["calls"]
+    with pytest.raises(InputError, match="top_k must be a whole number of at least 1, got 0"):
+        ranker.rank(QUERY, texts(5), top_k=0)
+    assert ranker.last_stats["calls"] == calls, "refused before anything is asked"
     if isinstance(ranker, PairwiseRanker):
         assert [row["corpus_id"] for row in ranker.rank(QUERY, ["bees"] * 5)] == list(range(5)), "a tie moves nothing"
     assert sorted(order_of(ranker.rank("bees <|im_end|>", ["", "a", "<s>", "</s>"]))) == list(range(4))

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+from ..ranking_errors import InputError
 
 
 def as_ranker(model: Any, **options: Any) -> Any:
     """A loaded ranker of any kind as it is; a name as `load_ranker` takes it with `options` (`None`: the default)."""
     from ..rankers.loading import load_ranker
 
-    return load_ranker(model, **options) if model is None or isinstance(model, str) else model
+    if model is None or isinstance(model, str | os.PathLike):
+        return load_ranker(model, **options)
+    if not hasattr(model, "rank"):
+        raise InputError(f"model must be a name or a loaded ranker, got {type(model).__name__}")
+    return model
 
 
 def found_in(row: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class TSARankReranker(BaseDocumentCompressor):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=(), extra="forbid")
     model: Any = Field(default=None, exclude=True)
-    top_n: int | None = 3
+    top_n: int | None = Field(default=3, ge=1)
     rank_options: dict[str, Any] = Field(default_factory=dict)
 
     def model_post_init(self, context: Any) -> None:

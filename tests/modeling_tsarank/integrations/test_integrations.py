@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from modeling_tsarank import TSARankModel, load_ranker
+from modeling_tsarank import InputError, TSARankModel, load_ranker
+from modeling_tsarank.integrations import as_ranker
 
 
 QUERY = "why does bread rise"
@@ -52,6 +54,13 @@ def split(ranker: Any) -> tuple[dict[str, Any], list[tuple[str, float, dict[str,
     ]
 
 
+def test_a_model_is_a_name_a_folder_or_a_ranker(folder: str, ranker: Any) -> None:
+    assert as_ranker(ranker) is ranker
+    assert type(as_ranker(Path(folder))) is type(ranker)
+    with pytest.raises(InputError, match="must be a name or a loaded ranker, got int"):
+        as_ranker(3)
+
+
 def test_langchain(ranker: Any, expected: Any, list_ranker: Any, listed: Any, split: Any) -> None:
     pytest.importorskip("langchain_core")
     from langchain_core.documents import Document
@@ -75,6 +84,8 @@ def test_langchain(ranker: Any, expected: Any, list_ranker: Any, listed: Any, sp
     ]
     with pytest.raises(ValueError, match="Extra inputs are not permitted"):
         TSARankReranker(model=ranker, passages="max")
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        TSARankReranker(model=ranker, top_n=0)
 
 
 def test_llama_index(ranker: Any, expected: Any, list_ranker: Any, listed: Any, split: Any) -> None:

@@ -59,7 +59,9 @@ def register(subparsers: Any) -> None:
         details=_DETAILS,
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
-    parser.add_argument("--port", type=whole(0), default=8000, metavar="N", help="default 8000; 0: any free one")
+    parser.add_argument(
+        "--port", type=whole(0, 2**16 - 1), default=8000, metavar="N", help="default 8000; 0: any free one"
+    )
     limits = parser.add_argument_group("limits")
     limits.add_argument("--max-documents", type=whole(), default=1000, metavar="N", help="of one request (1000)")
     limits.add_argument("--max-body", type=size, default=16 << 20, metavar="SIZE", help="of one request (16MiB)")

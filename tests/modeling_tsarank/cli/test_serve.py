@@ -175,3 +175,8 @@ def test_options_that_do_not_belong_together(
     words = [str(tmp_path) if word == "FOLDER" else word for word in words]
     assert cli.main(["serve", "--port", "0", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_port_that_is_none_is_refused_before_a_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve", "--port", "99999"]) == 2
+    assert "--port: expected a whole number from 0 to 65,535, got '99999'" in capsys.readouterr().err

@@ -65,9 +65,9 @@ def register(subparsers: Any) -> None:
 def run_frontier(args: argparse.Namespace) -> int:
     """Compare rankers by quality and cost on one collection, from what `tsarank evaluate` wrote.
 
-    A star marks rankers on the frontier: no other is at least as good for at most the same cost. Those measured on
-    fewer queries than others have none and are not drawn: compare them with the first stage over their own queries,
-    which stands beside each.
+    A star marks rankers on the frontier: no other is at least as good for at most the same cost. Those that do not
+    tell this cost (-) have none; nor have those measured on fewer queries than others, which are not drawn either:
+    compare them with the first stage over their own queries, which stands beside each.
     """
     from modeling_tsarank.eval.reports import markdown_table
     from modeling_tsarank.files.writing import write_json

@@ -184,9 +184,9 @@ def checked_rows(
         rest = f"; {bad} of {len(rows)} rows have a problem (drop_unusable_rows leaves them out)" if bad > 1 else ""
         raise InputError(first + rest)
     if bad and not kept:
-        raise InputError(f"none of the {len(rows)} rows can be used; by field: {listed}")
+        raise InputError(f"none of the {len(rows)} rows can be used; by field: {listed}; {first}")
     if bad:
-        logger.warning("left out %d of %d rows; by field: %s", bad, len(rows), listed)
+        logger.warning("left out %d of %d rows; by field: %s; %s", bad, len(rows), listed, first)
     rows = rows.select(kept) if len(kept) < len(rows) else rows
     _check_size(rows, minimum_rows)
     return CheckedRows(rows, rules)

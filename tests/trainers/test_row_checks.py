@@ -171,10 +171,10 @@ def test_unusable_rows_are_dropped_on_request_and_counted(caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         kept = checked_rows(dataset, RULES["sft"], drop_unusable=True)
     assert kept.rows["query"][:] == ["q", "second"]
-    assert "left out 3 of 5 rows; by field: negatives 2, positives 1" in caplog.text
+    assert "left out 3 of 5 rows; by field: negatives 2, positives 1; row 2: negatives: no document has" in caplog.text
     assert checked_rows(kept, RULES["sft"]) is kept
     assert len(checked_rows(dataset, RULES["sft"], drop_unusable=True, limit=1, minimum_rows=1).rows) == 1
-    with pytest.raises(InputError, match="none of the 2 rows can be used; by field: negatives 2"):
+    with pytest.raises(InputError, match="rows can be used; by field: negatives 2; row 1: negatives: expected"):
         checked_rows(kept.rows, RowRules(positives=True, negatives=3), drop_unusable=True)
 
 

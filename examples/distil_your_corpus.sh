@@ -19,8 +19,9 @@ mkdir -p "$output"
     tsarank data lists --corpus "$corpus" --queries "$output/queries.jsonl" --first-stages bm25 \
         --list-size "${LIST_SIZE:-8}" --teacher-scores "$teacher" --output "$output/lists"
 
-# 3. The student: RankNet on that order, LoRA on two CPU cores. With a GPU, see `tsarank train distill --help`.
-tsarank train distill --config smollm2-135m-distill-cpu --model_name_or_path "${STUDENT:-smollm2-135m-instruct}" \
+# 3. The student: RankNet on that order, LoRA on two CPU cores. It begins as the released ranker: a plain language model,
+#    such as STUDENT=smollm2-135m-instruct, needs thousands of lists. With a GPU, see `tsarank train distill --help`.
+tsarank train distill --config smollm2-135m-distill-cpu --model_name_or_path "${STUDENT:-twolar-smollm2-135m-v2}" \
     --train_data "$output/lists/data" --max_steps "${STEPS:-60}" --output_dir "$output/student" \
     --resume_from_checkpoint auto
 

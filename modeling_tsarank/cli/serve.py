@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..jobs.arguments import add_ray_arguments
+from ..jobs.arguments import add_ray_arguments, check_ray_arguments
 from ..models.arguments import (
     add_document_arguments,
     add_model_arguments,
@@ -120,6 +120,7 @@ def run(args: argparse.Namespace) -> int:
     if args.calibration is not None and len(args.model or ()) > 1:
         raise InputError("--calibration is for one model: keep each calibration.json in its model's folder")
     args.api_key = os.environ.get("TSARANK_API_KEY") or None
+    check_ray_arguments(args, "replica")
     if args.ray is not None:
         return _serve_on_ray(args)
     import uvicorn

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..cli.command_line import real, whole
+from ..ranking_errors import InputError
 from .pools import Pool, RayPool, Result, Worker, lead
 
 
@@ -35,8 +36,17 @@ def add_ray_arguments(group: Any, process: str, work: str) -> None:
     )
 
 
+def check_ray_arguments(args: argparse.Namespace, process: str) -> None:
+    """Raises `InputError` for an option of `add_ray_arguments` that is given without `--ray`."""
+    usual = {f"{process}s": 1, f"max_{process}s": None, f"{process}_cpus": 1, f"{process}_gpus": 0}
+    for name, value in usual.items():
+        if args.ray is None and getattr(args, name, value) != value:
+            raise InputError(f"--{name.replace('_', '-')} has no effect without --ray; add --ray, or leave it out")
+
+
 def with_pool(args: argparse.Namespace, work: Callable[[Pool], Result], worker: Worker) -> Result:
     """Calls `work` with the pool that `add_pool_arguments` describes; see `lead`."""
+    check_ray_arguments(args, "actor")
     if args.ray is None:
         return lead(work, worker)
     address = None if args.ray == "local" else args.ray

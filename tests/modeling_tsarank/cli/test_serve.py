@@ -166,6 +166,8 @@ def test_a_replica_that_does_not_start_says_why(tmp_path: Path, capsys: pytest.C
     [
         (["--model", "a", "--model", "b", "--calibration", "FOLDER"], "--calibration is for one model"),
         (["--ray", "local", "--replicas", "3", "--max-replicas", "2"], "must not be smaller than --replicas"),
+        (["--replicas", "3"], "--replicas has no effect without --ray"),
+        (["--max-replicas", "3"], "--max-replicas has no effect without --ray"),
     ],
 )
 def test_options_that_do_not_belong_together(

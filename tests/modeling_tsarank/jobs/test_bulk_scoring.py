@@ -574,6 +574,11 @@ def test_score_command(zoo, model, tmp_path, capsys) -> None:
         "of them\n"
     )
     assert main([*command, "--ray", "local", "--actors", "0"]) == 2
+    capsys.readouterr()
+    assert main([*command, "--actors", "2"]) == 2
+    assert (
+        capsys.readouterr().err == "tsarank: error: --actors has no effect without --ray; add --ray, or leave it out\n"
+    )
 
 
 @pytest.mark.slow
@@ -614,6 +619,7 @@ def test_without_ray_the_extra_is_named(tmp_path) -> None:
 
     job = BulkJob((write_parquet(tmp_path / "a.parquet", make_pairs(10)),), str(tmp_path / "out"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "ray", None)
+        for name in ("ray", "ray.util"):  # an earlier test may have imported them
+            patch.setitem(sys.modules, name, None)
         with pytest.raises(ResourceError, match=r"pip install 'tsarank\[ray\]'"):
             RayPool(PairWorker(job)).__enter__()

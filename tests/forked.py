@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -112,11 +113,14 @@ def run(
 
 
 def _renew_threads() -> None:
-    """Makes torch's pool of threads anew, which a fork leaves without threads.
+    """Makes torch's pool of threads anew, which a fork leaves without threads, and the lock of progress bars.
 
     Torch does so at the first use, but not safely: of several threads that load weights and all come first, one may
-    find none ("Invalid thread pool!") or wait forever. Seen after tests that use several threads.
+    find none ("Invalid thread pool!") or wait forever. Seen after tests that use several threads. tqdm's lock is
+    shared by all forked processes: one that is killed while it draws a bar would leave it locked in the others.
     """
+    if "tqdm" in sys.modules:
+        sys.modules["tqdm"].tqdm.set_lock(threading.RLock())
     if "torch" in sys.modules:
         torch = sys.modules["torch"]
         torch.set_num_threads(torch.get_num_threads())

@@ -307,5 +307,5 @@ def test_repositories_of_sentence_transformers(save: Any, pairs: Any, tmp_path: 
     modules = json.loads((folder / "modules.json").read_text())
     modules.append({"idx": 1, "name": "1", "path": "1_Dense", "type": "sentence_transformers.models.Dense"})
     (folder / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(ModelError, match="name it with ce:"):
+    with pytest.raises(ModelError, match="takes one: ce:M"):
         load_ranker(folder)

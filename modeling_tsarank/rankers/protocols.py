@@ -102,6 +102,7 @@ class PromptRanker:
             ModelError: a prompt is longer than the model's context.
             TSARankError: the model cannot be asked.
         """
+        documents = document_list(documents)
         query, texts, cut = clean_list(query, documents, self.options.passage_words, top_k)
         tally: Counter[str] = Counter(calls=0, tokens=0, unusable=0)
         try:

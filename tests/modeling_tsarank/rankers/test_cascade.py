@@ -51,7 +51,7 @@ def test_each_stage_orders_the_head_of_the_one_before() -> None:
     assert long.asked == [documents[:5]]
     assert back.asked == [["eeeee", "bbbb", "ddd"], ["ddd", "bbbb"]]
     assert cascade.last_stats == {"calls": 6, "unusable": 2}
-    assert cascade.rank("q", documents, top_k=1, return_documents=True) == [
+    assert cascade.rank("q", iter(documents), top_k=1, return_documents=True) == [
         {"corpus_id": 1, "score": 6.0, "text": "bbbb"}
     ]
     assert cascade.rank("q", []) == []

@@ -45,7 +45,7 @@ def test_a_service_of_jinas_form_is_asked_about_the_whole_list(monkeypatch):
     monkeypatch.setenv("TSARANK_API_KEY", "sk-1")
     with ChatServer(jina) as server:
         ranker = service(server)
-        rows = ranker.rank("dough oven yeast", DOCUMENTS, return_documents=True)
+        rows = ranker.rank("dough oven yeast", iter(DOCUMENTS), return_documents=True)
     assert [row["text"] for row in rows] == [DOCUMENTS[row["corpus_id"]] for row in rows]
     assert [row["corpus_id"] for row in rows] == [0, 2, 1, 3], "equal scores in the given order"
     assert [row["score"] for row in rows] == pytest.approx([2 / 7, 2 / 7, 0, 0])

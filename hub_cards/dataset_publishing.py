@@ -11,7 +11,7 @@ from modeling_tsarank.files.fields import shown
 from modeling_tsarank.files.reading import read_json_object, read_json_rows, read_text
 from modeling_tsarank.files.tables import open_parquet, read_csv
 from modeling_tsarank.files.templates import line, render
-from modeling_tsarank.hub_cards.file_selection import Selection, fits, select_files
+from modeling_tsarank.hub_cards.file_selection import LICENSES, Selection, fits, select_files
 from modeling_tsarank.hub_cards.uploading import CARD_NAME, DEFAULT_TAG, UNKNOWN_LICENSE, Publication
 from modeling_tsarank.ranking_errors import InputError
 from modeling_tsarank.trainers.data.cards import render_card, size_category
@@ -26,7 +26,7 @@ from modeling_tsarank.trainers.data.provenance import (
 
 PROVENANCE = "provenance.json"
 _DATA = ("*.parquet", "*.jsonl", "*.jsonl.gz", "*.ndjson", "*.csv", "*.tsv")
-_OTHERS = (PROVENANCE, "table1.json", "*.md", "LICENSE", "LICENSE[.-]*", "NOTICE", "NOTICE[.-]*")
+_OTHERS = (PROVENANCE, "table1.json", "*.md", *LICENSES)
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _SPLITS |= dict.fromkeys(("validation", "valid", "dev"), "validation")
 # What rows can be trained on, by the columns they have; the first that fits.

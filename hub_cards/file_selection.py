@@ -13,6 +13,9 @@ from pathlib import Path
 from modeling_tsarank.ranking_errors import InputError
 
 
+LICENSES = ("LICENSE", "LICENSE[.-]*", "NOTICE", "NOTICE[.-]*")
+
+
 @dataclass(frozen=True)
 class PublishedFile:
     """One file of a publication.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_tsarank.files.reading import read_json_object
-from modeling_tsarank.hub_cards.file_selection import PublishedFile, Selection, select_files
+from modeling_tsarank.hub_cards.file_selection import LICENSES, PublishedFile, Selection, select_files
 from modeling_tsarank.hub_cards.model_cards import render_model_card
 from modeling_tsarank.hub_cards.model_facts import (
     RECORD_NAME,
@@ -40,14 +40,7 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.jso
 _VOCABULARY = ("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 # What belongs to an adapter as well.
 _BESIDE = (RECORD_NAME, CALIBRATION_FILE, *_TOKENIZER, *_VOCABULARY, "chat_template.jinja")
-_TEXTS = (
-    "chat_template.json",
-    "additional_chat_templates/*.jinja",
-    "LICENSE",
-    "LICENSE[.-]*",
-    "NOTICE",
-    "NOTICE[.-]*",
-)
+_TEXTS = ("chat_template.json", "additional_chat_templates/*.jinja", *LICENSES)
 _FILES = (*_RANKER, *_BESIDE, *_TEXTS)
 INDEX_NAME = "model.safetensors.index.json"
 UNKNOWN_COMMIT = "COMMIT"

@@ -92,9 +92,9 @@ class RankingConfig(PartConfig, TrainingArguments):
         temperature (`float`, *optional*, defaults to `1.0`):
             Scores are divided by it before the ranking losses.
         teacher_temperature (`float`, *optional*, defaults to `1.0`):
-            The teacher's scores are divided by it before the losses that take them. Losses compare their sizes with
-            those of `scores / temperature`: cosines of a bi-encoder want about 0.05, and z-scores of several teachers
-            about 0.15 to be as far apart as a cross-encoder's logits.
+            The teacher's scores are divided by it before the losses that take them: about 0.05 suits the cosines of a
+            bi-encoder. The z-scores of several teachers have a standard deviation of 1, a cross-encoder's logits a
+            larger one.
         ref_model (`str`, *optional*):
             Folder or Hub id of the Differential Penalty's reference, loaded as a whole second model. By default it is
             the model that training started from; for it LoRA needs no copy, and `top_blocks` only copies of the

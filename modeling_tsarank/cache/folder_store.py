@@ -281,8 +281,7 @@ class FolderStore(StateStore):
             if not self.missing([key]):
                 # What is there stays: another thread or process may have been quicker.
                 for target in targets:
-                    if not self.fill(key, target):
-                        fill_states(key, blob, target, checked=True)
+                    self.fill(key, target)  # where it is damaged, the target stays as it is
             elif not self.read_only:
                 self._pending[key] = blob
                 self._pending_bytes += len(blob)

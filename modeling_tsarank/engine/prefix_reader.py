@@ -134,7 +134,7 @@ class PrefixReader:
                             progress.check()
         finally:
             if self._store is not None:
-                with _scores_come_first():
+                with _store_errors_as_warnings():
                     self._store.flush()
         self.close()
         return results
@@ -347,17 +347,17 @@ class PrefixReader:
             self.tokens += sum(len(ids) for ids, _ in prefixes)
             for prefix, layers in zip(prefixes, states, strict=True):
                 # Scores come from what the store makes of the states, whether they were in it before or not.
-                with _scores_come_first():  # the targets are filled before anything is written
+                with _store_errors_as_warnings():  # the targets are filled before anything is written
                     store.put(state_key(self._identity, *prefix), layers, absent[prefix])
 
 
 @contextmanager
-def _scores_come_first() -> Iterator[None]:
-    """Ranking goes on where a store cannot keep the states: a full cache must not end a service."""
+def _store_errors_as_warnings() -> Iterator[None]:
+    """Ranking goes on where states cannot be stored: a full disk must not end a service."""
     try:
         yield
     except ResourceError as error:
-        logger.warning("%s; documents are ranked without being kept", error)
+        logger.warning("%s; documents are ranked, but their states are not stored", error)
 
 
 def _apart(

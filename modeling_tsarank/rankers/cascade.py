@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from ..ranking_errors import InputError
-from ..ranking_text import document_list
 from .protocols import (
     COUNTS,
     ListRanker,
@@ -54,8 +53,7 @@ class Cascade:
         Returns:
             `{"corpus_id", "score"}` of each document; the score is n for the first and 1 for the last.
         """
-        documents = document_list(documents)
-        query, texts, _ = clean_list(query, documents, top_k=top_k)
+        query, documents, texts, _ = clean_list(query, documents, top_k=top_k)
         order = list(range(len(texts)))
         counts: Counter[str] = Counter()
         for depth, ranker in self.stages:

@@ -25,7 +25,7 @@ from ..modeling_ranker import RankerModel
 from ..ranking_errors import InputError, ModelError, ResourceError
 from ..ranking_options import RankingOptions, check_choice, settle_whole_numbers
 from ..ranking_scoring import check_batch_tokens
-from ..ranking_text import EncodedPair, Prompt, cacheable_ids, document_list, warn_of_cuts
+from ..ranking_text import EncodedPair, Prompt, cacheable_ids, warn_of_cuts
 from .in_context import NO_QUERY
 from .protocols import chosen_rows, clean_list
 
@@ -166,8 +166,7 @@ class OnePassRanker:
         Raises:
             ResourceError: the store cannot hold all documents at once.
         """
-        documents = document_list(documents)
-        query, texts, _ = clean_list(query, documents, top_k=top_k)
+        query, documents, texts, _ = clean_list(query, documents, top_k=top_k)
         model, options = self.model, self.model.options
         prompts = model.encoder.prompts(texts)
         cut = sum(len(prompt) >= options.max_length for prompt in prompts)

@@ -41,8 +41,8 @@ class ListRanker(Protocol):
 
 def clean_list(
     query: Any, documents: Any, words: int | None = None, top_k: int | None = None
-) -> tuple[str, list[str], int]:
-    """The query and texts of a list, taken and refused as `RankerModel.rank` does, and how many are cut to `words`.
+) -> tuple[str, list[Any], list[str], int]:
+    """The query, the documents and their texts, taken and refused as `RankerModel.rank` does, and how many are cut.
 
     Args:
         query: Text, not empty.
@@ -55,11 +55,12 @@ def clean_list(
     """
     if top_k is not None:
         whole_number(top_k, "top_k")
-    texts = [document_text(one, f"document {place}") for place, one in enumerate(document_list(documents))]
+    documents = document_list(documents)
+    texts = [document_text(one, f"document {place}") for place, one in enumerate(documents)]
     cut = 0 if words is None else sum(len(text.split()) > words for text in texts)
     if words is not None:
         warn_of_cuts(cut, len(texts), words, "passage_words")
-    return clean_query(query), texts, cut
+    return clean_query(query), documents, texts, cut
 
 
 def ordered_rows(order: Sequence[int]) -> list[dict[str, Any]]:
@@ -102,8 +103,7 @@ class PromptRanker:
             ModelError: a prompt is longer than the model's context.
             TSARankError: the model cannot be asked.
         """
-        documents = document_list(documents)
-        query, texts, cut = clean_list(query, documents, self.options.passage_words, top_k)
+        query, documents, texts, cut = clean_list(query, documents, self.options.passage_words, top_k)
         tally: Counter[str] = Counter(calls=0, tokens=0, unusable=0)
         try:
             return chosen_rows(self._rows(query, texts, tally), documents, top_k, return_documents)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..ranking_text import document_list
 from .endpoint import Endpoint, EndpointSettings, RequestRefusedError, token_count
 from .protocols import chosen_rows, clean_list
 
@@ -49,8 +48,7 @@ class RerankService:
         """
         rows: list[dict[str, Any]] = []
         self.last_stats = {"calls": 0}
-        documents = document_list(documents)
-        query, texts, _ = clean_list(query, documents, top_k=top_k)
+        query, documents, texts, _ = clean_list(query, documents, top_k=top_k)
         size = self._documents or max(len(texts), 1)
         for start in range(0, len(texts), size):
             scores = self._ask(query, texts[start : start + size])

@@ -8,8 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from .state_blocks import Layers, Shape, StateBlocks
+from .state_blocks import Groups, Shape, StateBlocks
 from .tasks import Task
+
+
+# Token ids whose states are wanted, and the regime of the tasks that read them.
+Prefix = tuple[tuple[int, ...], int]
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,8 @@ class Forward(ABC):
 
     # ---- asked only of a backend that shares -------------------------------------------------------
 
-    def states(self, prefixes: Sequence[Sequence[int]], regimes: Sequence[int]) -> list[Layers]:
-        """Keys and values of every layer for each prefix."""
+    def states(self, batches: Sequence[Sequence[Prefix]]) -> list[Groups]:
+        """Keys and values of every prefix, batch by batch; valid until the next call."""
         raise NotImplementedError
 
     def blocks(self, counts: Sequence[int], room: int) -> StateBlocks:

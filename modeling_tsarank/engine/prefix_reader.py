@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from ..ranking_errors import ModelError, ResourceError
 from ..ranking_scoring import plan_batches
 from .batches import Progress, memory_errors, run_batches
-from .forward import Forward, Sharing
+from .forward import Forward, Prefix, Sharing
 from .read_outs import PairLogits, ReadOut
-from .state_blocks import Groups, Layers, Shape, fill_groups, stack_layers
+from .state_blocks import Groups, Layers, Shape, fill_groups, split_layers
 from .state_keys import model_identity, state_key
 from .tasks import Group, Task, by_regime, cached_groups, common_length, prefix_groups
 from .torch_forward import TorchForward
@@ -33,8 +33,6 @@ ACCELERATOR_STATE_BYTES = 4 << 30
 # Where prefixes are shared, this many batches' worth of tasks are planned together.
 SHARED_BATCHES = 4
 
-# Token ids whose states are wanted, and the regime of the tasks that read them.
-Prefix = tuple[tuple[int, ...], int]
 # A prefix, and where the states of its first tokens go, as many as there is room for.
 Want = tuple[Prefix, Groups]
 
@@ -225,15 +223,14 @@ class PrefixReader:
     def _read_prefixes(
         self, tasks: Sequence[Task], groups: Sequence[Group], sizes: Sequence[int], batch_tokens: int
     ) -> dict[Prefix, Groups]:
-        """States of the groups' prefixes, read in padded batches."""
-        found: dict[Prefix, Groups] = {}
-        for part in plan_batches(sizes, batch_tokens):
-            prefixes = [self._prefix(tasks, groups[g]) for g in part]
-            rows = [prefix[: sizes[g]] for (prefix, _), g in zip(prefixes, part, strict=True)]
-            states = self._forward.states(rows, [regime for _, regime in prefixes])
-            self.tokens += sum(map(len, rows))
-            found.update(zip(prefixes, map(stack_layers, states), strict=True))
-        return found
+        """States of the groups' prefixes, read in padded batches; valid until the next call."""
+        parts = plan_batches(sizes, batch_tokens)
+        order = [g for part in parts for g in part]
+        prefixes = [self._prefix(tasks, group) for group in groups]
+        cut = [(ids[:size], regime) for (ids, regime), size in zip(prefixes, sizes, strict=True)]
+        states = self._forward.states([[cut[g] for g in part] for part in parts])
+        self.tokens += sum(sizes)
+        return {prefixes[g]: found for g, found in zip(order, states, strict=True)}
 
     def _rows_behind(
         self,
@@ -289,10 +286,10 @@ class PrefixReader:
         def run(batch: Sequence[int]) -> None:
             rows = [wanted[missing[i]] for i in batch]
             for part in self._read_together([ids for ids, _ in rows], batch_tokens):
-                states = self._forward.states([rows[k][0] for k in part], [rows[k][1] for k in part])
+                states = self._forward.states([[rows[k] for k in part]])
                 self.tokens += sum(len(rows[k][0]) for k in part)
-                for k, layers in zip(part, states, strict=True):
-                    store.put(missing[batch[k]], layers)
+                for k, found in zip(part, states, strict=True):
+                    store.put(missing[batch[k]], split_layers(found))
 
         try:
             lengths = [len(wanted[key][0]) for key in missing]
@@ -343,12 +340,12 @@ class PrefixReader:
         lacking = list(absent)
         for part in self._read_together([ids for ids, _ in lacking], batch_tokens):
             prefixes = [lacking[k] for k in part]
-            states = self._forward.states([ids for ids, _ in prefixes], [regime for _, regime in prefixes])
+            states = self._forward.states([prefixes])
             self.tokens += sum(len(ids) for ids, _ in prefixes)
-            for prefix, layers in zip(prefixes, states, strict=True):
+            for prefix, found in zip(prefixes, states, strict=True):
                 # Scores come from what the store makes of the states, whether they were in it before or not.
                 with _store_errors_as_warnings():  # the targets are filled before anything is written
-                    store.put(state_key(self._identity, *prefix), layers, absent[prefix])
+                    store.put(state_key(self._identity, *prefix), split_layers(found), absent[prefix])
 
 
 @contextmanager

@@ -159,7 +159,7 @@ class StateBlocks:
 
     Args:
         shapes: of the model's layers (their `tokens` does not matter).
-        counts: how many of each document's first tokens are wanted; not all zero.
+        counts: how many of each document's first tokens are wanted; zeros where there is nothing to fill in.
         room: how many more tokens will be read behind them.
         dtype: the model's.
         placed: Documents are aligned on the left, and exactly `room` tokens will be read right behind each, so that
@@ -203,6 +203,10 @@ class StateBlocks:
         end = self.counts[row] if self.placed else self.width
         place = slice(end - self.counts[row], end)
         return [(keys[:, row, :, place], values[:, row, :, place]) for keys, values in self._groups]
+
+    def first(self, row: int, count: int) -> Groups:
+        """A row's first `count` tokens, where nothing was in front of what is read."""
+        return [(keys[:, row, :, :count], values[:, row, :, :count]) for keys, values in self._groups]
 
     def cache(self) -> DynamicCache:
         """The blocks as a cache of `width` tokens, to be read once: reading writes behind the documents."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,13 +15,13 @@ from transformers import DynamicCache, PreTrainedModel
 from ..modeling_cross_encoder import ScoreHead
 from ..ranking_scoring import accepts, head_place, pad_right
 from .batch_invariance import make_linears_invariant, takes
-from .forward import Forward, Sharing
+from .forward import Forward, Prefix, Sharing
 from .grouped_attention import GROUPED, takes_grouped
 from .last_block import Wanted, pick_positions
 from .private_view import hooked, private_view
 from .read_outs import ClassLogits, ReadOut
 from .rope_regimes import rope_limits, rope_regime, use_regimes
-from .state_blocks import Layers, StateBlocks, Workspace, fill_groups, shapes_of, stack_layers
+from .state_blocks import Groups, Shape, StateBlocks, Workspace, fill_groups, shapes_of
 from .tasks import Task
 
 
@@ -43,10 +44,21 @@ class _Memory:
     """What calls on one model leave to the next one."""
 
     sharing: dict[Any, Sharing | None] = field(default_factory=dict)
-    workspaces: list[tuple[Workspace, Workspace]] = field(default_factory=list)
+    workspaces: list[tuple[Workspace, Workspace, Workspace]] = field(default_factory=list)
 
 
 _memories: WeakKeyDictionary[PreTrainedModel, _Memory] = WeakKeyDictionary()
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Lets glibc keep up to 64 MiB of freed memory for what is allocated next; elsewhere it does nothing.
+
+    glibc gives freed memory back to the system by a threshold that it sets itself: twice the largest block that was
+    mapped and freed, of up to 32 MiB. Below it, activations of every layer are given back and mapped anew, and the
+    page faults took 4 % of the time of shared reading.
+    """
+    torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8)
 
 
 def longest_full_attention(config: Any) -> int | None:
@@ -70,12 +82,14 @@ class TorchForward(Forward):
 
     def __init__(self, backbone: PreTrainedModel, read_out: ReadOut, pad_id: int) -> None:
         self.device, self.dtype = backbone.device, backbone.dtype
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self._read_out, self._pad_id = read_out, pad_id
         self._config = backbone.config.get_text_config()
         self._memory = _memories.setdefault(backbone, _Memory())
-        self._head_memory, self._state_memory = (
-            self._memory.workspaces.pop() if self._memory.workspaces else (Workspace(), Workspace())
-        )
+        free = self._memory.workspaces
+        self._workspaces = free.pop() if free else (Workspace(), Workspace(), Workspace())
+        self._head_memory, self._prefix_memory, self._state_memory = self._workspaces
         view = private_view(backbone)
         self._model: Any = backbone if view is None else view
         self._is_view = view is not None
@@ -125,7 +139,7 @@ class TorchForward(Forward):
 
     def close(self) -> None:
         """Returns memory for the next call to use again; after an error it is given up."""
-        self._memory.workspaces.append((self._head_memory, self._state_memory))
+        self._memory.workspaces.append(self._workspaces)
 
     # ---- reading -----------------------------------------------------------------------------------
 
@@ -194,18 +208,39 @@ class TorchForward(Forward):
         """As `Forward.regime`; the usual one where the embedding is not known."""
         return rope_regime(self._config, length) if self._rotary else 0
 
-    def states(self, prefixes: Sequence[Sequence[int]], regimes: Sequence[int]) -> list[Layers]:
-        """Keys and values of each prefix, views of one batch's."""
-        ids, _ = pad_right(prefixes, self._pad_id, self.device)
+    def states(self, batches: Sequence[Sequence[Prefix]]) -> list[Groups]:
+        """Keys and values of every prefix, in the memory of the last call, whose states are no longer valid."""
+        sharing = self._sharing()
+        assert sharing is not None
+        return self._states(sharing.shapes, batches)
+
+    def _states(self, shapes: Sequence[Shape], batches: Sequence[Sequence[Prefix]]) -> list[Groups]:
+        longest = [max(len(ids) for ids, _ in batch) for batch in batches]
+        made = [
+            StateBlocks(shapes, [0] * len(batch), room, self.dtype)
+            for batch, room in zip(batches, longest, strict=True)
+        ]
+        self._prefix_memory.reserve(sum(blocks.size for blocks in made), self.device)
+        found: list[Groups] = []
+        for batch, blocks in zip(batches, made, strict=True):
+            blocks.allocate(self._prefix_memory)
+            self._fill_cache(batch, blocks.cache())
+            found += [blocks.first(row, len(ids)) for row, (ids, _) in enumerate(batch)]
+        return found
+
+    def _fill_cache(self, batch: Sequence[Prefix], cache: DynamicCache) -> None:
+        """Reads prefixes for their keys and values alone."""
+        ids, _ = pad_right([row for row, _ in batch], self._pad_id, self.device)
         keep = torch.zeros(ids.shape, dtype=torch.bool, device=self.device)
         keep[0, 0] = True  # the head must run on something; what it gives is not wanted
-        cache = DynamicCache()
+        regimes = [regime for _, regime in batch]
         self._pass(ids, keep, regimes, ids[0, :1], past_key_values=cache, use_cache=True)
+
+    def _shapes(self) -> list[Shape]:
+        cache = DynamicCache()
+        self._fill_cache([((self._pad_id,), 0)], cache)
         layers: Sequence[Any] = cache.layers
-        return [
-            [(layer.keys[i : i + 1, :, : len(row)], layer.values[i : i + 1, :, : len(row)]) for layer in layers]
-            for i, row in enumerate(prefixes)
-        ]
+        return shapes_of([(layer.keys, layer.values) for layer in layers])
 
     def blocks(self, counts: Sequence[int], room: int) -> StateBlocks:
         """Room in the memory of the last batch, whose states are no longer valid."""
@@ -246,7 +281,7 @@ class TorchForward(Forward):
         if not self._is_view and rope_limits(self._config):
             return None
         if self._known:
-            return Sharing(shapes_of(self.states([[self._pad_id]], [0])[0]), True)
+            return Sharing(self._shapes(), True)
         try:
             return self._try_sharing()
         except Exception as error:  # whatever an unknown model's code makes of a cache
@@ -259,8 +294,8 @@ class TorchForward(Forward):
         tasks = [Task(tuple(ids[:end]), (end - 2, end - 1), (ids[end], ids[end]), length=end + 1) for end in (8, 11)]
         whole = torch.cat([self.read([task])[0] for task in tasks])
         counts = [3, 7]
-        states = [self.states([task.ids[:count]], [0])[0] for task, count in zip(tasks, counts, strict=True)]
-        shapes = shapes_of(states[0])
+        shapes = self._shapes()
+        states = self._states(shapes, [[(task.ids[:count], 0)] for task, count in zip(tasks, counts, strict=True)])
 
         def agrees(batches: Sequence[Sequence[int]]) -> bool:
             found = []
@@ -271,7 +306,7 @@ class TorchForward(Forward):
                 workspace.reserve(blocks.size, self.device)
                 blocks.allocate(workspace)
                 for row, i in enumerate(batch):
-                    fill_groups(stack_layers(states[i]), blocks.targets(row))
+                    fill_groups(states[i], blocks.targets(row))
                 found += self.read_behind([tasks[i] for i in batch], blocks)
             tolerance = _HALF_TOLERANCE if self.dtype.itemsize < 4 else _TOLERANCE
             return bool((torch.cat(found) - whole).abs().max() <= tolerance * whole.abs().max())

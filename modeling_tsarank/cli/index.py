@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,8 @@ def run(args: argparse.Namespace) -> int:
     texts = list(dict.fromkeys(document.text for document in documents_from_arguments(args)))
     from ..cache.folder_store import FolderStore
 
-    with FolderStore(args.store, args.store_dtype, max_disk_bytes=args.max_disk) as store:
+    new = not Path(args.store).exists()
+    with FolderStore(args.store, args.store_dtype, max_disk_bytes=args.max_disk) as store, _nothing_left(store, new):
         if args.verify:
             whole, damaged = store.verify()
             sys.stderr.write(f"tsarank: {whole:,} documents in the store are whole, {damaged:,} are damaged\n")
@@ -128,6 +130,17 @@ def run(args: argparse.Namespace) -> int:
         size = store.disk_bytes()
     sys.stdout.write(f"{read:,} documents read; {args.store} takes {readable_size(size)}\n")
     return 0
+
+
+@contextlib.contextmanager
+def _nothing_left(store: Any, new: bool) -> Iterator[None]:
+    """Deletes a new store that an error left without documents."""
+    try:
+        yield
+    except BaseException:
+        if new and not len(store):
+            shutil.rmtree(store.folder, ignore_errors=True)
+        raise
 
 
 def estimate(model: Any, texts: Sequence[str], store: Any) -> tuple[Cost, list[tuple[str, int]]]:

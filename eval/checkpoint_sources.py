@@ -65,10 +65,11 @@ def evaluated_source(model: str | None, args: argparse.Namespace) -> ScorerSourc
     """
     if getattr(args, "cascade", None) is not None:
         return _cascade_source(args)
-    found = resolve(model)
+    found = resolve(model, args.revision)
     if found.kind is Kind.SERVICE or args.ranker != RANKERS[0]:
         return _list_source(found, args)
     ranker_options(args)  # refused where there is no such ranker
+    check_list_options(args, remote=False)
     if found.kind in OTHER_LIBRARIES:
         return _sentence_transformers_source(found, args)
     return scorer_source(model, args)

@@ -142,7 +142,7 @@ def load_ranker(
     dtype = resolve_dtype(dtype, device)
     if family is not None:
         families.family_class(family)
-    named = resolve(name_or_path)
+    named = resolve(name_or_path, revision)
     source = _hub_adapter(named, revision)
     origin: dict[str, Any] = {
         "revision": revision,

@@ -66,6 +66,11 @@ class Source:
         return self.kind in PACKAGED
 
     @property
+    def local(self) -> bool:
+        """Whether it is on this machine, where there are no revisions."""
+        return self.packaged or Path(self.name).exists()
+
+    @property
     def label(self) -> str:
         """What tables call it: no folders."""
         if self.packaged or self.kind is Kind.SERVICE:
@@ -89,18 +94,28 @@ class Source:
         base, revision = adapter_base(Path(self.name))
         if base is None:
             raise ModelError(f"{self.name} holds only an adapter that names no base: merge it and name that folder")
-        return packaged_name(base), revision
+        base = packaged_name(base)
+        return base, None if resolve(base).local else revision
 
 
-def resolve(name: str | os.PathLike[str] | None) -> Source:
+def resolve(name: str | os.PathLike[str] | None, revision: str | None = None) -> Source:
     """What a name stands for; the Hub is not asked.
 
     Args:
         name: see the table above; `None` is `default`.
+        revision: that is asked of it.
 
     Raises:
-        InputError: the name is empty, or no model stands behind a prefix.
+        InputError: the name is empty, no model stands behind a prefix, or a revision is given of what is not on the
+            Hub.
     """
+    source = _resolve(name)
+    if revision is not None and source.local:
+        raise InputError(f"revision {revision!r} has no effect on {source.name}, which is no Hub model; leave it out")
+    return source
+
+
+def _resolve(name: str | os.PathLike[str] | None) -> Source:
     given = DEFAULT if name is None else os.fspath(name)
     if given == DEFAULT:
         given = DEFAULT_RELEASE if DEFAULT_RELEASE in releases() else DEFAULT_NAME

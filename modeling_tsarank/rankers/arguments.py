@@ -12,6 +12,8 @@ from ..ranking_errors import InputError
 from . import RANKERS
 
 
+# Options that only an address has, and what they are where they are not given.
+_OF_ADDRESSES = {"api_model": "", "api_key_variable": "TSARANK_API_KEY", "api_documents": None, "api_timeout": 120.0}
 NUMBER_FORMATS = ("float32", "bfloat16", "float16", "int8")
 
 if TYPE_CHECKING:
@@ -55,10 +57,10 @@ def add_ranker_arguments(parser: argparse.ArgumentParser) -> None:
         help="stages, each on the best of the one before: how many documents, and what orders them: a number format "
         "of --model (100:int8,30:float32), a ranker over it (20:setwise), or another model (100:ce:FOLDER)",
     )
-    group.add_argument("--api-model", default="", metavar="M", help="with --model URL: the model's name there")
+    parser.set_defaults(**_OF_ADDRESSES)
+    group.add_argument("--api-model", metavar="M", help="with --model URL: the model's name there")
     group.add_argument(
         "--api-key-variable",
-        default="TSARANK_API_KEY",
         metavar="V",
         help="environment variable with the key, if the service wants one (default: TSARANK_API_KEY)",
     )
@@ -71,7 +73,6 @@ def add_ranker_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--api-timeout",
         type=real(least=0.001, most=1e6),
-        default=120.0,
         metavar="S",
         help="seconds a request may take as a whole (default: 120)",
     )
@@ -109,10 +110,12 @@ def refuse_options(args: argparse.Namespace, what: str, **unset: Any) -> None:
 
 
 def check_list_options(args: argparse.Namespace, remote: bool) -> None:
-    """Raises `InputError` for an option that has no effect on a ranker of lists, here or behind an address."""
+    """Raises `InputError` for an option that has no effect on a ranker of lists, or on one that is not `remote`."""
     unset = dict.fromkeys(("store", "max_query_length", "max_length"))
-    if args.ranker == "one-pass" and not remote:
-        return
+    if not remote:
+        refuse_options(args, "a model on this machine", **_OF_ADDRESSES)
+        if args.ranker in (RANKERS[0], "one-pass"):
+            return
     if remote:
         unset |= dict.fromkeys(("batch_tokens", "revision", "device"))
         refuse_options(args, "a service", dtype="auto", trust_remote_code=False, **unset)
@@ -142,9 +145,9 @@ def list_ranker(args: argparse.Namespace) -> ListRanker | None:
     options = ranker_options(args)
     source = resolve(args.model)
     remote, pointwise = source.kind is Kind.SERVICE, args.ranker == RANKERS[0]
+    check_list_options(args, remote)
     if pointwise and not remote:
         return None
-    check_list_options(args, remote)
     where = (source.name, args.api_model, args.api_key_variable, args.api_timeout)
     if pointwise:
         return RerankService(EndpointSettings(*where), args.api_documents)
@@ -167,13 +170,17 @@ def cascade_stages(args: argparse.Namespace) -> list[tuple[int, argparse.Namespa
 
 
 def _stage_arguments(args: argparse.Namespace, what: str) -> argparse.Namespace:
+    from ..models.resolver import Kind, resolve
+
     stage = argparse.Namespace(**{**vars(args), "cascade": None})
     if what in RANKERS:
         stage.ranker = what
     elif what in NUMBER_FORMATS:
         stage.dtype = what
     else:
-        stage.model = what
+        stage.model, stage.revision = what, None
+    if resolve(stage.model).kind is not Kind.SERVICE:
+        vars(stage).update(_OF_ADDRESSES)
     if stage.ranker == RANKERS[0]:
         stage.ranker_options = []
     elif stage.ranker != "one-pass":

@@ -111,7 +111,7 @@ def load_list_ranker(
         InputError, ModelError, ResourceError: Each of one line.
     """
     options = list_options(ranker, ranker_options)
-    source = resolve(name_or_path)
+    source = resolve(name_or_path, more.get("revision"))
     without_effect = sorted(more.keys() - {"device", "dtype", "revision", "trust_remote_code"})
     if without_effect and ranker != "one-pass":
         raise InputError(f"{without_effect[0]} has no effect on a {ranker} ranker; leave it out")

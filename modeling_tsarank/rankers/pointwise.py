@@ -148,7 +148,7 @@ def load_scorer(
         InputError, ModelError: there is no such device or model, or it is a service, which orders lists.
         ResourceError: sentence-transformers is missing.
     """
-    source = resolve(name)
+    source = resolve(name, revision)
     kind, path = prefix_of(source, revision), source.name
     hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if source.kind is Kind.SERVICE:

@@ -229,6 +229,9 @@ def test_a_ranker_of_lists_over_a_language_model(
         (["--ranker", "pointwise", "--ranker-options", "labels=4"], "name one with --ranker"),
         (["--max-length", 100, "--overwrite"], "--max-length has no effect on a setwise ranker"),
         (["--dtype", "int8"], "int8 is for ranking only"),
+        (["--revision", "v1"], "revision 'v1' has no effect on"),
+        (["--ranker", "pointwise", "--revision", "v1"], "revision 'v1' has no effect on"),
+        (["--api-model", "m"], "--api-model has no effect on a model on this machine"),
     ):
         status, err = evaluate(language_model, *chosen, *options)
         assert status == 2, (options, err)

@@ -81,6 +81,21 @@ def test_rankers_of_lists_here_and_behind_an_address(capsys, zoo, documents) -> 
     assert "--store has no effect on a pairwise ranker" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("ranker", ["pointwise", "listwise", "setwise"])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--revision", "v1"), "revision 'v1' has no effect on "),
+        (("--api-model", "m"), "--api-model has no effect on a model on this machine"),
+        (("--api-timeout", "1"), "--api-timeout has no effect on a model on this machine"),
+    ],
+)
+def test_options_of_other_models_are_refused(capsys, model_folder, documents, ranker, option, message) -> None:
+    base = ["rank", "--query", "bread", "--documents", documents, "--model", model_folder, "--ranker", ranker]
+    assert main([*base, *option]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_kept_states_are_read_and_give_the_same_scores(capsys, model_folder, documents, tmp_path) -> None:
     store = str(tmp_path / "store")
     model = ["--documents", documents, "--model", model_folder, "--device", "cpu", "--dtype", "float32"]

@@ -96,10 +96,10 @@ def test_an_adapter_names_its_base(tmp_path: Path) -> None:
     from modeling_tsarank.models.default_model import unpacked_folder
 
     elsewhere = Path("/elsewhere/cache/models") / unpacked_folder().name
-    for base, expected in (("org/base", "org/base"), (str(elsewhere), "smollm2-135m-instruct")):
+    for base, expected in (("org/base", ("org/base", "abc")), (str(elsewhere), ("smollm2-135m-instruct", None))):
         settings = {"base_model_name_or_path": base, "revision": "abc"}
         (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
-        assert resolve(tmp_path).adapter_base() == (expected, "abc")
+        assert resolve(tmp_path).adapter_base() == expected
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/\0base"}))
     with pytest.raises(ModelError, match="names no base"):
         resolve(tmp_path).adapter_base()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from modeling_tsarank.cli import main
+from modeling_tsarank.rankers.arguments import cascade_stages
 from modeling_tsarank.rankers.cascade import ORDERS, Cascade, Reordered, parse_cascade
 from modeling_tsarank.ranking_errors import InputError
 
@@ -110,3 +112,14 @@ def test_a_stage_of_sentence_transformers_has_its_own_number_formats(
     stages = ["--cascade", f"2:ce:{tmp_path},1:float32", "--dtype", "int8"]
     assert main(["rank", "--query", "bees", "--documents", str(documents), *stages]) == 2
     assert "rank in float32 (auto) or bfloat16, not in int8" in capsys.readouterr().err
+
+
+def test_a_stage_has_only_the_options_of_its_own_model() -> None:
+    given = {"cascade": "9:float32,5:ce:a/b,3:http://a/b", "model": "c/d", "revision": "v1", "api_model": "m"}
+    shared = {"ranker": "pointwise", "ranker_options": [], "dtype": "auto"}
+    stages = cascade_stages(argparse.Namespace(**given, **shared))
+    assert [(stage.model, stage.revision, stage.api_model) for _, stage in stages] == [
+        ("c/d", "v1", ""),
+        ("ce:a/b", None, ""),
+        ("http://a/b", None, "m"),
+    ]

@@ -1,7 +1,6 @@
-"""How prompts are read fast: prefixes that several tasks share, or that a store holds, are read once.
+"""The scoring engine: prefixes that several tasks share, or that a store has cached, are encoded only once.
 
-The functions here are what a checkpoint's own code calls, by `models.installed`; within the package, `PrefixReader`
-does it.
+A checkpoint's own code calls these functions (through `models.installed`); code of the package uses `PrefixReader`.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ __all__ = [
     "with_own_lengths",
 ]
 
-# What these functions take and give; raised when that changes. Code of any version from the oldest on is served.
+# The version of these functions' signatures and results. Callers of any version from the oldest on are supported.
 ENGINE_API, OLDEST_API = 3, 2
 # ids, at, targets, cached, length: see `Task`.
 TaskFields = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
@@ -44,12 +43,12 @@ def read(
     show_progress: bool | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> tuple[list[torch.Tensor], int]:
-    """For each task the values `(positions, values)` at its wanted positions, and how many tokens were read.
+    """For each task the values `(positions, values)` at its wanted positions, and the number of encoded tokens.
 
     Args:
-        read_out: Its name and token ids, see `named_read_out`.
-        store, pad_id: As in `PrefixReader`.
-        batch_tokens, show_progress, stop: As in `PrefixReader.read`.
+        read_out: Name and token ids, see `named_read_out`.
+        store, pad_id: See `PrefixReader`.
+        batch_tokens, show_progress, stop: See `PrefixReader.read`.
     """
     reader = PrefixReader(backbone, named_read_out(*read_out), store, pad_id=pad_id)
     values = reader.read([Task(*task) for task in tasks], batch_tokens, show_progress, stop)

@@ -1,4 +1,4 @@
-"""Attention of the last tokens of a text to the tokens before them, by layer: what attention rankers score with."""
+"""Attention from the last tokens of a text to all tokens before them, by layer: the signal of attention rankers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WATCH = "_tsarank_watch"
 
 
 class _Watch:
-    """What one pass records: of each layer the attention of the wanted tokens, `(wanted, keys)`, mean of all heads."""
+    """Records of one forward pass: per layer, the wanted tokens' attention `(wanted, keys)`, averaged over heads."""
 
     def __init__(self) -> None:
         self.wanted: list[int] = []
@@ -38,9 +38,9 @@ def watched_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """`sdpa` for one row; softmax(q k^T) of the wanted tokens is recorded. Shapes are those of `grouped_attention`."""
+    """`sdpa` for one row that records softmax(q k^T) of the wanted tokens. Shapes are those of `grouped_attention`."""
     if any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
-        raise ModelError("this architecture's attention has a soft cap, sinks or a position bias, and is not recorded")
+        raise ModelError("cannot record attention that has a soft cap, attention sinks or a position bias")
     watch: _Watch = getattr(module, _WATCH)
     if watch.wanted:
         watch.found.append(_weights(query, key, attention_mask, scaling, watch.wanted))
@@ -63,7 +63,7 @@ def _weights(
     if mask is not None:
         own = mask[0, :, wanted, :seen]
         scores = scores.masked_fill(~own, -torch.inf) if own.dtype == torch.bool else scores + own.float()
-    else:  # every token sees what stands before it, and itself
+    else:  # causal: every token attends to the tokens before it and to itself
         ends = torch.tensor(wanted, device=key.device)[:, None] + seen - read
         scores = scores.masked_fill(torch.arange(seen, device=key.device) > ends, -torch.inf)
     return scores.softmax(-1).mean(0)
@@ -74,15 +74,15 @@ AttentionMaskInterface.register(WATCHED, sdpa_mask)
 
 
 class AttentionReader:
-    """Passes over one text at a time on a private view of a decoder-only model; its attention is recorded.
+    """Forward passes over one text at a time, with recorded attention, on a private view of a decoder-only model.
 
     Args:
-        backbone: It is left as it is, and read in evaluation mode.
-        layers: How many of the first layers are computed; all by default.
-        keep_mode: Read it in the mode that it is in.
+        backbone: The model; it is not changed, and it runs in evaluation mode.
+        layers: Number of layers to compute, from the first; all by default.
+        keep_mode: Do not switch to evaluation mode.
 
     Raises:
-        ModelError: its attention cannot be recorded.
+        ModelError: the model's attention cannot be recorded.
     """
 
     def __init__(self, backbone: PreTrainedModel, layers: int | None = None, keep_mode: bool = False) -> None:
@@ -93,8 +93,8 @@ class AttentionReader:
             or not getattr(view, "_supports_attention_backend", False)
         ):
             raise ModelError(
-                f"the attention of {backbone.config.model_type} cannot be recorded: a decoder-only model is needed "
-                "that takes other attention functions, neither compiled nor spread over devices"
+                f"the attention of {backbone.config.model_type} cannot be recorded: this needs a decoder-only model "
+                "with exchangeable attention functions that is neither compiled nor distributed over devices"
             )
         self.device = backbone.device
         view.config.get_text_config()._attn_implementation = WATCHED
@@ -116,21 +116,21 @@ class AttentionReader:
         self.layers = count
 
     def states(self, ids: Sequence[int]) -> DynamicCache:
-        """Keys and values of a text's tokens."""
+        """The KV cache of a text."""
         cache = DynamicCache()
         self._watch.wanted = []
         self._pass(ids, cache, **self._few_logits)
         return cache
 
     def states_of_rows(self, rows: torch.Tensor, positions: torch.Tensor) -> Layers:
-        """Keys and values of each layer, `(texts, heads, tokens, dimension)`, of texts padded on the right.
+        """Keys and values of each layer, `(texts, heads, tokens, dimension)`, of right-padded texts.
 
         Args:
             rows, positions: `(texts, tokens)`.
         """
         cache = DynamicCache()
         self._watch.wanted = []
-        # Without the head: its product with one token of each row copies the vocabulary's weights for every row.
+        # Without the output head: for one token of each row, its product copies the vocabulary's weights per row.
         self._model.base_model(input_ids=rows, position_ids=positions, past_key_values=cache, use_cache=True)
         return [(layer.keys, layer.values) for layer in cast(Any, cache.layers)]
 
@@ -142,17 +142,17 @@ class AttentionReader:
         start: int | None = None,
         hidden: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens behind a cache, which is left as it was.
+        """Forward pass of tokens that follow a KV cache; the cache is unchanged afterwards.
 
         Args:
             ids: The tokens.
-            cache: What stands before them, `seen` tokens.
-            wanted: Places in `ids` whose attention is wanted.
-            start: Position of the first of them; `seen` by default.
+            cache: States of the `seen` tokens before them.
+            wanted: Indexes into `ids` of the tokens whose attention is returned.
+            start: Position of the first token of `ids`; `seen` by default.
             hidden: `(seen,)`, true where the cache is not attended to.
 
         Returns:
-            Attention `(layers, wanted, seen + read)`, float32, mean of all heads, and logits `(read, vocabulary)`.
+            Attention `(layers, wanted, seen + read)`, float32, averaged over heads, and logits `(read, vocabulary)`.
         """
         inputs: dict[str, Any] = {}
         if start is not None:
@@ -178,7 +178,7 @@ class KeyRotation:
         backbone: A decoder-only model.
 
     Raises:
-        ModelError: its keys do not depend on positions by one rotation alone.
+        ModelError: keys depend on positions by more than one rotation.
     """
 
     def __init__(self, backbone: PreTrainedModel) -> None:
@@ -186,13 +186,13 @@ class KeyRotation:
         found = [part for part in backbone.modules() if hasattr(part, "inv_freq") and hasattr(part, "rope_type")]
         if len(found) != 1 or rope_limits(config) or getattr(config, "alibi", False):
             raise ModelError(
-                f"{config.model_type} has no rotary embedding with fixed frequencies, which is needed here"
+                f"{config.model_type} has no rotary embedding with fixed frequencies, which this ranker needs"
             )
         self._frequencies = cast(torch.Tensor, found[0].inv_freq).float()
         self._check(backbone)
 
     def turn(self, layers: Layers, by: int) -> Layers:
-        """The layers with keys `(1, heads, tokens, dimension)` `by` positions later; values are the same tensors."""
+        """Layers with keys `(1, heads, tokens, dimension)` shifted by `by` positions; values are the same tensors."""
         angles = by * self._frequencies
         cos, sin = angles.cos().repeat(2), angles.sin().repeat(2)
 
@@ -205,10 +205,10 @@ class KeyRotation:
         return [(turned(keys), values) for keys, values in layers]
 
     def _check(self, backbone: PreTrainedModel) -> None:
-        """Compares turned keys with those of the same texts at later positions.
+        """Compares rotated keys with the keys of the same texts at later positions.
 
-        Texts of one token: it attends to itself alone, so that what goes into a layer is the same at all positions,
-        and half precision's rounding does not add up from layer to layer.
+        The texts have one token: it attends only to itself, so a layer's input is the same at every position and
+        half-precision rounding errors do not accumulate over layers.
         """
         ids = torch.arange(5, 11, device=backbone.device)[:, None] % backbone.config.get_text_config().vocab_size
         layers: list[Layers] = []
@@ -220,5 +220,5 @@ class KeyRotation:
         for (expected, _), (found, _) in zip(layers[1], self.turn(layers[0], 7), strict=True):
             if (found - expected).abs().max() > (0.02 if expected.dtype.itemsize < 4 else 1e-3) * expected.abs().max():
                 raise ModelError(
-                    f"keys of {backbone.config.model_type} cannot be moved to other positions by rotation"
+                    f"the keys of {backbone.config.model_type} cannot be shifted to other positions by a rotation"
                 )

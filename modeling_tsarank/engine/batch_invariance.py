@@ -1,20 +1,19 @@
-"""bfloat16 scores on a CPU that do not depend on what else is in the batch.
+"""bfloat16 scores on a CPU that do not depend on the other rows of the batch.
 
-The order in which a sum is taken changes its last digits. In float32 that moves a score by 1e-6; in bfloat16 it flips
-roundings, every flip changes what follows, and thirty blocks later scores differ by several hundredths. So a row here
-is summed in one order, whatever the shape of the batch it stands in:
+The order of summation changes the last digits of a sum. In float32 that changes a score by 1e-6; in bfloat16 it flips
+roundings, each flip changes everything after it, and thirty blocks later scores differ by several hundredths. So here
+a row is always summed in the same order, whatever the shape of its batch:
 
-- A library picks its kernel for a matrix product by the number of rows. `agreeing_rows` finds, by trying, numbers of
-  rows whose kernels agree, and `invariant_product` multiplies in such numbers, with zeros behind the last row.
-- The attention kernel sums whole tiles of 32 positions in one way and what is left over in another, and on some
-  processors the number of keys decides where a sum is split. `grouped_attention` pads to whole tiles and to numbers of
-  keys that agree (`agreeing_keys`), and a key has its own position, whether it was just computed or stored
-  (`StateBlocks`).
+- Libraries choose the kernel of a matrix product by the number of rows. `agreeing_rows` tests which numbers of rows
+  have agreeing kernels, and `invariant_product` multiplies in blocks of these sizes, padded with zero rows.
+- The attention kernel sums whole tiles of 32 positions differently from an incomplete one, and on some processors the
+  number of keys decides where a sum is split. `grouped_attention` pads to whole tiles and to numbers of keys that
+  agree (`agreeing_keys`), and a key is always at its own position, whether just computed or cached (`StateBlocks`).
 
-All other operations work on a row by itself.
+All other operations work on each row separately.
 
-Which kernels there are, and which of them agree, depends on the processor and on torch's number of threads: scores are
-equal to the last bit on one machine with one number of threads.
+Which kernels exist and agree depends on the processor and on torch's number of threads: scores are bitwise equal on
+one machine with one number of threads.
 """
 
 from __future__ import annotations
@@ -26,30 +25,30 @@ from typing import Any
 import torch
 
 
-# Positions of a tile of the attention kernel, and the keys that it takes at a time.
+# Positions in a tile of the attention kernel, and keys that it processes at a time.
 TILE = 32
 KEY_BLOCK = 512
-# Numbers of rows that are tried; the second for wide weights, as the output head's, which work on few rows. For the
-# embedded default all trials are as many multiplications as reading 500 tokens.
+# Tested numbers of rows; the second for wide weights such as the output head's, which get few rows. For the embedded
+# default model, all tests cost as many multiplications as a forward pass of 500 tokens.
 _TRIED = (32, 64, 128, 256, 384, 512, 768, 1024, 1280, 1536, 1792, 2048)
 _TRIED_WIDE = (32, 128, 256, 512)
 _WIDE = 8192
-# What a product costs beside its rows, in rows: its weights are put in order anew.
+# Fixed cost of a product, in rows: its weights are repacked.
 _PRODUCT_ROWS = 128
 _PRODUCT_ROWS_WIDE = 256
-# Of the trial's distinct rows; they repeat, so that each of them stands at many places within a tile.
+# Number of distinct rows in a test; they repeat, so that each occurs at many places within a tile.
 _DISTINCT = 23
 
 
 @functools.cache
 def cpu_has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 in hardware; without that, bfloat16 is several times slower."""
+    """Whether this processor multiplies bfloat16 in hardware; otherwise bfloat16 is several times slower."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
     return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
 
 
 def takes(tensor: torch.Tensor) -> bool:
-    """Whether this module has something to do for a tensor: bfloat16 on a CPU that has it, outside of training."""
+    """Whether this module applies to a tensor: bfloat16 on a CPU that has it, outside of training."""
     if tensor.dtype != torch.bfloat16 or tensor.device.type != "cpu" or torch.is_grad_enabled():
         return False
     return cpu_has_bfloat16()
@@ -62,16 +61,16 @@ def whole_tiles(length: int) -> int:
 
 @functools.cache
 def agreeing_keys(width: int) -> tuple[int, ...]:
-    """Numbers of keys, ascending, whose weighted sums the attention kernel takes in the order of `KEY_BLOCK` keys.
+    """Numbers of keys, ascending, whose weighted sums the attention kernel computes in the order of `KEY_BLOCK` keys.
 
-    Multiples of `TILE` up to `KEY_BLOCK`, found as `agreeing_rows` finds rows: keys come in pairs of equal weight and
-    opposite value, so that rounding alone is left.
+    Multiples of `TILE` up to `KEY_BLOCK`, tested as in `agreeing_rows`: keys come in pairs of equal weight and
+    opposite value, so that only rounding errors remain.
 
     Parameters:
         width: of a head, a multiple of `TILE`.
     """
     generator = torch.Generator().manual_seed(0)
-    # The kernel works on 32, 64 or 256 rows at a time, as there are fewer than 192 or 768.
+    # The kernel processes 32, 64 or 256 rows at a time: when there are fewer than 192 or 768.
     query = torch.randn(1, 1, 768, width, generator=generator).bfloat16()
     found = []
     for count in range(TILE, KEY_BLOCK, TILE):
@@ -93,29 +92,29 @@ def agreeing_keys(width: int) -> tuple[int, ...]:
 
 
 def whole_keys(length: int, width: int) -> int:
-    """The next number of keys whose sums do not depend on it; `width` is that of a head."""
+    """The next number of keys whose sums agree; `width` is that of a head."""
     blocks, rest = divmod(length, KEY_BLOCK)
     return blocks * KEY_BLOCK + (next(count for count in agreeing_keys(width) if count >= rest) if rest else 0)
 
 
 def causal_agrees(length: int, width: int) -> bool:
-    """Whether the causal kernel, which leaves out hidden keys by tiles, sums as the masked one does."""
+    """Whether the causal kernel, which skips masked tiles of keys, sums in the same order as the masked one."""
     return all(count in agreeing_keys(width) for count in range(TILE, min(length, KEY_BLOCK) + 1, TILE))
 
 
 @functools.cache
 def agreeing_rows(inputs: int, outputs: int, threads: int) -> tuple[int, ...]:
-    """Numbers of rows, ascending, in which products with weights `(outputs, inputs)` give the same sums.
+    """Numbers of rows, ascending, for which products with weights `(outputs, inputs)` give the same sums.
 
-    They are found by sums whose terms cancel: what is left is rounding alone, so that another order of summation
-    changes most results, not one in ten thousand. Of several agreeing sets, the one that wastes the least.
+    Tested with sums whose terms cancel: only rounding errors remain, so another order of summation changes most
+    results, not one in ten thousand. Of several agreeing sets, the one with the least padding.
 
     Parameters:
-        threads: torch's number of threads, by which kernels are chosen too.
+        threads: torch's number of threads, on which the choice of kernels depends too.
     """
     tried = _TRIED_WIDE if outputs > _WIDE else _TRIED
     generator = torch.Generator().manual_seed(0)
-    # Columns repeat for wide weights: random numbers would take longer than the products.
+    # Columns repeat for wide weights: drawing random numbers would take longer than the products.
     columns = min(outputs, 512)
     half = torch.randn(_DISTINCT, inputs // 2, generator=generator)
     weights = torch.randn(columns, inputs // 2, generator=generator)
@@ -131,16 +130,16 @@ def agreeing_rows(inputs: int, outputs: int, threads: int) -> tuple[int, ...]:
         result = torch.mm(rows[:count], weight.t())
         first = result[: min(count, _DISTINCT)]
         if not all(torch.equal(part, first[: len(part)]) for part in result.split(_DISTINCT)):
-            continue  # the sums of a row depend on where it stands
+            continue  # the sums of a row depend on its place
         for reference, counts in found:
             if torch.equal(reference, first):
                 counts.append(count)
                 break
         else:
             found.append((first.clone(), [count]))
-    # A kernel that answers to the place of a row in every number of rows is none that anybody has seen.
+    # No known kernel depends on a row's place for every number of rows.
     sets = [tuple(counts) for _, counts in found] or [tried[-1:]]
-    # Most of the time goes into large batches.
+    # Large batches take most of the time.
     return min(sets, key=lambda sizes: sum(count * _cost(_plan(count, sizes, outputs), outputs) for count in tried))
 
 
@@ -150,7 +149,7 @@ def _cost(plan: Sequence[int], outputs: int) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def _plan(rows: int, sizes: tuple[int, ...], outputs: int) -> tuple[int, ...]:
-    """The products, each with one of these numbers of rows, that cover `rows` rows at the least cost."""
+    """The products, each with one of these numbers of rows, that cover `rows` rows at the lowest cost."""
     if rows <= 0:
         return ()
     if rows > 2 * sizes[-1]:
@@ -165,9 +164,9 @@ def _plan(rows: int, sizes: tuple[int, ...], outputs: int) -> tuple[int, ...]:
 
 
 def invariant_product(rows: torch.Tensor, weight: torch.Tensor, memory: torch.Tensor | None = None) -> torch.Tensor:
-    """`rows @ weight.T`, every row as if it were multiplied alone: `(rows, in)` and `(out, in)` give `(rows, out)`.
+    """`rows @ weight.T`, each row as if multiplied alone: `(rows, in)` and `(out, in)` give `(rows, out)`.
 
-    The result lies in `memory`, `(at least rows, out)`, if there is any and it has room for the zeros behind the rows.
+    The result is written to `memory`, `(at least rows, out)`, if given and large enough for the zero padding rows.
     """
     count = len(rows)
     sizes = agreeing_rows(weight.shape[1], weight.shape[0], torch.get_num_threads())
@@ -187,10 +186,10 @@ def invariant_product(rows: torch.Tensor, weight: torch.Tensor, memory: torch.Te
 
 
 class RowInvariantLinear(torch.nn.Linear):
-    """A linear layer whose results on a row do not depend on the other rows, where `takes` says so."""
+    """A linear layer whose result for a row does not depend on the other rows, where `takes` is true."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        # A quantized weight is a tensor of another class, with products of its own.
+        # A quantized weight is a tensor subclass with its own products.
         plain = type(self.weight) is torch.nn.Parameter and self.weight.dtype == input.dtype
         if not (plain and takes(input) and input.numel()):
             return super().forward(input)
@@ -201,7 +200,7 @@ class RowInvariantLinear(torch.nn.Linear):
 
 
 def make_linears_invariant(backbone: Any) -> None:
-    """Turns the plain linear layers of a model into `RowInvariantLinear`; weights and names stay what they are."""
+    """Turns the plain linear layers of a model into `RowInvariantLinear`; weights and names are unchanged."""
     for module in backbone.modules():
         if type(module) is torch.nn.Linear:
             module.__class__ = RowInvariantLinear

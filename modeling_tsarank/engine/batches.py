@@ -1,4 +1,4 @@
-"""Running batches: a progress bar, cancelling, and failures in one line that say what to change."""
+"""Running batches: progress bar, cancellation, and one-line errors that say what to change."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..ranking_errors import ModelError, ResourceError
 from ..ranking_scoring import RankingCancelled, plan_batches
 
 
-# A bar is shown only when it would stay on screen for a while.
+# A bar is shown only for work that takes a while.
 _PROGRESS_FROM = 64
 
 
@@ -26,14 +26,14 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def memory_errors(batch_tokens: int, longest: int) -> Iterator[None]:
-    """Turns running out of memory, and tokens that the model does not know, into one line that says what to change."""
+    """Turns out-of-memory and unknown-token errors into one line that says what to change."""
     try:
         yield
     except IndexError as error:
-        if "index out of range in self" not in str(error):  # what torch says of an embedding
+        if "index out of range in self" not in str(error):  # torch's message for an unknown token id
             raise
         raise ModelError(
-            "the tokenizer gives a token that the model has no embedding of; are both of one model?"
+            "the tokenizer produced a token id beyond the model's embeddings; use the model's own tokenizer"
         ) from error
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
@@ -48,12 +48,12 @@ def memory_errors(batch_tokens: int, longest: int) -> Iterator[None]:
 
 
 class Progress:
-    """A progress bar, and the question before every batch whether to stop.
+    """A progress bar, and a check for cancellation before every batch.
 
     Parameters:
-        total: what there is to do, in pairs.
-        show_progress: `None` shows the bar on a terminal when there is enough to do.
-        stop: asked by `check`.
+        total: number of pairs.
+        show_progress: `None` shows the bar on a terminal when the work takes a while.
+        stop: called by `check`; true cancels.
     """
 
     def __init__(self, total: int, show_progress: bool | None = None, stop: Callable[[], bool] | None = None) -> None:
@@ -68,22 +68,22 @@ class Progress:
         self._bar.close()
 
     def check(self) -> None:
-        """Raises `RankingCancelled` if the caller wants to stop."""
+        """Raises `RankingCancelled` if `stop` returns true."""
         if self._stop is not None and self._stop():
             raise RankingCancelled("scoring was cancelled")
 
     def add(self, count: int) -> None:
-        """So many more pairs are done."""
+        """Advances by `count` pairs."""
         self._bar.update(count)
 
 
 def run_batches(
     lengths: Sequence[int], batch_tokens: int, run: Callable[[Sequence[int]], None], progress: Progress
 ) -> None:
-    """Calls `run` on every planned batch of task indexes, which keeps their results.
+    """Calls `run` on every planned batch of task indexes; `run` stores its results.
 
     Parameters:
-        lengths: tokens of each task, the measure of the budget.
+        lengths: tokens of each task, counted against the budget.
 
     Raises `ResourceError` when memory runs out.
     """

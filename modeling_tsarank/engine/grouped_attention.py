@@ -1,4 +1,4 @@
-"""Attention as `sdpa`: query heads that share keys and values become rows of one head, bfloat16 comes in tiles."""
+"""Attention as `sdpa`: query heads that share keys and values become rows of one head; bfloat16 is padded to tiles."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from transformers.masking_utils import sdpa_mask
 from .batch_invariance import causal_agrees, takes, whole_keys, whole_tiles
 
 
-# transformers knows attention by a name, for all models of a process. Folders saved by older versions bring code of
-# their own, under other names.
+# transformers registers attention functions by name, process-wide. Folders saved by older versions bring their own
+# code, under other names.
 GROUPED = "sdpa_grouped"
 
 
@@ -35,12 +35,12 @@ def grouped_attention(
 
     Parameters:
         query: `(batch, heads, read, dimension)`.
-        key, value: `(batch, groups, seen + read, dimension)`, `heads` being a multiple of `groups`.
-        attention_mask: `(batch, 1, read, seen + read)`, true or 0 where a token sees another. Without one, and with
-            whatever else an architecture asks for, and in training, this is plain `sdpa`. It is not changed later.
+        key, value: `(batch, groups, seen + read, dimension)`, `heads` a multiple of `groups`.
+        attention_mask: `(batch, 1, read, seen + read)`, true or 0 where a token attends to another. Without a mask, in
+            training, or with other arguments of an architecture, this is plain `sdpa`. It must not be changed later.
 
     Returns:
-        `(batch, read, heads, dimension)`, and no weights.
+        `(batch, read, heads, dimension)`, and no attention weights.
     """
     batch, heads, read, size = query.shape
     groups, width = key.shape[1], value.shape[3]
@@ -81,7 +81,7 @@ def grouped_attention(
 
 
 def _padded(part: torch.Tensor, positions: int, dimensions: int) -> torch.Tensor:
-    """Zeros behind the last positions and dimensions, which are the tensor's last two."""
+    """Zero padding at the end of the positions and dimensions, the tensor's last two axes."""
     return torch.nn.functional.pad(part, (0, dimensions, 0, positions)) if positions or dimensions else part
 
 
@@ -92,9 +92,9 @@ def _causal_mask(rows: int, keys: int) -> torch.Tensor:
 
 
 def _grouped_mask(mask: torch.Tensor, share: int, keys: int, tiled: bool) -> torch.Tensor:
-    """The mask for `share` heads as rows of one, if wanted with hidden positions up to whole tiles and `keys`.
+    """The mask for `share` heads as rows of one; with `tiled`, masked positions up to whole tiles and `keys` follow.
 
-    All layers ask the same of one mask, so it is made once and kept with it.
+    All layers use the same mask, so the result is computed once and stored with it.
     """
     made: dict[tuple[int, int, bool], torch.Tensor] = mask.__dict__.setdefault("_grouped", {})
     if (share, keys, tiled) not in made:
@@ -102,7 +102,7 @@ def _grouped_mask(mask: torch.Tensor, share: int, keys: int, tiled: bool) -> tor
         grouped = mask[:, :, None].expand(-1, -1, share, -1, -1).reshape(batch, 1, share * read, seen)
         if tiled:
             if grouped.dtype == torch.bool:
-                # What the kernel would make of it, in every layer.
+                # The kernel would convert it so, in every layer.
                 grouped = torch.zeros_like(grouped, dtype=torch.bfloat16).masked_fill_(
                     ~grouped, torch.finfo(torch.bfloat16).min
                 )
@@ -120,7 +120,7 @@ AttentionMaskInterface.register(GROUPED, sdpa_mask)
 def takes_grouped(backbone: Any) -> bool:
     """Whether a backbone uses `sdpa` and looks attention up by its name.
 
-    One that does not, such as Falcon, asks whether the name is `sdpa` and would else take its masks for other ones.
+    Others, such as Falcon, compare the name with `sdpa`, and would misinterpret the masks under another name.
     """
     named = backbone.config.get_text_config()._attn_implementation == "sdpa"
     return named and bool(getattr(backbone, "_supports_attention_backend", False))

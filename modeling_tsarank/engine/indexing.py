@@ -1,4 +1,4 @@
-"""Documents read ahead of any query: what a store keeps of them, and putting it there."""
+"""Encoding documents ahead of any query: which states a store caches, and how they get there."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from .read_outs import PairLogits, named_read_out
 
 @torch.inference_mode()
 def check_cacheable(ranker: Any) -> None:
-    """Raises `ModelError` where a store cannot hold a ranking model's document states."""
+    """Raises `ModelError` if a ranking model's document states cannot be cached."""
     config, read_out = ranker.config, named_read_out(*ranker._read_out())
     if config.is_encoder_decoder or isinstance(read_out, PairLogits):
         kind = "an encoder-decoder" if config.is_encoder_decoder else "an encoder"
         raise ModelError(
-            f"no document states can be cached: {config.model_type} is {kind}, which reads query and document at once"
+            f"no document states can be cached: {config.model_type} is {kind}, which encodes query and document "
+            "together"
         )
     if not ranker.document_first(ranker.options, True):
         raise ModelError(
-            "no document states can be cached: the template puts the query before the document, whose states then "
-            'depend on it; only a template such as "Document: {document} Query: {query} Relevant:" allows it'
+            "no document states can be cached: the template puts the query before the document, so the "
+            "states depend on the query; use a document-first template such as "
+            '"Document: {document} Query: {query} Relevant:"'
         )
     reader = PrefixReader(ranker.backbone, read_out)
     reader.check_store(ranker.options.max_length)
@@ -34,15 +36,15 @@ def check_cacheable(ranker: Any) -> None:
 
 
 def cache_prefixes(ranker: Any, texts: Sequence[str]) -> tuple[list[tuple[tuple[int, ...], int]], int]:
-    """What a store keeps of each document, and how many are cut for every query.
+    """What a store caches of each document, and how many documents are truncated for every query.
 
     Returns:
-        For each text the token ids whose states are kept, and the tokens of the shortest pair that begins so.
+        For each text the token ids whose states are cached, and the token count of the shortest pair with this prefix.
     """
     options, prompts = ranker.options, ranker.encoder.prompts(list(texts))
     ids = [cacheable_ids(prompt, options) for prompt in prompts]
     behind = ranker._task(EncodedPair((0,), (0,))).length  # one token of the prompt and one of the query
-    # Of a query at least one token is read behind the prompt.
+    # At least one token of a query follows the prompt.
     return [(row, len(row) + behind) for row in ids], sum(len(prompt) >= options.max_length for prompt in prompts)
 
 
@@ -54,7 +56,7 @@ def index_documents(
     show_progress: bool | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> int:
-    """Does what `RankerModel.index` says, on a model that is in evaluation mode; sets its `last_stats`."""
+    """Implements `RankerModel.index` for a model in evaluation mode; sets its `last_stats`."""
     if not hasattr(store, "missing"):
         raise InputError(f"store must be a MemoryStore or a FolderStore, got {type(store).__name__}")
     texts = [document_text(document, f"document {i}") for i, document in enumerate(document_list(documents))]

@@ -1,7 +1,7 @@
-"""Attention with int8 weights: queries, keys and values are one product, and are rotated where they lie.
+"""Attention with int8 weights: queries, keys and values come from one product and are rotated in place.
 
-transformers computes three products and rotates through several copies; the two channels that are rotated together lie
-half a head apart there, and side by side here, where one complex product in place does it.
+transformers computes three products and rotates through several copies; there, the two channels that are rotated
+together are half a head apart. Here they are adjacent, so that one complex product rotates them in place.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 from .int8_linear import Int8Linear, RoundedInput
 
 
-# Layers whose products are one, in the order of their outputs.
+# The layers that are joined, in the order of their outputs.
 SAME_INPUT = ("q_proj", "k_proj", "v_proj")
 
 
@@ -24,26 +24,26 @@ def can_be_joint(attention: Any, rotary: Any) -> bool:
 
     Parameters:
         attention: of an architecture of `int8_weights.ARCHITECTURES`.
-        rotary: the model's rotary embedding, whose angles must turn a head's every channel.
+        rotary: the model's rotary embedding, whose angles must cover every channel of a head.
     """
     normed = hasattr(attention, "q_norm") or hasattr(attention, "k_norm")
     return not normed and 2 * rotary.inv_freq.numel() == attention.head_dim
 
 
 def pairs_side_by_side(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """`(heads · head_dim, …)` with channel j of each head beside channel j + head_dim / 2, with which it is rotated.
+    """`(heads · head_dim, …)` with channel j of each head next to channel j + head_dim / 2, its rotation partner.
 
-    Queries and keys that are both laid out so have the same products.
+    Query-key products stay the same when both are permuted so.
     """
     order = torch.arange(head_dim).view(2, -1).T.flatten()
     return weight.unflatten(0, (-1, head_dim))[:, order].flatten(0, 1)
 
 
 class JointAttention(torch.nn.Module):
-    """Takes the place of the attention of a Llama, Mistral or Qwen2 block, the norm before it included.
+    """Replaces the attention of a Llama, Mistral or Qwen2 block, including the norm before it.
 
     Parameters:
-        plain: what it replaces, with the norm's weight in its layers.
+        plain: the replaced attention, with the norm's weight folded into its layers.
         epsilon: of that RMSNorm.
     """
 
@@ -52,7 +52,7 @@ class JointAttention(torch.nn.Module):
         self.config, self.layer_idx, self.head_dim = plain.config, plain.layer_idx, plain.head_dim
         self.scaling, self.is_causal = plain.scaling, plain.is_causal
         self.num_key_value_groups = plain.num_key_value_groups
-        # What other architectures than Llama hand on to the function of attention.
+        # Arguments that architectures other than Llama pass to the attention function.
         self._also: dict[str, Any] = {}
         if plain.config.model_type != "llama":
             window = getattr(plain.config, "sliding_window", None)
@@ -75,7 +75,7 @@ class JointAttention(torch.nn.Module):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, Any]:
-        """As the attention it replaces, `(batch, tokens, size)` to the same."""
+        """Like the replaced attention, `(batch, tokens, size)` to the same shape."""
         joint = self.joint(hidden_states)
         self._rotate(joint, *position_embeddings)
         query, key, value = (

@@ -1,7 +1,7 @@
-"""int8 products on a CPU (oneDNN's): float32 in, float32 out, rounded on the way.
+"""int8 products on a CPU (oneDNN's): float32 in, float32 out, quantized in between.
 
-Weights have a scale for each output channel, activations one for each token. Weights have 7 bits: without VNNI, pairs
-of products are added up in 16 bits, which 8 bits by 8 bits overflow.
+Weights have a scale per output channel, activations one per token. Weights have 7 bits: without VNNI, pairs of
+products are accumulated in 16 bits, which products of 8 by 8 bits overflow.
 """
 
 from __future__ import annotations
@@ -12,40 +12,40 @@ import torch
 
 
 WEIGHT_LEVELS = 63
-# Activations are -127 to 127 times a 127th of a token's largest value, as unsigned bytes with 128 standing for zero.
+# Activations are -127 to 127 times 1/127 of a token's largest value, as unsigned bytes with zero point 128.
 ACTIVATION_LEVELS, ACTIVATION_ZERO = 127, 128
 
 
 def round_tokens(rows: torch.Tensor, own: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each token as bytes `(tokens, in)` and its scale `(tokens, 1)`, a 127th of its largest value.
+    """Each token as bytes `(tokens, in)` and its scale `(tokens, 1)`, 1/127 of its largest value.
 
-    With `own`, nobody reads `rows` afterwards, and their memory is worked in.
+    With `own`, `rows` is not used afterwards and is overwritten.
     """
-    # Not abs().amax(): two reductions take less than one more copy of the input.
+    # Not abs().amax(): two reductions are faster than one more copy of the input.
     largest = torch.maximum(rows.amax(-1, keepdim=True), rows.amin(-1, keepdim=True).neg_())
     scale = largest.clamp_min_(torch.finfo(torch.float32).tiny * 256).div_(ACTIVATION_LEVELS)
-    # Through signed bytes, to which torch converts many times as fast as to unsigned ones; flipping the highest bit
-    # adds 128.
+    # Through signed bytes, since torch converts to them many times faster than to unsigned ones; flipping the highest
+    # bit adds 128.
     levels = torch.div(rows, scale, out=rows if own else None).round_()
     return levels.to(torch.int8).view(torch.uint8).bitwise_xor_(ACTIVATION_ZERO), scale
 
 
 def norm_factor(rows: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """What RMSNorm multiplies each token by, `(tokens, 1)`. No byte depends on it, so it can go into the scale."""
+    """The factor RMSNorm applies to each token, `(tokens, 1)`. Bytes do not depend on it; it goes into the scale."""
     lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     return lengths.square_().div_(rows.shape[-1]).add_(epsilon).rsqrt_()
 
 
 class RoundedInput:
-    """An input in bytes, for layers that read the same one in turn; normed on the way if `epsilon` is given."""
+    """A quantized input, shared by layers with the same input; normalized first if `epsilon` is given."""
 
     def __init__(self, epsilon: float | None = None) -> None:
         self.epsilon = epsilon
         self._last: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
     def of(self, x: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Bytes and scales as `round_tokens` gives them, remembered for the next layer if `keep`."""
-        found = self._last  # looked at once: another thread may put its own in this place at any time
+        """Bytes and scales of `round_tokens`, cached for the next layer if `keep`."""
+        found = self._last  # read once: another thread may replace it at any time
         if found is None or found[0] is not x:
             rows = x.reshape(-1, x.shape[-1])
             rounded, scale = round_tokens(rows)
@@ -58,13 +58,13 @@ class RoundedInput:
 
 
 class Int8Linear(torch.nn.Module):
-    """A linear layer whose product is computed in int8, its input and output float32.
+    """A linear layer whose product is computed in int8, with float32 input and output.
 
     Parameters:
         weight: `(out, in)`, float.
         bias: `(out,)` or none; added in float32.
-        source: shared by layers that read the same input; by default this layer's own.
-        last: whether no other layer reads the input after this one.
+        source: shared by layers with the same input; by default this layer's own.
+        last: whether this is the last layer to use the input.
     """
 
     levels: torch.Tensor
@@ -90,7 +90,7 @@ class Int8Linear(torch.nn.Module):
         self._packed: torch.Tensor | None = None
 
     def _pack(self) -> torch.Tensor:
-        """The weights in the layout of the product; made when first needed, and anew in a copy."""
+        """The weights in the product's layout; packed on first use, and again in a copy."""
         if self._packed is None:
             self._packed = torch.ops.onednn.qlinear_prepack(self.levels, None)
         return self._packed
@@ -99,8 +99,8 @@ class Int8Linear(torch.nn.Module):
         return {**self.__dict__, "_packed": None}
 
     def product(self, rounded: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-        """`(tokens, out)` from bytes and scales; with scales of `None`, the caller multiplies, and has no bias."""
-        # Activations' scale 1: that of each token comes behind.
+        """`(tokens, out)` from bytes and scales; without scales, the caller applies them, and there is no bias."""
+        # Activation scale 1: each token's scale is applied afterwards.
         options: tuple[Any, ...] = (None, 1.0, 0, torch.float32, "none", [], "")
         found = torch.ops.onednn.qlinear_pointwise(
             rounded, 1.0, ACTIVATION_ZERO, self._pack(), self.scale, self.zeros, *options

@@ -1,17 +1,17 @@
-"""int8 weights on a CPU: faster than float32 where there is no bfloat16, at a cost that is measured in `benchmarks/`.
+"""int8 weights on a CPU: faster than float32 where bfloat16 is missing; `benchmarks/` measures the loss of quality.
 
-Every linear layer becomes an int8 product (oneDNN's): weights are rounded before, with a scale for each output
-channel; activations on the fly, with a scale for each token. Two choices keep the rounding small:
+Every linear layer becomes an int8 product (oneDNN's): weights are quantized ahead of time, with a scale per output
+channel; activations on the fly, with a scale per token. Two choices keep the quantization error small:
 
-- The hidden states are turned by an orthogonal matrix. Where all that touches them is linear layers and RMSNorm, the
-  weights can be turned along so that nothing else changes, and the few channels that are far larger than all others,
-  which would take the whole range of a token's scale, are spread over all of them (Ashkboos et al., SliceGPT, 2024;
-  QuaRot, 2024). The value heads are turned likewise; what the feed-forward layer reads last lies behind a product of
-  two others, so it is turned where it is computed, in blocks of 32 channels.
+- The hidden states are rotated by an orthogonal matrix. Where only linear layers and RMSNorm use them, the rotation
+  can be folded into the weights and nothing else changes, and the few outlier channels, which would take up the whole
+  range of a token's scale, are spread over all channels (Ashkboos et al., SliceGPT, 2024; QuaRot, 2024). The value
+  heads are rotated likewise. The input of the feed-forward layer's down projection is a product of two others, so it
+  is rotated at run time, in blocks of 32 channels.
 - Weights have 7 bits, see `int8_linear`.
 
-A batch changes float32 sums in their last digit, and there the rounding to bytes may go the other way; through thirty
-layers that grows to a part of the rounding itself. So scores hang a little on the batch, unlike in float32.
+The batch changes the last digit of float32 sums, which can flip a rounding to bytes; over thirty layers that grows to
+a fraction of the quantization error itself. So scores depend a little on the batch, unlike in float32.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from .int8_attention import SAME_INPUT, JointAttention, can_be_joint
 from .int8_linear import Int8Linear, RoundedInput, norm_factor, round_tokens
 
 
-# Linear layers between RMSNorms that multiply by a plain weight; others (Gemma's 1 + weight, norms behind the
-# layers, scaled residuals) would have to be turned in other ways.
+# Linear layers between RMSNorms with a plain weight; others (Gemma's 1 + weight, post-norms, scaled residuals) would
+# have to be rotated in other ways.
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
-# Channels of the feed-forward layer's inside that are turned together: few, so that turning costs little.
+# Block size of the rotation inside the feed-forward layer: small, so that it costs little.
 FEED_TURN = 32
 
 
 class GatedFeedForward(torch.nn.Module):
-    """down(act(gate(norm(x))) * up(norm(x))) with as few passes over memory as it takes.
+    """down(act(gate(norm(x))) * up(norm(x))) with as few passes over memory as possible.
 
-    The norm's factor goes into the scales of the input, and those of `up` into the scales of what `down` reads, where
-    they change no byte. What `down` reads is turned in blocks of channels, its weights along with it.
+    The norm's factor goes into the scales of the input, and the scales of `up` into those of the input of `down`,
+    where they change no byte. The input of `down` is rotated in blocks of channels, and its weights accordingly.
 
     Parameters:
         plain: the feed-forward layer of one of `ARCHITECTURES`.
-        epsilon: of the RMSNorm before it, whose weight has gone into `plain`.
+        epsilon: of the RMSNorm before it, whose weight is already folded into `plain`.
     """
 
     turn: torch.Tensor
@@ -88,9 +88,9 @@ def _set(layer: torch.nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None
 
 @torch.no_grad()
 def turn_hidden_states(backbone: Any) -> None:
-    """Turns the hidden states and the value heads of a causal language model, in place; its outputs stay the same.
+    """Rotates the hidden states and the value heads of a causal language model, in place; its outputs stay the same.
 
-    The norms' weights move into the layers behind them, so tied embeddings are tied no longer.
+    The norms' weights are folded into the layers after them, so tied embeddings are no longer tied.
 
     Raises:
         ModelError: an architecture other than `ARCHITECTURES`.
@@ -102,11 +102,11 @@ def turn_hidden_states(backbone: Any) -> None:
     turn_head = _orthogonal(heads)
 
     def read(layer: torch.nn.Linear, norm: Any) -> torch.Tensor:
-        """Weights of a layer that reads normed hidden states."""
+        """Rotates a layer whose input is normalized hidden states."""
         return layer.weight.double() * norm.weight.double() @ turn
 
     def write(layer: torch.nn.Linear, weight: torch.Tensor) -> None:
-        """A layer whose output is added to the hidden states."""
+        """Rotates a layer whose output is added to the hidden states."""
         _set(layer, turn.T @ weight, None if layer.bias is None else turn.T @ layer.bias.double())
 
     embedding = inner.embed_tokens.weight.double()
@@ -137,17 +137,14 @@ def turn_hidden_states(backbone: Any) -> None:
 
 
 def check_architecture(backbone: Any) -> None:
-    """Raises `ModelError` for a backbone that cannot have int8 weights."""
+    """Raises `ModelError` for a backbone without support for int8 weights."""
     kind = backbone.config.model_type
     if kind not in ARCHITECTURES or not hasattr(backbone, "lm_head"):
-        raise ModelError(
-            f"int8 weights are for causal language models of {', '.join(ARCHITECTURES)}, not for {kind}; use another "
-            f"dtype"
-        )
+        raise ModelError(f"int8 weights support {', '.join(ARCHITECTURES)}, not {kind}; use another dtype")
 
 
 def _round_attention(attention: Any, epsilon: float) -> None:
-    """Gives the layers of an attention int8 products, each its own."""
+    """Replaces each linear layer of an attention by an int8 layer."""
     source = RoundedInput(epsilon)
     for name in SAME_INPUT:
         layer = getattr(attention, name)
@@ -156,7 +153,7 @@ def _round_attention(attention: Any, epsilon: float) -> None:
 
 
 def use_int8_weights(ranker: Any) -> Any:
-    """Gives a ranker on the CPU int8 weights, in place; it can no longer be trained, saved or moved.
+    """Quantizes a ranker on the CPU to int8, in place; it can no longer be trained, saved or moved.
 
     Raises:
         InputError: the ranker is not on the CPU, not float32, or this torch has no int8 products.
@@ -165,16 +162,16 @@ def use_int8_weights(ranker: Any) -> Any:
     backbone = ranker.backbone
     check_architecture(backbone)
     if ranker.device.type != "cpu" or ranker.dtype != torch.float32:
-        raise InputError(f"int8 weights are made of float32 on a CPU, not of {ranker.dtype} on {ranker.device.type}")
+        raise InputError(f"int8 weights need a float32 model on the CPU, got {ranker.dtype} on {ranker.device.type}")
     there = all(hasattr(torch.ops.onednn, name) for name in ("qlinear_prepack", "qlinear_pointwise"))
     if not there or "x86" not in torch.backends.quantized.supported_engines:
-        raise InputError("this torch has no int8 products for this processor; use another dtype")
+        raise InputError("this torch build has no int8 products for this processor; use another dtype")
     turn_hidden_states(backbone)
     with torch.no_grad():
         for block in backbone.model.layers:
-            # What the norms do is done where their output is rounded.
+            # The norms are applied where their output is quantized.
             epsilon = block.input_layernorm.variance_epsilon
-            # In the last block, queries are wanted at fewer positions than keys and values.
+            # In the last block, queries are needed at fewer positions than keys and values.
             last = block is backbone.model.layers[-1]
             if not last and can_be_joint(block.self_attn, backbone.model.rotary_emb):
                 block.self_attn = JointAttention(block.self_attn, epsilon)
@@ -182,7 +179,7 @@ def use_int8_weights(ranker: Any) -> Any:
                 _round_attention(block.self_attn, epsilon)
             block.mlp = GatedFeedForward(block.mlp, block.post_attention_layernorm.variance_epsilon)
             block.input_layernorm = block.post_attention_layernorm = torch.nn.Identity()
-        # Other families read single rows of the output head, which stays as it is.
+        # Other families use single rows of the output head, which is not quantized.
         if ranker.scores_query_tokens:
             backbone.lm_head = Int8Linear(backbone.lm_head.weight, backbone.lm_head.bias)
     ranker.eval()

@@ -1,8 +1,8 @@
-"""The last block of a model works at the positions whose output is wanted, and at no others.
+"""The last block of a model is computed only at the positions whose output is wanted.
 
-A block's positions serve those behind them through keys and values, and its own output serves the next block. Behind
-the last one nothing comes: queries, what leaves the attention, and the feed-forward layer are needed only where the
-output head reads. Of a block of SmolLM2-135M these are 94 % of the weights.
+Other positions attend to a block's positions through keys and values, and its output is the next block's input. No
+block follows the last one, so queries, the attention's output and the feed-forward layer are needed only at the
+positions where the output head is applied. In a block of SmolLM2-135M these are 94 % of the weights.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ import torch
 from .private_view import hooked
 
 
-# Architectures whose blocks have these parts, each working on every position by itself, added to the hidden states.
+# Architectures whose blocks have these parts, each applied per position and added to the hidden states.
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
 PARTS = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
-# Where more of the positions are wanted, picking them would cost more than it saves.
+# With a larger share of wanted positions, selecting them would cost more than it saves.
 LARGEST_SHARE = 0.5
 
 
 @dataclass
 class Wanted:
-    """Positions `(rows, length)` that the current pass wants; `None`: all."""
+    """Positions `(rows, length)` wanted by the current forward pass; `None`: all."""
 
     positions: torch.Tensor | None = None
 
     def set(self, positions: torch.Tensor) -> None:
-        """The boolean positions of a pass, where they are few enough."""
+        """Sets the boolean positions of a forward pass, if few enough."""
         few = int(positions.sum()) <= LARGEST_SHARE * positions.numel()
         self.positions = positions if few else None
 
 
 class AtPositions(torch.nn.Module):
-    """A part of a block at the wanted positions; zeros elsewhere."""
+    """Applies a part of a block at the wanted positions; zeros elsewhere."""
 
     def __init__(self, part: torch.nn.Module, wanted: Wanted) -> None:
         super().__init__()
@@ -54,9 +54,9 @@ class AtPositions(torch.nn.Module):
 
 
 def pick_positions(view: Any, wanted: Wanted) -> None:
-    """Lets the last block of a private view work at the wanted positions only, where its architecture is known.
+    """Computes the last block of a private view at the wanted positions only, if its architecture is known.
 
-    The output of a pass is then right at these positions and undefined elsewhere. Keys and values are those of all.
+    The output is then correct at these positions and undefined elsewhere. Keys and values are complete.
     """
     if getattr(view.config, "model_type", None) not in ARCHITECTURES:
         return

@@ -1,4 +1,4 @@
-"""The planner: tasks are read alone, or behind a prefix that several share or that a store holds, under one budget."""
+"""The planner: batches tasks under one token budget, whole or after a shared or cached prefix."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from .whole_forward import WholeForward
 
 logger = logging.getLogger(__name__)
 
-# How many tokens of states count as one token to read in a batch's budget, unless the states of a batch would take
-# more bytes. Every batch streams all weights from memory, so fewer batches of more rows are faster.
+# How many tokens of cached states count as one token of a batch's token budget, unless a batch's states would take
+# more than these bytes. Each batch streams all weights from memory, so fewer batches with more rows are faster.
 STATE_WEIGHT = 16
 CPU_STATE_BYTES = 1 << 30
 ACCELERATOR_STATE_BYTES = 4 << 30
-# Where prefixes are shared, this many batches' worth of tasks are planned together.
+# With shared prefixes, the tasks of this many batches are planned together.
 SHARED_BATCHES = 4
 
-# A prefix, and where the states of its first tokens go, as many as there is room for.
+# A prefix, and the target tensors for the states of its first tokens, as many as fit.
 Want = tuple[Prefix, Groups]
 
 
 class StateStore(Protocol):
-    """What the planner asks of a store of document states; `cache.document_memory` says more of each."""
+    """The planner's interface to a store of document states; `MemoryStore` and `FolderStore` document the methods."""
 
     def fill(self, key: str, targets: Groups) -> bool: ...
     def put(self, key: str, layers: Layers, targets: Sequence[Groups] = ()) -> None: ...
@@ -47,23 +47,23 @@ class StateStore(Protocol):
 
 
 def state_weight(shapes: Sequence[Shape], dtype: torch.dtype, batch_tokens: int, device: torch.device) -> int:
-    """How many tokens of states count as one token to read; at least 1, so a batch never holds fewer than without."""
+    """How many tokens of states count as one token of the budget; at least 1, so states never shrink a batch."""
     token = sum(shape.layers * shape.heads * (shape.key_dim + shape.value_dim) for shape in shapes) * dtype.itemsize
     limit = CPU_STATE_BYTES if device.type == "cpu" else ACCELERATOR_STATE_BYTES
     return max(1, min(STATE_WEIGHT, limit // (token * batch_tokens)))
 
 
 class PrefixReader:
-    """Reads tasks on a model, in as few passes and tokens as a budget allows.
+    """Runs tasks on a model, with as few forward passes and tokens as the budget allows.
 
     Args:
         backbone: A model of transformers, or another backend's `Forward`.
-        read_out: What is read off.
-        store: Holds states of documents, and gets what it lacks; `None` for none.
-        pad_id: A token id that fills rows up.
+        read_out: What to compute at the wanted positions.
+        store: Caches document states, and receives missing ones; `None` for no store.
+        pad_id: Token id for padding.
 
     Attributes:
-        tokens: How many tokens were read: a shared prefix counts once, one from the store not at all.
+            tokens: How many tokens were encoded: a shared prefix counts once, one from the store not at all.
     """
 
     def __init__(
@@ -84,14 +84,14 @@ class PrefixReader:
         self._identity = ""
         if store is not None:
             if torch.is_autocast_enabled(self._forward.device.type):
-                raise ModelError("document states are neither kept nor used under autocast; leave it, or the store")
+                raise ModelError("document states cannot be cached under autocast; leave autocast, or pass no store")
             if not isinstance(backbone, PreTrainedModel):
-                raise ModelError("document states are kept of torch models only")
+                raise ModelError("only the document states of torch models can be cached; pass no store")
             self._identity = model_identity(backbone)
         self.tokens = 0
 
     def close(self) -> None:
-        """Returns memory for the next call to use again."""
+        """Returns memory for reuse by the next call."""
         self._forward.close()
 
     # ---- scoring -----------------------------------------------------------------------------------
@@ -106,9 +106,9 @@ class PrefixReader:
         """For each task the values `(positions, values)` at its wanted positions.
 
         Args:
-            tasks: What to read.
-            batch_tokens: Tokens of one batch at most.
-            show_progress, stop: As in `Progress`.
+            tasks: The tasks.
+            batch_tokens: Maximum number of tokens in a batch.
+            show_progress, stop: See `Progress`.
         """
         longest = max(len(task.ids) for task in tasks)
         if self._store is not None:
@@ -156,7 +156,7 @@ class PrefixReader:
             yield from self._read_behind(tasks, behind, counts, sharing, batch_tokens)
 
     def _groups(self, tasks: Sequence[Task], longest: int) -> tuple[list[Group], Sharing | None]:
-        """What is read together, and how. The model is asked only where there is something to share."""
+        """Groups of tasks and how they share prefixes; the backend is queried only if there is something to share."""
         regimes = [self._forward.regime(task.length) for task in tasks]
         groups = by_regime(tasks, regimes, prefix_groups if self._store is None else cached_groups)
         if self._store is not None or len(groups) < len(tasks):
@@ -166,7 +166,7 @@ class PrefixReader:
         return [Group([i], ()) for i in range(len(tasks))], None
 
     def _counts(self, tasks: Sequence[Task], groups: Sequence[Group], sharing: Sharing | None) -> list[int]:
-        """How many of each task's first tokens are read as states of its group's prefix; 0: it is read whole."""
+        """How many of each task's first tokens come from the states of its group's prefix; 0: none, it runs whole."""
         counts = [0] * len(tasks)
         for group in groups:
             if sharing is None or not group.prefix or (self._store is None and len(group.members) == 1):
@@ -182,7 +182,7 @@ class PrefixReader:
         return state_weight(sharing.shapes, self._forward.dtype, batch_tokens, self._forward.device)
 
     def _cost(self, tasks: Sequence[Task], group: Group, counts: Sequence[int], weight: int) -> int:
-        """What a group counts in the budget: its prefix if it is read, and each task's own tokens."""
+        """A group's cost in the token budget: its prefix, if it has to be encoded, and each task's own tokens."""
         own = sum(len(tasks[i].ids) - counts[i] for i in group.members)
         if self._store is None:
             return own + max(counts[i] for i in group.members)
@@ -196,7 +196,7 @@ class PrefixReader:
         sharing: Sharing,
         batch_tokens: int,
     ) -> Iterable[tuple[list[int], list[torch.Tensor]]]:
-        """Indexes and values of the groups' tasks that are read behind states, batch by batch."""
+        """Indexes and values of the groups' tasks that continue from states, batch by batch."""
         weight = self._weight(sharing, batch_tokens)
         if self._store is not None:
 
@@ -205,7 +205,7 @@ class PrefixReader:
 
             yield from self._rows_behind(tasks, groups, counts, sharing, from_store, batch_tokens)
             return
-        # The states that are copied lie in memory beside their copies, so they get a quarter of what those may take.
+        # The states are in memory along with their copies, so they get a quarter of the copies' budget.
         sizes = [max(counts[i] for i in group.members) for group in groups]
         for part in plan_batches(sizes, max(batch_tokens * weight // 4, 1)):
             chosen = [groups[g] for g in part]
@@ -223,7 +223,7 @@ class PrefixReader:
     def _read_prefixes(
         self, tasks: Sequence[Task], groups: Sequence[Group], sizes: Sequence[int], batch_tokens: int
     ) -> dict[Prefix, Groups]:
-        """States of the groups' prefixes, read in padded batches; valid until the next call."""
+        """States of the groups' prefixes, encoded in padded batches; valid until the next call."""
         parts = plan_batches(sizes, batch_tokens)
         order = [g for part in parts for g in part]
         prefixes = [self._prefix(tasks, group) for group in groups]
@@ -241,9 +241,9 @@ class PrefixReader:
         fill: Callable[[Sequence[Want]], None],
         batch_tokens: int,
     ) -> Iterable[tuple[list[int], list[torch.Tensor]]]:
-        """Each task in a row of its own behind a copy of its prefix's states.
+        """Each task in a row of its own after a copy of its prefix's states.
 
-        One group after another would multiply few rows by all weights, many times.
+        One batch per group would have few rows, and stream all weights each time.
         """
         rows = [(i, self._prefix(tasks, group)) for group in groups for i in group.members if counts[i]]
         weight = self._weight(sharing, batch_tokens)
@@ -260,7 +260,7 @@ class PrefixReader:
     # ---- the store ---------------------------------------------------------------------------------
 
     def check_store(self, longest: int) -> None:
-        """Raises `ModelError` if texts of up to `longest` tokens cannot be read behind states of their beginnings."""
+        """Raises `ModelError` if texts of up to `longest` tokens cannot continue from the states of a prefix."""
         if self._forward.shares(longest) is None:
             raise ModelError(f"the document states of this model cannot be cached: {self._forward.describe(longest)}")
 
@@ -271,11 +271,11 @@ class PrefixReader:
         show_progress: bool | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> int:
-        """Puts the states of prefixes into the store that it lacks; returns how many were read.
+        """Adds the states of prefixes that the store lacks; returns how many were encoded.
 
         Args:
-            prefixes: Token ids, and the tokens of the shortest text that begins with them.
-            batch_tokens, show_progress, stop: As in `read`.
+            prefixes: Token ids, and the token count of the shortest text that begins with them.
+            batch_tokens, show_progress, stop: See `read`.
         """
         store = self._store
         assert store is not None
@@ -305,25 +305,25 @@ class PrefixReader:
         return state_key(self._identity, ids, self._forward.regime(length))
 
     def shapes(self) -> list[Shape]:
-        """Shapes of the states. Raises `ModelError` as `check_store`."""
+        """Shapes of the states. Raises `ModelError` like `check_store`."""
         sharing = self._forward.shares(1)
         if sharing is None:
             self.check_store(1)
         return sharing.shapes if sharing is not None else []
 
     def _read_together(self, rows: Sequence[tuple[int, ...]], batch_tokens: int) -> list[list[int]]:
-        """Indexes of documents that are read in one batch on their way into a store.
+        """Batches, as indexes, of documents to encode for a store.
 
         A last digit that changes with the batch can flip a rounding of the store, so that scores would depend on which
-        documents it lacked. On a CPU, where a document alone fills the cores, each is therefore read by itself, unless
-        batches change nothing (`batch_invariance`). An accelerator needs batches: there the last digits may differ.
+        documents were missing. On a CPU, where one document fills the cores, each is therefore encoded alone, unless
+        results are batch-invariant (`batch_invariance`). An accelerator needs batches, so last digits may differ.
         """
         if self._forward.device.type == "cpu" and not self._forward.invariant:
             return [[i] for i in range(len(rows))]
         return plan_batches([len(row) for row in rows], batch_tokens)
 
     def _fill_from_store(self, wants: Sequence[Want], batch_tokens: int) -> None:
-        """Puts states where they are wanted. Those that the store lacks are read and put into it."""
+        """Copies states into the targets. States missing from the store are computed and added to it."""
         store = self._store
         assert store is not None
         filled: dict[tuple[Prefix, int], Groups] = {}
@@ -331,7 +331,7 @@ class PrefixReader:
         for prefix, target in wants:
             count = target[0][0].shape[2]
             if (prefix, count) in filled:
-                # Another query for the same document: copying is cheaper than checking and decoding again.
+                # Another query for the same document: a copy is cheaper than checking and decoding again.
                 fill_groups(filled[prefix, count], target)
             elif prefix not in absent and store.fill(state_key(self._identity, *prefix), target):
                 filled[prefix, count] = target
@@ -343,14 +343,14 @@ class PrefixReader:
             states = self._forward.states([prefixes])
             self.tokens += sum(len(ids) for ids, _ in prefixes)
             for prefix, found in zip(prefixes, states, strict=True):
-                # Scores come from what the store makes of the states, whether they were in it before or not.
+                # Scores use the states as the store returns them (rounded), whether they were cached before or not.
                 with _store_errors_as_warnings():  # the targets are filled before anything is written
                     store.put(state_key(self._identity, *prefix), split_layers(found), absent[prefix])
 
 
 @contextmanager
 def _store_errors_as_warnings() -> Iterator[None]:
-    """Ranking goes on where states cannot be stored: a full disk must not end a service."""
+    """Ranking continues if states cannot be stored: a full disk must not stop a service."""
     try:
         yield
     except ResourceError as error:
@@ -360,7 +360,7 @@ def _store_errors_as_warnings() -> Iterator[None]:
 def _apart(
     rows: Sequence[tuple[int, Prefix]], counts: Sequence[int], sharing: Sharing
 ) -> list[list[tuple[int, Prefix]]]:
-    """Rows that may stand in one batch."""
+    """Rows that may be in one batch."""
     if sharing.unequal:
         return [list(rows)]
     found: dict[int, list[tuple[int, Prefix]]] = defaultdict(list)

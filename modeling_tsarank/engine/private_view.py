@@ -1,7 +1,7 @@
-"""A private view of a model: modules of its own that share the model's weights.
+"""A private view of a model: its own module objects, which share the model's weights.
 
-What makes scoring fast or exact (another attention kernel, linear layers that sum in one order, a last block that
-works on few positions) is put into the view, which lives as long as one call. The model itself is never touched, so
+What makes scoring fast or exact (another attention kernel, linear layers with a fixed order of summation, a last block
+computed at few positions) is applied to the view, which is used for one call. The model itself is never changed, so
 nothing has to be undone, and other threads may use it meanwhile.
 """
 
@@ -15,10 +15,10 @@ from transformers import PreTrainedConfig
 
 
 def private_view(model: torch.nn.Module, keep_mode: bool = False) -> Any:
-    """A copy of a model's tree of modules around the same weights, or `None` where a copy would not compute the same.
+    """A copy of a model's module tree with the same weights, or `None` if the copy would not compute the same.
 
-    That is so where somebody has put another `forward` in the place of a module's own (offloading, compilation), which
-    leads back to the model's own modules, and where weights are spread over processes.
+    That is the case if a module's `forward` was replaced (offloading, compilation), since the replacement refers to
+    the model's own modules, and if weights are distributed over processes.
     """
     parts = list(model.modules())
     if any("forward" in vars(part) or isinstance(part, torch.jit.ScriptModule) for part in parts):
@@ -41,7 +41,7 @@ def _view(
     for name in ("_buffers", "_forward_hooks", "_forward_pre_hooks"):
         own[name] = type(own[name])(own[name])
     if isinstance(own.get("config"), PreTrainedConfig):
-        own["config"] = copy.deepcopy(own["config"], configs)  # nested ones stay the same ones, by that memory
+        own["config"] = copy.deepcopy(own["config"], configs)  # the memo keeps nested configs identical objects
     own |= {"_compiled_call_impl": None, "training": module.training and keep_mode}
     own["_modules"] = {
         name: None if part is None else _view(part, made, configs, keep_mode) for name, part in module._modules.items()
@@ -51,5 +51,5 @@ def _view(
 
 
 def hooked(*modules: torch.nn.Module) -> bool:
-    """Whether somebody watches or changes what goes in or out of one of these modules."""
+    """Whether hooks observe or change the inputs or outputs of one of these modules."""
     return any(module._forward_hooks or module._forward_pre_hooks for module in modules)

@@ -1,4 +1,4 @@
-"""What is read off a model at the wanted positions, each by a module that stands in the place of the output head."""
+"""What is computed at the wanted positions, each by a module that replaces the output head."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from .batch_invariance import RowInvariantLinear, agreeing_rows, invariant_produ
 from .state_blocks import Workspace
 
 
-# Logits that are held at a time, in bytes: all positions × vocabulary would be the largest thing that is written.
+# Bytes of logits held at a time: positions × vocabulary for all positions would be the largest tensor of all.
 LOGITS_BYTES = 64 << 20
 _FEWEST_ROWS = 32
 _ACCELERATOR_ROWS = 2048
 
 
 class ReadOut(Protocol):
-    """One kind of output of single positions.
+    """One kind of output at single positions.
 
-    Another kind (attention from some positions to others) is another class of these methods.
+    Other kinds, such as attention from some positions to others, are other classes with these methods.
     """
 
     def head(self, plain: torch.nn.Module, exact: bool, workspace: Workspace) -> torch.nn.Module | None:
-        """A module that takes the output head's place and gives `(positions, values)`; `None` to see all logits.
+        """A module that replaces the output head and returns `(positions, values)`; `None` to use all logits.
 
-        Before a pass its `targets` are set, `(positions,)`; where it gives logits nevertheless, its `answered` is
-        false.
+        Its `targets`, `(positions,)`, are set before each forward pass; `answered` is false if it returned logits
+        nevertheless.
 
         Args:
             plain: The model's own head.
-            exact: The model's logits are known to be what its head gives, neither scaled nor capped behind it.
-            workspace: Memory that is used again by the next pass.
+            exact: The model's logits are known to be the head's output, neither scaled nor capped afterwards.
+            workspace: Memory that the next forward pass reuses.
         """
 
     def of_logits(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -58,7 +58,7 @@ class AnswerLogits:
         self.tokens = list(tokens)
 
     def head(self, plain: torch.nn.Module, exact: bool, workspace: Workspace) -> torch.nn.Module | None:
-        # What a model does to its logits one by one (scaling, capping) it does to these too.
+        # Elementwise scaling or capping of logits by the model applies to these too.
         return AnswerHead(plain, self.tokens) if has_plain_rows(plain) else None
 
     def of_logits(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -66,7 +66,7 @@ class AnswerLogits:
 
 
 class ClassLogits:
-    """Logits of a decoder's sequence-classification head, `(positions, labels)`; `ScoreHead` gives nothing else."""
+    """Logits of a decoder's sequence-classification head, `(positions, labels)`; all that `ScoreHead` returns."""
 
     def head(self, plain: torch.nn.Module, exact: bool, workspace: Workspace) -> torch.nn.Module | None:
         return None
@@ -76,10 +76,10 @@ class ClassLogits:
 
 
 class PairLogits(ClassLogits):
-    """Logits of a sequence-classification model that reads a text at once, `(1, labels)`.
+    """Logits of a sequence-classification model with bidirectional attention, `(1, labels)`.
 
     Args:
-        separator: As of `modeling_cross_encoder.pair_logits`.
+        separator: See `modeling_cross_encoder.pair_logits`.
     """
 
     def __init__(self, separator: Sequence[int]) -> None:
@@ -87,11 +87,11 @@ class PairLogits(ClassLogits):
 
 
 def named_read_out(kind: str, tokens: Sequence[int]) -> ReadOut:
-    """The read-out that a family names.
+    """The read-out of a family, by name.
 
     Args:
         kind: `token_log_probs`, `answer_logits`, `class_logits` or `pair_logits`.
-        tokens: The answers' ids, or the separator of `pair_logits`.
+        tokens: Token ids of the answers, or the separator of `pair_logits`.
     """
     if kind == "answer_logits":
         return AnswerLogits(tokens)
@@ -101,9 +101,9 @@ def named_read_out(kind: str, tokens: Sequence[int]) -> ReadOut:
 
 
 class LogProbHead(torch.nn.Module):
-    """The output head on some positions at a time: of each position's logits only two numbers are kept.
+    """The output head applied to a chunk of positions at a time, of whose logits only two numbers each are kept.
 
-    On a CPU every product is written into the same memory: touching new memory takes longer than the products.
+    On a CPU, all products use the same memory: page faults of new memory take longer than the products.
     """
 
     targets: torch.Tensor
@@ -115,7 +115,7 @@ class LogProbHead(torch.nn.Module):
         self._workspace = workspace
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities `(positions, 1)` of the targets, or all logits where there are not as many positions."""
+        """Log-probabilities `(positions, 1)` of the targets, or all logits if the numbers of positions differ."""
         rows, targets = hidden.reshape(-1, hidden.shape[-1]), self.targets
         self.answered = len(targets) == len(rows)
         if not self.answered:
@@ -130,7 +130,7 @@ class LogProbHead(torch.nn.Module):
         return torch.cat(values)[:, None]
 
     def _memory(self, rows: torch.Tensor, count: int) -> torch.Tensor | None:
-        """Memory for the logits of `count` positions, where the product can be written into what is there already."""
+        """Memory for the logits of `count` positions, if the product can be written to existing memory."""
         head = self.plain
         plain = type(head) in (torch.nn.Linear, RowInvariantLinear) and type(head.weight) is torch.nn.Parameter
         if not plain or head.bias is not None or head.weight.dtype != rows.dtype or rows.device.type != "cpu":
@@ -147,7 +147,7 @@ class LogProbHead(torch.nn.Module):
         size = self.plain.out_features
         count = max(_FEWEST_ROWS, 1 << max(LOGITS_BYTES // (size * rows.dtype.itemsize), 1).bit_length() - 1)
         if type(self.plain) is RowInvariantLinear and takes(rows):
-            # Fewer would be filled up with zeros.
+            # Fewer would be padded with zeros.
             count = max(count, agreeing_rows(rows.shape[1], size, torch.get_num_threads())[-1])
         return count
 

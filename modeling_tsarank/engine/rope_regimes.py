@@ -1,10 +1,10 @@
-"""Rotary embeddings whose frequencies depend on the length of what is read: decided for each task, by its own length.
+"""Rotary embeddings whose frequencies depend on the text's length: chosen per task, by its own length.
 
-LongRoPE (Phi-3 and kin) has one set of frequencies for texts up to the length of its pre-training and another for
-longer ones; dynamic NTK scaling has others for every length beyond that. transformers takes the longest row of a
-batch, or the position that is just being read: a score would depend on what else is in the batch, and a document's
-keys would be turned by other angles than its query's. Here a task has one regime, which belongs to all passes that
-read a part of it and to the key of its document's states.
+LongRoPE (Phi-3 and similar models) has one set of frequencies for texts up to the pre-training length and another for
+longer ones; dynamic NTK scaling has different ones for every length beyond that. transformers uses the longest row of
+the batch, or the current position: a score would depend on the rest of the batch, and a document's keys would be
+rotated by other angles than its query's. Here each task has one regime, used in every forward pass over a part of it
+and included in the key of its document's states.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ ORIGINAL_FREQUENCIES = "original_inv_freq"
 
 
 def context_length(config: Any) -> int | None:
-    """How many tokens a text may have, `None` if the configuration does not say."""
+    """Maximum number of tokens of a text, `None` if the configuration has no limit."""
     config = config.get_text_config()
     names = ("max_position_embeddings", "max_seq_len", "n_positions")
-    return next((limit for name in names if (limit := getattr(config, name, None) or 0) > 0), None)  # XLNet says -1
+    return next((limit for name in names if (limit := getattr(config, name, None) or 0) > 0), None)  # XLNet has -1
 
 
 def rope_limit(config: Any, parameters: dict[str, Any]) -> tuple[int, bool] | None:
-    """Up to which length the frequencies stay the same, and whether they depend on the length beyond; if they do."""
+    """Length up to which frequencies are constant, and whether they vary beyond; `None` if they never change."""
     kind = parameters.get("rope_type") or ""
     if kind == "longrope":
         return parameters["original_max_position_embeddings"], False
@@ -38,14 +38,14 @@ def rope_limit(config: Any, parameters: dict[str, Any]) -> tuple[int, bool] | No
 
 
 def rope_limits(config: Any) -> list[tuple[int, bool]]:
-    """`rope_limit` of each kind of layer, where there are any."""
+    """`rope_limit` of each kind of layer that has one."""
     parameters = getattr(config, "rope_parameters", None) or {}
     parts = [part for part in parameters.values() if isinstance(part, dict)] or [parameters]
     return [limit for part in parts if (limit := rope_limit(config, part)) is not None]
 
 
 def rotary_modules(model: torch.nn.Module) -> list[tuple[str, Any]]:
-    """Names and modules of the rotary embeddings of transformers that `rope_limits` is about."""
+    """Names and modules of transformers' rotary embeddings with a `rope_limit`."""
     config: Any = model.config
     if not rope_limits(config.get_text_config()):
         return []
@@ -58,13 +58,13 @@ def rotary_modules(model: torch.nn.Module) -> list[tuple[str, Any]]:
 
 
 def rope_regime(config: Any, length: int) -> int:
-    """A length that stands for all that have the frequencies of a text of `length` tokens; 0 for the usual ones."""
+    """A length that represents all lengths with the frequencies of `length`; 0 for the default ones."""
     beyond = [length if grows else limit + 1 for limit, grows in rope_limits(config) if length > limit]
     return max(beyond, default=0)
 
 
 def derived_buffers(backbone: torch.nn.Module) -> set[str]:
-    """Names of buffers that a pass may overwrite, and that the configuration gives again."""
+    """Names of buffers that a forward pass may overwrite and that follow from the configuration."""
     return {
         f"{name}.{buffer}"
         for name, module in rotary_modules(backbone)
@@ -74,10 +74,10 @@ def derived_buffers(backbone: torch.nn.Module) -> set[str]:
 
 
 class RegimeRotary(torch.nn.Module):
-    """A rotary embedding that turns each row as its regime says; the embedding itself stays as it is.
+    """A rotary embedding with one regime per row; the wrapped embedding is not changed.
 
     Attributes:
-        regimes: Of each row of a pass, or one for all rows.
+        regimes: Of each row of a forward pass, or one for all rows.
     """
 
     def __init__(self, plain: Any) -> None:
@@ -104,7 +104,7 @@ class RegimeRotary(torch.nn.Module):
 
 
 def use_regimes(view: torch.nn.Module) -> list[RegimeRotary]:
-    """Puts a `RegimeRotary` in the place of each rotary embedding of a private view that depends on the length."""
+    """Replaces each length-dependent rotary embedding of a private view by a `RegimeRotary`."""
     made = []
     for name, module in rotary_modules(view):
         owner, _, part = name.rpartition(".")
@@ -136,10 +136,10 @@ def _angles(
         if regime > limit[0]:
             length = torch.tensor(regime, device=x.device)
             frequencies = ROPE_INIT_FUNCTIONS[kind](config, x.device, seq_len=length, **more)[0]
-            # Some also scale by the largest position that they see: let it be this one, whatever is read.
+            # Some also scale by the largest position in their input: this one makes it the same in every batch.
             positions = torch.cat([positions, positions.new_full((len(positions), 1), regime - 1)], dim=1)
         else:
-            # Only padding stands further behind.
+            # Only padding has higher positions.
             positions = positions.clamp(max=limit[0] - 1)
     changed = _Frequencies(module, f"{prefix}inv_freq", frequencies.to(x.device))
     cos, sin = inspect.unwrap(type(module).forward)(changed, x, positions, **more)
@@ -147,9 +147,9 @@ def _angles(
 
 
 def readable_length(backbone: Any) -> int | None:
-    """How many tokens a text may have, `None` if the configuration does not say.
+    """Maximum number of tokens of a text, `None` if the configuration has no limit.
 
-    Where a model's own code turns keys in a way that is not known here, no longer ones than are right in every batch.
+    If a model's own code rotates keys in a way unknown here, this is the length that is right in every batch.
     """
     limits = rope_limits(backbone.config.get_text_config())
     if not limits or rotary_modules(backbone):
@@ -158,7 +158,7 @@ def readable_length(backbone: Any) -> int | None:
 
 
 def with_own_lengths(backbone: Any, lengths: torch.Tensor) -> Any:
-    """The model for one pass in which each row's keys are turned as its own length says; for training as well."""
+    """The model for one forward pass with each row's keys rotated by the row's own length; also for training."""
     if not rope_limits(backbone.config.get_text_config()):
         return backbone
     view = private_view(backbone, keep_mode=True)

@@ -1,8 +1,8 @@
-"""Keys and values of document states, in the place where attention reads them: written once, never concatenated.
+"""Keys and values of document states, stored where attention uses them: written once, never concatenated.
 
-Query likelihood reads the document before the query, and so does a true/false ranker on a decoder whose template says
-so: the keys and values of what stands before the query serve every query. `StateBlocks` makes room for the states of a
-batch of documents and for the tokens that are read behind them, and a model reads it as an ordinary cache.
+Query likelihood puts the document before the query, and so do true/false rankers on a decoder with a document-first
+template: the KV cache of the tokens before the query serves every query. `StateBlocks` allocates memory for the states
+of a batch of documents and of the tokens that follow them, and the model uses it as an ordinary cache.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from transformers.cache_utils import DynamicLayer
 from .batch_invariance import whole_tiles
 
 
-# For every layer its keys and values, each (1, heads, tokens, dimension), keys turned to their positions.
+# For every layer its keys and values, each (1, heads, tokens, dimension), keys rotated to their positions.
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
-# The same with consecutive layers of one shape together: keys and values, each (layers, heads, tokens, dimension).
+# The same with consecutive layers of equal shape stacked: keys and values, each (layers, heads, tokens, dimension).
 Groups = list[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -37,7 +37,7 @@ class Shape:
 
 
 def shapes_of(layers: Layers) -> list[Shape]:
-    """The layers' shapes, equal neighbours together."""
+    """The layers' shapes, consecutive equal ones merged."""
     shapes: list[Shape] = []
     for keys, values in layers:
         one = Shape(1, keys.shape[1], keys.shape[2], keys.shape[3], values.shape[3])
@@ -49,7 +49,7 @@ def shapes_of(layers: Layers) -> list[Shape]:
 
 
 def stack_layers(layers: Layers) -> Groups:
-    """Copies of the layers, equal neighbours together."""
+    """Copies of the layers, consecutive ones of equal shape stacked."""
     groups, at = [], 0
     for shape in shapes_of(layers):
         group = layers[at : at + shape.layers]
@@ -64,18 +64,18 @@ def split_layers(groups: Groups) -> Layers:
 
 
 def fill_groups(groups: Groups, targets: Groups) -> None:
-    """Puts the first tokens of `groups` into `targets`, as many as these take."""
+    """Copies the first tokens of `groups` into `targets`, as many as fit."""
     for group, target in zip(groups, targets, strict=True):
         for part, wanted in zip(group, target, strict=True):
             wanted.copy_(part[:, :, : wanted.shape[2]])
 
 
 class _FilledLayer(DynamicLayer):
-    """A layer of a cache whose states lie in place, with room behind them for those of the tokens that are read once.
+    """A cache layer on preallocated memory, with space after the states for the tokens of one forward pass.
 
     Args:
-        keys, values: `(rows, heads, tokens, dimension)`, the room included.
-        used: Tokens in front of the room.
+        keys, values: `(rows, heads, tokens, dimension)`, including that space.
+        used: Tokens before that space.
     """
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, used: int) -> None:
@@ -98,11 +98,11 @@ class _FilledLayer(DynamicLayer):
 
 
 class PlacedLayer(DynamicLayer):
-    """A layer of a cache whose rows are read on at places of their own, each right behind its document.
+    """A cache layer whose rows continue at places of their own, each directly after its document.
 
     Args:
-        keys, values: `(rows, heads, tokens, dimension)`, handed out whole.
-        places: where the tokens that are read next go, `(rows x heads x read,)`, counted in tokens.
+        keys, values: `(rows, heads, tokens, dimension)`, returned whole.
+        places: where the next tokens are written, `(rows x heads x read,)`, counted in tokens.
     """
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, places: torch.Tensor) -> None:
@@ -123,10 +123,10 @@ class PlacedLayer(DynamicLayer):
 
 
 class Workspace:
-    """Memory that the blocks of a batch are cut out of, used again for the next batch and the next call.
+    """Memory for the blocks of a batch, reused by the next batch and the next call.
 
-    Memory that was never touched costs a page fault for every 4 KiB, which for hundreds of megabytes is a good part of
-    the time that ranking from cached states takes.
+    New memory costs a page fault for every 4 KiB, which for hundreds of megabytes is a good part of the time of
+    ranking from cached states.
     """
 
     def __init__(self) -> None:
@@ -134,38 +134,38 @@ class Workspace:
         self._used = 0
 
     def reserve(self, size: int, device: torch.device) -> None:
-        """Makes room for `size` bytes in all; what was cut out before is no longer valid."""
+        """Reserves `size` bytes in total; tensors taken before become invalid."""
         self._used = 0
         if self._buffer is None or self._buffer.device != device or len(self._buffer) < size:
             self._buffer = None
-            # An inference tensor could not be written outside of inference mode.
+            # An inference tensor cannot be written outside of inference mode.
             with torch.inference_mode(False):
                 self._buffer = torch.empty(size, dtype=torch.uint8, device=device)
 
     def take(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """A tensor of the reserved memory, its content undefined."""
+        """An uninitialized tensor in the reserved memory."""
         assert self._buffer is not None
         start, self._used = self._used, self._used + aligned_bytes(shape, dtype)
         return self._buffer[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(*shape)
 
 
 def aligned_bytes(shape: Sequence[int], dtype: torch.dtype) -> int:
-    """Bytes of a tensor, up to the next multiple of 64, where vector instructions like to begin."""
+    """Bytes of a tensor, rounded up to a multiple of 64, an alignment that suits vector instructions."""
     return -(-math.prod(shape) * dtype.itemsize // 64) * 64
 
 
 class StateBlocks:
-    """Keys and values of a batch of documents, aligned on the right, zeros on the left.
+    """Keys and values of a batch of documents, left-padded with zeros.
 
     Args:
         shapes: of the model's layers (their `tokens` does not matter).
-        counts: how many of each document's first tokens are wanted; zeros where there is nothing to fill in.
-        room: how many more tokens will be read behind them.
+        counts: how many of each document's first tokens are wanted; zeros if there is nothing to fill in.
+        room: how many more tokens will follow in the forward pass.
         dtype: the model's.
-        placed: Documents are aligned on the left, and exactly `room` tokens will be read right behind each, so that
-            every key stands at its own position; whole tiles, zeros on the right.
+        placed: Right-padded instead: exactly `room` tokens follow each document directly, so that every key is at its
+            own position; whole tiles, with zeros on the right.
 
-    `size` bytes of memory must be reserved before `allocate` takes them.
+    Reserve `size` bytes of memory before calling `allocate`.
     """
 
     def __init__(
@@ -188,28 +188,28 @@ class StateBlocks:
         return sum(aligned_bytes(shape, self._dtype) for pair in self._sizes for shape in pair)
 
     def allocate(self, workspace: Workspace) -> None:
-        """Takes the memory."""
+        """Takes the memory from the workspace."""
         for key_shape, value_shape in self._sizes:
             keys, values = workspace.take(key_shape, self._dtype), workspace.take(value_shape, self._dtype)
             for row, count in enumerate(self.counts):
-                # Hidden by the mask, but zero times whatever lay in memory might not be zero.
+                # Masked, but zero times uninitialized memory might not be zero (NaN).
                 hidden = slice(count + self._room, None) if self.placed else slice(self.width - count)
                 keys[:, row, :, hidden] = 0
                 values[:, row, :, hidden] = 0
             self._groups.append((keys, values))
 
     def targets(self, row: int) -> Groups:
-        """Where one document's states go: for each run of equal layers `(layers, heads, tokens, dimension)`, twice."""
+        """Targets of one document's states: keys and values `(layers, heads, tokens, dimension)` per layer group."""
         end = self.counts[row] if self.placed else self.width
         place = slice(end - self.counts[row], end)
         return [(keys[:, row, :, place], values[:, row, :, place]) for keys, values in self._groups]
 
     def first(self, row: int, count: int) -> Groups:
-        """A row's first `count` tokens, where nothing was in front of what is read."""
+        """A row's first `count` tokens, for blocks without a prefix."""
         return [(keys[:, row, :, :count], values[:, row, :, :count]) for keys, values in self._groups]
 
     def cache(self) -> DynamicCache:
-        """The blocks as a cache of `width` tokens, to be read once: reading writes behind the documents."""
+        """The blocks as a cache of `width` tokens for one forward pass, which writes after the documents."""
         cache = DynamicCache()
         if self.placed:
             for keys, values in self._groups:

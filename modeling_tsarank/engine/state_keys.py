@@ -1,8 +1,8 @@
-"""The names under which a store holds document states: the identity of a model, and the token ids.
+"""The keys of document states in a store: the identity of a model, and the token ids.
 
-A prompt that begins with the document has the same ids at the same positions every time, so its states can be read
-again as they are. They are keyed by the model's identity (configuration, number format, every byte of its weights) and
-by the token ids themselves.
+A document-first prompt has the same ids at the same positions every time, so its states can be reused as they are.
+They are keyed by the model's identity (configuration, number format, every byte of its weights) and by the token ids
+themselves.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..ranking_options import CONFIG_KEY
 from .rope_regimes import derived_buffers
 
 
-# What a configuration says about where a model came from or how it is used, not about what it computes.
+# Configuration fields on a model's origin or use, which do not affect what it computes.
 _NO_MATTER = {
     "_name_or_path", "transformers_version", "auto_map", "custom_pipelines", "architectures", "use_cache", "dtype",
     "torch_dtype", CONFIG_KEY,
@@ -49,14 +49,14 @@ def _tensors(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _weights(backbone: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
-    items: dict[str, Any] = dict(backbone.named_buffers())  # also those that checkpoints leave out: rotary frequencies
+    items: dict[str, Any] = dict(backbone.named_buffers())  # includes non-persistent ones: rotary frequencies
     items.update(backbone.state_dict())
     derived = derived_buffers(backbone)
     return [found for name, value in items.items() if name not in derived for found in _tensors(value, name)]
 
 
 def _adapters(backbone: torch.nn.Module) -> list[str]:
-    """Which adapters are switched on, where there are any (PEFT): that changes states without changing a weight."""
+    """The active adapters, if any (PEFT): they change states without changing a weight."""
     return [
         f"{name}:{getattr(module, key)!r}"
         for name, module in backbone.named_modules()
@@ -66,11 +66,11 @@ def _adapters(backbone: torch.nn.Module) -> list[str]:
 
 
 def _quick_look(backbone: torch.nn.Module, weights: Sequence[tuple[str, torch.Tensor]]) -> str:
-    """A digest of where the weights lie, how often they were written, and eight values of each: milliseconds."""
+    """A digest of the weights' addresses, write counters, and eight values of each; takes milliseconds."""
     digest = hashlib.blake2b(digest_size=16)
     samples: dict[torch.device, list[torch.Tensor]] = {}
     for name, tensor in weights:
-        # Tensors made in inference mode count no writes.
+        # Tensors created in inference mode have no write counter.
         version = -1 if tensor.is_inference() else tensor._version
         digest.update(f"{name}:{tensor.data_ptr()}:{version}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
         if tensor.numel():
@@ -83,7 +83,7 @@ def _quick_look(backbone: torch.nn.Module, weights: Sequence[tuple[str, torch.Te
 
 
 def _checksum(tensor: torch.Tensor) -> int:
-    """CRC-32 of a tensor's bytes, 64 MiB at a time: an accelerator's weights need not fit into memory twice."""
+    """CRC-32 of a tensor's bytes, 64 MiB at a time: an accelerator's weights need not fit in memory twice."""
     flat = tensor.contiguous().reshape(-1)
     step = (64 << 20) // max(flat.element_size(), 1)
     crc = 0
@@ -97,13 +97,12 @@ _identities: WeakKeyDictionary[Any, tuple[str, str]] = WeakKeyDictionary()
 
 
 def model_identity(backbone: PreTrainedModel) -> str:
-    """32 hexadecimal digits that are equal only for models that compute the same states.
+    """32 hexadecimal digits, equal only for models that compute the same states.
 
     Covers the backbone's class and configuration, the number format it computes in, which adapters are active, and
-    every byte of every weight and buffer (CRC-32 each). The result is
-    kept while a quick look (addresses, write counters and samples of all weights) finds nothing changed, so training
-    steps, merged adapters and conversions are noticed. The ranking options are not part of it: prompts are keyed by
-    their token ids.
+    every byte of every weight and buffer (CRC-32 each). The result is cached while a quick look (addresses, write
+    counters and samples of all weights) finds nothing changed, so training steps, merged adapters and conversions are
+    noticed. The ranking options are not part of it: prompts are keyed by their token ids.
     """
     weights = _weights(backbone)
     look = f"{_quick_look(backbone, weights)}:{backbone.dtype}"
@@ -112,7 +111,7 @@ def model_identity(backbone: PreTrainedModel) -> str:
         return known[1]
     settings = {key: value for key, value in backbone.config.to_dict().items() if key not in _NO_MATTER}
     parts = [type(backbone).__name__, str(backbone.dtype), json.dumps(settings, sort_keys=True, default=repr)]
-    with ThreadPoolExecutor(max(os.cpu_count() or 1, 1)) as pool:  # zlib lets go of the interpreter
+    with ThreadPoolExecutor(max(os.cpu_count() or 1, 1)) as pool:  # zlib releases the GIL
         sums = list(pool.map(_checksum, [tensor for _, tensor in weights]))
     for (name, tensor), crc in zip(weights, sums, strict=True):
         parts.append(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:{crc:08x}")
@@ -123,11 +122,11 @@ def model_identity(backbone: PreTrainedModel) -> str:
 
 
 def state_key(identity: str, ids: Sequence[int], regime: int = 0) -> str:
-    """The name under which a store holds the states of `ids`: the model's identity, a hyphen, a digest of the ids.
+    """The key of the states of `ids` in a store: the model's identity, a hyphen, a digest of the ids.
 
     Args:
         identity: `model_identity` of the model.
-        regime: Of the tasks that read them (`rope_regimes`): their keys are turned by other angles.
+            regime: Of the tasks that use them (`rope_regimes`): it decides the angles their keys are rotated by.
     """
     digest = hashlib.blake2b(np.asarray(ids, dtype=np.int64).tobytes(), digest_size=16)
     if regime:

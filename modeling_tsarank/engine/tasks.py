@@ -1,4 +1,4 @@
-"""What is asked of a language model: token ids to read, and the positions at which something is read off."""
+"""A scoring task of a language model: token ids, and the positions at which outputs are wanted."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
-# A prefix is shared where that saves at least this part of the tokens; less would not pay for the smaller batches.
+# A prefix is shared if that saves at least this share of the tokens; less would not pay for the smaller batches.
 SAVED_SHARE = 0.25
 
 
 @dataclass(frozen=True)
 class Task:
-    """One sequence to read.
+    """One sequence to run through the model.
 
     Attributes:
-        ids: Its token ids. What stands behind the last wanted position is left out.
+        ids: Its token ids, without those after the last wanted position.
         at: Positions in `ids`, ascending, whose outputs are wanted.
-        targets: For token log-probabilities, the token asked for at each of these positions.
-        cached: Token ids under which a store keeps the states of this task's document. `ids` begins like them, but
-            need not hold all of them: a long query leaves less room for the document.
-        length: Tokens of the whole text, on which some rotary embeddings depend; at least `len(ids)`.
+        targets: For token log-probabilities, the target token at each of these positions.
+        cached: Token ids under which a store caches the states of this task's document. `ids` begins with them, but
+            may contain only the first of them: a long query leaves less room for the document.
+        length: Number of tokens of the whole text, on which some rotary embeddings depend; at least `len(ids)`.
     """
 
     ids: tuple[int, ...]
@@ -33,14 +33,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Group:
-    """Tasks that begin alike, by index, and the prefix whose states serve them; empty where nothing is shared."""
+    """Tasks with a common beginning, by index, and the prefix whose states they use; empty if nothing is shared."""
 
     members: list[int]
     prefix: tuple[int, ...]
 
 
 def common_length(prefix: Sequence[int], task: Task) -> int:
-    """How many of a task's first tokens the prefix covers; the first wanted position is left to be read."""
+    """How many of a task's first tokens the prefix covers; the first wanted position is never included."""
     ids, limit = task.ids, min(len(prefix), task.at[0])
     if tuple(prefix[:limit]) == ids[:limit]:
         return limit
@@ -48,7 +48,7 @@ def common_length(prefix: Sequence[int], task: Task) -> int:
 
 
 def cached_groups(tasks: Sequence[Task], chosen: Sequence[int]) -> list[Group]:
-    """Groups of the chosen tasks by the ids under which a store keeps their document's states."""
+    """Groups of the chosen tasks by the ids under which a store caches their document's states."""
     found: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i in chosen:
         found[tasks[i].cached].append(i)
@@ -56,10 +56,10 @@ def cached_groups(tasks: Sequence[Task], chosen: Sequence[int]) -> list[Group]:
 
 
 def prefix_groups(tasks: Sequence[Task], chosen: Sequence[int]) -> list[Group]:
-    """Groups of the chosen tasks by what they begin with.
+    """Groups of the chosen tasks by common beginnings.
 
-    Tasks next to each other in the order of their ids share the most, so one pass over that order finds the groups.
-    Each member may share less than the whole prefix.
+    Neighbours in the sorted order of ids share the most, so one pass over that order finds the groups.
+    A member may share less than the whole prefix.
     """
     order = sorted(chosen, key=lambda i: tasks[i].ids)
     groups: list[Group] = []
@@ -86,7 +86,7 @@ def by_regime(
     regimes: Sequence[int],
     group: Callable[[Sequence[Task], Sequence[int]], list[Group]],
 ) -> list[Group]:
-    """Groups among the tasks of each regime (`rope_regimes`): their keys are turned by the same angles."""
+    """Groups among the tasks of each regime (`rope_regimes`): their keys are rotated by the same angles."""
     alike: dict[int, list[int]] = defaultdict(list)
     for i, regime in enumerate(regimes):
         alike[regime].append(i)

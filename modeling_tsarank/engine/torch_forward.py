@@ -1,4 +1,4 @@
-"""A decoder's forward passes in torch: rows read alone, prefixes read for their states, rows read behind states."""
+"""A decoder's forward passes in torch: whole rows, prefixes for their states, and rows that continue from states."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from .tasks import Task
 
 logger = logging.getLogger(__name__)
 
-# Architectures whose logits are what the head gives, neither scaled nor capped behind it, and whose cache of keys and
-# values is known to work for rows behind prefixes of unequal lengths. Others are tried before anything is shared.
+# Architectures whose logits are the head's output, neither scaled nor capped afterwards, and whose KV cache is known
+# to work for rows with prefixes of unequal lengths. Others are tested before anything is shared.
 ARCHITECTURES = (
     *("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "phi3", "olmo2", "smollm3"),
     *("gpt2", "gpt_neox", "opt", "bloom"),
 )
-# How configurations call the number of experts.
+# Names of the number of experts in configurations.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-# Of a trial, relative to the largest value: what rounding does in half precision and in others.
+# Tolerances of that test, relative to the largest value, in half precision and in others.
 _HALF_TOLERANCE, _TOLERANCE = 0.1, 1e-3
 
 
 @dataclass
 class _Memory:
-    """What calls on one model leave to the next one."""
+    """What calls on one model pass on to the next one."""
 
     sharing: dict[Any, Sharing | None] = field(default_factory=dict)
     workspaces: list[tuple[Workspace, Workspace, Workspace]] = field(default_factory=list)
@@ -52,17 +52,17 @@ _memories: WeakKeyDictionary[PreTrainedModel, _Memory] = WeakKeyDictionary()
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Lets glibc keep up to 64 MiB of freed memory for what is allocated next; elsewhere it does nothing.
+    """Makes glibc keep up to 64 MiB of freed memory for later allocations; elsewhere it does nothing.
 
-    glibc gives freed memory back to the system by a threshold that it sets itself: twice the largest block that was
-    mapped and freed, of up to 32 MiB. Below it, activations of every layer are given back and mapped anew, and the
-    page faults took 4 % of the time of shared reading.
+    glibc returns freed memory to the system beyond a threshold that it sets itself: twice the largest block that was
+    mapped and freed, of up to 32 MiB. Below it, activations of every layer are returned and mapped again, and the page
+    faults took 4 % of the time of scoring with shared prefixes.
     """
     torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8)
 
 
 def longest_full_attention(config: Any) -> int | None:
-    """Up to how many tokens every layer attends to every position: `None` for any number, 0 for recurrent layers."""
+    """Length up to which every layer attends to every position: `None` for any length, 0 for recurrent layers."""
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     chunk = getattr(config, "attention_chunk_size", None)
     kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
@@ -75,9 +75,9 @@ class TorchForward(Forward):
     """`Forward` on a private view of a decoder-only model of transformers.
 
     Args:
-        backbone: In evaluation mode. It is left as it is.
-        read_out: What is read off.
-        pad_id: A token id that fills rows up; it is never attended to.
+        backbone: In evaluation mode. It is not changed.
+        read_out: What to compute at the wanted positions.
+        pad_id: Token id for padding, which is never attended to.
     """
 
     def __init__(self, backbone: PreTrainedModel, read_out: ReadOut, pad_id: int) -> None:
@@ -94,7 +94,7 @@ class TorchForward(Forward):
         self._model: Any = backbone if view is None else view
         self._is_view = view is not None
         ours = type(backbone).__module__.startswith("transformers.models.")
-        # What wraps a known architecture, as models of sound and images do, may pass on less than it takes.
+        # Wrappers of a known architecture (speech and image models) may not pass on all arguments.
         self._known = self._is_view and ours and backbone.config.model_type in ARCHITECTURES
         self._accepts = {
             name for name in ("logits_to_keep", "position_ids", "past_key_values") if accepts(backbone.forward, name)
@@ -110,7 +110,7 @@ class TorchForward(Forward):
             self._accepts.add("logits_to_keep")
 
     def _can_be_invariant(self) -> bool:
-        """Experts get the rows that are sent to them, however many these are; keys must not move with the batch."""
+        """Not with experts, whose number of rows varies, nor if the positions of keys depend on the batch."""
         config = self._config
         return (
             takes(torch.empty(0, dtype=self.dtype, device=self.device))
@@ -121,12 +121,12 @@ class TorchForward(Forward):
         )
 
     def _has_own_positions(self) -> bool:
-        """Whether positions come from `position_ids` and from nothing else: alibi counts keys."""
+        """Whether positions come from `position_ids` alone: ALiBi counts keys."""
         rotary = bool(getattr(self._config, "rope_parameters", None)) and not getattr(self._config, "alibi", False)
         return rotary and "position_ids" in self._accepts
 
     def _prepare(self) -> None:
-        """Puts what makes reading fast and exact into the view."""
+        """Adds to the view what makes forward passes fast and exact."""
         if takes_grouped(self._model):
             self._model.config.get_text_config()._attn_implementation = GROUPED
         if self.invariant:
@@ -138,20 +138,20 @@ class TorchForward(Forward):
             self._model._modules[place] = self._head or self._model._modules[place]
 
     def close(self) -> None:
-        """Returns memory for the next call to use again; after an error it is given up."""
+        """Returns memory for reuse by the next call; after an error it is dropped."""
         self._memory.workspaces.append(self._workspaces)
 
-    # ---- reading -----------------------------------------------------------------------------------
+    # ---- forward passes ----------------------------------------------------------------------------
 
     def read(self, tasks: Sequence[Task]) -> list[torch.Tensor]:
-        """Tasks in one padded batch. Padding stands on the right, where causal attention never looks."""
+        """Tasks in one right-padded batch: causal attention never attends to the padding."""
         if not self._is_view and rope_limits(self._config) and len(tasks) > 1:
             return [found for task in tasks for found in self.read([task])]
         ids, _ = pad_right([task.ids for task in tasks], self._pad_id, self.device)
         return self._values(tasks, [0] * len(tasks), ids)
 
     def read_behind(self, tasks: Sequence[Task], blocks: StateBlocks) -> list[torch.Tensor]:
-        """Each task behind its own row of the blocks, which hold the states of its first tokens."""
+        """Each task continues from its own row of the blocks, which hold the states of its first tokens."""
         counts = blocks.counts
         ids, mask = pad_right(
             [task.ids[count:] for task, count in zip(tasks, counts, strict=True)], self._pad_id, self.device
@@ -189,7 +189,7 @@ class TorchForward(Forward):
     def _pass(
         self, ids: torch.Tensor, keep: torch.Tensor, regimes: Sequence[int], targets: torch.Tensor, **inputs: Any
     ) -> torch.Tensor:
-        """What the head, or what stands in its place, gives at the positions to keep."""
+        """The output of the head, or of its replacement, at the positions to keep."""
         if self._head is not None:
             self._head.targets = targets
         for rotary in self._rotary:
@@ -205,11 +205,11 @@ class TorchForward(Forward):
     # ---- states ------------------------------------------------------------------------------------
 
     def regime(self, length: int) -> int:
-        """As `Forward.regime`; the usual one where the embedding is not known."""
+        """See `Forward.regime`; the default one if the embedding is unknown."""
         return rope_regime(self._config, length) if self._rotary else 0
 
     def states(self, batches: Sequence[Sequence[Prefix]]) -> list[Groups]:
-        """Keys and values of every prefix, in the memory of the last call, whose states are no longer valid."""
+        """Keys and values of every prefix, in the memory of the last call, whose states become invalid."""
         sharing = self._sharing()
         assert sharing is not None
         return self._states(sharing.shapes, batches)
@@ -229,10 +229,10 @@ class TorchForward(Forward):
         return found
 
     def _fill_cache(self, batch: Sequence[Prefix], cache: DynamicCache) -> None:
-        """Reads prefixes for their keys and values alone."""
+        """Runs prefixes to fill the cache with their keys and values."""
         ids, _ = pad_right([row for row, _ in batch], self._pad_id, self.device)
         keep = torch.zeros(ids.shape, dtype=torch.bool, device=self.device)
-        keep[0, 0] = True  # the head must run on something; what it gives is not wanted
+        keep[0, 0] = True  # the head needs a position; its output is not used
         regimes = [regime for _, regime in batch]
         self._pass(ids, keep, regimes, ids[0, :1], past_key_values=cache, use_cache=True)
 
@@ -243,7 +243,7 @@ class TorchForward(Forward):
         return shapes_of([(layer.keys, layer.values) for layer in layers])
 
     def blocks(self, counts: Sequence[int], room: int) -> StateBlocks:
-        """Room in the memory of the last batch, whose states are no longer valid."""
+        """Blocks in the memory of the last batch, whose states become invalid."""
         sharing = self._sharing()
         assert sharing is not None
         blocks = StateBlocks(sharing.shapes, counts, room, self.dtype, self.invariant)
@@ -252,22 +252,22 @@ class TorchForward(Forward):
         return blocks
 
     def shares(self, longest: int) -> Sharing | None:
-        """How tasks may be read behind states; nothing is shared before the cache was seen to hold the prefix."""
+        """How tasks may continue from states; nothing is shared before a test of the model's cache."""
         full = longest_full_attention(self._config)
         if full is not None and longest > full:
             return None
         return self._sharing()
 
     def describe(self, longest: int) -> str:
-        """Why `shares` says `None`."""
+        """Why `shares` returns `None`."""
         full = longest_full_attention(self._config)
         kind = self._config.model_type
         if full and longest > full:
-            return f"only full attention keeps every position, and layers of {kind} have a window of {full} tokens"
+            return f"prefix sharing needs full attention, and layers of {kind} have a window of {full} tokens"
         if full == 0:
             kinds = sorted(set(self._config.layer_types) - {"full_attention"})
-            return f"only full attention keeps every position, and layers of {kind} have {', '.join(kinds)}"
-        return f"behind its cache, {kind} does not give what it gives for the whole text"
+            return f"prefix sharing needs full attention, and layers of {kind} have {', '.join(kinds)}"
+        return f"{kind} gives other results with a KV cache than for the whole text"
 
     def _sharing(self) -> Sharing | None:
         key = self.dtype, self._config._attn_implementation, self._known
@@ -284,12 +284,12 @@ class TorchForward(Forward):
             return Sharing(self._shapes(), True)
         try:
             return self._try_sharing()
-        except Exception as error:  # whatever an unknown model's code makes of a cache
-            logger.debug("%s shares no prefixes: %s", type(self._model).__name__, error)
+        except Exception as error:  # an unknown model's code may fail in any way on a cache
+            logger.debug("no prefix sharing for %s: %s", type(self._model).__name__, error)
             return None
 
     def _try_sharing(self) -> Sharing | None:
-        """Reads two texts whole and behind the states of their beginnings, and compares."""
+        """Compares two whole texts with the same texts continued from the states of their prefixes."""
         ids = [i % self._config.vocab_size for i in range(5, 17)]
         tasks = [Task(tuple(ids[:end]), (end - 2, end - 1), (ids[end], ids[end]), length=end + 1) for end in (8, 11)]
         whole = torch.cat([self.read([task])[0] for task in tasks])

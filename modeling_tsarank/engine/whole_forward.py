@@ -1,4 +1,4 @@
-"""Forward passes in torch of models that read query and document at once: encoder-decoders and encoders."""
+"""Forward passes in torch of models that encode query and document together: encoder-decoders and encoders."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .tasks import Task
 
 
 class WholeForward(Forward):
-    """Shares nothing: what such a model makes of a token depends on all others.
+    """No prefix sharing: in such a model each token's states depend on all other tokens.
 
     Args:
-        backbone, pad_id: As of `TorchForward`.
+        backbone, pad_id: See `TorchForward`.
         read_out: Answer logits at an encoder-decoder's first step, or those of a sequence-classification model.
     """
 
@@ -31,10 +31,10 @@ class WholeForward(Forward):
         if isinstance(read_out, PairLogits):
             self._backbone = _with_exact_head(backbone)
         elif not isinstance(read_out, AnswerLogits):
-            raise ModelError(f"{backbone.config.model_type} is an encoder-decoder: only answers can be read off it")
+            raise ModelError(f"{backbone.config.model_type} is an encoder-decoder, which supports answer logits only")
 
     def read(self, tasks: Sequence[Task]) -> list[torch.Tensor]:
-        """Tasks in one padded batch; whatever positions they name, one row of values is read off each."""
+        """Tasks in one padded batch; each gets one row of values, whatever positions it names."""
         ids, mask = pad_right([task.ids for task in tasks], self._pad_id, self.device)
         if isinstance(self._read_out, PairLogits):
             values = pair_logits(self._backbone, ids, mask, self._read_out.separator)
@@ -44,13 +44,13 @@ class WholeForward(Forward):
         return list(values.cpu()[:, None])
 
     def describe(self, longest: int) -> str:
-        """An encoder sees all at once."""
+        """An encoder attends to the whole text."""
         kind = "encoder-decoder" if self._backbone.config.is_encoder_decoder else "encoder"
-        return f"an {kind} reads query and document at once"
+        return f"an {kind} encodes query and document together"
 
 
 def _with_exact_head(backbone: Any) -> Any:
-    """The model with its last layer, which gives the labels' logits, in float32 at least; see `AnswerHead`."""
+    """The model with its last layer, which computes the labels' logits, in float32 or higher; see `AnswerHead`."""
     view = private_view(backbone)
     labels = backbone.config.num_labels
     layers = [] if view is None else list(view.named_modules())

@@ -29,9 +29,9 @@ and loaded, and from cached document states equal those of transformers alone, p
 {tolerance:g} in float32.
 
 - *cached*: all of that.
-- *not cached*: the scores are as exact, but documents' states cannot be cached, for the layers named: only full
-  attention keeps every position. *cache*: behind its cache the model does not give what it gives for the whole text.
-  *encoder-decoder*: the encoder reads query and document at once.
+- *not cached*: the scores are as exact, but documents' states cannot be cached, for the layers named: prefix
+  sharing needs full attention. *cache*: the model gives other results with a KV cache than for the whole text.
+  *encoder-decoder*: the encoder encodes query and document together.
 - *refused*: with one line that says why. *encoder*: every token sees those behind it, so the model is neither
   decoder-only nor an encoder-decoder.
 - *not tried*: transformers makes no small model of it from sizes alone.
@@ -76,11 +76,11 @@ def test_every_architecture(tokenizers: tuple[Any, Any]) -> None:
 SHORTER = (
     (r"refused: this \S+ model is an encoder,.*", "refused: encoder"),
     (r"refused: .*Unrecognized configuration class.*", "refused: transformers has no class for it"),
-    (r"not cached: .*only full attention keeps every position, and layers of \S+ have (.*)", r"not cached: \1"),
-    (r"not cached: .*behind its cache, .*", "not cached: cache"),
+    (r"not cached: .*prefix sharing needs full attention, and layers of \S+ have (.*)", r"not cached: \1"),
+    (r"not cached: .*gives other results with a KV cache.*", "not cached: cache"),
     (r"not cached: .*is an encoder-decoder, which.*", "not cached: encoder-decoder"),
     (r"not tried: .*", "not tried"),
-    (r"(the|no) document states .*?can(not)? be kept: ", ""),
+    (r"(the|no) document states .*?can(not)? be cached: ", ""),
 )
 
 

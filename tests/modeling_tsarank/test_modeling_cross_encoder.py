@@ -182,7 +182,7 @@ def test_queries_are_shared_by_decoders(save: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "reason"), [("bert", "bert is an encoder, which reads"), ("llama", "puts the query before")]
+    ("kind", "reason"), [("bert", "bert is an encoder, which encodes"), ("llama", "puts the query before")]
 )
 def test_states_that_depend_on_the_query_cannot_be_kept(kind: str, reason: str, save: Any) -> None:
     ranker = load_ranker(save(kind), device="cpu", dtype="float32")

@@ -36,7 +36,7 @@ def test_a_real_allocation_failure_is_recognised() -> None:
 
 
 def test_a_token_that_the_model_has_no_embedding_of_is_a_model_error() -> None:
-    with pytest.raises(ModelError, match="has no embedding of"):
+    with pytest.raises(ModelError, match="beyond the model's embeddings"):
         run_batches([1], 10, lambda _: torch.nn.Embedding(4, 2)(torch.tensor([4])), Progress(1))
     with pytest.raises(IndexError):
         run_batches([1], 10, lambda _: [][1], Progress(1))

@@ -243,9 +243,9 @@ def test_by_name_and_what_is_refused(zoo, pairs, tmp_path) -> None:
     with pytest.raises(ModelError, match="int8 weights cannot be saved"):
         model.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
-    with pytest.raises(ModelError, match="of llama, mistral, qwen2, qwen3, not for gpt2"):
+    with pytest.raises(ModelError, match="support llama, mistral, qwen2, qwen3, not gpt2"):
         load_ranker(str(zoo.folders["gpt2"]), dtype="int8")
-    with pytest.raises(InputError, match=r"made of float32 on a CPU, not of torch\.float64"):
+    with pytest.raises(InputError, match=r"need a float32 model on the CPU, got torch\.float64"):
         use_int8_weights(TSARankModel.from_backbone(folder, dtype=torch.float64))
     with pytest.raises(InputError, match="int8 is for ranking only"):
         resolve_dtype("int8", torch.device("cpu"))

@@ -77,7 +77,7 @@ def test_a_true_false_ranker_reads_the_query_and_what_follows_it(zoo, documents,
     assert own < len(pair.prompt) // 2
 
 
-@pytest.mark.parametrize(("name", "message"), [("llama", "puts the query before the document"), ("t5", "at once")])
+@pytest.mark.parametrize(("name", "message"), [("llama", "puts the query before the document"), ("t5", "together")])
 def test_states_that_hang_on_the_query_are_refused(zoo, documents, name, message) -> None:
     model = TwolarModel.from_backbone(str(zoo.folders[name]))
     with pytest.raises(ModelError, match=f"no document states can be cached: .*{message}"):

@@ -1,1 +1,1 @@
-"""How a ranking model is measured: metrics, collections, first stages, run files, significance."""
+"""Evaluation of ranking models: metrics, test collections, first stages, run files, significance tests."""

@@ -1,4 +1,4 @@
-"""Collections in BEIR's folder layout: `corpus.jsonl`, `queries.jsonl`, `qrels/SPLIT.tsv`, and runs beside them."""
+"""Collections in BEIR's folder layout: `corpus.jsonl`, `queries.jsonl`, `qrels/SPLIT.tsv`, and optional run files."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ RUN_SUFFIXES = (".trec", ".txt", ".run", ".tsv", ".jsonl", ".json", ".trec.gz", 
 
 
 def stored_documents(path: Path) -> StoredDocuments:
-    """Documents of an uncompressed `corpus.jsonl`, read from disk one by one when asked for.
+    """Documents of an uncompressed `corpus.jsonl`, each read from disk on access.
 
-    The file is read through once, to find where each document begins, and must not change afterwards.
+    The file is scanned once to find the offset of each document; it must not change afterwards.
 
     Raises:
         InputError: A line is not a document, or an id appears twice (with the line's number).
@@ -54,7 +54,7 @@ def add_once(records: dict[str, Any], identifier: str, value: Any, place: str) -
 
 
 def document_from_record(record: Mapping[str, Any], place: str) -> tuple[str, Document]:
-    """Id and document of one record `{"_id", "title", "text"}`; a missing or null title is an empty one.
+    """Id and document of one record `{"_id", "title", "text"}`; a missing or null title becomes an empty string.
 
     Raises:
         InputError: The id or the text is missing, or not text.
@@ -85,7 +85,7 @@ def read_corpus(path: str | os.PathLike[str], lazy_bytes: int = LAZY_BYTES) -> M
     else:
         documents = read_records(path, document_from_record)
     if not documents:
-        raise InputError(f"{path} holds no document")
+        raise InputError(f"{path} contains no document")
     return documents
 
 
@@ -98,7 +98,7 @@ def read_queries(path: str | os.PathLike[str]) -> dict[str, str]:
     path = Path(path)
     queries = _read_tsv_queries(path) if ".tsv" in path.suffixes else read_records(path, query_from_record)
     if not queries:
-        raise InputError(f"{path} holds no query")
+        raise InputError(f"{path} contains no query")
     return queries
 
 
@@ -125,7 +125,7 @@ def _read_tsv_queries(path: Path) -> dict[str, str]:
 
 
 def is_beir_folder(folder: Path) -> bool:
-    """True where a corpus file of BEIR's layout stands."""
+    """Whether the folder has a corpus file in BEIR's layout."""
     return any((folder / name).is_file() for name in ("corpus.jsonl", "corpus.jsonl.gz"))
 
 
@@ -133,14 +133,14 @@ def load_beir_folder(folder: Path, name: str, split: str, lazy_bytes: int = LAZY
     """Loads one collection from BEIR's folder layout, with the runs of its `runs/` folder, if any, by file stem.
 
     Raises:
-        InputError: A file is missing or wrong, or there are no judgments of that split (the message lists those
-            there are).
+        InputError: A file is missing or malformed, or the split has no judgments (the message lists the splits that
+            exist).
     """
     qrels_folder = folder / "qrels"
     splits = sorted(path.stem for path in qrels_folder.glob("*.tsv"))
     if split not in splits:
         found = f"found: {', '.join(splits)}" if splits else f"there is no *.tsv in {qrels_folder}"
-        raise InputError(f"{folder} has no judgments of the split {split!r}; {found}")
+        raise InputError(f"{folder} has no judgments for the split {split!r}; {found}")
     runs_folder = folder / "runs"
     run_paths = [path for path in sorted(runs_folder.glob("*")) if path.name.endswith(RUN_SUFFIXES)]
     return Collection(

@@ -1,10 +1,10 @@
-"""BM25 near Anserini's: Lucene's formula, k1 = 0.9, b = 0.4, an English analyzer with stop words and stemming.
+"""BM25 close to Anserini's: Lucene's formula, k1 = 0.9, b = 0.4, an English analyzer with stop words and stemming.
 
-bm25s scores. The analyzer is near Lucene's EnglishAnalyzer: words are runs of two or more letters, digits and
-underscores, lower-cased; Lucene's 33 stop words are removed and the rest is stemmed. Three things differ from
-Anserini, all small: the stemmer is Snowball's English one (Porter 2, where Lucene uses Porter), words of one character
-are dropped (Lucene drops only the possessive s), and document lengths are exact (Lucene keeps them in one byte).
-Title and text are one field.
+Scoring is done by bm25s. The analyzer is close to Lucene's EnglishAnalyzer: words are runs of two or more letters,
+digits and underscores, lower-cased; Lucene's 33 stop words are removed and the rest is stemmed. Three small
+differences from Anserini remain: the stemmer is Snowball's English one (Porter 2; Lucene uses Porter), words of one
+character are dropped (Lucene drops only the possessive s), and document lengths are exact (Lucene rounds them to one
+byte). Title and text are indexed as one field.
 
 Reference: Robertson and Zaragoza, The Probabilistic Relevance Framework: BM25 and Beyond, 2009; the variant is
 `lucene` in Kamphuis et al., Which BM25 Do You Mean?, ECIR 2020. Anserini's parameters: Yang, Fang and Lin, 2018.
@@ -33,7 +33,7 @@ from modeling_tsarank.ranking_errors import InputError
 
 
 ANALYZER = "english-1"
-"""Name of the analyzer below, part of the index's key; it changes whenever the tokens do."""
+"""Name of the analyzer below, part of the index's cache key; change it whenever the tokens change."""
 
 _STOP_WORDS = """
 a an and are as at be but by for if in into is it no not of on or such that the their then there these they this to
@@ -46,14 +46,14 @@ _WORD = re.compile(r"\w\w+")
 
 
 class EnglishAnalyzer:
-    """Texts to stems, see the module's description."""
+    """Splits a text into stems, see the module docstring."""
 
     def __init__(self) -> None:
         stemmer = require("Stemmer", extra="eval", purpose="BM25's English stemmer")
         self._stem = functools.cache(stemmer.Stemmer("english").stemWord)
 
     def __call__(self, text: str) -> list[str]:
-        """The stems of `text` in order; repeated words stay."""
+        """The stems of `text` in order, repetitions included."""
         return [self._stem(word) for word in _WORD.findall(text.lower()) if word not in STOP_WORDS]
 
 
@@ -80,20 +80,20 @@ class BM25Index:
 
         Args:
             ids: Document ids, unique.
-            texts: Their texts, title included.
+            texts: Their texts, including titles.
             cache_dir: See `files.caches.cache_root`.
             k1: Term frequency saturation, 0 or more.
             b: Length normalization, from 0 to 1.
             show_progress: Progress bar on stderr; None shows it on a terminal only.
 
         Raises:
-            InputError: No documents, ids that are not unique, or a parameter out of range.
+            InputError: No documents, duplicate ids, or a parameter out of range.
             ResourceError: bm25s or PyStemmer is not installed, or the cache cannot be written.
         """
         if not k1 >= 0 or not 0 <= b <= 1:
-            raise InputError(f"BM25 needs k1 of 0 or more and b from 0 to 1, got k1={k1}, b={b}")
+            raise InputError(f"BM25 needs k1 >= 0 and b from 0 to 1, got k1={k1}, b={b}")
         bm25s = require("bm25s", extra="eval", purpose="BM25")
-        logging.getLogger("bm25s").setLevel(logging.WARNING)  # which the import turned to DEBUG
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # importing bm25s sets it to DEBUG
         stemmer = require("Stemmer", extra="eval", purpose="BM25's English stemmer")
         made_from = {
             "analyzer": ANALYZER,
@@ -119,18 +119,18 @@ class BM25Index:
         return cached_index("bm25", made_from, build, load, cache_dir)
 
     def search(self, queries: Mapping[str, str], depth: int = 100, show_progress: bool | None = None) -> Run:
-        """The best documents of every query.
+        """The best documents for each query.
 
-        A document without any of the query's terms is never returned, so a query may have fewer than `depth`
-        results; one without a known term has none, and an empty entry in the run.
+        A document that contains none of the query's terms is never returned, so a query may have fewer than `depth`
+        results; a query without any indexed term has an empty entry in the run.
 
         Args:
             queries: Query id to text.
-            depth: Documents a query at most, 1 or more.
+            depth: Maximum number of documents per query, 1 or more.
             show_progress: Progress bar on stderr; None shows it on a terminal only.
 
         Returns:
-            Query id to document id to score, best first; ties by document id descending.
+            Query id to document id to score, best first; ties are ordered by document id, descending.
         """
         run: Run = {}
         hidden = None if show_progress is None else not show_progress

@@ -1,4 +1,4 @@
-"""Probabilities of relevance fitted to a run's scores, and how good they are on held-out queries."""
+"""Calibrates a run's scores as probabilities of relevance and measures the calibration on held-out queries."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class JudgedScores:
-    """The scores of a run with their judgments.
+    """The scores of a run with their relevance judgments.
 
     Attributes:
-        scores: Shape `(n,)`, query by query.
-        relevant: Shape `(n,)`, booleans.
-        queries: Shape `(n,)`: which query each belongs to, counted from 0.
+        scores: Shape `(n,)`, grouped by query.
+        relevant: Shape `(n,)`, boolean.
+        queries: Shape `(n,)`: index of the query of each score, from 0.
     """
 
     scores: np.ndarray
@@ -42,13 +42,13 @@ class JudgedScores:
 
 @dataclass(frozen=True)
 class Quality:
-    """How good probabilities are: expected calibration error and Brier score, both 0 at best.
+    """Quality of predicted probabilities: expected calibration error and Brier score, both 0 at best.
 
     Attributes:
-        error: Mean over the documents of |share of relevant ones - mean probability| of their bin, with `BINS` bins of
-            equal width (Guo et al., 2017).
-        brier: Mean squared difference of probability and relevance.
-        bins: Of each bin that is not empty: documents, mean probability, share of relevant ones.
+        error: Mean over the documents of |fraction of relevant documents - mean probability| of their bin, with `BINS`
+            bins of equal width (Guo et al., 2017).
+        brier: Mean squared difference between probability and relevance.
+        bins: For each non-empty bin: documents, mean probability, fraction of relevant documents.
     """
 
     error: float
@@ -59,17 +59,18 @@ class Quality:
 def judged_scores(
     run: Run, qrels: Qrels, relevance_level: int = 1, judged_only: bool = False, top_k: int | None = None
 ) -> JudgedScores:
-    """Joins a run and judgments.
+    """Joins a run with relevance judgments.
 
     Args:
         run: Scores by query and document.
         qrels: Grades by query and document.
-        relevance_level: The least grade that is relevant.
-        judged_only: Leave out documents without a judgment, which otherwise count as not relevant.
-        top_k: Take each query's best only: those that the ranker scored, if it did not score all.
+        relevance_level: Lowest grade that counts as relevant.
+        judged_only: Leave out unjudged documents, which otherwise count as not relevant.
+        top_k: Use only each query's `top_k` best documents; set it if the ranker scored only those.
 
     Raises:
-        InputError: Fewer than `FOLDS` queries in common, documents of one kind only, or an infinite score.
+        InputError: Fewer than `FOLDS` queries in common, only relevant or only irrelevant documents, or an infinite
+            score.
     """
     scores, relevant, queries = [], [], []
     shared = sorted(run.keys() & qrels.keys())
@@ -84,10 +85,12 @@ def judged_scores(
                 relevant.append((grade or 0) >= relevance_level)
                 queries.append(number)
     if len(set(queries)) < FOLDS:
-        raise InputError(f"run and judgments share {len(set(queries))} queries; a calibration needs at least {FOLDS}")
+        raise InputError(f"run and qrels share {len(set(queries))} queries; a calibration needs at least {FOLDS}")
     found = sum(relevant)
     if not 0 < found < len(relevant):
-        raise InputError(f"{found} of {len(relevant)} documents of the run are relevant; both kinds are needed")
+        raise InputError(
+            f"{found} of {len(relevant)} documents of the run are relevant; relevant and irrelevant ones are needed"
+        )
     return JudgedScores(np.array(scores, dtype=np.float64), np.array(relevant), np.array(queries))
 
 
@@ -95,7 +98,7 @@ def fit(data: JudgedScores, method: str, normalization: str = "none") -> Calibra
     """Fits a calibration with scikit-learn.
 
     Args:
-        data: Scores and judgments of at least one relevant and one other document.
+        data: Scores and judgments with at least one relevant and one irrelevant document.
         method: `platt` or `isotonic`.
         normalization: `none` or `zscore`.
     """
@@ -112,14 +115,14 @@ def fit(data: JudgedScores, method: str, normalization: str = "none") -> Calibra
 
 
 def held_out(data: JudgedScores, method: str, normalization: str = "none") -> np.ndarray:
-    """Probabilities `(n,)` of each query's documents by a calibration fitted on the other folds' queries."""
+    """Cross-validated probabilities `(n,)`: each query's calibration is fitted on the queries of the other folds."""
     require("sklearn", extra="eval", purpose="Calibration")
     from sklearn.model_selection import GroupKFold
 
     result = np.empty_like(data.scores)
     for kept, left in GroupKFold(FOLDS).split(data.scores, data.relevant, data.queries):
         if not 0 < data.relevant[kept].sum() < len(kept):
-            raise InputError("too few relevant documents to hold queries out; give more judged queries")
+            raise InputError("too few relevant documents for cross-validation; provide more judged queries")
         part = JudgedScores(data.scores[kept], data.relevant[kept], data.queries[kept])
         calibration = fit(part, method, normalization)
         scores = _normalized(data, normalization)[left]
@@ -136,7 +139,7 @@ def _normalized(data: JudgedScores, normalization: str) -> np.ndarray:
 
 
 def quality(probabilities: np.ndarray, relevant: np.ndarray) -> Quality:
-    """Expected calibration error, Brier score and bins of probabilities `(n,)` for judgments `(n,)`."""
+    """Expected calibration error, Brier score and bins of probabilities `(n,)` against judgments `(n,)`."""
     places = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     bins = [places == place for place in range(BINS) if (places == place).any()]
     rows = [(int(one.sum()), float(probabilities[one].mean()), float(relevant[one].mean())) for one in bins]
@@ -145,7 +148,7 @@ def quality(probabilities: np.ndarray, relevant: np.ndarray) -> Quality:
 
 
 def plot_reliability(path: Path, curves: dict[str, Quality]) -> None:
-    """Draws the share of relevant documents against the mean probability of each bin, a line for each of `curves`."""
+    """Plots the fraction of relevant documents against the mean probability of each bin, one line per curve."""
     from modeling_tsarank.eval.plots import new_figure, save_figure
 
     figure, axes = new_figure(width=5.0, height=5.0)
@@ -158,7 +161,7 @@ def plot_reliability(path: Path, curves: dict[str, Quality]) -> None:
 
 
 def run_calibrate(args: argparse.Namespace) -> int:
-    """`tsarank calibrate`: fits, measures, writes the file and a report."""
+    """`tsarank calibrate`: fits a calibration, measures it, and writes the file and a report."""
     run, qrels = read_run(args.run_file, args.run_format), read_qrels(args.qrels)
     data = judged_scores(run, qrels, args.relevance_level, args.judged_only, args.top_k)
     warn_of_few_queries(len(np.unique(data.queries)), "the calibration")
@@ -194,7 +197,7 @@ def _report(results: dict[str, Quality], chosen: str, origin: dict[str, Any]) ->
     return (
         f"{origin['documents']} documents of {origin['queries']} queries, {origin['relevant']} of them relevant\n\n"
         + markdown_table(["held-out queries", "calibration error", "Brier score"], rows)
-        + f"\n\n{chosen}, by tenths of its probability:\n\n"
+        + f"\n\n{chosen}, by tenths of the probability:\n\n"
         + markdown_table(["documents", "mean probability", "relevant"], bins)
         + "\n"
     )

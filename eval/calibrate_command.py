@@ -20,7 +20,7 @@ def register(subparsers: Any) -> None:
     """Adds `calibrate` to the command line."""
     parser = add_command(subparsers, "calibrate", "fit probabilities of relevance to scores", _EXAMPLES, run_calibrate)
     parser.add_argument("run_file", metavar="RUN", type=Path, help="run file with the ranker's scores")
-    parser.add_argument("--qrels", type=Path, required=True, metavar="Q", help="judgments of its queries")
+    parser.add_argument("--qrels", type=Path, required=True, metavar="Q", help="relevance judgments of its queries")
     add_run_format(parser)
     parser.add_argument(
         "--method", choices=("platt", "isotonic", "best"), default="best", help="default: best, by Brier score"
@@ -29,23 +29,23 @@ def register(subparsers: Any) -> None:
         "--normalize",
         choices=("none", "zscore"),
         default="none",
-        help="zscore: of each query's scores; for scores that are not comparable across queries",
+        help="zscore: standardize each query's scores; for scores that are not comparable across queries",
     )
     parser.add_argument(
-        "--relevance-level", type=whole(), default=1, metavar="N", help="least relevant grade (default: 1)"
+        "--relevance-level", type=whole(), default=1, metavar="N", help="lowest relevant grade (default: 1)"
     )
-    parser.add_argument("--top-k", type=whole(), metavar="N", help="how many documents were reranked, if not all")
-    parser.add_argument("--judged-only", action="store_true", help="leave out documents without a judgment")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw a reliability diagram")
+    parser.add_argument("--top-k", type=whole(), metavar="N", help="number of reranked documents, if not all")
+    parser.add_argument("--judged-only", action="store_true", help="leave out unjudged documents")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also write a reliability diagram")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON file for the calibration")
 
 
 def run_calibrate(args: argparse.Namespace) -> int:
     """Fit probabilities of relevance to the scores of a run, for a threshold that means the same for every query.
 
-    RUN holds a ranker's own scores (DATASET/run.trec of `tsarank evaluate`, not mixed with the first stage's). What is
-    printed is measured on held-out queries: the probability of each query comes from the others. `before` is the
-    logistic function of the score itself.
+    RUN contains a ranker's own scores (DATASET/run.trec of `tsarank evaluate`, not fused with the first stage's). The
+    printed figures are cross-validated: each query's probabilities come from a calibration fitted on other queries.
+    `before` is the logistic function of the uncalibrated score.
     """
     from modeling_tsarank.eval import calibrate
 

@@ -1,8 +1,8 @@
-"""What is to be reranked: the first stage's run over the judged queries, cut into fixed blocks of pairs.
+"""The pairs to rerank: the first stage's run over the judged queries, split into fixed blocks.
 
-For a scorer of pairs they are put together by document, not by query: a query-likelihood model reads a document once
-for all the queries that retrieved it, so a block holds whole documents with all their queries. For a ranker of lists a
-block holds whole queries with all their documents.
+For a pointwise scorer, pairs are grouped by document, not by query: a query-likelihood model encodes a document once
+for all the queries that retrieved it, so a block contains whole documents with all their queries. For a listwise
+ranker a block contains whole queries with all their documents.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from modeling_tsarank.files.hashes import hash_parts
 from modeling_tsarank.ranking_errors import InputError
 
 
-# A block chosen by itself: small enough that several processes all have work in a collection of a few hundred pairs,
-# large enough to fill batches and that its scores are seldom written.
+# The default block size: small enough that every process has work in a collection of a few hundred pairs, large enough
+# to fill batches and to keep writes of scores rare.
 BLOCKS, FEWEST_PAIRS, MOST_PAIRS = 32, 100, 2000
 
 
@@ -28,12 +28,12 @@ class Candidates:
     """The candidates of an evaluation.
 
     Args:
-        collection: Where texts come from.
-        query_ids: The evaluated queries, in order; one without candidates stays in it.
-        first: The first stage's run over them.
-        top_k: How many documents a query are reranked.
-        block_pairs: Pairs in a block, about; None chooses by the number of pairs, for whole lists one query.
-        whole_lists: Whether a query's documents stay together.
+        collection: Source of the texts.
+        query_ids: The evaluated queries, in order, including those without candidates.
+        first: The first stage's run over these queries.
+        top_k: Number of documents per query to rerank.
+        block_pairs: Approximate pairs per block; None: chosen from the number of pairs, one query for whole lists.
+        whole_lists: Whether all documents of a query stay in one block.
     """
 
     collection: Collection
@@ -55,7 +55,7 @@ class Candidates:
         self.pairs = [pair for group in groups.values() for pair in group]
         size = self.block_pairs or min(MOST_PAIRS, max(FEWEST_PAIRS, len(self.pairs) // BLOCKS))
         if self.whole_lists and self.block_pairs is None:
-            size = 1  # a list may cost minutes
+            size = 1  # one list may take minutes
         self.blocks = split_blocks([len(group) for group in groups.values()], size)
         documents = self.collection.documents
         for query_id in self.query_ids:
@@ -63,26 +63,26 @@ class Candidates:
             if unknown is not None:
                 raise InputError(
                     f"the first stage has document {unknown!r} for query {query_id!r}, which is not in "
-                    f"{self.collection.name}: give the run and the corpus of one collection"
+                    f"{self.collection.name}: use a run and a corpus of the same collection"
                 )
 
     def head(self, query_id: str) -> list[str]:
-        """The documents to rerank, best first."""
+        """The documents of a query to rerank, best first."""
         return self.ordered[query_id][: self.top_k]
 
     def tail(self, query_id: str) -> list[str]:
-        """The documents below them, which keep the first stage's order."""
+        """The other documents, which stay in the first stage's order below the reranked ones."""
         return self.ordered[query_id][self.top_k :]
 
     def block_pairs_of(self, block: int) -> list[tuple[str, str]]:
-        """(query id, document id) of one block: documents in the order they were first met, each with its queries.
+        """(query id, document id) of one block: documents in order of first occurrence, each with its queries.
 
-        Of whole lists: queries in order, each with its documents in the first stage's order.
+        For whole lists: queries in order, each with its documents in the first stage's order.
         """
         return [self.pairs[position] for position in self.blocks[block]]
 
     def block_texts(self, block: int) -> list[tuple[str, Any]]:
-        """The same as (query, document) texts, of whole lists as (query, documents)."""
+        """The same as (query, document) texts; for whole lists as (query, documents)."""
         texts = [
             (query_id, self.collection.queries[query_id], self.collection.documents[document_id].full_text)
             for query_id, document_id in self.block_pairs_of(block)
@@ -96,11 +96,11 @@ class Candidates:
 
     @property
     def qrels(self) -> Qrels:
-        """Judgments of the evaluated queries."""
+        """Relevance judgments of the evaluated queries."""
         return {query_id: self.collection.qrels[query_id] for query_id in self.query_ids}
 
     def digest(self) -> str:
-        """Digest of the texts to be scored, the first stage's order and scores, and the judgments of these queries."""
+        """Digest of the texts to score, the first stage's order and scores, and the judgments of these queries."""
         return hash_parts(self._digest_parts())[:16]
 
     def _digest_parts(self) -> Iterator[str]:
@@ -116,14 +116,14 @@ class Candidates:
 
 
 def split_blocks(group_sizes: Sequence[int], block_pairs: int) -> list[range]:
-    """Divides pairs, which come in groups, into blocks of consecutive whole groups with about `block_pairs` pairs.
+    """Splits grouped pairs into blocks of consecutive whole groups with about `block_pairs` pairs each.
 
     Args:
-        group_sizes: The number of pairs of each group, in order.
-        block_pairs: A block is closed once it has at least this many pairs.
+        group_sizes: Number of pairs in each group, in order.
+        block_pairs: A block ends once it has at least this many pairs.
 
     Returns:
-        Ranges of pair positions, which together cover every pair once.
+        Ranges of pair indices; each pair is in exactly one range.
     """
     blocks: list[range] = []
     start = end = 0

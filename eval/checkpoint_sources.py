@@ -1,4 +1,4 @@
-"""Rerankers by name for the commands: loaded late, and identified well enough to resume safely."""
+"""Rerankers by name for the commands: loaded lazily, with settings that identify them for a safe resume."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from modeling_tsarank.rankers.pointwise import foreign_dtype, load_scorer, prefi
 
 
 def scorer_source(model: str | None, args: argparse.Namespace) -> ScorerSource:
-    """The model as a source that loads it when the first pair is to be scored.
+    """A source that loads the model when the first pair is to be scored.
 
     Args:
         model: Hub id, folder, GGUF file or None for the embedded default.
         args: Parsed options of `add_model_arguments`.
 
     Raises:
-        InputError: a number format, device or store that does not exist here.
+        InputError: A dtype, device or store that is not available.
     """
     device = resolve_device(args.device)
     dtype = number_format(args.dtype, device)
@@ -54,21 +54,22 @@ def scorer_source(model: str | None, args: argparse.Namespace) -> ScorerSource:
 
 
 def evaluated_source(model: str | None, args: argparse.Namespace) -> ScorerSource:
-    """Whatever `tsarank evaluate` can measure: a model of this project or of sentence-transformers, a ranker of lists.
+    """Any ranker that `tsarank evaluate` supports: a model of this project or of sentence-transformers, or a listwise
+    ranker.
 
     Args:
-        model: What `models.resolver` knows; with `--ranker` a language model or the address of a chat server.
+        model: Any name that `models.resolver` accepts; with `--ranker`, a language model or the URL of a chat server.
         args: Parsed options of `add_model_arguments` and `add_ranker_arguments`.
 
     Raises:
-        InputError: an option that has no effect on such a model, or a value that does not exist here.
+        InputError: An option that does not apply to this kind of model, or an invalid value.
     """
     if getattr(args, "cascade", None) is not None:
         return _cascade_source(args)
     found = resolve(model, args.revision)
     if found.kind is Kind.SERVICE or args.ranker != RANKERS[0]:
         return _list_source(found, args)
-    ranker_options(args)  # refused where there is no such ranker
+    ranker_options(args)  # raises if there is no such ranker
     check_list_options(args, remote=False)
     if found.kind in OTHER_LIBRARIES:
         return _sentence_transformers_source(found, args)
@@ -98,7 +99,7 @@ def _sentence_transformers_source(found: Source, args: argparse.Namespace) -> Sc
 
 
 def _list_source(found: Source, args: argparse.Namespace) -> ScorerSource:
-    """A ranker of lists, over a language model or behind an address."""
+    """A listwise ranker, over a language model or behind a URL."""
     pointwise = args.ranker == RANKERS[0]
     given = ranker_options(args)
     settings: dict[str, Any] = {} if pointwise else {"ranker": args.ranker}
@@ -107,7 +108,7 @@ def _list_source(found: Source, args: argparse.Namespace) -> ScorerSource:
     name, remote = found.label, found.kind is Kind.SERVICE
     check_list_options(args, remote)
     if remote:
-        EndpointSettings(found.name, args.api_model, args.api_key_variable, args.api_timeout)  # refused early
+        EndpointSettings(found.name, args.api_model, args.api_key_variable, args.api_timeout)  # fail early
         name = args.api_model or str(urlsplit(found.name).hostname)
         settings |= {"checkpoint": found.name, "api_model": args.api_model, "api_documents": args.api_documents}
     else:
@@ -119,14 +120,14 @@ def _list_source(found: Source, args: argparse.Namespace) -> ScorerSource:
 
 
 def _cascade_source(args: argparse.Namespace) -> ScorerSource:
-    """Stages, each on the best documents of the one before."""
+    """A cascade: each stage reranks the best documents of the stage before."""
     sources = [evaluated_source(stage.model, stage) for _, stage in cascade_stages(args)]
     settings = {"cascade": args.cascade, "stages": [dict(source.settings) for source in sources]}
     return ScorerSource(f"cascade {args.cascade}", lambda: list_ranker(args), settings, whole_lists=True)
 
 
 def _reading_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """How much is read, for what instruction, and the number format of `--store`: rounded states change scores."""
+    """Length limits, the instruction, and the dtype of `--store`: rounded document states change scores."""
     settings = {"max_length": None, "max_query_length": None, **ranking_arguments(args)}
     if getattr(args, "store", None) is not None:
         with open_store(args.store) as opened:
@@ -135,7 +136,7 @@ def _reading_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _checkpoint_settings(model: str | None, revision: str | None) -> dict[str, Any]:
-    """What identifies a model's weights."""
+    """Settings that identify a model's weights."""
     base = None if model is None else adapter_base(Path(model))[0]
     on_hub = resolve(model).kind in (Kind.HUB, Kind.PUBLISHED)
     return {
@@ -147,7 +148,7 @@ def _checkpoint_settings(model: str | None, revision: str | None) -> dict[str, A
 
 
 def _checkpoint(model: str | None) -> str:
-    """What tells a checkpoint apart from another of the same name: the content of a folder or file, a Hub id."""
+    """Identifies a checkpoint: by the content of a folder or file, or by a Hub id."""
     source = resolve(model)
     if source.packaged:
         return embedded_checkpoint(source.name)

@@ -1,4 +1,4 @@
-"""Test collections by name: a folder, a Hub dataset or an ir_datasets name, checked before anything is measured."""
+"""Test collections by name: a folder, a Hub dataset or an ir_datasets name, validated before use."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CQADUPSTACK_PARTS = (
     "webmasters",
     "wordpress",
 )
-"""The twelve forums of CQADupStack; BEIR reports the plain mean of their results."""
+"""The twelve forums of CQADupStack; BEIR reports the unweighted mean of their results."""
 
 
 def load_collection(
@@ -45,34 +45,34 @@ def load_collection(
         name_or_path: A folder in BEIR's layout; `ir_datasets:NAME`; or the Hub id of a dataset, such as
             `BeIR/scifact`, whose judgments are in `BeIR/scifact-qrels`.
         split: Split of the judgments.
-        cache_dir: Where `datasets` keeps what it fetches from the Hub.
+        cache_dir: Where `datasets` caches its downloads.
 
     Returns:
-        The collection, checked. `self_match` is set for ArguAna, and wherever at least half of the judged queries
-        are themselves documents, with the same id and text.
+        The validated collection. `self_match` is set for ArguAna, and wherever at least half of the judged queries
+        are also documents, with the same id and text.
 
     Raises:
-        InputError: There is no such collection, it is one in twelve parts (see `load_collections`), a file is wrong
-            (with the line's number), judged queries have no text, or no judged document is in the corpus.
+        InputError: There is no such collection, it is CQADupStack (see `load_collections`), a file is malformed (with
+            the line number), judged queries have no text, or no judged document is in the corpus.
         ResourceError: The Hub cannot be reached, or an optional package is missing.
     """
     name = os.fspath(name_or_path)
     parts = _parts(name)
     if parts:
-        raise InputError(f"{name} is CQADupStack in {len(parts)} parts; load_collections loads them all")
+        raise InputError(f"{name} is CQADupStack in {len(parts)} parts; use load_collections to load them all")
     return _checked(_load(name, split, cache_dir))
 
 
 def load_collections(
     name_or_path: str | os.PathLike[str], split: str = "test", cache_dir: str | os.PathLike[str] | None = None
 ) -> list[Collection]:
-    """Like `load_collection`, but CQADupStack gives its twelve parts, named `cqadupstack/PART`.
+    """Like `load_collection`, but CQADupStack is loaded as its twelve parts, named `cqadupstack/PART`.
 
     CQADupStack is recognized as a folder with the twelve parts as sub-folders, as `ir_datasets:beir/cqadupstack`, or
     as a Hub id that ends in `cqadupstack`, whose parts are `…/cqadupstack-PART`. Average results with `mean_results`.
 
     Raises:
-        InputError: See `load_collection`; also a CQADupStack folder without all twelve parts.
+        InputError: See `load_collection`; also for a CQADupStack folder with missing parts.
         ResourceError: See `load_collection`.
     """
     name = os.fspath(name_or_path)
@@ -90,7 +90,7 @@ def load_collections(
 def load_collection_from_files(
     corpus: str | os.PathLike[str], queries: str | os.PathLike[str], qrels: str | os.PathLike[str], name: str
 ) -> Collection:
-    """A collection out of three files, as TREC collections come.
+    """A collection from three files, the usual form of TREC collections.
 
     Args:
         corpus: JSON Lines of `{"_id", "title", "text"}`.
@@ -99,25 +99,25 @@ def load_collection_from_files(
         name: Name of the collection.
 
     Raises:
-        InputError: A file is missing or wrong (with the line's number), or the three do not belong together.
+        InputError: A file is missing or malformed (with the line number), or the files are of different collections.
     """
     return _checked(Collection(name, read_corpus(corpus), read_queries(queries), read_qrels(qrels)))
 
 
 def mean_results(results: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Plain mean of every measure over collections: how BEIR averages the parts of CQADupStack.
+    """Unweighted mean of every measure over collections, as BEIR averages the parts of CQADupStack.
 
     Raises:
-        InputError: There are no results, or they do not have the same measures.
+        InputError: There are no results, or they have different measures.
     """
     rows = list(results)
     if not rows or any(row.keys() != rows[0].keys() for row in rows):
-        raise InputError("results to average must be at least one, all with the same measures")
+        raise InputError("cannot average results: at least one is needed, and all need the same measures")
     return {measure: sum(row[measure] for row in rows) / len(rows) for measure in rows[0]}
 
 
 def _parts(name: str) -> dict[str, str]:
-    """The parts of CQADupStack by name where `name` means the whole; empty otherwise."""
+    """The parts of CQADupStack by name if `name` means the whole collection; empty otherwise."""
     folder = Path(name)
     if folder.is_dir():
         present = [part for part in CQADUPSTACK_PARTS if is_beir_folder(folder / part)]
@@ -140,7 +140,7 @@ def _load(name: str, split: str, cache_dir: str | os.PathLike[str] | None) -> Co
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not is_beir_folder(folder):
-            raise InputError(f"{folder} has no corpus.jsonl; a folder in BEIR's layout was expected")
+            raise InputError(f"{folder} has no corpus.jsonl; expected a folder in BEIR's layout")
         return load_beir_folder(folder, folder.resolve().name, split)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return load_hub_collection(name, name.partition("/")[2], split, cache_dir)
@@ -151,7 +151,7 @@ def _load(name: str, split: str, cache_dir: str | os.PathLike[str] | None) -> Co
 
 
 def _checked(collection: Collection) -> Collection:
-    """Refuses what cannot be measured and warns of what is odd."""
+    """Raises for collections that cannot be evaluated and warns of unusual ones."""
     if not len(collection.documents) or not collection.queries or not collection.qrels:
         sizes = f"{len(collection.documents)} documents, {len(collection.queries)} queries"
         raise InputError(f"{collection.name} is empty: {sizes}, judgments of {len(collection.qrels)} queries")
@@ -159,7 +159,7 @@ def _checked(collection: Collection) -> Collection:
     if unknown_queries:
         raise InputError(
             f"{collection.name}: {len(unknown_queries)} of {len(collection.qrels)} judged queries have no text, "
-            f"the first is {unknown_queries[0]!r}; do queries and qrels belong together?"
+            f"the first is {unknown_queries[0]!r}; are queries and qrels of the same collection?"
         )
     _check_judged_documents(collection)
     collection.self_match = collection.self_match or _matches_itself(collection)
@@ -173,12 +173,12 @@ def _check_judged_documents(collection: Collection) -> None:
     if len(unknown) == len(judged):
         raise InputError(
             f"{collection.name}: none of the {len(judged)} judged documents is in the corpus, the first is "
-            f"{min(unknown)!r}; do corpus and qrels belong together?"
+            f"{min(unknown)!r}; are corpus and qrels of the same collection?"
         )
     if unknown:
         logger.warning(
-            "%s: %d of %d judged documents are not in the corpus, such as %r; they can never be retrieved and count "
-            "against every run",
+            "%s: %d of %d judged documents are not in the corpus, such as %r; they cannot be retrieved and lower "
+            "every run's measures",
             collection.name,
             len(unknown),
             len(judged),
@@ -187,7 +187,7 @@ def _check_judged_documents(collection: Collection) -> None:
 
 
 def _matches_itself(collection: Collection) -> bool:
-    """True where queries are documents: ArguAna by name, or half of the judged queries by id and text."""
+    """Whether queries are documents: ArguAna by name, or at least half of the judged queries by id and text."""
     if "arguana" in collection.name.lower():
         return True
     judged = collection.judged_queries()

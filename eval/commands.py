@@ -1,4 +1,4 @@
-"""The commands that measure: evaluate, compare and tune-fusion."""
+"""The evaluation commands: evaluate, compare and tune-fusion."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _EVALUATE_DETAILS = f"""\
---model may also name what others have made: ce:MODEL, a CrossEncoder of sentence-transformers; dense:MODEL, one of its
-bi-encoders; st:MODEL, whichever of the two it is (float32 unless --dtype says bfloat16); or the address of a /rerank
-service (Jina, Cohere, vLLM, text-embeddings-inference), which is asked about all documents of a query together. Such
-a ranker of lists has ties broken in the first stage's order, and a query a block.
+--model also accepts: ce:MODEL, a CrossEncoder of sentence-transformers; dense:MODEL, one of its bi-encoders; st:MODEL,
+either of the two (float32 unless --dtype says bfloat16); or the URL of a /rerank service (Jina, Cohere, vLLM,
+text-embeddings-inference), which gets all documents of a query in one request. Ties of such a listwise ranker are
+broken by the first stage's order, and each block is one query.
 
 {RANKERS_HELP}"""
 _EVALUATE_EXAMPLES = """\
@@ -62,11 +62,11 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 
 def add_run_format(parser: Any) -> None:
-    """Adds the option that decides what three columns of a run file are."""
+    """Adds the option that says what the third column of a three-column run file is."""
     parser.add_argument(
         "--run-format",
         choices=("ranks", "scores"),
-        help="what the third column of a run file with three columns is (default: found out, or refused)",
+        help="third column of a run file with three columns (default: detected; an error if ambiguous)",
     )
 
 
@@ -87,14 +87,14 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
         nargs="+",
         action="extend",
         default=[],
-        help="folder in BEIR's layout, Hub id, or ir_datasets:NAME; several for one table",
+        help="folder in BEIR's layout, Hub id, or ir_datasets:NAME; several are reported in one table",
     )
     data.add_argument("--split", default="test", help="judged split (default: test)")
     data.add_argument(
-        "--corpus", type=Path, help="instead of --dataset: JSON Lines of documents, with --queries, --qrels"
+        "--corpus", type=Path, help="instead of --dataset: JSON Lines of documents; needs --queries and --qrels"
     )
     data.add_argument("--queries", type=Path, help="with --corpus: JSON Lines or TSV of queries")
-    data.add_argument("--qrels", type=Path, help="with --corpus: TREC or BEIR judgments")
+    data.add_argument("--qrels", type=Path, help="with --corpus: TREC or BEIR relevance judgments")
     data.add_argument("--name", help="with --corpus: name of the collection (default: the corpus's file name)")
     data.add_argument("--limit-queries", type=whole(), metavar="N", help="only the first N judged queries")
     stage = parser.add_argument_group("first stage")
@@ -110,9 +110,9 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
         "--depth",
         type=whole(),
         metavar="N",
-        help="documents to retrieve; those below --top-k keep the first stage's order (default: --top-k)",
+        help="documents to retrieve; those below --top-k stay in the first stage's order (default: --top-k)",
     )
-    stage.add_argument("--cache-dir", type=Path, help="where indexes are cached (default: the user's cache)")
+    stage.add_argument("--cache-dir", type=Path, help="folder for cached indexes (default: the user's cache)")
     add_model_arguments(parser)
     add_store_argument(parser)
     add_ranker_arguments(parser)
@@ -142,29 +142,29 @@ def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
         "--block-pairs",
         type=whole(),
         metavar="N",
-        help="pairs scored between two saves, and dealt to one process (default: by their number, 100 to 2,000)",
+        help="pairs per block, the unit of saving and of parallel work (default: 100 to 2,000, by their number)",
     )
     output.add_argument(
         "--order-sensitivity",
         action="store_true",
-        help="of a ranker of lists: the first stage's order, reversed and three times shuffled; results go to "
-        "DIR/ORDER, their means and spread to DIR/order_sensitivity.csv",
+        help="for listwise rankers: rerank the first stage's order, its reverse and three shuffles; results "
+        "in DIR/ORDER, means and spread in DIR/order_sensitivity.csv",
     )
-    output.add_argument("--overwrite", action="store_true", help="throw scores of an earlier evaluation away")
+    output.add_argument("--overwrite", action="store_true", help="discard the scores of an earlier evaluation")
     output.add_argument("--quiet", dest="show_progress", action="store_false", help="no progress bar")
 
 
 def _register_compare(subparsers: argparse._SubParsersAction) -> None:
     parser = add_command(subparsers, "compare", "test whether one run beats another", _COMPARE_EXAMPLES, run_compare)
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="*", help="two run files: A, the baseline, and B")
-    parser.add_argument("--qrels", type=Path, metavar="Q", help="judgments for the two runs")
+    parser.add_argument("--qrels", type=Path, metavar="Q", help="relevance judgments for the two runs")
     parser.add_argument(
         "--pair",
         nargs=4,
         action="append",
         default=[],
         metavar=("NAME", "RUN_A", "RUN_B", "QRELS"),
-        help="one more dataset; may be repeated",
+        help="another dataset; may be repeated",
     )
     add_run_format(parser)
     parser.add_argument("--measure", default="ndcg@10", help="default: ndcg@10")
@@ -173,9 +173,9 @@ def _register_compare(subparsers: argparse._SubParsersAction) -> None:
         type=whole(most=10_000_000),
         default=100_000,
         metavar="N",
-        help="sign flips to draw, or to enumerate at most",
+        help="number of random sign flips; all are enumerated if there are no more than this",
     )
-    parser.add_argument("--seed", type=seed(), default=0, help="seed of the draws (default: 0)")
+    parser.add_argument("--seed", type=seed(), default=0, help="random seed (default: 0)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
 
 
@@ -183,9 +183,9 @@ def _register_tune_fusion(subparsers: argparse._SubParsersAction) -> None:
     parser = add_command(
         subparsers, "tune-fusion", "choose the fusion weight on a development split", _TUNE_EXAMPLES, run_tune_fusion
     )
-    parser.add_argument("reranked", metavar="RUN_RERANKED", type=Path, help="the reranker's run, not mixed")
+    parser.add_argument("reranked", metavar="RUN_RERANKED", type=Path, help="the reranker's run, not fused")
     parser.add_argument("first", metavar="RUN_FIRST", type=Path, help="the first stage's run that was reranked")
-    parser.add_argument("--qrels", type=Path, required=True, metavar="Q", help="the development split's judgments")
+    parser.add_argument("--qrels", type=Path, required=True, metavar="Q", help="judgments of the development split")
     add_run_format(parser)
     parser.add_argument("--measure", default="ndcg@10", help="default: ndcg@10")
     parser.add_argument(
@@ -197,20 +197,20 @@ def _register_tune_fusion(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--learned",
         action="store_true",
-        help="instead of the grid: the weight of a logistic regression on both scores",
+        help="instead of a grid search: the weight of a logistic regression on both scores",
     )
     parser.add_argument(
         "--steps", type=whole(most=10_000), default=20, metavar="N", help="intervals of the grid (default: 20)"
     )
-    parser.add_argument("--top-k", type=whole(), metavar="N", help="how many documents were reranked, if not all")
+    parser.add_argument("--top-k", type=whole(), metavar="N", help="number of reranked documents, if not all")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON file for the setting")
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
-    """Rerank a first stage's candidates over test collections and measure the result. A killed or interrupted
-    evaluation goes on where it stopped when the same command is given again; other measures or another fusion weight
-    score nothing anew.
+    """Rerank a first stage's candidates over test collections and evaluate the result.
 
+    Repeat the same command to resume an interrupted evaluation; other measures or another fusion weight need no new
+    scores.
     OUTPUT receives a table over all datasets (table.md, table.csv) and for each DATASET a folder with run.trec,
     first_stage.trec, metrics.json and per_query.csv.
     """
@@ -230,7 +230,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
 
 def _order_sensitivity(args: argparse.Namespace, options: EvaluationOptions, source: ScorerSource) -> int:
-    """Evaluates the same candidates in every order; the difference is the ranker's."""
+    """Evaluates the same candidates in several input orders; differences are due to the ranker."""
     from modeling_tsarank.eval.reports import measure_title, text_table
     from modeling_tsarank.eval.scoring import BlockScorer, ScorerSource
     from modeling_tsarank.files.writing import write_csv
@@ -238,7 +238,7 @@ def _order_sensitivity(args: argparse.Namespace, options: EvaluationOptions, sou
     from modeling_tsarank.rankers.cascade import ORDERS, Reordered
 
     if not source.whole_lists:
-        raise InputError("--order-sensitivity is for rankers of lists; a score of a pair depends on no order")
+        raise InputError("--order-sensitivity is for listwise rankers; pointwise scores do not depend on the order")
     means: dict[str, list[float]] = {}
     for order in ORDERS:
         ordered = ScorerSource(
@@ -277,7 +277,7 @@ def _evaluate(args: argparse.Namespace, options: EvaluationOptions, source: Scor
             ]
             rows.append(reports.average_row(name, [one.row() for one in results]))
     except KeyboardInterrupt:
-        logger.warning("interrupted: scored blocks are kept, the same command goes on from there")
+        logger.warning("interrupted: scored blocks are saved; repeat the same command to resume")
         raise
     table = [*rows, reports.average_row("Average", rows)], system_names(source.name, options)
     write_text(args.output / "table.md", reports.result_pages(*table, options.measures))
@@ -289,18 +289,18 @@ def _evaluate(args: argparse.Namespace, options: EvaluationOptions, source: Scor
 
 
 def _fusion_setting(interpolate: str | None, normalize: Any) -> FusionSetting | None:
-    """The setting of `--interpolate`: a number, or a file that tune-fusion wrote."""
+    """The setting of `--interpolate`: a number, or a file written by tune-fusion."""
     from modeling_tsarank.scores.fusion import fusion_setting
 
     if interpolate is None:
         if normalize is not None:
-            raise InputError("--normalize belongs to --interpolate; give a weight as well")
+            raise InputError("--normalize needs --interpolate; give a weight as well")
         return None
     return fusion_setting(interpolate, normalize)
 
 
 def _load_datasets(args: argparse.Namespace) -> list[tuple[str, list[Collection]]]:
-    """(name, parts) of every dataset asked for; only CQADupStack has more than one part."""
+    """(name, parts) of every requested dataset; only CQADupStack has more than one part."""
     from modeling_tsarank.eval.collections import load_collection_from_files, load_collections
     from modeling_tsarank.eval.harness import folder_name
 
@@ -320,7 +320,7 @@ def _load_datasets(args: argparse.Namespace) -> list[tuple[str, list[Collection]
     folders = [folder_name(part.name) for _, parts in loaded for part in parts]
     double = next((folder for folder in folders if folders.count(folder) > 1), None)
     if double is not None:
-        raise InputError(f"two datasets are called {double}: evaluate them into two outputs")
+        raise InputError(f"two datasets are called {double}: evaluate them into separate output folders")
     return loaded
 
 
@@ -330,7 +330,7 @@ def run_compare(args: argparse.Namespace) -> int:
     For each dataset: the means, the mean difference B - A with its 95% confidence interval, the effect size d_z (mean
     difference over its standard deviation), the queries won, tied and lost by B, and two-sided p-values of the paired
     t-test and of the randomization test, which flips the signs of the queries' differences. With several datasets,
-    Holm's correction is applied to each test's p-values. Judged queries that a run lacks count 0.
+    Holm's correction is applied to each test's p-values. Judged queries that are missing from a run count 0.
     """
     import json
     from dataclasses import asdict
@@ -347,7 +347,7 @@ def run_compare(args: argparse.Namespace) -> int:
         raise InputError("nothing to compare: give two runs and --qrels, or --pair NAME RUN_A RUN_B QRELS")
     comparisons = correct([_compare(args, *pair) for pair in pairs])
     if args.json:
-        # Infinity, the effect size of equal differences, is no JSON.
+        # JSON has no infinity, the effect size where all differences are equal.
         values = [
             {key: None if value in (float("inf"), float("-inf")) else value for key, value in asdict(one).items()}
             for one in comparisons
@@ -368,7 +368,7 @@ def _compare(args: argparse.Namespace, name: str, run_a: Path, run_b: Path, qrel
     for path, run in ((run_a, first), (run_b, second)):
         missing = len(judgments.keys() - run.keys())
         if missing:
-            logger.warning("%s lacks %d of the %d judged queries, which count 0", path, missing, len(judgments))
+            logger.warning("%s lacks %d of the %d judged queries, which count as 0", path, missing, len(judgments))
     return compare_runs(first, second, judgments, args.measure, name, args.resamples, args.seed)
 
 
@@ -376,8 +376,8 @@ def run_tune_fusion(args: argparse.Namespace) -> int:
     """Choose the weight W of (1 - W) * reranker + W * first stage on a development split.
 
     Both scores are first normalised within each query, over the documents that were reranked: min-max to [0, 1],
-    z-score, or reciprocal rank. OUTPUT is for `tsarank rank --fusion OUTPUT` and `tsarank evaluate --fusion OUTPUT`,
-    which refuses it on the queries that it was tuned on.
+    z-score, or reciprocal rank. Use OUTPUT with `tsarank rank --fusion OUTPUT` and `tsarank evaluate --fusion OUTPUT`,
+    which rejects it for the queries it was tuned on.
     """
     from modeling_tsarank.eval.fusion import tune_fusion
     from modeling_tsarank.eval.reports import measure_title, text_table

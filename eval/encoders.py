@@ -1,10 +1,10 @@
-"""Retrieval with sentence-transformers, exact: bi-encoders by cosine, SPLADE by learned sparse weights.
+"""Exact retrieval with sentence-transformers: bi-encoders by cosine similarity, SPLADE by learned sparse weights.
 
-Queries and documents are encoded by the model's own `encode_query` and `encode_document`, so models with prompts get
-theirs. Every pair is compared; there is no approximation.
+Queries and documents are encoded with the model's own `encode_query` and `encode_document`, which apply the model's
+prompts. Every pair is compared; there is no approximation.
 
-The SPLADE weight of vocabulary entry j for a text is max over its positions i of log(1 + ReLU(logit_ij)), positions
-outside the attention mask left out; the score is the dot product of query and document weights. Reference: Formal et
+The SPLADE weight of vocabulary entry j for a text is max over its positions i of log(1 + ReLU(logit_ij)), excluding
+positions outside the attention mask; the score is the dot product of query and document weights. Reference: Formal et
 al., SPLADE v2: Sparse Lexical and Expansion Model for Information Retrieval, 2021, equation 6 (max pooling).
 """
 
@@ -31,15 +31,15 @@ from modeling_tsarank.ranking_errors import ModelError
 
 _ENCODE_DOCUMENTS = 4096
 _SEARCH_VALUES = 1 << 26
-"""Scores in memory at once; queries are searched together as far as they allow."""
+"""Maximum number of scores in memory at once; it limits how many queries are searched together."""
 
 
 class EncoderIndex:
-    """Vectors of one corpus and the model that made them; make one with `build` of a subclass.
+    """Embeddings of one corpus and the model that made them; create one with `build` of a subclass.
 
     Attributes:
-        kind, default_model: Its name as a first stage, and the model that this takes by default.
-        encoded: Vectors of texts, shape (texts, dimensions), float32, from the encoder's method, the texts and the
+        kind, default_model: Name of the first stage, and its default model.
+        encoded: Embeddings of texts, shape (texts, dimensions), float32, from the encoder's method, the texts and the
             batch size. Raises `ModelError` unless all are finite.
     """
 
@@ -66,20 +66,20 @@ class EncoderIndex:
         device: str | None = None,
         show_progress: bool | None = None,
     ) -> EncoderIndex:
-        """Encodes a corpus, or loads the vectors of the same corpus and model from the cache.
+        """Encodes a corpus, or loads the embeddings of the same corpus and model from the cache.
 
         Args:
             ids: Document ids, unique.
-            texts: Their texts, title included; the model truncates them at its own length, SPLADE at 256 tokens.
+            texts: Their texts, including titles; truncated to the model's maximum length, for SPLADE to 256 tokens.
             cache_dir: See `files.caches.cache_root`.
-            model: Folder or Hub id of a sentence-transformers model, for SPLADE of a masked language model.
-            batch_size: Texts encoded at once.
-            device: Torch device of the encoder; sentence-transformers chooses by default.
+            model: Folder or Hub id of a sentence-transformers model; for SPLADE, of a masked language model.
+            batch_size: Texts per batch.
+            device: Torch device of the encoder; chosen by sentence-transformers by default.
             show_progress: Progress bar on stderr; None shows it on a terminal only.
 
         Raises:
-            InputError: No documents, or ids that are not unique.
-            ModelError: The model cannot be loaded, or its vectors are not finite.
+            InputError: No documents, or duplicate ids.
+            ModelError: The model cannot be loaded, or its embeddings are not finite.
             ResourceError: sentence-transformers or SciPy is not installed, or the cache cannot be written.
         """
         package = require("sentence_transformers", extra="dense", purpose=f"The {cls.kind} first stage")
@@ -111,15 +111,15 @@ class EncoderIndex:
         return cached_index(cls.kind, made_from, build, load, cache_dir)
 
     def search(self, queries: Mapping[str, str], depth: int = 100, show_progress: bool | None = None) -> Run:
-        """The documents with the highest cosine, or dot product, with every query; a dot product of 0 is no result.
+        """The documents with the highest cosine or dot product for each query; a dot product of 0 is not returned.
 
         Args:
             queries: Query id to text.
-            depth: Documents a query at most, 1 or more.
+            depth: Maximum number of documents per query, 1 or more.
             show_progress: Progress bar on stderr; None shows it on a terminal only.
 
         Returns:
-            Query id to document id to score, best first; ties by document id descending.
+            Query id to document id to score, best first; ties are ordered by document id, descending.
         """
         if not queries:
             return {}
@@ -141,7 +141,7 @@ class EncoderIndex:
 
     @staticmethod
     def _scores(products: Any, row: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Scores of one query and the documents they belong to; None for all."""
+        """Scores of one query and the indices of their documents; None for all documents."""
         return products[row], None
 
 
@@ -180,7 +180,7 @@ class SpladeIndex(EncoderIndex):
         found = encode(texts, batch_size=batch_size, show_progress_bar=False, save_to_cpu=True).coalesce()
         weights = found.values().float().numpy()
         if not np.isfinite(weights).all():
-            raise ModelError("the SPLADE model gave a weight that is not finite; try another device")
+            raise ModelError("the SPLADE model returned a weight that is not finite; try another device")
         return sparse.csr_array((weights, tuple(found.indices().numpy())), shape=tuple(found.shape))
 
     @staticmethod

@@ -1,6 +1,6 @@
-"""First stages by name: BM25, dense, SPLADE, reciprocal rank fusion, or a given run.
+"""First stages by name: BM25, dense, SPLADE, reciprocal rank fusion, or a run file.
 
-`retrieve` works on a test collection; `build_index` on any corpus, which is what mining needs.
+`retrieve` searches a test collection; `build_index` indexes any corpus, for example for hard negative mining.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _BUILDERS: dict[str, Callable[..., FirstStageIndex]] = {
 
 
 class FirstStageIndex(Protocol):
-    """What every index offers."""
+    """The interface of all indexes."""
 
     def search(self, queries: Mapping[str, str], depth: int = 100, show_progress: bool | None = None) -> Run:
-        """The best `depth` documents of every query (id to text), best first."""
+        """The best `depth` documents for every query (id to text), best first."""
 
 
 class CollectionTexts(Sequence[str]):
-    """The full texts of a collection's documents as a sequence, each fetched when asked for."""
+    """The full texts of a collection's documents as a lazy sequence."""
 
     def __init__(self, collection: Collection) -> None:
         self._documents = collection.documents
@@ -62,7 +62,7 @@ def build_index(
     cache_dir: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> FirstStageIndex:
-    """An index over a plain corpus, from the cache where it is there.
+    """An index over a corpus, loaded from the cache if possible.
 
     Args:
         stage: `bm25`, `dense`, `dense:MODEL`, `splade` or `splade:MODEL`.
@@ -72,7 +72,7 @@ def build_index(
         **options: Keyword arguments of the index's `build`, such as `k1`, `batch_size` or `device`.
 
     Raises:
-        InputError: No such stage, no documents, or ids that are not unique.
+        InputError: No such stage, no documents, or duplicate ids.
         ModelError: A model cannot be loaded.
         ResourceError: A package is missing or the cache cannot be written.
     """
@@ -92,25 +92,25 @@ def retrieve(
     query_ids: Iterable[str] | None = None,
     run_format: str | None = None,
 ) -> Run:
-    """The candidates of a collection's queries.
+    """The first-stage candidates of a collection's queries.
 
     Where the collection matches itself (ArguAna), a query's own document is left out and the next one moves up.
 
     Args:
-        collection: Where to search.
-        stage: One of `STAGES`; the name of a run that came with the collection will also do.
-        depth: Candidates a query at most, 1 or more; None for all of a given run.
+        collection: The collection to search.
+        stage: One of `STAGES`, or the name of a run in the collection's `runs/` folder.
+        depth: Maximum number of candidates per query, 1 or more; None: all of a run file.
         cache_dir: See `files.caches.cache_root`.
-        query_ids: Which queries; all judged ones by default.
-        run_format: Of a run file, see `run_files.read_run`.
+        query_ids: The queries; all judged ones by default.
+        run_format: For a run file, see `run_files.read_run`.
 
     Returns:
-        Query id to document id to score, best first, in the order of `query_ids`. A query for which nothing was
-        found has an empty entry.
+        Query id to document id to score, best first, in the order of `query_ids`. A query without results has an empty
+        entry.
 
     Raises:
-        InputError: No such stage, query or run file; a run without any of the queries, or with a document
-            that the collection lacks.
+        InputError: No such stage, query or run file; a run that contains none of the queries, or a document that is
+            not in the collection.
         ModelError: A model cannot be loaded.
         ResourceError: A package is missing or the cache cannot be written.
     """
@@ -130,7 +130,7 @@ def retrieve(
     if kind in _BUILDERS:
         texts = CollectionTexts(collection)
         index = build_index(name, texts.ids, texts, cache_dir)
-        # One more than asked for: the query's own document may be among them.
+        # One more than requested: the query's own document may be among the results.
         fetched = (depth or len(texts)) + collection.self_match
         found = index.search({query_id: collection.queries[query_id] for query_id in wanted}, fetched)
     else:
@@ -150,16 +150,16 @@ def reciprocal_rank_fusion(
 
     Args:
         runs: Runs to fuse; a query may be missing from some.
-        depth: Documents a query at most.
-        k: Constant of the formula, more than 0.
+        depth: Maximum number of documents per query.
+        k: Constant of the formula, above 0.
 
     Raises:
-        InputError: Fewer than two runs, or a k that is not positive.
+        InputError: Fewer than two runs, or k is not positive.
     """
     if len(runs) < 2:
-        raise InputError(f"reciprocal rank fusion needs two runs or more, got {len(runs)}")
+        raise InputError(f"reciprocal rank fusion needs at least two runs, got {len(runs)}")
     if not k > 0:
-        raise InputError(f"the k of reciprocal rank fusion must be more than 0, got {k}")
+        raise InputError(f"the k of reciprocal rank fusion must be positive, got {k}")
     fused: Run = {}
     for query_id in dict.fromkeys(query_id for run in runs for query_id in run):
         scores: dict[str, float] = {}
@@ -171,7 +171,7 @@ def reciprocal_rank_fusion(
 
 
 def run_path(collection: Collection, name: str) -> Path:
-    """The file of a given run. Raises `InputError` where there is none."""
+    """The path of a run file. Raises `InputError` if there is none."""
     if name in collection.runs:
         return collection.runs[name]
     path = Path(name).expanduser()
@@ -186,7 +186,7 @@ def _given_run(collection: Collection, path: Path, query_ids: Sequence[str], run
     missing = [query_id for query_id in query_ids if query_id not in run]
     if len(missing) == len(query_ids):
         raise InputError(
-            f"{path} has none of the {len(query_ids)} queries of {collection.name}, only such as {next(iter(run))!r}; "
+            f"{path} contains none of the {len(query_ids)} queries of {collection.name}, only {next(iter(run))!r} …; "
             f"does the run belong to this collection?"
         )
     if missing:
@@ -203,7 +203,7 @@ def _candidates(
 
 
 def _check_known(collection: Collection, run: Run, name: str) -> None:
-    """A candidate without a text can neither be reranked nor silently dropped."""
+    """Raises for a candidate without a text, which can neither be reranked nor silently dropped."""
     for query_id, scores in run.items():
         for document_id in scores:
             if document_id not in collection.documents:

@@ -1,4 +1,4 @@
-"""`tsarank frontier`: the quality of several rankers beside what they cost, on one collection."""
+"""`tsarank frontier`: quality against cost of several rankers on one collection."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ _EXAMPLES = """\
 
 @dataclass(frozen=True)
 class Measured:
-    """One ranker on one collection; costs are means over its queries.
+    """Results of one ranker on one collection; costs are means per query.
 
     Attributes:
-        name: The name of its results' folder.
-        queries: Measured queries.
-        first_stage: The measure of the first stage over the same queries, between 0 and 1.
-        quality: The measure of the reranked order.
-        calls: Prompts of a ranker of lists, pairs of any other.
-        tokens: Tokens computed; None where the model does not tell.
-        seconds: Time of scoring, without loading.
-        unusable: Answers that could not be used, of all queries; None where nothing is answered.
-        best: Whether it was measured on the most queries, and no other such ranker is as good or better for less.
+        name: Name of its results folder.
+        queries: Number of evaluated queries.
+        first_stage: The first stage's measure on the same queries, between 0 and 1.
+        quality: The reranker's measure.
+        calls: Prompts of a listwise ranker, pairs of any other.
+        tokens: Tokens computed; None if the model does not report them.
+        seconds: Scoring time, without loading.
+        unusable: Unusable answers over all queries; None for models that generate no answer.
+        best: Whether it is on the frontier: evaluated on the most queries, and no other such ranker is at least as
+            good for at most the same cost.
     """
 
     name: str
@@ -55,19 +56,19 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "results", metavar="RESULTS", type=Path, nargs="+", help="--output folders of tsarank evaluate"
     )
-    parser.add_argument("--collection", metavar="NAME", help="which one, where several were evaluated")
+    parser.add_argument("--collection", metavar="NAME", help="the collection, if several were evaluated")
     parser.add_argument("--measure", default="ndcg@10", help="default: ndcg@10")
-    parser.add_argument("--cost", choices=COSTS, default="tokens", help="of a query (default: tokens)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw quality against cost")
+    parser.add_argument("--cost", choices=COSTS, default="tokens", help="cost per query (default: tokens)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also plot quality against cost")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the table as JSON")
 
 
 def run_frontier(args: argparse.Namespace) -> int:
-    """Compare rankers by quality and cost on one collection, from what `tsarank evaluate` wrote.
+    """Compare rankers by quality and cost on one collection, from the results of `tsarank evaluate`.
 
-    A star marks rankers on the frontier: no other is at least as good for at most the same cost. Those that do not
-    tell this cost (-) have none; nor have those measured on fewer queries than others, which are not drawn either:
-    compare them with the first stage over their own queries, which stands beside each.
+    A star marks rankers on the frontier: no other is at least as good for at most the same cost. Rankers that do not
+    report this cost (-), and those evaluated on fewer queries than others, get no star and are not plotted: compare
+    the latter with the first stage on their own queries, in the next column.
     """
     from modeling_tsarank.eval.reports import markdown_table
     from modeling_tsarank.files.writing import write_json
@@ -77,7 +78,7 @@ def run_frontier(args: argparse.Namespace) -> int:
         if setting != found[0][1]:
             raise InputError(f"{folder} and {args.results[0]} differ in {' or '.join(_SAME)}; they cannot be compared")
     rows = mark_best([row for row, _ in found], args.cost)
-    header = ["ranker", "queries", "first stage", args.measure, *(f"{cost} a query" for cost in COSTS), "unusable"]
+    header = ["ranker", "queries", "first stage", args.measure, *(f"{cost} per query" for cost in COSTS), "unusable"]
     body = [
         [
             f"{row.name} *" if row.best else row.name,
@@ -100,10 +101,10 @@ def run_frontier(args: argparse.Namespace) -> int:
 
 
 def read_measured(folder: Path, collection: str | None, measure: str) -> tuple[Measured, dict[str, Any]]:
-    """One ranker's results, and the settings that have to be equal for a comparison.
+    """One ranker's results, and the settings that must match for a comparison.
 
     Raises:
-        InputError: `folder` has no results of the collection, several and none is named, or lacks the measure.
+        InputError: `folder` has no results of the collection, has several and none is named, or lacks the measure.
     """
     from modeling_tsarank.files.reading import read_json_object
 
@@ -111,7 +112,7 @@ def read_measured(folder: Path, collection: str | None, measure: str) -> tuple[M
     chosen = found if collection is None else [name for name in found if name == collection]
     if len(chosen) != 1:
         wanted = "results of one collection" if collection is None else f"results of {collection}"
-        raise InputError(f"{folder} has no {wanted}, but of {', '.join(found) or 'none'}: name an output of evaluate")
+        raise InputError(f"{folder} has no {wanted}, but of {', '.join(found) or 'none'}: give an evaluate output")
     path = folder / chosen[0] / "metrics.json"
     metrics = read_json_object(path)
     try:
@@ -129,11 +130,11 @@ def read_measured(folder: Path, collection: str | None, measure: str) -> tuple[M
         )
         return row, {name: metrics[name] for name in _SAME}
     except (KeyError, TypeError, ZeroDivisionError) as error:
-        raise InputError(f"{path} is not of tsarank evaluate, or lacks {measure} ({error})") from error
+        raise InputError(f"{path} was not written by tsarank evaluate, or lacks {measure} ({error})") from error
 
 
 def mark_best(rows: Sequence[Measured], cost: str) -> list[Measured]:
-    """The rows, with `best` set: of those with the most queries, the ones that no other beats at their cost."""
+    """The rows with `best` set for those on the frontier among the rows with the most queries."""
     compared = _comparable(rows, cost)
 
     def beats(other: Measured, row: Measured) -> bool:
@@ -146,18 +147,18 @@ def mark_best(rows: Sequence[Measured], cost: str) -> list[Measured]:
 
 
 def _comparable(rows: Sequence[Measured], cost: str) -> list[Measured]:
-    """Those with the most queries that tell their cost."""
+    """The rows with the most queries that report this cost."""
     most = max(row.queries for row in rows)
     return [row for row in rows if row.queries == most and getattr(row, cost) is not None]
 
 
 def plot_frontier(rows: Sequence[Measured], cost: str, measure: str, path: Path) -> None:
-    """Draws quality against cost. Only rankers measured on the most queries are drawn: others are not comparable."""
+    """Plots quality against cost, only of rankers evaluated on the most queries: others are not comparable."""
     from modeling_tsarank.eval.plots import new_figure, save_figure
 
     drawn = sorted(_comparable(rows, cost), key=lambda row: row.quality)
     if not drawn:
-        raise InputError(f"no ranker tells its {cost}: nothing to draw")
+        raise InputError(f"no ranker reports its {cost}: nothing to plot")
     figure, axes = new_figure(width=7.0, height=4.5)
     axes.axhline(100 * drawn[0].first_stage, color="0.6", linestyle="--", label="first stage")
     best = [row for row in drawn if row.best]
@@ -166,7 +167,7 @@ def plot_frontier(rows: Sequence[Measured], cost: str, measure: str, path: Path)
         place = getattr(row, cost), 100 * row.quality
         axes.plot(*place, marker="o", color="C0" if row.best else "0.5", linestyle="")
         axes.annotate(row.name, place, xytext=(5, 4), textcoords="offset points", fontsize=8)
-    axes.set(xscale="log", xlabel=f"{cost} a query", ylabel=f"{measure} x 100, {drawn[0].queries} queries")
+    axes.set(xscale="log", xlabel=f"{cost} per query", ylabel=f"{measure} x 100, {drawn[0].queries} queries")
     axes.margins(x=0.25, y=0.1)
     axes.legend(loc="lower right")
     save_figure(figure, path)

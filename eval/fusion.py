@@ -1,6 +1,6 @@
-"""Mixing runs, and choosing the weight on a development split; see `scores.fusion` for the fused score.
+"""Fuses runs and tunes the fusion weight on a development split; see `scores.fusion` for the fused score.
 
-Only the candidates that the reranker scored are mixed; the others follow in first-stage order.
+Only the candidates that the reranker scored are fused; the others follow in first-stage order.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ FEW_QUERIES = 20
 
 
 def warn_of_few_queries(count: int, what: str) -> None:
-    """One warning where `what` is fitted on so few judged queries that chance decides."""
+    """Warns once if `what` is fitted on so few judged queries that the result is mostly noise."""
     if count < FEW_QUERIES:
-        logger.warning("%s is fitted on %d judged queries; on fewer than %d chance decides", what, count, FEW_QUERIES)
+        logger.warning("%s is fitted on %d judged queries; below %d it is mostly noise", what, count, FEW_QUERIES)
 
 
 @dataclass(frozen=True)
 class TunedFusion:
-    """The chosen setting with the whole curve: `curve[i]` is the measure's mean at `weights[i]`."""
+    """The chosen setting and the whole curve: `curve[i]` is the mean of the measure at `weights[i]`."""
 
     setting: FusionSetting
     weights: list[float]
@@ -43,12 +43,12 @@ class TunedFusion:
 
 
 def hash_qrels(qrels: Qrels) -> str:
-    """Digest of judgments, whatever their order and file format."""
+    """Digest of relevance judgments, independent of their order and file format."""
     return hash_parts(hash_queries(qrels))
 
 
 def hash_queries(qrels: Qrels) -> tuple[str, ...]:
-    """One short digest for every query id with its judgments, in the order of the ids."""
+    """A short digest of each query id with its judgments, in the order of the ids."""
     return tuple(
         hash_parts([query_id, json.dumps(sorted(qrels[query_id].items()), ensure_ascii=False)])[:16]
         for query_id in sorted(qrels)
@@ -56,10 +56,10 @@ def hash_queries(qrels: Qrels) -> tuple[str, ...]:
 
 
 def refuse_tuned_split(setting: FusionSetting, qrels: Qrels, name: str) -> None:
-    """Refuses to report on queries that the weight was tuned on.
+    """Raises if results would be reported on queries that the weight was tuned on.
 
     Raises:
-        InputError: `qrels` are the tuned judgments, or share a judged query with them.
+        InputError: `qrels` are the judgments used for tuning, or share a judged query with them.
     """
     if setting.qrels_hash is None:
         return
@@ -68,17 +68,17 @@ def refuse_tuned_split(setting: FusionSetting, qrels: Qrels, name: str) -> None:
     if shared or hash_qrels(qrels) == setting.qrels_hash:
         raise InputError(
             f"the fusion weight was tuned on {shared or len(reported)} of the {len(reported)} judged queries "
-            f"of {name}: tune it on another split than the one that is reported"
+            f"of {name}: tune it on a different split than the reported one"
         )
 
 
 def append_tail(head: Mapping[str, float], tail: Sequence[str]) -> dict[str, float]:
-    """Places documents that were not reranked below those that were, in the given order.
+    """Appends documents that were not reranked below those that were, in the given order.
 
-    The steps are wide enough to survive trec_eval's single precision, so that the file ranks as intended.
+    The score steps are large enough for trec_eval's single precision, so that the run file ranks as intended.
 
     Args:
-        head: Scores of the reranked documents, kept as they are.
+        head: Scores of the reranked documents, returned unchanged.
         tail: Other documents, best first.
     """
     lowest = min(head.values(), default=0.0)
@@ -95,17 +95,17 @@ def fuse_runs(
     normalization: Normalization = "minmax",
     top_k: int | None = None,
 ) -> Run:
-    """Mixes two runs, query by query.
+    """Fuses two runs, query by query.
 
     Args:
-        reranked: The reranker's run; for each query its documents must be among the first stage's.
-        first: The first stage's run. Documents that only it has follow in its own order.
-        weight: Share of the first stage, in [0, 1].
+        reranked: The reranker's run; each query's documents must be among the first stage's.
+        first: The first stage's run. Documents that are only in this run follow in its order.
+        weight: Weight of the first stage, in [0, 1].
         normalization: `minmax` or `zscore`.
-        top_k: Mix only the first stage's `top_k` best, for a reranked run with an appended tail.
+        top_k: Fuse only the first stage's `top_k` best, for a reranked run with an appended tail.
 
     Raises:
-        InputError: a reranked query or document that the first stage does not have.
+        InputError: A reranked query or document is not in the first stage's run.
     """
     fused: Run = {}
     for query_id, first_scores in first.items():
@@ -114,7 +114,7 @@ def fuse_runs(
         unknown = next((document_id for document_id in scores if document_id not in first_scores), None)
         if unknown is not None:
             raise InputError(
-                f"document {unknown!r} of query {query_id!r} is in the reranked run and not in the first stage's run; "
+                f"document {unknown!r} of query {query_id!r} is in the reranked run but not in the first stage's run; "
                 "give the run that was reranked"
             )
         if top_k is not None:
@@ -123,16 +123,16 @@ def fuse_runs(
         fused[query_id] = append_tail(fuse_query(scores, first_scores, weight, normalization), tail)
     missing = next((query_id for query_id in reranked if query_id not in first), None)
     if missing is not None:
-        raise InputError(f"query {missing!r} is in the reranked run and not in the first stage's run")
+        raise InputError(f"query {missing!r} is in the reranked run but not in the first stage's run")
     return fused
 
 
 def learned_weight(
     reranked: Run, first: Run, qrels: Qrels, normalization: Normalization, top_k: int | None = None
 ) -> float:
-    """The weight at which the fused score orders as the logistic regression of relevance on both scores does.
+    """The weight at which the fused score ranks like a logistic regression of relevance on both scores.
 
-    P(relevant) = logistic(a * reranker + b * first stage + c), of normalised scores, orders by (1 - w) * reranker +
+    P(relevant) = logistic(a * reranker + b * first stage + c), of normalised scores, ranks like (1 - w) * reranker +
     w * first stage with w = b / (a + b). A negative a or b counts as 0.
 
     Args:
@@ -140,13 +140,13 @@ def learned_weight(
         qrels: Documents with a grade of at least 1 are relevant, those without a judgment are not.
 
     Raises:
-        InputError: no document, or all documents, are relevant.
+        InputError: No document is relevant, or all are.
     """
     require("sklearn", extra="eval", purpose="Learned fusion")
     from sklearn.linear_model import LogisticRegression
 
     features, relevant = [], []
-    for query_id in sorted(qrels.keys() & reranked.keys() & first.keys()):  # a set has another order in every process
+    for query_id in sorted(qrels.keys() & reranked.keys() & first.keys()):  # sets iterate differently in each process
         scores, names = first[query_id], [one for one in ranked(first[query_id], top_k) if one in reranked[query_id]]
         both = [reranked[query_id][one] for one in names], [scores[one] for one in names]
         features.append(np.stack([normalize(part, normalization) for part in both], axis=1))
@@ -169,22 +169,22 @@ def tune_fusion(
     top_k: int | None = None,
     learned: bool = False,
 ) -> TunedFusion:
-    """Chooses the weight with the best mean of `measure`, on a grid of `steps + 1` weights from 0 to 1.
+    """Grid search for the weight with the best mean of `measure`, over `steps + 1` weights from 0 to 1.
 
-    Equally good weights are decided for the smallest, that is for the reranker.
+    Among equally good weights the smallest is chosen, which favours the reranker.
 
     Args:
         reranked: The reranker's run over the development queries.
         first: The first stage's run over them.
-        qrels: The development split's judgments; never those that will be reported.
-        measure: A name that `compute_metrics` knows.
+        qrels: Judgments of the development split; never those of the reported results.
+        measure: A name that `compute_metrics` accepts.
         normalization: `minmax` or `zscore`.
         steps: Number of intervals of the grid.
         top_k: See `fuse_runs`.
-        learned: Instead of the grid, the weight of a logistic regression, see `learned_weight`.
+        learned: Use the weight of a logistic regression instead of the grid search, see `learned_weight`.
 
     Raises:
-        InputError: `steps` below 1, no query in common, an unknown measure, or runs that do not belong together.
+        InputError: `steps` below 1, no query in common, an unknown measure, or runs that do not match.
     """
     steps = whole_number(steps, "the number of steps")
     measure = canonical_measure(measure)

@@ -1,4 +1,4 @@
-"""Evaluating a reranker over test collections: first stage, resumable scoring, fusion, measures, result files."""
+"""Evaluation of a reranker on a test collection: first stage, resumable scoring, fusion, measures, result files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from modeling_tsarank.ranking_errors import InputError
 logger = logging.getLogger(__name__)
 
 _LOG = "scores.jsonl"
-_ADVICE = "choose another --output, or --overwrite to throw its scores away"
+_ADVICE = "choose another --output, or use --overwrite to discard its scores"
 
 
 def folder_name(collection_name: str) -> str:
@@ -44,20 +44,20 @@ def evaluate_collection(
 ) -> DatasetResult:
     """Reranks the first stage's candidates of one collection and writes every result file to `folder`.
 
-    A second call with the same settings goes on where an earlier one, however it ended, stopped; when nothing is left
-    to score it only writes the results again, for example with another fusion weight. Started by `accelerate launch`,
-    all processes call this, share the blocks and return the same result; only the first one reads and writes files.
+    A second call with the same settings resumes where the first one stopped; once all is scored it only writes the
+    results again, for example with another fusion weight. Under `accelerate launch`, all processes call this, share
+    the blocks and return the same result; only the main process reads and writes files.
 
     Args:
         source: The reranker.
         collection: Documents, queries and judgments.
-        options: What to evaluate.
+        options: Evaluation options.
         folder: The output folder of this collection.
-        pool: Scores blocks with a `BlockScorer`; None works in this process and those started beside it.
+        pool: Scores blocks with a `BlockScorer`; None uses this process and the others of `accelerate launch`.
 
     Raises:
-        InputError: no judged query, a first stage that does not belong to the collection, a fusion weight tuned on
-            these queries, or scores of another evaluation in `folder`.
+        InputError: No judged query, a first stage of another collection, a fusion weight tuned on these queries, or
+            scores of another evaluation in `folder`.
     """
     if pool is None:
         scorer = BlockScorer(source, options.show_progress and leads())
@@ -78,18 +78,18 @@ def _warn(records: Sequence[dict[str, Any]], name: str) -> None:
     for what, limit in (("documents", "max_length"), ("queries", "max_query_length")):
         cut = total([record.get(f"cut_{what}") for record in records])
         if cut:
-            logger.warning("%s: %d %s were cut to the model's length (%s)", name, cut, what, limit)
+            logger.warning("%s: %d %s were truncated to the model's length (%s)", name, cut, what, limit)
     unusable = total([record.get("unusable") for record in records])
     if unusable:
         logger.warning(
-            "%s: %d answers of the model could not be used; their documents kept the order before", name, unusable
+            "%s: %d answers of the model could not be used; their documents stay in the input order", name, unusable
         )
 
 
 def _start(
     source: ScorerSource, collection: Collection, options: EvaluationOptions, folder: Path
 ) -> tuple[Candidates, dict[str, Any]]:
-    """Everything before scoring: checks, the first stage, and the settings that the folder is claimed for."""
+    """Everything before scoring: checks, the first stage, and the settings recorded in the output folder."""
     query_ids = collection.judged_queries()[: options.limit_queries]
     if not query_ids:
         raise InputError(
@@ -98,7 +98,7 @@ def _start(
         )
     if options.fusion is not None:
         refuse_tuned_split(options.fusion, {one: collection.qrels[one] for one in query_ids}, collection.name)
-    if options.overwrite:  # the settings last: a kill leaves no mixture
+    if options.overwrite:  # settings last: if killed in between, no old scores remain under new settings
         for path in (folder / _LOG, folder / SETTINGS_FILE):
             path.unlink(missing_ok=True)
     settings = _settings(source, collection, options)
@@ -129,7 +129,7 @@ def _settings(source: ScorerSource, collection: Collection, options: EvaluationO
 
 
 def _first_stage(collection: Collection, options: EvaluationOptions, query_ids: list[str], folder: Path) -> Run:
-    """Retrieves once and keeps the run: what is resumed reranks exactly the candidates that it started with."""
+    """Retrieves once and saves the run, so that a resumed evaluation reranks exactly the same candidates."""
     path = folder / "first_stage.trec"
     if not (path.is_file() and (folder / SETTINGS_FILE).is_file()):
         stage = options.first_stage
@@ -142,7 +142,7 @@ def _first_stage(collection: Collection, options: EvaluationOptions, query_ids: 
                 f"queries of {collection.name}: give a run of this collection"
             )
         write_run(path, run, tag_of(options.first_stage_name))
-    # Read back in any case, so that a resumed evaluation cannot differ by a digit lost in the file.
+    # Always read back from the file, so that a digit lost in writing cannot make a resumed evaluation differ.
     return read_run(path)
 
 
@@ -153,7 +153,7 @@ def _measure(
     folder: Path,
     records: Sequence[dict[str, Any]],
 ) -> DatasetResult:
-    """The runs and their measures, once all blocks are scored."""
+    """The runs and their measures, after all blocks are scored."""
     scores: Run = {}
     for block, record in enumerate(records):
         for (query_id, document_id), score in zip(candidates.block_pairs_of(block), record["scores"], strict=True):

@@ -1,4 +1,4 @@
-"""Collections from the Hugging Face Hub: `BeIR/NAME` with its twin `BeIR/NAME-qrels`, or `mteb/NAME` in one piece."""
+"""Collections from the Hugging Face Hub: `BeIR/NAME` with `BeIR/NAME-qrels`, or `mteb/NAME` as one repository."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from modeling_tsarank.ranking_errors import InputError, ResourceError
 
 
 def table_documents(table: Any, place: str = "the corpus") -> StoredDocuments:
-    """Documents in the rows of a `datasets` table, which stays on disk.
+    """Documents from the rows of a `datasets` table, which stays on disk.
 
     Args:
-        table: A `datasets.Dataset` with columns for id, text and perhaps title, called as `files.fields` knows them.
-        place: What to call it in error messages.
+        table: A `datasets.Dataset` with columns for id, text and optionally title, named as in `files.fields`.
+        place: Name of the corpus in error messages.
 
     Raises:
         InputError: A column is missing, or an id is null or appears twice.
@@ -39,16 +39,16 @@ def _document(table: Any, place: str, number: int) -> Document:
 def load_hub_collection(
     repository: str, name: str, split: str, cache_dir: str | os.PathLike[str] | None = None
 ) -> Collection:
-    """Loads a collection in the Hub's form of BEIR's layout.
+    """Loads a collection stored on the Hub in BEIR's layout.
 
-    The configurations `corpus` and `queries` of `repository` hold the texts. The judgments are in its configuration
-    `default` where there is one (mteb's way), else in the repository `REPOSITORY-qrels` (BeIR's way).
+    The texts are in the configurations `corpus` and `queries` of `repository`. The judgments are in its configuration
+    `default` if it has one (as mteb's do), else in the repository `REPOSITORY-qrels` (as BeIR's do).
 
     Args:
         repository: Hub id of a dataset.
         name: Name of the collection.
         split: Split of the judgments.
-        cache_dir: Where `datasets` keeps its files; its own default if None.
+        cache_dir: Cache folder of `datasets`; its own default if None.
 
     Raises:
         InputError: The repository does not exist, or has no such configuration, split or column.
@@ -112,19 +112,19 @@ def _load_table(
 
 @contextmanager
 def _clear_errors(place: str) -> Iterator[None]:
-    """Turns the many failures of `datasets` and the Hub into our two."""
+    """Converts the exceptions of `datasets` and the Hub to `InputError` and `ResourceError`."""
     import datasets
 
     try:
         yield
     except datasets.exceptions.DatasetNotFoundError as error:
         raise InputError(
-            f"{place} is neither a folder here nor a dataset on the Hub that can be read ({_first_line(error)})"
+            f"{place} is neither a local folder nor a readable dataset on the Hub ({_first_line(error)})"
         ) from error
-    except OSError as error:  # the network errors of datasets, huggingface_hub and requests all are
+    except OSError as error:  # base class of the network errors of datasets, huggingface_hub and requests
         raise ResourceError(
             f"the Hub cannot be reached for {place}: {_first_line(error)}; check the network (and HF_HUB_OFFLINE) "
-            f"or give a local folder"
+            f"or use a local folder"
         ) from error
     except (ValueError, RuntimeError) as error:
         raise InputError(f"{place} cannot be loaded: {_first_line(error)}") from error
@@ -135,7 +135,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _column(table: Any, meaning: str, place: str) -> str:
-    """The column that has a meaning of `files.fields`."""
+    """The name of the column for a field of `files.fields`."""
     filled = [name for name, feature in table.features.items() if getattr(feature, "dtype", "") != "null"]
     name = next((name for name in FIELDS[meaning] if name in filled), None)
     if name is None:

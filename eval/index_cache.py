@@ -1,4 +1,4 @@
-"""Retrieval indexes on disk, each under a key of everything it was made from."""
+"""On-disk cache of retrieval indexes, keyed by everything that an index is built from."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MANIFEST = "manifest.json"
 
 
 class BrokenIndexError(Exception):
-    """An index on disk cannot be used; it is rebuilt."""
+    """A cached index cannot be used and must be rebuilt."""
 
 
 def content_hash(ids: Sequence[str], texts: Sequence[str]) -> str:
@@ -50,17 +50,17 @@ def cached_index(
     load: Callable[[Path], T],
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> T:
-    """Loads the index of `made_from` from the cache, building it first if need be.
+    """Loads the index of `made_from` from the cache, after building it if necessary.
 
-    The entry is the folder `CACHE/indexes/KIND-KEY`. It appears whole, by a rename; a manifest inside holds
-    `made_from` and the SHA-256 of every file. An entry that does not agree with its manifest or that `load` refuses is
-    rebuilt, with a warning. Of several processes that want the same index one builds, the others wait for it.
+    The entry is the folder `CACHE/indexes/KIND-KEY`, created atomically by a rename; a manifest inside records
+    `made_from` and the SHA-256 of every file. An entry that does not match its manifest or that `load` rejects is
+    rebuilt, with a warning. If several processes need the same index, one builds it and the others wait.
 
     Args:
         kind: `bm25`, `dense` or `splade`.
-        made_from: JSON-able parameters, library versions, model and content hash.
+        made_from: JSON-serializable parameters, library versions, model and content hash.
         build: Writes the index into an empty folder.
-        load: Reads it from the folder; raises OSError, ValueError, KeyError or EOFError if the files are wrong.
+        load: Reads it from the folder; raises OSError, ValueError, KeyError or EOFError if the files are invalid.
         cache_dir: See `files.caches.cache_root`.
 
     Raises:
@@ -72,7 +72,7 @@ def cached_index(
     try:
         return _load_checked(folder, described, load)
     except BrokenIndexError:
-        logger.debug("%s is not there or not whole", folder)  # looked at again under the lock
+        logger.debug("%s is missing or incomplete", folder)  # checked again under the lock
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{folder.name}.lock"):
@@ -80,21 +80,21 @@ def cached_index(
     except OSError as error:
         raise ResourceError(
             f"the index cannot be written to {folder.parent}: {error.strerror or error}; "
-            f"{CACHE_VARIABLE} names another folder"
+            f"set {CACHE_VARIABLE} to another folder"
         ) from error
 
 
 def _load_or_build(
     folder: Path, described: Mapping[str, Any], build: Callable[[Path], None], load: Callable[[Path], T]
 ) -> T:
-    """Second look and building, while no other process builds the same entry."""
+    """Checks again and builds, under the lock of the entry."""
     if folder.is_dir():
         try:
             return _load_checked(folder, described, load)
         except BrokenIndexError as error:
-            logger.warning("the cached index %s is not whole (%s): it is built again", folder, error)
+            logger.warning("the cached index %s is incomplete (%s) and is rebuilt", folder, error)
     for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)  # of a build that was killed; the lock says it is not running
+        shutil.rmtree(leftover, ignore_errors=True)  # of a killed build; holding the lock, we know it is not running
     with whole_folder(folder) as unfinished:
         build(unfinished)
         write_json(unfinished / _MANIFEST, _manifest(unfinished, described))
@@ -107,7 +107,7 @@ def _load_or_build(
 def _load_checked(folder: Path, described: Mapping[str, Any], load: Callable[[Path], T]) -> T:
     try:
         if read_json(folder / _MANIFEST) != json.loads(json.dumps(_manifest(folder, described))):
-            raise BrokenIndexError("its files are not those that were written")
+            raise BrokenIndexError("its files differ from those that were written")
         return load(folder)
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise BrokenIndexError(f"{type(error).__name__}: {error}") from error

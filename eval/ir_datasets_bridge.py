@@ -1,4 +1,4 @@
-"""Collections that ir_datasets knows by name."""
+"""Collections by their ir_datasets name."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def load_ir_dataset(dataset_id: str, name: str, split: str = "test") -> Collecti
     """Loads a collection by its ir_datasets name.
 
     Args:
-        dataset_id: Such as `beir/scifact/test` or `msmarco-passage/trec-dl-2019/judged`. Where the name itself has
-            no queries and judgments, `NAME/SPLIT` is tried.
+        dataset_id: Such as `beir/scifact/test` or `msmarco-passage/trec-dl-2019/judged`. If it has no queries and
+            judgments of its own, `NAME/SPLIT` is tried.
         name: Name of the collection.
         split: See above.
 
     Raises:
         InputError: ir_datasets does not know the name, or it lacks documents, queries or judgments.
-        ResourceError: ir_datasets is not installed, or its files cannot be fetched.
+        ResourceError: ir_datasets is not installed, or its files cannot be downloaded.
     """
     ir_datasets = require("ir_datasets", extra="ir-datasets", purpose="A collection named ir_datasets:…")
     dataset = _known_dataset(ir_datasets, dataset_id, split)
@@ -33,7 +33,7 @@ def load_ir_dataset(dataset_id: str, name: str, split: str = "test") -> Collecti
             if grade != int(grade) or grades.get(document_id, grade) != grade:
                 raise InputError(
                     f"ir_datasets' {dataset_id!r}: query {judgment.query_id!r}, document {document_id!r} has the "
-                    f"relevance {grade}; a whole number was expected, and one a document"
+                    f"relevance {grade}; expected one whole number per document"
                 )
             grades[document_id] = int(grade)
         ids = {document.doc_id: document.doc_id for document in dataset.docs_iter()}
@@ -62,7 +62,7 @@ def _known_dataset(ir_datasets: Any, dataset_id: str, split: str) -> Any:
 
 
 def _document(record: Any) -> Document:
-    """Title and text of any of ir_datasets' document types; without a `text` field all of its fields are the text."""
+    """Title and text of any ir_datasets document type; without a `text` field, all fields together are the text."""
     title, text = getattr(record, "title", None), getattr(record, "text", None)
     if isinstance(text, str):
         return Document(title=title if isinstance(title, str) else "", text=text)

@@ -1,8 +1,8 @@
-"""nDCG, MAP, MRR, recall and precision of a run, equal to trec_eval's.
+"""nDCG, MAP, MRR, recall and precision of a run, identical to trec_eval's.
 
-pytrec_eval computes (see `ndcg/trec_measures.py`, which the `evaluate` module on the Hub shares); this module is the
-package's own way to it. `ndcg@k` is trec_eval's `ndcg_cut`: the gain is the grade, the discount log2, ties are
-broken by score and then document id, both descending.
+Computed by pytrec_eval (see `ndcg/trec_measures.py`, which is shared with the `evaluate` module on the Hub); this
+module is the package's interface to it. `ndcg@k` is trec_eval's `ndcg_cut`: the gain is the grade, the discount is
+log2, and ties are broken by document id, descending.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ DEFAULT_MEASURES = ("ndcg@10",)
 
 @dataclass(frozen=True)
 class MetricResult:
-    """What a run is worth.
+    """The measures of a run.
 
     Attributes:
-        aggregate: Measure to its mean over queries, between 0 and 1.
+        aggregate: Mean of each measure over queries, between 0 and 1.
         per_query: Query id to measure to value, in the order of the qrels.
     """
 
@@ -32,10 +32,10 @@ class MetricResult:
 
 
 def canonical_measure(name: str) -> str:
-    """The name under which results list a measure: `nDCG@10` becomes `ndcg@10`.
+    """The canonical name of a measure in results: `nDCG@10` becomes `ndcg@10`.
 
     Raises:
-        InputError: There is no such measure; the message lists those there are.
+        InputError: Unknown measure; the message lists the supported ones.
     """
     try:
         return _trec_measures().parse_measure(name).name
@@ -50,15 +50,15 @@ def compute_metrics(
     complete: bool = True,
     relevance_level: int = 1,
 ) -> MetricResult:
-    """Measures `run` against `qrels`.
+    """Evaluates `run` against `qrels`.
 
     Args:
         run: Query id to document id to score. Queries without judgments are ignored.
-        qrels: Query id to document id to grade; 0 and less is not relevant.
-        measures: Any of `ndcg@k`, `map`, `map@k`, `mrr@k`, `recall@k`, `p@k`, in any case. `mrr@k` is trec_eval's
-            `recip_rank` of the run cut at k.
-        complete: True is `trec_eval -c`: the mean is over every query of the qrels, and one that the run lacks
-            counts 0. False: over the queries in both. A judged query that has no relevant document counts 0 in
+        qrels: Query id to document id to grade; 0 and below is not relevant.
+        measures: Any of `ndcg@k`, `map`, `map@k`, `mrr@k`, `recall@k`, `p@k`, case-insensitive. `mrr@k` is trec_eval's
+            `recip_rank` of the run truncated at k.
+        complete: True is `trec_eval -c`: the mean is over every query of the qrels, and one that is missing from the
+            run counts 0. False: over the queries in both. A judged query that has no relevant document counts 0 in
             both, as in trec_eval.
         relevance_level: Lowest grade that is relevant in the binary measures (`trec_eval -l`); TREC Deep Learning
             uses 2 for MAP, MRR, recall and precision. nDCG does not use it.
@@ -67,8 +67,8 @@ def compute_metrics(
         Means and per-query values under the canonical (lower-case) names.
 
     Raises:
-        InputError: A measure that does not exist, a score that is not a number, a grade that is not whole, an id
-            that is not a usable string, empty qrels, or a run and qrels that share no query.
+        InputError: Unknown measure, a score that is not a number, a grade that is not whole, an id that is not a
+            usable string, empty qrels, or a run and qrels that share no query.
         ResourceError: pytrec_eval is not installed.
     """
     names = [measures] if isinstance(measures, str) else list(measures)
@@ -81,6 +81,6 @@ def compute_metrics(
 
 
 def _trec_measures() -> Any:
-    """The computing module, imported late so that reading this one needs no extra."""
-    require("pytrec_eval", extra="eval", purpose="Measuring a run")
+    """The computing module, imported lazily so that this module can be imported without the extra."""
+    require("pytrec_eval", extra="eval", purpose="Evaluating a run")
     return require("modeling_tsarank.eval.ndcg.trec_measures")

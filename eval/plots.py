@@ -1,4 +1,4 @@
-"""Figures of matplotlib, written whole or not at all."""
+"""Matplotlib figures, written atomically."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from modeling_tsarank.files.writing import whole_file
 
 
 def new_figure(width: float, height: float) -> tuple[Any, Any]:
-    """A figure and its axes; sizes in inches. Raises `ResourceError` where matplotlib is missing."""
+    """A figure and its axes; sizes in inches. Raises `ResourceError` if matplotlib is not installed."""
     figure_module = require("matplotlib.figure", extra="eval", purpose="A plot")
     # Without pyplot there is no global state, no display, and nothing to close.
     figure = figure_module.Figure(figsize=(width, height), dpi=150, layout="constrained")
@@ -20,7 +20,7 @@ def new_figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Writes a figure, whole or not at all, in the format of the file's ending or else as PNG."""
+    """Writes a figure atomically, in the format of the file's suffix or else as PNG."""
     kind = path.suffix.lower().removeprefix(".")
     with whole_file(path) as temporary:
         figure.savefig(temporary, format=kind if kind in figure.canvas.get_supported_filetypes() else "png")

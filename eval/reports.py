@@ -1,4 +1,4 @@
-"""Tables: the form of the papers' result tables, in Markdown, CSV and plain text."""
+"""Result tables in the papers' form, in Markdown, CSV and plain text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Row:
     Attributes:
         dataset: Its name.
         queries: Number of evaluated queries.
-        systems: Measure to mean of the first stage, of the reranker and, where there is one, of their mixture.
+        systems: Measure to mean of the first stage, of the reranker and, if any, of their fusion.
     """
 
     dataset: str
@@ -31,7 +31,7 @@ def result_cells(rows: Sequence[Row], systems: Sequence[str], measure: str) -> t
     """Header and body of one measure's table, as in Tables 2 to 4 of the papers.
 
     Args:
-        rows: One for each dataset, and their average.
+        rows: One per dataset, and their average.
         systems: Names of the compared systems, in the order of `Row.systems`.
         measure: The measure.
     """
@@ -44,7 +44,7 @@ def result_cells(rows: Sequence[Row], systems: Sequence[str], measure: str) -> t
 
 
 def result_pages(rows: Sequence[Row], systems: Sequence[str], measures: Sequence[str]) -> str:
-    """One Markdown table for each measure, values times 100 with one decimal, each under its heading."""
+    """One Markdown table per measure, values times 100 with one decimal, each under a heading."""
     tables = {measure: markdown_table(*result_cells(rows, systems, measure)) for measure in measures}
     return "\n".join(f"## {measure_title(measure)} (x 100)\n\n{table}" for measure, table in tables.items())
 
@@ -52,7 +52,7 @@ def result_pages(rows: Sequence[Row], systems: Sequence[str], measures: Sequence
 def result_lines(
     rows: Sequence[Row], systems: Sequence[str], measures: Sequence[str]
 ) -> tuple[list[str], list[list[str]]]:
-    """Header and body of the machine-readable table: one line a dataset and system, values x 100, two decimals."""
+    """Header and body of the machine-readable table: one line per dataset and system, values x 100, two decimals."""
     body = [
         [row.dataset, str(row.queries), name, *(f"{100 * values[measure]:.2f}" for measure in measures)]
         for row in rows
@@ -62,7 +62,7 @@ def result_lines(
 
 
 def average_row(name: str, rows: Sequence[Row]) -> Row:
-    """The mean over datasets, each counted once whatever its number of queries; queries are summed."""
+    """The mean over datasets, each with equal weight whatever its number of queries; queries are summed."""
     columns = zip(*(row.systems for row in rows), strict=True)
     return Row(name, sum(row.queries for row in rows), [mean_results(column) for column in columns])
 
@@ -74,7 +74,7 @@ def measure_title(measure: str) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, the first column to the left and the others to the right; `|` in a cell is escaped."""
+    """A Markdown table, the first column left-aligned and the others right-aligned; `|` in a cell is escaped."""
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

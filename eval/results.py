@@ -1,4 +1,4 @@
-"""The files that one evaluated collection leaves: metrics and per-query values."""
+"""The result files of one evaluated collection: measures and per-query values."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class DatasetResult:
         queries: Evaluated queries.
         pairs: Scored pairs.
         systems: Measures of `first_stage`, of `reranked`, the reranker alone over the first stage's `top_k`, and,
-            where scores are mixed, of `fused`. The last one's ranking is in `run.trec`.
+            if scores are fused, of `fused`. The ranking of the last one is in `run.trec`.
     """
 
     name: str
@@ -70,9 +70,9 @@ def write_dataset_files(
 
     Args:
         result: The measures.
-        options: What was evaluated.
+        options: The options of the evaluation.
         settings: The recorded settings of the scores.
-        records: What was logged of each block, for times, tokens and devices of all sessions that scored.
+        records: The log of each block, for times, tokens and devices of all scoring sessions.
         qrels: Judgments of the evaluated queries.
         processes: Number of processes of this session.
         wall_seconds: Wall time of this session, from start to measures.
@@ -83,7 +83,7 @@ def write_dataset_files(
         **settings,
         "queries": result.queries,
         "pairs": result.pairs,
-        # Wall time of the session that wrote this; scoring time is summed over all processes and resumed sessions.
+        # Wall time is this session's; scoring time is summed over all processes and resumed sessions.
         "wall_seconds": round(wall_seconds, 3),
         "scoring_seconds": round(seconds, 3),
         "pairs_per_second_and_process": round(result.pairs / seconds, 3) if seconds else None,
@@ -117,6 +117,6 @@ def write_dataset_files(
 
 
 def total(counts: Sequence[int | None]) -> int | None:
-    """The sum of what all blocks tell; None where one does not."""
+    """The sum over all blocks; None if one has no value."""
     known = [count for count in counts if count is not None]
     return sum(known) if len(known) == len(counts) else None

@@ -1,4 +1,4 @@
-"""Run files and qrels in the formats that other tools read: TREC, MS MARCO, BEIR, rank_llm's and Pyserini's JSON."""
+"""Run files and qrels in common formats: TREC, MS MARCO, BEIR, and the JSON of rank_llm and Pyserini."""
 
 from __future__ import annotations
 
@@ -31,35 +31,35 @@ def ranked(scores: Mapping[str, float], depth: int | None = None) -> list[str]:
 
     Args:
         scores: Document id to score.
-        depth: How many to return; all by default.
+        depth: Maximum number to return; all by default.
     """
     documents = sorted(scores, reverse=True)
-    with np.errstate(over="ignore"):  # beyond float32 is infinite for trec_eval, too
+    with np.errstate(over="ignore"):  # values beyond float32 are infinite for trec_eval, too
         values = np.array([scores[document] for document in documents], dtype=np.float64).astype(np.float32)
     order = np.argsort(-values, kind="stable")
     return [documents[index] for index in order[:depth]]
 
 
 def read_run(path: str | os.PathLike[str], run_format: str | None = None) -> Run:
-    """Reads a run; the format is recognized by the file's first line, and packed files are unpacked.
+    """Reads a run; the format is detected from the file's first line, and compressed files are decompressed.
 
-    - TREC: six columns `query Q0 document rank score tag`, divided by any ASCII white space as trec_eval divides
-      them; the score counts, the rank does not.
-    - Three columns `query document rank`, as MS MARCO's, where the whole numbers of every query are 1 to n in some
-      order: the score is 1/rank. Three columns `query document score` where the scores are not whole numbers. What
-      is neither for certain is refused unless `run_format` decides.
+    - TREC: six columns `query Q0 document rank score tag`, separated by any ASCII white space as in trec_eval;
+      the score is used, the rank is not.
+    - Three columns `query document rank`, as MS MARCO's, if the whole numbers of every query are 1 to n in some
+      order: the score is 1/rank. Three columns `query document score` if the scores are not whole numbers. Anything
+      ambiguous raises unless `run_format` decides.
     - JSON Lines or a JSON array of rank_llm or Pyserini: `{"query": {"text", "qid"}, "candidates": [{"docid",
       "score", "doc"}]}`, or the older `{"query": text, "hits": [{"qid", "docid", "rank", "score", "content"}]}`.
       Candidates without scores get 1/rank in the order of their field `rank`, or else of the list.
 
-    A line that repeats another is kept once, with a warning.
+    Duplicate lines are merged, with a warning.
 
     Args:
         path: The file.
-        run_format: What the third of three columns is: `ranks` or `scores`; found out by default.
+        run_format: Meaning of the third of three columns: `ranks` or `scores`; detected by default.
 
     Raises:
-        InputError: No such file, nothing in it, a line that fits no format (with its number), a score that is not
+        InputError: No such file, an empty file, a line in no known format (with its number), a score that is not
             a number, or two different scores for one document and query.
     """
     if run_format not in (None, *RUN_FORMATS):
@@ -67,7 +67,7 @@ def read_run(path: str | os.PathLike[str], run_format: str | None = None) -> Run
     lines = read_lines(path)
     first = next(lines, None)
     if first is None:
-        raise InputError(f"{path} is empty; a run was expected")
+        raise InputError(f"{path} is empty; expected a run")
     run: Run
     if first[1].lstrip().startswith(("{", "[")):
         records = read_json_rows(path, allow_nan=True)
@@ -77,17 +77,18 @@ def read_run(path: str | os.PathLike[str], run_format: str | None = None) -> Run
     else:
         run = _collect(_trec_rows(chain([first], lines)), "score")
     if not run:
-        raise InputError(f"{path} names no query; a run was expected")
+        raise InputError(f"{path} contains no query; expected a run")
     return run
 
 
 def write_run(path: str | os.PathLike[str], run: Mapping[str, Mapping[str, float]], tag: str) -> None:
-    """Writes a TREC run file, whole or not at all: queries in the run's order, documents in trec_eval's.
+    """Writes a TREC run file atomically: queries in the run's order, documents in trec_eval's.
 
-    Scores are written with every digit, so reading gives back the same numbers.
+    Scores are written with full precision and read back unchanged.
 
     Raises:
-        InputError: An id or the tag has white space or is empty, which six columns cannot hold, or a score is NaN.
+        InputError: An id or the tag is empty or contains white space, which a TREC run cannot represent, or a score
+            is NaN.
     """
     _check_column(tag, "tag")
     with whole_text(path) as file:
@@ -104,23 +105,23 @@ def write_run(path: str | os.PathLike[str], run: Mapping[str, Mapping[str, float
 def read_qrels(path: str | os.PathLike[str]) -> Qrels:
     """Reads relevance judgments: TREC's four columns, or BEIR's three with or without a header.
 
-    Columns are divided by any ASCII white space, as in trec_eval; under BEIR's header by tabs only.
+    Columns are separated by any ASCII white space, as in trec_eval; under BEIR's header by tabs only.
 
-    A line that repeats another is kept once, with a warning.
+    Duplicate lines are merged, with a warning.
 
     Raises:
-        InputError: No such file, nothing in it, a line with another number of columns or a grade that is not whole
+        InputError: No such file, an empty file, a line with another number of columns or a grade that is not whole
             (with the line's number), or two different grades for one document and query.
     """
     qrels: Qrels = _collect(_qrel_rows(read_lines(path)), "relevance")
     if not qrels:
-        raise InputError(f"{path} holds no judgment; qrels were expected")
+        raise InputError(f"{path} contains no judgment; expected qrels")
     return qrels
 
 
 def _check_column(value: str, what: str) -> None:
     if _columns(value) != [value]:
-        raise InputError(f"{what} {value!r} is empty or has white space, which a TREC run file cannot hold")
+        raise InputError(f"{what} {value!r} is empty or contains white space, which a TREC run file cannot represent")
 
 
 def _collect(rows: Iterable[tuple[Any, ...]], what: str) -> dict[str, dict[str, Any]]:
@@ -139,12 +140,12 @@ def _collect(rows: Iterable[tuple[Any, ...]], what: str) -> dict[str, dict[str, 
                 f"{values[document_id]}, now {value}; keep one"
             )
     if repeated:
-        logger.warning("%s: %d repeated line(s) kept once, up to here", last_place, repeated)
+        logger.warning("%s: merged %d duplicate line(s)", last_place, repeated)
     return nested
 
 
 def _columns(line: str) -> list[str]:
-    """A line's columns, divided at ASCII white space only, as C's isspace does it."""
+    """A line's columns, split at ASCII white space only, like C's isspace."""
     return line.split() if line.isascii() and line.isprintable() else [c.decode() for c in line.encode().split()]
 
 
@@ -180,7 +181,7 @@ def _three_columns(path: str | os.PathLike[str], run_format: str | None) -> Run:
 
 
 def _are_ranks(texts: Mapping[str, Mapping[str, str]], path: str | os.PathLike[str]) -> bool:
-    """Whether a third column holds ranks, or else scores. Raises `InputError` where it may be either."""
+    """Whether a third column contains ranks, or else scores. Raises `InputError` if ambiguous."""
     is_ranked, odd, fraction = False, None, None
     for query_id, values in texts.items():
         left = set(range(1, len(values) + 1))
@@ -199,8 +200,8 @@ def _are_ranks(texts: Mapping[str, Mapping[str, str]], path: str | os.PathLike[s
     at = fraction or odd
     place = next(place for place, line in read_lines(path) if tuple(_columns(line)[:2]) == at)
     raise InputError(
-        f"{place}: {texts[at[0]][at[1]]} is no rank where the ranks of a query are 1 to n, and scores are not whole "
-        "numbers throughout; say --run-format ranks or --run-format scores"
+        f"{place}: {texts[at[0]][at[1]]} is neither: ranks of a query are 1 to n, and scores are not whole numbers "
+        "throughout; give --run-format ranks or --run-format scores"
     )
 
 
@@ -214,7 +215,7 @@ def _rank(text: str) -> int:
 
 def _score(text: Any, place: str, what: str = "score") -> float:
     try:
-        # Python reads more than C does: 1_0, and digits of other scripts.
+        # Python accepts more than C does: 1_0, and digits of other scripts.
         is_odd = isinstance(text, bool) or (isinstance(text, str) and ("_" in text or not text.isascii()))
         score = math.nan if is_odd else float(text)
     except (TypeError, ValueError, OverflowError):
@@ -232,7 +233,7 @@ def _score_of_rank(text: str, place: str) -> float:
 
 
 def read_texts(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Queries and documents by id, where a JSON run of rank_llm or Pyserini holds them beside the scores.
+    """Queries and documents by id, from a JSON run of rank_llm or Pyserini that contains texts.
 
     Raises:
         InputError: See `read_run`, or a text is missing.
@@ -249,7 +250,7 @@ def read_texts(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, 
 
 def _candidate_rows(place: str, record: Any) -> Iterator[tuple[str, str, str, float, dict[str, Any]]]:
     if not isinstance(record, dict):
-        raise InputError(f"{place}: a JSON object was expected, found {shown(record)}")
+        raise InputError(f"{place}: expected a JSON object, found {shown(record)}")
     candidates = field_value(record, "candidates")
     if not isinstance(candidates, list) or not all(isinstance(candidate, dict) for candidate in candidates):
         raise InputError(f"{place}: expected a list of objects under 'candidates' (or 'hits')")
@@ -272,11 +273,11 @@ def _qrel_rows(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str
     only_tabs = False
     for number, (place, line) in enumerate(lines):
         if number == 0 and _columns(line)[0].lower() in _QRELS_HEADERS and len(_columns(line)) == 3:
-            only_tabs = line.count("\t") == 2  # BEIR's, whose ids may hold spaces
+            only_tabs = line.count("\t") == 2  # BEIR's, whose ids may contain spaces
             continue
         columns = _tabbed(line, place) if only_tabs else _columns(line)
         if len(columns) != 3 and (only_tabs or len(columns) != 4):
-            expected = "3 divided by tabs, as the header has" if only_tabs else "TREC's 4 or BEIR's 3"
+            expected = "3 separated by tabs, as in the header" if only_tabs else "TREC's 4 or BEIR's 3"
             raise InputError(
                 f"{place}: {len(columns)} columns, expected {expected} (query iteration document relevance, or "
                 "query-id corpus-id score)"
@@ -287,7 +288,7 @@ def _qrel_rows(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str
 
 
 def _tabbed(line: str, place: str) -> list[str]:
-    """The columns of BEIR's TSV, which its own loader reads by the `csv` module, quotation marks included."""
+    """The columns of BEIR's TSV, parsed with the `csv` module like BEIR's own loader, including quotation marks."""
     try:
         columns = next(csv.reader([line], delimiter="\t"))
     except csv.Error as error:
@@ -303,11 +304,11 @@ _QRELS_HEADERS = {"query-id", "query_id", "qid", "query"}
 
 def _grade(text: str, place: str) -> int:
     grade = _score(text, place, "relevance")
-    if not grade.is_integer():  # some published qrels write 1.0
+    if not grade.is_integer():  # some published qrels contain 1.0
         raise InputError(f"{place}: the relevance {shown(text)} is not a whole number")
     return int(grade)
 
 
 def tag_of(path: str | os.PathLike[str]) -> str:
-    """A run tag made from a file's or model's name: its last part, white space as underscores."""
+    """A run tag from a file's or model's name: its last part, with underscores for white space."""
     return "_".join(Path(path).name.split()) or "run"

@@ -1,4 +1,4 @@
-"""Scoring blocks of (query, document) pairs, or whole lists of a query, with any ranker, and the log of blocks."""
+"""Scores blocks of (query, document) pairs, or whole lists of a query, with any ranker, and logs the blocks."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class ScorerSource:
-    """A scorer that is loaded when the first pair needs it: a finished evaluation is reported again without it.
+    """A scorer that is loaded lazily: a finished evaluation is reported again without loading it.
 
     Attributes:
-        name: What tables and plots call it.
-        load: Makes the scorer; called at most once.
-        settings: Everything that changes its scores (checkpoint, number format, length limits), as JSON values; a
-            resumed evaluation with other settings is refused.
-        batch_tokens: Token budget of a batch, for a scorer that takes one.
-        whole_lists: Whether it orders all documents of a query together (`ListRanker.rank`), and not pair by pair
+        name: Its name in tables and plots.
+        load: Creates the scorer; called at most once.
+        settings: Everything that changes its scores (checkpoint, dtype, length limits), as JSON values; resuming with
+            other settings raises.
+        batch_tokens: Token budget of a batch, if the scorer supports one.
+        whole_lists: Whether it ranks all documents of a query together (`ListRanker.rank`) instead of pair by pair
             (`Scorer.predict`).
     """
 
@@ -51,36 +51,36 @@ class ScorerSource:
 
 
 def score_blocks(pool: Pool, candidates: Candidates, log: ResultLog, show: bool) -> list[dict[str, Any]]:
-    """Scores the blocks that are not in the log yet, each of which is logged as soon as it is complete.
+    """Scores the blocks that are not logged yet; each is logged as soon as it is complete.
 
     Args:
-        pool: Does the work with a `BlockScorer`.
+        pool: Runs a `BlockScorer`.
         candidates: The pairs.
-        log: Where records go: block to what `BlockScorer` returns.
-        show: Whether to show a bar: pairs done, pairs per second, time left.
+        log: Maps each block to the record that `BlockScorer` returns.
+        show: Whether to show a progress bar: pairs done, pairs per second, time left.
 
     Returns:
         The records of all blocks in order.
 
     Raises:
-        ModelError: the scorer returned another number of scores than there are pairs.
-        NonFiniteScoreError: it returned NaN or an infinity.
+        ModelError: The scorer returned another number of scores than there are pairs.
+        NonFiniteScoreError: It returned NaN or an infinity.
     """
     name, blocks = candidates.collection.name, range(len(candidates.blocks))
     left = [block for block in blocks if str(block) not in log]
     pairs = len(candidates.pairs)
     done = pairs - sum(len(candidates.blocks[block]) for block in left)
     if done:
-        logger.info("%s: %d of %d pairs are scored already", name, done, pairs)
+        logger.info("%s: %d of %d pairs are already scored", name, done, pairs)
     if left:
-        next(pool.map([(None, None)]))  # before the bar starts: loading is not scoring, and would spoil the rate
+        next(pool.map([(None, None)]))  # load before the bar starts, as loading time would distort its rate
     bar = tqdm(
         total=pairs,
         initial=done,
         desc=f"reranking {name}",
         unit="pair",
         disable=not show,
-        # The true mean rate of this run: blocks are few and long, so that a moving average would only waver.
+        # The true mean rate of this run: blocks are few and long, so a moving average would fluctuate.
         smoothing=0,
     )
     with bar:
@@ -90,7 +90,7 @@ def score_blocks(pool: Pool, candidates: Candidates, log: ResultLog, show: bool)
                 query_id, document_id = candidates.block_pairs_of(block)[int(bad[0])]
                 raise NonFiniteScoreError(
                     f"the model scored document {document_id!r} of query {query_id!r} as {record['scores'][bad[0]]}: "
-                    "try --dtype float32, and look at the document's text"
+                    "try --dtype float32, and check the document's text"
                 )
             log.add({str(block): record})
             bar.update(len(candidates.blocks[block]))
@@ -103,26 +103,26 @@ class BlockScorer:
 
     Attributes:
         source: The scorer.
-        show: Whether the scorer may show a progress bar of its own.
+        show: Whether the scorer may show its own progress bar.
     """
 
     source: ScorerSource
     show: bool = False
 
     def __call__(self, block: Any) -> dict[str, Any] | None:
-        """What is logged of a block: its scores in order, seconds, device, number format, and what the model tells.
+        """The record of a block: its scores in order, seconds, device, dtype, and what the model reports.
 
         Args:
-            block: (query, document) texts, of a ranker of lists (query, documents); None only loads the scorer.
+            block: (query, document) texts, for a listwise ranker (query, documents); None only loads the scorer.
 
         Raises:
-            ModelError: not one score a pair.
+            ModelError: The number of scores differs from the number of pairs.
         """
         scorer = self.source.get()
         if block is None:
             return None
         started = time.perf_counter()
-        with cuts_reported():  # for all blocks together, in the results
+        with cuts_reported():  # reported once for all blocks, with the results
             if self.source.whole_lists:
                 values, counts = _rank_lists(scorer, block, self.source.batch_tokens)
             else:
@@ -139,7 +139,7 @@ class BlockScorer:
 def _rank_lists(
     ranker: ListRanker, lists: Sequence[tuple[str, list[str]]], batch_tokens: int | None
 ) -> tuple[np.ndarray, dict[str, int]]:
-    """The scores of all documents of some lists, and what the ranker tells of all of them together."""
+    """The scores of all documents of some lists, and what the ranker reports about them in total."""
     scores: list[float] = []
     counts: list[dict[str, int]] = []
     for query, documents in lists:
@@ -149,6 +149,6 @@ def _rank_lists(
 
 
 def _describe(scorer: Any, *attributes: str) -> str:
-    """The first of these attributes that the scorer has."""
+    """The value of the first of these attributes that the scorer has."""
     found = (getattr(scorer, name, None) for name in attributes)
     return str(next((value for value in found if value is not None), "unknown")).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""The best documents out of many scores, the same ones every time."""
+"""Deterministic selection of the best documents by score."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class TopSelector:
-    """Picks the highest scores of a corpus; ties go as trec_eval breaks them, by document id descending.
+    """Selects the highest scores of a corpus; ties are broken as in trec_eval, by document id descending.
 
     Args:
         ids: Document ids, in the order of the score arrays.
@@ -24,9 +24,9 @@ class TopSelector:
         """The `depth` best documents, best first.
 
         Args:
-            scores: Float array, one score a document.
-            depth: How many at most.
-            positions: Integer array of the documents that `scores` belongs to; all in order by default.
+            scores: Float array, one score per document.
+            depth: Maximum number of documents.
+            positions: Integer array with the document index of each score; all documents in order by default.
 
         Returns:
             Document id to score.
@@ -34,7 +34,7 @@ class TopSelector:
         if positions is None:
             positions = np.arange(len(scores))
         if depth < len(scores):
-            # Everything at or above the depth-th best score: a partition alone would cut ties at random.
+            # Everything at or above the depth-th best score: a partition alone would break ties arbitrarily.
             threshold = np.partition(scores, len(scores) - depth)[len(scores) - depth]
             kept = np.flatnonzero(scores >= threshold)
             scores, positions = scores[kept], positions[kept]

@@ -1,4 +1,4 @@
-"""Whether one run is better than another: paired tests over queries, and a correction over several datasets.
+"""Whether one run is better than another: paired tests over queries, with a correction for several datasets.
 
 The tests follow Smucker, Allan and Carterette, "A Comparison of Statistical Significance Tests for Information
 Retrieval Evaluation" (CIKM 2007): the paired t-test and the two-sided randomization test, which flips the sign of
@@ -27,7 +27,7 @@ _TIE = 1e-9
 
 @dataclass(frozen=True)
 class Comparison:
-    """Run B against run A on one dataset; every difference is B − A, in the measure's own unit (0 to 1).
+    """Run B against run A on one dataset; every difference is B − A, on the measure's scale (0 to 1).
 
     Attributes:
         name: The dataset.
@@ -38,17 +38,17 @@ class Comparison:
         difference: Mean difference.
         ci_low: Lower end of the 95% confidence interval of the mean difference (Student's t).
         ci_high: Upper end.
-        effect_size: Cohen's d_z, mean difference over the differences' standard deviation; 0 without any difference
-            and infinite where every query differs by the same amount.
+        effect_size: Cohen's d_z, mean difference over the differences' standard deviation; 0 if all differences are 0,
+            infinite if all are the same other value.
         t_statistic: Of the paired t-test.
         t_p: Its two-sided p-value.
         randomization_p: Two-sided p-value of the sign-flip test.
-        exact: True where all sign flips were enumerated, False where they were sampled.
+        exact: True if all sign flips were enumerated, False if they were sampled.
         wins: Queries on which B is better.
         ties: Queries on which they are equal.
         losses: Queries on which A is better.
         t_p_holm: `t_p` after Holm's correction over the datasets compared together.
-        randomization_p_holm: `randomization_p` after the same.
+        randomization_p_holm: `randomization_p` after the same correction.
     """
 
     name: str
@@ -80,21 +80,21 @@ def compare_runs(
     resamples: int = 100_000,
     seed: int = 0,
 ) -> Comparison:
-    """Compares two runs query by query; a judged query that a run lacks counts 0 in it, as in `trec_eval -c`.
+    """Compares two runs query by query; a judged query that is missing from a run counts 0, as in `trec_eval -c`.
 
     Args:
         run_a: The first run, the baseline.
         run_b: The second run.
-        qrels: The judgments of both.
-        measure: One name that `compute_metrics` knows.
-        name: What to call the dataset.
-        resamples: Sign flips to sample where there are too many to enumerate.
-        seed: Seeds that sampling.
+        qrels: The relevance judgments for both.
+        measure: A measure that `compute_metrics` accepts.
+        name: Name of the dataset.
+        resamples: Number of sign flips to sample if there are too many to enumerate.
+        seed: Seed of the sampling.
 
     Raises:
-        InputError: fewer than two judged queries, an unknown measure, or a run without any judged query.
+        InputError: Fewer than two judged queries, an unknown measure, or a run without any judged query.
     """
-    # Both have every judged query.
+    # Both runs have a value for every judged query.
     values_a, values_b = query_values(run_a, qrels, measure), query_values(run_b, qrels, measure)
     query_ids = sorted(values_a)
     first, second = ([values[query_id] for query_id in query_ids] for values in (values_a, values_b))
@@ -121,13 +121,13 @@ def compare_values(
     Args:
         values_a: Shape `(n,)`.
         values_b: Shape `(n,)`, the same queries in the same order.
-        measure: Name of the measure, for the record.
-        name: Name of the dataset, for the record.
+        measure: Name of the measure, recorded in the result.
+        name: Name of the dataset, recorded in the result.
         resamples: See `randomization_test`.
         seed: See `randomization_test`.
 
     Raises:
-        InputError: fewer than two queries, or a different number in each.
+        InputError: Fewer than two queries, or different numbers of them.
     """
     stats = require("scipy.stats", extra="eval", purpose="Comparing runs")
     first, second = np.asarray(values_a, dtype=np.float64), np.asarray(values_b, dtype=np.float64)
@@ -142,7 +142,7 @@ def compare_values(
     margin = float(stats.t.ppf(0.975, len(differences) - 1)) * deviation / np.sqrt(len(differences))
     p_value, exact = randomization_test(differences, resamples, seed)
     if np.ptp(differences) == 0:
-        # Without variance t is undefined (no difference at all) or infinite (the same difference everywhere).
+        # Without variance t is undefined (all differences 0) or infinite (all differences equal).
         t_statistic, t_p = (0.0, 1.0) if mean == 0 else (float(np.copysign(np.inf, mean)), 0.0)
         effect = t_statistic
     else:
@@ -174,14 +174,14 @@ def randomization_test(
 ) -> tuple[float, bool]:
     """Two-sided randomization (sign-flip permutation) test of a mean difference of 0.
 
-    Under the null hypothesis each query's difference is as likely to have the other sign; p is the share of sign
-    choices whose mean is at least as far from 0 as the observed one. Ties do not change under a flip and are left out.
+    Under the null hypothesis both signs of each query's difference are equally likely; p is the fraction of sign
+    assignments whose mean is at least as far from 0 as the observed one. Ties are unaffected by flips and left out.
 
     Args:
         differences: Shape `(n,)`.
-        resamples: All 2^n sign choices are enumerated where they are no more than this; otherwise this many are drawn
-            and p is (count + 1) / (resamples + 1), which never claims 0.
-        seed: Seed of the drawing.
+        resamples: All 2^n sign assignments are enumerated if there are no more than this; otherwise this many are
+            sampled and p is (count + 1) / (resamples + 1), which is never 0.
+        seed: Seed of the sampling.
 
     Returns:
         The p-value, and whether it is exact.
@@ -194,7 +194,7 @@ def randomization_test(
     values = values[values != 0]
     if len(values) == 0:
         return 1.0, True
-    # Rounding must not make the observed arrangement, or one equal to it, look less extreme than itself.
+    # Rounding must not make the observed assignment, or an equal one, look less extreme than itself.
     threshold = abs(values.sum()) * (1 - 1e-12) - 1e-12
     if len(values) < 63 and 2 ** len(values) <= resamples:
         sums = np.zeros(1)
@@ -205,10 +205,10 @@ def randomization_test(
 
 
 def _count_extreme(values: np.ndarray, threshold: float, resamples: int, seed: int) -> int:
-    """How many of `resamples` random sign choices have an absolute sum of at least `threshold`.
+    """How many of `resamples` random sign assignments have an absolute sum of at least `threshold`.
 
-    One random bit a sign, in chunks of a few million signs: some twenty-five times faster than scipy's general
-    permutation test, which matters for the 6,980 queries of MS MARCO's development set.
+    Uses one random bit per sign, in chunks of a few million signs: about twenty-five times faster than scipy's
+    general permutation test, which matters for the 6,980 queries of MS MARCO's development set.
     """
     generator = np.random.default_rng(seed)
     chunk = max(1, 4_000_000 // len(values))
@@ -223,10 +223,9 @@ def _count_extreme(values: np.ndarray, threshold: float, resamples: int, seed: i
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979) of the p-values of one family.
+    """Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979) of one family of p-values.
 
-    The i-th smallest of m p-values is multiplied by m − i + 1; an adjusted value is never below a smaller one's, nor
-    above 1.
+    The i-th smallest of m p-values is multiplied by m − i + 1; adjusted values are made monotone and capped at 1.
 
     Args:
         p_values: Shape `(m,)`.
@@ -243,7 +242,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def correct(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Fills in the Holm-corrected p-values of comparisons made together, one family per test."""
+    """Adds the Holm-corrected p-values of comparisons made together, one family per test."""
     t_values = holm([comparison.t_p for comparison in comparisons])
     randomization_values = holm([comparison.randomization_p for comparison in comparisons])
     return [
@@ -253,9 +252,9 @@ def correct(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 
 def mean_interval(differences: Mapping[str, Sequence[float]]) -> tuple[float, float, float]:
-    """Mean over collections of the mean differences of their queries, and its 95% interval.
+    """Mean over collections of their mean differences, and its 95% confidence interval.
 
-    A normal approximation: each collection counts alike, and the variances of their means add up.
+    A normal approximation: each collection has equal weight, and the variances of their means add up.
     """
     means = [statistics.fmean(values) for values in differences.values()]
     variance = sum(statistics.variance(values) / len(values) for values in differences.values()) / len(means) ** 2

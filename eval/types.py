@@ -9,7 +9,7 @@ from typing import Any
 
 
 Run = dict[str, dict[str, float]]
-"""Query id to document id to score; higher is better. The order inside a query carries no meaning."""
+"""Query id to document id to score; higher is better. The order within a query has no meaning."""
 
 Qrels = dict[str, dict[str, int]]
 """Query id to document id to relevance grade; 0 or less is not relevant."""
@@ -20,7 +20,7 @@ class Document:
     """One document of a collection.
 
     Attributes:
-        title: The title; empty where the collection has none.
+        title: The title; empty if the collection has none.
         text: The body.
     """
 
@@ -29,16 +29,16 @@ class Document:
 
     @property
     def full_text(self) -> str:
-        """Title, one space and text, without surrounding white space: how BEIR shows a document to a ranker."""
+        """Title, one space and text, stripped: the document text that BEIR passes to a ranker."""
         return f"{self.title} {self.text}".strip()
 
 
 class StoredDocuments(Mapping[str, Document]):
-    """Documents that stay where they are stored, each fetched when asked for; only ids and places are in memory.
+    """Documents that stay in their storage and are loaded on access; only ids and keys are in memory.
 
     Args:
-        places: Document id to whatever `fetch` finds it by.
-        fetch: Reads one document; picklable, where the documents are handed to other processes.
+        places: Document id to the key that `fetch` takes.
+        fetch: Loads one document; must be picklable if the documents are passed to other processes.
     """
 
     def __init__(self, places: Mapping[str, Any], fetch: Callable[[Any], Document]) -> None:
@@ -63,12 +63,12 @@ class Collection:
 
     Attributes:
         name: Short name for tables and file names, such as `scifact`.
-        documents: Document id to `Document`. Any mapping will do; a lazy one need not hold the corpus in memory.
-        queries: Query id to query text. It may hold queries without judgments.
-        qrels: Judgments of one split.
-        self_match: True where queries are themselves documents of the collection (ArguAna): a query's own
+        documents: Document id to `Document`. Any mapping; a lazy one need not have the corpus in memory.
+        queries: Query id to query text, possibly including queries without judgments.
+        qrels: Relevance judgments of one split.
+        self_match: True if queries are themselves documents of the collection (ArguAna): a query's own
             document, the one with the query's id, is then removed from its candidates.
-        runs: Published first-stage runs that came with the collection, by file stem.
+        runs: First-stage runs published with the collection, by file stem.
     """
 
     name: str

@@ -1,1 +1,1 @@
-"""The `evaluate` module for nDCG and its companions; also the computation behind `modeling_tsarank.eval.metrics`."""
+"""The `evaluate` module for nDCG and related measures; `modeling_tsarank.eval.metrics` uses the same computation."""

@@ -1,7 +1,7 @@
-"""nDCG@k, MAP, MRR@k, Recall@k and Precision@k over runs and qrels, as an `evaluate` metric, equal to trec_eval's.
+"""nDCG@k, MAP, MRR@k, Recall@k and Precision@k over runs and qrels, as an `evaluate` metric, identical to trec_eval's.
 
 The gain is the relevance grade, the discount is log2, ties are broken by document id (descending), a query missing
-from the run counts 0 (`-c`). pytrec_eval computes (Van Gysel and de Rijke, SIGIR 2018).
+from the run counts 0 (`-c`). Computed by pytrec_eval (Van Gysel and de Rijke, SIGIR 2018).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DEFAULT_CUTOFFS = (1, 5, 10)
 
 
 class NDCG(evaluate.Metric):
-    """nDCG@k and other trec_eval measures. Runs and qrels may be added in batches of any, unequal, sizes.
+    """nDCG@k and other trec_eval measures. Runs and qrels may be added in batches of any, also unequal, sizes.
 
     Args:
         predictions: rows {"query_id": str, "doc_id": str, "score": float}, or tuples in that order,
@@ -73,7 +73,7 @@ class NDCG(evaluate.Metric):
                     "references": {
                         "query_id": datasets.Value("string"),
                         "doc_id": datasets.Value("string"),
-                        # As an integer, `evaluate` would cut 0.9 to 0 before anything here sees it.
+                        # With an integer type, `evaluate` would truncate 0.9 to 0 before it can be checked here.
                         "relevance": datasets.Value("float64"),
                     },
                 }
@@ -95,8 +95,8 @@ class NDCG(evaluate.Metric):
         qrel_rows = _rows(references, "references", "relevance")
         length = max(len(run_rows), len(qrel_rows))
         if length == 0:
-            raise ValueError("predictions and references are both empty; rows or whole runs were expected")
-        # `evaluate` stores the two sides as columns of one table, which wants equal lengths: blank rows fill up.
+            raise ValueError("predictions and references are both empty; expected rows or whole runs")
+        # `evaluate` stores both sides as columns of one table and needs equal lengths: pad with blank rows.
         _pad(run_rows, length, "score")
         _pad(qrel_rows, length, "relevance")
         super().add_batch(predictions=run_rows, references=qrel_rows, **kwargs)
@@ -123,12 +123,12 @@ class NDCG(evaluate.Metric):
 
 
 def _rows(given: Any, side: str, value_name: str) -> list[dict[str, Any]]:
-    """Rows, tuples or a nested mapping as rows with string ids."""
+    """Rows, tuples or a nested mapping, as rows with string ids."""
     if given is None:
         return []
     if isinstance(given, Mapping):
         if not all(isinstance(values, Mapping) for values in given.values()):
-            raise ValueError(f"{side}: a mapping must go from query id to document id to {value_name}")
+            raise ValueError(f"{side}: a mapping must map query id to document id to {value_name}")
         triples = [(query, doc, value) for query, values in given.items() for doc, value in values.items()]
     else:
         triples = [_triple(row, side, value_name) for row in given]
@@ -138,7 +138,7 @@ def _rows(given: Any, side: str, value_name: str) -> list[dict[str, Any]]:
                 f"{side}: a row lacks an id or its {value_name}, or an id is neither text nor a whole number: "
                 f"{(query_id, doc_id, value)!r}"
             )
-    # Checked here: `evaluate` converts what it stores.
+    # Checked here because `evaluate` converts values when it stores them.
     check = checked_score if value_name == "score" else checked_grade
     return [
         {"query_id": str(query), "doc_id": str(doc), value_name: check(value, f"{side}: {place_of(query, doc)}")}
@@ -147,7 +147,7 @@ def _rows(given: Any, side: str, value_name: str) -> list[dict[str, Any]]:
 
 
 def _is_id(identifier: Any) -> bool:
-    """Whether this is a text or a whole number; pandas turns a column of both numbers and NaN into floats."""
+    """Whether this is a string or a whole number; pandas turns a column of numbers and NaN into floats."""
     return bool(identifier) if isinstance(identifier, str) else _is_whole(identifier)
 
 

@@ -1,17 +1,17 @@
-"""trec_eval's measures over runs and qrels, computed by pytrec_eval behind checks that keep it from going astray.
+"""trec_eval's measures over runs and qrels, computed by pytrec_eval after input checks.
 
-This file stands alone on purpose: it travels with the `evaluate` module to the Hub. It therefore raises ValueError;
-`modeling_tsarank.eval.metrics` turns that into the package's own InputError.
+This file has no dependency on the package because it is published with the `evaluate` module on the Hub. It therefore
+raises ValueError; `modeling_tsarank.eval.metrics` converts that to the package's InputError.
 
-What was found by running pytrec_eval-terrier 0.5.11, and is guarded here:
+Behaviour of pytrec_eval-terrier 0.5.11 that is guarded against here:
 
 - a cutoff of 0 or less aborts the whole process, so cutoffs are checked first;
-- an id with a NUL character is cut there by C and gives nonsense, a lone surrogate crashes: both are refused;
-- a relevance grade g allocates g + 1 counters: grades above `MAX_GRADE` are refused;
-- negative grades count like 0 in every measure offered here, but index C arrays: 0 is passed instead;
-- NaN scores sort anywhere: refused. Infinite scores have a place in the order and are accepted;
+- an id with a NUL character is truncated there by C and gives wrong results, a lone surrogate crashes: both raise;
+- a relevance grade g allocates g + 1 counters: grades above `MAX_GRADE` raise;
+- negative grades count as 0 in every measure here, but index C arrays: 0 is passed instead;
+- NaN scores sort unpredictably: they raise. Infinite scores sort correctly and are accepted;
 - scores are compared as float32. Scores that differ only beyond that tie, as in trec_eval 9;
-- NumPy float32 scalars are refused by it: every score is passed as a Python float.
+- NumPy float32 scalars are not accepted: every score is passed as a Python float.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PATTERN = re.compile(r"(ndcg|map|mrr|recall|p)@([0-9]+)|map", re.ASCII)
 
 @dataclass(frozen=True)
 class Measure:
-    """One measure: its canonical name, what pytrec_eval is asked for, and the key it answers under."""
+    """One measure: its canonical name, the name passed to pytrec_eval, and the key of its result."""
 
     name: str
     request: str
@@ -44,16 +44,16 @@ class Measure:
     reciprocal_rank_cutoff: int = 0
 
     def value(self, answers: Mapping[str, float]) -> float:
-        """The value out of pytrec_eval's answers for one query."""
+        """The value from pytrec_eval's results for one query."""
         value = answers[self.key]
         if self.reciprocal_rank_cutoff and value < 1.0 / self.reciprocal_rank_cutoff:
-            # The first relevant document stands below the cutoff: cutting the run there would leave none.
+            # The first relevant document is below the cutoff, so the truncated run has none.
             return 0.0
         return value
 
 
 def parse_measure(name: str) -> Measure:
-    """Reads a measure's name, such as `nDCG@10` (case does not matter).
+    """Parses a measure's name, such as `nDCG@10` (case-insensitive).
 
     Raises:
         ValueError: The name is not one of `KNOWN_MEASURES` or its k is not between 1 and `MAX_CUTOFF`.
@@ -76,7 +76,7 @@ def parse_measure(name: str) -> Measure:
 def nested_from_rows(rows: Iterable[tuple[str, str, Any]], what: str) -> dict[str, dict[str, Any]]:
     """Rows (query id, document id, value) as query id to document id to value.
 
-    A repeated row is harmless and kept once.
+    Identical repeated rows are merged.
 
     Raises:
         ValueError: One document has two different values for one query.
@@ -103,13 +103,13 @@ def evaluate_run(
     """Measures of `run` against `qrels`, as trec_eval computes them.
 
     Args:
-        run: Query id to document id to score. Queries without judgments are ignored; a query with no documents
-            is the same as a query that is missing, for a TREC run file could not say the difference.
+        run: Query id to document id to score. Queries without judgments are ignored; a query without documents
+            is treated like a missing one, because a TREC run file cannot represent the difference.
         qrels: Query id to document id to grade.
         measures: Names, see `KNOWN_MEASURES`.
         complete: As `trec_eval -c`: the mean is over every query of `qrels`, 0 for those missing from the run.
-            Otherwise over the queries that are in both. A judged query without relevant documents has 0 in
-            every measure and stays in the mean either way, which is what trec_eval does (meas_avg.c).
+            Otherwise over the queries in both. A judged query without relevant documents has 0 in
+            every measure and is part of the mean either way, as in trec_eval (meas_avg.c).
         relevance_level: Lowest grade that counts as relevant in the binary measures; nDCG does not use it.
 
     Returns:
@@ -120,15 +120,15 @@ def evaluate_run(
     """
     wanted = list(dict.fromkeys(parse_measure(name) for name in measures))
     if not wanted:
-        raise ValueError(f"no measure was asked for; known are {KNOWN_MEASURES}")
+        raise ValueError(f"no measure was given; known are {KNOWN_MEASURES}")
     relevance_level = whole_number(relevance_level, "relevance_level")
     judged = {_checked_id(query_id): _grades(query_id, grades) for query_id, grades in qrels.items() if grades}
     if not judged:
-        raise ValueError("the qrels hold no judgment")
+        raise ValueError("the qrels contain no judgment")
     shared = {query_id: _scores(query_id, run[query_id]) for query_id in judged if run.get(query_id)}
     if not shared:
         raise ValueError(
-            f"run ({_some(run)}) and qrels ({_some(judged)}) have no query in common; do they belong together?"
+            f"run ({_some(run)}) and qrels ({_some(judged)}) have no query in common; are they of the same collection?"
         )
     requests = {measure.request for measure in wanted}
     answers = pytrec_eval.RelevanceEvaluator(judged, requests, relevance_level=relevance_level).evaluate(shared)
@@ -146,7 +146,7 @@ def evaluate_run(
 
 
 def whole_number(value: Any, what: str) -> int:
-    """`value` as an `int`; NumPy's integers are whole numbers too, `True` is none.
+    """`value` as an `int`; NumPy's integers are accepted, booleans are not.
 
     Raises:
         ValueError: It is anything else, or below 1; `what` names it in the message.
@@ -157,7 +157,7 @@ def whole_number(value: Any, what: str) -> int:
 
 
 def checked_score(value: Any, place: str) -> float:
-    """A score as a Python float. Raises `ValueError` if it is not a number; `place` says whose it is."""
+    """A score as a Python float. Raises `ValueError` if it is not a number; `place` is for the message."""
     try:
         score = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -168,7 +168,7 @@ def checked_score(value: Any, place: str) -> float:
 
 
 def checked_grade(value: Any, place: str) -> int:
-    """A grade as a Python integer. Raises `ValueError` unless it is whole and small; `place` says whose it is."""
+    """A grade as a Python integer. Raises `ValueError` unless it is whole and small; `place` is for the message."""
     try:
         grade = int(value)
         whole = bool(grade == value) and grade <= MAX_GRADE
@@ -180,12 +180,12 @@ def checked_grade(value: Any, place: str) -> int:
 
 
 def place_of(query_id: Any, document_id: Any) -> str:
-    """How an error names one row."""
+    """The name of one row in error messages."""
     return f"query {query_id!r}, document {document_id!r}"
 
 
 def _some(queries: Mapping[str, object]) -> str:
-    """A glimpse of the query ids, for an error message."""
+    """The first query ids, for an error message."""
     if not queries:
         return "no queries"
     shown = ", ".join(repr(query_id) for query_id in list(queries)[:3])
@@ -196,7 +196,7 @@ def _checked_id(identifier: str) -> str:
     if not isinstance(identifier, str):
         raise ValueError(f"ids must be strings, got {identifier!r} ({type(identifier).__name__})")
     if "\0" in identifier or any("\ud800" <= character <= "\udfff" for character in identifier):
-        raise ValueError(f"id {identifier!r} holds a NUL or a lone surrogate; trec_eval cannot compare such ids")
+        raise ValueError(f"id {identifier!r} contains a NUL or a lone surrogate; trec_eval cannot compare such ids")
     return identifier
 
 

@@ -76,7 +76,7 @@ def test_packed_files_and_other_splits(tmp_path):
         (folder / name).unlink()
     (folder / "qrels" / "dev.tsv").write_text("q3\td1\t1\n")
     assert load_collection(folder, split="dev").judged_queries() == ["q3"]
-    with pytest.raises(InputError, match="no judgments of the split 'train'; found: dev, test"):
+    with pytest.raises(InputError, match="no judgments for the split 'train'; found: dev, test"):
         load_collection(folder, split="train")
 
 
@@ -104,7 +104,7 @@ def test_a_large_corpus_stays_on_disk_and_reads_the_same(tmp_path):
         ('{"name": "d1", "text": "x"}\n', "line 1: no '_id'"),
         ('{"_id": "d1", "body": "x"}\n', "line 1: no 'text', 'contents', 'content' or 'passage'; fields: _id, body"),
         ('{"_id": "d1", "text": "x", "title": 3}\n', "line 1: 'title' must be a string, found 3"),
-        ("", "corpus.jsonl holds no document"),
+        ("", "corpus.jsonl contains no document"),
     ],
 )
 def test_wrong_corpora_are_refused_with_the_line(tmp_path, corpus, message, lazy_bytes):
@@ -118,10 +118,10 @@ def test_wrong_corpora_are_refused_with_the_line(tmp_path, corpus, message, lazy
 @pytest.mark.parametrize(
     ("part", "text", "message"),
     [
-        ("queries", "", "queries.jsonl holds no query"),
+        ("queries", "", "queries.jsonl contains no query"),
         ("queries", '{"_id": "q1", "text": null}', "line 1: no 'text'"),
         ("queries", lines(QUERIES[:1]), "1 of 2 judged queries have no text, the first is 'q2'"),
-        ("qrels", "query-id\tcorpus-id\tscore\n", "holds no judgment"),
+        ("qrels", "query-id\tcorpus-id\tscore\n", "contains no judgment"),
         ("qrels", "q1\tzz1\t1\nq2\tzz2\t1\n", "none of the 2 judged documents is in the corpus, the first is 'zz1'"),
         ("qrels", "nobody\td1\t1\n", "1 of 1 judged queries have no text, the first is 'nobody'"),
     ],
@@ -202,7 +202,7 @@ def test_results_of_parts_are_averaged_plainly():
         {"ndcg@10": 0.3, "map": 0.5}
     )
     for wrong in ([], [{"map": 1.0}, {"ndcg@10": 1.0}]):
-        with pytest.raises(InputError, match="all with the same measures"):
+        with pytest.raises(InputError, match="all need the same measures"):
             mean_results(wrong)
 
 

@@ -222,7 +222,7 @@ def bad(text: str) -> Callable[[Path], None]:
         (["--dataset", "{folder}", "--depth", "5"], "--depth 5 is below --top-k 10"),
         (["--dataset", "{folder}", "--interpolate", "1.5"], "must lie in [0, 1]"),
         (["--dataset", "{folder}", "--interpolate", "nowhere.json"], "no such file: nowhere.json"),
-        (["--dataset", "{folder}", "--normalize", "zscore"], "belongs to --interpolate"),
+        (["--dataset", "{folder}", "--normalize", "zscore"], "needs --interpolate"),
         (["--dataset", "{folder}", "--first-stage", "bm52"], "bm52"),
         (["--dataset", "{folder}", "--first-stage", "{foreign}"], "none of the 12 queries"),
         (["--dataset", "{folder}", "--split", "dev"], "dev"),

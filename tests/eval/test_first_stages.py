@@ -69,7 +69,7 @@ def test_queries_that_a_run_lacks_stay_empty_with_a_warning(tmp_path, caplog):
 def test_runs_that_do_not_belong_are_refused(tmp_path):
     path = tmp_path / "run.trec"
     write_run(path, {"other": {"a": 1.0}}, "tag")
-    with pytest.raises(InputError, match="none of the 2 queries of tiny, only such as 'other'"):
+    with pytest.raises(InputError, match="none of the 2 queries of tiny, only 'other'"):
         retrieve(make_collection(), path)
     write_run(path, {"q": {"zz": 1.0}}, "tag")
     with pytest.raises(InputError, match="document 'zz', a candidate of query 'q', is not in the corpus of tiny"):
@@ -82,7 +82,7 @@ def test_runs_that_do_not_belong_are_refused(tmp_path):
         ("bm42", r"no first stage 'bm42', and no such file; expected bm25, dense, .* Runs of tiny: given\."),
         ("bm25:x", "no index for the first stage 'bm25:x'"),
         ("dense:", "no index for the first stage 'dense:'"),
-        ("rrf:bm25", "needs two runs or more"),
+        ("rrf:bm25", "needs at least two runs"),
         ("rrf:bm25+nothing", "no first stage 'nothing'"),
     ],
 )
@@ -114,7 +114,7 @@ def test_fusion_of_stages(tmp_path):
 
 
 def test_the_constant_of_reciprocal_rank_fusion_is_positive():
-    with pytest.raises(InputError, match="must be more than 0"):
+    with pytest.raises(InputError, match="must be positive"):
         reciprocal_rank_fusion([{}, {}], depth=3, k=0)
 
 

@@ -64,7 +64,7 @@ def test_rankers_that_were_measured(
         (tmp_path / "cache", None, "ndcg@10", "has no results of one collection, but of none"),
         (tmp_path / "pointwise", "elsewhere", "ndcg@10", "has no results of elsewhere"),
         (tmp_path / "pointwise", None, "ndcg@7", "lacks ndcg@7"),
-        (tmp_path / "foreign", None, "ndcg@10", "is not of tsarank evaluate"),
+        (tmp_path / "foreign", None, "ndcg@10", "was not written by tsarank evaluate"),
     ]:
         with pytest.raises(InputError, match=message):
             read_measured(folder, collection, measure)

@@ -140,7 +140,7 @@ def test_tuning_finds_the_best_weight_of_the_grid(tmp_path: Path) -> None:
 def test_equal_weights_are_decided_for_the_reranker(caplog: pytest.LogCaptureFixture) -> None:
     run = {"q": {"a": 1.0, "b": 0.0}}
     assert tune_fusion(run, run, {"q": {"a": 1}}).setting.weight == 0.0
-    assert caplog.messages == ["the weight is fitted on 1 judged queries; on fewer than 20 chance decides"]
+    assert caplog.messages == ["the weight is fitted on 1 judged queries; below 20 it is mostly noise"]
     caplog.clear()
     many = {f"q{number}": {"a": 1.0, "b": 0.0} for number in range(20)}
     tune_fusion(many, many, {name: {"a": 1} for name in many})

@@ -124,10 +124,10 @@ def test_cut_texts_are_counted_in_the_results_and_told_once(
     blocks = len((tmp_path / "out" / "scores.jsonl").read_text().splitlines())
     assert metrics["cut_documents"] == blocks > 1
     assert metrics["cut_queries"] == 2 * blocks
-    told = [record.getMessage() for record in caplog.records if "cut" in record.getMessage()]
+    told = [record.getMessage() for record in caplog.records if "truncated" in record.getMessage()]
     assert told == [
-        f"{small_collection.name}: {blocks} documents were cut to the model's length (max_length)",
-        f"{small_collection.name}: {2 * blocks} queries were cut to the model's length (max_query_length)",
+        f"{small_collection.name}: {blocks} documents were truncated to the model's length (max_length)",
+        f"{small_collection.name}: {2 * blocks} queries were truncated to the model's length (max_query_length)",
     ]
 
 

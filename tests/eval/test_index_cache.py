@@ -75,7 +75,7 @@ def test_damaged_entries_are_rebuilt_with_a_warning(tmp_path, caplog, damage):
         manifest.write_text(manifest.read_text().replace('"p": 1', '"p": 7'))
     with caplog.at_level(logging.WARNING):
         assert builder.get(tmp_path) == "index"
-    assert "is not whole" in caplog.text
+    assert "is incomplete" in caplog.text
     assert builder.builds == 2
     caplog.clear()
     assert builder.get(tmp_path) == "index"
@@ -132,7 +132,7 @@ def test_processes_that_build_at_once_agree(tmp_path):
 
 def test_a_cache_that_cannot_be_written_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ResourceError, match=r"cannot be written .* TSARANK_CACHE names another folder"):
+    with pytest.raises(ResourceError, match=r"cannot be written .* set TSARANK_CACHE to another folder"):
         Builder().get(tmp_path / "file")
 
 

@@ -307,7 +307,7 @@ def test_a_cascade_and_other_orders(
     values = [float(value) for value in lines[1].split(",")[1:]]
     assert values[-1] == pytest.approx(max(values[:-1]) - min(values[:-1]), abs=0.011)
     for options, message in (
-        (["--order-sensitivity"], "--order-sensitivity is for rankers of lists"),
+        (["--order-sensitivity"], "--order-sensitivity is for listwise rankers"),
         (["--cascade", "5:float32", "--ranker", "setwise"], "--cascade names its rankers itself"),
         (["--cascade", "3:float32,8:setwise"], "orders the head of the one before"),
     ):

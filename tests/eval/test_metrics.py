@@ -195,14 +195,14 @@ def test_unknown_measures_are_refused_with_the_known_ones(name):
         ({"q": {"a": 1.0}}, {"q": {"a": 0.5}}, "the relevance 0.5 is not a whole number"),
         ({"q": {"a": 1.0}}, {"q": {"a": 2**40}}, "is not a whole number of at most"),
         ({"q": {"a": 1.0}}, {"q": {"a": math.inf}}, "the relevance inf"),
-        ({"q": {"a": 1.0}}, {}, "the qrels hold no judgment"),
-        ({"q": {"a": 1.0}}, {"q": {}}, "the qrels hold no judgment"),
+        ({"q": {"a": 1.0}}, {}, "the qrels contain no judgment"),
+        ({"q": {"a": 1.0}}, {"q": {}}, "the qrels contain no judgment"),
         ({}, {"q": {"a": 1}}, r"run \(no queries\) and qrels .* no query in common"),
         ({"r": {"a": 1.0}}, {"q": {"a": 1}}, r"1 query: 'r'.*1 query: 'q'.* no query in common"),
         ({"q": {}}, {"q": {"a": 1}}, "no query in common"),
         ({1: {"a": 1.0}}, {1: {"a": 1}}, r"ids must be strings, got 1 \(int\)"),
-        ({"q": {"a\0b": 1.0}}, {"q": {"a": 1}}, "holds a NUL or a lone surrogate"),
-        ({"q": {"\ud800": 1.0}}, {"q": {"a": 1}}, "holds a NUL or a lone surrogate"),
+        ({"q": {"a\0b": 1.0}}, {"q": {"a": 1}}, "contains a NUL or a lone surrogate"),
+        ({"q": {"\ud800": 1.0}}, {"q": {"a": 1}}, "contains a NUL or a lone surrogate"),
     ],
 )
 def test_unusable_input_is_refused(run, qrels, message):
@@ -217,5 +217,5 @@ def test_relevance_level_must_be_a_positive_whole_number(level):
 
 
 def test_no_measure_is_refused():
-    with pytest.raises(InputError, match="no measure was asked for"):
+    with pytest.raises(InputError, match="no measure was given"):
         compute_metrics({"q": {"a": 1.0}}, {"q": {"a": 1}}, [])

@@ -86,12 +86,12 @@ def test_repeated_rows_count_once_and_contradictions_are_refused(metric):
     ("predictions", "references", "message"),
     [
         ([], [], "both empty"),
-        (RUN, [], "qrels hold no judgment"),
+        (RUN, [], "qrels contain no judgment"),
         ([{"query_id": "1", "score": 1.0}], QRELS, "predictions: expected rows of query_id, doc_id and score"),
         ([("1", "a")], QRELS, "predictions: expected rows"),
         ([("1", "", 1.0)], QRELS, "lacks an id"),
         ([("1", "a", None)], QRELS, "lacks an id or its score"),
-        ({"1": 3}, QRELS, "from query id to document id to score"),
+        ({"1": 3}, QRELS, "map query id to document id to score"),
         ({"7": {"a": 1.0}}, QRELS, "no query in common"),
     ],
 )

@@ -113,16 +113,16 @@ def test_ms_marco_ranks_and_candidates_without_scores_keep_their_order(tmp_path)
     [
         ("", "is empty"),
         ("\n \n", "is empty"),
-        ("[]", "names no query"),
+        ("[]", "contains no query"),
         ("q Q0 d 1 2.5 tag\nq Q0 e 2 1.5\n", "line 2: 5 columns, expected 6"),
         ("q Q0 d 1 high tag\n", "line 1: the score 'high' is not a number"),
         ("q Q0 d 1 nan tag\n", "line 1: the score 'nan' is not a number"),
-        ("q d 0\n", "line 1: 0 is no rank"),
+        ("q d 0\n", "line 1: 0 is neither"),
         ("q Q0 d 1 2.5 tag\nq Q0 d 2 1.5 tag\n", "line 2: query 'q', document 'd' already has the score 2.5, now 1.5"),
         ('{"query": {"qid": "q"}, "candidates": []}\n{oops', "line 2: not JSON"),
-        ('{"query": {"qid": "q"}, "candidates": []}\n3', "line 2: a JSON object was expected, found 3"),
+        ('{"query": {"qid": "q"}, "candidates": []}\n3', "line 2: expected a JSON object, found 3"),
         ('[{"query": {"qid": "q"},]', "line 1: not JSON"),
-        ("[3]", "row 1: a JSON object was expected"),
+        ("[3]", "row 1: expected a JSON object"),
         ('{"query": {"qid": "q"}}', "line 1: expected a list of objects under 'candidates'"),
         ('{"query": "q", "candidates": [{"docid": "d"}]}', r"candidate 1: no 'query_id' or 'qid'"),
         ('{"query": {"qid": "q"}, "candidates": [{"score": 1}]}', "candidate 1: no '_id', 'docid'"),
@@ -138,7 +138,7 @@ def test_repeated_lines_are_kept_once_with_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         run = read_run(written(tmp_path, "q Q0 d 1 2.5 tag\n" * 3))
     assert run == {"q": {"d": 2.5}}
-    assert "line 3: 2 repeated line(s) kept once" in caplog.text
+    assert "line 3: merged 2 duplicate line(s)" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -157,8 +157,8 @@ def test_qrels_of_both_layouts(tmp_path, text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no judgment"),
-        ("query-id\tcorpus-id\tscore\n", "holds no judgment"),
+        ("", "contains no judgment"),
+        ("query-id\tcorpus-id\tscore\n", "contains no judgment"),
         ("q 0 d 1 x\n", "line 1: 5 columns, expected TREC's 4"),
         ("q\td\t1\nq\te\tyes\n", "line 2: the relevance 'yes' is not a number"),
         ("q\td\t1\nq\te\t0.5\n", "line 2: the relevance '0.5' is not a whole number"),
@@ -217,7 +217,7 @@ def test_runs_with_mixed_white_space_are_read_as_trec_eval_reads_them(tmp_path):
 def test_qrels_under_beirs_header_are_divided_at_tabs_only(tmp_path):
     text = "query-id\tcorpus-id\tscore\nq 1\td 3\t1\n"
     assert read_qrels(written(tmp_path, text)) == {"q 1": {"d 3": 1}}
-    with pytest.raises(InputError, match="line 3: 1 columns, expected 3 divided by tabs"):
+    with pytest.raises(InputError, match="line 3: 1 columns, expected 3 separated by tabs"):
         read_qrels(written(tmp_path, text + "q1 d3 1\n"))
 
 

@@ -80,6 +80,7 @@ LAYOUTS = (
     Layout("flagembedding", (("pos", 1.0), ("neg", 0.0)), ("pos_scores", "neg_scores")),
     Layout("triplet", (("positive", 1.0), (NEGATIVES, 0.0)), (*TARGETS["teacher_scores"], "label"), needed=1),
     Layout("pair", (("document", 1.0),)),
+    Layout("rank_llm", (("candidates", None),), ordered=True),
 )
 
 
@@ -180,6 +181,9 @@ def describe(value: Any) -> str:
 
 def _read_query(record: Record) -> Row:
     field = next(iter(given_fields(record, "query")), "query")
+    if isinstance(record.get(field), Mapping):  # rank_llm's, with its id
+        record = record[field]
+        field = field_name(record, "query_text") or "text"
     if field not in record:
         raise InputError(f"{field}: missing; expected a string")
     if not isinstance(record[field], str):
@@ -218,6 +222,8 @@ def read_document(value: Any, field: str) -> dict[str, str | None]:
         return {"id": None, "title": None, "text": clean_text(value, field)}
     if not isinstance(value, Mapping):
         raise InputError(f"{field}: expected a text or an object with id, title and text, got {describe(value)}")
+    if isinstance(value.get("doc"), Mapping):  # rank_llm's, with its id and score
+        value = {**value, **without_nulls(value["doc"])}
     text_field = field_name(value, "text") or "text"
     text = value.get(text_field)
     if not isinstance(text, str):

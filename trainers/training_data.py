@@ -192,7 +192,7 @@ def _warn_of_first_stage_order(record: Record, layout: Layout, where: str) -> No
     """RankGPT's data file and TWOLAR's have the same fields, but only TWOLAR's passages are in the teacher's order."""
     if not layout.ordered or PERMUTATION in record:
         return
-    passages = record[layout.lists[0][0]]
+    passages = record.get("retrieved_passages")
     if not isinstance(passages, (list, tuple)) or not all(isinstance(passage, Mapping) for passage in passages):
         return
     ranks = [passage["rank"] for passage in passages if isinstance(passage.get("rank"), int)]

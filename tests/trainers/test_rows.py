@@ -72,6 +72,16 @@ def test_ids_and_titles_are_kept() -> None:
     ]
 
 
+def test_the_json_of_rank_llm_has_ids_inside() -> None:
+    candidate = {"docid": 9, "score": 0.5, "doc": {"title": "t", "contents": "a"}}
+    assert to_row({"query": {"qid": 7, "text": "q"}, "candidates": [candidate]}) == {
+        "query_id": "7",
+        "query": "q",
+        "documents": [{"id": "9", "title": "t", "text": "a"}],
+        "permutation": [0],
+    }
+
+
 def test_every_layout_is_in_the_documentation() -> None:
     text = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
     for layout in LAYOUTS:
@@ -114,6 +124,7 @@ def test_triplet_with_one_negative() -> None:
             "permutation",
             [1, 0],
         ),
+        ({"candidates": [{"docid": "9", "doc": {"contents": "a"}}, {"doc": {"text": "b"}}]}, "permutation", [0, 1]),
         ({"documents": ["a", "b"], "teacher_scores": [1, -0.5]}, "teacher_scores", [1.0, -0.5]),
         ({"passages": ["a", "b"], "scores": [1, 2]}, "teacher_scores", [1.0, 2.0]),
         ({"documents": ["a", "b"], "labels": [3, 0]}, "labels", [3.0, 0.0]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import contextlib
+import dataclasses
 import gzip
 import io
 import json
@@ -16,11 +17,13 @@ import zlib
 from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 from modeling_tsarank.files.extras import require
 from modeling_tsarank.ranking_errors import InputError, ResourceError
 
+
+T = TypeVar("T")
 
 MAX_DIGITS = 300
 """Longer integers fit no float; Python refuses to print those of more than 4,300 digits."""
@@ -244,6 +247,25 @@ def read_json(path: str | os.PathLike[str], allow_nan: bool = False) -> Any:
 def read_json_object(path: str | os.PathLike[str], allow_nan: bool = False) -> dict[str, Any]:
     """A JSON file that holds an object; see `read_json`."""
     return _object(read_json(path, allow_nan), os.fspath(path))
+
+
+def read_saved(cls: type[T], path: str | os.PathLike[str], maker: str) -> T:
+    """A dataclass whose fields are a JSON object in a file, as the command `maker` writes it.
+
+    Raises:
+        InputError: There is no such file, a field is missing, unknown or of a wrong type, or `cls` refuses it.
+    """
+    given = read_json_object(path)
+    known = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    needed = [name for name, one in known.items() if one.default is one.default_factory is dataclasses.MISSING]
+    wrong = [f"there is no field {name!r}" for name in needed if name not in given]
+    wrong += [f"unknown field {name!r:.60}" for name in given if name not in known]
+    try:
+        if not wrong:
+            return cls(**given)
+    except (TypeError, ValueError) as error:
+        wrong = [str(error) if isinstance(error, InputError) else "a field is of a wrong type"]
+    raise InputError(f"{os.fspath(path)}: {wrong[0]}; expected a file of `{maker}`")
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:

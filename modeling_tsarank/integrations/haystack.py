@@ -8,8 +8,7 @@ from typing import Any
 from haystack import Document, component, default_from_dict, default_to_dict
 
 from ..ranking_options import whole_number
-from ..scores.ranking import rank
-from . import as_ranker, found_in
+from . import as_ranker, found_in, rank_with
 
 
 def _checked(top_k: int | None) -> int | None:
@@ -52,7 +51,7 @@ class TSARankRanker:
             return {"documents": []}
         texts = [document.content or "" for document in documents]
         kept = []
-        for row in rank(self._ranker, query, texts, top_k, **(self.rank_options or {})):
+        for row in rank_with(self._ranker, query, texts, top_k, self.rank_options):
             document = documents[row["corpus_id"]]
             kept.append(replace(document, score=row["score"], meta={**document.meta, **found_in(row)}))
         return {"documents": kept}

@@ -9,8 +9,7 @@ from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import ConfigDict, Field
 
-from ..scores.ranking import rank
-from . import as_ranker, found_in
+from . import as_ranker, found_in, rank_with
 
 
 class TSARankReranker(BaseDocumentCompressor):
@@ -39,7 +38,7 @@ class TSARankReranker(BaseDocumentCompressor):
             return []
         texts = [document.page_content for document in documents]
         kept = []
-        for row in rank(self.model, query, texts, self.top_n, **self.rank_options):
+        for row in rank_with(self.model, query, texts, self.top_n, self.rank_options):
             document = documents[row["corpus_id"]]
             metadata = {**document.metadata, "relevance_score": row["score"], **found_in(row)}
             kept.append(document.model_copy(update={"metadata": metadata}))

@@ -8,8 +8,7 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
-from ..scores.ranking import rank
-from . import as_ranker, found_in
+from . import as_ranker, found_in, rank_with
 
 
 class TSARankReranker(BaseNodePostprocessor):
@@ -44,7 +43,7 @@ class TSARankReranker(BaseNodePostprocessor):
             return []
         texts = [node.node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
         kept = []
-        for row in rank(self._ranker, query_bundle.query_str, texts, self.top_n, **self.rank_options):
+        for row in rank_with(self._ranker, query_bundle.query_str, texts, self.top_n, self.rank_options):
             node, found = nodes[row["corpus_id"]].node, found_in(row)
             node = node.model_copy(update={"metadata": {**node.metadata, **found}}) if found else node
             kept.append(NodeWithScore(node=node, score=row["score"]))

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files.reading import read_json
+from ..files.reading import read_saved
 from ..files.writing import write_json
 from ..ranking_errors import InputError
 
@@ -60,6 +60,8 @@ class Calibration:
             ):
                 raise InputError(f"a calibration's {name} must be finite numbers")
             object.__setattr__(self, name, tuple(map(float, numbers)))
+        if not isinstance(self.origin, dict):
+            raise InputError("a calibration's origin must be an object")
         if self.method == "platt":
             fits = len(self.scores) == 2 and not self.values
         else:
@@ -104,12 +106,7 @@ class Calibration:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
         """Reads what `save` wrote. Raises `InputError` for a file that is missing or no calibration."""
-        try:
-            return cls(**read_json(path))
-        except (TypeError, ValueError) as error:
-            if isinstance(error, InputError) and str(path) in str(error):
-                raise
-            raise InputError(f"{path} is no calibration of `tsarank calibrate`: {error}") from error
+        return read_saved(cls, path, "tsarank calibrate")
 
 
 def normalized(scores: np.ndarray, normalization: str) -> np.ndarray:

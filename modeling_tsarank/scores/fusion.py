@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ..files.reading import read_json
+from ..files.reading import read_saved
 from ..files.writing import write_json
 from ..ranking_errors import InputError
 
@@ -70,13 +70,7 @@ class FusionSetting:
         Raises:
             InputError: no such file, not JSON, missing or unknown fields, or a weight out of range.
         """
-        fields = read_json(path)
-        try:
-            return cls(**fields)
-        except TypeError as error:
-            raise InputError(
-                f"{path} is not a fusion setting ({error}); give a weight in [0, 1] or a file of `tsarank tune-fusion`"
-            ) from error
+        return read_saved(cls, path, "tsarank tune-fusion")
 
 
 def fusion_setting(given: Any, normalization: Any = None) -> FusionSetting:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,9 @@ def test_unjudged_documents_count_as_not_relevant_unless_left_out() -> None:
         {"method": "platt", "normalization": "none", "scores": "12"},
         {"method": "platt", "normalization": "none", "scores": [True, False]},
         {"method": "platt", "scores": [1, 2]},
+        {"method": "platt", "normalization": "none", "scores": [[1], [1, 2]]},
+        {"method": "platt", "normalization": "none", "scores": [1, 2], "origin": [1]},
+        {"method": "platt", "normalization": "none", "scores": [1, 2], "slope": 1},
         {"weight": 0.5},
         [],
         3,
@@ -126,8 +130,9 @@ def test_unjudged_documents_count_as_not_relevant_unless_left_out() -> None:
 def test_a_damaged_calibration_is_refused_by_name(tmp_path: Path, values: Any) -> None:
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps(values))
-    with pytest.raises(InputError, match=r"calibration\.json"):
+    with pytest.raises(InputError, match=r"calibration\.json") as refused:
         Calibration.load(path)
+    assert not re.search(r"__init__|argument|array", str(refused.value)), "Python's own words"
 
 
 @pytest.fixture

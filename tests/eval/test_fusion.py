@@ -174,10 +174,22 @@ def test_weights_out_of_range_are_refused(weight: object) -> None:
         FusionSetting(weight)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight": 2}', '{"weight": 0.1, "speed": 3}', "null", "\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"weight": 2}',
+        '{"weight": 0.1, "speed": 3}',
+        '{"weight": 1, "query_hashes": 3}',
+        "null",
+        "\xff",
+    ],
+)
 def test_bad_setting_files_are_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "fusion.json").write_text(content, encoding="latin-1")
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=r"fusion\.json[^_]*$"):
         FusionSetting.load(tmp_path / "fusion.json")
     with pytest.raises(InputError, match="no such file"):
         FusionSetting.load(tmp_path / "missing.json")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from modeling_tsarank import InputError, TSARankModel, load_ranker
-from modeling_tsarank.integrations import as_ranker
+from modeling_tsarank.integrations import as_ranker, rank_with
 
 
 QUERY = "why does bread rise"
@@ -59,6 +59,12 @@ def test_a_model_is_a_name_a_folder_or_a_ranker(folder: str, ranker: Any) -> Non
     assert type(as_ranker(Path(folder))) is type(ranker)
     with pytest.raises(InputError, match="must be a name or a loaded ranker, got int"):
         as_ranker(3)
+
+
+@pytest.mark.parametrize("name", ["ranker", "query", "documents", "top_k"])
+def test_what_a_component_gives_itself_is_no_rank_option(ranker: Any, name: str) -> None:
+    with pytest.raises(InputError, match=f"rank_options holds {name}, which the component gives itself"):
+        rank_with(ranker, QUERY, DOCUMENTS, 3, {name: 1})
 
 
 def test_langchain(ranker: Any, expected: Any, list_ranker: Any, listed: Any, split: Any) -> None:

@@ -196,7 +196,7 @@ READ_BY = {
     "eval/run_files.py": "tests/eval/test_run_files.py: candidates without scores, ids or queries",
     "hub_cards/dataset_publishing.py": "rows are counted",
     "modeling_tsarank/cache/state_files.py": "here",
-    "modeling_tsarank/jobs/bulk_pairs.py": "tests/modeling_tsarank/jobs/test_bulk_scoring.py: bad pairs",
+    "modeling_tsarank/jobs/bulk_pairs.py": "tests/modeling_tsarank/jobs/test_bulk_pairs.py: bad pairs",
     "trainers/data/list_building.py": "here",
     "trainers/data/readers.py": "tests/trainers/data/test_readers.py: fields of a declaration's own names",
     "trainers/recipes/judged.py": "tests/trainers/recipes/test_development.py: a raw row",

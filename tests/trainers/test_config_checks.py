@@ -88,3 +88,28 @@ def test_pefts_word_for_all_linear_layers_is_understood(config: type, tmp_path: 
     assert config(str(tmp_path), lora_target_modules="all-linear").lora_target_modules is None
     assert config(str(tmp_path), lora_target_modules=["all-linear"]).lora_target_modules is None
     assert config(str(tmp_path), lora_target_modules="q_proj").lora_target_modules == ["q_proj"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trainable": "some"}, "unknown trainable 'some'"),
+        ({"top_blocks": 0}, "top_blocks must be a whole number from 1"),
+        ({"lora_dropout": 1.0}, "lora_dropout must be a number from 0 to below 1"),
+        ({"max_length": None}, "max_length must be a number"),
+        ({"max_length": 20, "max_query_length": 20}, "must be smaller than max_length"),
+        ({"document_template": "no place"}, "must contain {document}"),
+        ({"prompt_style": "glued"}, "unknown prompt_style"),
+        ({"pad_to_multiple_of": 0}, "pad_to_multiple_of must be a whole number from 1"),
+    ],
+)
+def test_bad_settings_of_continual_pre_training(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        CPTConfig("unused", use_cpu=True, **changes)
+
+
+def test_bfloat16_only_where_it_is_in_hardware() -> None:
+    from modeling_tsarank.engine.batch_invariance import cpu_has_bfloat16
+
+    assert CPTConfig("unused", use_cpu=True).bf16 == cpu_has_bfloat16()
+    assert CPTConfig("unused", use_cpu=True, bf16=False).bf16 is False

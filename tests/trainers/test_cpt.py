@@ -396,24 +396,6 @@ def test_bad_rows_are_named(make_cpt: Callable[..., CPTTrainer]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"trainable": "some"}, "unknown trainable 'some'"),
-        ({"top_blocks": 0}, "top_blocks must be a whole number from 1"),
-        ({"lora_dropout": 1.0}, "lora_dropout must be a number from 0 to below 1"),
-        ({"max_length": None}, "max_length must be a number"),
-        ({"max_length": 20, "max_query_length": 20}, "must be smaller than max_length"),
-        ({"document_template": "no place"}, "must contain {document}"),
-        ({"prompt_style": "glued"}, "unknown prompt_style"),
-        ({"pad_to_multiple_of": 0}, "pad_to_multiple_of must be a whole number from 1"),
-    ],
-)
-def test_bad_settings(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        CPTConfig("unused", use_cpu=True, **changes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
         ({"eos_token": "zzz"}, "eos_token.*is not found in the vocabulary"),
         ({"padding_free": True}, "padding_free"),
         ({"router_aux_loss_coef": 3.0}, "router_aux_loss_coef"),
@@ -441,13 +423,6 @@ def test_models_that_cannot_be_trained_so(
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match="no EOS token"):
         PairTokenizer(tokenizer, QueryLikelihoodOptions())
-
-
-def test_bfloat16_only_where_it_is_in_hardware() -> None:
-    from modeling_tsarank.engine.batch_invariance import cpu_has_bfloat16
-
-    assert CPTConfig("unused", use_cpu=True).bf16 == cpu_has_bfloat16()
-    assert CPTConfig("unused", use_cpu=True, bf16=False).bf16 is False
 
 
 @pytest.mark.slow

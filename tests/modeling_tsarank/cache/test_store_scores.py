@@ -21,7 +21,9 @@ from forked import begin, join
 from modeling_tsarank import TSARankModel, TwolarModel
 from modeling_tsarank.cache.folder_store import FolderStore, MemoryStore
 from modeling_tsarank.cli import main
+from modeling_tsarank.engine.state_keys import model_identity
 from modeling_tsarank.jobs.bulk_scoring import BulkJob, score_pairs
+from modeling_tsarank.ranking_errors import InputError
 
 
 WORDS = ["bread", "dough", "yeast", "harbour", "pilot", "ship", "channel", "bees", "dance", "glacier", "violin", "bow"]
@@ -246,3 +248,54 @@ def test_killed_and_resumed_over_a_store_the_files_are_those_of_an_undisturbed_r
     assert len(output_bytes(tmp_path / "whole")) == 30
     assert output_bytes(tmp_path / "first") == output_bytes(tmp_path / "whole")
     assert output_bytes(tmp_path / "second") == output_bytes(tmp_path / "whole")
+
+
+FULL_ATTENTION = ["llama", "qwen3", "bloom", "gpt_neox", "opt", "gpt2"]
+
+
+@pytest.mark.parametrize("name", FULL_ATTENTION)
+def test_scores_from_a_float32_folder_equal_uncached_ones(zoo, pairs, name, tmp_path) -> None:
+    model = TSARankModel.from_backbone(str(zoo.folders[name]), dtype=torch.float32)
+    expected = model.predict(pairs)
+    assert np.ptp(expected) > 0.1
+    documents = sorted({document for _, document in pairs})
+    with FolderStore(tmp_path / "store", "float32", max_memory_bytes=0) as store:
+        assert model.index(documents[:-2], store) == len(documents) - 2
+        for _ in range(2):  # the second time, all of them come out of the files
+            np.testing.assert_allclose(model.predict(pairs), expected, atol=1e-5)
+            store.flush()
+        assert store.count() == store.count(model_identity(model.backbone)) == len(documents)
+    again = TSARankModel.from_backbone(str(zoo.folders[name]), dtype=torch.float32)
+    with FolderStore(tmp_path / "store") as store:
+        assert again.index(documents, store) == 0
+        np.testing.assert_allclose(again.predict(pairs), expected, atol=1e-5)
+
+
+def test_the_name_of_a_folder_is_no_store(zoo) -> None:
+    model = TSARankModel.from_backbone(str(zoo.folders["llama"]))
+    for store in ("states", None):
+        with pytest.raises(InputError, match="store must be a MemoryStore or a FolderStore, got"):
+            model.index(["a"], store)
+    assert model.document_store is None
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("bfloat16", 0.05), ("float16", 0.01), ("int8", 0.1)])
+def test_smaller_formats_come_close(zoo, pairs, dtype, error, tmp_path) -> None:
+    model = TSARankModel.from_backbone(str(zoo.folders["llama"]), dtype=torch.float32)
+    expected = model.predict(pairs)
+    with FolderStore(tmp_path / "store", dtype) as store:
+        model.index([document for _, document in pairs], store)
+        difference = np.abs(model.predict(pairs) - expected).max()
+    assert 0 < difference < error
+
+
+def test_documents_beyond_the_context_are_kept_once_whatever_the_query(zoo, tmp_path) -> None:
+    model = TSARankModel.from_backbone(str(zoo.folders["llama"]), max_length=96, max_query_length=40)
+    long = "The harbour pilot climbs aboard every ship before it enters the narrow channel. " * 20
+    pairs = [("bees", long), ("who guides a ship into the harbour at night", long), ("bees", "a short one")]
+    expected = model.predict(pairs)
+    with FolderStore(tmp_path / "store", "float32") as store:
+        model.index([long, "a short one"], store)
+        assert store.count() == 2
+        np.testing.assert_allclose(model.predict(pairs), expected, atol=1e-5)
+        assert store.count() == 2

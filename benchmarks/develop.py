@@ -1,16 +1,16 @@
-"""nDCG@10 of any model on the development collections: every collection, the mean, the worst, and paired intervals.
+"""nDCG@10 of any model on the development collections: per collection, mean, worst, and paired intervals.
 
     python benchmarks/develop.py DEVELOPMENT --scores FOLDER --models NAME=MODEL... [--mix NAME=a:0.5,b:0.5 ...]
         [--against NAME] [--collections C...] [--queries N] [--depth N] [--output FILE.json]
 
-DEVELOPMENT is what `tsarank recipe prepare smollm2_135m/development` wrote. MODEL is a reranker of this package (name
-or folder), `ce:FOLDER` a cross-encoder and `dense:FOLDER` a bi-encoder of sentence-transformers. NAME is what tables
-and mixtures call it; BM25, the order of the candidates, is there as `bm25`. A mixture is the weighted mean of its
-members' z-scores within each query's candidates.
+DEVELOPMENT is the output of `tsarank recipe prepare smollm2_135m/development`. MODEL is a reranker of this package
+(name or folder), `ce:FOLDER` a CrossEncoder or `dense:FOLDER` a bi-encoder of sentence-transformers. NAME is its name
+in tables and mixtures; `bm25` is BM25, the order of the candidates. A mixture is the weighted mean of its members'
+z-scores within each query's candidates.
 
-Scores are kept in FOLDER/NAME/COLLECTION: an interrupted measurement goes on where it was, and mixtures cost nothing.
-On CPUs that compute in bfloat16 models do so. Intervals are of 95 % over queries, paired; that of the mean over
-collections adds up the collections' variances, so that each collection counts alike.
+Scores are cached in FOLDER/NAME/COLLECTION: an interrupted run resumes, and mixtures need no new scores. On CPUs
+with bfloat16 instructions, models run in bfloat16. Intervals are paired 95 % intervals over queries; that of the mean
+over collections sums the collections' variances, so that each collection has equal weight.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from modeling_tsarank.trainers.recipes.judged import DEV_RUN, DEV_SPLIT
 
 MEASURE = "ndcg@10"
 BM25 = "bm25"
-QUERY_LENGTH = 64  # tokens of a query for this package's rerankers
+QUERY_LENGTH = 64  # maximum query length in tokens for this package's rerankers
 
 
 def source_of(name: str, model: str, max_length: int) -> ScorerSource:
-    """A model by name, loaded when it has something to score."""
+    """A model by name, loaded when there are pairs to score."""
     dtype = "bfloat16" if cpu_has_bfloat16() else "float32"
     kind, colon, folder = model.partition(":")
     identity = {"weights": hash_folder(Path(folder), deep=True), "kind": kind} if colon else scorer_identity(model)
@@ -65,11 +65,11 @@ def mixture(runs: Mapping[str, Run], weights: Mapping[str, float]) -> Run:
     """The weighted mean of z-scores within each query.
 
     Raises:
-        InputError: a member has no scores.
+        InputError: A member has no scores.
     """
     missing = next((name for name in weights if name not in runs), None)
     if missing is not None:
-        raise InputError(f"the mixture names {missing!r}; there are {', '.join(runs)}")
+        raise InputError(f"the mixture contains {missing!r}; there are {', '.join(runs)}")
     mixed: Run = {}
     for query, first in runs[next(iter(weights))].items():
         names = list(first)
@@ -79,7 +79,7 @@ def mixture(runs: Mapping[str, Run], weights: Mapping[str, float]) -> Run:
 
 
 def named(values: Sequence[str], what: str) -> dict[str, str]:
-    """`NAME=VALUE` arguments by name."""
+    """`NAME=VALUE` arguments as a dictionary."""
     pairs = [value.partition("=") for value in values]
     if not all(name and equals and rest for name, equals, rest in pairs):
         raise InputError(f"{what} are given as NAME=…, got {' '.join(values)}")
@@ -93,13 +93,13 @@ def main() -> None:
     parser.add_argument("--scores", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--models", nargs="+", default=[], metavar="NAME=MODEL")
     parser.add_argument("--mix", nargs="+", default=[], metavar="NAME=a:0.5,b:0.5")
-    parser.add_argument("--against", default=BM25, metavar="NAME", help="what all are compared with")
+    parser.add_argument("--against", default=BM25, metavar="NAME", help="the baseline of all comparisons")
     parser.add_argument("--collections", nargs="+", metavar="C")
-    parser.add_argument("--queries", type=int, metavar="N", help="the first N queries of every collection")
+    parser.add_argument("--queries", type=int, metavar="N", help="only the first N queries of every collection")
     parser.add_argument(
-        "--depth", type=int, default=100, metavar="N", help="candidates that are scored; others follow in BM25's order"
+        "--depth", type=int, default=100, metavar="N", help="candidates to score; the others follow in BM25's order"
     )
-    parser.add_argument("--max-length", type=int, default=256, metavar="N", help="tokens of a pair")
+    parser.add_argument("--max-length", type=int, default=256, metavar="N", help="tokens per pair")
     parser.add_argument("--output", type=Path, metavar="FILE.json")
     args = parser.parse_args()
     try:
@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Scores what is not scored yet, and all values."""
+    """Computes missing scores, and all measures."""
     models = named(args.models, "models")
     mixes = {
         name: {one.rpartition(":")[0]: float(one.rpartition(":")[2]) for one in text.split(",")}
@@ -159,7 +159,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _described(model: str) -> str:
-    """A model without its folder."""
+    """A model's name without its folder."""
     kind, colon, rest = model.rpartition(":")
     return kind + colon + "/".join(Path(rest).parts[-2:])
 
@@ -188,7 +188,7 @@ def _summary(own: Mapping[str, Mapping[str, float]], base: Mapping[str, Mapping[
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """The report as a table, in hundredths; the worst collection is the one with the least gain over `against`."""
+    """The report as a table, times 100; the worst collection is the one with the smallest gain over `against`."""
     names = list(report["queries"])
     percent: Callable[[float], str] = lambda value: f"{100 * value:.1f}"  # noqa: E731
     signed: Callable[[float], str] = lambda value: f"{100 * value:+.2f}"  # noqa: E731

@@ -1,27 +1,27 @@
-"""Query likelihood, ways of scoring it compared: one run on one machine, medians over repeats, ratios.
+"""Compares implementations of query-likelihood scoring: one run on one machine, medians over repeats, ratios.
 
     python benchmarks/engine.py [--ways W...] [--lengths 50 200 450] [--candidates 10 100] [--queries 12]
         [--output FILE.json]
 
-loop         the plain loop that anybody writes first: one pair at a time in float32, logits of every position
-published    as the published RankingGPT evaluation does it: batches of 8 in the given order, padded to the longest,
-             logits of every position, log-softmax over everything in float32
-crossencoder sentence-transformers' CrossEncoder on the same backbone: it reads about the same tokens and takes two
-             logits of the last position (LogitScore), so its scores are other ones
+loop         the naive loop: one pair at a time in float32, logits of every position
+published    like the published RankingGPT evaluation: batches of 8 in the given order, padded to the longest, logits
+             of every position, log-softmax over everything in float32
+crossencoder sentence-transformers' CrossEncoder on the same backbone: it processes about the same tokens and takes two
+             logits of the last position (LogitScore), so its scores differ
 encoder      sentence-transformers' CrossEncoder on the encoder of all-MiniLM-L6-v2 (22M parameters, six layers of 384)
-             in float32: the size of the small cross-encoders that people rerank with. Its head is untrained, so this
-             is a time and no ranking
+             in float32: the size of popular small cross-encoders. Its head is untrained, so this measures time, not
+                          quality
 cold         `predict`: batches by length under a token budget, output head on the query's positions only
-shared       `predict` on the same documents with `--queries` queries: every document is read once; time per query
-kept         `predict` from document states that `index` put into a store in memory; time per query
-kept-int8    the same from a folder of int8 states, read by memory map
-one-pass     one pass of the query over the states of `kept`, in place of one a document: the ranker `one-pass`, up to
-             the middle layer, so its scores are other ones; time per query
+shared       `predict` on the same documents with `--queries` queries: every document is encoded once; time per query
+kept         `predict` from document states that `index` cached in an in-memory store; time per query
+kept-int8    the same from a folder of int8 states, memory-mapped
+one-pass     one pass of the query over the states of `kept`, instead of one per document: the ranker `one-pass`, up to
+             the middle layer, so its scores differ; time per query
 
-published-float32, cold-float32 and cold-int8 are in that number format, whatever --dtype says. Every way runs in a
-process of its own, which gives its peak memory. The peak of matrix multiplication is measured in this process, before
-and after. Scores are compared with those of the first of `loop` and `published-float32` that runs. Documents are
-random words, all different, their lengths spread by a third.
+published-float32, cold-float32 and cold-int8 use that dtype, whatever --dtype says. Every way runs in its own process,
+which gives its peak memory. The peak matrix multiplication rate is measured in this process, before and after. Scores
+are compared with those of `loop` or `published-float32`, whichever runs first. Documents are random words, all
+different, with lengths varying by a third.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from modeling_tsarank.rankers.one_pass import OnePassRanker
 FORMATS = {"loop": "float32", "published-float32": "float32", "cold-float32": "float32", "cold-int8": "int8"}
 WAYS = (*FORMATS, "published", "crossencoder", "encoder", "cold", "shared", "kept", "kept-int8", "one-pass")
 REFERENCES = ("loop", "published-float32")
-# Words of the benchmark's texts make this many tokens of the default model.
+# Tokens of the default model per word of the benchmark's texts.
 TOKENS_PER_WORD = 1.08
 PROMPT_TOKENS = 5
 _TEXT = (
@@ -68,7 +68,7 @@ WORDS = _TEXT.split(" ")
 
 
 def make_documents(count: int, words: int) -> list[str]:
-    """Texts of about `words` words, every one another, the lengths spread by a third as in real collections."""
+    """Distinct texts of about `words` words, with lengths varying by a third as in real collections."""
     generator = random.Random(0)
     return [
         " ".join(generator.choices(WORDS, k=generator.randint(words * 2 // 3, words * 4 // 3))) for _ in range(count)
@@ -76,7 +76,7 @@ def make_documents(count: int, words: int) -> list[str]:
 
 
 def make_queries(count: int) -> list[str]:
-    """Queries of about 12 tokens, every one another."""
+    """Distinct queries of about 12 tokens."""
     return [" ".join(WORDS[(i * 7 + j * 3) % len(WORDS)] for j in range(11)) for i in range(count)]
 
 
@@ -87,7 +87,7 @@ def matmul_peak(dtype: torch.dtype, size: int = 2048, repeats: int = 5) -> float
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds and result of a call."""
+    """Duration in seconds and result of a call."""
     started = time.perf_counter()
     result = function()
     return time.perf_counter() - started, result
@@ -121,9 +121,9 @@ def full_logits(model: Any, query: str, documents: list[str], batch: int) -> lis
 
 
 def prepare(way: str, args: argparse.Namespace, documents: list[str], folder: str) -> tuple[Any, Callable[[], Any]]:
-    """What is set up before the clock starts, and the work that is timed (for all queries where it is shared)."""
+    """The model, set up before the clock starts, and the function to time (for all queries if shared)."""
     queries = make_queries(args.queries)
-    # Without training: the release's folder is a CrossEncoder of its own, which the way `crossencoder` is not.
+    # Untrained: the release's folder defines its own CrossEncoder, which is not what `crossencoder` measures.
     model = load_ranker("zero-shot", device=args.device, dtype=FORMATS.get(way, args.dtype))
     pairs = [(queries[0], document) for document in documents]
     kind = way.partition("-")[0]
@@ -151,7 +151,7 @@ def prepare(way: str, args: argparse.Namespace, documents: list[str], folder: st
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """One way, one length, one number of candidates, in this process."""
+    """Measures one way, one length and one number of candidates, in this process."""
     torch.set_num_threads(args.threads)
     documents = make_documents(args.candidates[0], int((args.lengths[0] - PROMPT_TOKENS) / TOKENS_PER_WORD))
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
@@ -164,7 +164,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     tokens = sum(len(pair.prompt) + len(pair.query) for pair in encoded)
     positions = sum(len(pair.query) for pair in encoded)
     flops = 0
-    if args.way != "cold-int8":  # whose weights are no parameters
+    if args.way != "cold-int8":  # whose weights are not parameters
         head = model.backbone.get_output_embeddings().weight.numel()
         body = sum(parameter.numel() for parameter in model.backbone.parameters()) - head
         flops = 2 * body * tokens + 2 * head * positions
@@ -184,7 +184,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare(results: list[dict[str, Any]], peak: float) -> str:
-    """Adds differences of scores and shares of the peak to results of one size, and returns their Markdown table."""
+    """Adds score differences and fractions of the peak to results of one size, and returns their Markdown table."""
     seconds = {row["way"]: row["seconds_per_query"] for row in results}
     scores = {row["way"]: row.pop("scores") for row in results}
     reference = next((scores[way] for way in REFERENCES if way in scores), None)
@@ -205,14 +205,14 @@ def compare(results: list[dict[str, Any]], peak: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[50, 200, 450], help="tokens of a document")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[50, 200, 450], help="tokens per document")
     parser.add_argument("--candidates", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--queries", type=int, default=12, help="queries that share the documents")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", help="default: the best of the device")
+    parser.add_argument("--dtype", help="default: the device's best")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--way", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -4,16 +4,16 @@
     python benchmarks/results_page.py --keep OUTPUT NAME
     python benchmarks/results_page.py --means
 
-The second form first takes in what `tsarank evaluate --output OUTPUT` wrote, as the results of NAME: measures, values
-of every query, and the runs, compressed: `run.trec.gz` is the reranker alone, `mixed.trec.gz` its mixture with the
-first stage where there is one. The third prints by how much a row's mean over the collections is above those of the
-rows that it is compared with, with 95 % intervals, and writes nothing.
+The second form first imports the output of `tsarank evaluate --output OUTPUT` as the results of NAME: measures,
+per-query values, and the compressed runs: `run.trec.gz` is the reranker alone, `mixed.trec.gz` its fusion with the
+first stage, if any. The third prints the differences between a row's mean over the collections and those of the rows
+it is compared with, with 95 % intervals, and writes nothing.
 
-RESULTS.md holds, for every table of results_page.yaml, a pair of comments `<!-- table: NAME -->` and `<!-- end -->`;
-what stands between them is written anew. A cell comes from the two files of `results/COLLECTION/RUN/`;
-without them it is a dash, and its row has no mean. A mark says that a row is better than the one the
-mark stands for, by the paired t-test over queries with Holm's correction over the collections (p < 0.05); an arrow
-down that it is worse.
+RESULTS.md contains, for every table of results_page.yaml, a pair of comments `<!-- table: NAME -->` and
+`<!-- end -->`; the text between them is regenerated. A cell comes from the two files of `results/COLLECTION/RUN/`;
+if they are missing it is a dash, and its row has no mean. A mark says that a row is better than the mark's row, by
+the paired t-test over queries with Holm's correction over the collections (p < 0.05); a down arrow that it is
+worse.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: what it is called, whose results, and which of an evaluation's three rankings.
+    """One line of a table: its label, its run, and which of an evaluation's three rankings.
 
-    `run` may be several names: the first that was measured on a collection counts there (all have one first stage).
+    `run` may be several names: on each collection the first one with results counts (all have one first stage).
     """
 
     label: str
@@ -64,7 +64,7 @@ def keep(output: Path, name: str, results: Path) -> list[Path]:
     """Copies an evaluation's measures, per-query values and compressed runs to `results/COLLECTION/NAME/`.
 
     Raises:
-        InputError: there is nothing of an evaluation in `output`.
+        InputError: `output` contains no evaluation.
     """
     kept = []
     for source in sorted(path.parent for path in output.glob("*/metrics.json")):
@@ -72,7 +72,7 @@ def keep(output: Path, name: str, results: Path) -> list[Path]:
         target.mkdir(parents=True, exist_ok=True)
         for file in ("metrics.json", "per_query.csv"):
             shutil.copyfile(source / file, target / file)
-        # `tsarank evaluate` writes the mixture to run.trec where it mixed, and the reranker alone to reranker.trec.
+        # `tsarank evaluate` writes the fused run, if any, to run.trec, and the reranker's own then to reranker.trec.
         if (source / "reranker.trec").is_file():
             _pack(source / "reranker.trec", target / "run.trec.gz")
             _pack(source / "run.trec", target / "mixed.trec.gz")
@@ -81,21 +81,21 @@ def keep(output: Path, name: str, results: Path) -> list[Path]:
             (target / "mixed.trec.gz").unlink(missing_ok=True)
         kept.append(target)
     if not kept:
-        raise InputError(f"{output} holds no results of `tsarank evaluate`")
+        raise InputError(f"{output} contains no results of `tsarank evaluate`")
     return kept
 
 
 def _pack(source: Path, target: Path) -> None:
-    # Without name and time, so that the same run gives the same bytes.
+    # Without file name and time, so that the same run gives the same bytes.
     with target.open("wb") as raw, gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as packed:
         packed.write(source.read_bytes())
 
 
 def read_values(results: Path, row: Row, collection: str) -> dict[str, float] | None:
-    """The measure of every query, or `None` where nothing was measured.
+    """The measure of every query, or `None` if there are no results.
 
     Raises:
-        InputError: the per-query file and metrics.json disagree.
+        InputError: The per-query file and metrics.json disagree.
     """
     runs = [row.run] if isinstance(row.run, str) else row.run
     folders = [results / collection / run for run in runs]
@@ -110,12 +110,12 @@ def read_values(results: Path, row: Row, collection: str) -> dict[str, float] | 
     values = {line["query_id"]: float(line[name]) for line in rows}
     stated = read_json(folder / "metrics.json")["measures"][row.column][MEASURE]
     if abs(stated - sum(values.values()) / len(values)) > 1e-5:
-        raise InputError(f"{folder}: per_query.csv does not give the {MEASURE} of metrics.json")
+        raise InputError(f"{folder}: per_query.csv does not match the {MEASURE} of metrics.json")
     return values
 
 
 def render(table: dict[str, Any], results: Path) -> str:
-    """A Markdown table of nDCG@10 x 100. Raises `InputError` for a row that is compared with none of the table."""
+    """A Markdown table of nDCG@10 x 100. Raises `InputError` for a row compared with one that the table lacks."""
     collections = list(table["collections"])
     rows = [Row(**one) for one in table["rows"]]
     values = {row.label: [read_values(results, row, name) for name in collections] for row in rows}
@@ -135,7 +135,7 @@ def render(table: dict[str, Any], results: Path) -> str:
 
 
 def mean_differences(table: dict[str, Any], results: Path) -> list[str]:
-    """Of each row, the differences from the rows that it is compared with, where both are measured everywhere."""
+    """Each row's differences from the rows it is compared with, if both have results on every collection."""
     rows = {one["label"]: Row(**one) for one in table["rows"]}
     lines = []
     for label, row in rows.items():
@@ -156,7 +156,7 @@ def _marks(cells: list[dict[str, float] | None], others: list[dict[str, float] |
     for place, (cell, other) in enumerate(zip(cells, others, strict=True)):
         if cell is not None and other is not None:
             if cell.keys() != other.keys():
-                raise InputError("two rows of one table were measured on different queries")
+                raise InputError("two rows of one table were evaluated on different queries")
             places.append(place)
             comparisons.append(compare_values([other[query] for query in cell], list(cell.values()), resamples=1))
     marks = [""] * len(cells)
@@ -167,10 +167,10 @@ def _marks(cells: list[dict[str, float] | None], others: list[dict[str, float] |
 
 
 def fill(page: str, tables: dict[str, Any], results: Path) -> str:
-    """The page with its tables written anew. Raises `InputError` for a table without a place or the reverse."""
+    """The page with regenerated tables. Raises `InputError` for a table without a placeholder or the reverse."""
     places = re.findall(r"<!-- table: (\S+) -->", page)
     if sorted(places) != sorted(tables):
-        raise InputError(f"the page has places for {', '.join(places)}; there are tables {', '.join(tables)}")
+        raise InputError(f"the page has placeholders for {', '.join(places)}; there are tables {', '.join(tables)}")
 
     def one(match: re.Match[str]) -> str:
         return f"{match[1]}\n{render(tables[match[2]], results)}<!-- end -->"
@@ -179,12 +179,12 @@ def fill(page: str, tables: dict[str, Any], results: Path) -> str:
 
 
 def main() -> int:
-    """Reads the command line and writes the page."""
+    """Parses the command line and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", type=Path, default=HERE / "RESULTS.md")
     parser.add_argument("--tables", type=Path, default=HERE / "results_page.yaml")
     parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--keep", nargs=2, metavar=("OUTPUT", "NAME"), help="first take in an evaluation's results")
+    parser.add_argument("--keep", nargs=2, metavar=("OUTPUT", "NAME"), help="first import an evaluation's results")
     parser.add_argument("--means", action="store_true", help="print differences of the means, with intervals")
     parser.add_argument("--check", action="store_true", help="write nothing; status 1 if the page is not up to date")
     args = parser.parse_args()

@@ -1,10 +1,10 @@
-"""Load on a running `tsarank serve`: throughput, latency, memory, and whether every request got its own answer.
+"""Load test of a running `tsarank serve`: throughput, latency, memory, and whether every request got its own answer.
 
     tsarank serve --dtype float32 --port 8000 &
     python benchmarks/serve_load.py --url http://127.0.0.1:8000 --clients 64 --seconds 60 --pid $! --output FILE.json
 
-First one client asks for a third of the time, then all of them. Each request has a query of its own and one to five
-short documents, some of which repeat, and names its number in a document: the answer must return the same documents.
+One client sends requests for a third of the time, then all clients. Each request has its own query and one to five
+short documents, some repeated, and a document contains the request's number: the answer must return those documents.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def texts_of(number: int) -> tuple[str, list[str]]:
 
 
 class Client(threading.Thread):
-    """Asks one request after another until the time is over."""
+    """Sends requests one after another until the time is over."""
 
     def __init__(self, url: str, numbers: Iterator[int], end: float) -> None:
         super().__init__(daemon=True)
@@ -80,7 +80,7 @@ class Client(threading.Thread):
 
 
 def resident(pid: int | None) -> float | None:
-    """MiB of a process in memory."""
+    """Resident memory of a process in MiB."""
     if pid is None:
         return None
     line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
@@ -88,7 +88,7 @@ def resident(pid: int | None) -> float | None:
 
 
 def run(url: str, clients: int, seconds: float, numbers: Iterator[int], pid: int | None) -> dict[str, Any]:
-    """What so many clients saw in so many seconds."""
+    """Statistics of `clients` clients running for `seconds` seconds."""
     end = time.monotonic() + seconds
     threads = [Client(url, numbers, end) for _ in range(clients)]
     started = time.monotonic()
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--pid", type=int, help="the service's process, for its memory")
+    parser.add_argument("--pid", type=int, help="process id of the service, for its memory")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     numbers = itertools.count(1)  # any thread may take the next one

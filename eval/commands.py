@@ -211,6 +211,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
     Repeat the same command to resume an interrupted evaluation; other measures or another fusion weight need no new
     scores.
+
     OUTPUT receives a table over all datasets (table.md, table.csv) and for each DATASET a folder with run.trec,
     first_stage.trec, metrics.json and per_query.csv.
     """

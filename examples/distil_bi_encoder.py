@@ -4,7 +4,7 @@
     python examples/distil_bi_encoder.py --output my-ranker
 
 Queries are the first sentences of passages; the teacher's scores of BM25's candidates are the targets of RankNet.
-A student only gains on its teacher where it can see more: take the best teacher that you can afford.
+A student can only outperform a teacher that sees less than it does: use the best teacher that you can afford.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ config = RankingDistillConfig(
     learning_rate=2e-4,
     trainable="lora",
     loss="ranknet",
-    logging_steps=1,  # pairwise_accuracy: how many pairs of documents are in the teacher's order
+    logging_steps=1,  # pairwise_accuracy: the fraction of document pairs ranked as by the teacher
 )
 student = load_ranker(args.model, family="true_false_logits", dtype="float32")
 trainer = RankingDistillTrainer(student, config, rows)

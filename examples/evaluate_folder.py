@@ -1,4 +1,4 @@
-"""Measure a reranker on your own documents, queries and judgments, and test the gain over BM25 for significance.
+"""Evaluate a reranker on your own documents, queries and judgments, and test the gain over BM25 for significance.
 
     pip install ".[eval]"
     python examples/evaluate_folder.py --output results

@@ -1,4 +1,4 @@
-"""Start the reranking service and call it as any client of Jina's, Cohere's or TEI's rerank API would.
+"""Start the reranking service and call it like any client of Jina's, Cohere's or TEI's rerank API.
 
 pip install ".[serve]"
 python examples/serve_and_call.py
@@ -29,7 +29,7 @@ address = f"http://127.0.0.1:{port}"
 command = ["-m", "modeling_tsarank.cli", "serve", "--model", args.model, "--port", str(port)]
 service = subprocess.Popen([sys.executable, *command])
 try:
-    while True:  # the port opens when the model is loaded and warm
+    while True:  # the port opens once the model is loaded and warmed up
         try:
             urlopen(f"{address}/health").close()
             break

@@ -1,9 +1,9 @@
-"""Train a query-likelihood ranker on your judged queries: BM25 finds hard negatives, LoRA trains, a folder is saved.
+"""Train a query-likelihood ranker on your judged queries: mine hard negatives with BM25, train LoRA, save a folder.
 
     pip install ".[eval,train]"
     python examples/train_ranker.py --output my-ranker
 
-Eight queries teach nothing that lasts; with a few hundred rows of your own it is the same script.
+Eight queries are too few for a useful model; with a few hundred rows of your own the script is the same.
 """
 
 from __future__ import annotations

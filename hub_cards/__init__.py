@@ -1,1 +1,1 @@
-"""How a ranking model is published: cards and uploads."""
+"""Publishing of ranking models: cards and uploads."""

@@ -1,6 +1,6 @@
-"""The Space's API: named endpoints that gradio_client calls, with plain values in and out.
+"""The Space's API: named endpoints for gradio_client, with plain values in and out.
 
-A mistake of the caller is an error with the same one-line message that the page shows.
+A client error raises an exception with the same one-line message that the page shows.
 """
 
 from __future__ import annotations
@@ -16,42 +16,42 @@ from modeling_tsarank.ranking_errors import TSARankError
 
 
 def make_endpoints(service: RankingService, error: type[Exception]) -> dict[str, Callable[..., Any]]:
-    """The endpoint functions by name; `error` is what a caller's mistake is raised as (`gradio.Error`)."""
+    """The endpoint functions by name; `error` is the exception class for client errors (`gradio.Error`)."""
 
     def rank(query: str, documents: list[str], model: str | None = None) -> dict:
-        """Puts documents in order for a query, best first; the order given counts as the first stage's.
+        """Ranks documents for a query, best first; the given order counts as the first stage's.
 
         Args:
-            query: What is asked.
+            query: The query.
             documents: Texts.
-            model: One of /models; the first of them by default.
+            model: One of /models; the first one by default.
 
         Returns:
             query, model, family, first_stage, tokens, seconds, remembered, cut_documents and results: rank, id
-            (place in documents, from 1), score, first_stage_rank, moved, text.
+            (index in documents, from 1), score, first_stage_rank, moved, text.
         """
         return service.rank_texts(query, documents, model).to_dict()
 
     def search(query: str, candidates: int = 10, model: str | None = None) -> dict:
-        """Finds candidates in the built-in collection with BM25 and puts them in order.
+        """Retrieves candidates from the built-in collection with BM25 and ranks them.
 
         Args:
-            query: What is asked.
-            candidates: How many BM25 may find.
-            model: One of /models; the first of them by default.
+            query: The query.
+            candidates: Maximum number of BM25 candidates.
+            model: One of /models; the first one by default.
 
         Returns:
-            As /rank does; ids are the collection's.
+            Like /rank; ids are the collection's.
         """
         return service.search(query, candidates, model).to_dict()
 
     def explain(query: str, document: str, model: str | None = None) -> dict:
-        """Says why a document gets its score.
+        """Explains the score of a document.
 
         Args:
-            query: What is asked.
+            query: The query.
             document: A text.
-            model: One of /models; the first of them by default.
+            model: One of /models; the first one by default.
 
         Returns:
             kind (the family: parts of query_likelihood are the query's tokens with their log-probabilities, those of
@@ -69,22 +69,22 @@ def make_endpoints(service: RankingService, error: type[Exception]) -> dict[str,
         }
 
     def compare(query: str, documents: list[str], model_a: str, model_b: str) -> dict:
-        """Puts the same documents in two models' orders.
+        """Ranks the same documents with two models.
 
         Args:
-            query: What is asked.
+            query: The query.
             documents: Texts.
             model_a: One of /models.
-            model_b: Another one.
+            model_b: A different one.
 
         Returns:
-            a and b, each as /rank returns it, same_order (pairs of documents in the same order) and pairs.
+            a and b, each as returned by /rank, same_order (pairs of documents ranked in the same order) and pairs.
         """
         named = named_documents(documents, service.limits)
         return service.compare(service.check_query(query), named, model_a, model_b).to_dict()
 
     def models() -> list[str]:
-        """Names of the models that the other endpoints take; the first is the default."""
+        """Names of the models for the other endpoints; the first is the default."""
         return list(service.shelf.names)
 
     def guarded(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Where the Space's documents come from: pasted text, an uploaded file, a list, or the built-in collection by BM25."""
+"""Sources of the Space's documents: pasted text, an uploaded file, a list, or BM25 over the built-in collection."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ UPLOADS = (".txt", ".text", ".jsonl", ".ndjson", ".gz")
 
 
 def read_pasted(text: Any, limits: Limits) -> list[NamedDocument]:
-    """Documents of a text field: one a line, or JSON lines where the first line begins with a brace.
+    """Documents of a text field: one per line, or JSON lines if the first line starts with a brace.
 
-    Raises `InputError`, with the line's number, for JSON that cannot be read, and for more than `limits` allow.
+    Raises `InputError` for invalid JSON (with the line number) and for more than `limits` allow.
     """
     if not isinstance(text, str) or not text.strip():
-        raise InputError("no documents were pasted; write one a line, or JSON lines with the field 'text'")
+        raise InputError("no documents were pasted; paste one per line, or JSON lines with the field 'text'")
     data = text.encode("utf-8", "replace")
     limits.check_size(len(data), f"{PASTED} has")
     documents = parse_documents(text_lines(io.BytesIO(data), PASTED, allow_nul=True), PASTED)
@@ -37,22 +37,22 @@ def read_pasted(text: Any, limits: Limits) -> list[NamedDocument]:
 def read_upload(path: str | os.PathLike[str] | None, limits: Limits) -> list[NamedDocument]:
     """Documents of an uploaded `.txt` or `.jsonl` file. Raises `InputError` like `read_documents`, naming the file."""
     if not path:
-        raise InputError("no file was uploaded; choose a .txt file with one document a line, or a .jsonl file")
+        raise InputError("no file was uploaded; choose a .txt file with one document per line, or a .jsonl file")
     limits.check_size(os.path.getsize(path), f"{Path(path).name} has")
     suffix = Path(path).suffix.lower()
     if suffix not in UPLOADS:  # a small Parquet file may hold a large table
-        raise InputError(f"{Path(path).name}: unknown kind of file {suffix!r}; expected .txt or .jsonl")
+        raise InputError(f"{Path(path).name}: unknown file type {suffix!r}; expected .txt or .jsonl")
     try:
         documents = read_documents(str(path))
     except InputError as error:
-        # The visitor knows the file by its name, not by where the server keeps it.
+        # Visitors know the file by its name, not by its path on the server.
         raise InputError(str(error).replace(str(path), Path(path).name).replace(", or --format", "")) from None
     limits.check_documents(documents)
     return documents
 
 
 def named_documents(documents: Any, limits: Limits) -> list[NamedDocument]:
-    """Documents of an API call, named by their place from 1. Raises `InputError` unless it is a list of texts."""
+    """Documents of an API call, with ids from 1. Raises `InputError` unless it is a list of texts."""
     if not isinstance(documents, list | tuple):
         raise InputError(f"documents must be a list of texts, got {type(documents).__name__}")
     named = [NamedDocument(str(n), clean_text(text, f"document {n}")) for n, text in enumerate(documents, 1)]
@@ -61,12 +61,12 @@ def named_documents(documents: Any, limits: Limits) -> list[NamedDocument]:
 
 
 class BuiltInCollection:
-    """A small collection with a BM25 index in front of it.
+    """A small collection with a BM25 index.
 
     Args:
         documents: A `.jsonl` file with `_id`, `title` and `text`.
         queries: A `.jsonl` file of example queries with `_id` and `text`.
-        cache_dir: Where the index is kept; see `files.caches.cache_root`.
+        cache_dir: Folder of the index; see `files.caches.cache_root`.
 
     Raises:
         InputError: A file is missing or malformed.
@@ -83,16 +83,16 @@ class BuiltInCollection:
         return len(self.documents)
 
     def search(self, query: str, depth: int) -> list[NamedDocument]:
-        """BM25's best documents, best first; fewer than `depth` where fewer share a word with the query.
+        """BM25's best documents, best first; fewer than `depth` if fewer share a word with the query.
 
-        Raises `InputError` if no document does, or if `depth` is no positive number.
+        Raises `InputError` if no document does, or if `depth` is not a positive number.
         """
         if isinstance(depth, bool) or not isinstance(depth, Real) or depth != depth // 1 or depth < 1:
             raise InputError(f"the number of candidates must be a positive whole number, got {depth!r:.80}")
         found = self._index.search({"query": query}, int(depth), show_progress=False)["query"]
         if not found:
             raise InputError(
-                f"BM25 finds none of the {len(self)} built-in documents: the query shares no word with them; "
-                "use other words, or give documents of your own"
+                f"BM25 finds none of the {len(self)} built-in documents: they share no word with the query; "
+                "rephrase the query, or provide your own documents"
             )
         return [self.documents[document_id] for document_id in found]

@@ -1,4 +1,4 @@
-"""What one request to the Space may ask for, so that fifty at once exhaust neither memory nor time."""
+"""Limits of one request to the Space, so that fifty at once exhaust neither memory nor time."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ PREFIX = "TSARANK_APP_"
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one request, and of the queue. Each can be set by the environment variable TSARANK_APP_<FIELD>.
+    """Limits of one request, and of the queue. Each can be set by the environment variable TSARANK_APP_<FIELD>.
 
     Attributes:
-        documents: Documents in one request.
+        documents: Maximum number of documents.
         document_bytes: UTF-8 bytes of one document.
-        total_bytes: UTF-8 bytes of all documents together, also of an uploaded file.
+        total_bytes: UTF-8 bytes of all documents together, or of an uploaded file.
         query_characters: Characters of the query.
-        tokens: Tokens that the model would read for one request, after each document is cut to the model's length.
-        seconds: Time one ranking may take; checked before every batch.
-        waiting: Requests that may wait; one more is refused.
+        tokens: Model tokens of one request, after each document is truncated to the model's length.
+        seconds: Time limit of one ranking; checked before every batch.
+        waiting: Maximum length of the queue; further requests are rejected.
     """
 
     documents: int = 100
@@ -37,7 +37,7 @@ class Limits:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Limits:
-        """The defaults, changed by the environment. Raises `InputError` for a value that is no positive number."""
+        """The defaults, overridden by the environment. Raises `InputError` unless a value is a positive number."""
         environment = os.environ if environment is None else environment
         values = {}
         for field in fields(cls):
@@ -52,7 +52,7 @@ class Limits:
 
     @property
     def body_bytes(self) -> int:
-        """Bytes of one HTTP request body: the documents in JSON, where a character may take six bytes, and room."""
+        """Bytes of one HTTP request body: the documents as JSON, up to six bytes per character, plus a margin."""
         return 6 * self.total_bytes + 65_536
 
     def check_query(self, query: str) -> None:
@@ -63,17 +63,17 @@ class Limits:
             )
 
     def check_size(self, size: int, what: str) -> None:
-        """Raises `InputError` if `size` bytes, of `what`, are more than all documents together may have."""
+        """Raises `InputError` if `size` bytes, of `what`, exceed the limit for all documents together."""
         if size > self.total_bytes:
             raise InputError(
                 f"{what} {size:,} bytes; at most {self.total_bytes:,} are allowed here: "
-                "give fewer or shorter documents"
+                "provide fewer or shorter documents"
             )
 
     def check_documents(self, documents: Sequence[NamedDocument]) -> None:
-        """Raises `InputError` if there are none, too many, or too large documents."""
+        """Raises `InputError` if there are no documents, too many, or too large ones."""
         if not documents:
-            raise InputError("there are no documents to rank; give at least one")
+            raise InputError("there are no documents to rank; provide at least one")
         if len(documents) > self.documents:
             raise InputError(f"{len(documents):,} documents were given; at most {self.documents:,} are allowed here")
         total = 0
@@ -87,9 +87,9 @@ class Limits:
         self.check_size(total, "the documents have")
 
     def check_tokens(self, tokens: int, documents: int) -> None:
-        """Raises `InputError` if the model would have to read too many tokens."""
+        """Raises `InputError` if the model would have to process too many tokens."""
         if tokens > self.tokens:
             raise InputError(
-                f"{documents:,} documents of {tokens:,} tokens in all are too much for one request here; "
-                f"at most {self.tokens:,} tokens: give fewer or shorter documents"
+                f"{documents:,} documents have {tokens:,} tokens in total; at most {self.tokens:,} are allowed here: "
+                "provide fewer or shorter documents"
             )

@@ -1,4 +1,4 @@
-"""The models the Space offers by name, loaded when first asked for; one of them works at a time."""
+"""The models that the Space offers by name, loaded on first use; only one runs at a time."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from modeling_tsarank.ranking_text import clean_query
 
 logger = logging.getLogger(__name__)
 
-# Rankings remembered, so that the example every visitor sees first is computed once. A key is a hash, a value scores.
+# Cached rankings, so that the example every visitor sees first is computed once. A key is a hash, a value scores.
 _REMEMBERED = 128
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of documents in their order, higher is better; tokens read; seconds of work, waiting not
-    included; how many documents were longer than the model reads."""
+    """Scores of documents in their order, higher is better; tokens processed; seconds of computation, without waiting
+    for other requests; how many documents were truncated to the model's length."""
 
     scores: tuple[float, ...]
     tokens: int
@@ -42,7 +42,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Explained:
-    """Why a document got its score: the family's explanation, tokens read, and seconds of work."""
+    """The explanation of a document's score: the model family's own, tokens processed, and seconds of computation."""
 
     family: str
     explanation: Explanation
@@ -51,7 +51,7 @@ class Explained:
 
 
 class ModelShelf:
-    """Named rankers. `loaders` gives for each name a function that loads it; the first name is the default."""
+    """Named rankers. `loaders` maps each name to a function that loads it; the first name is the default."""
 
     def __init__(self, loaders: Mapping[str, Callable[[], Any]], limits: Limits) -> None:
         self.names = tuple(loaders)
@@ -62,7 +62,7 @@ class ModelShelf:
         self._memory: OrderedDict[str, Scored] = OrderedDict()
 
     def get(self, name: str | None = None) -> tuple[str, Any]:
-        """The name (None: the default's) and the loaded model. Raises `InputError` for a name that is not offered."""
+        """The name (None: the default) and the loaded model. Raises `InputError` for an unknown name."""
         name = self.names[0] if name in (None, "") else name
         if not isinstance(name, str) or name not in self._loaders:
             raise InputError(f"no model {str(name)[:80]!r} here; offered: {', '.join(self.names)}")
@@ -75,7 +75,7 @@ class ModelShelf:
     def score(self, query: str, documents: Sequence[str], name: str | None = None) -> Scored:
         """Scores of `documents` for `query`.
 
-        Raises `InputError` for an empty query or too many tokens, `ResourceError` when the time is up.
+        Raises `InputError` for an empty query or too many tokens, `ResourceError` after the time limit.
         """
         name, model = self.get(name)
         query = clean_query(query)
@@ -126,12 +126,12 @@ class ModelShelf:
             return work(lambda: time.monotonic() > deadline)
         except RankingCancelled:
             raise ResourceError(
-                f"the ranking was stopped after {self.limits.seconds} seconds; give fewer or shorter documents"
+                f"the ranking was stopped after {self.limits.seconds} seconds; provide fewer or shorter documents"
             ) from None
 
 
 def _label(name: str | None) -> str:
-    """Its name without folders; a Hub id whole."""
+    """A model's name without folders; a Hub id unchanged."""
     source = resolve(name)
     return source.name if source.kind in (Kind.HUB, Kind.PUBLISHED) else source.label
 
@@ -145,7 +145,7 @@ def _other_families(ranker: Any, label: str) -> dict[str, Callable[[], Any]]:
         try:
             other = cls.from_backbone(ranker.backbone, tokenizer=ranker.tokenizer)
             _ = other.encoder
-        except ModelError as error:  # such as a vocabulary without a whole "true" and "false"
+        except ModelError as error:  # for example a vocabulary in which "true" or "false" is not one token
             logger.info("%s is not offered as %s: %s", label, cls.title, error)
         else:
             found[f"{label} ({cls.title.lower()}, untrained)"] = lambda other=other: other  # type: ignore[misc]
@@ -153,11 +153,11 @@ def _other_families(ranker: Any, label: str) -> dict[str, Callable[[], Any]]:
 
 
 def make_shelf(model: str | None, others: Sequence[str], limits: Limits) -> ModelShelf:
-    """A shelf with `model` (None: the embedded default) first, and what it is compared with.
+    """A shelf with `model` (None: the embedded default) first, followed by models to compare it with.
 
-    Where no others are named there is still something to compare: a plain model is also offered as a ranker of the
-    other families that can be made of it, on the same weights, which costs no memory; any other model is compared
-    with the embedded default.
+    If no others are given, a comparison is still offered: a plain model is also used as a ranker of the other
+    families that it supports, with the same weights and therefore no extra memory; any other model is compared with
+    the embedded default.
 
     Raises `InputError` if two models would have the same name.
     """

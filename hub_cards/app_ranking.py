@@ -1,4 +1,4 @@
-"""What the Space does, without its looks: rank, explain, compare. The page and the API both call this."""
+"""The Space's functions without the user interface: rank, explain, compare; used by both the page and the API."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ GIVEN = "given order"
 
 @dataclass(frozen=True)
 class Ranked:
-    """One document of a ranking. `before` and `place` count from 1; it moved up by `moved` places. `text` begins with
-    the title, where there is one."""
+    """One document of a ranking. `before` and `place` count from 1; it moved up by `moved` places. `text` starts with
+    the title, if there is one."""
 
     id: str
     text: str
@@ -34,24 +34,24 @@ class Ranked:
 
     @property
     def moved(self) -> int:
-        """Places won against the first stage; negative where it lost some."""
+        """Places gained over the first stage; negative if it lost some."""
         return self.before - self.place
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Documents in a model's order, best first, and what that cost.
+    """Documents in a model's order, best first, with the cost of the ranking.
 
     Attributes:
-        query: As the model read it.
+        query: The query as passed to the model.
         model: Its name on the shelf.
         family: Its family, such as `query_likelihood`.
-        first_stage: Whose order the documents came in.
+        first_stage: Source of the input order.
         rows: Best first.
-        tokens: Tokens read.
-        seconds: Seconds of the model's work.
-        remembered: Whether the scores come from an earlier, equal request.
-        cut_documents: Documents that were longer than the model reads.
+        tokens: Tokens processed.
+        seconds: Computation time in seconds.
+        remembered: Whether the scores come from the cache of earlier requests.
+        cut_documents: Documents truncated to the model's length.
     """
 
     query: str
@@ -65,7 +65,7 @@ class Ranking:
     cut_documents: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The form the API returns."""
+        """The API's response."""
         return {
             **{name: value for name, value in vars(self).items() if name != "rows"},
             "seconds": round(self.seconds, 4),
@@ -96,19 +96,19 @@ class Comparison:
         return [(row, by_before[row.before]) for row in self.a.rows]
 
     def agreement(self) -> tuple[int, int]:
-        """Pairs of documents both models put in the same order, and all pairs."""
+        """The number of document pairs that both models rank in the same order, and the number of all pairs."""
         pairs = list(combinations(self.places(), 2))
-        # In A's order, the first of a pair always stands higher in A.
+        # In A's order, the first of a pair is always ranked higher by A.
         return sum(first[1].place < second[1].place for first, second in pairs), len(pairs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The form the API returns."""
+        """The API's response."""
         same, pairs = self.agreement()
         return {"a": self.a.to_dict(), "b": self.b.to_dict(), "same_order": same, "pairs": pairs}
 
 
 class RankingService:
-    """The Space's three verbs over a shelf of models and a built-in collection."""
+    """The Space's three functions over a shelf of models and a built-in collection."""
 
     def __init__(self, shelf: ModelShelf, collection: BuiltInCollection, limits: Limits) -> None:
         self.shelf = shelf
@@ -116,23 +116,23 @@ class RankingService:
         self.limits = limits
 
     def check_query(self, query: Any) -> str:
-        """The query, cleaned. Raises `InputError` if it is empty, too long, or no text."""
+        """The cleaned query. Raises `InputError` if it is empty, too long, or not a string."""
         query = clean_query(query)
         self.limits.check_query(query)
         return query
 
     def candidates(self, query: str, depth: int) -> list[NamedDocument]:
-        """BM25's candidates from the built-in collection. Raises `InputError` if there are none or too many asked."""
+        """BM25's candidates from the built-in collection. Raises `InputError` if there are none, or for too many."""
         if isinstance(depth, Real) and depth > self.limits.documents:
             raise InputError(
-                f"{depth!r:.20} candidates were asked for; at most {self.limits.documents} are allowed here"
+                f"{depth!r:.20} candidates were requested; at most {self.limits.documents} are allowed here"
             )
         return self.collection.search(query, depth)
 
     def rank(
         self, query: str, documents: Sequence[NamedDocument], model: str | None = None, first_stage: str = GIVEN
     ) -> Ranking:
-        """Documents in a model's order; equal scores keep the order given. Raises `InputError`, `ResourceError`."""
+        """Documents in a model's order; equal scores keep the input order. Raises `InputError`, `ResourceError`."""
         query = self.check_query(query)
         self.limits.check_documents(documents)
         name, loaded = self.shelf.get(model)
@@ -146,7 +146,7 @@ class RankingService:
         return Ranking(query, name, loaded.options.family, first_stage, rows, **cost)
 
     def search(self, query: str, depth: int = 10, model: str | None = None) -> Ranking:
-        """BM25's best `depth` of the built-in collection, put in order by a model."""
+        """BM25's best `depth` of the built-in collection, reranked by a model."""
         query = self.check_query(query)
         return self.rank(query, self.candidates(query, depth), model, BM25)
 
@@ -155,7 +155,7 @@ class RankingService:
         return self.rank(query, named_documents(documents, self.limits), model)
 
     def explain(self, query: str, document: Any, model: str | None = None) -> Explained:
-        """Why `document` gets its score."""
+        """The explanation of a document's score."""
         text = clean_text(document, "the document")
         self.limits.check_documents([NamedDocument("1", text)])
         return self.shelf.explain(query, text, model)
@@ -163,7 +163,7 @@ class RankingService:
     def compare(
         self, query: str, documents: Sequence[NamedDocument], a: str | None, b: str | None, first_stage: str = GIVEN
     ) -> Comparison:
-        """The same documents in two models' orders. Raises `InputError` if the two are the same model."""
+        """The same documents ranked by two models. Raises `InputError` if the two are the same model."""
         first, second = self.shelf.get(a)[0], self.shelf.get(b)[0]
         if first == second:
             raise InputError(f"both models are {first!r}; choose two different ones")

@@ -1,4 +1,4 @@
-"""A bound on what one HTTP request may send, before anything of it is parsed."""
+"""A limit on the size of HTTP request bodies, enforced before parsing."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
-# What is read and dropped before a refusal: a caller that is still sending could not hear it.
+# Bytes to read and discard before a rejection: a client that is still sending would not receive the response.
 _DROPPED_BYTES = 64 * 2**20
 
 
 class BodyLimit:
-    """ASGI middleware: a request body of more than `limit` bytes is answered with 413, and its bytes are dropped."""
+    """ASGI middleware: a request body of more than `limit` bytes is rejected with status 413 and discarded."""
 
     def __init__(self, app: Any, limit: int) -> None:
         self.app = app
@@ -30,7 +30,7 @@ class BodyLimit:
         body, size, more = bytearray(), 0, True
         while more and size <= self.limit + _DROPPED_BYTES:
             message = await receive()
-            if message["type"] != "http.request":  # the client has gone
+            if message["type"] != "http.request":  # the client disconnected
                 return
             part = message.get("body", b"")
             size += len(part)
@@ -47,7 +47,7 @@ class BodyLimit:
         await self.app(scope, replayed, send)
 
     async def _refuse(self, send: Send) -> None:
-        detail = f"a request may have at most {self.limit:,} bytes; give fewer or shorter documents"
+        detail = f"a request may have at most {self.limit:,} bytes; provide fewer or shorter documents"
         body = json.dumps({"detail": detail}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 413, "headers": headers})

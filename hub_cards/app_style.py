@@ -1,4 +1,4 @@
-"""How the Space looks: its style sheets, two scripts and the theme."""
+"""The Space's appearance: style sheets, two scripts and the theme."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 CSS = resources.files(__package__).joinpath("app.css").read_text(encoding="utf-8")
 PAGE_CSS = resources.files(__package__).joinpath("app_page.css").read_text(encoding="utf-8")
 
-# To the results: on a phone they stand below the form, and a long list may have been scrolled through.
+# Scrolls to the results: on a phone they are below the form, and a long list may have been scrolled through.
 SHOW_RESULTS = """
 () => {
   const results = document.getElementById('results');
@@ -18,7 +18,7 @@ SHOW_RESULTS = """
 }
 """
 
-# One listener for all buttons of a list that is drawn anew with every ranking.
+# One listener for all buttons of a list that is re-rendered with every ranking.
 ASK_WHY = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('[data-explain]');
@@ -28,7 +28,7 @@ element.addEventListener('click', (event) => {
 
 
 def theme(gr: Any) -> Any:
-    """Gradio's plain theme with fonts of the visitor's machine, so that nothing is fetched, and one quiet colour."""
+    """Gradio's plain theme with system fonts, so that nothing is downloaded, and one muted colour."""
     return gr.themes.Base(
         primary_hue="teal",
         neutral_hue="slate",
@@ -36,7 +36,7 @@ def theme(gr: Any) -> Any:
         font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"],
         radius_size="md",
     ).set(
-        body_text_color_subdued="*neutral_500",  # the theme's own is too pale to read on white
+        body_text_color_subdued="*neutral_500",  # the theme's own has too little contrast on white
         body_text_color_subdued_dark="*neutral_400",
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",

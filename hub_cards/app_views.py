@@ -1,4 +1,4 @@
-"""The Space's results as HTML. Whatever comes from outside passes `escape`, so that it is shown as the text it is."""
+"""The Space's results as HTML. All external text goes through `escape`, so that it is shown literally."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from modeling_tsarank.hub_cards.app_ranking import Comparison, Ranked, Ranking
 from modeling_tsarank.ranking_options import Explanation
 
 
-# Gradio fills `${…}` and `{{…}}` in a component's HTML on the page; as entities they are never seen as such.
+# Gradio interpolates `${…}` and `{{…}}` in a component's HTML on the page; as entities they are left alone.
 _TEMPLATE_CHARACTERS = {"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;"}
-# Log-probabilities from here to 0 are shown as likely, those below as unlikely, full colour at the far end.
+# Log-probabilities from here to 0 are coloured as likely, those below as unlikely, full colour at the far end.
 _NEUTRAL, _UNLIKELY = -3.0, -9.0
 _WIDEST_DIFFERENCE = 4.0
 LOG_PROBABILITY = "log-probability"
 
 
 def escape(text: Any) -> str:
-    """Text safe inside an HTML element or a quoted attribute, also where a template engine reads it."""
+    """Text that is safe inside an HTML element or a quoted attribute, and in Gradio's templates."""
     shown = "".join(c if c in "\n\t" or ord(c) >= 32 else "\ufffd" for c in str(text))
     shown = shown.encode("utf-8", "replace").decode("utf-8")
     return "".join(_TEMPLATE_CHARACTERS.get(c, c) for c in html.escape(shown))
@@ -63,15 +63,15 @@ def _rendered(view: str, *facts: Any) -> str:
 
 
 def notice(message: Any, kind: str = "error") -> str:
-    """One message in place of a result; `kind` is `error` or `hint`."""
+    """One message instead of a result; `kind` is `error` or `hint`."""
     return _rendered("notice", message, kind)
 
 
 def ranking_view(ranking: Ranking) -> str:
-    """The ranked list: place, movement, text (a click unfolds it), id, score, and a button that asks why."""
+    """The ranked list: rank, movement, text (a click unfolds it), id, score, and a button for the explanation."""
     scores = [row.score for row in ranking.rows]
     low, span = min(scores), max(scores) - min(scores)
-    # In percent: the best score full, the worst a sliver; equal scores all full.
+    # In percent: the best score has full width, the worst a sliver; equal scores are all full.
     widths = [100.0 if span == 0 else 6 + 94 * (score - low) / span for score in scores]
     return _rendered("ranking", ranking, widths)
 
@@ -85,7 +85,7 @@ def _likelihood_share(value: float) -> float:
 def _words(
     parts: Sequence[tuple[str, float]], share: Callable[[float], float]
 ) -> list[list[tuple[str, float, float]]]:
-    """Tokens with their values and shares of the full colour, from -1 to 1; those of one word together."""
+    """Tokens with their values and colour intensities, from -1 to 1; tokens of one word are grouped."""
     words: list[list[tuple[str, float, float]]] = []
     for text, value in parts:
         if not words or text[:1].isspace():
@@ -117,7 +117,7 @@ def _difference(a: Explanation, b: Explanation) -> dict[str, Any]:
 
 
 def why_view(query: str, a: tuple[Ranked, Explanation], b: tuple[Ranked, Explanation] | None = None) -> str:
-    """One document's score taken apart, or two documents side by side and their difference."""
+    """The parts of one document's score, or two documents side by side and their difference."""
     likely = a[1].unit == LOG_PROBABILITY
     sides = [
         {"row": row, "explanation": one, "parts": _words(one.parts, _likelihood_share) if likely else _logits(one)}
@@ -128,5 +128,5 @@ def why_view(query: str, a: tuple[Ranked, Explanation], b: tuple[Ranked, Explana
 
 
 def compare_view(comparison: Comparison) -> str:
-    """Every document's place and score in both models, in A's order."""
+    """Every document's rank and score in both models, in A's order."""
     return _rendered("compare", comparison, *comparison.agreement())

@@ -1,4 +1,4 @@
-"""`tsarank publish`: models, datasets, the metric and the Space, to the Hub."""
+"""`tsarank publish`: uploads models, datasets, the metric and the Space to the Hub."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 _COMMON = """\
 Everything is published as one commit with a tag, private unless --public is given. --dry-run shows the files, their
-sizes and the card, names what the real run would refuse, and uploads nothing. A broken upload goes on when the same
-command is given again: until the commit, which comes last, nothing of it is visible.
+sizes and the card, lists the errors that the real run would raise, and uploads nothing. To resume an interrupted
+upload, repeat the command: nothing is visible before the final commit.
 
-The Hub's token is that of `hf auth login`, or HF_TOKEN; HF_ENDPOINT names another Hub.
+The Hub token is the one of `hf auth login`, or HF_TOKEN; HF_ENDPOINT selects another Hub.
 """
 _DETAILS = f"""\
 {_COMMON}
-Optimizer states, caches, logs and hidden files are left out, and so is what is named like a secret. A file that holds
-what looks like a token or a key stops the publication, and so does one whose text cannot be read: anything but UTF-8
-text (as it is or in gzip), Parquet, safetensors and SentencePiece; --not-secret lets it pass.
+Optimizer states, caches, logs, hidden files and files named like secrets are left out. A file that seems to contain a
+token or a key stops the publication, and so does a file that cannot be scanned: anything but UTF-8 text (plain or
+gzip), Parquet, safetensors and SentencePiece; --not-secret allows it.
 """
 _INCLUDE = "further files of FOLDER, such as 'plots/*.png'"
 _MODEL_EXAMPLES = """\
@@ -63,10 +63,10 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     _register_dataset(kinds)
     _add_kind(kinds, "metric", "the nDCG metric of `evaluate`", _METRIC_EXAMPLES, _metric)
     space = _add_kind(kinds, "space", "the demonstration page", _SPACE_EXAMPLES, _space, "model bake")
-    space.add_argument("--model", metavar="ID", help="Hub id of the model that it shows (default: the embedded one)")
-    space.add_argument("--bake", type=Path, metavar="FOLDER", help="a ranker's folder, put into the Space")
-    space.add_argument("--title", metavar="TEXT", default="Reranking, explained", help="of the page's card")
-    space.add_argument("--app", type=Path, metavar="FILE", help="app.py, where it is not beside the package")
+    space.add_argument("--model", metavar="ID", help="Hub id of the model to show (default: the embedded one)")
+    space.add_argument("--bake", type=Path, metavar="FOLDER", help="a ranker's folder, uploaded with the Space")
+    space.add_argument("--title", metavar="TEXT", default="Reranking, explained", help="title of the Space's card")
+    space.add_argument("--app", type=Path, metavar="FILE", help="path of app.py, if it is not next to the package")
 
 
 def _add_kind(
@@ -78,7 +78,7 @@ def _add_kind(
     common: str = "",
     folder: str | None = None,
 ) -> argparse.ArgumentParser:
-    """Adds something that is published, out of a folder where `folder` says of what, with the options of all kinds."""
+    """Adds the subcommand of one kind, with the common options; `folder`, if given, describes its FOLDER argument."""
     shown = f"dry-run public tag {common}"
     parser = add_command(kinds, name, help_text, examples, run, shown, _DETAILS)
     if folder is not None:
@@ -88,17 +88,15 @@ def _add_kind(
     group.add_argument(
         "--dry-run", dest="preview", action="store_true", help="show files, sizes and card; upload nothing"
     )
-    group.add_argument("--card", type=Path, metavar="FILE", help="also write the card there")
-    group.add_argument("--public", dest="private", action="store_false", help="not private")
-    group.add_argument(
-        "--tag", default="v1", help="name of this version, which the card's snippets name (default: v1)"
-    )
-    group.add_argument("--message", metavar="TEXT", help="of the commit")
+    group.add_argument("--card", type=Path, metavar="FILE", help="also write the card to FILE")
+    group.add_argument("--public", dest="private", action="store_false", help="make the repository public")
+    group.add_argument("--tag", default="v1", help="tag of this version, used in the card's snippets (default: v1)")
+    group.add_argument("--message", metavar="TEXT", help="commit message")
     _add_repeated(
         group,
         "not-secret",
         "PATH",
-        "a file of the publication that may hold look-alikes of secrets or cannot be searched; may be repeated",
+        "a published file with false positives of the secret scan, or one that cannot be scanned; may be repeated",
     )
     return parser
 
@@ -120,14 +118,14 @@ def _register_model(kinds: Any) -> None:
     facts = parser.add_argument_group("card")
     _add_license(facts, "default: that of the base model")
     facts.add_argument("--license-name", metavar="TEXT", help="with --license other")
-    facts.add_argument("--base-model", metavar="ID", help="Hub id of the base model, where it is not recorded")
+    facts.add_argument("--base-model", metavar="ID", help="Hub id of the base model, if it is not recorded")
     facts.add_argument("--base-revision", metavar="COMMIT", help="commit of the base model")
     _add_repeated(facts, "results", "FOLDER", "output of `tsarank evaluate`", type=Path)
     facts.add_argument(
-        "--accept-other-checkpoint", action="store_true", help="take results measured on other files than FOLDER's"
+        "--accept-other-checkpoint", action="store_true", help="accept results of another checkpoint than FOLDER"
     )
     files = parser.add_argument_group("files")
-    files.add_argument("--adapter-only", action="store_true", help="the LoRA adapter alone, its base pinned")
+    files.add_argument("--adapter-only", action="store_true", help="only the LoRA adapter, with a pinned base model")
     _add_repeated(files, "include", "PATTERN", _INCLUDE)
 
 
@@ -135,8 +133,8 @@ def _register_dataset(kinds: Any) -> None:
     parser = _add_kind(
         kinds, "dataset", "a folder of rows", _DATASET_EXAMPLES, _dataset, "license title", "the dataset"
     )
-    _add_license(parser, "needed unless it is recorded")
-    parser.add_argument("--title", metavar="TEXT", help="of the card")
+    _add_license(parser, "required unless it is recorded")
+    parser.add_argument("--title", metavar="TEXT", help="title of the card")
     _add_repeated(parser, "include", "PATTERN", _INCLUDE)
 
 
@@ -155,20 +153,20 @@ def _finish(publication: Publication, args: argparse.Namespace) -> int:
     from modeling_tsarank.hub_cards.uploading import upload
 
     published = upload(publication)
-    what = "published" if published.changed else "nothing has changed; it is there"
+    what = "published" if published.changed else "already up to date"
     sys.stdout.write(f"{what} as {publication.tag}: {published.url}/tree/{publication.tag}\n")
     return 0
 
 
 def _model(args: argparse.Namespace) -> int:
-    """Publish a ranker that save_pretrained or a training wrote: weights, modeling files, tokenizer, and a card out of
-    what the training recorded (training_run.json) and of the results of `tsarank evaluate`. A release of the package,
-    named instead of a folder, brings its own results.
+    """Publish a ranker saved by save_pretrained or by a training: weights, modeling files, tokenizer, and a card made
+    from the training record (training_run.json) and the results of `tsarank evaluate`. A release of the package,
+    given by name instead of a folder, includes its own results.
 
-    The repository loads by AutoModel and pipeline("text-ranking") with trust_remote_code=True, as a CrossEncoder of
-    sentence-transformers, and as the plain language model without trust. The result of `tsarank train cpt` is
-    published as the plain model it is. With --adapter-only it holds the LoRA adapter alone, with its base pinned to a
-    commit.
+    The repository loads with AutoModel and pipeline("text-ranking") with trust_remote_code=True, as a CrossEncoder of
+    sentence-transformers, and as the plain language model without trust_remote_code. The result of `tsarank train cpt`
+    is published as a plain model. With --adapter-only the repository contains only the LoRA adapter, with its base
+    model pinned to a commit.
     """
     from modeling_tsarank.hub_cards.model_publishing import ModelOptions, prepare_model
     from modeling_tsarank.models.resolver import resolve
@@ -179,9 +177,9 @@ def _model(args: argparse.Namespace) -> int:
 
 
 def _dataset(args: argparse.Namespace) -> int:
-    """Publish a dataset: its Parquet, JSON Lines or CSV files as they are, and a card. What `tsarank data` made has a
-    card of its own out of provenance.json; a README.md in the folder is taken as it is; else a card is made of the
-    columns and rows. datasets.load_dataset(REPO_ID) then loads it.
+    """Publish a dataset: its Parquet, JSON Lines or CSV files unchanged, and a card. The card of a dataset made by
+    `tsarank data` comes from provenance.json; otherwise a README.md in the folder is used unchanged, or a card is made
+    from the columns and rows. Load it with datasets.load_dataset(REPO_ID).
     """
     from modeling_tsarank.hub_cards.dataset_publishing import prepare_dataset
 
@@ -189,8 +187,8 @@ def _dataset(args: argparse.Namespace) -> int:
 
 
 def _metric(args: argparse.Namespace) -> int:
-    """Publish the nDCG metric, so that evaluate.load(REPO_ID) loads it. The repository is a Space, as `evaluate` wants
-    it, and its name becomes the name of a Python module.
+    """Publish the nDCG metric for evaluate.load(REPO_ID). The repository is a Space, as `evaluate` requires, and its
+    name must be a valid name of a Python module.
     """
     from modeling_tsarank.hub_cards.space_publishing import prepare_metric
 
@@ -198,8 +196,8 @@ def _metric(args: argparse.Namespace) -> int:
 
 
 def _space(args: argparse.Namespace) -> int:
-    """Publish the page that ranks, explains and compares, as a Gradio Space with this package's source in it. Run it
-    in a checkout of the repository, where app.py lies.
+    """Publish the page that ranks, explains and compares, as a Gradio Space that includes this package's source. Run
+    it in a checkout of the repository, which contains app.py.
     """
     from modeling_tsarank.hub_cards.space_publishing import prepare_space
 

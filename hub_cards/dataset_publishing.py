@@ -1,4 +1,4 @@
-"""Publishing a dataset: its files as they are, with a card out of what was recorded and of what the files hold."""
+"""Publishing a dataset: its files unchanged, with a card from recorded facts and from the files' contents."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ _DATA = ("*.parquet", "*.jsonl", "*.jsonl.gz", "*.ndjson", "*.csv", "*.tsv")
 _OTHERS = (PROVENANCE, "table1.json", "*.md", *LICENSES)
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _SPLITS |= dict.fromkeys(("validation", "valid", "dev"), "validation")
-# What rows can be trained on, by the columns they have; the first that fits.
+# What the rows can be used to train, by their columns; the first match counts.
 _KINDS = (
     ("sft", {"query", "positives", "negatives"}, "Queries with relevant and irrelevant documents."),
     (
         "distill",
         {"query", "documents", "permutation"},
-        "Queries with documents and a teacher's order of them, best first.",
+        "Queries with documents ranked by a teacher, best first.",
     ),
-    ("distill", {"query", "documents", "teacher_scores"}, "Queries with documents and a teacher's score of each."),
-    ("cpt", {"query", "document"}, "Pairs of a short text, `query`, and a longer one that belongs to it, `document`."),
+    ("distill", {"query", "documents", "teacher_scores"}, "Queries with documents and a teacher's score for each."),
+    ("cpt", {"query", "document"}, "Pairs of a short text, `query`, and a related longer one, `document`."),
 )
 
 
-# Of a provenance record.
+# Fields of a provenance record.
 _SHOWN_APART = ("format", "versions", "teachers", "leakage")
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
 
@@ -59,27 +59,27 @@ def prepare_dataset(
     not_secret: Sequence[str] = (),
     message: str | None = None,
 ) -> Publication:
-    """Files and card of a dataset. Nothing in `folder` is changed.
+    """Files and card of a dataset. `folder` is not changed.
 
-    The card comes from `provenance.json` where `tsarank data` wrote one that has a card; else a README.md of the
-    folder is taken as it is; else one is made of the files' columns and rows, which needs a licence: the publication
-    says in `refusals` if it is missing.
+    The card comes from `provenance.json` if `tsarank data` wrote one with a card; else a README.md of the folder is
+    used unchanged; else a card is made from the files' columns and rows. That needs a licence: if it is missing, the
+    publication lists this in `refusals`.
 
     Raises:
-        InputError: no data, or splits that do not agree on their columns.
+        InputError: No data, or splits with different columns.
     """
     selection = select_files(folder, (*_DATA, *_OTHERS, *(f"*/{name}" for name in _OTHERS)), include)
     data = [path for path in sorted(selection.paths) if fits(path, _DATA)]
     if not data:
-        raise InputError(f"{folder} holds no data ({', '.join(_DATA)})")
+        raise InputError(f"{folder} contains no data files ({', '.join(_DATA)})")
     card, refusals = _recorded_card(folder, title, license) or _own_card(folder, selection), []
     if card is None:
         if license is None:
-            refusals = ["the license is not recorded; name it with --license, such as cc-by-4.0"]
+            refusals = ["the license is not recorded; give --license, such as cc-by-4.0"]
         known = license or UNKNOWN_LICENSE
         card = _made_card(folder, data, repo_id, tag, known, title or repo_id.rpartition("/")[2], languages)
     selection.add(CARD_NAME, card.encode("utf-8"))
-    # Data of an earlier version would be read by `load_dataset` along with the new ones.
+    # `load_dataset` would also read data files of an earlier version.
     return Publication(selection, repo_id, "dataset", tag, private, message, _DATA, not_secret, refusals)
 
 
@@ -96,7 +96,7 @@ def _own_card(folder: Path, selection: Selection) -> str | None:
         return None
     text = read_text(path)
     if not text.startswith("---"):
-        raise InputError(f"{path} has no metadata (a block between two lines of ---); complete it, or take it away")
+        raise InputError(f"{path} has no metadata (a YAML block between two lines of ---); add it, or remove the file")
     return text
 
 
@@ -132,7 +132,7 @@ def _made_card(
         repo_id=repo_id,
         tag=tag,
         kind=kind,
-        kind_text=kind_text or "Rows of the columns below.",
+        kind_text=kind_text or "Rows with the columns below.",
         splits=splits,
         rows=rows,
         columns=columns,
@@ -145,7 +145,7 @@ def _made_card(
 
 
 def _split_of(path: str) -> str:
-    """The split that a file's name begins with, as `datasets` finds it; `train` for other names."""
+    """The split that a file's name starts with, as `datasets` infers it; `train` for other names."""
     name = path.rpartition("/")[2].lower()
     for separator in "-_.":
         if (found := _SPLITS.get(name.partition(separator)[0])) is not None:
@@ -154,7 +154,7 @@ def _split_of(path: str) -> str:
 
 
 def _describe(folder: Path, splits: dict[str, list[str]]) -> tuple[dict[str, str], dict[str, int]]:
-    """Columns with their types, which all files share, and the rows of each split."""
+    """Columns with their types, which must be the same in all files, and the number of rows of each split."""
     columns: dict[str, str] = {}
     rows = Counter[str]()
     for split, paths in splits.items():
@@ -162,7 +162,7 @@ def _describe(folder: Path, splits: dict[str, list[str]]) -> tuple[dict[str, str
             found, count = _parquet(folder / path) if path.endswith(".parquet") else _lines(folder / path)
             if columns and set(found) != set(columns):
                 odd = ", ".join(sorted(set(found) ^ set(columns)))
-                raise InputError(f"{path} has other columns than the files before it ({odd}); publish them apart")
+                raise InputError(f"{path} has other columns than the files before it ({odd}); publish them separately")
             columns = columns or found
             rows[split] += count
     return columns, dict(rows)
@@ -174,13 +174,13 @@ def _parquet(path: Path) -> tuple[dict[str, str], int]:
 
 
 def _lines(path: Path) -> tuple[dict[str, str], int]:
-    """Columns and rows of JSON Lines (types of the first row) or of CSV (all text); every row is looked at."""
+    """Columns and rows of JSON Lines (types of the first row) or of CSV (all strings); every row is checked."""
     columns: dict[str, str] = {}
     count = 0
     rows = read_csv(path) if {".csv", ".tsv"} & set(path.suffixes) else read_json_rows(path, allow_nan=True)
     for place, row in rows:
         if not isinstance(row, dict):
-            raise InputError(f"{place}: a JSON object was expected, found {shown(row)}")
+            raise InputError(f"{place}: expected a JSON object, found {shown(row)}")
         columns = columns or {name: _type(value) for name, value in row.items()}
         count += 1
     if not count:

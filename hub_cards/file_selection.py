@@ -1,4 +1,4 @@
-"""Which files of a folder are published, and why the others are not."""
+"""Selects the files of a folder to publish, with reasons for those left out."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class PublishedFile:
     """One file of a publication.
 
     Attributes:
-        path: its place in the repository, with forward slashes.
-        source: the file on disk, or its content.
+        path: Its path in the repository, with forward slashes.
+        source: The file on disk, or its content.
     """
 
     path: str
@@ -34,26 +34,26 @@ class PublishedFile:
         return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
 
     def read(self) -> bytes:
-        """The whole content; meant for small files."""
+        """The complete content; meant for small files."""
         return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
 
 
 @dataclass
 class Selection:
-    """What is published, and what lies in the folder and is not, with the reason."""
+    """The files to publish, and the other files of the folder with the reason why they are left out."""
 
     files: list[PublishedFile] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, path: str, source: Path | bytes) -> None:
-        """Adds a file, in the place of one of the same name."""
+        """Adds a file, replacing one of the same name."""
         others = [file for file in self.files if file.path != path]
         self.files = sorted([*others, PublishedFile(path, source)], key=attrgetter("path"))
         self.left_out = [(name, why) for name, why in self.left_out if name != path]
 
     @property
     def paths(self) -> set[str]:
-        """Places in the repository."""
+        """Paths in the repository."""
         return {file.path for file in self.files}
 
     @property
@@ -62,7 +62,7 @@ class Selection:
         return sum(file.size for file in self.files)
 
 
-# Names of files and folders that are never published, whatever was asked for, by the reason.
+# Names of files and folders that are never published, whatever the user includes, by reason.
 _NEVER = {
     reason: re.compile("|".join(map(fnmatch.translate, patterns.split())))
     for reason, patterns in {
@@ -84,12 +84,12 @@ _HIDDEN_ALLOWED = {".gitattributes"}
 
 
 def fits(path: str, patterns: Iterable[str]) -> bool:
-    """Whether a path is like one of some patterns, such as `*.py`."""
+    """Whether a path matches one of some patterns, such as `*.py`."""
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
 def refusal(path: str) -> str | None:
-    """Why a file of that path is never published, or `None`. Every folder on the way counts."""
+    """Why a file with that path is never published, or `None`. Every parent folder is checked."""
     for part in path.split("/"):
         for reason, pattern in _NEVER.items():
             if pattern.match(part.lower()):
@@ -100,15 +100,15 @@ def refusal(path: str) -> str | None:
 
 
 def select_files(folder: Path, wanted: Sequence[str] = ("*",), include: Sequence[str] = ()) -> Selection:
-    """The files of a folder that are to be published.
+    """The files of a folder to publish.
 
     Args:
-        folder: walked whole; links that lead out of it are left out.
-        wanted: patterns of the paths that belong to the publication.
-        include: patterns of further paths, as the user gives them. They cannot bring in what `refusal` refuses.
+        folder: Searched recursively; links that point outside it are left out.
+        wanted: Patterns of the files that belong to the publication.
+        include: The user's patterns of further files. They cannot include what `refusal` excludes.
 
     Raises:
-        InputError: there is no such folder, or a pattern of `include` fits nothing that may be published.
+        InputError: There is no such folder, or a pattern of `include` matches no file that may be published.
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
@@ -117,7 +117,7 @@ def select_files(folder: Path, wanted: Sequence[str] = ("*",), include: Sequence
         reason = refusal(path)
         hits = {pattern for pattern in include if fnmatch.fnmatchcase(path, pattern)}
         if reason is None and not file.resolve().is_relative_to(root):
-            reason = "a link out of the folder"
+            reason = "a link to outside the folder"
         if reason is None and not hits and not fits(path, wanted):
             reason = "not needed"
         if reason is None:
@@ -127,12 +127,12 @@ def select_files(folder: Path, wanted: Sequence[str] = ("*",), include: Sequence
             selection.left_out.append((path, reason))
     unused = [pattern for pattern in include if pattern not in used]
     if unused:
-        raise InputError(f"--include {unused[0]}: no file of {folder} that may be published fits")
+        raise InputError(f"--include {unused[0]}: no file of {folder} that may be published matches")
     return selection
 
 
 def _walk(folder: Path) -> Iterable[tuple[str, Path]]:
-    """Files with their places in the repository; a folder that is refused as a whole stands for its files."""
+    """Files with their paths in the repository; an excluded folder is listed instead of its files."""
     for current, folders, names in os.walk(folder):
         relative = Path(current).relative_to(folder).as_posix()
         prefix = "" if relative == "." else f"{relative}/"

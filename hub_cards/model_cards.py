@@ -1,4 +1,4 @@
-"""Model cards: the metadata that the Hub shows, and what model_card.md makes its text of."""
+"""Model cards: the Hub's metadata, and the values for the template model_card.md."""
 
 from __future__ import annotations
 
@@ -45,23 +45,23 @@ def render_model_card(
     """The card of a model.
 
     Args:
-        facts: what is known of it.
-        repo_id: where it is published.
-        tag: the revision that the snippets name.
-        license_id: the Hub's identifier of the licence.
-        languages: ISO codes of the languages it is for, if the user names any.
-        license_name: of a licence that has no identifier (`license_id` is "other").
+        facts: The known facts about it.
+        repo_id: Its repository.
+        tag: The revision used in the snippets.
+        license_id: The Hub's identifier of the licence.
+        languages: ISO codes of its languages, if the user gives any.
+        license_name: Name of a licence that has no identifier (`license_id` is "other").
 
     Raises:
-        InputError: a fact that the card cannot do without is missing.
+        InputError: A fact that the card needs is missing.
     """
     if facts.adapter and (facts.base is None or not facts.base.on_hub or not facts.base.revision):
-        raise InputError("an adapter needs its base model on the Hub, pinned: --base-model ID --base-revision COMMIT")
+        raise InputError("an adapter needs a pinned base model on the Hub: --base-model ID --base-revision COMMIT")
     family, ranking, evaluations = facts.ranks_as, facts.ranking, facts.evaluations
     unused = family.unused_options(ranking)
     changed = {key: value for key, value in facts.options.items() if key != "family" and value is not None}
     name = repo_id.rpartition("/")[2]
-    # The first measures that all results have; what a model gives mixed with a first stage is not the model's.
+    # The first measures that all results have; results fused with a first stage are not the model's own.
     reranked = [one["measures"]["reranked"] for one in evaluations]
     common = [name for name in (reranked or [{}])[0] if all(name in one for one in reranked)]
     return render(
@@ -82,13 +82,13 @@ def render_model_card(
         pinned_base=f'"{facts.base.name}", revision="{facts.base.revision}"' if facts.base else "",
         changed=[(key, repr(value)) for key, value in changed.items()],
         ranking=ranking,
-        # Several queries may share the work of reading a document that comes before the query.
+        # Several queries can share the computation for a document that comes before the query in the prompt.
         document_first=family.document_first(ranking, not facts.encoder_decoder),
         scoring=family.scoring(ranking),
         raw_scores=RAW_SCORES,
         options=[(key, _shown(value)) for key, value in facts.options.items() if key not in unused],
         is_taught=_is_taught,
-        # A teacher's own training data are the ranker's as well: they stand where results are.
+        # A teacher's training data count as the ranker's: they are listed next to the results.
         taught=list(
             dict.fromkeys(teachers_text(one["data"].get("teachers")) for one in facts.stages if _is_taught(one))
         ),
@@ -165,7 +165,7 @@ def _eval_results(values: dict[str, Any]) -> list[EvalResult]:
 
 
 def _import(family: type[RankerModel]) -> str:
-    """The line that imports a family: from the top of this package, or from the module that defines it."""
+    """The import line of a family: from the top of this package, or from the module that defines it."""
     package = family.__module__.partition(".")[0]
     own = package == __name__.partition(".")[0]
     return f"from {package if own else family.__module__} import {family.__name__}"
@@ -178,18 +178,18 @@ def _shown(value: Any) -> str:
 
 
 def _while_training(record: dict[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Names of what was measured while training, and the measurements."""
+    """Names of the measures recorded during training, and their values."""
     rows = [entry for entry in record["evaluations"] if "step" in entry]
     names = {name for row in rows for name in row if name.startswith("eval_")}
     return sorted(name for name in names if not name.endswith(("_runtime", "_per_second"))), rows
 
 
 def _is_taught(record: dict[str, Any]) -> bool:
-    """Whether a teacher's orders or scores went into the training, as far as that is recorded."""
+    """Whether a teacher's rankings or scores were used in the training, as far as that is recorded."""
     teachers, settings = record["data"].get("teachers"), record["settings"]
     if record["kind"] != "sft":
         return record["kind"] == "distill" and teachers != []
-    # Fine-tuning records `teacher_weight`, or the objectives that were given instead of its mixture.
+    # Fine-tuning records `teacher_weight`, or the objectives that replace its weighted loss.
     names = [str(one).partition(":")[0] for one in settings.get("objectives") or [settings.get("loss")]]
     objectives = [OBJECTIVES[name] for name in names if name in OBJECTIVES]
     asked = float(settings.get("teacher_weight") or 0) > 0 or any("teacher_scores" in one.needs for one in objectives)

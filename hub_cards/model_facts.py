@@ -1,4 +1,4 @@
-"""What is known of a model that is to be published: its configuration, its weights, its training, its evaluations."""
+"""The known facts about a model to publish: its configuration, weights, training and evaluations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from modeling_tsarank.scores.calibration import CALIBRATION_FILE, Calibration
 
 RECORD_NAME = RECORD_FILE
 EVALUATIONS = "evaluations.json"
-"""Of a release: a list of what `tsarank evaluate` wrote into `metrics.json` on each test collection."""
+"""File of a release: the list of `metrics.json` contents that `tsarank evaluate` wrote for each test collection."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class BaseModel:
     """The model that a training started from.
 
     Attributes:
-        name: a Hub id, or the name of a local model.
-        on_hub: whether `name` is a Hub id.
-        revision: a commit of it, where it is pinned.
-        license: the Hub's identifier, or `None` where it is not known.
+        name: A Hub id, or the name of a local model.
+        on_hub: Whether `name` is a Hub id.
+        revision: Its commit, if pinned.
+        license: The Hub's identifier, or `None` if unknown.
     """
 
     name: str
@@ -43,19 +43,19 @@ class BaseModel:
 
 @dataclass
 class ModelFacts:
-    """Everything a card says of a model.
+    """All facts in a model card.
 
     Attributes:
-        folder: the folder that is published.
-        config: its config.json; of an adapter, its adapter_config.json.
-        family: its family, or `None` for a language model without ranking options.
-        options: the ranking options.
-        adapter: whether the folder holds only an adapter.
-        base: the base model, or `None` where nothing is known of one.
-        training: what the training recorded, or `None`.
-        evaluations: results on test collections, as `tsarank evaluate` wrote them into `metrics.json`.
-        parameters: number of weights.
-        dtype: of the weights.
+        folder: The folder to publish.
+        config: Its config.json; for an adapter, its adapter_config.json.
+        family: Its family, or `None` for a language model without ranking options.
+        options: The ranking options.
+        adapter: Whether the folder contains only an adapter.
+        base: The base model, or `None` if unknown.
+        training: The training record, or `None`.
+        evaluations: Results on test collections, as written to `metrics.json` by `tsarank evaluate`.
+        parameters: Number of parameters.
+        dtype: Dtype of the weights.
     """
 
     folder: Path
@@ -71,33 +71,33 @@ class ModelFacts:
 
     @property
     def calibration(self) -> Calibration | None:
-        """The calibration in its folder. Raises `InputError` for a damaged one."""
+        """The calibration in its folder. Raises `InputError` if it is invalid."""
         path = self.folder / CALIBRATION_FILE
         return Calibration.load(path) if path.is_file() else None
 
     @property
     def encoder_decoder(self) -> bool:
-        """Whether the backbone is one, as configuration or adapter say."""
+        """Whether the backbone is an encoder-decoder, from the configuration or the adapter."""
         return bool(self.config.get("is_encoder_decoder")) or self.config.get("task_type") == "SEQ_2_SEQ_LM"
 
     @property
     def kind(self) -> str:
-        """Of the backbone, as in `RankerModel.default_for`."""
+        """Kind of the backbone, as in `RankerModel.default_for`."""
         return model_kind({**self.config, "is_encoder_decoder": self.encoder_decoder})
 
     @property
     def ranks_as(self) -> type[RankerModel]:
-        """Its family, of a plain model the one that it becomes where nobody names another."""
+        """Its family; for a plain model the one it gets by default."""
         return self.family or plain_family(self.kind)
 
     @property
     def ranking(self) -> RankingOptions:
-        """Its ranking options, of a plain model the defaults. Raises `ModelError` for one that is not known."""
+        """Its ranking options, for a plain model the defaults. Raises `ModelError` for an unknown option."""
         return self.ranks_as.options_class.from_dict(self.options)
 
     @property
     def stages(self) -> list[dict[str, Any]]:
-        """The trainings that led here, the first one first."""
+        """The trainings that led to this model, in order."""
         found: list[dict[str, Any]] = []
         record = self.training
         while record is not None:
@@ -107,30 +107,30 @@ class ModelFacts:
 
 
 def read_model(folder: Path, base_model: str | None = None, base_revision: str | None = None) -> ModelFacts:
-    """The facts of a saved folder: a ranker, a plain model that continual pre-training made, or an adapter.
+    """The facts of a saved folder: a ranker, a plain model from continual pre-training, or an adapter.
 
     Args:
-        folder: what `save_pretrained` or a training wrote.
-        base_model, base_revision: Hub id and commit of the base model; `None` looks them up in the record.
+        folder: Written by `save_pretrained` or by a training.
+        base_model, base_revision: Hub id and commit of the base model; `None` takes them from the training record.
 
     Raises:
-        InputError: no such folder, or a file in it that cannot be read.
-        ModelError: it holds no model, or none whose weights are safetensors.
+        InputError: No such folder, or an unreadable file in it.
+        ModelError: It contains no model, or one whose weights are not safetensors.
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
     adapter = (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
     path = folder / ("adapter_config.json" if adapter else "config.json")
     if not path.is_file():
-        hint = "; it holds only an adapter: publish that with --adapter-only" if (folder / "adapter").is_dir() else ""
-        raise ModelError(f"{folder} is no model folder: it holds no config.json{hint}")
+        hint = "; it contains only an adapter: publish it with --adapter-only" if (folder / "adapter").is_dir() else ""
+        raise ModelError(f"{folder} is not a model folder: it has no config.json{hint}")
     config = read_json_object(path, allow_nan=True)
     if not adapter and not isinstance(config.get("model_type"), str):
-        raise ModelError(f"{path} names no model_type")
+        raise ModelError(f"{path} has no model_type")
     record_at = next((p for p in (folder / RECORD_NAME, folder.parent / RECORD_NAME) if p.is_file()), None)
     record = None if record_at is None else read_training_record(record_at)
     if not adapter and record_at is not None and record_at.parent != folder:
-        record = None  # the record beside a whole model's folder is another model's
+        record = None  # the record next to a whole model's folder is of another model
     options = config.get(CONFIG_KEY) or (record or {}).get("ranking_options") or {}
     try:
         family = family_class(options["family"]) if "family" in options else None
@@ -151,14 +151,14 @@ _RECORD: dict[str, Any] = {
     "trained": {"part": {"lora", "top_blocks", "full"}, "parameters": int, "of": int},
     "hardware": {"device": str, "processes": int},
 }
-"""The fields of a training record that a card is made of, and their types."""
+"""The fields of a training record that a card uses, and their types."""
 
 
 def read_training_record(path: Path) -> dict[str, Any]:
-    """What a training recorded, and the trainings before it.
+    """The record of a training, and those of the trainings before it.
 
     Raises:
-        InputError: it is no JSON object, or one of its fields is missing or of another type; names the field.
+        InputError: It is not a JSON object, or a field is missing or has another type; names the field.
     """
     record = read_json_object(path, allow_nan=True)
     stage: Any = record
@@ -168,13 +168,13 @@ def read_training_record(path: Path) -> dict[str, Any]:
         if fault is None and not isinstance(start, dict | None):
             fault = "started_from"
         if fault is not None:
-            raise InputError(f"{path} is no training record as tsarank writes it: see {fault!r}; remove or mend it")
+            raise InputError(f"{path} is not a valid tsarank training record: see {fault!r}; remove or repair it")
         stage = (start or {}).get("training")
     return record
 
 
 def _fault(value: Any, shape: dict[str, Any]) -> str | None:
-    """The first field that is missing or of another type."""
+    """The first field that is missing or has another type."""
     if not isinstance(value, dict):
         return "started_from.training"
     for name, kind in shape.items():
@@ -190,9 +190,9 @@ def _fault(value: Any, shape: dict[str, Any]) -> str | None:
 def _base_of(
     config: dict[str, Any], record: dict[str, Any] | None, adapter: bool, model: str | None, revision: str | None
 ) -> BaseModel | None:
-    """The first model of the chain of trainings, with what the user says of it put over what was recorded."""
+    """The base model of the first training in the chain; values given by the user override recorded ones."""
     start = (record or {}).get("started_from") or {}
-    # An adapter belongs to the model it was trained on; a whole model descends from the first of all.
+    # An adapter's base is the model it was trained on; a whole model's is that of the first training.
     while not adapter and start.get("training"):
         start = start["training"].get("started_from") or {}
     name = start.get("name") or (config.get("base_model_name_or_path") if adapter else None)
@@ -205,19 +205,19 @@ def _base_of(
         base = BaseModel(model, True, base.revision if base and same else None, base.license if base else None)
     if revision:
         if base is None:
-            raise InputError("nothing is recorded of a base model; name it with --base-model")
+            raise InputError("the base model is not recorded; give it with --base-model")
         base = replace(base, revision=revision)
     return base
 
 
 def _weights(folder: Path) -> tuple[int, str]:
-    """Number of weights and their most frequent dtype, read from the headers of the safetensors files."""
+    """Number of parameters and their most frequent dtype, from the headers of the safetensors files."""
     from safetensors import SafetensorError, safe_open
 
     dtypes = Counter[str]()
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ModelError(f"{folder} holds no weights in safetensors, the only kind that is published")
+        raise ModelError(f"{folder} has no weights in safetensors, the only format that is published")
     for path in files:
         if path.name == "trained_weights.safetensors":
             continue
@@ -226,12 +226,12 @@ def _weights(folder: Path) -> tuple[int, str]:
                 for piece in map(tensors.get_slice, tensors.keys()):
                     dtypes[piece.get_dtype()] += math.prod(piece.get_shape())
         except (OSError, SafetensorError) as error:
-            raise ModelError(f"{path} is no readable safetensors file ({error})") from error
+            raise ModelError(f"{path} is not a readable safetensors file ({error})") from error
     return dtypes.total(), max(dtypes, key=lambda name: dtypes[name], default="")
 
 
 def release_evaluations(folder: Path) -> list[dict[str, Any]]:
-    """The results that a release brings along, if the folder is the release's merged model."""
+    """The results included in a release, if the folder is the release's merged model."""
     for release in releases().values():
         path = release.folder / EVALUATIONS
         if release.cached_folder == folder and path.is_file():
@@ -241,24 +241,24 @@ def release_evaluations(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_evaluations(paths: Sequence[Path], folder: Path, other_checkpoint: bool = False) -> list[dict[str, Any]]:
-    """The results of `tsarank evaluate`, if they are results of this very folder.
+    """The results of `tsarank evaluate`, checked to be of this checkpoint.
 
     Args:
-        paths: output folders of `tsarank evaluate`, one dataset's folders of them, or metrics.json files.
-        folder: the evaluated model.
-        other_checkpoint: takes results of other files as well, for example of the same model before it was moved.
+        paths: Output folders of `tsarank evaluate`, their dataset folders, or metrics.json files.
+        folder: The evaluated model.
+        other_checkpoint: Also accept results of other files, for example of the same model before it was moved.
 
     Raises:
-        InputError: nothing was found there, or it was measured on other weights than the folder's.
+        InputError: No results were found, or they are of other weights than the folder's.
     """
     found: dict[str, dict[str, Any]] = {}
-    # What evaluations call this folder's weights: a release by its name, all by their content.
+    # Names of this folder's weights in evaluations: a release's name, and a content hash for all.
     own = [embedded_checkpoint(one.name) for one in releases().values() if one.cached_folder == folder]
     own += [f"sha256:{hash_folder(folder)[:16]}"] if paths else []
     for path in paths:
         files = [path] if path.is_file() else sorted([*path.glob("metrics.json"), *path.glob("*/metrics.json")])
         if not files:
-            raise InputError(f"{path} holds no metrics.json; give the folder that `tsarank evaluate --output` wrote")
+            raise InputError(f"{path} contains no metrics.json; give the output folder of `tsarank evaluate`")
         for file in files:
             values = read_json_object(file, allow_nan=True)
             if "measures" not in values or "dataset" not in values:
@@ -266,7 +266,7 @@ def read_evaluations(paths: Sequence[Path], folder: Path, other_checkpoint: bool
             if values.get("checkpoint") not in own and not other_checkpoint:
                 raise InputError(
                     f"{file} was measured on {values.get('checkpoint')}, but {folder} is {own[-1]}: evaluate this "
-                    "folder, or say --accept-other-checkpoint if its weights are the same"
+                    "folder, or add --accept-other-checkpoint if its weights are the same"
                 )
             found[values["dataset"]] = values
     return [found[name] for name in sorted(found)]

@@ -1,4 +1,4 @@
-"""Publishing a model: a self-contained repository of a ranker, or an adapter with its base pinned."""
+"""Publishing a model: a self-contained repository of a ranker, or an adapter with a pinned base model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from modeling_tsarank.scores.calibration import CALIBRATION_FILE
 _RANKER = ("config.json", "generation_config.json", "modules.json", "config_sentence_transformers.json")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _VOCABULARY = ("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
-# What belongs to an adapter as well.
+# Files that an adapter includes as well.
 _BESIDE = (RECORD_NAME, CALIBRATION_FILE, *_TOKENIZER, *_VOCABULARY, "chat_template.jinja")
 _TEXTS = ("chat_template.json", "additional_chat_templates/*.jinja", *LICENSES)
 _FILES = (*_RANKER, *_BESIDE, *_TEXTS)
@@ -59,23 +59,23 @@ _WEIGHTS = (
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What the user says of a publication.
+    """The user's options of a publication.
 
     Attributes:
-        tag: revision that is made; the card's snippets name it.
-        private: whether the repository is private; `None` leaves an existing one as it is and makes a private one.
-        license: the Hub's identifier; `None` takes the base model's.
-        license_name: name of a licence without an identifier (`license` is then "other").
+        tag: Revision to create; used in the card's snippets.
+        private: Whether the repository is private; `None` creates a private one and leaves an existing one unchanged.
+        license: The Hub's identifier; `None` takes the base model's.
+        license_name: Name of a licence without an identifier (`license` is then "other").
         languages: ISO codes.
-        base_model, base_revision: Hub id and commit of the base model, where the record does not say.
-        results: output folders of `tsarank evaluate`.
-        accept_other_checkpoint: takes results that were measured on other files.
-        adapter_only: publishes the adapter and not the merged model.
-        include: patterns of further files of the folder.
-        not_secret: paths whose look-alikes of secrets were looked at.
-        message: of the commit.
-        token: the Hub's; `None` takes the user's own.
-        unknown_license: says "unknown" where no licence is known, instead of asking for one.
+        base_model, base_revision: Hub id and commit of the base model, if not recorded.
+        results: Output folders of `tsarank evaluate`.
+        accept_other_checkpoint: Accept results measured on other files.
+        adapter_only: Publish the adapter and not the merged model.
+        include: Patterns of further files of the folder.
+        not_secret: Paths with false positives of the secret scan.
+        message: Commit message.
+        token: Hub token; `None` takes the user's own.
+        unknown_license: If no licence is known, publish with the licence "unknown" instead of requiring one.
     """
 
     tag: str = DEFAULT_TAG
@@ -96,13 +96,13 @@ class ModelOptions:
 
 
 def prepare_model(folder: Path, repo_id: str, options: ModelOptions | None = None) -> Publication:
-    """Everything but the upload: facts, files and card. Nothing in `folder` is changed.
+    """Everything but the upload: facts, files and card. `folder` is not changed.
 
-    The Hub is asked only for what it alone knows: the licence and the commit of a base model that were not given.
-    Where one of them cannot be found, the publication says so in `refusals`.
+    The Hub is queried only for missing facts: the licence and the commit of a base model, if not given. If one of them
+    is not found, the publication lists this in `refusals`.
 
     Raises:
-        InputError, ModelError: what is missing or unusable, in one line.
+        InputError, ModelError: Something is missing or unusable; the message is one line.
     """
     options = options or ModelOptions()
     source = _adapter_folder(folder) if options.adapter_only else folder
@@ -110,15 +110,15 @@ def prepare_model(folder: Path, repo_id: str, options: ModelOptions | None = Non
         below = read_json_object(source / RELEASE_FILE).get("on")
         if below is not None:
             raise ModelError(
-                f"{source} is an adapter on another release, not on a model of the Hub; publish it merged"
+                f"{source} is an adapter on another release, not on a model of the Hub; publish the merged model"
             )
     facts = read_model(source, options.base_model, options.base_revision)
     if options.adapter_only != facts.adapter:
-        raise ModelError(f"{folder} holds an adapter without its base; publish it with --adapter-only, or merge it")
+        raise ModelError(f"{folder} contains only an adapter; publish it with --adapter-only, or merge it first")
     refusals: list[str] = []
 
     def known(ask: Callable[[], str], unknown: str) -> str:
-        """What it gives, or that it is not known."""
+        """The result of `ask`, or the text for an unknown fact."""
         try:
             return ask()
         except (InputError, ResourceError) as error:
@@ -161,7 +161,7 @@ def select_model_files(facts: ModelFacts, include: Sequence[str] = ()) -> Select
     selection = select_files(folder, wanted, include)
     for name, file in code.items():
         selection.add(name, file)
-    plain = "sentence_transformers" in facts.config  # says by itself how it is read as a cross-encoder
+    plain = "sentence_transformers" in facts.config  # the config says how to load it as a CrossEncoder
     if facts.family is not None and "modules.json" not in selection.paths and not plain:
         from modeling_tsarank.crossencoder_tsarank import write_cross_encoder_files
 
@@ -170,29 +170,29 @@ def select_model_files(facts: ModelFacts, include: Sequence[str] = ()) -> Select
             for file in Path(staging).iterdir():
                 selection.add(file.name, PublishedFile(file.name, file).read())
     if "tokenizer.json" not in selection.paths:
-        raise ModelError(f"{folder} holds no tokenizer.json; save the tokenizer beside the model")
+        raise ModelError(f"{folder} has no tokenizer.json; save the tokenizer with the model")
     return selection
 
 
 def _weight_names(folder: Path) -> set[str]:
-    """The files of weights that a loader reads: one, or the shards that the index names."""
+    """The weight files that a loader reads: one, or the shards listed in the index."""
     index = folder / INDEX_NAME
     if (folder / "model.safetensors").is_file():
         return {"model.safetensors"}
     if not index.is_file():
-        raise ModelError(f"{folder} holds neither model.safetensors nor {INDEX_NAME}")
+        raise ModelError(f"{folder} has neither model.safetensors nor {INDEX_NAME}")
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise ModelError(f"{index} names no files of weights (weight_map)")
+        raise ModelError(f"{index} lists no weight files (weight_map)")
     names = set(weight_map.values())
     missing = sorted(name for name in names if not (folder / name).is_file())
     if missing:
-        raise ModelError(f"{folder} lacks {missing[0]}, which its index names")
+        raise ModelError(f"{folder} lacks {missing[0]}, which is listed in its index")
     return {*names, INDEX_NAME}
 
 
 def _code(facts: ModelFacts) -> dict[str, Path]:
-    """The modeling files by name: the folder's own, or the installed ones where its own predate `modules.json`."""
+    """The modeling files by name: the folder's own, or the installed ones if its own predate `modules.json`."""
     from transformers.dynamic_module_utils import get_relative_import_files
 
     if facts.family is None:
@@ -217,7 +217,7 @@ def _select_adapter(facts: ModelFacts, include: Sequence[str]) -> Selection:
     selection = select_files(facts.folder, _ADAPTER_FILES, include)
     config = {**facts.config, "base_model_name_or_path": facts.base.name, "revision": facts.base.revision}
     selection.add("adapter_config.json", (json.dumps(config, indent=2) + "\n").encode())
-    # A training writes its record, and the tokenizer with a merged model, beside the folder `adapter`, not into it.
+    # A training writes its record, and with a merged model the tokenizer, next to the folder `adapter`, not into it.
     for name in _BESIDE:
         beside = facts.folder.parent / name
         if facts.folder.name == "adapter" and name not in selection.paths and beside.is_file():
@@ -229,7 +229,7 @@ def _adapter_folder(folder: Path) -> Path:
     inner = folder / "adapter"
     found = inner if (inner / "adapter_config.json").is_file() else folder
     if not (found / "adapter_config.json").is_file():
-        raise ModelError(f"{folder} holds no adapter (adapter_config.json)")
+        raise ModelError(f"{folder} has no adapter (adapter_config.json)")
     return found
 
 
@@ -237,18 +237,18 @@ def _adapter_folder(folder: Path) -> Path:
 
 
 def _base_of_adapter(facts: ModelFacts) -> BaseModel:
-    """The base model on the Hub. Raises `InputError` if it is not there, `ModelError` if nothing says how it ranks."""
+    """The base model on the Hub. Raises `InputError` if it is not there, `ModelError` without ranking options."""
     base = facts.base
     if base is None or not base.on_hub:
         name = "no base model is recorded" if base is None else f"its base {base.name} is a local model"
-        raise InputError(f"an adapter is of use only with its base on the Hub, but {name}; say --base-model HUB_ID")
+        raise InputError(f"an adapter can only be used with a base on the Hub, but {name}; give --base-model HUB_ID")
     if not facts.options:
-        raise ModelError(f"no {RECORD_NAME} beside {facts.folder} says how the model ranks; train with this version")
+        raise ModelError(f"no {RECORD_NAME} next to {facts.folder} with ranking options; train with this version")
     return base
 
 
 def _commit_of(base: BaseModel, token: str | None) -> str:
-    """The commit that the base model's revision stands for: itself, or looked up on the Hub for a branch or a tag."""
+    """The commit of the base model's revision: itself, or looked up on the Hub for a branch or a tag."""
     if base.revision and re.fullmatch(r"[0-9a-f]{40}", base.revision):
         return base.revision
     return str(_model_info(base.name, "--base-revision COMMIT, of 40 digits", token, base.revision).sha)
@@ -258,12 +258,10 @@ def _base_license(base: BaseModel | None, options: ModelOptions) -> str:
     if options.unknown_license:
         return UNKNOWN_LICENSE
     if base is None or not base.on_hub:
-        raise InputError(
-            "the license is not recorded; name it with --license, such as apache-2.0 (the Hub's identifiers)"
-        )
+        raise InputError("the license is not recorded; give --license, such as apache-2.0 (the Hub's identifiers)")
     card: Any = _model_info(base.name, "--license", options.token).card_data
     if card is None or not isinstance(card.get("license"), str):
-        raise InputError(f"the card of {base.name} names no license; name yours with --license")
+        raise InputError(f"the card of {base.name} has no license; give yours with --license")
     return str(card["license"])
 
 
@@ -274,6 +272,6 @@ def _model_info(name: str, option: str, token: str | None, revision: str | None 
     try:
         return HfApi(token=token).model_info(name, revision=revision)
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
-        raise InputError(f"the Hub says nothing about {name} ({type(error).__name__}); say {option}") from error
+        raise InputError(f"the Hub has no information on {name} ({type(error).__name__}); give {option}") from error
     except BROKEN_CONNECTIONS as error:
-        raise ResourceError(f"the Hub cannot be reached to look up {name}; say {option}") from error
+        raise ResourceError(f"the Hub cannot be reached to look up {name}; give {option}") from error

@@ -1,8 +1,8 @@
-"""Texts that look like passwords and tokens, searched for in everything that is about to be published.
+"""Scans everything that is about to be published for texts that look like passwords and tokens.
 
-Only files whose whole text can be read are published unasked: UTF-8 text, gzip of it, Parquet, safetensors and
-SentencePiece models. Everything else is refused unless its user allows it by name. What is not found: a secret that is
-encrypted, in base64, spelt by numbers, or shown in the pixels of an image.
+Only files whose complete text can be scanned are published by default: UTF-8 text, gzip of it, Parquet, safetensors
+and SentencePiece models. Everything else is rejected unless the user allows it by name. Not found are secrets that are
+encrypted, in base64, written as numbers, or shown in the pixels of an image.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from modeling_tsarank.hub_cards.file_selection import PublishedFile
 from modeling_tsarank.ranking_errors import InputError
 
 
-# What a provider's tokens look like: the letters they begin with, and the whole. Each is specific enough to be rare in
+# The formats of providers' tokens: their prefixes, and the whole pattern. Each is specific enough to be rare in
 # ordinary text.
 _PART = rb"[^\s:/@\"'{}<>\x00-\x20\x7f-\xff]"
 _PATTERNS: tuple[tuple[str, tuple[bytes, ...], bytes], ...] = (
@@ -59,25 +59,25 @@ _PATTERNS: tuple[tuple[str, tuple[bytes, ...], bytes], ...] = (
     ),
 )
 PATTERNS = tuple((what, signs, re.compile(pattern)) for what, signs, pattern in _PATTERNS)
-# How JSON, source code, addresses and HTML write characters; a token may follow one without a space.
+# Escapes of characters in JSON, source code, URLs and HTML; a token may follow one without a space.
 _ESCAPE = re.compile(
     rb"[\\%&](?:(?<=\\)(?:[nrtbf]|(/)|(?:x|u00|u\{)([0-7][0-9a-fA-F])\}?|([01][0-7]{2}))"
     rb"|(?<=%)([2-7][0-9a-fA-F])|(?<=&)(#?[A-Za-z0-9]{2,8};))"
 )
 _PIECE = 1 << 20
-# Longer than any token, so that nothing is missed where pieces meet.
+# Longer than any token, so that nothing is missed across chunk boundaries.
 _OVERLAP = 4096
 _WHAT_IS_READ = "neither UTF-8 text, as it is or in gzip, nor Parquet, safetensors or SentencePiece"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that looks like a secret, or a file that cannot be searched for one.
+    """A text that looks like a secret, or a file that cannot be scanned.
 
     Attributes:
-        path: the file.
-        place: where in it; empty for a file that cannot be searched.
-        what: what it looks like, or why the file cannot be searched. Never the text itself.
+        path: The file.
+        place: Where in the file; empty for a file that cannot be scanned.
+        what: What it looks like, or why the file cannot be scanned. Never the text itself.
     """
 
     path: str
@@ -89,32 +89,32 @@ class Finding:
 
 
 class _UnreadableError(ValueError):
-    """A file, or a part of one, whose text cannot be read."""
+    """The text of a file, or of a part of it, cannot be extracted."""
 
 
 def refuse_secrets(files: Sequence[PublishedFile], not_secret: Iterable[str] = ()) -> None:
-    """Raises `InputError` if a file holds what looks like a secret, or cannot be searched for one.
+    """Raises `InputError` if a file contains text that looks like a secret, or cannot be scanned.
 
     Args:
-        files: what is about to be published.
-        not_secret: paths that the user has looked at.
+        files: The files to publish.
+        not_secret: Paths that the user has checked.
 
     Raises:
-        InputError: names the first findings, without their text.
+        InputError: Lists the first findings, without their text.
     """
     allowed, findings = set(not_secret), []
     total = sum(file.size for file in files)
     quick = total <= 200_000_000
-    with tqdm(total=total, desc="looking for secrets", unit="B", unit_scale=True, disable=quick) as bar:
+    with tqdm(total=total, desc="scanning for secrets", unit="B", unit_scale=True, disable=quick) as bar:
         for file in files:
             if file.path not in allowed:
                 findings += find_secrets(file)
             bar.update(file.size)
     worst = [finding for finding in findings if finding.place] or findings
     if worst:
-        reason, advice = "looks like a secret", "take it out, or, if it is none,"
+        reason, advice = "looks like a secret", "remove it, or, if it is not one,"
         if not worst[0].place:
-            reason, advice = "cannot be searched for secrets", "publish it in another format, or, if it has none,"
+            reason, advice = "cannot be scanned for secrets", "publish it in another format, or, if it has none,"
         more = f" and {len(worst) - 3} more" if len(worst) > 3 else ""
         raise InputError(
             f"not published, because this {reason}: {'; '.join(map(str, worst[:3]))}{more}; {advice} allow the file "
@@ -123,7 +123,7 @@ def refuse_secrets(files: Sequence[PublishedFile], not_secret: Iterable[str] = (
 
 
 def find_secrets(file: PublishedFile) -> list[Finding]:
-    """Look-alikes in one file, the first of each kind in each part; a file that cannot be searched is a finding."""
+    """Findings in one file, the first of each kind in each part; a file that cannot be scanned is a finding."""
     findings: list[Finding] = []
     try:
         with contextlib.closing(_open(file)) as stream:
@@ -152,7 +152,7 @@ def _open(file: PublishedFile) -> IO[bytes]:
 
 
 def _texts(file: PublishedFile, stream: IO[bytes]) -> Iterator[tuple[str, Iterable[bytes]]]:
-    """The parts of a file by name, and the text of each in pieces; a file that is one text has a part without name."""
+    """The parts of a file by name, with each part's text in chunks; a file that is one text has one unnamed part."""
     yield "its name", [file.path.encode("utf-8", "replace")]
     head = stream.read(4)
     stream.seek(0)
@@ -161,7 +161,7 @@ def _texts(file: PublishedFile, stream: IO[bytes]) -> Iterator[tuple[str, Iterab
     elif file.path.endswith(".parquet") or head == b"PAR1":
         yield from _parquet(stream)
     elif file.path.endswith(".model") and head[:1] == b"\n":
-        # Each of its texts begins behind a byte for its length, which may look like a letter.
+        # Each of its strings follows a length byte, which may look like a letter.
         yield "bytes", (re.sub(rb"(?=sk-|A[KS]IA|AIza|xox)", b" ", piece) for piece in _pieces(stream))
     elif head[:2] == b"\x1f\x8b":
         yield "", _utf8(_pieces(gzip.GzipFile(fileobj=stream)))
@@ -175,7 +175,7 @@ def _pieces(stream: Any) -> Iterator[bytes]:
 
 
 def _utf8(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The same pieces. Raises `UnicodeError` where they are no text."""
+    """The same chunks. Raises `UnicodeError` if they are not text."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     for piece in pieces:
         if b"\0" in piece:
@@ -186,7 +186,7 @@ def _utf8(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _safetensors_header(file: PublishedFile, stream: IO[bytes]) -> bytes:
-    """The header of a file that is nothing but it and the numbers that it declares."""
+    """The header of a safetensors file, checked to contain nothing but the header and the tensors it declares."""
     import safetensors
 
     try:
@@ -195,7 +195,7 @@ def _safetensors_header(file: PublishedFile, stream: IO[bytes]) -> bytes:
         else:
             safetensors.deserialize(file.source)
     except safetensors.SafetensorError as error:
-        raise _UnreadableError(f"it is no sound safetensors file: {error}") from error
+        raise _UnreadableError(f"it is not a valid safetensors file: {error}") from error
     return stream.read(int.from_bytes(stream.read(8), "little"))
 
 
@@ -205,7 +205,7 @@ def _parquet(stream: IO[bytes]) -> Iterator[tuple[str, Iterable[bytes]]]:
     try:
         table = pyarrow.parquet.ParquetFile(stream)
         names = table.schema_arrow.to_string(truncate_metadata=False).encode("utf-8", "replace")
-        # What to_string shows of the metadata may be escaped.
+        # In the output of to_string, parts of the metadata may be escaped.
         pairs = [*(table.schema_arrow.metadata or {}).items(), *(table.metadata.metadata or {}).items()]
         yield "metadata", [b"\n".join([names, *(part for pair in pairs for part in pair)])]
         columns = [field.name for field in table.schema_arrow if _holds_text(field.type)]
@@ -218,7 +218,7 @@ def _parquet(stream: IO[bytes]) -> Iterator[tuple[str, Iterable[bytes]]]:
 
 
 def _holds_text(kind: Any) -> bool:
-    """Whether a type is anything else than numbers and lists of numbers."""
+    """Whether a type is anything other than numbers and lists of numbers."""
     import pyarrow
 
     inside = [kind.field(number).type for number in range(kind.num_fields)]
@@ -226,7 +226,7 @@ def _holds_text(kind: Any) -> bool:
 
 
 def _as_text(value: Any) -> str:
-    """What JSON has no form of: bytes, which must be text, dates and decimal numbers."""
+    """Types that JSON lacks, as text: bytes, which must be valid text, dates and decimal numbers."""
     if not isinstance(value, bytes):
         return str(value)
     if b"\0" in value:
@@ -238,20 +238,20 @@ def _as_text(value: Any) -> str:
 
 
 def _look_alikes(pieces: Iterable[bytes]) -> dict[str, int]:
-    """What looks like a secret in a text and the line where the first of that kind stands, escapes undone or not."""
+    """What looks like a secret in a text, with the line of the first match of each kind, also after unescaping."""
     found: dict[str, int] = {}
     before, line = b"", 1
     for piece in itertools.chain(pieces, [b""]):
         data = before + piece
         for view in dict.fromkeys((data, _ESCAPE.sub(_unescaped, data))):
             for what, signs, pattern in PATTERNS:
-                # To look for a few letters is much faster than to match everywhere.
+                # Searching for a short prefix is much faster than matching everywhere.
                 here = [sign for sign in signs if sign in view]
                 if not here or what in found:
                     continue
                 places = (place for sign in here for place in _places(view, sign, 1 if before else 0))
                 matches = (match for place in places if (match := pattern.match(view, place)))
-                # A match that ends with the piece may go on in the next one.
+                # A match at the end of a chunk may continue in the next one.
                 match = next((match for match in matches if match.end() < len(view) or not piece), None)
                 if match is not None:
                     found[what] = line + view.count(b"\n", 0, match.start())

@@ -1,4 +1,4 @@
-"""Publishing the metric and the demonstration as Spaces."""
+"""Publishing the metric and the demo page as Spaces."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from modeling_tsarank.ranking_errors import InputError, ModelError, ResourceErro
 
 
 START_FILE, MODEL_FOLDER = "start.py", "model"
-# In a checkout the other packages stand beside the first.
+# In a checkout the other packages are next to the first one.
 _PACKAGES = ("modeling_tsarank", *(f"modeling_tsarank.{name}" for name in ("eval", "trainers", "hub_cards")))
 _CODE = ("*.py", "*.css", "*.md", "*.html", "*.yaml", "*.txt", "*.json", "*.jsonl", "releases/*.safetensors")
 
 _START = '''\
-"""Starts the page with the model of this Space, unless the variable TSARANK_MODEL names another."""
+"""Starts the page with the model of this Space, unless the environment variable TSARANK_MODEL is set."""
 
 import os
 import runpy
@@ -41,18 +41,18 @@ os.chdir(here)
 def prepare_metric(
     repo_id: str, tag: str = DEFAULT_TAG, private: bool | None = True, message: str | None = None
 ) -> Publication:
-    """The `evaluate` metric as a Space, where `evaluate.load(repo_id)` looks for it.
+    """The `evaluate` metric as a Space, which is where `evaluate.load(repo_id)` looks for it.
 
     Raises:
-        InputError: a repository whose name is no name of a Python module, which `evaluate` needs.
+        InputError: The repository's name is not a valid name of a Python module, which `evaluate` needs.
     """
     check_repo_id(repo_id)
     module = repo_id.rpartition("/")[2]
     if not module.isidentifier() or keyword.iskeyword(module):
-        raise InputError(f"evaluate loads the metric as a module of the repository's name, which {module!r} cannot be")
+        raise InputError(f"evaluate loads the metric as a module of the repository's name; {module!r} is not valid")
     folder = _folder("modeling_tsarank.eval.ndcg")
     selection = Selection()
-    # Its relative imports are what `evaluate` fetches along with it.
+    # `evaluate` downloads its relative imports along with it.
     for path in sorted(folder.glob("*.py")):
         if path.name != "__init__.py":
             selection.add(f"{module}.py" if path.name == "ndcg.py" else path.name, path)
@@ -76,23 +76,23 @@ def prepare_space(
     message: str | None = None,
     not_secret: Sequence[str] = (),
 ) -> Publication:
-    """The page as a Gradio Space, with this package's source in it.
+    """The page as a Gradio Space that includes this package's source.
 
     Args:
-        model: Hub id of the model it shows; the embedded default if neither this nor `bake` is given.
-        bake: folder of a ranker that goes into the Space.
-        app: the page's file, where the package is installed without the repository around it.
+        model: Hub id of the model to show; the embedded default if neither this nor `bake` is given.
+        bake: Folder of a ranker to upload with the Space.
+        app: Path of app.py, if the package is installed without the repository around it.
 
     Raises:
-        InputError: both a model and a folder, or no app.py.
-        ModelError: a folder that holds no ranker.
-        ResourceError: gradio is not installed, whose version the Space is to have.
+        InputError: Both a model and a folder, or no app.py.
+        ModelError: The folder contains no ranker.
+        ResourceError: gradio is not installed, so its version is not known.
     """
     if model is not None and bake is not None:
-        raise InputError("a Space shows one model first: give --model or --bake, not both")
+        raise InputError("a Space has one main model: give --model or --bake, not both")
     app = app or _folder("modeling_tsarank").parent / "app.py"
     if not app.is_file():
-        raise InputError(f"{app} is not there: run this in a checkout of the repository, or name the file with --app")
+        raise InputError(f"{app} does not exist: run this in a checkout of the repository, or give it with --app")
     selection = Selection()
     selection.add("app.py", app)
     for name in _PACKAGES:
@@ -122,13 +122,13 @@ def prepare_space(
 
 
 def _model(model: str | None, bake: Path | None, selection: Selection) -> tuple[str, str, list[str]]:
-    """The line of the start file that sets the model, what the card says of it, and its Hub ids."""
+    """The line of the start file that sets the model, the card's text on it, and its Hub ids."""
     if bake is not None:
         from modeling_tsarank.hub_cards.model_publishing import select_model_files
 
         facts = read_model(bake)
         if facts.family is None or facts.adapter:
-            raise ModelError(f"{bake} holds no whole ranker; save one with save_pretrained")
+            raise ModelError(f"{bake} is not a complete ranker; save one with save_pretrained")
         for file in select_model_files(facts).files:
             selection.add(f"{MODEL_FOLDER}/{file.path}", file.source)
         base = [facts.base.name] if facts.base and facts.base.on_hub else []
@@ -141,7 +141,7 @@ def _model(model: str | None, bake: Path | None, selection: Selection) -> tuple[
     if name in releases():
         text = f"The model is {name}, an adapter of this package; start-up merges it into SmolLM2-135M-Instruct."
         return "", text, []
-    return "", "The model is SmolLM2-135M-Instruct, scored by query likelihood without any training for it.", []
+    return "", "The model is SmolLM2-135M-Instruct, scored by query likelihood without fine-tuning.", []
 
 
 def _front_matter(title: str, sdk: str, **more: Any) -> str:
@@ -157,7 +157,7 @@ def _folder(package: str) -> Path:
 
 
 def _requirements() -> str:
-    """The packages of the page in the versions that are installed here, which it is known to work with."""
+    """The page's packages in the versions installed here, which are known to work."""
     from packaging.requirements import Requirement
 
     required = [Requirement(text) for text in metadata.requires("tsarank") or []]

@@ -1,4 +1,4 @@
-"""The publisher of trainings (`trainers.publishing`): `push_to_hub=True` ends in the same card and commit."""
+"""The publisher of trainings (`trainers.publishing`): `push_to_hub=True` produces the same card and commit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_card(trainer: Any) -> None:
-    """Writes the card of a finished training into its `output_dir`; without a saved model there is none to write."""
+    """Writes the card of a finished training into its `output_dir`, unless no model has been saved."""
     folder = Path(trainer.args.output_dir)
     if not (folder / "config.json").is_file() or not (folder / RECORD_NAME).is_file():
         logger.info("no model card is written to %s before the model is saved", folder)
@@ -32,9 +32,9 @@ def write_card(trainer: Any) -> None:
 
 
 def push(trainer: Any, message: str | None = None, token: str | None = None) -> str:
-    """Publishes what the training saved; returns the commit's address.
+    """Publishes the saved model of a training; returns the commit's URL.
 
-    The tag is the time at which the training ended. A licence that nothing recorded is called unknown.
+    The tag is the end time of the training. A licence that is not recorded is published as unknown.
     """
     args = trainer.args
     folder = Path(args.output_dir)
@@ -51,12 +51,12 @@ def push(trainer: Any, message: str | None = None, token: str | None = None) -> 
 
 
 def _repo_id(trainer: Any) -> str:
-    """Where the trainer publishes; a name without its owner while the Hub has not been asked."""
+    """The trainer's repository id; a name without its owner until the Hub has been queried."""
     return trainer.hub_model_id or trainer.args.hub_model_id or Path(trainer.args.output_dir).resolve().name
 
 
 def _tag(folder: Path) -> str:
     finished = read_json_object(folder / RECORD_NAME, allow_nan=True).get("finished")
     if not isinstance(finished, str):
-        raise InputError(f"{folder / RECORD_NAME} does not say when the training finished")
+        raise InputError(f"{folder / RECORD_NAME} has no end time of the training")
     return "run-" + re.sub(r"[^0-9T]", "", finished).replace("T", "-")

@@ -1,7 +1,7 @@
-"""A publication from its plan to the Hub: what is shown first, then one commit and a tag, with nothing half done.
+"""Uploads a publication: a preview, then one commit and a tag, so that nothing is half published.
 
-huggingface_hub uploads large files first, as objects that no branch knows yet; the Hub keeps them, so a broken upload
-goes on where it stopped when the same command is given again. Only then one commit makes everything visible at once.
+huggingface_hub uploads large files first, as objects outside any branch; the Hub stores them, so that repeating the
+command resumes an interrupted upload. Only then does one commit make everything visible at once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ UNKNOWN_LICENSE = "unknown"
 ATTEMPTS = 5
 FIRST_WAIT = 1.0
 """Seconds before the second attempt; each further wait is twice as long."""
-# huggingface_hub changed its HTTP library from httpx to httpx2; a broken connection is an exception of that library.
+# huggingface_hub changed its HTTP library from httpx to httpx2; a connection error is an exception of that library.
 BROKEN_CONNECTIONS = tuple(
     importlib.import_module(name).TransportError for name in ("httpx", "httpx2") if importlib.util.find_spec(name)
 )
@@ -47,12 +47,12 @@ BROKEN_CONNECTIONS = tuple(
 
 @dataclass(frozen=True)
 class Published:
-    """What a publication came to.
+    """The result of a publication.
 
     Attributes:
-        url: of the repository.
-        commit: the commit that holds the files.
-        changed: whether anything was new.
+        url: URL of the repository.
+        commit: The commit with the files.
+        changed: Whether anything was new.
     """
 
     url: str
@@ -62,21 +62,21 @@ class Published:
 
 @dataclass
 class Publication:
-    """Something that is ready to be published.
+    """A publication that is ready to upload.
 
     Attributes:
-        selection: the files, card included.
+        selection: The files, including the card.
         repo_id: `owner/name`.
         repo_type: "model", "dataset" or "space".
-        tag: name of the revision that is made.
-        private: visibility of a new repository, which an existing one must already have; `None` makes a private one
-            and takes an existing one as it is.
-        message: of the commit.
-        stale: patterns of the repository's other files that the commit takes out, such as an older version's weights.
-        not_secret: paths whose look-alikes of secrets the user has looked at.
-        refusals: why this cannot be published, where a preview was made all the same.
-        space_sdk: of a new Space.
-        token: the Hub's token; `None` takes `HF_TOKEN` or the one of `hf auth login`.
+        tag: Name of the revision to create.
+        private: Visibility of a new repository, which must match that of an existing one; `None` creates a private one
+            and leaves an existing one unchanged.
+        message: Commit message.
+        stale: Patterns of the repository's other files to delete in the commit, such as an older version's weights.
+        not_secret: Paths that the user has checked for secrets.
+        refusals: Reasons why this cannot be published; a preview is possible all the same.
+        space_sdk: SDK of a new Space.
+        token: The Hub's token; `None` takes `HF_TOKEN` or the one of `hf auth login`.
     """
 
     selection: Selection
@@ -97,8 +97,8 @@ class Publication:
         return next(file for file in self.selection.files if file.path == CARD_NAME).read().decode("utf-8")
 
     def check(self, preview: bool = False) -> None:
-        """Raises `InputError` for whatever keeps this from being published: a name the Hub would not take, files that
-        hold what looks like a secret, and, but for a preview, `refusals`."""
+        """Raises `InputError` if this cannot be published: an invalid repository name, files that seem to contain
+        secrets, or, unless `preview`, any of `refusals`."""
         check_repo_id(self.repo_id)
         if self.refusals and not preview:
             raise InputError(self.refusals[0])
@@ -110,7 +110,7 @@ class Publication:
         return upload(self)
 
     def describe(self) -> str:
-        """Files with their sizes, what is left out and why, and the card: what `--dry-run` prints."""
+        """The output of `--dry-run`: files with their sizes, what is left out and why, and the card."""
         visibility = "public" if self.private is False else "private"
         lines = [f"{self.repo_type} {self.repo_id} ({visibility}, one commit, tag {self.tag})", ""]
         width = max(len(readable_size(file.size)) for file in self.selection.files)
@@ -120,29 +120,29 @@ class Publication:
             lines += ["", "left out:"]
             lines += [f"  {path}  ({why})" for path, why in self.selection.left_out]
         if self.refusals:
-            lines += ["", "the real run will refuse this:"]
+            lines += ["", "the real run will fail because:"]
             lines += [f"  {reason}" for reason in self.refusals]
         return "\n".join([*lines, "", f"{CARD_NAME}:", "", self.card])
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Raises `InputError` unless it is `owner/name` as the Hub takes it."""
+    """Raises `InputError` unless it is a valid `owner/name` of the Hub."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise InputError(f"{repo_id!r} cannot be the name of a repository: {error}") from error
+        raise InputError(f"{repo_id!r} is not a valid repository name: {error}") from error
     if repo_id.count("/") != 1:
-        raise InputError(f"a repository is named owner/name, got {repo_id!r}")
+        raise InputError(f"expected a repository as owner/name, got {repo_id!r}")
 
 
 def upload(publication: Publication) -> Published:
     """Publishes the files of a publication as one commit, and tags it.
 
     Raises:
-        InputError: no or an insufficient token, another visibility than asked for, or a tag that stands for something
-            else.
-        ResourceError: the Hub cannot be reached or the repository was changed meanwhile; nothing of the commit is
-            visible then, and the same command goes on.
+        InputError: No token or one without write access, a repository of another visibility than given, or an existing
+            tag with other files.
+        ResourceError: The Hub cannot be reached or the repository was changed in the meantime; nothing of the commit
+            is visible then, and repeating the command resumes.
     """
     if publication.token is None and get_token() is None:
         raise InputError("no Hub token: set HF_TOKEN, or log in with `hf auth login`")
@@ -160,8 +160,8 @@ def upload(publication: Publication) -> Published:
                 raise _refused(publisher.name, status, cause) from error
             if attempt == ATTEMPTS:
                 raise ResourceError(
-                    f"the Hub at {publisher.api.endpoint} failed {ATTEMPTS} times ({_short(cause)}); nothing of "
-                    f"{publisher.name} has changed, what was uploaded is kept: run the same command again"
+                    f"the Hub at {publisher.api.endpoint} failed {ATTEMPTS} times ({_short(cause)}); "
+                    f"{publisher.name} is unchanged, uploaded files are stored: run the same command again to resume"
                 ) from error
             wait = FIRST_WAIT * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
             logger.warning("%s; trying again in %.0f s (%d of %d)", _short(cause), wait, attempt, ATTEMPTS)
@@ -170,7 +170,7 @@ def upload(publication: Publication) -> Published:
 
 
 class _Upload:
-    """An upload that may be run again after any failure: what the Hub has already is not sent twice."""
+    """An upload that can be repeated after any failure: files that the Hub already has are not sent again."""
 
     def __init__(self, publication: Publication) -> None:
         self.publication = publication
@@ -191,15 +191,14 @@ class _Upload:
             if self._holds(tags[tag]):
                 return Published(url, tags[tag], head != self.before)
             raise InputError(
-                f"{self.name} already has a {tag}, whose files are others ({tags[tag][:8]}); "
-                "give this version another --tag"
+                f"{self.name} already has a {tag} with other files ({tags[tag][:8]}); give this version another --tag"
             )
         commit = head if self._holds(head) else self._commit(head)
         self.api.create_tag(**self.repo, tag=tag, revision=commit, exist_ok=True)
         return Published(url, commit, commit != self.before)
 
     def _prepare(self) -> str:
-        """Makes the repository if there is none; returns the commit that `main` stands at."""
+        """Creates the repository if there is none; returns the current commit of `main`."""
         private = self.publication.private
         try:
             info = self.api.repo_info(**self.repo)
@@ -208,12 +207,12 @@ class _Upload:
             self.api.create_repo(**self.repo, private=private is not False, exist_ok=True, space_sdk=sdk)
             info = self.api.repo_info(**self.repo)
         if private is not None and bool(info.private) != private:
-            there, option = ("private", "leave out --public") if info.private else ("public", "say --public")
+            there, option = ("private", "leave out --public") if info.private else ("public", "add --public")
             raise InputError(f"{self.name} exists and is {there}; {option} to publish there, or change it on the Hub")
         return str(info.sha)
 
     def _holds(self, revision: str) -> bool:
-        """Whether that revision has exactly these files, and nothing stale beside them."""
+        """Whether that revision has exactly these files, and no stale ones."""
         remote = self._remote(revision)
         here = (path in remote and _is_same(source, remote[path]) for path, source in self.sources.items())
         return not self._stale(remote) and all(here)
@@ -232,7 +231,7 @@ class _Upload:
         """Uploads large files, then makes everything visible by one commit."""
         operations: list[Any] = [CommitOperationAdd(path, source) for path, source in self.sources.items()]
         for path in self._stale(self._remote(head)):
-            logger.warning("%s: %s of the earlier version is taken out", self.publication.repo_id, path)
+            logger.warning("%s: %s of the earlier version is deleted", self.publication.repo_id, path)
             operations.append(CommitOperationDelete(path))
         name = self.publication.repo_id.rpartition("/")[2]
         message = self.publication.message or f"Publish {name} {self.publication.tag}"
@@ -245,12 +244,12 @@ class _Upload:
             if error.response is None or error.response.status_code != 412:
                 raise
             raise ResourceError(
-                f"{self.name} was changed by somebody else meanwhile; run the same command again"
+                f"{self.name} was changed by someone else in the meantime; run the same command again"
             ) from error
 
 
 def _is_same(source: Path | bytes, remote: RepoFile) -> bool:
-    """Whether a file's content has the remote one's id: git's of a blob, or the SHA-256 of what is stored by LFS."""
+    """Whether a file's content has the remote id: git's blob id, or the SHA-256 of a file stored with LFS."""
     if remote.lfs is None:
         return git_hash(source if isinstance(source, bytes) else source.read_bytes()) == remote.blob_id
     return (
@@ -260,14 +259,14 @@ def _is_same(source: Path | bytes, remote: RepoFile) -> bool:
 
 def _refused(name: str, status: int, error: BaseException) -> InputError:
     if status == 401:
-        return InputError("the Hub refused the token; log in anew with `hf auth login`, or set another HF_TOKEN")
+        return InputError("the Hub rejected the token; log in again with `hf auth login`, or set another HF_TOKEN")
     if status == 403:
-        return InputError(f"this token may not write to {name}; it needs the right to write there")
-    return InputError(f"the Hub refused {name}: {_short(error)}")
+        return InputError(f"this token has no write access to {name}; use one with write access")
+    return InputError(f"the Hub rejected {name}: {_short(error)}")
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What lies beneath huggingface_hub's own wrapping of an upload's failure."""
+    """The original exception inside huggingface_hub's wrapper of an upload failure."""
     while isinstance(error, RuntimeError) and not isinstance(error, HfHubHTTPError) and error.__cause__ is not None:
         error = error.__cause__
     return error

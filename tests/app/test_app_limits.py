@@ -40,7 +40,7 @@ def test_each_bound_has_its_message() -> None:
         limits.check_documents([fits[0], NamedDocument("2", "123456")])
     with pytest.raises(InputError, match="the query has 6 characters; at most 5"):
         limits.check_query("123456")
-    with pytest.raises(InputError, match="2 documents of 10 tokens in all are too much"):
+    with pytest.raises(InputError, match="2 documents have 10 tokens in total"):
         limits.check_tokens(10, 2)
 
 

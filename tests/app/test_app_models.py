@@ -84,9 +84,9 @@ def test_names_are_checked(shelf: ModelShelf, model_folders: dict[str, Path]) ->
 def test_tokens_and_time_are_bounded(model_folders: dict[str, Path]) -> None:
     model = load_ranker(str(model_folders["likelihood"]))
     shelf = ModelShelf({"m": lambda: model}, Limits(tokens=50))
-    with pytest.raises(InputError, match=r"2 documents of [\d,]+ tokens in all are too much"):
+    with pytest.raises(InputError, match=r"2 documents have [\d,]+ tokens in total"):
         shelf.score("bees", ["honey " * 40] * 2)
-    with pytest.raises(InputError, match="too much"):
+    with pytest.raises(InputError, match="in total"):
         shelf.explain("bees", "honey " * 60)
     late = ModelShelf({"m": lambda: model}, replace(Limits(), seconds=-1))
     with pytest.raises(ResourceError, match="the ranking was stopped after -1 seconds"):
@@ -157,7 +157,7 @@ def test_mistakes(service: RankingService) -> None:
         service.rank_texts("  ", ["a"])
     with pytest.raises(InputError, match="the query must be a string, got NoneType"):
         service.search(None)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="101 candidates were asked for; at most 100"):
+    with pytest.raises(InputError, match="101 candidates were requested; at most 100"):
         service.search("bees", 101)
     with pytest.raises(InputError, match="the document must be a string, got int"):
         service.explain("bees", 3)

@@ -106,7 +106,7 @@ def test_the_page_keeps_its_text_and_is_stable(script: Any, results: Path) -> No
     assert filled.startswith("# Title\n\n<!-- table: one -->\n| ")
     assert filled.endswith("\n<!-- end -->\n\nText after.\n")
     assert script.fill(filled, {"one": TABLE}, results) == filled
-    with pytest.raises(InputError, match="has places for one; there are tables one, two"):
+    with pytest.raises(InputError, match="has placeholders for one; there are tables one, two"):
         script.fill(page, {"one": TABLE, "two": TABLE}, results)
 
 
@@ -128,7 +128,7 @@ def test_an_evaluation_is_taken_in(script: Any, results: Path, tmp_path: Path) -
     assert gzip.decompress((mixed / "run.trec.gz").read_bytes()) == b"q1 Q0 d1 1 1.5 b\n"
     assert gzip.decompress((mixed / "mixed.trec.gz").read_bytes()) == b"q1 Q0 d1 1 2.5 b\n"
     assert script.read_values(results, script.Row("x", "new"), "first") is not None
-    with pytest.raises(InputError, match="holds no results"):
+    with pytest.raises(InputError, match="contains no results"):
         script.keep(tmp_path / "nothing", "new", results)
 
 
@@ -139,7 +139,7 @@ def test_what_does_not_belong_together_is_refused(script: Any, results: Path) ->
         script.render({**TABLE, "rows": [{"label": "x", "run": "a", "compare": {"y": "†"}}]}, results)
     path = results / "first" / "b" / "per_query.csv"
     path.write_text("\n".join(path.read_text().split("\n")[:20]) + "\n")
-    with pytest.raises(InputError, match=r"per_query\.csv does not give"):
+    with pytest.raises(InputError, match=r"per_query\.csv does not match"):
         script.render(TABLE, results)
 
 

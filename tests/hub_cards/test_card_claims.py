@@ -129,7 +129,7 @@ def test_every_teacher_of_a_release_is_named_wherever_its_results_are(name: str)
 def test_the_command_shows_a_releases_results(publish: Any) -> None:
     done = publish("model", "twolar-smollm2-135m-v2", "alice/release", "--dry-run", token=None)
     assert re.search(r"\| trec-dl-19 \(test\) \| 43 \| bm25\.top100 \| top 100 \| 0\.5058 \| 0\.6788 \|", done.stdout)
-    assert "will refuse" not in done.stdout
+    assert "will fail" not in done.stdout
 
 
 def test_a_dry_run_previews_without_a_licence_and_names_it(
@@ -137,7 +137,7 @@ def test_a_dry_run_previews_without_a_licence_and_names_it(
 ) -> None:
     for what in (("model", trained("tsarank")), ("dataset", rows)):
         done = publish(*what, "alice/x", "--dry-run", "--card", "card.md", token=None)
-        assert "the real run will refuse this:\n  the license is not recorded; name it with --license" in done.stdout
+        assert "the real run will fail because:\n  the license is not recorded; give --license" in done.stdout
         assert "license: unknown" in done.stdout
         assert "The license is not known." in done.stdout
         assert "license: unknown" in (tmp_path / "card.md").read_text(encoding="utf-8")
@@ -145,9 +145,9 @@ def test_a_dry_run_previews_without_a_licence_and_names_it(
         assert real.returncode == 2
         assert "the license is not recorded" in real.stderr
         named = publish(*what, "alice/x", "--dry-run", "--license", "mit", token=None)
-        assert "will refuse" not in named.stdout
+        assert "will fail" not in named.stdout
     # The Hub knows nothing of the base model, or cannot be reached.
     said = ("model", trained("tsarank"), "alice/x", "--base-model", "alice/nothing", "--dry-run")
-    assert "the real run will refuse this:\n  the Hub says nothing about alice/nothing" in publish(*said).stdout
+    assert "the real run will fail because:\n  the Hub has no information on alice/nothing" in publish(*said).stdout
     done = publish(*said, HF_ENDPOINT="http://127.0.0.1:9")
-    assert "the real run will refuse this:\n  the Hub cannot be reached" in done.stdout
+    assert "the real run will fail because:\n  the Hub cannot be reached" in done.stdout

@@ -134,7 +134,7 @@ print(json.dumps({name: list(split) for name, split in rows.items()} | {"pairs":
 def test_the_card_of_rows_that_no_training_reads(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("name,grade\nflea,1\n")
     card = prepare_dataset(tmp_path, "alice/rows", license="mit").card
-    assert "Rows of the columns below." in card
+    assert "Rows with the columns below." in card
     assert "tsarank train" not in card
     assert "| `grade` | `string` |" in card
 

@@ -78,7 +78,7 @@ def test_what_is_left_out_is_said_and_cannot_be_brought_back(tmp_path: Path) -> 
     assert reasons[".env"] == "looks like a secret"
     assert reasons["sub/optimizer.pt"] == reasons["checkpoint-1"] == "training state"
     assert reasons["notes.txt"] == "not needed"
-    assert reasons["link.txt"] == "a link out of the folder"
+    assert reasons["link.txt"] == "a link to outside the folder"
     for pattern in (".env", "*.pt", "link.txt", "nothing-*"):
         with pytest.raises(InputError, match="no file of"):
             select_files(folder, ("config.json",), [pattern])

@@ -42,5 +42,5 @@ def test_the_notes_say_what_the_mixture_has_and_what_was_read_in_which_dtype(tra
 @pytest.mark.parametrize("named", [{}, {"model_type": None}, {"model_type": 3}])
 def test_a_configuration_without_a_model_type_is_refused(named: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 8, **named}))
-    with pytest.raises(ModelError, match="names no model_type"):
+    with pytest.raises(ModelError, match="has no model_type"):
         read_model(tmp_path)

@@ -224,7 +224,7 @@ def test_publishing_again(trained: Any, hub: Any, publish: Any, tmp_path: Path) 
     folder, shards = trained("tsarank"), in_shards(trained("tsarank"), tmp_path / "model", 100_000)
     publish("model", shards, "alice/ranker", "--license", "mit")
     again = publish("model", shards, "alice/ranker", "--license", "mit")
-    assert "nothing has changed" in again.stdout
+    assert "already up to date" in again.stdout
     # Another content under the same tag is refused; a new tag makes a commit, which takes the old shards out.
     refused = publish("model", folder, "alice/ranker", "--license", "mit", check=False)
     assert refused.returncode == 2
@@ -242,9 +242,9 @@ def test_visibility_and_tokens(trained: Any, hub: Any, publish: Any) -> None:
     folder = trained("tsarank")
     for token, message in (
         (None, "no Hub token"),
-        ("hf_nobody", "refused the token"),
-        ("hf_loopback_reader", "may not write"),
-        ("hf_loopback_stranger", "may not write"),
+        ("hf_nobody", "rejected the token"),
+        ("hf_loopback_reader", "has no write access"),
+        ("hf_loopback_stranger", "has no write access"),
     ):
         done = publish("model", folder, "alice/ranker", "--license", "mit", check=False, token=token)
         assert done.returncode == 2, done.stderr
@@ -295,10 +295,10 @@ def test_a_trainer_publishes_the_same_card(base_folder: Path, hub: Any, in_proce
 def test_a_hub_that_cannot_be_reached_is_named_as_such(monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    with pytest.raises(ResourceError, match="cannot be reached to look up org/base; say --license"):
+    with pytest.raises(ResourceError, match="cannot be reached to look up org/base; give --license"):
         _model_info("org/base", "--license", None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match="says nothing about org/base"):
+    with pytest.raises(InputError, match="has no information on org/base"):
         _model_info("org/base", "--license", None)
 
 

@@ -273,7 +273,7 @@ def test_what_cannot_be_searched_is_refused_unless_allowed(name: str, tmp_path: 
     (tmp_path / "file").write_bytes(REFUSED[name])
     for source in (REFUSED[name], tmp_path / "file"):
         file = PublishedFile(f"data/{name}", source)
-        with pytest.raises(InputError, match="cannot be searched for secrets") as caught:
+        with pytest.raises(InputError, match="cannot be scanned for secrets") as caught:
             refuse_secrets([file])
         assert f"--not-secret data/{name}" in str(caught.value)
         assert "\n" not in str(caught.value)

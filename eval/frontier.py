@@ -108,6 +108,8 @@ def read_measured(folder: Path, collection: str | None, measure: str) -> tuple[M
     """
     from modeling_tsarank.files.reading import read_json_object
 
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; expected the output of `tsarank evaluate`")
     found = sorted(path.parent.name for path in folder.glob("*/metrics.json"))
     chosen = found if collection is None else [name for name in found if name == collection]
     if len(chosen) != 1:

@@ -238,6 +238,8 @@ def read_texts(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, 
     Raises:
         InputError: See `read_run`, or a text is missing.
     """
+    if not next(read_lines(path), ("", "{"))[1].lstrip().startswith(("{", "[")):
+        raise InputError(f"{path} holds no texts; give --queries and --documents as well")
     queries: dict[str, str] = {}
     documents: dict[str, str] = {}
     for place, record in read_json_rows(path, allow_nan=True):

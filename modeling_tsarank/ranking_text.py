@@ -113,7 +113,7 @@ def document_text(document: Any, what: str = "a document") -> str:
     if field is None:
         raise InputError(f"{what} has no field 'text'; its fields are: {', '.join(map(str, given)) or 'none'}")
     title = next((given[name] for name in TITLE_FIELDS if name in given), "")
-    return f"{clean_text(title, f'the title of {what}')} {clean_text(given[field], what)}".strip()
+    return f"{clean_text(title, f'the title of {what}')} {clean_text(given[field], f'the {field} of {what}')}".strip()
 
 
 def document_list(documents: Any) -> list[Any]:

@@ -57,9 +57,9 @@ def _format_of(source: str, given: str | None) -> str | None:
     suffix = Path(source.removesuffix(".gz")).suffix.lower()
     if suffix in _NO_TEXT:
         raise InputError(f"{source}: extract the text first, for example with pdftotext or pandoc; expected {KINDS}")
-    if suffix not in _SUFFIXES:
+    if suffix not in _SUFFIXES and Path(source).exists():
         raise InputError(f"{source}: unknown kind of file {suffix or '(no suffix)'!r}; expected {KINDS}, or --format")
-    return _SUFFIXES[suffix]
+    return _SUFFIXES.get(suffix)
 
 
 def parse_documents(

@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     texts = list(dict.fromkeys(document.text for document in documents_from_arguments(args)))
     from ..cache.folder_store import FolderStore
 
-    new = not Path(args.store).exists()
+    new = [path for path in (Path(args.store), *Path(args.store).parents) if not path.exists()]
     with FolderStore(args.store, args.store_dtype, max_disk_bytes=args.max_disk) as store, _nothing_left(store, new):
         if args.verify:
             whole, damaged = store.verify()
@@ -133,13 +133,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _nothing_left(store: Any, new: bool) -> Iterator[None]:
-    """Deletes a new store that an error left without documents."""
+def _nothing_left(store: Any, new: Sequence[Path]) -> Iterator[None]:
+    """Deletes a store that an error left without documents, if it is `new`, and the new folders that it is in."""
     try:
         yield
     except BaseException:
         if new and not len(store):
             shutil.rmtree(store.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                for folder in new[1:]:
+                    folder.rmdir()
         raise
 
 

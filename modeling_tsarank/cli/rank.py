@@ -18,7 +18,7 @@ from ..models.arguments import (
     model_from_arguments,
     say,
 )
-from ..rankers.arguments import RANKERS_HELP, add_ranker_arguments, list_ranker
+from ..rankers.arguments import RANKERS_HELP, add_ranker_arguments, list_ranker, refuse_options
 from ..ranking_errors import InputError
 from ..scores import RAW_SCORES
 from .command_line import add_command, real, whole
@@ -126,6 +126,10 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--candidates and --output belong together: give both")
     if (args.documents is None) != (args.candidates is not None and args.queries is None):
         raise InputError("give --query with --documents, or --candidates alone, or with --queries and --documents")
+    if args.query is None:
+        refuse_options(args, "--candidates", json=False)
+    else:
+        refuse_options(args, "--query", queries=None)
     query = None if args.query is None else clean_query(args.query)
     if args.passages is not None:
         aggregation(args.passages)

@@ -123,7 +123,7 @@ def _errors(path: Path) -> AbstractContextManager[None]:
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any], advice: str = _ADVICE, complete: bool = True) -> None:
-    """Compares `settings` with those that the folder's results were made with; a folder without passes.
+    """Compares `settings` with those that the folder's results were made with; a folder without results passes.
 
     Args:
         folder: Where results go.
@@ -135,7 +135,7 @@ def check_settings(folder: Path, settings: Mapping[str, Any], advice: str = _ADV
         InputError: at least one differs; the message names each with its old and its new value.
     """
     path = folder / SETTINGS_FILE
-    if not path.exists():
+    if not path.exists() or all(file == path or file.name.startswith(".") for file in folder.iterdir()):
         return
     recorded = read_json(path)
     if not isinstance(recorded, dict):

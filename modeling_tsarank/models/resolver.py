@@ -116,6 +116,8 @@ def resolve(name: str | os.PathLike[str] | None, revision: str | None = None) ->
 
 
 def _resolve(name: str | os.PathLike[str] | None) -> Source:
+    if not isinstance(name, str | os.PathLike | None):
+        raise InputError(f"a model's name or path is expected, got {type(name).__name__}")
     given = DEFAULT if name is None else os.fspath(name)
     if given == DEFAULT:
         given = DEFAULT_RELEASE if DEFAULT_RELEASE in releases() else DEFAULT_NAME

@@ -162,11 +162,15 @@ def list_ranker(args: argparse.Namespace) -> ListRanker | None:
 
 def cascade_stages(args: argparse.Namespace) -> list[tuple[int, argparse.Namespace]]:
     """Depth and options of each stage of `--cascade`."""
+    from ..models.resolver import Kind, resolve
     from .cascade import parse_cascade
 
     if args.ranker != RANKERS[0]:
         raise InputError("--cascade names its rankers itself; leave --ranker out")
-    return [(depth, _stage_arguments(args, what)) for depth, what in parse_cascade(args.cascade)]
+    stages = [(depth, _stage_arguments(args, what)) for depth, what in parse_cascade(args.cascade)]
+    if all(resolve(stage.model).kind is not Kind.SERVICE for _, stage in stages):
+        refuse_options(args, "a cascade without a service", **_OF_ADDRESSES)
+    return stages
 
 
 def _stage_arguments(args: argparse.Namespace, what: str) -> argparse.Namespace:

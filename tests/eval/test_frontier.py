@@ -62,6 +62,7 @@ def test_rankers_that_were_measured(
     (tmp_path / "foreign" / "x" / "metrics.json").write_text("{}")
     for folder, collection, measure, message in [
         (tmp_path / "cache", None, "ndcg@10", "has no results of one collection, but of none"),
+        (tmp_path / "nowhere", None, "ndcg@10", "nowhere is no folder"),
         (tmp_path / "pointwise", "elsewhere", "ndcg@10", "has no results of elsewhere"),
         (tmp_path / "pointwise", None, "ndcg@7", "lacks ndcg@7"),
         (tmp_path / "foreign", None, "ndcg@10", "was not written by tsarank evaluate"),

@@ -63,11 +63,16 @@ def test_what_does_not_belong_together_is_one_line(small_folder: Path, tmp_path:
         (["--query", "a", *many[:2], "--output", "o"], "--candidates and --output belong together"),
         ([*many[2:], "--output", "o"], "give --query with --documents, or --candidates alone"),
         ([*many, "--output", "o"], "the document 'nowhere' is not in"),
+        ([*many, "--output", "o", "--json"], "--json has no effect on --candidates"),
+        (["--query", "a", *many[:2]], "--queries has no effect on --query"),
         (["--query", "a", "--fusion", "0.5"], "has no first_stage_score (or score), which --fusion needs"),
         (["--query", "a", "--fusion", "nowhere.json"], "no such file: nowhere.json"),
     ):
         assert main([*files, *arguments]) == 2, arguments
         assert message in capsys.readouterr().err
+
+    assert main(["rank", "--candidates", str(run), "--output", "o"]) == 2
+    assert f"{run} holds no texts; give --queries and --documents" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("layout", ["rank_llm", "pyserini"])

@@ -134,7 +134,9 @@ def test_threads_and_processes_write_into_one_file(tmp_path: Path) -> None:
 
 
 def test_other_settings_are_named(tmp_path: Path) -> None:
-    claim_folder(tmp_path, SETTINGS)
+    claim_folder(tmp_path, {"model": "n"})
+    claim_folder(tmp_path, SETTINGS)  # nothing was made with the others
+    (tmp_path / "log.jsonl").touch()
     claim_folder(tmp_path, SETTINGS)
     with pytest.raises(InputError, match=r"model was 'm' and is now 'n'; top_k was 3 and is now 50.*another --output"):
         claim_folder(tmp_path, {"model": "n", "top_k": 50})

@@ -130,6 +130,8 @@ def test_clean_text() -> None:
     assert clean_text("a\ud800b", "x") == "a\ufffdb"
     assert document_text({"title": "T", "text": "x"}) == "T x"
     assert document_text({"title": None, "text": "x"}) == "x"
+    with pytest.raises(InputError, match=r"^the text of document 3 must be a string, got int$"):
+        document_text({"text": 3}, "document 3")
     with pytest.raises(InputError, match="the query is empty"):
         clean_query("\u2003")
 

@@ -37,7 +37,7 @@ def test_index_command(zoo, tmp_path, capsys) -> None:
     t5 = [*base, str(zoo.folders["t5"])]
     assert main(t5) == 2
     assert "no document states can be cached" in capsys.readouterr().err
-    assert main([*t5, "--store", str(tmp_path / "other")]) == 2
+    assert main([*t5, "--store", str(tmp_path / "other" / "store")]) == 2
     assert [(tmp_path / name).exists() for name in ("s", "other")] == [True, False]
 
 

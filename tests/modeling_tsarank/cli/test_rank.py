@@ -166,6 +166,7 @@ def test_files_with_odd_text_are_read_whole(tmp_path) -> None:
     [
         (["--query", "  "], "the query is empty"),
         (["--documents", "nowhere.txt"], "no such file: nowhere.txt"),
+        (["--documents", "nowhere"], "no such file: nowhere"),
         (["--top-k", "0"], "--top-k: expected a whole number from 1"),
         (["--model", "."], "is no model folder"),
         (["--dtype", "int3"], "unknown dtype 'int3'"),

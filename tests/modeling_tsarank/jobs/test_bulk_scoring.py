@@ -143,6 +143,14 @@ def test_a_folder_of_another_job_is_refused(model, zoo, tmp_path) -> None:
     assert score_pairs(job, model)["done_before"] == 20
 
 
+def test_a_refused_job_does_not_keep_the_folder_from_the_next(model, tmp_path) -> None:
+    job = BulkJob((write_jsonl(tmp_path / "a.jsonl", make_pairs(4)),), str(tmp_path / "out"))
+    with pytest.raises(InputError, match="no field 'question'"):
+        score_pairs(replace(job, query="question"), model)
+    assert (tmp_path / "out" / "settings.json").exists()
+    assert score_pairs(job, model)["pairs"] == 4
+
+
 def test_two_processes_do_not_work_in_one_folder(model, tmp_path) -> None:
     job = BulkJob((write_parquet(tmp_path / "a.parquet", make_pairs(40)),), str(tmp_path / "out"), shard_pairs=20)
 

@@ -78,6 +78,8 @@ def test_folders_are_told_apart_by_what_they_hold(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "  ", "ce:", "dense: "])
 def test_an_empty_name_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="a model's name or path is expected, got int"):
+        resolve(3)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="a model's name is expected"):
         resolve(name)
 

@@ -123,3 +123,5 @@ def test_a_stage_has_only_the_options_of_its_own_model() -> None:
         ("ce:a/b", None, ""),
         ("http://a/b", None, "m"),
     ]
+    with pytest.raises(InputError, match="--api-model has no effect on a cascade without a service"):
+        cascade_stages(argparse.Namespace(**{**given, "cascade": "9:float32,5:ce:a/b"}, **shared))

@@ -1,7 +1,7 @@
-"""The Space: a page where a query and documents are ranked, explained and compared. `python app.py`
+"""The Space: a page that ranks documents for a query, explains and compares. `python app.py`
 
-TSARANK_MODEL names the model (a Hub id, a folder, a .gguf file; the embedded default if unset), TSARANK_COMPARE
-further ones, separated by commas. TSARANK_APP_DOCUMENTS, _TOKENS and so on bound a request, see `Limits`.
+TSARANK_MODEL is the model (a Hub id, a folder, a .gguf file; the embedded default if unset), TSARANK_COMPARE further
+ones, separated by commas. TSARANK_APP_DOCUMENTS, _TOKENS and so on limit a request, see `Limits`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from modeling_tsarank.scores import RAW_SCORES
 EXAMPLES = Path(__file__).parent / "examples"
 COLLECTION, PASTE, UPLOAD = "Built-in", "Paste", "Upload"
 CANDIDATES = 10
-ADDRESS = "http://127.0.0.1:7860"  # the page puts its own in the place of this one
+ADDRESS = "http://127.0.0.1:7860"  # replaced by the page's own address
 ABOUT = """
 {families}
 
@@ -43,8 +43,8 @@ Higher is better. {raw_scores} A model called *untrained* has not been trained a
 comparison.
 
 **Limits of one request:** {documents:,} documents, {total_bytes:,} bytes in all and {document_bytes:,} each,
-{tokens:,} tokens, {query_characters:,} characters of query, {seconds} seconds. At most {waiting} requests wait; one
-more is refused. Long documents are cut to the model's length.
+{tokens:,} tokens, {query_characters:,} characters of query, {seconds} seconds. At most {waiting} requests wait;
+further ones are refused. Long documents are truncated to the model's length.
 
 **From a program:**
 
@@ -57,7 +57,7 @@ client.predict("how long does a flea live", documents, api_name="/rank")
 client.predict("why does dough rise", 10, api_name="/search")  # BM25
 ```
 
-Also `/explain`, `/compare` and `/models`; the link below the page has them all.
+Also `/explain`, `/compare` and `/models`; the link at the bottom of the page documents them all.
 """
 
 
@@ -73,14 +73,14 @@ def _caption(row: Any) -> str:
 
 
 class Page:
-    """The page's event handlers: texts in, HTML out. A visitor's mistake becomes a notice in place of the result."""
+    """The page's event handlers: texts in, HTML out. An input error is shown as a notice instead of the result."""
 
     def __init__(self, service: RankingService, gr: Any) -> None:
         self.service = service
         self.gr = gr
 
     def documents(self, query: str, source: str, depth: int, pasted: str, upload: str | None) -> list[NamedDocument]:
-        """The documents that the visitor chose to have ranked."""
+        """The documents that the visitor chose."""
         if source == COLLECTION:
             return self.service.candidates(self.service.check_query(query), depth)
         self.service.check_query(query)
@@ -91,8 +91,8 @@ class Page:
     def steps(
         self, query: str, source: str, depth: int, pasted: str, upload: str | None, model: str
     ) -> Iterator[tuple]:
-        """How many documents are being ranked; then the ranked list, the ranking itself, and what can be explained: at
-        first the old first and the new first."""
+        """How many documents are being ranked; then the ranked list, the ranking itself, and the choices for
+        explanations: initially the old first and the new first."""
         try:
             documents = self.documents(query, source, depth, pasted, upload)
             count = f"{len(documents)} document{'s' if len(documents) != 1 else ''}"
@@ -119,7 +119,7 @@ class Page:
     def why(self, ranking: Ranking | None, a: int | None, b: int | None) -> str:
         """One or two documents of the last ranking, explained."""
         if ranking is None:
-            return notice("Rank some documents first; then this shows why they stand where they do.", "hint")
+            return notice("Rank some documents first; then this explains their positions.", "hint")
         chosen = [i for i in dict.fromkeys((a, b)) if isinstance(i, int) and 0 <= i < len(ranking.rows)]
         if not chosen:
             return notice("Choose a document.", "hint")
@@ -131,7 +131,7 @@ class Page:
         return why_view(ranking.query, *sides)
 
     def ask_why(self, ranking: Ranking | None, row: int) -> tuple:
-        """The tab of explanations, with a row of the list against the first one (the first against the second)."""
+        """The tab of explanations, with a row of the list compared with the first one (the first with the second)."""
         if ranking is None or not 0 <= row < len(ranking.rows):
             return self.gr.Tabs(), self.gr.Dropdown(), self.gr.Dropdown()
         other = 0 if row else (1 if len(ranking.rows) > 1 else None)
@@ -228,7 +228,7 @@ def build(service: RankingService) -> Any:
                         elem_id="about",
                     )
 
-        # Before the page's own handlers: Gradio gives each name once, and rank is a handler's as well.
+        # Before the page's own handlers: Gradio assigns each name once, and rank is also a handler's.
         for name, function in make_endpoints(service, gr.Error).items():
             gr.api(function, api_name=name, concurrency_id="model", concurrency_limit=1)
         quiet: dict[str, Any] = {"api_visibility": "private"}
@@ -259,7 +259,7 @@ def build(service: RankingService) -> Any:
         def clicked(ranked: Ranking | None, event: Any) -> tuple:
             return page.ask_why(ranked, int(event.row))
 
-        clicked.__annotations__["event"] = gr.EventData  # Gradio hands it over where it finds this type
+        clicked.__annotations__["event"] = gr.EventData  # Gradio passes it to parameters of this type
         listed.click(clicked, ranking, [tabs, first, second], **fast).then(None, js=SHOW_RESULTS, **quiet).then(
             page.why, to_explain, explained, **work
         )
@@ -278,12 +278,12 @@ def _compare_tab(gr: Any, names: Sequence[str]) -> tuple[Any, list[Any]]:
         a = gr.Dropdown(list(names), value=names[0], label="Model A", min_width=200)
         b = gr.Dropdown(list(names), value=names[1], label="Model B", min_width=200)
     go = gr.Button("Compare", variant="primary", elem_id="go-compare")
-    hint = notice("Puts the same documents in both models' orders.", "hint")
+    hint = notice("Ranks the same documents with both models.", "hint")
     return gr.HTML(hint, elem_id="compared", elem_classes="ts-html"), [go, a, b]
 
 
 def launch_options(limits: Limits) -> dict[str, Any]:
-    """Arguments of `Blocks.launch` that bound a request and keep the page from asking anything of another host."""
+    """Arguments of `Blocks.launch` that limit a request and keep the page from loading anything from other hosts."""
     gr = require("gradio", extra="app", purpose="The web page")
     middleware = require("starlette.middleware", extra="app", purpose="The web page")
     return {
@@ -301,12 +301,12 @@ def launch_options(limits: Limits) -> dict[str, Any]:
 
 
 def make_service(limits: Limits, cache_dir: str | os.PathLike[str] | None = None) -> RankingService:
-    """The service that the environment describes, its first model loaded and the first example ranked."""
+    """The service configured by the environment, with its first model loaded and the first example ranked."""
     others = [name.strip() for name in os.environ.get("TSARANK_COMPARE", "").split(",") if name.strip()]
     shelf = make_shelf(os.environ.get("TSARANK_MODEL") or None, others, limits)
     collection = BuiltInCollection(EXAMPLES / "collection.jsonl", EXAMPLES / "queries.jsonl", cache_dir)
     service = RankingService(shelf, collection, limits)
-    with contextlib.suppress(TSARankError):  # limits may be tighter than the example; its visitor is told so then
+    with contextlib.suppress(TSARankError):  # limits may be too low for the example; visitors then see that error
         shelf.score("warm up", ["The first pass is slower than all others."])
         service.search(collection.queries[0], min(CANDIDATES, limits.documents))
     return service
@@ -326,7 +326,7 @@ def _serve(arguments: Sequence[str] | None) -> int:
     # Read when gradio is imported, which is why it is imported in functions here.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     limits = Limits.from_environment()
-    require("gradio", extra="app", purpose="The web page")  # before minutes may go into loading a model
+    require("gradio", extra="app", purpose="The web page")  # before a model is loaded, which may take minutes
     with tempfile.TemporaryDirectory(prefix="tsarank-app-") as cache_dir:
         service = make_service(limits, cache_dir)
         demo = build(service)

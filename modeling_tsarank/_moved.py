@@ -1,6 +1,6 @@
-"""Modules that have moved: importing one by its old name gives the module that it is now, with a warning.
+"""Modules that have moved: importing an old name returns the new module, with a warning.
 
-The old names go with the next release.
+The old names will be removed in the next release.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MOVED = {
 
 
 class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds old names; last on `sys.meta_path`, so that it is asked of nothing that is there."""
+    """Finds old names; last on `sys.meta_path`, so that it is only used for modules that no other finder has."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -1,9 +1,9 @@
-"""A saved ranker as a `CrossEncoder` of sentence-transformers, and so for everything that wraps one.
+"""A saved ranker as a `CrossEncoder` of sentence-transformers, and thus for everything that wraps one.
 
-Without a `modules.json`, sentence-transformers would take a decoder-only ranker for a yes/no model and score it
-wrongly, and without a word. With it, a folder loads by `CrossEncoder(folder, trust_remote_code=True)` and gives the
-scores of `predict`; without trust it is refused. This file travels with every checkpoint and needs torch and
-transformers only: sentence-transformers asks no base class of its modules.
+Without a `modules.json`, sentence-transformers would treat a decoder-only ranker as a yes/no model and silently return
+wrong scores. With it, a folder loads by `CrossEncoder(folder, trust_remote_code=True)` and gives the scores of
+`predict`; without trust it is refused. This file is saved with every checkpoint and needs only torch and transformers:
+sentence-transformers requires no base class of its modules.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from .ranking_options import whole_number
 from .ranking_text import clean_pairs
 
 
-# The scores are what `predict` gives: sentence-transformers would put a sigmoid on them by default.
+# Scores are those of `predict`: sentence-transformers would apply a sigmoid by default.
 _CONFIG: dict[str, Any] = {"model_type": "CrossEncoder", "prompts": {}, "default_prompt_name": None}
 _CONFIG["activation_fn"] = "torch.nn.modules.linear.Identity"
 
 
 class CrossEncoderRanker(torch.nn.Module):
-    """The only module of a ranker's `modules.json`: takes pairs of texts, gives `scores` `(pairs, 1)`.
+    """The only module of a ranker's `modules.json`: pairs of texts in, `scores` `(pairs, 1)` out.
 
-    Outside of training, scores come from the model's own `predict`: documents that several pairs of a batch share are
-    read once, and memory is bounded. In training, pairs are read in one padded batch with gradients.
+    Outside of training, scores come from the model's own `predict`: documents shared by several pairs of a batch are
+    encoded once, and memory is bounded. In training, pairs are processed in one padded batch with gradients.
     """
 
     save_in_root = True
     modalities = ("text",)
-    forward_kwargs = ("passages", "passage_length", "passage_stride")  # as of `RankerModel.rank`
+    forward_kwargs = ("passages", "passage_length", "passage_stride")  # see `RankerModel.rank`
 
     def __init__(self, ranker: Any) -> None:
         super().__init__()
@@ -44,9 +44,9 @@ class CrossEncoderRanker(torch.nn.Module):
 
     @classmethod
     def load(cls, model_name_or_path: str, **given: Any) -> CrossEncoderRanker:
-        """Called by sentence-transformers with what `CrossEncoder` was given.
+        """Called by sentence-transformers with the arguments of `CrossEncoder`.
 
-        Raises `ModelError` for another backend, `InputError` for an option that has no meaning here.
+        Raises `ModelError` for another backend, `InputError` for an unsupported option.
         """
         if given.get("backend", "torch") != "torch":
             raise ModelError(f"a ranker has no {given['backend']} backend in sentence-transformers; use 'torch'")
@@ -58,7 +58,7 @@ class CrossEncoderRanker(torch.nn.Module):
         if unknown:
             raise InputError(f"{', '.join(unknown)} cannot be set on a ranker; use set_options of `model[0].ranker`")
         if labels != 1:
-            raise InputError(f"a ranker gives one score to each pair; num_labels must be 1, got {labels}")
+            raise InputError(f"a ranker returns one score per pair; num_labels must be 1, got {labels}")
         module = cls(AutoModel.from_pretrained(model_name_or_path, **options))
         if length is not None:
             module.max_seq_length = length
@@ -75,7 +75,7 @@ class CrossEncoderRanker(torch.nn.Module):
 
     @property
     def max_seq_length(self) -> int:
-        """Longest sequence in tokens, query included; only the document is cut to keep it."""
+        """Maximum tokens of a sequence, query included; only the document is truncated."""
         return self.ranker.options.max_length
 
     @max_seq_length.setter
@@ -85,9 +85,9 @@ class CrossEncoderRanker(torch.nn.Module):
         self.ranker.set_options(max_length=length, max_query_length=query)
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **_: Any) -> dict[str, Any]:
-        """Pairs as they are: what a text becomes belongs to the model's prompt. Raises `InputError` for a prompt."""
+        """Pairs unchanged: the model applies its own prompt. Raises `InputError` for a prompt."""
         if prompt:
-            raise InputError("a ranker has its own prompt, which its options name; leave out prompt and prompt_name")
+            raise InputError("a ranker has its own prompt, set by its options; leave out prompt and prompt_name")
         return {"pairs": list(inputs)}
 
     def forward(self, features: dict[str, Any], **passages: Any) -> dict[str, Any]:
@@ -106,14 +106,14 @@ class CrossEncoderRanker(torch.nn.Module):
 
 
 def code_reference(cls: type) -> str:
-    """How a saved configuration names a class whose file lies beside it: `file.Class`."""
+    """The name of a class in a saved configuration whose file is in the same folder: `file.Class`."""
     return f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
 
 
 def write_cross_encoder_files(folder: str | os.PathLike, plain_length: int | None = None) -> None:
     """Writes `modules.json` and `config_sentence_transformers.json`; this module's file is saved with the model's.
 
-    A plain cross-encoder needs neither: its own files say that scores are logits, of `plain_length` tokens at most.
+    A plain cross-encoder needs neither: its own files set logits as scores and at most `plain_length` tokens.
     """
     files: dict[str, Any] = {
         "modules.json": [{"idx": 0, "name": "0", "path": "", "type": code_reference(CrossEncoderRanker)}],

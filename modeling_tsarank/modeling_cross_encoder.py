@@ -1,4 +1,4 @@
-"""Cross-encoders: encoders and decoder-only models that score a pair by their own sequence-classification head."""
+"""Cross-encoders: encoders and decoder-only models that score a pair with their own sequence-classification head."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from .user_text import TOKENIZE
 
 
 ORDERS = ("query_first", "document_first")
-# Names of two labels, irrelevant and relevant. With others nobody knows which one is meant.
+# Names of two labels, irrelevant and relevant. With other names, the relevant one is unknown.
 _TWO_LABELS = {("label_0", "label_1"), ("0", "1"), ("no", "yes"), ("false", "true"), ("irrelevant", "relevant")}
-# Longest text where neither tokenizer nor model has a limit; some tokenizers say 10^30.
+# Maximum length if neither tokenizer nor model has a limit; some tokenizers have 10^30.
 _DEFAULT_LENGTH, _NO_LIMIT = 512, 10**7
 
 
 @dataclass(frozen=True)
 class CrossEncoderOptions(RankingOptions):
-    """Choices of `CrossEncoderModel`: the two texts that the tokenizer joins to a pair.
+    """Options of `CrossEncoderModel`: the two texts that the tokenizer joins to a pair.
 
-    To keep `max_length`, the longer of the two is cut on the right (`longest_first`), as in sentence-transformers.
+    For `max_length`, the longer text is truncated on the right (`longest_first`), as in sentence-transformers.
 
     Parameters:
-        query_template, document_template (`str`): what each text is put into. By default nothing is added; RankLLaMA
-            has "query: {query}" and "document: {document}". A control token, such as an EOS, may be spelled.
+        query_template, document_template (`str`): the template of each text. By default nothing is added; RankLLaMA
+            has "query: {query}" and "document: {document}". It may contain control tokens, such as an EOS.
         order (`str`): which text comes first, `query_first` (default) or `document_first`. With the latter, the
             states of documents can be cached for a decoder-only model.
     """
@@ -55,7 +55,7 @@ class CrossEncoderOptions(RankingOptions):
         check_choice("order", self.order, ORDERS)
 
     def override(self, **changes: Any) -> CrossEncoderOptions:
-        """As of every family; a shorter `max_length` alone lowers `max_query_length` along with it."""
+        """As in every family; a smaller `max_length` alone also lowers `max_query_length`."""
         if "max_length" in changes and "max_query_length" not in changes:
             length = whole_number(changes["max_length"], "max_length", 2)
             changes["max_query_length"] = min(self.max_query_length, length - 1)
@@ -63,7 +63,7 @@ class CrossEncoderOptions(RankingOptions):
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """How many tokens of two texts are kept in `room`: the longer one is cut until both are equally long."""
+    """How many tokens of two texts fit into `room`: the longer one is truncated until both are equally long."""
     if first + second <= room:
         return first, second
     shorter, longer = min(first, second), max(first, second)
@@ -77,8 +77,8 @@ class PairEncoder(TextEncoder):
     """Token ids for `CrossEncoderModel`: two texts, joined as the tokenizer joins a pair.
 
     Attributes:
-        separator: the token behind which token types are 1 rather than 0, where the tokenizer gives them, else empty;
-            `None` where they follow another rule.
+        separator: the token after which token types are 1 instead of 0, if the tokenizer has them, else empty;
+            `None` if they follow another rule.
     """
 
     options: CrossEncoderOptions
@@ -88,17 +88,17 @@ class PairEncoder(TextEncoder):
         super().__init__(tokenizer, options, context)
         self._room = options.max_length - len(self.leading) - len(self._middle) - len(self.trailing)
         if self._room < 2:
-            raise ModelError(f"max_length ({options.max_length}) leaves no room for query and document")
+            raise ModelError(f"max_length ({options.max_length}) leaves no tokens for query and document")
 
     def _special_tokens(self, options: RankingOptions) -> tuple[list[int], list[int]]:
-        """What the tokenizer puts in front of a pair and behind it; also sets what it puts between the two."""
+        """The special tokens before and after a pair; also sets those between the two texts."""
         single = self._ids("a")
         given = {name: value for name, value in TOKENIZE.items() if name != "return_token_type_ids"}
         pair = self.tokenizer("a", "a", **{**given, "add_special_tokens": True})
         ids, types = pair["input_ids"], pair.get("token_type_ids") or []
         places = [i for i in range(len(ids)) if ids[i : i + len(single)] == single]
         if len(places) != 2:
-            raise ModelError("the tokenizer does not join two texts to a pair")
+            raise ModelError("the tokenizer does not support pairs of texts")
         start, second = places[0] + len(single), places[1]
         leading, middle, trailing = ids[: places[0]], ids[start:second], ids[second + len(single) :]
         usual = len(middle) == 1 and types == [0] * second + [1] * (len(ids) - second)
@@ -138,7 +138,7 @@ class PairEncoder(TextEncoder):
         return result
 
     def prompts(self, documents: Sequence[str]) -> list[Prompt]:
-        """What each document's pairs begin with, uncut; empty where the query comes first."""
+        """The untruncated beginning of each document's pairs; empty if the query comes first."""
         found = self._filled(self.options.document_template, "{document}", documents)
         return [self._source(found[document]) for document in documents]
 
@@ -159,7 +159,7 @@ class PairEncoder(TextEncoder):
 
 
 class ScoreHead(torch.nn.Module):
-    """A decoder under its sequence-classification head `score`, which gives logits at the wanted positions alone."""
+    """A decoder with its sequence-classification head `score`, applied only at the wanted positions."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -175,11 +175,11 @@ class ScoreHead(torch.nn.Module):
 def pair_logits(
     model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, separator: Sequence[int]
 ) -> torch.Tensor:
-    """Logits `(pairs, labels)` of a sequence-classification model, as its own `forward` gives them.
+    """Logits `(pairs, labels)` of a sequence-classification model, as from its own `forward`.
 
     Parameters:
-        input_ids, attention_mask: `(pairs, length)`, padded on the right.
-        separator: the token behind which token types are 1 rather than 0, of a model that has them; else empty.
+        input_ids, attention_mask: `(pairs, length)`, right-padded.
+        separator: the token after which token types are 1 instead of 0, for a model that has them; else empty.
     """
     check_attention(model)
     ends = [(input_ids == token).long() for token in separator]
@@ -190,11 +190,11 @@ def pair_logits(
 
 
 class CrossEncoderModel(RankerModel):
-    """The score of a checkpoint's own sequence-classification head, on any architecture that transformers has one for.
+    """The score of a checkpoint's own sequence-classification head, for any architecture with one in transformers.
 
-    An encoder (monoBERT; Nogueira and Cho, 2019) reads the pair that its tokenizer makes of query and document, a
-    decoder-only model (RankLLaMA; Ma et al., 2023) has the head on the last token. One label is the score itself; of
-    two, it is the logit of the second less that of the first, which orders as the probability of the second does.
+    An encoder (monoBERT; Nogueira and Cho, 2019) processes the tokenizer's pair of query and document, a decoder-only
+    model (RankLLaMA; Ma et al., 2023) has the head on the last token. One label is the score itself; with two, the
+    score is the second's logit minus the first's, which gives the same order as the probability of the second.
     """
 
     options_class = CrossEncoderOptions
@@ -223,7 +223,7 @@ class CrossEncoderModel(RankerModel):
                 f"this {type(self.backbone).__name__} has {len(names)} labels ({', '.join(names[:3])}"
                 f"{', …' if len(names) > 3 else ''}), of which none is known to mean relevant; a ranker has one label"
             )
-        # Every model of transformers that calls its head `score` is a decoder and has it on the last token.
+        # All transformers models with a head named `score` are decoders and apply it to the last token.
         text = self.backbone.config.get_text_config()
         self._is_decoder = (
             isinstance(getattr(self.backbone, "score", None), torch.nn.Linear)
@@ -264,18 +264,18 @@ class CrossEncoderModel(RankerModel):
         if not accepts(self.backbone.forward, "token_type_ids"):
             encoder.separator = []
         if encoder.separator is None:
-            raise ModelError("the tokenizer's token types are not 0 up to a separator of one token and 1 behind it")
+            raise ModelError("the tokenizer's token types are not 0 up to a one-token separator and 1 after it")
         return encoder
 
     @property
     def on_last_token(self) -> bool:
-        """Whether the head is read off a decoder's last token, so that pairs may share what they begin with."""
+        """Whether the head is applied to a decoder's last token, so that pairs can share a prefix."""
         return self._is_decoder and not self.encoder.separator
 
     def _last(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Where the head stands `(rows,)`: as in transformers, on the last token that is none for padding.
+        """Position of the head `(rows,)`: as in transformers, the last token other than the padding token.
 
-        Such a token may end a text: some tokenizers pad with EOS.
+        That token may also end a text: some tokenizers pad with EOS.
         """
         pad = self.backbone.config.get_text_config().pad_token_id
         places = torch.arange(ids.shape[1], device=ids.device) * mask
@@ -304,7 +304,7 @@ class CrossEncoderModel(RankerModel):
 
 
 def _longest_text(backbone: Any) -> int | None:
-    """How many tokens a text may have; RoBERTa and its kin count positions from the one behind the padding's."""
+    """Maximum tokens of a text; RoBERTa-like models count positions from the padding's plus one."""
     limit = readable_length(backbone)
     tables = (part for name, part in backbone.named_modules() if name.endswith("position_embeddings"))
     first = next((getattr(table, "padding_idx", None) for table in tables), None)

@@ -1,4 +1,4 @@
-"""What both model families share: one wrapper around an ordinary backbone, and the verbs `predict` and `rank`."""
+"""The base of all model families: a wrapper around an ordinary backbone, with `predict` and `rank`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from .ranking_text import (
 )
 
 
-# Options of `from_pretrained` that choose a file rather than a model, and so hold for the tokenizer as well.
+# Options of `from_pretrained` that select the source, and so apply to the tokenizer as well.
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "proxies")
 
 
@@ -51,15 +51,15 @@ class RankerModel(PreTrainedModel):
 
     Attributes:
         options_class: its options, which name the family and hold its default prompts.
-        title, description, citation: its name in a few words, one sentence that says what it is, BibTeX of its paper.
+        title, description, citation: its name in a few words, a one-sentence description, BibTeX of its paper.
         tag: its tag on the Hub.
-        limits: what a card says of its limits, in sentences.
+        limits: the limitations on its card, in sentences.
         published: published checkpoints by patterns of their names: the options each was trained with. The first
             match counts.
-        default_for: the kinds of plain models (`models.families.model_kind`) that become this family unasked.
-        own_head: whether the score comes from a head that a plain language model lacks, as of `CrossEncoderModel`.
-        scores_query_tokens: whether a score is made of the log-probabilities of the query's tokens: training then
-            takes `query_logits`, and otherwise the scores of `forward`.
+        default_for: the kinds of plain models (`models.families.model_kind`) that become this family by default.
+        own_head: whether the score comes from a head that a plain language model lacks, as in `CrossEncoderModel`.
+        scores_query_tokens: whether a score consists of the log-probabilities of the query's tokens: training then
+            uses `query_logits`, and otherwise the scores of `forward`.
     """
 
     options_class: ClassVar[type[RankingOptions]]
@@ -81,12 +81,12 @@ class RankerModel(PreTrainedModel):
     _supports_attention_backend = True
     _auto_class = "AutoModel"
 
-    # What is computed in where that is not the dtype: "int8" with rounded weights, which cannot be saved.
+    # The number format of the computation, if not the dtype: "int8" for quantized weights, which cannot be saved.
     number_format: str | None = None
-    # What `predict` and `rank` read document states from, and put into it what it lacks; `None` turns it off.
+    # The store where `predict` and `rank` look up document states and add missing ones; `None` turns it off.
     document_store: Any = None
-    calibration: Any = None  # of its scores to probabilities, a `Calibration`; saved with the model
-    plain_cross_encoder: int | None = None  # `max_length`, where sentence-transformers needs none of this code
+    calibration: Any = None  # from scores to probabilities, a `Calibration`; saved with the model
+    plain_cross_encoder: int | None = None  # `max_length`, if sentence-transformers does not need this code
     options: RankingOptions
 
     def __init__(self, config: Any, backbone: PreTrainedModel | None = None) -> None:
@@ -94,7 +94,7 @@ class RankerModel(PreTrainedModel):
         self.options = self.options_class.from_dict(getattr(config, CONFIG_KEY, None) or {})
         if backbone is None:
             inner = copy.deepcopy(config)
-            # The wrapper's choice of attention may be one the backbone refuses: BLOOM knows only eager.
+            # The backbone may not support the wrapper's choice of attention: BLOOM has only eager.
             requested = getattr(config, "_attn_implementation_internal", None)
             inner._attn_implementation_internal = None
             refuse_attention(requested)
@@ -104,27 +104,27 @@ class RankerModel(PreTrainedModel):
             self.backbone = backbone
             self.post_init()
         else:
-            # In this order: `post_init` would draw new weights for what is not marked as loaded, LoRA's for one, and
-            # tie a head again that was trained apart.
+            # In this order: `post_init` would reinitialize weights that are not marked as loaded, such as LoRA's, and
+            # tie a head that was trained separately.
             self.post_init()
             self.backbone = backbone
         check_attention(backbone)
         self._tokenizer: Any = None
         self._encoder: Any = None
-        # What the last `predict` did: pairs, and tokens read by the backbone (a shared document counts once).
+        # Counts of the last `predict`: pairs, and tokens processed by the backbone (a shared document counts once).
         self.last_stats: dict[str, int] = {}
         self._running_calls: dict[str, Any] = {"running": 0}
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> Any:
-        """What was asked for: experts are in the backbone, which checks it; transformers looks for them here."""
+        """The requested one: transformers looks for experts here, but they are in the backbone, which checks it."""
         return requested_experts
 
     def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
-        """As for every model of transformers. Raises `ModelError` for attention that is unknown, missing or not for
-        ranking (`flex_attention`, `paged|…`), and while a call is running."""
+        """As for every model of transformers. Raises `ModelError` for attention that is unknown, unavailable or not
+        for ranking (`flex_attention`, `paged|…`), and while a call is running."""
         refuse_attention(attn_implementation)
         with while_idle(self, "set_attn_implementation"), load_errors(f"with {attn_implementation!r:.200}"):
-            # The backbone first: it may refuse what this class takes, and both must name the same one.
+            # The backbone first: it may refuse what this class accepts, and both must have the same one.
             self.backbone.set_attn_implementation(attn_implementation, *args, **kwargs)
             super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
@@ -132,9 +132,9 @@ class RankerModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
-        """Loads a ranking checkpoint, its tokenizer included (`tokenizer=` to give another).
+        """Loads a ranking checkpoint with its tokenizer (`tokenizer=` to use another).
 
-        Raises `ModelError` if the folder is none of this family's or lacks weights.
+        Raises `ModelError` if the folder is not of this family or weights are missing.
         """
         told = kwargs.pop("output_loading_info", False)
         tokenizer = kwargs.pop("tokenizer", None)
@@ -147,20 +147,20 @@ class RankerModel(PreTrainedModel):
             model, info = load(pretrained_model_name_or_path, *args, **kwargs)
             if info["missing_keys"]:
                 lacking = ", ".join(sorted(info["missing_keys"]))
-                raise ModelError(f"{pretrained_model_name_or_path} is no complete {cls.__name__}: it lacks {lacking}")
+                raise ModelError(f"{pretrained_model_name_or_path} is no complete {cls.__name__}: missing {lacking}")
             model.tokenizer = tokenizer or AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub)
         model.eval()
         return (model, info) if told else model
 
     @classmethod
     def from_backbone(cls, name_or_path: str | os.PathLike | PreTrainedModel, **arguments: Any) -> Any:
-        """Makes a ranker of a plain language model; needs the installed package.
+        """Creates a ranker from a plain language model; needs the installed package.
 
         Parameters:
             name_or_path: a Hub id, a folder, a GGUF file, or a model already loaded (then `tokenizer` is needed).
             arguments: `tokenizer`, `device`, `dtype` (`None` keeps the checkpoint's), `trust_remote_code`, `revision`,
                 `gguf_file`; `backbone_options`, a dict of further arguments of the backbone's `from_pretrained`;
-                ranking options to change, each under its name.
+                ranking options to change, by name.
 
         Raises `ModelError` if there is no such model or it is of the wrong kind.
         """
@@ -172,12 +172,12 @@ class RankerModel(PreTrainedModel):
         """Writes the backbone's ordinary folder with the ranking options, the modeling files and the tokenizer.
 
         The result loads by `AutoModel.from_pretrained(folder, trust_remote_code=True)` without this package installed,
-        as pipeline and `CrossEncoder`, and as the plain model without trust. `push_to_hub=True` uploads it, privately.
+        as a pipeline and `CrossEncoder`; without trust, as the plain model. `push_to_hub=True` uploads it, privately.
         """
         if self.number_format is not None:
-            raise ModelError(f"{self.number_format} weights cannot be saved; save the model that they were made from")
+            raise ModelError(f"{self.number_format} weights cannot be saved; save the unquantized model")
         if os.path.isfile(save_directory):
-            raise InputError(f"cannot save to {save_directory}: it is a file, a folder is needed")
+            raise InputError(f"cannot save to {save_directory}: it is a file, expected a folder")
         state_dict = kwargs.pop("state_dict", None)
         if state_dict is not None:
             kwargs["state_dict"] = {key.removeprefix("backbone."): value for key, value in state_dict.items()}
@@ -236,7 +236,7 @@ class RankerModel(PreTrainedModel):
 
     @property
     def encoder(self) -> Any:
-        """Turns (query, document) texts into token ids as `options` say."""
+        """Converts (query, document) texts to token ids according to `options`."""
         made, own = self._encoder, copy.copy(self)
         if made is None or made[0] is not own._tokenizer or made[1] is not own.options:
             made = self._encoder = own._tokenizer, own.options, own._make_encoder()
@@ -249,7 +249,7 @@ class RankerModel(PreTrainedModel):
 
     @property
     def pad_id(self) -> int:
-        """Any valid id does where masked positions are filled: they are never read."""
+        """The padding token id; any valid id works, since masked positions are never attended to."""
         tokenizer, embeddings = self.tokenizer, cast(Any, self.get_input_embeddings())
         for value in (getattr(tokenizer, "pad_token_id", None), tokenizer.eos_token_id):
             if value is not None and value < len(embeddings.weight):
@@ -260,7 +260,7 @@ class RankerModel(PreTrainedModel):
 
     @classmethod
     def backbone_class(cls, config: Any) -> Any:
-        """The auto class that reads the plain model of this family."""
+        """The auto class for loading the plain model of this family."""
         raise NotImplementedError
 
     @classmethod
@@ -270,16 +270,16 @@ class RankerModel(PreTrainedModel):
 
     @classmethod
     def unused_options(cls, options: Any) -> tuple[str, ...]:
-        """Names of the options that change nothing beside these others."""
+        """Names of the options that have no effect given the others."""
         return ()
 
     @classmethod
     def document_first(cls, options: Any, decoder_only: bool) -> bool:
-        """Whether the document is read before the query, so that several queries may share that work."""
+        """Whether the document precedes the query, so that several queries can share its states."""
         return False
 
     def answer_tokens(self) -> dict[str, int]:
-        """Ids of the tokens whose logits are read, by their texts; empty where a score is read off others."""
+        """Ids of the tokens whose logits make the score, by their texts; empty for scores from other outputs."""
         return {}
 
     def _make_encoder(self) -> Any:
@@ -287,15 +287,15 @@ class RankerModel(PreTrainedModel):
         raise NotImplementedError
 
     def _read_out(self) -> tuple[str, Sequence[int]]:
-        """What is read off at the wanted positions: `token_log_probs`, or `answer_logits` and their token ids."""
+        """The output at the wanted positions: `token_log_probs`, or `answer_logits` and their token ids."""
         raise NotImplementedError
 
     def _task(self, pair: EncodedPair) -> Task:
-        """What is read for a pair: its prompt, and something off the last token."""
+        """The task of a pair: its prompt, with the output at the last token."""
         return Task(pair.prompt, (len(pair.prompt) - 1,), (), self._cacheable(pair), len(pair.prompt))
 
     def pool(self, values: torch.Tensor) -> torch.Tensor:
-        """Scores `(pairs,)` float32 from what is read off each pair, `(pairs, values)`."""
+        """Scores `(pairs,)` float32 from the outputs of each pair, `(pairs, values)`."""
         raise NotImplementedError
 
     def _pool_values(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -305,11 +305,11 @@ class RankerModel(PreTrainedModel):
     # ---- tensors in, scores out ------------------------------------------------------------------
 
     def answer_logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """What makes a score, `(pairs, values)`, read off each text's last token or a decoder's first step.
+        """The values of a score, `(pairs, values)`, at each text's last token or a decoder's first step.
 
         Parameters:
             input_ids: `(pairs, length)`, padded on either side.
-            attention_mask: `(pairs, length)`, 1 at real tokens; `None` where nothing is padded.
+            attention_mask: `(pairs, length)`, 1 at real tokens; `None` if nothing is padded.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if self.config.is_encoder_decoder:
@@ -320,18 +320,18 @@ class RankerModel(PreTrainedModel):
         return values_at(self.backbone, aligned, keep, self._read_out())
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> RankingOutput:
-        """`RankingOutput` with the scores of tokenized pairs, given as to `answer_logits`."""
+        """`RankingOutput` with the scores of tokenized pairs; arguments as in `answer_logits`."""
         return RankingOutput(scores=self.pool(self.answer_logits(input_ids, attention_mask)))
 
     def scores_to_train(self, pairs: Sequence[EncodedPair]) -> torch.Tensor:
-        """Scores `(pairs,)` with gradients, of pairs as `encoder` gives them, read in one padded batch."""
+        """Scores `(pairs,)` with gradients of encoded pairs, in one padded batch."""
         return self._pool_values(read_plainly(self, [self._task(pair) for pair in pairs]))
 
     def _cacheable(self, pair: EncodedPair) -> tuple[int, ...]:
         return () if self.document_store is None else cacheable_ids(pair.source, self.options)
 
     def _values_of(self, query: str, document: Any) -> tuple[Any, EncodedPair, torch.Tensor]:
-        """The model as it is now, the pair's token ids, and the values `(positions, values)` that make its score."""
+        """A snapshot of the model, the pair's token ids, and the values `(positions, values)` of its score."""
         call = copy.copy(self)
         pair = call.encoder.pairs([(clean_query(query), document_text(document))])[0]
         with evaluating(self), torch.inference_mode():
@@ -341,19 +341,19 @@ class RankerModel(PreTrainedModel):
     # ---- document states ---------------------------------------------------------------------------
 
     def check_cacheable(self) -> None:
-        """Raises `ModelError` where states cannot be cached: recurrent layers, or a query before the document."""
+        """Raises `ModelError` if states cannot be cached: recurrent layers, or a query before the document."""
         check_attention(self.backbone)
         installed_engine("a store of document states").check_cacheable(self)
 
     def index(self, documents: Sequence[Any], store: Any, **options: Any) -> int:
-        """Reads documents ahead of any query and keeps their states: ranking them then costs the query's tokens only.
+        """Encodes documents ahead of any query and caches their states: ranking then only costs the query's tokens.
 
         Parameters:
-            documents: as of `rank`; those that the store already holds are not read again.
+            documents: as in `rank`; those already in the store are not encoded again.
             store: a `MemoryStore` or a `FolderStore`. It becomes the model's `document_store`.
-            options: `batch_tokens`, `show_progress` and `stop`, as of `predict`.
+            options: `batch_tokens`, `show_progress` and `stop`, as in `predict`.
 
-        Returns how many were read. Raises `ModelError` for a model whose states cannot be cached; also as `predict`.
+        Returns how many were encoded. Raises `ModelError` if states cannot be cached; otherwise like `predict`.
         """
         call = copy.copy(self)
         with evaluating(self), torch.inference_mode():
@@ -379,17 +379,17 @@ class RankerModel(PreTrainedModel):
 
         Parameters:
             pairs: (query, document) tuples; a document is a string or a mapping with `text` and optionally `title`.
-            instruction: in place of `options.instruction`, for a model whose prompt has a place for one.
-            batch_tokens: padded tokens of one batch at most (a longer single pair still runs).
+            instruction: replaces `options.instruction`, for a model with an instruction in its prompt.
+            batch_tokens: maximum padded tokens of a batch (a longer single pair still runs).
             show_progress: `None` shows a bar on a terminal when the work is long.
-            stop: asked before every batch; when it answers true, `RankingCancelled` is raised.
+            stop: called before every batch; if it returns true, `RankingCancelled` is raised.
             options: of CrossEncoder's `predict`, such as `convert_to_tensor`; they need the installed package.
 
         Returns:
-            float32 array `(pairs,)`; a single pair gives a 0-dimensional array. Higher is more relevant.
+            float32 array `(pairs,)`; 0-dimensional for a single pair. Higher is more relevant.
 
         Raises `InputError` for an empty query or a value of the wrong type, `NonFiniteScoreError` for NaN or infinity,
-        `ResourceError` when memory runs out. Warnings tell of empty and of cut texts, which `last_stats` counts.
+        `ResourceError` when memory runs out. Empty and truncated texts are warned about; `last_stats` counts them.
         """
         if options:
             given = self, pairs, instruction, batch_tokens, show_progress, stop
@@ -397,7 +397,7 @@ class RankerModel(PreTrainedModel):
         single = isinstance(pairs, tuple | list) and len(pairs) == 2 and isinstance(pairs[0], str)
         cleaned = clean_pairs([pairs] if single else pairs)
         budget = check_batch_tokens(batch_tokens, self.device)
-        call = copy.copy(self)  # what other threads set meanwhile does not reach it
+        call = copy.copy(self)  # changes by other threads do not affect it
         if instruction is not None:
             call.options = call.options.override(instruction=instruction)
         encoded = call.encoder.pairs(cleaned)
@@ -418,14 +418,14 @@ class RankerModel(PreTrainedModel):
         return_documents: bool = False,
         **call: Any,
     ) -> list[dict[str, Any]]:
-        """Puts documents in order for one query, best first.
+        """Ranks documents for one query, best first.
 
         Parameters:
             query: text, not empty.
             documents: strings, or mappings with `text` and optionally `title`; at least one.
             top_k: return only that many.
             return_documents: add each document under `text`.
-            call: as of `predict`, and of the installed `scores.ranking.rank`: `first_stage_scores`, `threshold`, ….
+            call: as in `predict`, and in the installed `scores.ranking.rank`: `first_stage_scores`, `threshold`, ….
 
         Returns:
             `[{"corpus_id": index in documents, "score": float, "text": …}, …]`; equal scores keep the given order.
@@ -447,4 +447,4 @@ class RankerModel(PreTrainedModel):
     def explain(self, query: str, document: Any) -> Explanation:
         """Why a document gets its score. Raises like `predict`."""
         score = float(self.predict((query, document), show_progress=False))
-        return Explanation((), "logit", score, "this family does not take its scores apart")
+        return Explanation((), "logit", score, "this family does not explain its scores")

@@ -25,14 +25,14 @@ AGGREGATIONS = ("mean", "sum")
 
 @dataclass(frozen=True)
 class QueryLikelihoodOptions(RankingOptions):
-    """Choices of `TSARankModel` (TSARankLLM, Eq. 1): the likelihood of the query given the document.
+    """Options of `TSARankModel` (TSARankLLM, Eq. 1): the likelihood of the query given the document.
 
     Parameters:
         document_template (`str`): the prompt P(d) of Eq. 1.
         prompt_style (`str`): how the query follows the prompt.
-            `separate_space` (default): the query is tokenized by itself with one leading space and appended as ids, so
-            that no token crosses the border; `separate`: without the space, as the published training code does;
-            `joined`: prompt, space and query are tokenized as one string, as the published model card does.
+            `separate_space` (default): the query is tokenized separately with one leading space and appended as ids,
+            so that no token crosses the boundary; `separate`: without the space, as in the published training code;
+            `joined`: prompt, space and query are tokenized as one string, as in the published model card.
         aggregation (`str`): `mean` (default) of the query tokens' log-probabilities, comparable across queries, or
             their `sum` (the logarithm of Eq. 1's product). Both order the documents of one query alike.
     """
@@ -59,13 +59,13 @@ class QueryLikelihoodEncoder(TextEncoder):
         super().__init__(tokenizer, options, context)
         self.head, self.tail = options.document_template.split("{document}")
         self._leave_room(len(self.leading) + len(self._ids(self.head + self.tail)))
-        # A tokenizer that puts a space in front of every text by itself (SentencePiece's dummy prefix) would turn one
-        # leading space into two.
+        # A tokenizer that adds a space before every text (SentencePiece's dummy prefix) would turn one leading space
+        # into two.
         own_space = self.tokenizer.convert_ids_to_tokens(self._ids("a"))[0].startswith("▁")
         self._query_start = " " if options.prompt_style == "separate_space" and not own_space else ""
 
     def prompts(self, documents: Sequence[str]) -> list[Prompt]:
-        """One uncut `Prompt` per document text. An empty document is allowed: its prompt has no middle."""
+        """One untruncated `Prompt` per document text. Empty documents are allowed: the prompt's middle is empty."""
         texts = [self.head + document + self.tail for document in documents]
         spans = [(len(self.head), len(self.head) + len(document)) for document in documents]
         result = []
@@ -75,7 +75,7 @@ class QueryLikelihoodEncoder(TextEncoder):
         return result
 
     def queries(self, queries: Sequence[str]) -> list[list[int]]:
-        """Token ids of each query by itself (styles `separate_space` and `separate`), cut to `max_query_length`."""
+        """Token ids of each query alone (styles `separate_space` and `separate`), truncated to `max_query_length`."""
         return [ids[: self.options.max_query_length] for ids in self._whole_queries(queries)]
 
     def _whole_queries(self, queries: Sequence[str]) -> list[list[int]]:
@@ -126,8 +126,8 @@ class TSARankModel(RankerModel):
 
     score(q, d) = mean or sum over j of log p(q_j | P(d), q_<j), with P(d) = "Document: {d} Query:".
 
-    Because the document is read before the query, what it costs depends on the document alone: pairs that share a
-    document are scored together, and the document is read once.
+    Because the document precedes the query, its states depend on the document alone: pairs that share a document are
+    scored together, and the document is encoded once.
     """
 
     options_class = QueryLikelihoodOptions
@@ -188,14 +188,14 @@ class TSARankModel(RankerModel):
         Parameters:
             input_ids: `(pairs, length)` prompt and query, padded on either side.
             query_mask: `(pairs, length)`, true at the query's tokens. A query never begins at position 0.
-            attention_mask: `(pairs, length)`, 1 at real tokens; `None` where nothing is padded on the left.
+            attention_mask: `(pairs, length)`, 1 at real tokens; `None` if there is no left padding.
 
         Returns:
             `(query tokens, vocabulary)`, row by row; entry k predicts `input_ids[query_mask][k]`.
         """
         query_mask = query_mask.bool()
         if bool(query_mask[:, 0].any()):
-            raise InputError("a query token stands at position 0, where no token before it could predict it")
+            raise InputError("a query token is at position 0, where no previous token can predict it")
         if attention_mask is not None:
             input_ids, query_mask = align_left(attention_mask, input_ids, query_mask)
         keep = torch.zeros_like(query_mask)
@@ -209,13 +209,13 @@ class TSARankModel(RankerModel):
         total = total.index_add(0, rows, token_log_probs)
         return total / counts if self.options.aggregation == "mean" else total
 
-    def forward(  # type: ignore[override]  # what a batch of this family holds
+    def forward(  # type: ignore[override]  # the tensors of a batch of this family
         self,
         input_ids: torch.Tensor,
         query_mask: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
     ) -> RankingOutput:
-        """Scores of tokenized pairs, given as to `query_logits`, and their `token_log_probs`."""
+        """Scores of tokenized pairs and their `token_log_probs`; arguments as in `query_logits`."""
         logits = self.query_logits(input_ids, query_mask, attention_mask)
         mask = query_mask.bool()
         token_log_probs = gathered_log_probs(logits, input_ids[mask])
@@ -236,7 +236,7 @@ class TSARankModel(RankerModel):
         return Explanation(parts, "log-probability", score, f"{self.options.aggregation} of the values")
 
     def _task(self, pair: EncodedPair) -> Task:
-        # The last query token predicts nothing and is not read.
+        # The last query token predicts nothing and is left out.
         ids = pair.prompt + pair.query[:-1]
         at = tuple(range(len(pair.prompt) - 1, len(ids)))
         return Task(ids, at, pair.query, self._cacheable(pair), len(ids) + 1)

@@ -1,4 +1,4 @@
-"""TWOLAR: a pointwise reranker that reads query and document together and scores by two logits."""
+"""TWOLAR: a pointwise reranker that encodes query and document together and scores by two logits."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ SCORE_STRATEGIES = ("difference", "softmax", "single_token")
 
 @dataclass(frozen=True)
 class LogitOptions(RankingOptions):
-    """Choices of `TwolarModel` (TWOLAR, section 3.1): a score read off the logits of one position.
+    """Options of `TwolarModel` (TWOLAR, section 3.1): a score from the logits at one position.
 
     Parameters:
-        template (`str` or a list of `str`): the input; each string of a list is tokenized by itself. The paper's has
+        template (`str` or a list of `str`): the input; each string of a list is tokenized separately. The paper's has
             no trailing space; the published TWOLAR code has one, which T5's tokenizer turns into one more token.
         strategy (`str`): `difference` (default; TWOLAR): logit(true) − logit(false); `softmax` (monoT5, Eq. 1): the
             probability of true among the two; `single_token` (RankT5): the logit of one token.
-        true_text, false_text (`str` or `int`): the two answers. Each must be one token where the answer stands; a
+        true_text, false_text (`str` or `int`): the two answers. Each must be one token at the answer's position; a
             number is a token id.
         score_text (`str` or `int`): the token of `single_token`.
-        answer_prefix (`str`, *optional*): what stands between template and answer; `None` is a space, unless the
+        answer_prefix (`str`, *optional*): the text between template and answer; `None` is a space, unless the
             template ends with white space or a control token.
-        instruction (`str`): what the template's `{instruction}` stands for.
-        instruction_template (`str`): how an instruction that is not empty is put there.
+        instruction (`str`): the value of the template's `{instruction}`.
+        instruction_template (`str`): the format of a non-empty instruction in the template.
     """
 
     family: ClassVar[str] = "true_false_logits"
@@ -54,7 +54,7 @@ class LogitOptions(RankingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.template, list):  # as JSON has it
+        if isinstance(self.template, list):  # as in JSON
             object.__setattr__(self, "template", tuple(self.template))
         if not all(isinstance(piece, str) for piece in self.pieces):
             raise InputError(f"template must be a string or a list of strings, got {self.template!r:.80}")
@@ -70,11 +70,11 @@ class LogitOptions(RankingOptions):
             if not isinstance(value, str) and (name, value) != ("answer_prefix", None):
                 raise InputError(f"{name} must be a string, got {value!r:.80}")
         if self.instruction and "{instruction}" not in self.whole_template:
-            raise InputError("the template of this model has no place for an instruction, {instruction}")
+            raise InputError("instruction: this model's template has no placeholder {instruction}")
 
     @property
     def pieces(self) -> tuple[str, ...]:
-        """The strings of the template that are tokenized each by itself."""
+        """The strings of the template, each tokenized separately."""
         return self.template if isinstance(self.template, tuple) else (self.template,)
 
     @property
@@ -87,7 +87,7 @@ _FIELD = re.compile(r"(\{query\}|\{document\}|\{instruction\})")
 
 
 class TemplateEncoder(TextEncoder):
-    """Token ids for `TwolarModel`: one template around query and document, of which only the document is cut."""
+    """Token ids for `TwolarModel`: one template with query and document; only the document is truncated."""
 
     options: LogitOptions
 
@@ -95,14 +95,14 @@ class TemplateEncoder(TextEncoder):
         super().__init__(tokenizer, options, context)
         self._instruction = clean_text(options.instruction, "the instruction")
         place = options.instruction_template if self._instruction else ""
-        # Fixed texts and placeholders of each piece, in turn.
+        # Fixed texts and placeholders of each piece, alternating.
         self._pieces = [_FIELD.split(piece.replace("{instruction}", place)) for piece in options.pieces]
         own = [*("".join(piece[::2]) for piece in self._pieces), self._instruction]
         self._leave_room(len(self.leading) + len(self.trailing) + sum(len(self._ids(text)) for text in own))
         # Whether the template puts the document before the query.
         self.document_first = options.whole_template.index("{document}") < options.whole_template.index("{query}")
         before_query = next(piece[piece.index("{query}") - 1] for piece in self._pieces if "{query}" in piece)
-        # A tokenizer joins this white space to most queries, but not to all ("5 ships", where digits stand alone).
+        # Tokenizers merge this white space with most queries, but not with all ("5 ships", where digits are separate).
         self._loose = len(before_query) - len(before_query.rstrip())
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
@@ -121,9 +121,9 @@ class TemplateEncoder(TextEncoder):
         return result
 
     def prompts(self, documents: Sequence[str]) -> list[Prompt]:
-        """What each document's pairs begin with, uncut: all in front of the query and of the white space before it.
+        """The untruncated beginning of each document's pairs: everything before the query and its leading white space.
 
-        Empty where the query comes first.
+        Empty if the query comes first.
         """
         return [pair.source for pair in self.pairs([("a", document) for document in documents])]
 
@@ -137,13 +137,13 @@ class TemplateEncoder(TextEncoder):
         return Prompt((*self.leading, *prompt.before), prompt.document, prompt.after)
 
     def _fill(self, query: str, document: str) -> tuple[list[str], dict[str, Span]]:
-        """The filled pieces, and where in their joined text the value of each placeholder is, by characters."""
+        """The filled pieces, and the character span of each placeholder's value in their joined text."""
         values = {"{query}": query, "{document}": document, "{instruction}": self._instruction}
         pieces: list[str] = []
         spans: dict[str, Span] = {}
         at = 0
         for piece in self._pieces:
-            # Put in by position: a document may itself contain "{query}".
+            # Filled by position: a document may itself contain "{query}".
             texts = [values[part] if place % 2 else part for place, part in enumerate(piece)]
             for part, text in zip(piece, texts, strict=True):
                 spans |= {part: (at, at + len(text))} if part in values else {}
@@ -179,11 +179,11 @@ class TemplateEncoder(TextEncoder):
 
 
 class TwolarModel(RankerModel):
-    """A score read off the logits of one position (TWOLAR, section 3.1).
+    """A score from the logits at one position (TWOLAR, section 3.1).
 
-    On a T5-like model that is the decoder's first step; on a decoder-only model the prompt's last token. There, pairs
-    share the states of what the template puts first: with "Document: {document} Query: {query} Relevant:" a document
-    is read once for all its queries, and its states can be cached, as by `TSARankModel`. Strategies:
+    On a T5-like model this is the decoder's first step; on a decoder-only model the prompt's last token. There, pairs
+    share the states of the template's beginning: with "Document: {document} Query: {query} Relevant:" a document is
+    encoded once for all its queries, and its states can be cached, as in `TSARankModel`. Strategies:
     `difference` logit(true) − logit(false); `softmax` p(true) of the two (monoT5); `single_token` one logit (RankT5).
     """
 
@@ -231,14 +231,14 @@ class TwolarModel(RankerModel):
         return AutoModelForSeq2SeqLM if getattr(config, "is_encoder_decoder", False) else AutoModelForCausalLM
 
     def _make_encoder(self) -> TemplateEncoder:
-        self.answer_ids()  # an answer that is not one token is an error at once, not at the first score
+        self.answer_ids()  # raises now, not at the first score, if an answer is not one token
         context = None if self.config.is_encoder_decoder else readable_length(self.backbone)
         return TemplateEncoder(self.tokenizer, self.options, context)
 
     # ---- the answer's tokens ---------------------------------------------------------------------
 
     def answer_ids(self) -> list[int]:
-        """Vocabulary ids of the answer tokens where the answer stands: [true, false], or [score token].
+        """Vocabulary ids of the answer tokens at the answer's position: [true, false], or [score token].
 
         Raises `ModelError` if one of them is not a single token of this tokenizer there.
         """
@@ -255,7 +255,7 @@ class TwolarModel(RankerModel):
     def _special_or_single(self, text: str | int) -> int:
         if isinstance(text, int):
             if not 0 <= text < len(cast(Any, self.get_input_embeddings()).weight):
-                raise ModelError(f"the answer {text} is no token id of this model")
+                raise ModelError(f"the answer {text} is not a token id of this model")
             return text
         added = self.tokenizer.get_added_vocab()
         ids = [added[text]] if text in added else self._answer_in_context(text)
@@ -298,8 +298,8 @@ class TwolarModel(RankerModel):
         parts = self.answer_scores(query, document)
         score = float(self.pool(torch.tensor([list(parts.values())])))
         rule = {
-            "difference": "the first logit less the second",
-            "softmax": "the first one's probability among the two",
+            "difference": "the first logit minus the second",
+            "softmax": "the first one's probability of the two",
             "single_token": "the logit itself",
         }[self.options.strategy]
         return Explanation(tuple(parts.items()), "logit", score, rule)

@@ -15,11 +15,11 @@ from .ranking_text import document_list
 class TextRankingPipeline(Pipeline):
     """Ranks documents for a query.
 
-    Call it with `{"query": …, "documents": […]}`, or a list, generator or dataset of such. Returns for each query
+    Call it with `{"query": …, "documents": […]}`, or a list, generator or dataset of these. Returns for each query
     `[{"corpus_id", "score", "text"}, …]`, best first. Options: `top_k`, `return_documents` (default true),
     `batch_tokens` and, with the package installed, `passages`, `passage_length` and `passage_stride`. `batch_size` and
-    `num_workers` change nothing: the model batches a query's documents by `batch_tokens`. Documents, and nothing else,
-    are cut to the model's own `max_length`, with or without `truncation`.
+    `num_workers` have no effect: the model batches a query's documents by `batch_tokens`. Only documents are
+    truncated, to the model's own `max_length`, with or without `truncation`.
     """
 
     model: Any
@@ -36,13 +36,13 @@ class TextRankingPipeline(Pipeline):
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(inputs, tuple) or (isinstance(inputs, list) and not inputs):
-            return [self(one, *args, **kwargs) for one in inputs]  # the base class looks at the first of a list
+            return [self(one, *args, **kwargs) for one in inputs]  # the base class checks the first of a list
         if not isinstance(inputs, str | Mapping | list) and isinstance(inputs, Iterable | Sized):
             inputs = (one for one in _each(inputs))  # a dataset of any library
         return super().__call__(inputs, *args, **kwargs)
 
     def get_iterator(self, inputs: Any, num_workers: int, batch_size: int, *parameters: Any) -> Iterator[Any]:
-        """One task after the other: a batch of several would have to pad what are no tensors."""
+        """One task at a time: a batch would have to pad values that are not tensors."""
         whole_number(batch_size, "batch_size")
         whole_number(num_workers, "num_workers", 0)
         return (self.run_single(one, *parameters) for one in _each(inputs))
@@ -54,7 +54,7 @@ class TextRankingPipeline(Pipeline):
         truncation = kwargs.pop("truncation", None)
         if truncation not in (None, True, "longest_first", "only_first", "only_second"):
             raise InputError(
-                f"truncation cannot be turned off or be {truncation!r}: the model cuts documents to its max_length"
+                f"truncation {truncation!r} is not supported: the model always truncates documents to its max_length"
             )
         unknown = sorted(set(kwargs) - set(known))
         if unknown:
@@ -63,7 +63,7 @@ class TextRankingPipeline(Pipeline):
 
     def preprocess(self, input_: Any, **_: Any) -> dict[str, Any]:
         if not isinstance(input_, Mapping) or not {"query", "documents"} <= set(input_):
-            raise InputError('text-ranking takes {"query": …, "documents": […]} or a list of such')
+            raise InputError('text-ranking expects {"query": …, "documents": […]} or a list of these')
         return {"query": input_["query"], "documents": document_list(input_["documents"])}
 
     def _forward(self, input_tensors: dict[str, Any], **kwargs: Any) -> Any:
@@ -75,7 +75,7 @@ class TextRankingPipeline(Pipeline):
 
 
 def _each(inputs: Any) -> Iterator[Any]:
-    """The rows of a list, generator or dataset; one with a length and without an end of its own is asked by number."""
+    """The rows of a list, generator or dataset; one with a length and without iteration is indexed by number."""
     if isinstance(inputs, Sized) and not hasattr(inputs, "__iter__"):
         return (inputs[i] for i in range(len(inputs)))  # type: ignore[index]
     return iter(inputs)

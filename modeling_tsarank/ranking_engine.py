@@ -1,6 +1,6 @@
-"""Where a checkpoint's code meets the installed engine, which reads shared and stored documents once.
+"""The interface of a checkpoint's code to the installed engine, which encodes shared and cached documents once.
 
-Without it, pairs are read in plain padded batches, with the same scores.
+Without it, pairs are scored in plain padded batches, with the same scores.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from .ranking_scoring import (
 
 logger = logging.getLogger(__name__)
 
-# The version of what this file and the engine say to each other, and the module that it asks.
+# The version of the interface between this file and the engine, and the engine's module.
 ENGINE_API = 3
 PLACE = "modeling_tsarank.models.installed"
 _warned: set[str] = set()
 
 
 class Task(NamedTuple):
-    """What is read for one pair.
+    """The forward pass of one pair.
 
     Attributes:
         ids: token ids.
         at: positions in `ids`, ascending, whose outputs are wanted.
-        targets: for query likelihood, the token asked for at each of these positions.
-        cached: token ids under which a store holds the document's states, where there is a store.
-        length: tokens of the whole text, on which some rotary embeddings depend.
+        targets: for query likelihood, the target token at each of these positions.
+        cached: token ids under which a store caches the document's states, if there is a store.
+        length: number of tokens of the whole text, on which some rotary embeddings depend.
     """
 
     ids: tuple[int, ...]
@@ -52,10 +52,10 @@ class Task(NamedTuple):
 
 
 def installed_engine(needed_for: str = "") -> Any:
-    """The engine of the installed package, or `None` where there is none that this file understands.
+    """The engine of the installed package, or `None` if there is none with a compatible API.
 
-    Only ids, numbers, tensors and the plain backbone go to it: a checkpoint's code is another copy than the package's,
-    with other classes. Raises `ModelError` where there is none and `needed_for` says what needs it.
+    Only ids, numbers, tensors and the plain backbone are passed to it: a checkpoint's code is another copy than the
+    package's, with other classes. Raises `ModelError` if there is none and `needed_for` names a feature that needs it.
     """
     reason = "the package tsarank is not installed"
     try:
@@ -67,7 +67,7 @@ def installed_engine(needed_for: str = "") -> Any:
         if engine.OLDEST_API <= ENGINE_API <= engine.ENGINE_API:
             return engine
         reason = (
-            f"the installed one serves the engine API {engine.OLDEST_API} to {engine.ENGINE_API}, and this "
+            f"the installed one supports the engine API {engine.OLDEST_API} to {engine.ENGINE_API}, and this "
             f"checkpoint's code has {ENGINE_API}"
         )
         if reason not in _warned:
@@ -85,7 +85,7 @@ def read_values(
     show_progress: bool | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> tuple[list[torch.Tensor], int]:
-    """For each task the values `(positions, values)` at its wanted positions, and how many tokens were read.
+    """For each task the values `(positions, values)` at its wanted positions, and the number of processed tokens.
 
     Parameters:
         model: a ranking model.
@@ -115,7 +115,7 @@ def read_values(
 
 
 def read_plainly(model: Any, tasks: Sequence[Task]) -> list[torch.Tensor]:
-    """For each task the values `(positions, values)`, read in one padded batch; with gradients in training."""
+    """For each task the values `(positions, values)`, from one padded batch; with gradients in training."""
     ids, mask = pad_right([task.ids for task in tasks], model.pad_id, model.device)
     if model.config.is_encoder_decoder or model.own_head:
         return list(model.answer_logits(ids, mask)[:, None])
@@ -129,15 +129,15 @@ def read_plainly(model: Any, tasks: Sequence[Task]) -> list[torch.Tensor]:
 
 
 def logits_at(backbone: Any, input_ids: torch.Tensor, keep: torch.Tensor, behind: int = 0) -> torch.Tensor:
-    """A decoder's logits `(kept positions, vocabulary)`; the output head runs on these positions only, where it can.
+    """A decoder's logits `(kept positions, vocabulary)`; the output head runs only there, if the model allows it.
 
-    Padding must stand on the right, where causal attention never looks: no mask is needed, and the fastest attention
-    kernel applies.
+    Needs right padding, to which causal attention never attends: no mask is necessary, and the fastest attention
+    kernel can be used.
 
     Parameters:
         input_ids: `(rows, length)`.
-        keep: boolean `(rows, length)`, the positions wanted.
-        behind: tokens of a text behind the last of them.
+        keep: boolean `(rows, length)`, the wanted positions.
+        behind: tokens of a text after the last of them.
     """
     check_attention(backbone)
     engine = installed_engine()
@@ -158,11 +158,11 @@ def values_at(
     targets: torch.Tensor | None = None,
     behind: int = 0,
 ) -> torch.Tensor:
-    """What is read off a decoder at the kept positions, `(positions, values)` float32.
+    """A decoder's output values at the kept positions, `(positions, values)` float32.
 
     Parameters:
         input_ids, keep, behind: as in `logits_at`.
-        read_out: `token_log_probs` of `targets` `(positions,)`, or `answer_logits` and the ids of the tokens.
+        read_out: `token_log_probs` of `targets` `(positions,)`, or `answer_logits` and the token ids.
     """
     kind, tokens = read_out
     if kind == "token_log_probs" and targets is not None:
@@ -173,15 +173,15 @@ def values_at(
 
 
 def readable_length(backbone: Any) -> int | None:
-    """How many tokens a text may have, `None` if the configuration does not say."""
+    """Maximum number of tokens of a text, `None` if the configuration has no limit."""
     engine = installed_engine()
     if engine is not None:
         found: int | None = engine.readable_length(backbone)
         return found
     config = backbone.config.get_text_config()
     names = ("max_position_embeddings", "max_seq_len", "n_positions")
-    limit = next((limit for name in names if (limit := getattr(config, name, None) or 0) > 0), None)  # XLNet says -1
-    # LongRoPE turns all keys of a batch as its longest text says: without the engine none may be so long.
+    limit = next((limit for name in names if (limit := getattr(config, name, None) or 0) > 0), None)  # XLNet has -1
+    # LongRoPE rotates all keys of a batch by its longest text's length: without the engine no text may be so long.
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [kind for kind in (rope, *rope.values()) if isinstance(kind, dict) and kind.get("rope_type") == "longrope"]
     return min((kind["original_max_position_embeddings"] for kind in kinds), default=limit)
@@ -192,7 +192,7 @@ _MODE = threading.Lock()
 
 @contextmanager
 def while_idle(model: Any, what: str) -> Iterator[None]:
-    """Within, no call on the model begins. Raises `ModelError`, with `what` is to be done, if one is running."""
+    """No call on the model starts within it. Raises `ModelError`, which names `what`, if one is running."""
     with _MODE:
         if model._running_calls["running"]:
             raise ModelError(f"{what} would change the scores of a call that is running; wait until it is done")
@@ -201,7 +201,7 @@ def while_idle(model: Any, what: str) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Within, the model is in evaluation mode; the last of several calls that overlap puts it back as it was."""
+    """The model is in evaluation mode within it; the last of overlapping calls restores its mode."""
     calls = model._running_calls
     with _MODE:
         if not calls["running"]:

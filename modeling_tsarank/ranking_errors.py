@@ -1,4 +1,4 @@
-"""The errors a user can cause, each one line that says what was given, what was expected and what to do."""
+"""The errors a user can cause; each is one line: what was given, what was expected and what to do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class TSARankError(Exception):
-    """Base of every error that tsarank raises on purpose; the command line prints it in one line and exits with 2."""
+    """Base of all errors of tsarank; the command line prints them in one line and exits with 2."""
 
 
 class InputError(TSARankError, ValueError):
@@ -16,7 +16,7 @@ class InputError(TSARankError, ValueError):
 
 
 class ModelError(TSARankError, ValueError):
-    """A checkpoint, a backbone or a tokenizer cannot be used for ranking as asked."""
+    """A checkpoint, a backbone or a tokenizer cannot be used for ranking."""
 
 
 class ResourceError(TSARankError, RuntimeError):
@@ -34,9 +34,9 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def load_errors(name: Any) -> Iterator[None]:
-    """Turns whatever transformers, tokenizers and safetensors raise for a damaged checkpoint into a `ModelError`.
+    """Converts all exceptions of transformers, tokenizers and safetensors for a damaged checkpoint to a `ModelError`.
 
-    They check few fields of the files they read: a wrong one ends in any exception there is.
+    They validate few fields of files, so that a wrong one can raise any exception.
     """
     try:
         yield

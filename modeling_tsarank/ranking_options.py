@@ -1,7 +1,7 @@
-"""The ranking choices of a checkpoint: small validated dataclasses stored in config.json under the key `tsarank`.
+"""The ranking options of a checkpoint: small validated dataclasses in config.json under the key `tsarank`.
 
-A ranking model owns no weights of its own, so everything that makes a plain language model a reranker (prompt, score,
-truncation, answer tokens) is a value here; each family adds its own.
+A ranking model has no weights of its own: everything that makes a plain language model a reranker (prompt, score,
+truncation, answer tokens) is an option here; each family adds its own.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ OptionsT = TypeVar("OptionsT", bound="RankingOptions")
 
 
 def whole_number(value: Any, what: str, least: int = 1) -> int:
-    """`value` as an `int`; NumPy's integers are whole numbers too, `True` is none.
+    """`value` as an `int`; NumPy integers are accepted, `True` is not.
 
-    Raises `InputError` for anything else or a number below `least`; `what` names it in the message ("top_k").
+    Raises `InputError` for anything else or a number below `least`; `what` is its name in the message ("top_k").
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise InputError(f"{what} must be a whole number of at least {least}, got {value!r:.80}")
@@ -29,9 +29,9 @@ def whole_number(value: Any, what: str, least: int = 1) -> int:
 
 
 def settle_whole_numbers(options: Any, *names: str, least: int = 1) -> None:
-    """Checks fields of a dataclass, frozen or not, with `whole_number` and makes them `int`s, which JSON can hold.
+    """Checks fields of a dataclass, frozen or not, with `whole_number` and converts them to `int`, for JSON.
 
-    A field that is `None` stays so where its default is.
+    A field whose default is `None` may stay `None`.
     """
     defaults = {field.name: field.default for field in fields(options)}
     for name in names:
@@ -47,7 +47,7 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 
 def check_template(name: str, template: Any, needed: tuple[str, ...]) -> None:
-    """Raises `InputError` unless `template` holds each placeholder once."""
+    """Raises `InputError` unless `template` has each placeholder once."""
     if not isinstance(template, str):
         raise InputError(f"{name} must be a string, got {type(template).__name__}")
     for placeholder in needed:
@@ -57,12 +57,12 @@ def check_template(name: str, template: Any, needed: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class RankingOptions:
-    """Choices that all model families share.
+    """Options shared by all model families.
 
     Parameters:
-        max_length (`int`): longest sequence in tokens, query included; only the document is cut to keep it.
-        max_query_length (`int`): longest query in tokens; a longer one is cut on the right with a warning.
-        add_bos (`bool`, *optional*): put the tokenizer's BOS in front; `None` does what the tokenizer does by itself.
+        max_length (`int`): maximum tokens of a sequence, query included; only the document is truncated.
+        max_query_length (`int`): maximum tokens of a query; longer ones are truncated on the right with a warning.
+        add_bos (`bool`, *optional*): whether to prepend the tokenizer's BOS; `None` is the tokenizer's own behaviour.
     """
 
     family: ClassVar[str] = ""
@@ -82,12 +82,12 @@ class RankingOptions:
             raise InputError(f"add_bos must be true, false or null, got {self.add_bos!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """The form that config.json holds, with the family's name."""
+        """The options as stored in config.json, with the family's name."""
         return {"family": self.family, **asdict(self)}
 
     @classmethod
     def from_dict(cls: type[OptionsT], values: dict[str, Any]) -> OptionsT:
-        """Reads what `to_dict` wrote. Raises `ModelError` for another family or an unknown field."""
+        """The inverse of `to_dict`. Raises `ModelError` for another family or an unknown field."""
         if not isinstance(values, dict):
             raise ModelError(f"config key {CONFIG_KEY!r} must be an object, got {type(values).__name__}")
         values = dict(values)
@@ -116,10 +116,10 @@ class Explanation:
     """Why a document got its score.
 
     Attributes:
-        parts: text and value, in order: tokens of the query, answers, or whatever the family takes a score apart into;
-            empty where it cannot.
-        unit: what the values are: "log-probability" (at most 0) or "logit".
-        score: the score itself, as in a ranking.
+        parts: text and value, in order: tokens of the query, answers, or whatever the family splits a score into;
+            empty if it cannot.
+        unit: of the values: "log-probability" (at most 0) or "logit".
+        score: the score, as in a ranking.
         rule: how the score follows from the parts, in words.
     """
 

@@ -1,7 +1,7 @@
-"""From text to token ids: prompts whose document, and nothing else, is cut to length.
+"""From text to token ids: prompts in which only the document is truncated.
 
-Everything is cut at token level and nothing is decoded and encoded again. The place of the document inside a tokenized
-prompt is read off the tokenizer's character offsets, so an uncut prompt is exactly the tokenization of its whole text.
+Truncation is at token level, without decoding and encoding again. The span of the document in a tokenized prompt comes
+from the tokenizer's character offsets, so an untruncated prompt is exactly the tokenization of its whole text.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from .user_text import TOKENIZE, UserText
 logger = logging.getLogger(__name__)
 
 TEXT_FIELDS = ("text", "contents", "content", "passage")
-"""What a document's text is called, the first one preferred; a field that is null counts as absent."""
+"""Field names of a document's text, in order of preference; a field that is null counts as absent."""
 TITLE_FIELDS = ("title",)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids of a prompt in three parts; `cut` may shorten only the middle one."""
+    """Token ids of a prompt in three parts; `cut` truncates only the middle one."""
 
     before: tuple[int, ...]
     document: tuple[int, ...]
     after: tuple[int, ...]
 
     def cut(self, limit: int) -> list[int]:
-        """The whole prompt's ids with at most `limit` tokens in all, by shortening the document on the right."""
+        """The whole prompt's ids with at most `limit` tokens in total; the document is truncated on the right."""
         room = max(limit - len(self.before) - len(self.after), 0)
         return [*self.before, *self.document[:room], *self.after]
 
@@ -42,23 +42,23 @@ class Prompt:
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """One scoring task: the ids read before the answer and the ids whose probability is asked (empty for TWOLAR)."""
+    """One scoring task: the prompt's ids, and the ids whose probability is the score (empty for TWOLAR)."""
 
     prompt: tuple[int, ...]
     query: tuple[int, ...] = ()
-    # What stands in front of the query, before it was cut to length: the same for every query of a document.
+    # The untruncated part before the query: the same for every query of a document.
     source: Prompt = Prompt((), (), ())
-    # Tokens of the document that were left out to keep `max_length`.
+    # Truncated tokens of the document (`max_length`).
     cut: int = 0
-    # Tokens of the query that were left out to keep `max_query_length`.
+    # Truncated tokens of the query (`max_query_length`).
     query_cut: int = 0
 
 
-CUT_WARNING = "%d of %d %s were cut: %s"
+CUT_WARNING = "%d of %d %s were truncated: %s"
 
 
 def warn_of_cuts(cut: int, total: int, limit: int, of: str = "max_length") -> None:
-    """One warning that so many of `total` texts were cut, if any were: to the limit, which the option `of` sets."""
+    """One warning, if any texts were truncated, with their number and the limit, which is set by the option `of`."""
     what, rule = {
         "max_length": ("documents", f"prompt, query and document have at most {limit} tokens together"),
         "max_query_length": ("queries", f"each has at most {limit} tokens"),
@@ -71,7 +71,7 @@ def warn_of_cuts(cut: int, total: int, limit: int, of: str = "max_length") -> No
 def count_cuts(
     pairs: Sequence[tuple[str, str]], encoded: Sequence[EncodedPair], options: RankingOptions
 ) -> dict[str, int]:
-    """How many documents and queries were cut, each counted once; a warning tells of either."""
+    """Numbers of truncated documents and queries, each counted once, with a warning for either."""
     documents = {document for (_, document), ids in zip(pairs, encoded, strict=True) if ids.cut}
     queries = {query for (query, _), ids in zip(pairs, encoded, strict=True) if ids.query_cut}
     warn_of_cuts(len(documents), len({document for _, document in pairs}), options.max_length)
@@ -80,9 +80,9 @@ def count_cuts(
 
 
 def clean_text(text: Any, what: str) -> str:
-    """`text` without outer white space and without lone surrogates, which no tokenizer accepts.
+    """`text` without outer white space and lone surrogates, which no tokenizer accepts.
 
-    Raises `InputError` if it is not a string; `what` names it in the message ("document 3").
+    Raises `InputError` if it is not a string; `what` is its name in the message ("document 3").
     """
     if not isinstance(text, str):
         raise InputError(f"{what} must be a string, got {type(text).__name__}")
@@ -90,7 +90,7 @@ def clean_text(text: Any, what: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        logger.warning("%s holds lone surrogates (broken Unicode); each is read as U+FFFD", what)
+        logger.warning("%s has lone surrogates (broken Unicode); each is replaced by U+FFFD", what)
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
 
@@ -118,7 +118,7 @@ def document_text(document: Any, what: str = "a document") -> str:
 
 def document_list(documents: Any) -> list[Any]:
     """Documents as a list. Raises `InputError` for a single text, a mapping or a table, whose letters, keys or columns
-    would be ranked, for a set, which has no places, and for what cannot be gone through."""
+    would be ranked, for a set, which has no order, and for values that cannot be iterated."""
     if isinstance(documents, str | bytes | Mapping | set | frozenset) or hasattr(documents, "columns"):
         raise InputError(f"documents must be a list of texts, got a single {type(documents).__name__}")
     if not isinstance(documents, Iterable):
@@ -140,13 +140,13 @@ def clean_pairs(pairs: Sequence[Any]) -> list[tuple[str, str]]:
         empty += not text
         cleaned.append((queries[query], text))
     if empty:
-        logger.warning("%d of %d documents are empty; they are scored as an empty text", empty, len(cleaned))
+        logger.warning("%d of %d documents are empty; they are scored as empty texts", empty, len(cleaned))
     return cleaned
 
 
 def split_around(ids: Sequence[int], offsets: Sequence[tuple[int, int]], start: int, end: int) -> Prompt:
     """Splits token ids into those before, inside and after the characters `start:end`; a token that touches the span
-    belongs to it. Special tokens carry the empty offset (0, 0) and so never do."""
+    is inside. Special tokens have the empty offset (0, 0) and so never are."""
     first = 0
     while first < len(ids) and not (offsets[first][1] > start and offsets[first][0] < end):
         first += 1
@@ -159,16 +159,16 @@ def split_around(ids: Sequence[int], offsets: Sequence[tuple[int, int]], start: 
 
 
 class TextEncoder:
-    """What both families share: a fast tokenizer, its special tokens, the length limits."""
+    """The base of all encoders: a fast tokenizer, its special tokens, the length limits."""
 
     def __init__(self, tokenizer: Any, options: RankingOptions, context: int | None = None) -> None:
         if context is not None and options.max_length > context:
             raise ModelError(
-                f"max_length is {options.max_length}, but this model reads at most {context} tokens; lower max_length"
+                f"max_length is {options.max_length}, but the model supports {context} tokens; lower max_length"
             )
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(
-                f"{type(tokenizer).__name__} is no fast tokenizer (tokenizer.json); ranking needs character offsets"
+                f"{type(tokenizer).__name__} is not a fast tokenizer (tokenizer.json); ranking needs character offsets"
             )
         self.tokenizer, self.context, self.options = tokenizer, context, options
         try:
@@ -176,11 +176,11 @@ class TextEncoder:
             self.leading, self.trailing = self._special_tokens(options)
         except ModelError:
             raise
-        except Exception as error:  # nobody checks the fields of tokenizer_config.json before they are used
+        except Exception as error:  # fields of tokenizer_config.json are not validated before their use
             raise ModelError(f"the tokenizer cannot encode a text: {type(error).__name__}: {error}") from error
 
     def _special_tokens(self, options: RankingOptions) -> tuple[list[int], list[int]]:
-        """The special tokens in front of and behind a text: the tokenizer's own habit, or as `add_bos` says."""
+        """The special tokens before and after a text: the tokenizer's own, or according to `add_bos`."""
         plain = self._ids("a")
         wrapped = self.tokenizer("a", **{**TOKENIZE, "add_special_tokens": True})["input_ids"]
         at = next((i for i in range(len(wrapped)) if wrapped[i : i + len(plain)] == plain), 0)
@@ -198,8 +198,8 @@ class TextEncoder:
         limits = self.options
         if fixed + limits.max_query_length >= limits.max_length:
             raise ModelError(
-                f"the prompt's own {fixed} tokens and max_query_length ({limits.max_query_length}) leave no room for "
-                f"the document in max_length ({limits.max_length})"
+                f"the prompt's own {fixed} tokens and max_query_length ({limits.max_query_length}) leave no token "
+                f"for the document in max_length ({limits.max_length})"
             )
 
     def _ids(self, text: str) -> list[int]:
@@ -207,11 +207,11 @@ class TextEncoder:
 
 
 def cacheable_ids(prompt: Prompt, options: RankingOptions) -> tuple[int, ...]:
-    """The ids whose states are worth keeping for a document's uncut prompt, whatever the query will be.
+    """The ids of a document's untruncated prompt whose states should be cached, for any query.
 
-    A document that fits with the longest query allowed: the whole prompt but its last token, which is read with the
-    query because it predicts the query's first token. A longer one, which a long query cuts shorter than a short one:
-    as much of the document as any query could leave; the states of a shorter cut are the first of these.
+    For a document that fits with the longest allowed query: the whole prompt except its last token, which is processed
+    with the query because it predicts the query's first token. For a longer one, which long queries truncate more than
+    short ones: the most that any query could leave; the states of a shorter rest are the first of these.
     """
     if len(prompt) + options.max_query_length <= options.max_length:
         return tuple(prompt.cut(len(prompt))[:-1])

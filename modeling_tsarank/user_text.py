@@ -1,8 +1,8 @@
-"""User text is text: where it spells a token that the tokenizer has besides its vocabulary (`<|im_end|>`, `<think>`),
-the characters are encoded and not the token.
+"""User text is plain text: if it spells an added token of the tokenizer (`<|im_end|>`, `<think>`), the characters are
+encoded and not the token.
 
-Only such places are encoded differently, by a private copy of the tokenizer that does not know those tokens; every
-other id is the tokenizer's own, as are the tokens that a template names.
+Only such spans are encoded differently, by a private copy of the tokenizer without those tokens; all other ids are
+the tokenizer's own, as are the tokens in a template.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 
-# Asked of the tokenizer with the whole text of a batch; its own length warnings would be wrong, as we cut afterwards.
+# Arguments for tokenizing a batch of whole texts; length warnings would be wrong, since truncation comes later.
 TOKENIZE: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False}
 TOKENIZE |= {"return_token_type_ids": False, "verbose": False}
-# White space, also as SentencePiece writes it: an added token for a run of it, as GPT-NeoX has, controls nothing.
+# White space, also as SentencePiece writes it: added tokens for runs of it, as in GPT-NeoX, are not control tokens.
 _SPACE = " \t\r\n\v\f▁"
 Span = tuple[int, int]
 
@@ -29,14 +29,14 @@ class UserText:
         added = {number: str(token.content) for number, token in tokenizer.added_tokens_decoder.items()}
         self.added = {number: content for number, content in added.items() if content.strip(_SPACE)}
         longest_first = sorted(set(self.added.values()), key=len, reverse=True)
-        # Of an empty set: what matches nothing.
+        # For an empty set: a pattern that matches nothing.
         self.pattern = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
         self._unknown = tokenizer.unk_token_id
         self._copies: dict[bool, Any] = {}
 
     def encode(self, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[tuple[list[int], list[Span]]]:
         """Ids and character offsets of each text, of which `spans` (start, end) are the user's. No special tokens are
-        put around it."""
+        added."""
         if not texts:
             return []
         batch = self.tokenizer(list(texts), return_offsets_mapping=True, **TOKENIZE)
@@ -53,7 +53,7 @@ class UserText:
         new_offsets: list[Span] = []
         for number, (start, end) in zip(ids, offsets, strict=True):
             if number in self.added and self._is_users(number, text, start, end, spans):
-                # Where the tokenizer dropped the white space in front, or put some in front of the whole text.
+                # If the tokenizer dropped leading white space, or added some before the whole text.
                 before = new_offsets[-1][1] if new_offsets else 0
                 apart = start == 0 or (before < start and text[start - 1].isspace())
                 found = self._copy(apart).encode(text[start:end], add_special_tokens=False)
@@ -67,14 +67,14 @@ class UserText:
     def _is_users(self, number: int, text: str, start: int, end: int, spans: Sequence[Span]) -> bool:
         written = text[start:end]
         if number == self._unknown and written.strip(_SPACE) != self.added[number]:
-            return False  # a character that the vocabulary lacks
-        # A token may take the white space around it along, across the border of a span.
+            return False  # a character that is not in the vocabulary
+        # A token may include the white space around it, beyond the span.
         start += len(written) - len(written.lstrip())
         end -= len(written) - len(written.rstrip())
         return any(start < last and end > first for first, last in spans)
 
     def _copy(self, spaced: bool) -> Any:
-        """The tokenizer without added tokens; not `spaced`: without the space it may put in front of every text."""
+        """The tokenizer without added tokens; not `spaced`: without the space that it may add before every text."""
         if spaced not in self._copies:
             state = json.loads(self.tokenizer.backend_tokenizer.to_str())
             state |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
@@ -86,9 +86,9 @@ class UserText:
 
 
 def _forget(model: dict[str, Any], pieces: set[str]) -> None:
-    """Takes pieces out of a tokenizer's model, so that it cannot make them out of characters either."""
+    """Removes pieces from a tokenizer's model, so that it cannot form them from characters either."""
     vocabulary = model["vocab"]
-    if isinstance(vocabulary, list):  # Unigram: an id is a place, so each stays, under a name that no text has
+    if isinstance(vocabulary, list):  # Unigram: an id is an index, so each piece stays, under a name that no text has
         model["vocab"] = [[f"\uffff{piece}" if piece in pieces else piece, score] for piece, score in vocabulary]
         return
     pieces = pieces - {model.get("unk_token")}
@@ -99,7 +99,7 @@ def _forget(model: dict[str, Any], pieces: set[str]) -> None:
 
 
 def _unspaced(part: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A normalizer or pre-tokenizer that puts no space in front."""
+    """A normalizer or pre-tokenizer without a prepended space."""
     if part is None or part["type"] == "Prepend":
         return None
     if part["type"] == "Sequence":

@@ -62,7 +62,7 @@ def stack_adapters(folders: Sequence[str | Path], output: Path, dtype: torch.dty
         for name, (a, b) in layers.items():
             above, beside = stacked.setdefault(name, ([], []))
             if above and (above[0].shape[1] != a.shape[1] or beside[0].shape[0] != b.shape[0]):
-                raise InputError(f"{folder} is an adapter of another model: {name} does not fit")
+                raise InputError(f"{folder} is an adapter for another model: {name} does not fit")
             above.append(a)
             beside.append(b)
     weights, ranks = {}, {}

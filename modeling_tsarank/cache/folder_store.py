@@ -1,9 +1,9 @@
-"""Document states on disk: a folder of safetensors files, read by memory map, shared by any number of processes.
+"""Document states on disk: a folder of memory-mapped safetensors files, shared by any number of processes.
 
-The headers of the files say where each document's states lie; they are read when a store is opened, and those of new
-files when a document is missed. Documents are written many at a time, a file whole or not at all; an entry carries its
-key and a checksum, and one that is torn, flipped or gone counts as absent and is written anew: of two, the one in the
-newer file counts. Entries of several models lie beside each other, told apart by their keys.
+File headers index where each document's states are. They are read when a store is opened; headers of new files when a
+document is not found. Documents are written many at a time, in files that are complete or absent. An entry has its key
+and a checksum; a truncated, corrupted or missing entry counts as absent and is written again, and of two entries the
+one in the newer file counts. Entries of several models share a folder; their keys differ.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ class FolderStore(StateStore):
     """Document states in a folder.
 
     Parameters:
-        folder: made if need be.
+        folder: created if missing.
         dtype: `int8` (default for a new store; a quarter of float32), `bfloat16`, `float16` or `float32`. `None` takes
-            what the folder has; a store keeps one format.
-        max_disk_bytes: bound of the folder; whole files that were not used for longest are deleted. `None`: no bound.
-        max_memory_bytes: documents' bytes kept in memory, so that those of frequent ones are read and checked once; 0
-            for none.
-        shard_bytes: what is collected in memory before a file is written; `flush` and `close` write the rest.
-        read_only: changes nothing in the folder, for one that cannot be written; `put` then keeps nothing.
+            the folder's format; a store has one format.
+        max_disk_bytes: bound of the folder; the least recently used files are deleted. `None`: no bound.
+        max_memory_bytes: bound of the in-memory cache, so that frequent documents are read and checked only once; 0
+            for no cache.
+        shard_bytes: how much is buffered in memory before a file is written; `flush` and `close` write the rest.
+        read_only: the folder is not changed, for folders without write access; `put` then stores nothing.
 
-    Raises `InputError` for an unfit folder or format, `ResourceError` where the folder cannot be used or the disk is
-    full: nothing is then half-written, and what was written before stays valid.
+    Raises `InputError` for an unsuitable folder or format, `ResourceError` if the folder cannot be used or the disk is
+    full: no file is then incomplete, and existing files stay valid.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class FolderStore(StateStore):
         self.max_disk_bytes = None if max_disk_bytes is None else whole_number(max_disk_bytes, "max_disk_bytes")
         shard_bytes = whole_number(shard_bytes, "shard_bytes")
         self.max_memory_bytes = whole_number(max_memory_bytes, "max_memory_bytes", 0)
-        # Files are what the bound on the disk deletes, so it must hold several.
+        # The bound on the disk deletes whole files, so there must be space for several.
         self.shard_bytes = shard_bytes if max_disk_bytes is None else max(min(shard_bytes, max_disk_bytes // 8), 1)
         self._pending: dict[str, bytes] = {}
         self._pending_bytes = 0
@@ -96,8 +96,8 @@ class FolderStore(StateStore):
         self._open(wanted or DEFAULT_DTYPE)
         if wanted not in (None, self.dtype):
             raise InputError(
-                f"the store {self.folder} keeps document states as {self.dtype}, not {wanted}; leave the format out, "
-                "or name another folder"
+                f"the store {self.folder} has the format {self.dtype}, not {wanted}; leave the format out, or name "
+                "another folder"
             )
 
     # ---- opening ---------------------------------------------------------------------------------
@@ -114,22 +114,22 @@ class FolderStore(StateStore):
                     raise InputError(f"{path} is a folder, a file was expected; delete it, the store needs its name")
             if not any(path.suffix == SUFFIX for path in found):
                 if self.read_only:
-                    raise InputError(f"{self.folder} is no store of document states: it holds no *{SUFFIX}")
+                    raise InputError(f"{self.folder} is not a store of document states: it has no *{SUFFIX} file")
                 if not all(map(_is_ours, found)):
-                    raise InputError(f"{self.folder} holds other files; name an empty or new folder for the store")
+                    raise InputError(f"{self.folder} has other files; name an empty or new folder for the store")
             if not self.read_only:
                 with self._exclusive():
                     for leftover in self.folder.glob(".*.partial"):  # of a process that was killed
                         leftover.unlink(missing_ok=True)
                     self._scan()
-                    if not self.dtype:  # a file without documents says the format of a new store
+                    if not self.dtype:  # a file without documents records the format of a new store
                         self.dtype = dtype
                         self._write([])
                     self._make_room(0)  # the bound may be lower than last time
             self._scan()
 
     def _scan(self) -> None:
-        """Reads the headers of files that are new, and forgets those that are gone."""
+        """Reads the headers of new files, and drops entries of deleted ones."""
         with disk_errors(self.folder):
             changed = self.folder.stat().st_mtime_ns
             if changed == self._scanned:
@@ -143,27 +143,27 @@ class FolderStore(StateStore):
             self._entries = {key: entry for key, entry in self._entries.items() if entry.shard not in gone}
         new = [(name, *read_shard(self.folder / name)) for name in sorted(sizes.keys() - self._shards.keys())]
         if not self.dtype:
-            # Files of another format than most were put here by someone else.
+            # Files in a format other than the majority's were not written by this store.
             formats = Counter(dtype for _, dtype, _ in new if dtype).most_common(1)
             self.dtype = formats[0][0] if formats else ""
         for name, dtype, entries in new:
             ours = dtype == self.dtype
-            # Of what is no file of this store only the name is known, so that it is not read again, and never deleted.
+            # Files of other kinds are recorded by name, so that they are neither read again nor deleted.
             self._shards[name] = sizes[name] if ours else 0
             if ours:
                 self._entries.update((entry.key, entry) for entry in entries)
             elif dtype:
-                logger.warning("%s holds states in another format than the store and is left out", self.folder / name)
+                logger.warning("%s has states in another format than the store and is ignored", self.folder / name)
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
-        """One process at a time writes; readers need no lock, as no file is ever changed."""
+        """One process writes at a time; readers need no lock, since files never change."""
         with disk_errors(self.folder):
             try:
                 self._file_lock.acquire()
-            except Timeout:  # an OSError, too
+            except Timeout:  # a subclass of OSError
                 raise ResourceError(
-                    f"another process has held the store {self.folder} for {_LOCK_SECONDS / 60:.0f} minutes; "
+                    f"another process has locked the store {self.folder} for {_LOCK_SECONDS / 60:.0f} minutes; "
                     "wait for it or end it"
                 ) from None
         try:
@@ -184,7 +184,7 @@ class FolderStore(StateStore):
         return bool(self._read(key, fill))
 
     def _read(self, key: str, use: Callable[[Any, bool], T]) -> T | None:
-        """`use(bytes, whether they were checked before)`, or `None` where the document is not, or not whole."""
+        """`use(bytes, whether they were checked before)`, or `None` if the document is missing or damaged."""
         with self._lock:
             if key in self._pending:
                 return use(self._pending[key], True)
@@ -196,7 +196,7 @@ class FolderStore(StateStore):
             entry = self._entries[key]
             try:
                 data = self._bytes_of(entry)
-                # What is kept in memory is copied before it is checked: the file may change in between.
+                # For the memory cache, copy before checking: the file may change in between.
                 held = bytearray(data) if entry.size <= self.max_memory_bytes else None
                 used = use(data if held is None else held, False)
             except (DamagedStatesError, OSError, ValueError) as error:
@@ -210,13 +210,13 @@ class FolderStore(StateStore):
     def _bytes_of(self, entry: Entry) -> memoryview:
         path = self.folder / entry.shard
         mapped = self._maps.get(entry.shard)
-        # A file cut short behind a map's back would kill the process on reading; its size is asked every time.
+        # Reading beyond the end of a truncated, mapped file kills the process, so check its size every time.
         size = path.stat().st_size
         if mapped is None or len(mapped) != size:
             while len(self._maps) >= _OPEN_SHARDS:
                 self._maps.pop(next(iter(self._maps)))
             with path.open("rb") as file:
-                # Private pages: torch wants memory that could be written, and the file must not be.
+                # Private pages: torch needs writable memory, and the file must not change.
                 mapped = self._maps[entry.shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         if entry.start < 0 or entry.size < 0 or entry.start + entry.size > size:
             raise DamagedStatesError("the file is shorter than its index says")
@@ -225,10 +225,10 @@ class FolderStore(StateStore):
     def _give_up(self, entry: Entry, error: Exception) -> None:
         self._maps.pop(entry.shard, None)
         self._entries.pop(entry.key)
-        if isinstance(error, FileNotFoundError):  # another process made room
+        if isinstance(error, FileNotFoundError):  # another process deleted it to free space
             return
         level = logging.DEBUG if self._warned else logging.WARNING
-        logger.log(level, "document states in %s are damaged (%s); such are computed again", entry.shard, error)
+        logger.log(level, "document states in %s are damaged (%s) and are computed again", entry.shard, error)
         self._warned = True
 
     def _is_missing(self, key: str) -> bool:
@@ -247,7 +247,7 @@ class FolderStore(StateStore):
         return self.count()
 
     def count(self, identity: str = "") -> int:
-        """Documents that are kept, of all models or of the one with this `model_identity`."""
+        """Number of documents, of all models or of the one with this `model_identity`."""
         with self._lock:
             self._scan()
             return sum(key.startswith(identity) for key in (*self._pending, *self._entries))
@@ -259,7 +259,7 @@ class FolderStore(StateStore):
             return sum(self._shards.values())
 
     def verify(self) -> tuple[int, int]:
-        """Reads every entry once: (whole, damaged). Damaged ones are struck out and will be computed again."""
+        """Checks every entry: (intact, damaged). Damaged ones are dropped and will be computed again."""
         with self._lock:
             self._scan()
             entries = list(self._entries.values())
@@ -276,12 +276,12 @@ class FolderStore(StateStore):
     def put(self, key: str, layers: Layers, targets: Sequence[Groups] = ()) -> None:
         blob = encode_states(key, layers, self.dtype)
         with self._lock:
-            for target in targets:  # before the disk is asked, whose errors do not end a ranking
+            for target in targets:  # before disk access, whose errors must not stop a ranking
                 fill_states(key, blob, target, checked=True)
             if not self.missing([key]):
-                # What is there stays: another thread or process may have been quicker.
+                # An existing entry stays: another thread or process may have been faster.
                 for target in targets:
-                    self.fill(key, target)  # where it is damaged, the target stays as it is
+                    self.fill(key, target)  # if it is damaged, the target is unchanged
             elif not self.read_only:
                 self._pending[key] = blob
                 self._pending_bytes += len(blob)
@@ -289,7 +289,7 @@ class FolderStore(StateStore):
                 self.flush()
 
     def flush(self) -> None:
-        """Writes what was put, and notes which files were used. On an error, what was not written is given up."""
+        """Writes new entries, and records which files were used. On an error, unwritten entries are dropped."""
         if self.read_only:
             return
         with self._lock:
@@ -301,7 +301,7 @@ class FolderStore(StateStore):
                 for name in touched:
                     with contextlib.suppress(FileNotFoundError):
                         os.utime(self.folder / name)
-                # Another process may have been quicker.
+                # Another process may have been faster.
                 blobs = [(key, blob) for key, blob in waiting.items() if self._is_missing(key)]
                 if blobs:
                     self._make_room(sum(len(blob) for _, blob in blobs))
@@ -326,7 +326,7 @@ class FolderStore(StateStore):
         self._scan()
 
     def close(self) -> None:
-        """Writes the rest and lets go of all files."""
+        """Writes the rest and closes all files."""
         try:
             self.flush()
         finally:
@@ -334,20 +334,20 @@ class FolderStore(StateStore):
 
 
 def open_store(folder: str) -> FolderStore:
-    """The store of document states that `tsarank index` made, opened for reading only where it cannot be written.
+    """The store of document states of `tsarank index`; read-only if the folder is not writable.
 
     Raises `InputError` if there is none.
     """
     if not Path(folder).is_dir():
-        raise InputError(f"there is no store {folder}; `tsarank index --documents … --store {folder}` makes one")
+        raise InputError(f"there is no store {folder}; create it with `tsarank index --documents … --store {folder}`")
     writable = os.access(folder, os.W_OK)
     if not writable:
-        logger.warning("the store %s cannot be written: what it lacks is computed and not added", folder)
+        logger.warning("the store %s is not writable: missing states are computed but not added", folder)
     return FolderStore(folder, read_only=not writable)
 
 
 def use_store(model: Any, folder: str) -> FolderStore:
-    """Lets a model read its document states from a store, which is returned, to be closed.
+    """Makes a model use the document states of a store, which is returned; the caller closes it.
 
     Raises `InputError` if there is no such store, and `ModelError` for a model whose document states cannot be cached.
     """

@@ -1,8 +1,8 @@
-"""What every store of document states can do, and the one that keeps them in memory.
+"""The interface of stores of document states, and the store in memory.
 
-A store maps a key (`engine.state_keys`) to the states of one document. It never answers with anything but the very
-states that were put under that key: every entry carries its key and a checksum, and one that is torn, flipped or gone
-is reported as absent, so that it is computed again.
+A store maps a key (`engine.state_keys`) to the states of one document. It only ever returns the states that were put
+under that key: every entry has its key and a checksum, and a truncated, corrupted or missing one is reported as
+absent, so that it is computed again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .state_bytes import check_state_dtype, decode_states, encode_states, fill_s
 
 
 class LeastRecentlyUsed:
-    """A mapping bounded by bytes: what was not used for longest leaves first."""
+    """A mapping bounded by bytes, which evicts the least recently used entries first."""
 
     def __init__(self, max_bytes: int | None) -> None:
         self.max_bytes = max_bytes
@@ -36,7 +36,7 @@ class LeastRecentlyUsed:
         return self._entries[key][0]
 
     def put(self, key: Any, value: Any, size: int) -> None:
-        """Keeps `value`, unless it alone is larger than the bound."""
+        """Stores `value`, unless it alone exceeds the bound."""
         if key in self._entries:
             self.bytes -= self._entries.pop(key)[1]
         if self.max_bytes is not None and size > self.max_bytes:
@@ -55,34 +55,34 @@ class LeastRecentlyUsed:
 
 
 class StateStore(ABC):
-    """What a ranking model asks of a store."""
+    """The interface between a ranking model and a store."""
 
     @abstractmethod
     def get(self, key: str, *, dtype: torch.dtype | None = None, device: Any = None) -> Layers | None:
-        """The states under `key` in the given type and on the given device, or `None` where they are not (whole).
+        """The states under `key` in the given type and on the given device, or `None` if missing or damaged.
 
-        `dtype=None` gives the type they are kept in (float32 for int8), `device=None` the device they are kept on.
+        `dtype=None` returns the stored type (float32 for int8), `device=None` the stored device.
         Callers must not change the tensors.
         """
 
     @abstractmethod
     def fill(self, key: str, targets: Groups) -> bool:
-        """Puts the states of a document's first tokens into tensors; false, with nothing done, where there are none.
+        """Copies the states of a document's first tokens into tensors; returns false if there are none.
 
-        `targets` holds for each run of layers of one shape, in order, keys and values `(layers, heads, tokens,
-        dimension)`: any views, of any floating-point type. They may ask for fewer tokens than are kept.
+        `targets` has keys and values `(layers, heads, tokens, dimension)` for each run of layers of one shape, in
+        order: any views, of any floating-point type. They may have fewer tokens than are stored.
         """
 
     @abstractmethod
     def put(self, key: str, layers: Layers, targets: Sequence[Groups] = ()) -> None:
-        """Keeps a copy of one document's states: for each layer keys and values `(1, heads, tokens, dimension)`.
+        """Stores a copy of one document's states: for each layer keys and values `(1, heads, tokens, dimension)`.
 
-        Each of `targets` gets what `fill` gives from now on, rounded as the store rounds. So it does where nothing
-        can be kept: a score must not depend on whether a document was stored before.
+        Each of `targets` gets what later calls of `fill` return, with the store's rounding; also if nothing can be
+        stored: a score must not depend on whether a document was stored before.
         """
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """Those of the keys under which nothing is kept, in order."""
+        """The keys without an entry, in order."""
         return [key for key in keys if key not in self]
 
     @abstractmethod
@@ -92,13 +92,13 @@ class StateStore(ABC):
     def __len__(self) -> int: ...
 
     def __bool__(self) -> bool:
-        return True  # an empty store is a store
+        return True  # an empty store is still true
 
     def flush(self) -> None:  # noqa: B027 - a store in memory has nothing to write
-        """Writes what has been put and not yet written."""
+        """Writes entries that were put but not yet written."""
 
     def close(self) -> None:
-        """Writes what is to be written and lets go of files."""
+        """Writes pending entries and closes files."""
         self.flush()
 
     def __enter__(self) -> Self:
@@ -109,12 +109,12 @@ class StateStore(ABC):
 
 
 class MemoryStore(StateStore):
-    """Document states in memory, the least recently used leaving first when there is no room.
+    """Document states in memory, evicting the least recently used when full.
 
     Parameters:
         max_bytes: bound of all states together; `None` for no bound.
-        dtype: `None` keeps the tensors as they are given, on their device; `float32`, `bfloat16`, `float16` or `int8`
-            keeps them in that format in main memory (int8: a quarter of float32) and converts them on every use.
+        dtype: `None` stores the tensors as given, on their device; `float32`, `bfloat16`, `float16` or `int8` converts
+            them to that format in main memory (int8: a quarter of float32) and back on every use.
     """
 
     def __init__(self, max_bytes: int | None = 2 << 30, dtype: str | None = None) -> None:
@@ -151,22 +151,22 @@ class MemoryStore(StateStore):
     def put(self, key: str, layers: Layers, targets: Sequence[Groups] = ()) -> None:
         kept: Any
         if self.dtype is not None:
-            # Such bytes can be read as tensors without a copy.
+            # Aligned bytes can be viewed as tensors without a copy.
             kept = bytearray(encode_states(key, layers, self.dtype))
             size = len(kept)
         else:
-            # Copies: what is given may be a view of a whole batch.
+            # Copies: the given tensors may be views of a whole batch.
             kept = stack_layers([(keys.detach(), values.detach()) for keys, values in layers])
             size = sum(part.nbytes for layer in kept for part in layer)
         with self._lock:
-            kept = self._states.get(key) or kept  # another thread may have been quicker
+            kept = self._states.get(key) or kept  # another thread may have been faster
             self._states.put(key, kept, size)
         for target in targets:
             self._fill(key, kept, target)
 
     @property
     def bytes(self) -> int:
-        """Bytes of all states that are kept."""
+        """Bytes of all stored states."""
         return self._states.bytes
 
     def __contains__(self, key: str) -> bool:

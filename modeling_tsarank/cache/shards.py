@@ -1,4 +1,4 @@
-"""The files of a store: safetensors with one tensor of bytes per document, which their headers say the places of."""
+"""The files of a store: safetensors with one tensor of bytes per document, indexed by the header."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ class Entry(NamedTuple):
 
 
 def disk_errors(folder: Path) -> AbstractContextManager[None]:
-    """One line about a folder that cannot be written, and what to do."""
+    """Converts errors on a folder into one line that says what to do."""
     full = (
-        f"{folder} has no room for its document states; free some space or lower the store's bound and run it again "
-        "(what was written before stays and is used)"
+        f"no space left in {folder} for document states; free some space or lower the store's bound and run it again "
+        "(entries written before stay valid)"
     )
     return system_errors(f"cannot use the store {folder} for its document states", full=full)
 
 
 def write_shard(path: Path, blobs: Sequence[tuple[str, bytes]], dtype: str) -> list[Entry]:
-    """Writes a safetensors file, whole or not at all, and returns where in it each document lies.
+    """Writes a safetensors file, complete or not at all, and returns where each document is in it.
 
-    Written by hand rather than by the safetensors library because the index needs the places, and the caller the
-    system's own error. Raises `OSError`.
+    Not written with the safetensors library, because the index needs the offsets and the caller the system's own
+    error. Raises `OSError`.
     """
     header: dict[str, object] = {"__metadata__": {"format": FORMAT, "dtype": dtype}}
     ends = list(accumulate(len(blob) for _, blob in blobs))
@@ -65,9 +65,9 @@ def write_shard(path: Path, blobs: Sequence[tuple[str, bytes]], dtype: str) -> l
 
 
 def read_shard(path: Path) -> tuple[str, list[Entry]]:
-    """A shard's format, and where in it each document lies, from its own header.
+    """A shard's format, and where each document is in it, from its header.
 
-    Nothing of a file that is no shard, with a warning.
+    Returns nothing, with a warning, for a file that is not a shard.
     """
     try:
         with path.open("rb") as file:
@@ -83,8 +83,8 @@ def read_shard(path: Path) -> tuple[str, list[Entry]]:
         places = {key: tensor["data_offsets"] for key, tensor in header.items() if key != "__metadata__"}
         entries = [Entry(key, path.name, start + first, end - first) for key, (first, end) in places.items()]
         if dtype not in STATE_DTYPES or any(min(entry.start - start, entry.size) < 0 for entry in entries):
-            raise ValueError("its header is nonsense")
+            raise ValueError("its header is malformed")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        logger.warning("%s is no shard of document states and is left out (%s)", path, error)
+        logger.warning("%s is not a shard of document states and is ignored (%s)", path, error)
         return "", []
     return dtype, [entry for entry in entries if entry.start + entry.size <= size]

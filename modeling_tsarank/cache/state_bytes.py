@@ -1,4 +1,4 @@
-"""Document states as bytes: bfloat16, float16 or float32 as they are, int8 with scales; checked before use."""
+"""Document states as bytes: bfloat16, float16 or float32 unchanged, int8 with scales; checked before use."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ STATE_DTYPES = {
     "int8": torch.int8,
 }
 SHORT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-# From here on int8 keys get a scale and an offset per channel, which halves their error; on fewer tokens these would
-# cost more than 12 KiB a token with the 135M default model, and each token's keys get a scale of their own.
+# From this many tokens on, int8 keys get a scale and an offset per channel, which halves their error; on fewer tokens
+# these would cost more than 12 KiB a token with the 135M default model, and keys get one scale per token instead.
 CHANNEL_SCALES_FROM = 48
 _MAGIC = b"TSD2"
 _HEAD = struct.Struct("<4sII")  # magic, CRC-32 of what follows this field, length of the JSON header
@@ -32,7 +32,7 @@ _PART_ALIGN = 16
 
 
 class DamagedStatesError(ValueError):
-    """Stored bytes are not the states they are said to be: torn, flipped, or another document's."""
+    """Stored bytes are not the expected states: truncated, corrupted, or another document's."""
 
 
 def check_state_dtype(name: str) -> str:
@@ -60,13 +60,13 @@ def shape_parts(shape: Shape, dtype: str) -> list[tuple[torch.dtype, tuple[int, 
 
 
 def _filled(kind: torch.dtype, shape: Sequence[int]) -> int:
-    """Bytes of a tensor, filled up to a multiple of 16."""
+    """Bytes of a tensor, padded to a multiple of 16."""
     size = kind.itemsize * int(np.prod(shape))
     return size + -size % _PART_ALIGN
 
 
 def _to_int8(values: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
-    # The largest value is at most 127 steps of float16: rounded up, or it would be clipped.
+    # The largest value is at most 127 steps of float16: round the scale up, or it would be clipped.
     step = (values.abs().amax(axis, keepdim=True) / 127 * 1.001 + 2.0**-24).half()
     return (values / step.float()).round_().clamp_(-127, 127).to(torch.int8), step
 
@@ -80,14 +80,14 @@ def _encode_group(keys: torch.Tensor, values: torch.Tensor, dtype: str) -> list[
     if keys.shape[2] < CHANNEL_SCALES_FROM:
         low_keys, key_step = _to_int8(keys, -1)
         return [low_keys, low_values, key_step, value_step]
-    # A key's channels differ in size and many lie far from zero, token after token: each gets an offset and a step.
+    # Key channels differ in magnitude and many are far from zero in every token: each gets an offset and a scale.
     offset = ((keys.amax(2, keepdim=True) + keys.amin(2, keepdim=True)) / 2).half()
     low_keys, key_step = _to_int8(keys - offset.float(), 2)
     return [low_keys, low_values, key_step, offset, value_step]
 
 
 def _fill_group(parts: Sequence[torch.Tensor], dtype: str, keys: torch.Tensor, values: torch.Tensor) -> None:
-    """Puts the first tokens that `parts` hold (see `shape_parts`) into `keys` and `values`, as many as these take."""
+    """Copies the first tokens of `parts` (see `shape_parts`) into `keys` and `values`, as many as fit."""
     count = keys.shape[2]
     if dtype == "int8" and keys.dtype != torch.float32:
         exact = torch.empty_like(keys, dtype=torch.float32), torch.empty_like(values, dtype=torch.float32)
@@ -96,7 +96,7 @@ def _fill_group(parts: Sequence[torch.Tensor], dtype: str, keys: torch.Tensor, v
         values.copy_(exact[1])
         return
     parts = [part.to(keys.device) for part in parts]
-    # Converted first: multiplying int8 by float32 directly is thirty times slower on a CPU.
+    # Convert first: multiplying int8 by float32 directly is thirty times slower on a CPU.
     keys.copy_(parts[0][:, :, :count])
     values.copy_(parts[1][:, :, :count])
     if dtype != "int8":
@@ -111,8 +111,8 @@ def _fill_group(parts: Sequence[torch.Tensor], dtype: str, keys: torch.Tensor, v
 def encode_states(key: str, layers: Layers, dtype: str) -> bytes:
     """States as self-contained bytes: a checksum over everything else, a JSON header (key, format, shapes), tensors.
 
-    `int8` keeps values with one scale per token and head, keys with a scale and an offset per channel and head (from
-    80 tokens on) or one scale per token and head. Raises `ModelError` if the format cannot hold the states' range.
+    `int8` stores values with one scale per token and head, keys with a scale and an offset per channel and head (from
+    80 tokens on) or one scale per token and head. Raises `ModelError` if states exceed the format's range.
     """
     shapes = shapes_of(layers)
     header = json.dumps({"key": key, "dtype": dtype, "shapes": [list(vars(s).values()) for s in shapes]}).encode()
@@ -127,14 +127,14 @@ def encode_states(key: str, layers: Layers, dtype: str) -> bytes:
         for part in parts:
             piece = part.cpu().contiguous().view(torch.uint8).numpy().tobytes()
             pieces.append(piece + bytes(-len(piece) % _PART_ALIGN))
-    # Filled up, so that of entries one behind the other each begins as aligned as the first.
+    # Padded, so that consecutive entries all have the alignment of the first.
     pieces.append(bytes(-sum(map(len, pieces)) % _ALIGN))
     rest = b"".join([struct.pack("<I", len(header)), header, *pieces])
     return _MAGIC + struct.pack("<I", zlib.crc32(rest)) + rest
 
 
 def encoded_bytes(shapes: Sequence[Shape], dtype: str) -> int:
-    """Bytes of states of these shapes in a store, but for their header (some 200 bytes)."""
+    """Bytes of states of these shapes in a store, without their header (some 200 bytes)."""
     size = sum(_filled(*part) for shape in shapes for part in shape_parts(shape, dtype))
     return size + -size % _ALIGN
 
@@ -142,7 +142,7 @@ def encoded_bytes(shapes: Sequence[Shape], dtype: str) -> int:
 def decode_states(
     key: str, data: memoryview | bytes | bytearray, dtype: torch.dtype | None = None, device: Any = None
 ) -> Layers:
-    """What `encode_states` wrote, in `dtype` (`None`: the stored one, float32 for int8) and on `device`.
+    """The states of `encode_states`, in `dtype` (`None`: the stored one, float32 for int8) and on `device`.
 
     Raises `DamagedStatesError` if a bit is wrong, bytes are missing, or these are the states of another key.
     """
@@ -152,7 +152,7 @@ def decode_states(
     made = []
     for shape, parts in zip(shapes, groups, strict=True):
         sizes = shape.layers, shape.heads, shape.tokens
-        # Made anew: what was read may be a file's pages.
+        # Copy: the data may be pages of a mapped file.
         keys = torch.empty((*sizes, shape.key_dim), dtype=dtype, device=device)
         values = torch.empty((*sizes, shape.value_dim), dtype=dtype, device=device)
         _fill_group(parts, kept, keys, values)
@@ -161,22 +161,22 @@ def decode_states(
 
 
 def fill_states(key: str, data: memoryview | bytes | bytearray, targets: Groups, checked: bool = False) -> None:
-    """Puts the first tokens of what `encode_states` wrote straight into tensors, without a copy in between.
+    """Copies the first tokens of encoded states directly into tensors, without an intermediate copy.
 
     Parameters:
         key, data: as in `decode_states`.
         targets: for each run of layers of one shape, in order, keys and values `(layers, heads, tokens, dimension)`:
-            any views, of any floating-point type. They may ask for fewer tokens than are stored.
-        checked: the bytes are known to be whole, so that their checksum is not computed again.
+            any views, of any floating-point type. They may have fewer tokens than are stored.
+        checked: the bytes are known to be intact, so that their checksum is not computed again.
 
-    Raises `DamagedStatesError` like `decode_states`, and where the states are not of the targets' shapes; the targets
-    are then as they were.
+    Raises `DamagedStatesError` like `decode_states`, and if the states do not have the shapes of the targets, which
+    are then unchanged.
     """
     kept, shapes, groups = _open_states(key, data, checked)
     stored = [(shape.layers, shape.heads, shape.key_dim, shape.value_dim) for shape in shapes]
     wanted = [(len(keys), keys.shape[1], keys.shape[3], values.shape[3]) for keys, values in targets]
     if stored != wanted or any(keys.shape[2] > shape.tokens for shape, (keys, _) in zip(shapes, targets, strict=True)):
-        raise DamagedStatesError("they have other shapes than this model's")
+        raise DamagedStatesError("their shapes are not this model's")
     for parts, (keys, values) in zip(groups, targets, strict=True):
         _fill_group(parts, kept, keys, values)
 
@@ -198,7 +198,7 @@ def _open_states(
     if len(data) != _HEAD.size + header_size + encoded_bytes(shapes, kept):
         raise DamagedStatesError("they have the wrong size")
     array = np.frombuffer(data, dtype=np.uint8)
-    # torch warns of memory that cannot be written.
+    # torch warns about read-only memory.
     raw = torch.from_numpy(array if array.flags.writeable else array.copy())
     at, groups = _HEAD.size + header_size, []
     for shape in shapes:

@@ -1,1 +1,1 @@
-"""From a name to a model: the embedded default, releases, checkpoints."""
+"""Loading models by name: the embedded default, releases, checkpoints."""

@@ -10,11 +10,11 @@ from ..cli.command_line import whole
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, positional: bool = False, several: bool = False) -> None:
-    """The options every command that loads a model shares; `model_from_arguments` reads them.
+    """Adds the model options shared by all commands that load a model; see `model_from_arguments`.
 
     Args:
         parser: of the command.
-        positional: whether the model is named without `--model`.
+        positional: whether the model is a positional argument instead of `--model`.
         several: whether `--model` may be given more than once.
     """
     group = parser.add_argument_group("model")
@@ -32,19 +32,17 @@ def add_model_arguments(parser: argparse.ArgumentParser, positional: bool = Fals
     group.add_argument(
         "--dtype",
         default="auto",
-        help="float32, bfloat16, float16; int8: rounded weights, on a CPU faster than float32 and less exact; auto "
-        "(default): bfloat16 where the device has it in hardware, else float32",
+        help="float32, bfloat16, float16; int8: quantized weights, faster than float32 on a CPU and less exact; auto "
+        "(default): bfloat16 if the device supports it in hardware, else float32",
     )
-    group.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps; default: the best there is")
+    group.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps; default: the best available")
     group.add_argument(
         "--max-length", type=whole(), default=None, metavar="N", help="tokens of prompt, document and query together"
     )
     group.add_argument(
-        "--max-query-length", type=whole(), default=None, metavar="N", help="tokens of a query; longer ones are cut"
+        "--max-query-length", type=whole(), default=None, metavar="N", help="tokens of a query; the rest is truncated"
     )
-    group.add_argument(
-        "--instruction", metavar="TEXT", help="what is to be found, for a model whose prompt has a place for it"
-    )
+    group.add_argument("--instruction", metavar="TEXT", help="the task instruction, for models whose prompt has one")
     group.add_argument(
         "--batch-tokens",
         type=whole(),
@@ -55,25 +53,25 @@ def add_model_arguments(parser: argparse.ArgumentParser, positional: bool = Fals
 
 
 def say(what: str) -> None:
-    """Tells a user at a terminal what is being done."""
+    """Prints a status line, on a terminal only."""
     if sys.stderr.isatty():
         sys.stderr.write(f"tsarank: {what} …\n")
 
 
 def ranking_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The ranking options among those of `add_model_arguments` that are given."""
+    """The ranking options of `add_model_arguments` that were given."""
     names = ("max_length", "max_query_length", "instruction")
     return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
 
 
 def loading_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """Those options of `add_model_arguments` that say how a model is loaded, and the ranking options."""
+    """The options of `add_model_arguments` for loading a model, and the ranking options."""
     names = ("device", "dtype", "revision", "trust_remote_code")
     return {**{name: getattr(args, name) for name in names}, **ranking_arguments(args)}
 
 
 def quiet_transformers() -> None:
-    """No warnings: weights that are missing or left over are errors of `load_ranker`. Bars on a terminal only."""
+    """No warnings: missing or unexpected weights are errors of `load_ranker`. Progress bars on a terminal only."""
     from transformers.utils import logging as transformers_logging
 
     if not sys.stderr.isatty():
@@ -91,7 +89,7 @@ def model_from_arguments(args: argparse.Namespace) -> Any:
 
 
 def add_document_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """`--documents` and what says how to read them; `documents_from_arguments` does."""
+    """Adds `--documents` and the options for its format; see `documents_from_arguments`."""
     parser.add_argument(
         "--documents",
         required=required,
@@ -103,7 +101,7 @@ def add_document_arguments(parser: argparse.ArgumentParser, required: bool = Tru
         "--format",
         choices=("txt", "jsonl", "csv", "tsv", "parquet"),
         default=None,
-        help="of FILE, if its name does not say",
+        help="format of FILE, if its name does not tell",
     )
     for name, usual in (("id", "_id, id, docid"), ("text", "text, contents, passage"), ("title", "title")):
         group.add_argument(f"--{name}-column", metavar="C", help=f"column of the {name} (default: {usual})")
@@ -121,13 +119,13 @@ def documents_from_arguments(args: argparse.Namespace, scored: bool = False) -> 
 
 
 def add_passage_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--passages` and what belongs to it."""
+    """Adds the options for passages."""
     group = parser.add_argument_group("long documents")
     group.add_argument(
         "--passages",
         metavar="HOW",
-        help="split documents into passages and score these: max (the best one counts), mean, top-K (mean of the K "
-        "best) or first; the best passage is shown. Without it, a long document is cut",
+        help="split documents into passages and score these: max (the best passage counts), mean, top-K (mean of the "
+        "best K) or first; the best passage is shown. Without it, long documents are truncated",
     )
     group.add_argument("--passage-length", type=whole(), metavar="N", help="tokens of a passage (default: what fits)")
     group.add_argument(
@@ -136,7 +134,7 @@ def add_passage_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_store_argument(parser: Any) -> None:
-    """`--store`, for commands that score with a model."""
+    """Adds `--store`, for commands that score with a model."""
     parser.add_argument(
         "--store", metavar="FOLDER", help="cached document states, as `tsarank index` writes: used and added to"
     )

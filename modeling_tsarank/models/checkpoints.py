@@ -1,4 +1,4 @@
-"""Loading plain models: complete ones, or a refusal of one line."""
+"""Loading plain models: complete ones only, otherwise an error of one line."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ from .fingerprints import adapter_base
 
 logger = logging.getLogger(__name__)
 
-# What older versions of transformers, fairseq and vLLM save beside the weights: nothing that was trained.
+# Tensors that older versions of transformers, fairseq and vLLM save with the weights, none of them trained.
 _CONSTANTS = re.compile(r"(^|\.)(inv_freq|masked_bias|position_ids|version|[kv]_scale)$")
 _NAMES_SHOWN = 3
 _DROPOUT = re.compile(r"(dropout|pdrop)(_prob|_rate)?$")
-# How GGUF files name the heads of classifiers and embedders, which transformers leaves out without telling.
+# Names of classifier and embedding heads in GGUF files, which transformers drops silently.
 _GGUF_HEADS = ("cls.weight", "cls.output.weight", "cls.norm.weight", "dense_2.weight", "dense_3.weight")
 _ENCODER = (
-    "this {} model is an encoder, in which every token sees those behind it; a ranker is made of a decoder-only model "
-    "or an encoder-decoder, a cross-encoder of any model with a trained sequence-classification head"
+    "this {} model is an encoder with bidirectional attention; a ranker needs a decoder-only model or an "
+    "encoder-decoder, a cross-encoder any model with a trained sequence-classification head"
 )
 _LOADING = ("gguf_file", "dtype", "trust_remote_code", "revision", "new_head")
-# Relative to the largest logit: more than rounding does in half precision and in others.
+# Relative to the largest logit: larger than rounding errors in half precision and in others.
 _HALF_TOLERANCE, _TOLERANCE = 0.05, 1e-3
-# All names are in a GGUF file's header, which holds the vocabulary too.
+# All names are in a GGUF file's header, which includes the vocabulary.
 _GGUF_HEADER_BYTES = 64 << 20
 
 
 def refuse_shell_of_a_folder(name_or_path: Any) -> None:
-    """Raises `ModelError` if the name is a path that does not exist, or holds no model."""
+    """Raises `ModelError` if the name is a path that does not exist or has no model."""
     path = Path(os.fspath(name_or_path)) if isinstance(name_or_path, str | os.PathLike) else None
     if path is None or not path.exists():
         if path is not None and (str(name_or_path)[:1] in ("/", ".", "~") or len(path.parts) > 2):
@@ -66,22 +66,22 @@ def refuse_shell_of_a_folder(name_or_path: Any) -> None:
 
 
 def holds_adapter_alone(folder: Path) -> bool:
-    """Whether a folder is one that `PeftModel.save_pretrained` has written: an adapter, and no model."""
+    """Whether a folder has only an adapter (as `PeftModel.save_pretrained` writes it), and no model."""
     weights = (path for kind in ("safetensors", "bin") for path in folder.glob(f"*model*.{kind}"))
     return (folder / "adapter_config.json").is_file() and all(path.name.startswith("adapter_") for path in weights)
 
 
 def some_of(names: Collection[str]) -> str:
-    """A few of the names and how many more there are, for messages of one line."""
+    """A few of the names and the number of further ones, for one-line messages."""
     shown = sorted(names)[:_NAMES_SHOWN]
     more = len(names) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 def newly_made_weights(model: torch.nn.Module) -> list[str]:
-    """Names of the weights of transformers' models inside `model` that came from no checkpoint: random numbers.
+    """Names of the randomly initialized weights of transformers' models inside `model`: those without a checkpoint's.
 
-    Asks for models that `from_pretrained` has made, by whatever library. Quantized weights cannot be told apart.
+    For models made by `from_pretrained`, by whatever library. Quantized weights cannot be told apart.
     """
     models = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
     inner = {part for outer in models for part in outer.modules() if part is not outer}
@@ -95,21 +95,21 @@ def newly_made_weights(model: torch.nn.Module) -> list[str]:
 
 
 def refuse_incomplete(name: Any, model: Any, info: dict[str, Any], new_head: bool = False) -> None:
-    """Raises `ModelError` unless the weights of a model and those of its checkpoint are the same ones.
+    """Raises `ModelError` unless a model and its checkpoint have exactly the same weights.
 
-    A weight that the checkpoint lacks, or holds in another shape, would be a random one; one that the model has no
-    place for, such as a classifier's head, would be dropped. Tied weights, constants, and what transformers itself
+    A weight that is missing from the checkpoint, or has another shape, would be random; one that the model does not
+    have, such as a classifier's head, would be dropped. Tied weights, constants, and what transformers itself
     declares dispensable do not count.
 
     Parameters:
         name: of the checkpoint, for the message.
-        info: what `from_pretrained(output_loading_info=True)` has told.
-        new_head: whether the checkpoint may be of a model with another head, or none: all below it must fit.
+        info: the loading info of `from_pretrained(output_loading_info=True)`.
+        new_head: whether the checkpoint may have another head, or none: all weights below it must match.
     """
     mismatched = {key for key, *_ in info["mismatched_keys"]}
     missing = {*info["missing_keys"]}
     if getattr(model, "_hf_peft_config_loaded", False):
-        missing.update(newly_made_weights(model))  # what transformers tells is about the adapter alone
+        missing.update(newly_made_weights(model))  # transformers' loading info covers the adapter only
     buffers = [f".{buffer}" for buffer, _ in model.named_buffers()]
     left = {
         key
@@ -123,9 +123,9 @@ def refuse_incomplete(name: Any, model: Any, info: dict[str, Any], new_head: boo
     faults = [
         f"{what} {some_of(names)}"
         for what, names in (
-            ("it lacks", missing - mismatched),
-            ("it holds in another shape", mismatched),
-            ("it holds what the model has no place for:", left),
+            ("missing weights:", missing - mismatched),
+            ("weights of another shape:", mismatched),
+            ("unexpected weights:", left),
         )
         if names
     ]
@@ -133,24 +133,24 @@ def refuse_incomplete(name: Any, model: Any, info: dict[str, Any], new_head: boo
         plain = type(getattr(model, "backbone", model)).__name__
         saved = next(iter(getattr(model.config, "architectures", None) or ()), plain)
         origin = "" if saved == plain else f" but a {saved}"
-        raise ModelError(f"{name} is no complete {plain}{origin}: {'; '.join(faults)}")
+        raise ModelError(f"{name} is not a complete {plain}{origin}: {'; '.join(faults)}")
 
 
 def load_complete(
     load: Callable[..., Any], name: Any, *args: Any, new_head: bool = False, **kwargs: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """The model that `load`, a `from_pretrained`, makes of a checkpoint, and what it tells of the weights.
+    """Calls `load`, a `from_pretrained`, and returns the model with its loading info.
 
-    Raises `ModelError` where the checkpoint's weights are not the model's (`refuse_incomplete`) or its dropout is no
-    probability, which only training would notice; and as `load` does.
+    Raises `ModelError` if the checkpoint's weights are not the model's (`refuse_incomplete`) or its dropout is not a
+    probability, which only training would notice; otherwise the errors of `load`.
     """
-    # Its table of weights is what `refuse_incomplete` says in one line.
+    # `refuse_incomplete` replaces its table of weights by one line.
     with kept_back("transformers.modeling_utils", lambda record: "LOAD REPORT" in str(record.msg)):
         model, info = load(name, *args, **{**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True})
     refuse_incomplete(name, model, info, new_head)
     for key, value in vars(model.config.get_text_config()).items():
         if _DROPOUT.search(key) and isinstance(value, int | float) and not 0 <= value <= 1:
-            raise ModelError(f"{name}: its config.json says {key} {value:g}; a probability is from 0 to 1")
+            raise ModelError(f"{name}: config.json has {key} {value:g}; expected a probability from 0 to 1")
     return model, info
 
 
@@ -166,14 +166,14 @@ def _split_gguf(name_or_path: Any, gguf_file: str | None) -> tuple[str, str | No
 
 
 def _gguf_heads(path: Path) -> set[str]:
-    """The heads of `_GGUF_HEADS` that a GGUF file holds: a name stands behind its length in bytes."""
+    """The heads of `_GGUF_HEADS` that a GGUF file holds: a name is preceded by its length in bytes."""
     with path.open("rb") as file:
         header = file.read(_GGUF_HEADER_BYTES)
     return {name for name in _GGUF_HEADS if len(name).to_bytes(8, "little") + name.encode() in header}
 
 
 def causal_class(config: Any) -> Any:
-    """The auto class of decoder-only models. Raises `ModelError` for an encoder-decoder."""
+    """The auto class of a decoder-only model. Raises `ModelError` for an encoder-decoder."""
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"a decoder-only model is needed, but {config.model_type} is an encoder-decoder")
     return AutoModelForCausalLM
@@ -190,14 +190,14 @@ def load_backbone(
     new_head: bool = False,
     **kwargs: Any,
 ) -> tuple[Any, Any]:
-    """A plain model and its tokenizer from a Hub id, a folder or a GGUF file; with a new head of one label, if asked.
+    """A plain model and its tokenizer from a Hub id, a folder or a GGUF file; optionally with a new one-label head.
 
-    `backbone_class` maps the configuration to the auto class that reads it. Pickled weights are read by torch's
-    weights-only loader alone (transformers' rule since 4.56 for every `.bin`). `kwargs` are further arguments of
-    `from_pretrained`, such as `dtype`; one that is `None` is left out.
+    `backbone_class` maps the configuration to the auto class for loading. Pickled weights are only read by torch's
+    weights-only loader (transformers' rule since 4.56 for every `.bin`). `kwargs` are further arguments of
+    `from_pretrained`, such as `dtype`; `None` values are left out.
 
-    Raises `ModelError`, in one line, for a name that is no model, a missing file or an unreadable one, and for a
-    checkpoint whose weights are not exactly the model's (`refuse_incomplete`).
+    Raises `ModelError`, in one line, for a name without a model, a missing or unreadable file, and a checkpoint whose
+    weights are not exactly the model's (`refuse_incomplete`).
     """
     name, gguf_file = _split_gguf(name_or_path, gguf_file)
     if gguf_file is None:
@@ -209,7 +209,7 @@ def load_backbone(
         kwargs |= {"new_head": True, "num_labels": 1}
     with load_errors(name_or_path):
         config = AutoConfig.from_pretrained(name, **shared)
-        # A folder saved by a ranking model is read as what it also is, a plain model.
+        # A folder saved by a ranking model is also a plain model, and is loaded as one.
         backbone, info = load_complete(backbone_class(config).from_pretrained, name, **shared, **kwargs)
         if gguf_file is not None:
             file = cached_file(name, gguf_file, revision=revision, cache_dir=kwargs.get("cache_dir"))
@@ -218,29 +218,29 @@ def load_backbone(
             tokenizer = AutoTokenizer.from_pretrained(name, **shared)
             check_vocabulary(backbone, tokenizer)
     if gguf_file is not None:
-        # Dequantized on loading, the model still says that it is quantized, and then refuses to be saved.
+        # The model is dequantized on loading but still marked as quantized, and could not be saved.
         backbone.hf_quantizer, backbone.is_quantized = None, False
         vars(backbone.config).pop("quantization_config", None)
     return backbone, tokenizer
 
 
 def check_vocabulary(backbone: Any, tokenizer: Any) -> None:
-    """Raises `ModelError` if the tokenizer has tokens that the model has no embeddings of.
+    """Raises `ModelError` if the tokenizer has tokens beyond the model's embeddings.
 
-    Added tokens count only where prompts use them: some checkpoints have more of them than embeddings.
+    Added tokens count only if prompts use them: some checkpoints have more of them than embeddings.
     """
     embeddings = getattr(backbone.get_input_embeddings(), "weight", None)
     if embeddings is None:
         return
-    vocabulary, count = tokenizer.get_vocab(), len(embeddings)  # of a tensor, len is slow
+    vocabulary, count = tokenizer.get_vocab(), len(embeddings)  # len of a tensor is slow
     beyond = [token for token, number in vocabulary.items() if number >= count]
     if beyond:
         added = set(getattr(tokenizer, "added_tokens_decoder", ())) - {tokenizer.bos_token_id, tokenizer.eos_token_id}
         beyond = [token for token in beyond if vocabulary[token] not in added]
     if beyond:
         raise ModelError(
-            f"the tokenizer is another model's: {len(beyond):,} of its {len(vocabulary):,} tokens, such as "
-            f"{beyond[0]!r}, are beyond the model's {count:,} embeddings"
+            f"the tokenizer does not belong to the model: {len(beyond):,} of its {len(vocabulary):,} tokens, such as "
+            f"{beyond[0]!r}, are beyond the model's {count:,} embeddings; use the model's own tokenizer"
         )
 
 
@@ -253,10 +253,10 @@ def make_ranker(
     backbone_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> Any:
-    """A ranker of a plain language model: `RankerModel.from_backbone` of the family `cls`, which says more.
+    """A ranker from a plain language model; see `RankerModel.from_backbone` of the family `cls`.
 
     Args:
-        options: Those of the ranking, and how the model is loaded (`_LOADING`, see `load_backbone`).
+        options: Ranking options, and options for loading (`_LOADING`, see `load_backbone`).
     """
     chosen: dict[str, Any] = {}
     loading = {name: options.pop(name) for name in _LOADING if name in options}
@@ -267,7 +267,7 @@ def make_ranker(
 
     if isinstance(name_or_path, PreTrainedModel):
         if tokenizer is None:
-            raise ModelError("from_backbone was given a loaded model without its tokenizer")
+            raise ModelError("from_backbone got a loaded model without its tokenizer; pass tokenizer=")
         backbone = name_or_path
         choose(backbone.config)
     else:
@@ -283,14 +283,14 @@ def make_ranker(
     model.tokenizer = tokenizer
     model.name_or_path = str(getattr(backbone, "name_or_path", ""))
     if cls.own_head and model._read_out()[0] == "pair_logits" and reads_padding(backbone, model.pad_id):
-        raise ModelError(f"{backbone.config.model_type} reads padding as text: its scores would depend on the batch")
+        raise ModelError(f"{backbone.config.model_type} has other logits with padding: scores depend on the batch")
     if device is not None:
         model.to(device)
     return model.eval()
 
 
 def check_backbone(cls: Any, backbone: PreTrainedModel) -> None:
-    """Raises `ModelError` for what is no language model of this family: no output head, or an encoder."""
+    """Raises `ModelError` for a model unsuitable for this family: one without output head, or an encoder."""
     cls.backbone_class(backbone.config)
     if cls.own_head:
         if model_kind({"architectures": [type(backbone).__name__]}) != CLASSIFIER:
@@ -309,9 +309,9 @@ def check_backbone(cls: Any, backbone: PreTrainedModel) -> None:
 
 
 def reads_padding(backbone: PreTrainedModel, pad_id: int) -> bool:
-    """Whether a sequence-classification model gives a short text other logits where masked padding stands behind it.
+    """Whether masked padding after a short text changes the logits of a sequence-classification model.
 
-    An even and an odd length are tried: Funnel takes the mean of pairs of tokens, of which padding may be the second.
+    An even and an odd length are tested: Funnel averages pairs of tokens, of which padding may be the second.
     """
 
     def read(length: int, view: Any, text: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -323,9 +323,9 @@ def reads_padding(backbone: PreTrainedModel, pad_id: int) -> bool:
 
 
 def _gives_others(backbone: PreTrainedModel, read: Callable[[Any, torch.Tensor], Iterator[torch.Tensor]]) -> bool:
-    """Whether `read`, of the model and 32 ids `(1, 32)`, gives logits two of which differ by more than rounding.
+    """Whether `read`, of the model and 32 ids `(1, 32)`, yields logits two of which differ by more than rounding.
 
-    A model that cannot be tried so counts as one whose logits do not differ.
+    A model that fails in this test counts as one whose logits do not differ.
     """
     view = private_view(backbone)
     if view is None or backbone.device.type == "meta":
@@ -334,19 +334,19 @@ def _gives_others(backbone: PreTrainedModel, read: Callable[[Any, torch.Tensor],
     try:
         with torch.inference_mode():
             one, other = read(view, ids)
-    except Exception as error:  # whatever an unknown model's code wants besides
-        logger.debug("%s was not tried: %s", type(backbone).__name__, error)
+    except Exception as error:  # an unknown model's code may need other arguments
+        logger.debug("%s was not tested: %s", type(backbone).__name__, error)
         return False
     tolerance = _HALF_TOLERANCE if backbone.dtype.itemsize < 4 else _TOLERANCE
     return bool((one - other).abs().max() > tolerance * one.abs().max())
 
 
 def sees_ahead(backbone: PreTrainedModel) -> bool:
-    """Whether an architecture that is not known to be causal gives a token other logits where another stands behind.
+    """Whether a later token changes the logits of an earlier one, for architectures not known to be causal.
 
-    Only a short text is tried.
+    Only a short text is tested.
     """
-    # Activations of a quantized one may be rounded together.
+    # A quantized model may round activations of several tokens together.
     if backbone.config.model_type in ARCHITECTURES or getattr(backbone, "is_quantized", False):
         return False
 
@@ -357,7 +357,7 @@ def sees_ahead(backbone: PreTrainedModel) -> bool:
 
 
 def refuse_encoder(backbone: Any) -> None:
-    """Raises `ModelError` for a decoder's place taken by an encoder, such as a masked language model."""
+    """Raises `ModelError` for an encoder, such as a masked language model, loaded as a decoder."""
     config = backbone.config.get_text_config()
     not_causal = (
         getattr(config, "is_causal", None) is False
@@ -365,10 +365,10 @@ def refuse_encoder(backbone: Any) -> None:
         or (
             config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
             and not getattr(config, "is_decoder", False)
-            and not getattr(config, "causal", False)  # XLM's word for it
+            and not getattr(config, "causal", False)  # XLM's name for it
         )
         or (
-            getattr(config, "is_decoder", None) is False  # GPT-NeoX says so too
+            getattr(config, "is_decoder", None) is False  # GPT-NeoX has it too
             and any(getattr(module, "is_causal", None) is False for module in backbone.modules())
         )
     )
@@ -379,7 +379,7 @@ def refuse_encoder(backbone: Any) -> None:
 def _chosen_options(
     cls: Any, name_or_path: Any, config: Any, options: Mapping[str, Any], defaults: RankingOptions | None = None
 ) -> RankingOptions:
-    """A model's options with some changed; of a length that is given alone, the other one is made to fit."""
+    """A model's options with some changed; if one of the two length limits is given, the other is adjusted to fit."""
     start = _starting_options(cls, name_or_path, config, defaults)
     longest, query = (options.get(name) for name in ("max_length", "max_query_length"))
     fitting = {}
@@ -388,7 +388,7 @@ def _chosen_options(
     elif longest is None and isinstance(query, int) and query >= start.max_length:
         fitting["max_length"] = 2 * query
     for name, value in fitting.items():
-        logger.warning("%s is set to %d, to fit the other length that is given", name, value)
+        logger.warning("%s is set to %d, to fit the other given length", name, value)
     return start.override(**{**options, **fitting})
 
 

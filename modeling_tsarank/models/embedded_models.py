@@ -1,8 +1,8 @@
-"""Models that come with the package: the embedded language model, and releases, LoRA adapters that make rankers of it.
+"""Models that come with the package: the embedded language model, and releases, LoRA adapters that make it a ranker.
 
 A release is a folder of `hub_cards/releases/`: an ordinary PEFT adapter, its card, and `release.json`, which names
-the base and the ranking options. It is merged into the base on first use, and the result kept in the user's cache.
-A release may have been trained on another one; both adapters are then merged, one after the other.
+the base and the ranking options. It is merged into the base on first use, and the result is cached for the user.
+A release may have been trained from another one; both adapters are then merged, one after the other.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class Release:
     """A released ranker.
 
     Attributes:
-        name: its name, and its folder's.
-        folder: where adapter and card lie.
-        ranking: its ranking options, the family among them.
-        adapter_sha256: what its adapter's weights should have.
-        base_sha256: the same of the GGUF file it was trained from.
-        below: the release whose merged model its own training began with, if any and if it is installed.
-        below_name: the name of that release, empty if there should be none.
-        below_sha256: what the adapter of that one should have.
+        name: its name, which is also its folder's.
+        folder: the folder of adapter and card.
+        ranking: its ranking options, including the family.
+        adapter_sha256: expected checksum of its adapter's weights.
+        base_sha256: the checksum of the GGUF file that it was trained from.
+        below: the release whose merged model its own training started from, if any and if installed.
+        below_name: the name of that release, empty if there is none.
+        below_sha256: expected checksum of that release's adapter.
     """
 
     name: str
@@ -72,28 +72,28 @@ class Release:
 
     @property
     def parts(self) -> tuple[Release, ...]:
-        """The releases whose adapters make it, in the order in which they are merged; itself is the last."""
+        """The releases whose adapters are merged, in order; the last one is this release."""
         return (*(self.below.parts if self.below is not None else ()), self)
 
     @property
     def cached_folder(self) -> Path:
-        """Where the merged model is kept: another adapter, other options or another base make another folder."""
+        """The cache folder of the merged model: it differs for another adapter, other options or another base."""
         adapters = "".join(part.adapter_sha256 for part in self.parts)
         parts = f"{adapters}{json.dumps(self.ranking, sort_keys=True)}{GGUF_SHA256}"
         return cache_root() / "models" / f"{self.name}-{hashlib.sha256(parts.encode()).hexdigest()[:12]}"
 
     def check(self) -> None:
-        """Raises `ModelError` if its adapter is damaged, or what it was made from is another or missing."""
+        """Raises `ModelError` if its adapter is damaged, or its base is missing or a different one."""
         if self.below is None and self.below_name:
             raise ModelError(
-                f"the release {self.name} was made on {self.below_name}, which is missing: install the package again"
+                f"the release {self.name} is based on {self.below_name}, which is missing: install the package again"
             )
         if self.below is not None:
             self.below.check()
             if self.below.adapter_sha256 != self.below_sha256:
-                raise ModelError(f"the release {self.name} was made on another version of {self.below.name}")
+                raise ModelError(f"the release {self.name} was trained from another version of {self.below.name}")
         if self.base_sha256 != GGUF_SHA256:
-            raise ModelError(f"the release {self.name} was made from another base than the embedded {DEFAULT_NAME}")
+            raise ModelError(f"the release {self.name} was trained from another base than the embedded {DEFAULT_NAME}")
         found = hash_file(self.folder / ADAPTER_WEIGHTS)
         if found != self.adapter_sha256:
             raise ModelError(
@@ -105,7 +105,7 @@ class Release:
 @functools.cache
 def releases() -> dict[str, Release]:
     """The releases of this installation by name. They are checked when they are merged."""
-    try:  # the same in a checkout and in an installed package, which may be without
+    try:  # same path in a checkout and an installed package; it may be missing
         folder = Path(str(importlib.resources.files(f"{__package__.partition('.')[0]}.hub_cards")), "releases")
     except ImportError:
         return {}
@@ -114,10 +114,10 @@ def releases() -> dict[str, Release]:
 
 
 def read_release(folder: Path) -> Release:
-    """The release in a folder, as its `release.json` describes it; one that it was made on lies beside it."""
+    """The release described by a folder's `release.json`; the one it was trained from is in a sibling folder."""
     facts = read_json_object(folder / RELEASE_FILE)
     below = facts.get("on") or {}
-    # Not an error yet: names are looked up for every model, whether it is a release or not.
+    # Not an error yet: names are looked up for every model, release or not.
     beside = folder.parent / below["release"] if below else None
     return Release(
         name=folder.name,
@@ -132,12 +132,12 @@ def read_release(folder: Path) -> Release:
 
 
 def embedded_version(full_name: str) -> str:
-    """What tells an embedded model apart from another of the same name."""
+    """What distinguishes an embedded model from another of the same name."""
     return VERSION if full_name == DEFAULT_NAME else releases()[full_name].cached_folder.name.rpartition("-")[2]
 
 
 def embedded_checkpoint(full_name: str) -> str:
-    """What an evaluation calls an embedded model: its name and version."""
+    """The name of an embedded model in evaluations, with its version."""
     return f"{full_name} {embedded_version(full_name)}"
 
 
@@ -146,7 +146,7 @@ def embedded_source(full_name: str) -> Path:
 
     Raises:
         ModelError: a release's files do not belong together.
-        ResourceError: the base cannot be had, or the disk has no room for a release.
+        ResourceError: the base is unavailable, or the disk has no space for a release.
     """
     if full_name == DEFAULT_NAME:
         return default_model_folder()
@@ -163,7 +163,7 @@ def _save_merged(release: Release, folder: Path) -> None:
 
 
 def _copy_record(release: Release, folder: Path) -> None:
-    """Brings the record of the training along, whenever it differs: it may be corrected where no weight changes."""
+    """Copies the training record if it differs: it may be corrected without a change of weights."""
     record, copied = release.folder / RECORD_FILE, folder / RECORD_FILE
     if record.is_file() and not (copied.is_file() and copied.read_bytes() == record.read_bytes()):
         with contextlib.suppress(OSError), replacement(copied) as temporary:  # a cache may be read-only
@@ -171,11 +171,11 @@ def _copy_record(release: Release, folder: Path) -> None:
 
 
 def merged_ranker(release: Release, family: str | None = None, options: dict[str, Any] | None = None) -> Any:
-    """The release merged into its base, in memory, in float32; as a ranker of another family where one is named.
+    """The release merged into its base, in memory, in float32; as a ranker of `family` if given.
 
     Raises:
         ModelError: its files do not belong together.
-        ResourceError: the base cannot be had.
+        ResourceError: the base is unavailable.
     """
     from .families import family_class
 
@@ -191,28 +191,28 @@ def merged_ranker(release: Release, family: str | None = None, options: dict[str
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
-    """A plain LoRA adapter, read without PEFT: its configuration, and A and scaled B of every layer, in float32.
+    """A plain LoRA adapter, read without PEFT: its configuration, and each layer's A and scaled B, in float32.
 
     Raises:
-        ModelError: there is none, or it is of a kind that this does not cover.
+        ModelError: there is none, or it is of an unsupported kind.
     """
     config, layers, whole = _read_parts(folder)
     if whole:
-        raise ModelError(f"{folder} is no plain LoRA adapter: {next(iter(whole))}")
+        raise ModelError(f"{folder} is not a plain LoRA adapter: {next(iter(whole))}")
     return config, layers
 
 
 def _read_parts(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]], dict[str, Any]]:
-    """`read_adapter`, and the whole weights that an adapter of a sequence-classification model has of its head."""
+    """Like `read_adapter`, with the full weights of the head in an adapter of a sequence-classification model."""
     from safetensors.torch import load_file
 
     if not (folder / ADAPTER_CONFIG).is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
-        raise ModelError(f"{folder} holds no adapter ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS})")
+        raise ModelError(f"{folder} has no adapter ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS})")
     config = read_json_object(folder / ADAPTER_CONFIG)
     with_head = config.get("task_type") == "SEQ_CLS"
     unknown = [name for name in _UNSUPPORTED if config.get(name) and not (with_head and name == "modules_to_save")]
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or unknown:
-        raise ModelError(f"{folder} is no plain LoRA adapter ({', '.join(unknown) or config.get('peft_type')})")
+        raise ModelError(f"{folder} is not a plain LoRA adapter ({', '.join(unknown) or config.get('peft_type')})")
     weights = load_file(str(folder / ADAPTER_WEIGHTS))
     layers = {}
     for key in [key for key in weights if key.endswith(".lora_A.weight")]:
@@ -221,32 +221,32 @@ def _read_parts(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]
         alpha = (config.get("alpha_pattern") or {}).get(name, config["lora_alpha"])
         layers[name] = (a, b * (alpha / len(a)))
     if (weights and not with_head) or not layers:
-        raise ModelError(f"{folder} is no plain LoRA adapter: {next(iter(weights), 'it holds no matrices')}")
+        raise ModelError(f"{folder} is not a plain LoRA adapter: {next(iter(weights), 'it has no matrices')}")
     return config, layers, {key.removeprefix(ADAPTER_PREFIX): weight for key, weight in weights.items()}
 
 
 def add_adapter(backbone: Any, folder: Path) -> set[str]:
-    """Adds a LoRA adapter's scaled B A to the weights of a plain model, in place, and takes over the head it brings.
+    """Adds a LoRA adapter's scaled B A to the weights of a plain model, in place, and copies its head, if any.
 
     Returns:
-        Names of the weights of that head.
+        Names of the head's weights.
 
     Raises:
-        ModelError: see `read_adapter`, or it is an adapter of another model.
+        ModelError: as `read_adapter`, or the adapter is for another model.
     """
-    import torch  # late: names are looked up where nothing is loaded yet
+    import torch  # late import: names are looked up before anything is loaded
 
     layers, weights = dict(backbone.named_modules()), dict(backbone.named_parameters())
     _, low_rank, whole = _read_parts(folder)
     for name, value in whole.items():
         if name not in weights or weights[name].shape != value.shape:
-            raise ModelError(f"{folder} is an adapter of another model: {name} does not fit")
+            raise ModelError(f"{folder} is an adapter for another model: {name} does not fit")
         with torch.no_grad():
             weights[name].copy_(value)
     for name, (a, b) in low_rank.items():
         layer: Any = layers.get(name)
         if layer is None or layer.weight.shape != (b.shape[0], a.shape[1]):
-            raise ModelError(f"{folder} is an adapter of another model: {name} does not fit")
+            raise ModelError(f"{folder} is an adapter for another model: {name} does not fit")
         with torch.no_grad():
             layer.weight += (b @ a).to(layer.weight.dtype)
     return set(whole)

@@ -1,6 +1,6 @@
-"""A true/false ranker or a cross-encoder for other engines: as a sequence-classification model, and as a graph.
+"""Exports of a true/false ranker or a cross-encoder: as a sequence-classification model, and as a graph.
 
-A graph, for ONNX Runtime or OpenVINO, is written where sentence-transformers' CrossEncoder looks for one.
+A graph, for ONNX Runtime or OpenVINO, is written where sentence-transformers' CrossEncoder expects it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..ranking_scoring import pad_right
 from ..ranking_text import clean_pairs
 
 
-# Scores of these are compared before anything is given away; the last document is cut.
+# Exports are checked by their scores of these texts; the last document is truncated.
 _QUERIES = ("how long does a flea live", "5 ships?")
 _DOCUMENTS = (
     "Fleas jump far.",
@@ -36,25 +36,25 @@ _DOCUMENTS = (
     "One word more. " * 999,
 )
 PAIRS = [(query, document) for query in _QUERIES for document in _DOCUMENTS]
-# The templates of vLLM's and sentence-transformers' rerankers get messages with these roles.
+# The templates of vLLM's and sentence-transformers' rerankers expect messages with these roles.
 _MESSAGE = "{{ (messages | selectattr('role', 'equalto', '%s') | first).content }}"
 INPUTS = ("input_ids", "attention_mask")
 TOLERANCE = 1e-4
 GRAPHS = {"onnx": "onnx/model.onnx", "openvino": "openvino/openvino_model.xml"}
-"""The file of each kind in a model's folder; its weights are in the same place."""
+"""The file of each kind in a model's folder; its weights are next to it."""
 
 
 @torch.inference_mode()
 def to_sequence_classification(ranker: Any) -> CrossEncoderModel:
-    """The same scores from a `…ForSequenceClassification` model whose head is lm_head[true] − lm_head[false].
+    """A model with the same scores: a `…ForSequenceClassification` model whose head is lm_head[true] − lm_head[false].
 
-    The tokenizer joins two texts to the ranker's prompt; its chat template has the roles `query` and `document`.
+    The tokenizer's pair template is the ranker's prompt; its chat template has the roles `query` and `document`.
 
     Args:
-        ranker: A decoder-only ranker that scores by the difference of two answers' logits. It is left as it is.
+        ranker: A decoder-only ranker that scores by the difference of two answers' logits. It is not changed.
 
     Raises:
-        ModelError: it scores in another way, or the result would score otherwise.
+        ModelError: the ranker scores in another way, or the exported scores differ.
     """
     backbone, options, answers = ranker.backbone, ranker.options, list(ranker.answer_tokens().values())
     if ranker.config.is_encoder_decoder or getattr(options, "strategy", "") != "difference" or len(answers) != 2:
@@ -63,9 +63,7 @@ def to_sequence_classification(ranker: Any) -> CrossEncoderModel:
             "sequence-classification model"
         )
     if len(options.pieces) > 1 or "{instruction}" in options.whole_template:
-        raise ModelError(
-            "a template of several pieces, or with an instruction, cannot be exported: a pair has two texts"
-        )
+        raise ModelError("cannot export a template with several pieces or an instruction: a pair has only two texts")
     fields = sorted(("{query}", "{document}"), key=options.whole_template.index)
     border = options.whole_template.index(fields[0]) + len(fields[0])
     templates = options.whole_template[:border], options.whole_template[border:]
@@ -88,7 +86,7 @@ def to_sequence_classification(ranker: Any) -> CrossEncoderModel:
     tolerance = 1e-4 if ranker.dtype == torch.float32 else 0.1
     worst = float(abs(expected - found).max())
     if worst > tolerance * max(1.0, float(abs(expected).max())):
-        raise ModelError(f"the exported model would score otherwise: scores differ by up to {worst:.3g}")
+        raise ModelError(f"the exported model's scores differ by up to {worst:.3g}")
     return made
 
 
@@ -96,7 +94,7 @@ def _with_head(backbone: Any, pad_id: int, true_id: int, false_id: int) -> Any:
     head = backbone.get_output_embeddings()
     bias = getattr(head, "bias", None)
     if bias is not None and bias[true_id] != bias[false_id]:
-        raise ModelError("the model's head has a bias, which a classification head of one label has no place for")
+        raise ModelError("cannot export a head with a bias: a one-label classification head has none")
     config = copy.deepcopy(backbone.config)
     for name in (CONFIG_KEY, "auto_map", "custom_pipelines"):
         vars(config).pop(name, None)
@@ -107,7 +105,7 @@ def _with_head(backbone: Any, pad_id: int, true_id: int, false_id: int) -> Any:
         weight = head.weight[true_id].float() - head.weight[false_id].float()
         model.score.weight.copy_(weight[None])
     except (AttributeError, RuntimeError) as error:
-        raise ModelError(f"{type(model).__name__} does not take the weights of {type(backbone).__name__}") from error
+        raise ModelError(f"{type(model).__name__} cannot load the weights of {type(backbone).__name__}") from error
     return model.to(backbone.device).eval()
 
 
@@ -125,7 +123,7 @@ def _joining(ranker: Any) -> Any:
 
 
 class _Logits(torch.nn.Module):
-    """`(rows, labels)` of padded ids; token types are made within, so that a graph has the two inputs alone."""
+    """`(rows, labels)` of padded ids; token types are created inside, so that a graph has only two inputs."""
 
     def __init__(self, model: CrossEncoderModel) -> None:
         super().__init__()
@@ -137,7 +135,7 @@ class _Logits(torch.nn.Module):
 
 @torch.inference_mode()
 def save_graph(model: CrossEncoderModel, folder: Path, kind: str) -> float:
-    """Writes the graph of a model into its folder, compares scores, and returns their largest difference.
+    """Writes a model's graph to its folder, compares the scores, and returns their largest difference.
 
     Args:
         model: In float32 on a CPU.
@@ -146,7 +144,7 @@ def save_graph(model: CrossEncoderModel, folder: Path, kind: str) -> float:
 
     Raises:
         ResourceError: a package of the extra `export` is missing.
-        ModelError: the model cannot be written so, or the graph scores otherwise by more than 1e-4.
+        ModelError: the model cannot be converted, or the graph's scores differ by more than 1e-4.
     """
     for name in ("onnxscript", "onnxruntime") if kind == "onnx" else ("openvino",):
         require(name, "export", f"--to {kind}")
@@ -161,13 +159,13 @@ def save_graph(model: CrossEncoderModel, folder: Path, kind: str) -> float:
             (_write_onnx if kind == "onnx" else _write_openvino)(_Logits(model.eval()), path, batches[0])
             run = load_graph(folder, kind)
             found = [run(ids.numpy(), mask.numpy()) for ids, mask in batches]
-    except Exception as error:  # whatever a converter makes of an architecture
+    except Exception as error:  # a converter may fail in any way on an architecture
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{type(model.backbone).__name__} cannot be written for {kind}: {reason:.300}") from error
+        raise ModelError(f"{type(model.backbone).__name__} cannot be converted to {kind}: {reason:.300}") from error
     scores = model.pool(torch.from_numpy(np.concatenate(found))).numpy()
     worst = float(np.abs(scores - expected).max())
     if not worst <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
-        raise ModelError(f"the graph for {kind} would score otherwise: scores differ by up to {worst:.3g}")
+        raise ModelError(f"the scores of the {kind} graph differ by up to {worst:.3g}")
     return worst
 
 
@@ -209,7 +207,7 @@ def _write_openvino(model: _Logits, path: Path, example: tuple[torch.Tensor, ...
 
 @contextlib.contextmanager
 def _converting(model: CrossEncoderModel) -> Iterator[None]:
-    """Within it, the model gives no cache, and converters do not tell what they think of the code of transformers."""
+    """Disables the KV cache, and converters' warnings about the code of transformers."""
     config = model.backbone.config.get_text_config()
     cached, disabled = getattr(config, "use_cache", None), logging.root.manager.disable
     config.use_cache = False

@@ -1,7 +1,7 @@
-"""The known model families: those of this package, and those that installed packages declare.
+"""The known model families: those of this package and of other installed packages.
 
-A family is one class: a `RankerModel` with its options, its score, and what cards, the app and trainers say of it. A
-package makes its own known by an entry point, a program by `register_family`:
+A family is one class: a `RankerModel` with its options, its score, and what cards, the app and trainers need to know.
+A package registers its own by an entry point, a program by `register_family`:
 
     [project.entry-points."tsarank.families"]
     mine = "my_package:MyModel"
@@ -32,20 +32,20 @@ _known: dict[str, type[RankerModel]] = {}
 
 
 def register_family(cls: FamilyT) -> FamilyT:
-    """Makes a family known to commands, app and cards; returns the class, so that it can stand as a decorator.
+    """Registers a family for commands, app and cards; returns the class, so that it can be used as a decorator.
 
     Raises:
-        InputError: it is no ranking model class with a family name, or another class has that name.
+        InputError: the class is not a ranking model class with a family name, or another class has that name.
     """
     _register_own()
     from ..modeling_ranker import RankerModel
 
     name = cls.options_class.family if isinstance(cls, type) and issubclass(cls, RankerModel) else ""
     if not name:
-        raise InputError(f"{cls!r:.80} is no family: expected a RankerModel whose options_class has a family name")
+        raise InputError(f"{cls!r:.80} is not a family: expected a RankerModel whose options_class has a family name")
     before = _known.setdefault(name, cls)
     if (before.__module__, before.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise InputError(f"two families are called {name!r}: {before.__module__}.{before.__qualname__} and {cls!r}")
+        raise InputError(f"two families have the name {name!r}: {before.__module__}.{before.__qualname__} and {cls!r}")
     _known[name] = cls
     return cls
 
@@ -65,7 +65,7 @@ def _register_installed() -> None:
     for entry in entry_points(group=GROUP):
         try:
             register_family(entry.load())
-        except Exception as error:  # another package's fault must not stop this one
+        except Exception as error:  # another package's error must not stop this one
             logger.warning("the family %r of another package cannot be used: %s", entry.name, error)
 
 
@@ -84,7 +84,7 @@ def family_class(name: str) -> type[RankerModel]:
 
 
 def published_options(cls: type[RankerModel], name: str) -> dict[str, Any] | None:
-    """The options of a published checkpoint by its Hub id, letter case aside, or `None`: from the table in `published`
+    """The options of a published checkpoint by its Hub id (case-insensitive), or `None`: from the table in `published`
     or from `cls.published`."""
     rows = {**PUBLISHED.get(cls.options_class.family, {}), **cls.published}
     found = (options for pattern, options in rows.items() if fnmatchcase(name.lower(), pattern.lower()))
@@ -92,14 +92,14 @@ def published_options(cls: type[RankerModel], name: str) -> dict[str, Any] | Non
 
 
 def published_probability(name: str, config: Any) -> tuple[float, float] | None:
-    """Slope and intercept of the logistic function that makes a probability of a published checkpoint's score.
+    """Slope and intercept of the logistic function from a published checkpoint's score to a probability.
 
     Args:
-        name: Its Hub id, letter case aside.
-        config: Its configuration, where sentence-transformers notes the sigmoid that a cross-encoder ends with.
+        name: Its Hub id, case-insensitive.
+        config: Its configuration, in which sentence-transformers records a cross-encoder's final sigmoid.
 
     Returns:
-        `None` where its authors publish scores alone.
+        `None` if its authors publish only scores.
     """
     settings = getattr(config, "sentence_transformers", None)
     activation = settings.get("activation_fn") if isinstance(settings, dict) else None
@@ -123,5 +123,5 @@ def model_kind(config: Any) -> str:
 
 
 def plain_family(kind: str) -> type[RankerModel]:
-    """What a plain model of that kind becomes where nobody says."""
+    """The default family of a plain model of that kind."""
     return next(cls for cls in families().values() if kind in cls.default_for)

@@ -1,4 +1,4 @@
-"""What tells a model apart from another of the same name: the content of its files, or the commit on the Hub."""
+"""What distinguishes models of the same name: the content of their files, or the commit on the Hub."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..ranking_errors import InputError
 
 
 def model_fingerprint(name_or_path: str, commit: str | None = None) -> dict[str, Any]:
-    """What identifies a model in a key: the content of its folder or file, or a Hub id and its commit.
+    """The identity of a model for use in a key: the content of its folder or file, or a Hub id and its commit.
 
-    An adapter is identified together with the model that it belongs to.
+    An adapter is identified together with its base model.
     """
     path = Path(name_or_path)
     if path.is_file():
@@ -27,7 +27,7 @@ def model_fingerprint(name_or_path: str, commit: str | None = None) -> dict[str,
 
 
 def adapter_base(folder: Path) -> tuple[str | None, str | None]:
-    """Name and revision of the model that a folder's adapter belongs to, `None` each where no adapter says so."""
+    """Name and revision of the base model of a folder's adapter, `None` where not recorded."""
     config: dict[str, Any] = {}
     with contextlib.suppress(InputError):
         config = read_json_object(folder / "adapter_config.json")
@@ -37,9 +37,9 @@ def adapter_base(folder: Path) -> tuple[str | None, str | None]:
 
 
 def hub_commit(name: str, revision: str | None = None) -> str | None:
-    """The commit that a Hub id would be loaded at, or `None` where that cannot be known.
+    """The commit that a Hub id would be loaded at, or `None` if it cannot be determined.
 
-    A branch moves: a name alone says nothing about the weights.
+    A branch moves: a name alone does not identify the weights.
     """
     from transformers.utils import cached_file
 

@@ -1,6 +1,6 @@
-"""What a checkpoint's own code asks of the installed package (`ranking_engine.installed_engine`).
+"""What a checkpoint's own code uses of the installed package (`ranking_engine.installed_engine`).
 
-That code may be of another version: only ids, numbers, tensors and the plain backbone go in and out.
+That code may be of another version: only ids, numbers, tensors and the plain backbone are passed in and out.
 """
 
 from __future__ import annotations

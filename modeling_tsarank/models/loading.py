@@ -1,4 +1,4 @@
-"""`load_ranker`: from a name to a model that ranks, whatever the name stands for."""
+"""`load_ranker`: from any kind of model name to a ranking model."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ logger = logging.getLogger(__name__)
 
 DTYPES: dict[str, torch.dtype | None] = {"auto": None}
 DTYPES |= {name: getattr(torch, full) for short, full in SHORT_NAMES.items() for name in (full, short)}
-# Not a torch dtype that a model is loaded in, but a way of ranking: see `int8_weights`.
+# Not a torch dtype for loading, but a quantization for ranking: see `int8_weights`.
 INT8 = "int8"
 
 
 def resolve_device(device: Any = None) -> torch.device:
-    """The given device or the best there is. Raises `InputError` for one this machine does not have."""
+    """The given device or the best available. Raises `InputError` for one this machine does not have."""
     if device is None or device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -55,16 +55,16 @@ def resolve_device(device: Any = None) -> torch.device:
         raise InputError("there is no device 'mps' here")
     if chosen.type not in ("cpu", "cuda", "mps"):
         try:
-            torch.zeros(1, device=chosen).item()  # the device meta holds no numbers
+            torch.zeros(1, device=chosen).item()  # the device meta has no values
         except (RuntimeError, AssertionError, ImportError) as error:
             raise InputError(f"there is no device {str(device)!r} here to compute on") from error
     return chosen
 
 
 def resolve_dtype(dtype: Any, device: torch.device) -> torch.dtype:
-    """The dtype to rank in: `auto` is bfloat16 where the device has it in hardware, else float32.
+    """The dtype for ranking: `auto` is bfloat16 if the device supports it in hardware, else float32.
 
-    Raises `InputError` for an unknown name and for one the device cannot use: bfloat16 on a CPU without its
+    Raises `InputError` for an unknown name and for one unsuitable for the device: bfloat16 on a CPU without its
     instructions, float16 on any CPU.
     """
     if isinstance(dtype, str):
@@ -87,10 +87,10 @@ def resolve_dtype(dtype: Any, device: torch.device) -> torch.dtype:
 
 
 def number_format(dtype: Any, device: torch.device) -> str:
-    """The name of what `load_ranker` will compute in: `int8` or a dtype's. Raises `InputError` as `resolve_dtype`."""
+    """The format `load_ranker` will compute in: `int8` or a dtype's name. Raises `InputError` as `resolve_dtype`."""
     if isinstance(dtype, str) and dtype == INT8:
         if device.type != "cpu":
-            raise InputError(f"int8 weights are for the CPU, not for {device}; use another dtype there")
+            raise InputError(f"int8 weights are only for the CPU, not for {device}; use another dtype")
         return INT8
     return str(resolve_dtype(dtype, device)).removeprefix("torch.")
 
@@ -107,32 +107,32 @@ def load_ranker(
     model_kwargs: dict[str, Any] | None = None,
     **options: Any,
 ) -> RankerModel:
-    """Loads a reranker, or makes one of a plain language model.
+    """Loads a reranker, or creates one from a plain language model.
 
     Args:
-        name_or_path: A ranking checkpoint (its saved choices hold), a published one by name, any other Hub id or
-            folder, a GGUF file, a folder with a LoRA adapter; `None` or `default` for the released ranker, `zero-shot`
-            for the language model that it was made from. `resolver` says what a name stands for.
-        device: `None` for the best there is.
-        dtype: Torch dtype or its name; `None` or `auto` is bfloat16 where the device has it in hardware, else float32.
-            `int8`, on a CPU, computes in int8 with rounded weights: faster than float32, scores less exact.
-        family: `query_likelihood`, `true_false_logits`, `cross_encoder` or an installed family, to overrule what the
-            model says or its kind suggests; the weights of a ranker of another family are then taken as a plain
-            model's.
-        gguf_file: The GGUF file inside a folder or Hub repository.
+        name_or_path: A ranking checkpoint (with its saved options), a published one by name, any other Hub id or
+            folder, a GGUF file, a folder with a LoRA adapter; `None` or `default` for the released ranker,
+            `zero-shot` for the language model that it was trained from. See `resolver` for all names.
+        device: `None` for the best available.
+        dtype: Torch dtype or its name; `None` or `auto` is bfloat16 if the device has it in hardware, else float32.
+            `int8`, on a CPU, computes with quantized weights: faster than float32, with less exact scores.
+        family: `query_likelihood`, `true_false_logits`, `cross_encoder` or an installed family, to override the family
+            in the checkpoint or the default of its kind; the weights of a ranker of another family are then loaded as
+            a plain model's.
+        gguf_file: The GGUF file in a folder or Hub repository.
         revision: Branch, tag or commit of a Hub model.
         trust_remote_code: Whether to run the backbone's own code.
         model_kwargs: Further arguments of transformers' `from_pretrained`, such as `attn_implementation`,
-            `quantization_config` or `device_map`. With the last two the model stays where they put it.
+            `quantization_config` or `device_map`. The last two decide the device.
         options: Ranking options to change.
 
     Raises:
-        InputError, ModelError, ResourceError: Each of one line.
+        InputError, ModelError, ResourceError: Each with a one-line message.
     """
     more = dict(model_kwargs or {})
     _check_model_kwargs(more, device, dtype)
     if "new_head" in options:
-        raise InputError("a new head is for training; rank with a model whose head is trained")
+        raise InputError("new_head is for training only; to rank, use a model with a trained head")
     as_int8 = isinstance(dtype, str) and dtype == INT8
     if as_int8:
         number_format(dtype, resolve_device(device or "cpu"))
@@ -152,8 +152,8 @@ def load_ranker(
     }
     if source.kind in OTHER_LIBRARIES:
         raise ModelError(
-            f"{source.name} is a {source.kind}, not a ranking model or language model to load here; `tsarank evaluate "
-            "--model` takes one: ce:M (a cross-encoder), dense:M (a bi-encoder), or the address of a service"
+            f"{source.name} is a {source.kind}, which load_ranker cannot load; `tsarank evaluate --model` accepts "
+            "ce:M (a cross-encoder), dense:M (a bi-encoder), or the address of a service"
         )
     if source.kind is Kind.ADAPTER:
         ranker = _with_adapter(source, named.name, family, options, trust_remote_code, more)
@@ -172,8 +172,8 @@ def load_ranker(
             ranker.config.model_type,
             type(ranker).__name__,
         )
-    if family is None and not options.keys() - lengths.keys():  # else its scores are others
-        # What this package saved may have been trained since its authors published it.
+    if family is None and not options.keys() - lengths.keys():  # other options change its scores
+        # A model saved by this package may have been trained after its publication.
         line = None if ours else families.published_probability(source.name, ranker.backbone.config)
         published = None if line is None else Calibration("platt", "none", line, origin={"published": True})
         ranker.calibration = _saved_calibration(source, revision, ours) or published
@@ -193,7 +193,7 @@ def _saved_calibration(source: Source, revision: str | None, ours: Any) -> Calib
 
 
 def _hub_adapter(source: Source, revision: str | None) -> Source:
-    """The folder of a Hub repository that holds only an adapter; every other source as it is."""
+    """The folder of a Hub repository that holds only an adapter; every other source unchanged."""
     if source.kind not in (Kind.HUB, Kind.PUBLISHED):
         return source
     options: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
@@ -204,7 +204,7 @@ def _hub_adapter(source: Source, revision: str | None) -> Source:
             return source
         wanted = ["adapter_*", RECORD_FILE]
         folder = snapshot_download(source.name, revision=revision, allow_patterns=wanted)
-    except (OSError, ValueError):  # loading says what is wrong
+    except (OSError, ValueError):  # loading reports the error
         return source
     return Source(Kind.ADAPTER, folder)
 
@@ -212,10 +212,10 @@ def _hub_adapter(source: Source, revision: str | None) -> Source:
 def _check_model_kwargs(more: dict[str, Any], device: Any, dtype: Any) -> None:
     own = sorted({"dtype", "torch_dtype", "revision", "trust_remote_code", "gguf_file"} & set(more))
     if own:
-        raise InputError(f"model_kwargs holds {', '.join(own)}, which load_ranker takes as its own argument")
+        raise InputError(f"model_kwargs holds {', '.join(own)}, which load_ranker has as an argument of its own")
     placing = [name for name in ("device_map", "quantization_config") if name in more]
     if placing and (device is not None or dtype == INT8):
-        raise InputError(f"{placing[0]} in model_kwargs decides where the weights are; leave out device and int8")
+        raise InputError(f"{placing[0]} in model_kwargs decides the device; leave out device and int8")
 
 
 def make_ranker(
@@ -231,19 +231,19 @@ def make_ranker(
     new_head: bool = False,
     **options: Any,
 ) -> RankerModel:
-    """A ranking model of what is found under a path or Hub id, on the CPU unless `backbone_options` say otherwise.
+    """A ranking model from a path or Hub id, on the CPU unless `backbone_options` choose another device.
 
     Args:
         path: A folder, a GGUF file or a Hub id.
-        family: Its family; `None` is what the checkpoint says.
-        otherwise: The family of a plain language model; `None` is what its kind suggests.
+        family: Its family; `None` is the checkpoint's own.
+        otherwise: The family of a plain language model; `None` is the default of its kind.
         dtype: Of the weights; `None` keeps the checkpoint's.
-        new_head: Whether a family with a head of its own gets a new one where the checkpoint has none.
-        revision, trust_remote_code, gguf_file, backbone_options, options: As in `RankerModel.from_backbone`.
+        new_head: Whether to create a head if the family needs one and the checkpoint has none.
+        revision, trust_remote_code, gguf_file, backbone_options, options: See `RankerModel.from_backbone`.
 
     Raises:
         InputError: An unknown family or option.
-        ModelError: There is no such model, or the family cannot be made of it.
+        ModelError: There is no such model, or it cannot be loaded as this family.
     """
     origin: dict[str, Any] = {
         "dtype": dtype,
@@ -253,7 +253,7 @@ def make_ranker(
     }
     reason = next((why for name, why in UNSUPPORTED.items() if name.lower() == path.lower()), None)
     if reason is not None and family is None:
-        raise ModelError(f"{path} cannot be ranked with here: {reason}")
+        raise ModelError(f"{path} is not supported: {reason}")
     more = dict(backbone_options or {})
     saved = None
     is_gguf = gguf_file is not None or Path(path).suffix.lower() == ".gguf"
@@ -277,8 +277,8 @@ def make_ranker(
         return CrossEncoderModel.from_backbone(backbone, tokenizer=tokenizer, **{**limits, **options})
     elif chosen is None and not is_gguf and (modules := other_modules(path, revision)):
         raise ModelError(
-            f"{path} is a model of sentence-transformers with {modules}, which no family of rankers has; where a "
-            f"command takes one, name it ce:{path} (a cross-encoder) or dense:{path} (a bi-encoder)"
+            f"{path} is a model of sentence-transformers with {modules}, which no family supports; in commands "
+            f"with --model, name it ce:{path} (a cross-encoder) or dense:{path} (a bi-encoder)"
         )
     else:
         chosen = chosen or (None if kind == families.CLASSIFIER else otherwise)
@@ -286,7 +286,7 @@ def make_ranker(
     origin["new_head"] = new_head and cls.own_head and kind != families.CLASSIFIER
     if saved in (None, cls.options_class.family):
         return cls.from_backbone(path, **origin, backbone_options=more, **options)
-    logger.info("%s was saved as %s; its weights are taken for %s", path, saved, cls.options_class.family)
+    logger.info("%s was saved as %s; its weights are loaded as %s", path, saved, cls.options_class.family)
     backbone, tokenizer = load_backbone(path, cls.backbone_class, **origin, **more)
     delattr(backbone.config, CONFIG_KEY)
     return cls.from_backbone(backbone, tokenizer=tokenizer, **options)
@@ -300,10 +300,10 @@ def _with_adapter(
     trust_remote_code: bool,
     model_kwargs: dict[str, Any],
 ) -> RankerModel:
-    """A ranker of an adapter's base with the adapter added, in float32, as a training saves the merged model.
+    """A ranker of an adapter's base with the adapter merged, in float32, as training saves the merged model.
 
-    What a training recorded beside the adapter, or the table of published checkpoints, says how it ranks; else its
-    base does. An adapter of a sequence-classification model brings the head along.
+    The ranking options come from the training record next to the adapter or the table of published checkpoints,
+    otherwise from the base. An adapter of a sequence-classification model includes the head.
     """
     folder = Path(source.name)
     base, revision = source.adapter_base()
@@ -324,9 +324,7 @@ def _with_adapter(
             given |= {"device": "cpu", "dtype": "float32", "family": family or own, "model_kwargs": model_kwargs}
             ranker = load_ranker(base, **given, **{**kept, **options})
     except ModelError as error:
-        raise ModelError(
-            f"{folder} holds only the adapter of {base!r:.200}, which cannot be loaded: {error}"
-        ) from error
+        raise ModelError(f"{folder} has only the adapter of {base!r:.200}, which cannot be loaded: {error}") from error
     brought = add_adapter(ranker.backbone, folder)
     if with_head and (lacking := {name for name in newly_made_weights(ranker.backbone) if name not in brought}):
         raise ModelError(f"{folder} is the adapter of a sequence-classification model without {some_of(lacking)}")

@@ -1,7 +1,7 @@
-"""Published checkpoints by name: the prompt, the answer tokens and the limits that each was trained with.
+"""Published checkpoints by name: the prompt, answer tokens and limits used in their training.
 
-Sources: the model cards and the code that the authors published with the models. A row holds what differs from the
-family's defaults. Names are matched as file name patterns, letter case aside; the first match counts.
+Sources: the model cards and code published by the models' authors. A row has the differences from the family's
+defaults. Names are matched as file name patterns, case-insensitively; the first match counts.
 """
 
 from __future__ import annotations
@@ -44,27 +44,27 @@ _MONOT5 = {"strategy": "softmax", "max_length": 512}
 _LONG = {"max_length": 8192, "max_query_length": 2048}
 _YES_NO = {"true_text": "yes", "false_text": "no"}
 
-# Said of every row: prompts and answer tokens are tested against the authors' way of building them, but the weights
-# were not at hand, so that no score was compared with a published one (`pytest -m hub` does).
+# For every row: prompts and answer tokens are tested against the authors' code, but without the weights, so that no
+# score was compared with a published one (`pytest -m hub` does that).
 UNVERIFIED = "unverified: prompt and answer tokens are tested, published scores were not reproduced"
 
-# The probability that authors publish beside a score, as slope and intercept of a logistic function: sigmoid(x / 5) of
-# zerank, and P(yes) against P(no) of Qwen3-Reranker, which is the logistic function of the difference of their logits.
+# The probability that authors publish with a score, as slope and intercept of a logistic function: sigmoid(x / 5) of
+# zerank, and P(yes) against P(no) of Qwen3-Reranker, the logistic function of the difference of their logits.
 PROBABILITIES: dict[str, tuple[float, float]] = {
     "Qwen/Qwen3-Reranker-*": (1.0, 0.0),
     "zeroentropy/zerank-*": (0.2, 0.0),
 }
 
-# Rerankers that no family here scores as their authors do.
+# Rerankers whose scoring no family implements.
 UNSUPPORTED = {
-    "BAAI/bge-reranker-v2-minicpm-layerwise": "its score is read off a layer of choice, by code of its own",
-    "BAAI/bge-reranker-v2.5-gemma2-lightweight": "it compresses tokens between its layers, by code of its own",
+    "BAAI/bge-reranker-v2-minicpm-layerwise": "its score comes from a chosen layer, by its own code",
+    "BAAI/bge-reranker-v2.5-gemma2-lightweight": "it compresses tokens between layers, by its own code",
 }
 
-# By family, and there by the pattern of a Hub id. A cross-encoder's own files say most of what it needs.
+# By family, then by the pattern of a Hub id. A cross-encoder's own files have most of its settings.
 PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
     "cross_encoder": {
-        # The published code and model card end the input without the EOS that the paper writes.
+        # The published code and model card end the input without the EOS described in the paper.
         "castorini/rankllama-*": {
             "query_template": "query: {query}",
             "document_template": "document: {document}",
@@ -72,14 +72,14 @@ PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
             "max_query_length": 32,
         },
     },
-    # The published training and evaluation code puts the query's ids right behind the prompt's, without a space.
+    # The published training and evaluation code appends the query's ids to the prompt's, without a space.
     "query_likelihood": {"zyznull/RankingGPT-*": {"prompt_style": "separate"}},
     "true_false_logits": {
         # The published TWOLAR code ends its template with a space.
         "Dundalia/TWOLAR-*": {"template": "Query: {query} Document: {document} Relevant: "},
         "castorini/monot5-*": _MONOT5,
         "unicamp-dl/InRanker-*": _MONOT5,
-        # The multilingual ones answer in words that mT5's vocabulary has as one token.
+        # The multilingual ones use answer words that are one token in mT5's vocabulary.
         "unicamp-dl/mt5-base-*": {**_MONOT5, **_YES_NO},
         "Soyoung97/RankT5-*": {
             "template": "Query: {query} Document: {document}",
@@ -113,7 +113,7 @@ PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
             "score_text": "Yes",
             **_LONG,
         },
-        # The document comes first: its states can be cached.
+        # Document-first: document states can be cached.
         "ContextualAI/ctxl-rerank-v2-instruct-multilingual-*": {
             "template": _CTXL_V2,
             "strategy": "single_token",

@@ -1,4 +1,4 @@
-"""What a model's name stands for, decided in one place for whoever loads, trains, measures or publishes it.
+"""What a model's name means, in one place for loading, training, evaluating and publishing.
 
 | name | what it is |
 |---|---|
@@ -27,7 +27,7 @@ from .fingerprints import adapter_base
 
 
 class Kind(StrEnum):
-    """What a name can stand for."""
+    """The kinds of models that a name can mean."""
 
     RELEASE = "release of this package"
     EMBEDDED = "language model of this package"
@@ -42,7 +42,7 @@ class Kind(StrEnum):
     SERVICE = "reranking service"
 
 
-# In front of a name.
+# Prefixes of a name.
 PREFIXES = {"ce:": Kind.CROSS_ENCODER, "dense:": Kind.BI_ENCODER, "st:": Kind.SENTENCE_TRANSFORMERS}
 PACKAGED = (Kind.RELEASE, Kind.EMBEDDED)
 OTHER_LIBRARIES = (*PREFIXES.values(), Kind.SERVICE)
@@ -50,11 +50,11 @@ OTHER_LIBRARIES = (*PREFIXES.values(), Kind.SERVICE)
 
 @dataclass(frozen=True)
 class Source:
-    """What a name stands for.
+    """What a name means.
 
     Attributes:
-        kind: which of the kinds.
-        name: its full name: of a release, a Hub id, a path, or an address, without prefix.
+        kind: The kind of model.
+        name: The full name of a release, a Hub id, a path, or an address, without prefix.
     """
 
     kind: Kind
@@ -72,7 +72,7 @@ class Source:
 
     @property
     def label(self) -> str:
-        """What tables call it: no folders."""
+        """The name for tables, without folders."""
         if self.packaged or self.kind is Kind.SERVICE:
             return self.name
         path = Path(self.name)
@@ -81,25 +81,25 @@ class Source:
         return path.resolve().name if path.is_dir() else self.name.rstrip("/").rpartition("/")[2]
 
     def location(self) -> str:
-        """What is loaded: a Hub id, a file or a folder; one of the package's own models is unpacked on first use.
+        """Where to load from: a Hub id, a file or a folder; one of the package's own models is unpacked on first use.
 
         Raises:
             ModelError: a release's files do not belong together.
-            ResourceError: the model cannot be had, or the disk has no room for it.
+            ResourceError: the model is unavailable, or the disk has no space for it.
         """
         return os.fspath(embedded_source(self.name)) if self.packaged else self.name
 
     def adapter_base(self) -> tuple[str, str | None]:
-        """Name and revision of the model that an adapter belongs to. Raises `ModelError` where it names none."""
+        """Name and revision of an adapter's base model. Raises `ModelError` if it names none."""
         base, revision = adapter_base(Path(self.name))
         if base is None:
-            raise ModelError(f"{self.name} holds only an adapter that names no base: merge it and name that folder")
+            raise ModelError(f"{self.name} has only an adapter that names no base: merge it and name its folder")
         base = packaged_name(base)
         return base, None if resolve(base).local else revision
 
 
 def resolve(name: str | os.PathLike[str] | None, revision: str | None = None) -> Source:
-    """What a name stands for; the Hub is not asked.
+    """What a name means, without access to the Hub.
 
     Args:
         name: see the table above; `None` is `default`.
@@ -130,7 +130,7 @@ def _resolve(name: str | os.PathLike[str] | None) -> Source:
     prefix = next((one for one in PREFIXES if given.startswith(one)), "")
     rest = given.removeprefix(prefix)
     if not rest.strip():
-        raise InputError(f"a model's name is expected, got {given!r}")
+        raise InputError(f"expected a model's name, got {given!r}")
     if prefix:
         return Source(PREFIXES[prefix], rest)
     if Path(given).suffix.lower() == ".gguf":
@@ -143,7 +143,7 @@ def _resolve(name: str | os.PathLike[str] | None) -> Source:
 
 
 def packaged_name(path: str) -> str:
-    """The name of the package's model that a path of the cache, here or elsewhere, is for; other names unchanged."""
+    """The name of the package's model for a cache path, of this or another machine; other names unchanged."""
     folder = Path(path).name
     if folder == unpacked_folder().name:
         return DEFAULT_NAME
@@ -151,7 +151,7 @@ def packaged_name(path: str) -> str:
 
 
 def _kind_of_folder(folder: Path) -> Kind:
-    from .checkpoints import holds_adapter_alone  # late: it imports torch
+    from .checkpoints import holds_adapter_alone  # late import: it imports torch
 
     if holds_adapter_alone(folder):
         return Kind.ADAPTER
@@ -164,19 +164,19 @@ def _kind_of_folder(folder: Path) -> Kind:
         config = read_json_object(folder / "config.json", allow_nan=True)
         ours = CONFIG_KEY in config or (model_kind(config) == CLASSIFIER and not other_modules(str(folder)))
         ours = ours or read_stack(str(folder)) is not None
-        # A language model whose logits are the score is loaded as ours.
+        # A language model with a LogitScore module is loaded as a ranker of this package.
         ours = ours or "LogitScore" in dict(repository_modules(str(folder)))
-    except (InputError, ModelError):  # loading says what is wrong with it
+    except (InputError, ModelError):  # loading reports the error
         return Kind.FOLDER
     return Kind.FOLDER if ours else Kind.SENTENCE_TRANSFORMERS
 
 
 def resolve_language_model(name: str | os.PathLike[str] | None) -> Source:
-    """The same for what a plain language model is made of, to train or to generate with; `None` is the package's.
+    """Like `resolve`, for a plain language model to train or generate with; `None` is the package's.
 
     Raises:
-        InputError: the name is `default`, which is a ranker and not what a training begins with, or stands for no
-            language model.
+        InputError: the name is `default`, which is a ranker and not the start of a training, or is not a language
+            model.
     """
     if name is not None and os.fspath(name) == DEFAULT:
         raise InputError(

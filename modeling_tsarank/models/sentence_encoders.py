@@ -1,4 +1,4 @@
-"""Models of sentence-transformers: bi-encoders and cross-encoders, complete or refused."""
+"""Models of sentence-transformers: bi-encoders and cross-encoders, loaded completely or refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..ranking_errors import ModelError, first_line
 
 
 def sentence_transformers_kind(name: str, revision: str | None = None) -> str:
-    """`CrossEncoder` or `SentenceTransformer`, by what the model's own files say.
+    """`CrossEncoder` or `SentenceTransformer`, by the model's own files.
 
     Raises:
         ModelError: it is another kind of model, or has no configuration.
@@ -34,8 +34,8 @@ def _settings(name: str, file: str, revision: str | None) -> dict[str, Any]:
 
 
 def repository_file(name: str, file: str, revision: str | None = None) -> Path | None:
-    """A file of a folder or Hub repository, or `None` where it has none of that name. Raises `ModelError` where the
-    repository cannot be had."""
+    """A file of a folder or Hub repository, or `None` if it does not exist. Raises `ModelError` if the repository is
+    unavailable."""
     from transformers.utils import cached_file
 
     try:
@@ -46,13 +46,13 @@ def repository_file(name: str, file: str, revision: str | None = None) -> Path |
 
 
 def load_encoder(name: str, device: str | None = None, **kwargs: Any) -> Any:
-    """A `SentenceTransformer`, ready to encode; further keyword arguments are its own.
+    """A `SentenceTransformer`, ready to encode; further keyword arguments are passed to it.
 
     Raises:
-        ModelError: it cannot be loaded, or weights of it are missing.
+        ModelError: it cannot be loaded, or weights are missing.
         ResourceError: sentence-transformers is not installed.
     """
-    # Sentence-transformers pools by itself: many encoders are published without BERT's pooler.
+    # Sentence-transformers has its own pooling: many encoders are published without BERT's pooler.
     what = "A bi-encoder", "a sentence-transformers model"
     return _load("SentenceTransformer", name, what, ("pooler.",), device=device, **kwargs).eval()
 
@@ -61,7 +61,7 @@ def load_sparse_encoder(name: str, device: str | None = None, max_tokens: int = 
     """A `SparseEncoder` that is a SPLADE model: a masked language model in safetensors.
 
     Raises:
-        ModelError: it cannot be loaded, or weights of it are missing.
+        ModelError: it cannot be loaded, or weights are missing.
         ResourceError: sentence-transformers is not installed.
     """
     what = "The SPLADE first stage", "a masked language model"
@@ -71,10 +71,10 @@ def load_sparse_encoder(name: str, device: str | None = None, max_tokens: int = 
 
 
 def load_cross_encoder(name: str, device: str | None = None, max_length: int | None = None, **kwargs: Any) -> Any:
-    """A `CrossEncoder` of sentence-transformers; further keyword arguments are its own.
+    """A `CrossEncoder` of sentence-transformers; further keyword arguments are passed to it.
 
     Raises:
-        ModelError: it cannot be loaded, or weights of it are missing: a plain encoder has no head that scores.
+        ModelError: it cannot be loaded, or weights are missing: a plain encoder has no scoring head.
         ResourceError: sentence-transformers is not installed.
     """
     what = "A cross-encoder", "a CrossEncoder"
@@ -82,7 +82,7 @@ def load_cross_encoder(name: str, device: str | None = None, max_length: int | N
 
 
 def _read_as_text(encoder: Any) -> None:
-    """Lets the control tokens that a text spells be its characters, unless the model's own prompts spell some."""
+    """Encodes control tokens spelled in a text as plain characters, unless the model's own prompts have some."""
     tokenizer = encoder.tokenizer
     prompts = " ".join(map(str, (getattr(encoder, "prompts", None) or {}).values()))
     own = any(token in prompts for token in tokenizer.all_special_tokens)
@@ -91,32 +91,32 @@ def _read_as_text(encoder: Any) -> None:
 
 
 def _load(kind: str, name: str, what: tuple[str, str], dispensable: tuple[str, ...] = (), **kwargs: Any) -> Any:
-    """A model of a class of sentence-transformers; one line for whatever goes wrong.
+    """A model of a class of sentence-transformers; all errors become one-line messages.
 
     Args:
         kind: The class.
         name: Of the model.
-        what: What needs the library, and what the model cannot be loaded as.
-        dispensable: How weights begin that may be missing.
-        kwargs: Of the class.
+        what: The feature for which the library is needed, and the kind the model cannot be loaded as, for messages.
+        dispensable: Prefixes of weights that may be missing.
+        kwargs: Arguments of the class.
     """
     from .checkpoints import newly_made_weights, some_of
 
     package = require("sentence_transformers", extra="dense", purpose=what[0])
-    try:  # the libraries check few fields of the files they read
+    try:  # the libraries validate few fields of files
         encoder = getattr(package, kind)(name, **kwargs)
         _read_as_text(encoder)
-        if kind == "CrossEncoder":  # a tokenizer's wrong settings show with its first text
+        if kind == "CrossEncoder":  # wrong tokenizer settings only fail with a text
             encoder.tokenizer(["a"], ["b"])
         else:
             (getattr(encoder, "preprocess", None) or encoder.tokenize)(["a"])
     except Exception as error:
         raise ModelError(f"{name!r} cannot be loaded as {what[1]}: {first_line(error)}") from error
     if kind == "SparseEncoder" and not any(type(module).__name__ == "SpladePooling" for module in encoder):
-        raise ModelError(f"{name!r} is no SPLADE model: it lacks the head of a masked language model")
+        raise ModelError(f"{name!r} is not a SPLADE model: it has no masked-language-model head")
     weights = [weight for weight in newly_made_weights(encoder) if not weight.startswith(dispensable)]
     if weights:
-        raise ModelError(f"{name!r} is incomplete, its results would be random: it lacks {some_of(weights)}")
+        raise ModelError(f"{name!r} is incomplete, its results would be random: missing {some_of(weights)}")
     return encoder
 
 
@@ -124,5 +124,5 @@ def normalized(vectors: np.ndarray) -> np.ndarray:
     """Rows of length 1, float32. Raises `ModelError` for a row that is not finite."""
     vectors = np.asarray(vectors, dtype=np.float32)
     if not np.isfinite(vectors).all():
-        raise ModelError("the dense model gave an embedding that is not finite; try another dtype or device")
+        raise ModelError("the dense model returned an embedding that is not finite; try another dtype or device")
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -1,10 +1,10 @@
 """Rerankers that sentence-transformers publishes as modules: of a language model, or of ModernBERT without a head.
 
-A language model, a chat template and a `LogitScore` module say all that `TwolarModel` needs: the template is the
-tokenizer's chat template, filled with placeholders, and the answers are the module's token ids.
+A repository with a language model, a chat template and a `LogitScore` module has all that `TwolarModel` needs: the
+template is the tokenizer's chat template, filled with placeholders, and the answers are the module's token ids.
 
-Other repositories (cross-encoder/ettin-reranker-*) have the parts of `ModernBertForSequenceClassification` under other
-names, and are loaded as one: Transformer, Pooling, Dense (GELU), LayerNorm, Dense (one score).
+Other repositories (cross-encoder/ettin-reranker-*) have the parts of `ModernBertForSequenceClassification` under
+other names, and are loaded as one: Transformer, Pooling, Dense (GELU), LayerNorm, Dense (one score).
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _EPSILON = 1e-5  # of sentence-transformers' LayerNorm, which has no option for 
 
 
 def default_prompt(path: str, revision: str | None) -> str | None:
-    """The prompt that sentence-transformers puts before every text of a repository's model."""
+    """The prompt that sentence-transformers adds before every text of a repository's model."""
     settings = repository_json(path, "config_sentence_transformers.json", revision) or {}
     prompts = settings.get("prompts")
     return prompts.get(settings.get("default_prompt_name")) if isinstance(prompts, dict) else None
 
 
 def repository_json(path: str, file: str, revision: str | None) -> Any:
-    """What a JSON file of a repository holds, `None` where there is none. Raises `ModelError` for a damaged one."""
+    """The content of a JSON file of a repository, `None` if there is none. Raises `ModelError` for a damaged one."""
     try:
         found = repository_file(path, file, revision)
-    except ModelError:  # not to be had: loading says why
+    except ModelError:  # unavailable: loading reports why
         return None
     try:
         return None if found is None else read_json(found)
@@ -47,21 +47,21 @@ def repository_json(path: str, file: str, revision: str | None) -> Any:
 
 
 def repository_modules(path: str, revision: str | None = None) -> list[tuple[str, str]]:
-    """Kind and path of each module of a sentence-transformers repository; none of any other repository."""
+    """Kind and path of each module of a sentence-transformers repository; empty for other repositories."""
     rows = repository_json(path, "modules.json", revision)
     found = [one for one in rows if isinstance(one, dict)] if isinstance(rows, list) else []
     return [(str(one.get("type")).rpartition(".")[2], str(one.get("path") or "")) for one in found]
 
 
 def logit_score_options(path: str, revision: str | None = None) -> dict[str, Any] | None:
-    """The `LogitOptions` of a sentence-transformers repository with a `LogitScore` module, or `None` for any other.
+    """The `LogitOptions` of a sentence-transformers repository with a `LogitScore` module, or `None` for others.
 
     Args:
         path: A folder or Hub id.
         revision: Branch, tag or commit of a Hub repository.
 
     Raises:
-        ModelError: Its chat template does not show query and document once each, or a file of it is damaged.
+        ModelError: Its chat template does not contain query and document exactly once each, or a file is damaged.
     """
     places = dict(repository_modules(path, revision))
     if set(places) != {"Transformer", "LogitScore"} or places["Transformer"]:
@@ -81,7 +81,7 @@ def logit_score_options(path: str, revision: str | None = None) -> dict[str, Any
         ) from error
     missing = [name for name in ("{query}", "{document}") if template.count(name) != 1]
     if missing:
-        raise ModelError(f"the chat template of {path} must show {' and '.join(missing)} once; it gives {template!r}")
+        raise ModelError(f"the chat template of {path} must contain {' and '.join(missing)} once, got {template!r}")
     limits = (settings.get("max_seq_length"), tokenizer.model_max_length, context)
     longest = min(limit for limit in limits if isinstance(limit, int))
     options: dict[str, Any] = {
@@ -89,7 +89,7 @@ def logit_score_options(path: str, revision: str | None = None) -> dict[str, Any
         "instruction": instruction,
         "max_length": longest,
         "max_query_length": min(_LONGEST_QUERY, longest // 2),
-        "add_bos": None if tokenizer.bos_token is None else False,  # the chat template writes its own
+        "add_bos": None if tokenizer.bos_token is None else False,  # the chat template has its own
     }
     true, false = answers.get("true_token_id"), answers.get("false_token_id")
     if not isinstance(true, int):
@@ -100,10 +100,10 @@ def logit_score_options(path: str, revision: str | None = None) -> dict[str, Any
 
 
 def other_modules(path: str, revision: str | None = None) -> str:
-    """What sentence-transformers puts around a repository's model, in words; empty for a model alone.
+    """A description of sentence-transformers' additions to a repository's model; empty for a model alone.
 
     Raises:
-        ModelError: A file of it is damaged.
+        ModelError: A file is damaged.
     """
     kinds = [kind for kind, _ in repository_modules(path, revision)]
     others = ["the modules " + ", ".join(kinds)] if kinds not in ([], ["Transformer"]) else []
@@ -111,10 +111,10 @@ def other_modules(path: str, revision: str | None = None) -> str:
 
 
 def _template(tokenizer: Any, settings: dict[str, Any], prompt: str | None) -> tuple[str, str]:
-    """The chat template as a template of `LogitOptions`, and the instruction that stands in it by default."""
+    """The chat template as a template of `LogitOptions`, and its default instruction."""
     arguments = dict((settings.get("processing_kwargs") or {}).get("chat_template") or {})
     for name in ("restore_suffix", "padding", "truncation", "max_length", "return_tensors"):
-        arguments.pop(name, None)  # they say how to tokenize
+        arguments.pop(name, None)  # tokenization settings
     structured = ((settings.get("modality_config") or {}).get("message") or {}).get("format") == "structured"
 
     def filled(**roles: str) -> str:
@@ -135,14 +135,14 @@ def _template(tokenizer: Any, settings: dict[str, Any], prompt: str | None) -> t
 
 
 def read_stack(path: str, revision: str | None = None) -> dict[str, Any] | None:
-    """The paths of such a repository's modules and what ModernBERT's configuration has of a head; `None` for others.
+    """The paths of such a repository's modules, and the head's settings for ModernBERT's configuration; else `None`.
 
     Args:
         path: A folder or Hub id.
         revision: Branch, tag or commit of a Hub repository.
 
     Raises:
-        ModelError: A file of it is damaged.
+        ModelError: A file is damaged.
     """
     modules = repository_modules(path, revision)
     paths = [place for _, place in modules]
@@ -177,11 +177,11 @@ def read_stack(path: str, revision: str | None = None) -> dict[str, Any] | None:
 def load_stack(
     path: str, stack: dict[str, Any], revision: str | None = None, **origin: Any
 ) -> tuple[Any, Any, dict[str, int]]:
-    """The repository as a sequence-classification model, its tokenizer, and its limits as ranking options.
+    """The sequence-classification model of a repository, its tokenizer, and its limits as ranking options.
 
     Args:
-        path, revision: As of `read_stack`.
-        stack: What that gave.
+        path, revision: See `read_stack`.
+        stack: The result of `read_stack`.
         origin: Further arguments of `load_backbone`.
 
     Raises:
@@ -191,7 +191,7 @@ def load_stack(
     backbone, tokenizer = load_backbone(path, lambda _: AutoModelForSequenceClassification, **origin)
     weights = {place: _weights(path, stack["paths"][place], revision) for place in (_DENSE, _NORM, _SCORE)}
     norm, score = weights[_NORM], weights[_SCORE]
-    # ModernBERT's norms mostly have no bias. What this one adds, the layer above turns into a constant.
+    # ModernBERT's norms mostly have no bias. The bias of this one is folded into a constant of the layer above.
     bias = score["linear.weight"].double() @ norm["norm.bias"].double() + score.get("linear.bias", torch.zeros(1))
     state = {f"head.dense.{name.rpartition('.')[2]}": value for name, value in weights[_DENSE].items()}
     state |= {"head.norm.weight": norm["norm.weight"], "classifier.weight": score["linear.weight"]}
@@ -203,7 +203,7 @@ def load_stack(
         raise ModelError(f"{path}: {some_of(lacking)} of its head are missing")
     for name, value in state.items():
         if name not in own or own[name].shape != value.shape:
-            raise ModelError(f"{path}: {name} of the modules does not fit the model's head")
+            raise ModelError(f"{path}: the shape of {name} in the modules does not fit the model's head")
         own[name].copy_(value)
     for name, weight in backbone.named_parameters():
         if name in state:

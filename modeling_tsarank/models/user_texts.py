@@ -1,4 +1,4 @@
-"""User text is text for tokenizers of every kind, slow ones too, and for encoders, which read a text as a whole."""
+"""User text is encoded as plain text: by all tokenizers, slow ones too, and for encoders, which get whole texts."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from ..user_text import TOKENIZE, Span, UserText
 
 
 class AnyUserText(UserText):
-    """As `UserText`; a slow tokenizer gives no offsets."""
+    """Like `UserText`, also for slow tokenizers, which return no offsets."""
 
     def encode(self, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[tuple[list[int], list[Span]]]:
-        """As `UserText.encode`."""
+        """See `UserText.encode`."""
         if getattr(self.tokenizer, "is_fast", False):
             return super().encode(texts, spans)
         return [(self._slow(text, own), []) for text, own in zip(texts, spans, strict=True)]
 
     def encode_whole(self, texts: Sequence[str], limit: int) -> list[list[int]]:
-        """Ids of texts that are all the user's, with the special tokens that the tokenizer puts around one;
-        cut on the right to `limit` in all."""
+        """Ids of texts that are entirely the user's, with the tokenizer's special tokens; truncated on the right to
+        `limit` in total."""
         whole, inside = self.tokenizer("a")["input_ids"], self.tokenizer("a", **TOKENIZE)["input_ids"]
         at = next(at for at in range(len(whole)) if whole[at : at + len(inside)] == inside)
         before, after = whole[:at], whole[at + len(inside) :]
@@ -35,7 +35,7 @@ class AnyUserText(UserText):
         for start, end in [*spans, (len(text), len(text))]:
             parts = [text[at:start], *self.pattern.split(text[start:end])]
             for place, part in enumerate(parts):
-                if place and not place % 2:  # what the pattern caught
+                if place and not place % 2:  # the pattern's match
                     ids += tokenizer.convert_tokens_to_ids(tokenizer.tokenize(part, split_special_tokens=True))
                 elif part:
                     ids += tokenizer(part, **TOKENIZE)["input_ids"]

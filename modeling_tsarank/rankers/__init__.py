@@ -1,3 +1,3 @@
-"""Ways to put a list in order: pointwise scorers, rankers of whole lists, services behind an address."""
+"""Ways to order a list: pointwise scorers, rankers of whole lists, services behind a URL."""
 
 RANKERS = ("pointwise", "listwise", "first", "setwise", "pairwise", "attention", "one-pass")

@@ -23,29 +23,29 @@ RANKERS_HELP = """\
 rankers (--ranker), over any language model; the costs are for n documents of a query:
   pointwise  a score for each document by itself: n short prompts, the cheapest (the default)
   listwise   RankGPT: the model writes the order of 20 documents at a time, (n - 10) / 10 answers; for strong chat
-             models, as weak ones answer by counting
+             models: weak ones answer by counting
              options: window, step, prompt, passage_words, attempts, refuse_given_order
-  first      FIRST: as listwise, but nothing is written, the labels' logits give the order; for models trained for it
+  first      FIRST: the order of the labels' logits, without generation; for models trained for it
              options: window, step, passage_words
   setwise    the best of 4 documents, in a heap: about 130 prompts for the top 10 of 100
              options: method (heapsort, insertion), labels, best, both_orders, passage_words
   pairwise   PRP, the better of two documents, in both orders: up to 20 (n - 1) prompts for ten passes of sliding,
              n (n - 1) for allpair
              options: method (sliding, sorting, allpair), passes, passage_words
-  attention  in-context re-ranking: the attention of the query to the passages of a prompt, without the same of an
-             empty query; three passes for 20 documents, decoder-only models
+  attention  in-context re-ranking: the attention of the query to the passages of a prompt, minus that of an empty
+             query; three forward passes for 20 documents, decoder-only models
              options: window, step, passage_words, calibrate
-  one-pass   the attention of the query to cached document states (--store): one pass of the query for all documents;
-             a pointwise decoder-only ranker whose template has the document first
+  one-pass   the attention of the query to cached document states (--store): one forward pass of the query for all
+             documents; needs a pointwise decoder-only ranker with a document-first template
              options: layer, positions (aligned, original), sinks (all, one), query_tokens (all, last), reduce (sum,
              mean), calibrate
-Options are given as --ranker-options labels=8 best=20. With --model URL --api-model M an OpenAI-compatible server is
-asked instead of a model on this machine (listwise, setwise, pairwise). Without --ranker the URL is a /rerank service.
+Options are given as --ranker-options labels=8 best=20. With --model URL --api-model M, listwise, setwise and pairwise
+use an OpenAI-compatible server instead of a local model. Without --ranker, the URL is a /rerank service.
 """
 
 
 def add_ranker_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that make a ranker of lists of a language model, here or behind an address."""
+    """Adds the options for rankers of lists, over a local language model or one behind a URL."""
     group = parser.add_argument_group("ranker of lists")
     group.add_argument("--ranker", choices=RANKERS, default=RANKERS[0], help="see below (default: pointwise)")
     group.add_argument(
@@ -54,15 +54,15 @@ def add_ranker_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cascade",
         metavar="N:WHAT,…",
-        help="stages, each on the best of the one before: how many documents, and what orders them: a number format "
-        "of --model (100:int8,30:float32), a ranker over it (20:setwise), or another model (100:ce:FOLDER)",
+        help="stages, each for the best documents of the previous one: their number and ranker, a number format of "
+        "--model (100:int8,30:float32), a ranker over it (20:setwise), or another model (100:ce:FOLDER)",
     )
     parser.set_defaults(**_OF_ADDRESSES)
     group.add_argument("--api-model", metavar="M", help="with --model URL: the model's name there")
     group.add_argument(
         "--api-key-variable",
         metavar="V",
-        help="environment variable with the key, if the service wants one (default: TSARANK_API_KEY)",
+        help="environment variable with the API key, if the service needs one (default: TSARANK_API_KEY)",
     )
     group.add_argument(
         "--api-documents",
@@ -74,12 +74,12 @@ def add_ranker_arguments(parser: argparse.ArgumentParser) -> None:
         "--api-timeout",
         type=real(least=0.001, most=1e6),
         metavar="S",
-        help="seconds a request may take as a whole (default: 120)",
+        help="total timeout of a request in seconds (default: 120)",
     )
 
 
 def ranker_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The values of `--ranker-options`. Raises `InputError` for what is not NAME=VALUE."""
+    """The values of `--ranker-options`. Raises `InputError` for entries other than NAME=VALUE."""
     found = named_values(args.ranker_options, "--ranker-options")
     if found and args.ranker == RANKERS[0]:
         raise InputError("--ranker-options are for rankers of lists; name one with --ranker")
@@ -87,14 +87,14 @@ def ranker_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def named_values(entries: Iterable[str], option: str) -> dict[str, Any]:
-    """The values of an option that takes NAME=VALUE several times. Raises `InputError` for what is not."""
+    """The values of an option that takes NAME=VALUE several times. Raises `InputError` for other entries."""
     from ..files.reading import parse_json
 
     found: dict[str, Any] = {}
     for given in entries:
         name, equals, value = given.partition("=")
         if not equals or not name:
-            raise InputError(f"{option} takes NAME=VALUE, such as window=10, got {given!r}")
+            raise InputError(f"{option} expects NAME=VALUE, such as window=10, got {given!r}")
         try:
             found[name] = parse_json(value, given)
         except InputError:  # a word, such as heapsort
@@ -166,7 +166,7 @@ def cascade_stages(args: argparse.Namespace) -> list[tuple[int, argparse.Namespa
     from .cascade import parse_cascade
 
     if args.ranker != RANKERS[0]:
-        raise InputError("--cascade names its rankers itself; leave --ranker out")
+        raise InputError("--cascade has its own rankers; leave --ranker out")
     stages = [(depth, _stage_arguments(args, what)) for depth, what in parse_cascade(args.cascade)]
     if all(resolve(stage.model).kind is not Kind.SERVICE for _, stage in stages):
         refuse_options(args, "a cascade without a service", **_OF_ADDRESSES)

@@ -1,4 +1,4 @@
-"""Rankers made of rankers: a cascade, each stage on the head of the one before, and a list given in another order."""
+"""Rankers built from rankers: a cascade of stages, and a ranker that gets the list in another order."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from .protocols import (
 
 
 class Cascade:
-    """Cheap rankers order many documents, dear ones the best of those.
+    """Cheap rankers order many documents, expensive ones the best of those.
 
     Args:
-        stages: (depth, ranker), the first one first: how many documents it orders, from the head of the order before;
-            depths never grow.
+        stages: (depth, ranker) in order; the depth is how many documents a stage orders, from the top of the previous
+            order; depths never grow.
 
     Raises:
-        InputError: no stage, or a depth that is no whole number, below 1, or larger than the one before.
+        InputError: no stage, or a depth that is not a whole number, below 1, or larger than the previous one.
     """
 
     def __init__(self, stages: Sequence[tuple[int, Scorer | ListRanker]]) -> None:
@@ -47,8 +47,8 @@ class Cascade:
         *,
         batch_tokens: int | None = None,
     ) -> list[dict[str, Any]]:
-        """The documents, given in the first stage's order, best first; those behind a stage's depth stay behind.
-        `top_k` and `return_documents` as of `RankerModel.rank`.
+        """The documents, given in the first stage's order, best first; those below a stage's depth keep their order.
+        `top_k` and `return_documents` as in `RankerModel.rank`.
 
         Returns:
             `{"corpus_id", "score"}` of each document; the score is n for the first and 1 for the last.
@@ -72,35 +72,35 @@ class Cascade:
 
 
 def check_depths(depths: Sequence[int]) -> None:
-    """Raises `InputError` for depths that no cascade has."""
+    """Raises `InputError` for invalid depths."""
     if not depths or any(not isinstance(depth, int) or depth < 1 for depth in depths):
         raise InputError(f"a cascade needs stages of at least one document, got depths {list(depths)}")
     if list(depths) != sorted(depths, reverse=True):
-        raise InputError(f"each stage of a cascade orders the head of the one before, got depths {list(depths)}")
+        raise InputError(f"the depths of a cascade must not grow, got {list(depths)}")
 
 
 def parse_cascade(text: str) -> list[tuple[int, str]]:
-    """The stages of `100:int8,30:float32`: (depth, what orders them). Raises `InputError` for anything else."""
+    """The stages of `100:int8,30:float32`: (depth, ranker). Raises `InputError` for anything else."""
     stages = []
     for part in text.split(","):
         depth, colon, what = part.strip().partition(":")
         if not (colon and what.strip() and depth.isascii() and depth.isdigit() and len(depth) < 10):
-            raise InputError(f"--cascade takes DEPTH:WHAT, such as 100:int8,30:float32, got {part[:80]!r}")
+            raise InputError(f"--cascade expects DEPTH:WHAT, such as 100:int8,30:float32, got {part[:80]!r}")
         stages.append((int(depth), what.strip()))
     check_depths([depth for depth, _ in stages])
     return stages
 
 
 ORDERS = ("given", "reversed", "shuffled-1", "shuffled-2", "shuffled-3")
-"""Orders in which a ranker of lists may get the first stage's documents."""
+"""Orders in which a ranker of lists can get the first stage's documents."""
 
 
 class Reordered:
     """A ranker of lists that gets the documents in another order.
 
     Args:
-        ranker: It.
-        order: One of `ORDERS`; a shuffled one is the same for the same query in every run.
+        ranker: The ranker.
+        order: One of `ORDERS`; a shuffled order is the same for the same query in every run.
     """
 
     def __init__(self, ranker: ListRanker, order: str) -> None:
@@ -112,7 +112,7 @@ class Reordered:
         return getattr(self.ranker, "last_stats", {})
 
     def rank(self, query: str, documents: Sequence[Any]) -> list[dict[str, Any]]:
-        """The rows of the ranker, whose `corpus_id` are places in `documents`."""
+        """The rows of the ranker; `corpus_id` is an index into `documents`."""
         places = list(range(len(documents)))
         if self.order == "reversed":
             places.reverse()

@@ -1,4 +1,4 @@
-"""Chat models: anything that answers a conversation, and the one behind an OpenAI-compatible server."""
+"""Chat models: the interface, and the client of an OpenAI-compatible server."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Completion:
     """A model's answer to one request.
 
     Attributes:
-        text: What it wrote.
-        prompt_tokens: Tokens read, None where the server does not say.
-        completion_tokens: Tokens written, None where the server does not say.
-        finish_reason: `stop`, or `length` for an answer cut at its longest; None where unknown.
-        cached: Whether it comes from the cache, so that nothing was asked.
+        text: The generated text.
+        prompt_tokens: Prompt tokens, None if the server does not report them.
+        completion_tokens: Generated tokens, None if the server does not report them.
+        finish_reason: `stop`, or `length` for a truncated answer; None if unknown.
+        cached: Whether the answer comes from the cache, without a request.
     """
 
     text: str
@@ -36,22 +36,22 @@ class Completion:
 
 
 class AnswerCache(Protocol):
-    """Keeps answers by request; both are JSON values."""
+    """Stores answers by request; both are JSON values."""
 
     def get(self, request: Any) -> Any | None:
-        """The answer to `request`, or None where it was never answered."""
+        """The answer to `request`, or None if there is none."""
 
     def put(self, request: Any, answer: Any) -> None:
-        """Keeps an answer."""
+        """Stores an answer."""
 
 
 class ChatModel:
-    """Answers conversations; the cache is asked first, and every answer is kept in it.
+    """Answers conversations, from the cache if possible; every new answer is cached.
 
     Args:
-        name: What tables call it.
-        usage: Counts what was asked.
-        cache: Where answers are kept.
+        name: The name for tables.
+        usage: Counters of requests.
+        cache: Where answers are cached.
     """
 
     def __init__(self, name: str, usage: Usage | None = None, cache: AnswerCache | None = None) -> None:
@@ -60,12 +60,12 @@ class ChatModel:
         self._cache = cache
 
     def complete(self, messages: Sequence[Message], attempt: int = 0) -> Completion:
-        """The answer to `messages`; `attempt` counts the times the same thing was asked before.
+        """The answer to `messages`; `attempt` counts earlier attempts with the same messages.
 
         Raises:
-            RequestRefusedError: this request is not taken.
+            RequestRefusedError: the server rejects this request.
             UnreachableError: no answer to this request.
-            TSARankError: nothing can be asked at all (no such model, a wrong key, no money left).
+            TSARankError: no request can succeed (no such model, a wrong key, no credit left).
         """
         request = {**self.request(messages), "attempt": attempt}
         kept = None if self._cache is None else self._cache.get(request)
@@ -78,29 +78,29 @@ class ChatModel:
         return completion
 
     def request(self, messages: Sequence[Message]) -> dict[str, Any]:
-        """All that the answer depends on, without any secret: the key under which it is kept."""
+        """Everything that the answer depends on, without secrets: its cache key."""
         raise NotImplementedError
 
     def answer(self, messages: Sequence[Message]) -> Completion:
-        """Asks the model; raises as `complete` does."""
+        """Runs the model; raises as `complete` does."""
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
-        """Model and settings for a card, without any secret."""
+        """Model and settings for a card, without secrets."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class ChatSettings(EndpointSettings):
-    """Where an OpenAI-compatible server is and how it is asked.
+    """Address and request settings of an OpenAI-compatible server.
 
     Attributes:
-        temperature: Of sampling (RankGPT: 0).
-        max_tokens: Longest answer in tokens; None leaves it to the server.
-        url, model, key_variable, timeout, tries, ...: See `EndpointSettings`; to the URL `/chat/completions` is added.
+        temperature: Sampling temperature (RankGPT: 0).
+        max_tokens: Maximum tokens of an answer; None for the server's default.
+        url, model, key_variable, timeout, tries, ...: See `EndpointSettings`; `/chat/completions` is added to the URL.
 
     Raises:
-        InputError: a value out of range, or an address that is none or carries credentials.
+        InputError: a value out of range, or an invalid URL or one with credentials.
     """
 
     temperature: float = 0.0
@@ -109,19 +109,19 @@ class ChatSettings(EndpointSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.model:
-            raise InputError("a chat model at an address needs its name there (--teacher-model, --api-model)")
+            raise InputError("a chat model behind a URL needs a model name (--teacher-model, --api-model)")
         settle_whole_numbers(self, "max_tokens")
         if not 0 <= self.temperature < math.inf:
-            raise InputError(f"temperature must be a finite number from 0, got {self.temperature}")
+            raise InputError(f"temperature must be a finite number of at least 0, got {self.temperature}")
 
 
 class ChatEndpoint(Endpoint, ChatModel):
-    """Asks an OpenAI-compatible server, `POST {url}/chat/completions`; safe for several threads.
+    """A client of an OpenAI-compatible server, `POST {url}/chat/completions`; safe for several threads.
 
     Args:
-        settings: Where and how.
-        cache: Where answers are kept.
-        usage: Counts what was asked.
+        settings: Address and request settings.
+        cache: Where answers are cached.
+        usage: Counters of requests.
 
     Raises:
         InputError, ResourceError: see `Endpoint`.

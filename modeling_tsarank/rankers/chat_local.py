@@ -27,17 +27,17 @@ class LocalChat(ChatModel):
 
     Args:
         name_or_path: Hub id or folder, or smollm2-135m-instruct, which comes with this package.
-        cache: Where answers are kept.
-        usage: Counts what was asked.
-        max_new_tokens: Longest answer.
-        device: Torch device; the best there is by default.
+        cache: Where answers are cached.
+        usage: Counters of requests.
+        max_new_tokens: Maximum tokens of an answer.
+        device: Torch device; the best available by default.
         dtype: Number format; see `load_ranker`.
         revision: Branch, tag or commit of a Hub model.
         trust_remote_code: Whether to run the model's own code.
 
     Raises:
         ModelError: no such causal language model.
-        InputError: no such device or number format here.
+        InputError: the device or number format is unavailable.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class LocalChat(ChatModel):
         }
 
     def answer(self, messages: Sequence[Message]) -> Completion:
-        """See `ChatModel.answer`. A conversation beyond the model's context is refused."""
+        """See `ChatModel.answer`. Raises if a conversation exceeds the model's context."""
         self.usage.add(requests=1)
         with self._lock:  # one model: threads take turns
             completion = self._generate(messages)
@@ -108,7 +108,7 @@ class LocalChat(ChatModel):
         if limit is not None and len(ids) + self._max_new_tokens > limit:
             raise RequestRefusedError(
                 f"the conversation has {len(ids)} tokens, with an answer of {self._max_new_tokens} more than the "
-                f"{limit} of {self.name}; use windows (window=10), fewer words a passage (passage_words=100) or "
+                f"{limit} of {self.name}; use windows (window=10), fewer words per passage (passage_words=100) or "
                 f"another model"
             )
         end = self._tokenizer.eos_token_id
@@ -123,22 +123,22 @@ class LocalChat(ChatModel):
             )
         written = output[0, len(ids) :].tolist()
         cut = len(written) == self._max_new_tokens and written[-1] != end
-        # Without the tag that the prompt ends with, reasoning that is cut off would look like an answer.
+        # Prepend the tag that ends the prompt; otherwise truncated reasoning would look like an answer.
         text = begun_reasoning(prompt) + self._tokenizer.decode(written, skip_special_tokens=True)
         return Completion(text, len(ids), len(written), "length" if cut else "stop")
 
 
 def encoded_conversation(tokenizer: Any, messages: Sequence[Message], answer: str = "") -> tuple[str, list[int]]:
-    """`conversation_text` and its token ids, in which the messages' own text is never a control token.
+    """`conversation_text` and its token ids, without control tokens from the messages' own text.
 
     Args:
         tokenizer: The model's.
         messages: The conversation.
-        answer: How the model's answer begins; a space is put between it and a prompt that ends without white space.
+        answer: Start of the model's answer; a space separates it from a prompt that ends without white space.
     """
     user_text = AnyUserText(tokenizer)
     contents = "".join(message["content"] for message in messages)
-    # What the messages spell of such tokens is put in after the template has been filled: the template's are the rest.
+    # Control tokens spelled in messages are inserted after the template is filled, to tell them from the template's.
     mark = next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in contents)
     spelled: list[str] = []
 
@@ -163,9 +163,9 @@ def encoded_conversation(tokenizer: Any, messages: Sequence[Message], answer: st
 
 
 def conversation_text(tokenizer: Any, messages: Sequence[Message]) -> str:
-    """The conversation in the model's own chat template; a plain model without one reads it as labelled lines.
+    """The conversation in the model's own chat template; labelled lines for a plain model without one.
 
-    A template that takes no system message (Gemma's, for one) gets it at the head of the first user message.
+    For a template without system messages (such as Gemma's), it is prepended to the first user message.
     """
     if getattr(tokenizer, "chat_template", None):
         from jinja2.exceptions import TemplateError
@@ -175,7 +175,7 @@ def conversation_text(tokenizer: Any, messages: Sequence[Message]) -> str:
                 return tokenizer.apply_chat_template(version, tokenize=False, add_generation_prompt=True)
             except TemplateError as error:
                 logger.info("chat template: %s", error)
-        raise ModelError("the model's chat template takes neither a system message nor a plain conversation")
+        raise ModelError("the model's chat template accepts neither a system message nor a conversation without one")
     lines = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
     return "\n".join([tokenizer.bos_token or "", *lines, "Assistant:"]).lstrip("\n")
 

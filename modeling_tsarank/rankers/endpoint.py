@@ -1,4 +1,4 @@
-"""Asking a model behind an address: key, retries, rate limit and cost."""
+"""Requests to a model behind a URL: API key, retries, rate limit and cost."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 KEY_VARIABLES = ("TSARANK_API_KEY", "TSARANK_TEACHER_KEY")
-"""Environment variables that a key is read from by default; only these may be unset."""
+"""Default environment variables of the API key; only these may be unset."""
 
 RETRIED_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
-"""Statuses that may pass by themselves."""
+"""Temporary statuses."""
 
 _STOPPING = {
-    401: "does not accept the key in {variable}",
-    402: "asks for payment",
-    403: "does not allow this with the key in {variable}",
-    404: "knows no such address or model ({url}, {model!r})",
-    405: "takes no such request at {url}",
+    401: "rejects the key in {variable}",
+    402: "requires payment",
+    403: "does not permit this with the key in {variable}",
+    404: "has no such address or model ({url}, {model!r})",
+    405: "does not accept such requests at {url}",
 }
 _MESSAGE_LENGTH = 200
 
 
 class RequestRefusedError(ResourceError):
-    """This one request is not taken (too long, for example); others may still go through.
+    """The server rejects this one request (too long, for example); others may still succeed.
 
     Attributes:
-        status: The server's status, where a server said so.
+        status: The server's status, if there was a response.
     """
 
     def __init__(self, message: str, status: int | None = None) -> None:
@@ -53,29 +53,29 @@ class RequestRefusedError(ResourceError):
 
 
 class UnreachableError(ResourceError):
-    """No answer to this request in all the tries allowed; asking again later may help."""
+    """No answer to this request in the allowed number of tries; a later run may succeed."""
 
 
 @dataclass(frozen=True)
 class EndpointSettings:
-    """Where a model is served and how it is asked.
+    """Address and request settings of a served model.
 
     Attributes:
         url: Address, such as `https://api.example.com/v1`.
-        model: The model's name there.
+        model: The model's name on the server.
         key_variable: Environment variable with the API key. The key itself is in no setting, file or message.
-        timeout: Seconds a request may take as a whole, from connecting to the last byte of the answer.
-        tries: How often one request is tried, with exponential back-off in between.
+        timeout: Total seconds of a request, from connecting to the last byte of the answer.
+        tries: Maximum tries of a request, with exponential back-off in between.
         first_wait: Seconds before the second try; doubled each time, up to `longest_wait`, with up to a quarter of
-            jitter. A server's Retry-After is honoured instead where it is longer.
-        longest_wait: Longest pause in seconds. A server that asks for more than this stops the run.
+            jitter. A longer Retry-After of the server takes precedence.
+        longest_wait: Longest pause in seconds. A longer Retry-After stops the run.
         requests_per_minute: Rate limit; None for none.
-        prompt_price: Price of a million tokens read.
-        completion_price: Price of a million tokens written.
-        max_cost: The run stops before a request once this much was spent; requests under way may go beyond it.
+        prompt_price: Price of a million prompt tokens.
+        completion_price: Price of a million generated tokens.
+        max_cost: The run stops before a request once this much was spent; requests in progress may exceed it.
 
     Raises:
-        InputError: a value out of range, or an address that is none or carries credentials.
+        InputError: a value out of range, or an invalid URL or one with credentials.
     """
 
     url: str
@@ -93,8 +93,8 @@ class EndpointSettings:
     def __post_init__(self) -> None:
         _check_url(self.url)
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_variable):
-            # It is not repeated here: perhaps it is the key itself.
-            raise InputError("what was given as the key's environment variable is no name of one; never give the key")
+            # The value is not repeated here: it may be the key itself.
+            raise InputError("invalid name of the key's environment variable; give the variable's name, never the key")
         settle_whole_numbers(self, "tries")
         for name in ("timeout", "first_wait", "longest_wait", "requests_per_minute", "max_cost"):
             value = getattr(self, name)
@@ -102,40 +102,40 @@ class EndpointSettings:
                 raise InputError(f"{name} must be a finite number above 0, got {value}")
         for name in ("prompt_price", "completion_price"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} must be a finite number from 0, got {getattr(self, name)}")
+                raise InputError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
         if self.max_cost is not None and not (self.prompt_price or self.completion_price):
-            raise InputError("a cost limit needs prices: give the price of a million tokens read and written")
+            raise InputError("a cost limit needs prices: give those of a million prompt and generated tokens")
 
 
 def _check_url(url: str) -> None:
-    """Messages here never repeat the address: what is wrong with it may be that it carries a password."""
+    """Messages here never repeat the URL: it may contain a password."""
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
-        raise InputError("the model's address is no URL; expected one like https://host/v1") from None
+        raise InputError("the model's address is not a URL; expected one like https://host/v1") from None
     odd = not url.isprintable() or " " in url or "\\" in url
     if odd or parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError("the model's address must begin with http:// or https:// and a host, like https://host/v1")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise InputError(
-            "the model's address carries a user, a password, a query or a fragment, which would be written into logs "
-            "and cards; give the plain address, and the key in an environment variable"
+            "the model's URL has a user, a password, a query or a fragment, which would be written to logs and cards; "
+            "give the plain URL, and the key in an environment variable"
         )
 
 
 @dataclass
 class Usage:
-    """What was asked of a model; safe for several threads.
+    """Counters of requests to a model; safe for several threads.
 
     Attributes:
-        requests: Requests that went out, tries included.
+        requests: Requests sent, including retries.
         answers: Requests that were answered.
-        cached: Answers taken from a cache.
+        cached: Answers from a cache.
         retries: Tries after the first.
-        prompt_tokens: Tokens read, as the server counted.
-        completion_tokens: Tokens written.
-        uncounted: Answers without a count of tokens.
+        prompt_tokens: Prompt tokens, as reported by the server.
+        completion_tokens: Generated tokens.
+        uncounted: Answers without a token count.
         cost: Price of all counted tokens of this run, in the currency of the prices.
     """
 
@@ -170,23 +170,22 @@ class Usage:
 
 
 class Endpoint:
-    """A server that is asked by POST requests of JSON; safe for several threads.
+    """A server with JSON POST requests; safe for several threads.
 
-    A request is tried again, after an exponential back-off that honours Retry-After, when the server cannot be
-    reached, takes too long, breaks off, answers with a status of `RETRIED_STATUSES`, or with something else than was
-    asked for.
+    A request is retried, after an exponential back-off that honours Retry-After, if the server cannot be reached,
+    takes too long, closes the connection, returns a status of `RETRIED_STATUSES`, or a response in an unexpected form.
 
-    The key is read from the environment once and lives in the HTTP client's headers only; it is blotted out of
-    whatever a server says before that reaches a message or a caller.
+    The key is read from the environment once and is only in the HTTP client's headers; it is removed from everything
+    that a server returns before that reaches a message or a caller.
 
     Args:
-        settings: Where and how.
-        path: What follows the settings' URL.
-        usage: Counts what was asked.
+        settings: Address and request settings.
+        path: Appended to the settings' URL.
+        usage: Counters of requests.
 
     Raises:
-        InputError: the variable named for the key is not set, or the key has white space or characters that no header
-            can carry.
+        InputError: the given variable of the key is not set, or the key has white space or characters that are invalid
+            in a header.
         ResourceError: the package httpx2 is missing.
     """
 
@@ -196,11 +195,11 @@ class Endpoint:
         self.usage = usage or Usage()
         self.url = settings.url.rstrip("/") + path
         if settings.key_variable not in (*KEY_VARIABLES, *os.environ):
-            raise InputError("the environment variable named for the key is not set; name the variable, not the key")
+            raise InputError("the environment variable of the key is not set; give the variable's name, not the key")
         self._key = os.environ.get(settings.key_variable, "").strip()
         if not (self._key.isascii() and self._key.isprintable()) or " " in self._key:
             raise InputError(f"the key in {settings.key_variable} has white space or characters that are not ASCII")
-        # At DEBUG it writes out the server's headers, and a server may echo what it was sent.
+        # At DEBUG it logs the server's headers, and a server may echo what it was sent.
         logging.getLogger("httpcore2").setLevel(logging.INFO)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = HttpClient(self.url, settings.timeout, headers)
@@ -211,12 +210,12 @@ class Endpoint:
         self._next = 0.0
 
     def ask(self, payload: Any, read: Callable[[Any], T]) -> T:
-        """What `read` makes of the answer's JSON; what it cannot read (`ValueError` and the like) is asked for again.
+        """Returns `read` of the answer's JSON; retries if `read` fails (`ValueError` and the like).
 
         Raises:
-            RequestRefusedError: this request is not taken.
+            RequestRefusedError: the server rejects this request.
             UnreachableError: no answer to this request.
-            ResourceError: nothing can be asked at all (no such model, a wrong key, the cost limit reached).
+            ResourceError: no request can succeed (no such model, a wrong key, the cost limit reached).
         """
         settings, reason = self.settings, ""
         for number in range(settings.tries):
@@ -233,7 +232,7 @@ class Endpoint:
             except RequestFailedError as error:
                 reason = self._clean(str(error))
             except (ValueError, LookupError, TypeError, AttributeError):
-                reason = "an answer that is none to this request"
+                reason = "a response in an unexpected form"
             else:
                 if answer.status not in RETRIED_STATUSES:
                     self._refuse(answer)
@@ -243,7 +242,7 @@ class Endpoint:
         raise UnreachableError(f"{self.name} at {settings.url} gave no answer in {settings.tries} tries ({reason})")
 
     def _wait(self) -> None:
-        """Keeps the rate limit, over all threads: returns when the next request may go out."""
+        """Applies the rate limit over all threads: returns when the next request may be sent."""
         with self._lock:
             start = max(time.monotonic(), self._next)
             self._next = start + self._spacing
@@ -258,8 +257,8 @@ class Endpoint:
         limit = self.settings.max_cost
         if limit is not None and self.usage.cost >= limit:
             raise ResourceError(
-                f"the answers of {self.name} have cost {self.usage.cost:.4f}, the limit is {limit}: what was paid for "
-                "is kept, run again with a higher limit (max_cost) to go on"
+                f"the answers of {self.name} have cost {self.usage.cost:.4f}, the limit is {limit}: paid answers are "
+                "saved; to continue, run again with a higher limit (max_cost)"
             )
 
     def _honour_retry_after(self, answer: Answer) -> None:
@@ -268,23 +267,23 @@ class Endpoint:
             return
         if seconds > self.settings.longest_wait:
             raise ResourceError(
-                f"{self.name} wants to be asked again in {seconds:.0f} s, longer than the longest wait of "
-                f"{self.settings.longest_wait:.0f} s; what was answered is kept, run again then"
+                f"{self.name} asks to wait {seconds:.0f} s, longer than the longest wait of "
+                f"{self.settings.longest_wait:.0f} s; finished answers are saved, run again later"
             )
-        with self._lock:  # no request of any thread goes out for so long
+        with self._lock:  # no thread sends a request for this time
             self._next = max(self._next, time.monotonic() + seconds)
 
     def _refuse(self, answer: Answer) -> None:
-        """Raises for a status that will not pass by itself."""
+        """Raises for a permanent error status."""
         status, settings = answer.status, self.settings
         if status in _STOPPING or 300 <= status < 400:
-            said = _STOPPING.get(status, "sends us to another address; give that one")
+            said = _STOPPING.get(status, "redirects to another URL; give that one")
             said = said.format(variable=settings.key_variable, url=settings.url, model=settings.model)
             raise ResourceError(f"{self.name} {said} (status {status})")
         raise RequestRefusedError(f"status {status}: {self._clean(answer.error_text)}", status)
 
     def blot(self, text: str) -> str:
-        """A server's words without the key, and as something that can be written into a file."""
+        """A server's text without the key, with characters that cannot be written to a file replaced."""
         text = text.replace(self._key, "[key]") if self._key else text
         return text.encode("utf-8", "replace").decode("utf-8")
 
@@ -293,7 +292,7 @@ class Endpoint:
         return line if len(line) <= _MESSAGE_LENGTH else line[:_MESSAGE_LENGTH] + "…"
 
     def stop(self) -> None:
-        """Ends all waiting: requests under way finish, no further one goes out."""
+        """Ends all waiting: requests in progress finish, no further one is sent."""
         self._stop.set()
 
     def close(self) -> None:
@@ -308,7 +307,7 @@ class Endpoint:
 
 
 def retry_after_seconds(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for, given as a number or as a date; None where there is none to read.
+    """Seconds that a Retry-After header asks for, as a number or a date; None if missing or invalid.
 
     Reference: RFC 9110, section 10.2.3.
     """
@@ -325,5 +324,5 @@ def retry_after_seconds(value: str | None) -> float | None:
 
 
 def token_count(value: Any) -> int | None:
-    """A server's count of tokens, None for what can be none."""
+    """A server's token count, None if invalid."""
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None

@@ -1,7 +1,7 @@
-"""FIRST: a window of a list in the order of the logits of its labels, where a permutation would begin.
+"""FIRST: a window of a list ordered by the logits of its labels at the first token of a permutation.
 
 Reference: Reddy et al., FIRST: Faster Improved Listwise Reranking with Single Token Decoding, EMNLP 2024. The method
-is theirs, the wording is ours; models that were trained for it rank best.
+is theirs, the prompt is ours; models that were trained for it rank best.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .protocols import PromptRanker, ordered_rows
 
 @dataclass(frozen=True)
 class FirstOptions(WindowOptions):
-    """How a list is asked about.
+    """Settings of the ranking of a list.
 
     Attributes:
         window: Passages in one prompt (the paper: 20).
-        step: How far the window moves towards the front; half a window by default.
-        passage_words: Words of a passage that are shown.
+        step: How far the window moves towards the top; half a window by default.
+        passage_words: Maximum words of a passage in the prompt.
 
     Raises:
         InputError: a value out of range.
@@ -36,7 +36,7 @@ class FirstOptions(WindowOptions):
 
 
 def first_question(query: str, documents: Sequence[str], words: int = DEFAULT_PASSAGE_WORDS) -> Question:
-    """The question for the order of some passages [A], [B], …, whose answer begins with a bracket."""
+    """The question for the order of some passages [A], [B], …, with an answer that begins with a bracket."""
     passages = "\n".join(
         f"[{letter}] {passage_text(text, words)}" for letter, text in zip(LETTERS, documents, strict=False)
     )
@@ -50,14 +50,14 @@ def first_question(query: str, documents: Sequence[str], words: int = DEFAULT_PA
 
 
 class FirstRanker(PromptRanker):
-    """Orders lists by sliding windows, each in one pass of the model; equal logits keep the given order.
+    """Orders lists by sliding windows, each in one forward pass; equal logits keep the given order.
 
     Args:
-        model: Its labels' logits are read.
-        options: How.
+        model: Provides the labels' logits.
+        options: The settings.
 
     Raises:
-        ModelError: the model has not as many labels as a window has passages.
+        ModelError: the model has fewer labels than a window has passages.
     """
 
     options_class = FirstOptions

@@ -1,4 +1,4 @@
-"""HTTP requests with one deadline for everything: connecting, sending, waiting, and an answer that drips in."""
+"""HTTP requests with one deadline for all phases: connecting, sending, waiting and receiving."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from ..ranking_errors import InputError
 
 
 LONGEST_BODY = 16 * 2**20
-"""Bytes of an answer, unpacked; no chat completion comes near."""
+"""Maximum bytes of a decompressed response, far above any chat completion."""
 
 
 class RequestFailedError(Exception):
-    """A request got no whole answer; the message says why."""
+    """A request got no complete response; the message says why."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer: its status, headers (names in lower case) and body."""
+    """A complete response: its status, headers (names in lower case) and body."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
 
     def json(self) -> Any:
-        """The body as JSON. Raises `InputError` for anything else, also for JSON nested too deeply."""
+        """The body as JSON. Raises `InputError` for anything else, including JSON nested too deeply."""
         return parse_json(self.body, "the answer", allow_nan=True)
 
     @property
     def error_text(self) -> str:
-        """What the server says is wrong: the body's `error`, `message` or `detail`, else the body."""
+        """The server's error message: the body's `error`, `message` or `detail`, else the body."""
         with contextlib.suppress(InputError):
             body = self.json()
             for name in ("error", "message", "detail"):
@@ -49,29 +49,29 @@ class Answer:
 
 
 class HttpClient:
-    """Posts JSON; safe for several threads, whose requests run in one event loop beside them.
+    """Posts JSON; safe for several threads, whose requests run in one event loop in a thread of its own.
 
-    A synchronous client's timeout holds for each read, so that a server that sends a byte now and then keeps a thread
-    for ever; here the deadline holds for the request as a whole.
+    A synchronous client's timeout is per read, so a server that sends a byte now and then blocks a thread forever;
+    here the deadline is for the whole request.
 
     Args:
-        url: Where to post.
+        url: The URL to post to.
         seconds: The deadline of a request.
-        headers: Sent with each.
+        headers: Sent with each request.
 
     Raises:
-        InputError: no request can be sent to the address, which is not repeated.
+        InputError: the URL is invalid; it is not repeated in the message.
         ResourceError: the package httpx2 is missing.
     """
 
     def __init__(self, url: str, seconds: float, headers: Mapping[str, str]) -> None:
-        self._http = http = require("httpx2", extra="data", purpose="A model behind an address")
+        self._http = http = require("httpx2", extra="data", purpose="A model behind a URL")
         try:
             http.URL(url).host.encode("idna")
         except (http.InvalidURL, UnicodeError):
-            raise InputError("the address is no URL; expected one like https://host/v1") from None
+            raise InputError("the address is not a URL; expected one like https://host/v1") from None
         self._url, self._seconds = url, seconds
-        # Redirects are not followed: a key in the headers belongs to the address that the user gave.
+        # Redirects are not followed: a key in the headers is only for the URL that the user gave.
         self._client = http.AsyncClient(
             timeout=None, headers=headers, follow_redirects=False, limits=http.Limits(max_connections=None)
         )
@@ -80,13 +80,13 @@ class HttpClient:
         self._thread.start()
 
     def post(self, payload: Any) -> Answer:
-        """The answer to a POST of JSON. Raises `RequestFailedError` where no whole one came in time."""
-        # ASCII: a lone surrogate in a text has no UTF-8.
+        """The answer to a POST of JSON. Raises `RequestFailedError` if none is complete in time."""
+        # ASCII: a lone surrogate cannot be encoded as UTF-8.
         content = json.dumps(payload, allow_nan=False).encode("ascii")
         try:
             return asyncio.run_coroutine_threadsafe(self._post(content), self._loop).result()
         except TimeoutError:
-            raise RequestFailedError(f"no whole answer in {self._seconds:g} s") from None
+            raise RequestFailedError(f"no complete answer in {self._seconds:g} s") from None
         except CancelledError:
             raise RequestFailedError("the connection was closed") from None
         except self._http.DecodingError as error:
@@ -108,7 +108,7 @@ class HttpClient:
             return Answer(response.status_code, response.headers, bytes(body))
 
     def close(self) -> None:
-        """Ends what is under way and closes the connections."""
+        """Cancels requests in progress and closes the connections."""
         if not self._thread.is_alive():
             return
         with contextlib.suppress(TimeoutError):

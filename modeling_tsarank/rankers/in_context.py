@@ -1,7 +1,7 @@
-"""In-context re-ranking: a list in the order of the attention of the query's tokens to each passage.
+"""In-context re-ranking: a list ordered by the attention of the query's tokens to each passage.
 
 Reference: Chen et al., Attention in Large Language Models Yields Efficient Zero-Shot Re-Rankers, ICLR 2025
-(arXiv:2410.02642). The method is theirs, the wording is ours.
+(arXiv:2410.02642). The method is theirs, the prompt is ours.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from .listwise_prompt import passage_text
 from .protocols import PromptRanker
 
 
-# What the attention to a passage is compared with: that of a query without content.
+# The baseline of the attention to a passage: a query without content.
 NO_QUERY = "N/A"
 _CONTENT = "\ue000"
 
 
 @dataclass(frozen=True)
 class InContextOptions(FirstOptions):
-    """How a list is asked about: a window of passages in one prompt, see `FirstOptions`.
+    """Settings: a window of passages in one prompt, see `FirstOptions`.
 
     Attributes:
-        calibrate: Whether the attention of the query "N/A" is subtracted, and tokens far below the others left out.
+        calibrate: Whether to subtract the attention of the query "N/A", and to ignore tokens far below the others.
     """
 
     calibrate: bool = True
@@ -46,11 +46,11 @@ class InContextOptions(FirstOptions):
 
 
 class InContextRanker(FirstRanker):
-    """Orders lists by sliding windows, each in two short passes behind one that encodes the passages.
+    """Orders lists by sliding windows, each in one forward pass for the passages and two short ones on its KV cache.
 
     Args:
         model: A decoder-only language model.
-        options: How.
+        options: The settings.
 
     Raises:
         ModelError: its attention cannot be recorded.
@@ -63,7 +63,7 @@ class InContextRanker(FirstRanker):
         AttentionReader(model.backbone)
 
     def _scores(self, query: str, documents: Sequence[str], tally: Counter[str]) -> np.ndarray:
-        """Of each document the sum of its tokens' attention, `(documents,)`."""
+        """Each document's sum of the attention to its tokens, `(documents,)`."""
         backbone, tokenizer = self.model.backbone, self.model.tokenizer
         text = AnyUserText(tokenizer)
 
@@ -83,8 +83,8 @@ class InContextRanker(FirstRanker):
         limit, longest = context_length(backbone.config), len(prefix) + max(map(len, queries)) + len(behind)
         if limit is not None and longest > limit:
             raise ModelError(
-                f"a prompt about {len(documents)} documents has {longest} tokens, more than the {limit} of "
-                f"{self.name}; ask about fewer at a time (window), or show fewer words of each (passage_words)"
+                f"a prompt with {len(documents)} documents has {longest} tokens, more than the {limit} of "
+                f"{self.name}; use fewer documents in a prompt (window), or fewer words of each (passage_words)"
             )
         with torch.inference_mode():
             reader = AttentionReader(backbone)
@@ -92,7 +92,7 @@ class InContextRanker(FirstRanker):
             found = [reader.read([*ids, *behind], cache, range(len(ids)))[0] for ids in queries]
         tally["calls"] += 1 + len(queries)
         tally["tokens"] += len(prefix) + sum(len(ids) + len(behind) for ids in queries)
-        # Layers are added up, the query's tokens and the heads averaged: that is a constant factor of the paper's sum.
+        # Sum over layers, mean over the query's tokens and heads: equal to the paper's sum up to a constant factor.
         each = [attention.mean(1).sum(0)[: len(prefix)] for attention in found]
         return np.array([document_score(each[0][i:j], each[1][i:j] if len(each) > 1 else None) for i, j in spans])
 
@@ -102,8 +102,8 @@ def document_score(attention: torch.Tensor, baseline: torch.Tensor | None = None
 
     Args:
         attention: `(tokens,)` of the query.
-        baseline: `(tokens,)` of the query "N/A": subtracted, and tokens that are then more than two standard
-            deviations below the mean of the document are left out.
+        baseline: `(tokens,)` of the query "N/A": subtracted; tokens more than two standard deviations below the
+            document's mean are then ignored.
     """
     if baseline is None or not len(attention):
         return float(attention.sum())

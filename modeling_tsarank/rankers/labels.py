@@ -1,4 +1,4 @@
-"""Asking a model for one of a few labels: by the logits of their tokens, or by the letter that a chat model writes."""
+"""Choosing one of a few labels with a model: by the logits of their tokens, or by the letter a chat model writes."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from .listwise_answers import without_reasoning
 
 
 LETTERS = string.ascii_uppercase
-# Bound of the cached states of what questions begin with.
+# Size limit of the cached states of shared prompt beginnings.
 STATE_BYTES = 1 << 30
 _LETTER = re.compile(r"""\W*(?:(?:the\s+)?(?:answer|passage)(?:\s+is)?\W*)*([A-Z])\b\W*""", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question whose answer is one of the first letters of the alphabet.
+    """A question with one of the first letters of the alphabet as its answer.
 
     Attributes:
         text: The message to the model.
-        count: How many letters there are to choose from.
-        begin: How the answer begins, up to the letter, such as `Passage ` or `[`.
-        shared: How `text` begins in later questions as well: a model on this machine caches the states of that part.
+        count: Number of letters to choose from.
+        begin: The start of the answer, up to the letter, such as `Passage ` or `[`.
+        shared: The start of `text` that later questions share: a local model caches the states of that part.
     """
 
     text: str
@@ -50,31 +50,31 @@ class Question:
 
 
 class Labels(Protocol):
-    """What prefers one label to another."""
+    """A model that scores labels."""
 
     name: str
 
     def scores(self, questions: Sequence[Question], tally: Counter[str]) -> list[np.ndarray | None]:
-        """One score a label for each question, `(count,)`, higher is preferred; None for an answer of no use.
+        """One score a label for each question, `(count,)`, higher is better; None for an unusable answer.
 
         `calls`, `tokens` and `unusable` are added to `tally`.
 
         Raises:
-            ModelError: the model has not as many labels, or a question is longer than its context.
-            TSARankError: the model cannot be asked.
+            ModelError: the model has too few labels, or a question exceeds its context.
+            TSARankError: the model is unavailable.
         """
 
     def check(self, count: int, begin: str) -> None:
-        """Raises `ModelError` where there are not so many labels."""
+        """Raises `ModelError` if there are fewer than `count` labels."""
 
 
 class LabelModel:
-    """A language model on this machine: the logits of the labels' tokens are read behind the question.
+    """A local language model that scores labels by the logits of their tokens after the question.
 
     Args:
         backbone: A decoder-only or encoder-decoder model of transformers, with its language modelling head.
-        tokenizer: Its tokenizer; its chat template is used where it has one.
-        name: What tables call it.
+        tokenizer: Its tokenizer; its chat template is used if it has one.
+        name: The name for tables.
         batch_tokens: Padded tokens in a batch; None for the device's default.
     """
 
@@ -90,12 +90,12 @@ class LabelModel:
         found = len(self.label_ids(begin))
         if count > found:
             raise ModelError(
-                f"{self.name} has {found} labels that are single tokens behind {begin!r}, too few for {count} "
-                "documents in one prompt; ask about fewer at a time"
+                f"{self.name} has {found} labels that are single tokens after {begin!r}, too few for {count} "
+                "documents in one prompt; use fewer documents in a prompt"
             )
 
     def label_ids(self, begin: str) -> list[int]:
-        """The tokens of the letters A, B, … behind `begin`, up to the first that is no token of its own."""
+        """The tokens of the letters A, B, … after `begin`, up to the first that is not a single token."""
         if begin not in self._label_ids:
             rows = [self._encode("?", begin + letter)[-1] for letter in LETTERS]
             single = itertools.takewhile(lambda row: row[:-1] == rows[0][:-1], rows)
@@ -118,7 +118,7 @@ class LabelModel:
         return found
 
     def _encode(self, text: str, answer: str) -> tuple[list[int], list[int]]:
-        """Token ids of an encoder's input, empty without one, and of what the decoder reads, `answer` included."""
+        """Token ids of an encoder's input, empty without one, and of the decoder's input, including `answer`."""
         if not self._is_seq2seq:
             return [], encoded_conversation(self.tokenizer, [{"role": "user", "content": text}], answer)[1]
         end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
@@ -132,13 +132,13 @@ class LabelModel:
         longest = max(len(encoder), len(decoder) - 1)
         if limit is not None and longest > limit:
             raise ModelError(
-                f"a prompt about {question.count} documents has {longest} tokens, more than the {limit} of "
-                f"{self.name}; ask about fewer at a time, or show fewer words of each (passage_words)"
+                f"a prompt with {question.count} documents has {longest} tokens, more than the {limit} of "
+                f"{self.name}; use fewer documents in a prompt, or fewer words of each (passage_words)"
             )
         return encoder, decoder[:-1]
 
     def _shared(self, question: Question, ids: list[int]) -> tuple[int, ...]:
-        """The first tokens of a decoder's prompt that all questions with the same `shared` have."""
+        """The first tokens of a decoder's prompt, common to all questions with the same `shared`."""
         if self._is_seq2seq or not question.shared:
             return ()
         alone = self._encode(question.shared, question.begin)[1]
@@ -152,13 +152,13 @@ class LabelModel:
         labels: list[int],
         tally: Counter[str],
     ) -> list[torch.Tensor]:
-        """The logits of the labels behind each prompt, `(labels,)` each; what prompts begin with is read once.
+        """The logits of the labels after each prompt, `(labels,)` each; shared prefixes are encoded once.
 
         Args:
-            prompts: Token ids of an encoder's input and of what the decoder reads.
-            shared: The first of the latter, whose states are kept; empty for none.
+            prompts: Token ids of the encoder's and of the decoder's input.
+            shared: The prefix of the decoder's input whose states are cached; empty for none.
             labels: Token ids.
-            tally: Gets the tokens read.
+            tally: Receives the number of encoded tokens.
         """
         device, pad = self.backbone.device, self.tokenizer.pad_token_id or 0
         budget = check_batch_tokens(self._batch_tokens, device)
@@ -183,7 +183,7 @@ class LabelModel:
             return [found[place] for place in range(len(prompts))]
 
     def _reader(self, labels: list[int], pad: int, longest: int) -> PrefixReader:
-        """With cached states where prompts of up to `longest` tokens share a beginning and the model allows it."""
+        """With cached states if prompts of up to `longest` tokens share a prefix and the model supports it."""
         read_out = AnswerLogits(labels)
         if longest:
             try:
@@ -196,10 +196,10 @@ class LabelModel:
 
 
 class ChatLabels:
-    """A chat model that is asked for the letter: its answer prefers one label to all others.
+    """A chat model that answers with a letter: that label gets 1, the others 0.
 
     Args:
-        model: Who is asked.
+        model: The chat model.
     """
 
     def __init__(self, model: ChatModel) -> None:
@@ -212,7 +212,7 @@ class ChatLabels:
             raise ModelError(f"{count} documents in one prompt are more than the {len(LETTERS)} letters")
 
     def scores(self, questions: Sequence[Question], tally: Counter[str]) -> list[np.ndarray | None]:
-        """See `Labels.scores`; 1 for the label that the model names, 0 for the others."""
+        """See `Labels.scores`; 1 for the label in the model's answer, 0 for the others."""
         return [self._score(question, tally) for question in questions]
 
     def _score(self, question: Question, tally: Counter[str]) -> np.ndarray | None:

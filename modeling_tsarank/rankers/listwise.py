@@ -1,4 +1,4 @@
-"""Putting a list in order by asking a chat model: in one prompt, or with sliding windows from the back to the front.
+"""Listwise ranking with a chat model: in one prompt, or with sliding windows from the end of the list to its top.
 
 Reference: Sun et al., Is ChatGPT Good at Search?, EMNLP 2023, section 3.2.
 """
@@ -20,13 +20,13 @@ from .protocols import PromptRanker, ordered_rows
 
 
 OUTCOMES = ("clean", "repaired", "failed", "refused", "unanswered")
-"""What can become of a list: ordered by a faultless answer, by a repaired one, left without a usable answer after all
-attempts, not taken by the model, or not answered at all (which a later run asks again)."""
+"""Outcomes of a list: ordered by a valid answer, by a repaired one, no usable answer after all attempts, rejected by
+the model, or not answered at all (a later run tries again)."""
 
 
 LEAST_TO_COUNT = 4
-"""Of so many passages on, an answer in the given order is taken for counting where that is to be refused: of fewer,
-a model that reads them agrees with the first stage too often."""
+"""From this number of passages on, an answer in the given order counts as mere counting, if that is to be refused:
+with fewer, a model that does compare them agrees with the first stage too often."""
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,22 @@ class WindowOptions:
         settle_whole_numbers(self, "window", least=2)
         settle_whole_numbers(self, "step", "passage_words")
         if self.step is not None and (self.window is None or not self.step < self.window):
-            raise InputError(f"the step must be at least 1 and less than the window ({self.window}), got {self.step}")
+            raise InputError(f"step must be at least 1 and less than the window ({self.window}), got {self.step}")
 
 
 @dataclass(frozen=True)
 class ListwiseOptions(WindowOptions):
-    """How lists are asked about.
+    """Settings of the ranking of a list.
 
     Attributes:
         window: Passages in one prompt; None for the whole list.
-        step: How far the window moves towards the front (RankGPT: half a window).
-        passage_words: Words of a passage that are shown.
-        attempts: How often one prompt is asked before its answers count as a failure.
+        step: How far the window moves towards the top (RankGPT: half a window).
+        passage_words: Maximum words of a passage in the prompt.
+        attempts: Maximum attempts for one prompt before it counts as a failure.
         prompt: One of `listwise_prompt.PROMPTS`.
-        refuse_given_order: Whether an answer that keeps the given order of at least `LEAST_TO_COUNT` passages is
-            unusable, also behind a copy of the prompt's example: it teaches nothing but the first stage's order, and a
-            weak model gives it by counting.
+        refuse_given_order: Whether an answer in the given order of at least `LEAST_TO_COUNT` passages is unusable,
+            also after a copy of the prompt's example: it teaches nothing but the first stage's order, and weak
+            models give it by counting.
 
     Raises:
         InputError: a value out of range.
@@ -83,7 +83,7 @@ class ListwiseOptions(WindowOptions):
         }
 
     def accepts(self, reading: ReadAnswer) -> bool:
-        """Whether an answer, as it was read, orders its passages."""
+        """Whether a parsed answer orders its passages."""
         if not self.refuse_given_order or len(reading.permutation) < LEAST_TO_COUNT:
             return reading.usable
         example = [number - 1 for number in EXAMPLES[self.prompt]]
@@ -93,16 +93,16 @@ class ListwiseOptions(WindowOptions):
 
 @dataclass
 class Ordering:
-    """What a model made of one list.
+    """The result of a model for one list.
 
     Attributes:
         outcome: One of `OUTCOMES`.
         permutation: Indexes from 0, best first; None unless the outcome is `clean` or `repaired`.
-        answers: Every raw answer in the order of asking, the unusable ones included.
+        answers: All raw answers in order, including unusable ones.
         reason: Why there is no permutation.
-        reading: How the answers were read, the used ones.
-        scores: One score a document, of a model that gives scores.
-        tokens: Tokens read and written, where the model tells.
+        reading: How the used answers were parsed.
+        scores: One score per document, for models with scores.
+        tokens: Prompt and generated tokens, if the model reports them.
         unusable: Windows without a usable answer.
     """
 
@@ -117,14 +117,14 @@ class Ordering:
 
     @property
     def raw_answer(self) -> str:
-        """The answer as it came; several (windows, attempts) as a JSON array."""
+        """The raw answer; several (windows, attempts) as a JSON array."""
         return self.answers[0] if len(self.answers) == 1 else json.dumps(self.answers, ensure_ascii=False)
 
 
 def window_bounds(count: int, window: int | None, step: int | None = None) -> list[tuple[int, int]]:
-    """The windows (start, end) over `count` passages in the order of asking, from the back to the front.
+    """The windows (start, end) over `count` passages in processing order, from the end to the top.
 
-    The last one always begins at 0, so every passage is asked about, also where the steps do not divide the list.
+    The last one always begins at 0, so every passage is covered, also if the steps do not divide the list evenly.
     """
     if window is None or window >= count:
         return [(0, count)]
@@ -138,7 +138,7 @@ def window_bounds(count: int, window: int | None, step: int | None = None) -> li
 
 
 class ListwiseRanker(PromptRanker):
-    """Orders lists with a chat model (RankGPT); an unusable answer leaves a window as it was.
+    """Orders lists with a chat model (RankGPT); an unusable answer leaves a window unchanged.
 
     Args:
         model: A `ChatModel`.
@@ -160,11 +160,11 @@ class ListwiseRanker(PromptRanker):
         Args:
             query: The query.
             documents: The texts.
-            fall_back: Whether a window without a usable answer stays as it was. Otherwise it makes the whole list a
+            fall_back: Whether a window without a usable answer stays unchanged. Otherwise it makes the whole list a
                 failure: half of it would be in the model's order and half in the first stage's.
 
         Raises:
-            TSARankError: the model cannot be asked anything at all; see `ChatModel.complete`.
+            TSARankError: no request can succeed; see `ChatModel.complete`.
         """
         result = Ordering("clean")
         order = list(range(len(documents)))

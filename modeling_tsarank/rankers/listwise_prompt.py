@@ -1,8 +1,8 @@
-"""What a chat model is asked: a listwise prompt, whose answer is a permutation such as `[2] > [1] > [3]`.
+"""The listwise prompts for chat models; the answer is a permutation such as `[2] > [1] > [3]`.
 
 References: Sun et al., Is ChatGPT Good at Search? Investigating Large Language Models as Re-Ranking Agents, EMNLP 2023
 (numbered passages, one message each); Pradeep et al., RankZephyr, 2023 (all passages in one message). The protocols
-are theirs, the wording is ours.
+are theirs, the prompts are ours.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from .chat import Message
 
 
 PROMPTS = {"conversation": "rankgpt-listwise-2", "single": "single-message-listwise-1"}
-"""The prompts, and the name of each one's wording: it changes when the wording does, and is recorded with every row.
+"""The prompts and the name of each version: it changes with the text, and is recorded in every row.
 
-`conversation` is RankGPT's, a message a passage; `single` shows all passages in one message, which small models follow
-that otherwise go on with the conversation.
+`conversation` is RankGPT's, one message per passage; `single` has all passages in one message, for small models that
+would otherwise continue the conversation.
 """
 
 EXAMPLES = {"conversation": (2, 1), "single": (3, 1, 2)}
-"""The example of an answer that each prompt gives; weak models copy it. Two passages are always shown as 2, 1."""
+"""The example answer in each prompt, which weak models copy. For two passages it is always 2, 1."""
 
 DEFAULT_PASSAGE_WORDS = 300
 
@@ -32,10 +32,10 @@ _LABEL = re.compile(r"\[(\s*\d+\s*)\]")
 
 
 def passage_text(document: str, max_words: int = DEFAULT_PASSAGE_WORDS) -> str:
-    """A passage as the model reads it: one line, at most `max_words` words.
+    """A passage as shown in the prompt: one line, at most `max_words` words.
 
-    Labels such as [3] inside a passage (references, as in encyclopedias) become (3), so that the model cannot take
-    them for the labels of passages.
+    Labels such as [3] inside a passage (references, as in encyclopedias) become (3), so that the model does not
+    mistake them for passage labels.
     """
     words = document.split()
     return _LABEL.sub(r"(\1)", " ".join(words[:max_words]))
@@ -48,14 +48,14 @@ def listwise_messages(
     attempt: int = 0,
     prompt: str = "conversation",
 ) -> list[Message]:
-    """The conversation that asks for the order of `documents`.
+    """The messages that request the order of `documents`.
 
     Args:
         query: The query.
         documents: n texts, at least two, in the first stage's order.
-        max_words: Words of a passage that are shown; the rest is cut off (TWOLAR: 300).
-        attempt: 0 for the first question. Later ones add a reminder of the form, as the answer before was unusable
-            and a model at temperature 0 would give it again.
+        max_words: Maximum words of a passage; the rest is truncated (TWOLAR: 300).
+        attempt: 0 for the first request. Later ones add a reminder of the form, because the previous answer was
+            unusable and a model at temperature 0 would repeat it.
         prompt: One of `PROMPTS`.
 
     Returns:
@@ -66,7 +66,7 @@ def listwise_messages(
     """
     count = len(documents)
     if count < 2:
-        raise InputError(f"a model orders at least two passages, got {count}")
+        raise InputError(f"a listwise prompt needs at least two passages, got {count}")
     max_words = whole_number(max_words, "a passage's limit of words")
     check_choice("prompt", prompt, tuple(PROMPTS))
     if prompt == "single":

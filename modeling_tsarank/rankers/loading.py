@@ -1,4 +1,4 @@
-"""`load_ranker`: a model by name, and how it ranks: pair by pair, or a list at a time."""
+"""`load_ranker`: a model by name, with a ranking method: pair by pair, or a list at a time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _CLASSES: dict[str, Any] = {
     "one-pass": OnePassRanker,
 }
 Name = str | os.PathLike[str] | None
-# RankGPT's, and the form that small models follow.
+# RankGPT's, with the prompt that small models follow.
 _DEFAULTS = {"listwise": {"window": 20, "step": 10, "prompt": "single"}}
 
 
@@ -53,18 +53,18 @@ def load_ranker(
 
     Args:
         name_or_path: See `models.loading.load_ranker` for `pointwise`; for the others any language model (Hub id,
-            folder, `zero-shot`), or the address of an OpenAI-compatible server.
-        ranker: `pointwise`: a ranking model, or one made of a plain language model, with `predict` and `rank`. Others
-            order the documents of a query together, by `rank` alone: `listwise` (RankGPT: the model writes the order
-            of a window), `first` (FIRST: the order of the labels' logits), `setwise` (the best of a few documents,
-            in a heap), `pairwise` (PRP: the better of two), `attention` (in-context re-ranking: the attention of the
-            query to the passages), `one-pass` (the attention of the query to cached document states).
-        ranker_options: Of the method: fields of `ListwiseOptions`, `FirstOptions`, `SetwiseOptions`,
+            folder, `zero-shot`), or the URL of an OpenAI-compatible server.
+        ranker: `pointwise`: a ranking model, or one built from a plain language model, with `predict` and `rank`.
+            Others order the documents of a query together and only have `rank`: `listwise` (RankGPT: the model writes
+            the order of a window), `first` (FIRST: the order of the labels' logits), `setwise` (the best of a few
+            documents, in a heap), `pairwise` (PRP: the better of two), `attention` (in-context re-ranking: the
+            attention of the query to the passages), `one-pass` (the attention of the query to cached document states).
+        ranker_options: Options of the method: fields of `ListwiseOptions`, `FirstOptions`, `SetwiseOptions`,
             `PairwiseOptions`, `InContextOptions` or `OnePassOptions`.
         options: Further arguments of `models.loading.load_ranker`, or of `load_list_ranker`.
 
     Raises:
-        InputError, ModelError, ResourceError: Each of one line.
+        InputError, ModelError, ResourceError: Each with a one-line message.
     """
     if ranker == RANKERS[0]:
         if ranker_options:
@@ -95,20 +95,20 @@ def load_list_ranker(
     endpoint: ChatSettings | None = None,
     **more: Any,
 ) -> ListRanker:
-    """A ranker of lists over a language model of this machine or behind an address.
+    """A ranker of lists over a language model on this machine or behind a URL.
 
     Args:
         name_or_path: See `load_ranker`.
-        ranker: One of `RANKERS` but `pointwise`.
+        ranker: One of `RANKERS` except `pointwise`.
         ranker_options: See `load_ranker`.
         batch_tokens: Padded tokens in a batch.
-        max_new_tokens: Longest answer of a `listwise` model on this machine.
-        endpoint: Model, key and limits of a server; needed for an address.
+        max_new_tokens: Maximum tokens of an answer of a local `listwise` model.
+        endpoint: Model, key and limits of a server; required for a URL.
         more: `device`, `dtype`, `revision` and `trust_remote_code` of a model on this machine, see
             `models.loading.load_ranker`; ranking options of the pointwise model of `one-pass`, such as `max_length`.
 
     Raises:
-        InputError, ModelError, ResourceError: Each of one line.
+        InputError, ModelError, ResourceError: Each with a one-line message.
     """
     options = list_options(ranker, ranker_options)
     source = resolve(name_or_path, more.get("revision"))
@@ -118,9 +118,9 @@ def load_list_ranker(
     model: Any
     if source.kind is Kind.SERVICE:
         if endpoint is None:
-            raise InputError("a language model behind an address needs its name there (--api-model)")
+            raise InputError("a language model behind a URL needs a model name (--api-model)")
         if ranker in ("first", "attention", "one-pass"):
-            raise InputError(f"{ranker} needs logits or attention, which no server gives in full; name a local model")
+            raise InputError(f"{ranker} needs logits or attention, which servers return in part; use a local model")
         chat = ChatEndpoint(endpoint)
         model = chat if ranker == "listwise" else ChatLabels(chat)
     elif source.kind in OTHER_LIBRARIES:
@@ -143,7 +143,7 @@ def load_label_model(
     dtype: Any = None,
     **hub: Any,
 ) -> LabelModel:
-    """A language model whose labels' logits are read; several rankers may share it. See `load_list_ranker`."""
+    """A language model that scores labels by their logits; several rankers may share it. See `load_list_ranker`."""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     from ..models.checkpoints import load_backbone

@@ -1,8 +1,8 @@
-"""One pass of the query over the cached states of all documents; the score of each is the attention that it gets.
+"""One forward pass of the query over all documents' cached states; a document's score is the attention it receives.
 
 Reference: Gupta et al., Scalable In-context Ranking with Generative Models (BlockRank), 2025: documents as blocks that
-do not see each other, ordered by the attention of one middle layer. Here the blocks are the document states that a
-store holds for ordinary scoring, moved to end at one position, so that documents are encoded once for all queries.
+do not attend to each other, ordered by the attention of one middle layer. Here the blocks are the document states that
+a store caches for ordinary scoring, shifted to end at one position, so documents are encoded once for all queries.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from .protocols import chosen_rows, clean_list
 
 @dataclass(frozen=True)
 class OnePassOptions:
-    """What a score is made of.
+    """How a score is computed.
 
     Attributes:
-        layer: The layer whose attention counts, from 1; the middle one by default. Later ones are not computed.
+        layer: The layer whose attention is used, from 1; the middle one by default. Later ones are not computed.
         positions: `aligned`: every document ends where the query begins; `original`: keys stay as they were cached,
             from position 0.
-        sinks: `all`: the tokens in front of each document (BOS, the template) are attended to; `one`: those of the
-            first document only.
-        query_tokens: `all`: the mean over all tokens behind the documents; `last`: over the last two.
+        sinks: `all`: the tokens before each document (BOS, the template) are attended to; `one`: those of the first
+            document only.
+        query_tokens: `all`: the mean over all tokens after the documents; `last`: over the last two.
         reduce: A document's score is the `sum` or the `mean` over its tokens.
-        calibrate: Whether the score for the query "N/A" is subtracted: one more pass.
+        calibrate: Whether the score for the query "N/A" is subtracted: one more forward pass.
 
     Raises:
         InputError: a value out of range.
@@ -66,18 +66,18 @@ class OnePassOptions:
 
 
 def block_ids(prompt: Prompt, limits: RankingOptions) -> tuple[int, ...]:
-    """What of a document's prompt makes its block: without the template's tail, which the query brings."""
+    """The part of a document's prompt that is its block, without the template's end, which is part of the query."""
     return cacheable_ids(prompt, limits)[: len(prompt.before) + len(prompt.document)]
 
 
 def suffix_ids(model: RankerModel, pair: EncodedPair) -> tuple[int, ...]:
-    """The token ids that stand behind the document in the prompt of a pair."""
+    """The token ids after the document in the prompt of a pair."""
     kept = len(pair.source.before) + len(pair.source.document) - pair.cut
     return tuple(model._task(pair).ids[kept:])
 
 
 def side_by_side(blocks: Sequence[Layers], heads: Sequence[int]) -> tuple[DynamicCache, torch.Tensor]:
-    """Documents' states in one cache, and of each token its document, -1 for the first `heads` tokens of one."""
+    """Documents' states in one cache, and each token's document; -1 for the first `heads` tokens of a document."""
     cache, places = DynamicCache(), []
     for i in range(len(blocks[0])):
         keys, values = (torch.cat([block[i][part] for block in blocks], dim=2) for part in (0, 1))
@@ -88,18 +88,18 @@ def side_by_side(blocks: Sequence[Layers], heads: Sequence[int]) -> tuple[Dynami
 
 
 class OnePassRanker:
-    """Orders lists by one pass of the query over all documents' cached states.
+    """Orders lists by one forward pass of the query over all documents' cached states.
 
     Args:
-        model: A pointwise ranker whose template has the document first. Its `document_store` is used, else one in
+        model: A pointwise ranker with a document-first template. Its `document_store` is used, else one in
             memory.
-        options: How.
+        options: The settings.
 
     Attributes:
-        layers: How many layers are computed; the last one's attention counts.
+        layers: Number of computed layers; the last one's attention is used.
 
     Raises:
-        ModelError: the model's document states cannot be cached, moved or attended to in this way.
+        ModelError: the model's document states cannot be cached, shifted or attended to in this way.
     """
 
     options_class = OnePassOptions
@@ -112,7 +112,7 @@ class OnePassRanker:
         config = model.backbone.config.get_text_config()
         if rope_limits(config):
             raise ModelError(
-                f"the rotary embedding of {config.model_type} depends on the length; one pass needs another"
+                f"the rotary embedding of {config.model_type} depends on the length, which one-pass does not support"
             )
         layers = config.num_hidden_layers
         self.layers = self.options.layer or (layers + 1) // 2
@@ -128,7 +128,7 @@ class OnePassRanker:
         return self.model.options.max_length - self.model.options.max_query_length
 
     def reader(self, keep_mode: bool = False) -> AttentionReader:
-        """What reads the model up to the layer whose attention counts. Raises `ModelError`, see there."""
+        """An `AttentionReader` up to the layer whose attention is used. Raises its `ModelError`."""
         return AttentionReader(self.model.backbone, self.layers, keep_mode)
 
     @property
@@ -156,12 +156,12 @@ class OnePassRanker:
 
         Args:
             query: The query.
-            documents: Texts. The order in which they are given does not matter to a score, which documents do.
-            top_k, return_documents: As of `RankerModel.rank`.
-            batch_tokens: As of `RankerModel.predict`, for documents that the store does not hold yet.
+            documents: Texts. Their order does not affect a score; which documents are in the list does.
+            top_k, return_documents: See `RankerModel.rank`.
+            batch_tokens: See `RankerModel.predict`; for documents that the store does not have yet.
 
         Returns:
-            `{"corpus_id", "score"}` of each document: its share of the attention that all documents get.
+            `{"corpus_id", "score"}` of each document: its share of the attention to all documents.
 
         Raises:
             ResourceError: the store cannot hold all documents at once.
@@ -193,13 +193,13 @@ class OnePassRanker:
     def _blocks(
         self, prompts: Sequence[Prompt], prefixes: Sequence[tuple[int, ...]]
     ) -> tuple[DynamicCache, torch.Tensor]:
-        """All documents' states `side_by_side`, out of the store."""
+        """All documents' states `side_by_side`, from the store."""
         model, identity = self.model, model_identity(self.model.backbone)
         blocks = []
         for prompt, ids in zip(prompts, prefixes, strict=True):
             layers = self.document_store.get(state_key(identity, ids), dtype=model.dtype, device=model.device)
             if layers is None:
-                raise ResourceError("the store cannot hold the states of all documents at once; give it more room")
+                raise ResourceError("the store is too small for the states of all documents; raise its limit")
             length = len(block_ids(prompt, model.options))
             layers = [(keys[:, :, :length], values[:, :, :length]) for keys, values in layers[: self.layers]]
             blocks.append(layers if self._rotation is None else self._rotation.turn(layers, self.end - length))
@@ -208,13 +208,13 @@ class OnePassRanker:
     def attention(
         self, reader: AttentionReader, suffix: Sequence[int], cache: DynamicCache, places: torch.Tensor, count: int
     ) -> torch.Tensor:
-        """Each document's share of the attention to all documents' own tokens, `(documents,)`, with its graph.
+        """Each document's share of the attention to all documents' own tokens, `(documents,)`, with autograd graph.
 
         Args:
-            reader: Of `reader`.
-            suffix: The token ids behind the documents.
-            cache, places: Of `side_by_side`.
-            count: How many documents.
+            reader: From `reader`.
+            suffix: The token ids after the documents.
+            cache, places: From `side_by_side`.
+            count: Number of documents.
         """
         own = places >= 0
         hidden = torch.zeros_like(own)

@@ -1,7 +1,7 @@
-"""Pairwise ranking prompting: which of two passages answers the query better, asked in both orders.
+"""Pairwise ranking prompting: which of two passages answers the query better, in both orders of the prompt.
 
 Reference: Qin et al., Large Language Models are Effective Text Rankers with Pairwise Ranking Prompting, NAACL 2024
-Findings. The method is theirs, the wording is ours.
+Findings. The method is theirs, the prompt is ours.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ METHODS = ("sliding", "sorting", "allpair")
 
 @dataclass(frozen=True)
 class PairwiseOptions:
-    """How a list is put in order by comparisons of two documents.
+    """Settings of the ranking by comparisons of two documents.
 
     Attributes:
-        method: `sliding`: `passes` passes from the end of the list to its front, each of n - 1 comparisons of
-            neighbours, which bring the best `passes` documents to the front; `sorting`: heapsort; `allpair`: all
+        method: `sliding`: `passes` passes from the end of the list to its top, each with n - 1 comparisons of
+            neighbours, which bring the best `passes` documents to the top; `sorting`: heapsort; `allpair`: all
             n (n - 1) / 2 comparisons, each document's score being its wins and half its ties.
         passes: Of `sliding` (the paper: 10).
-        passage_words: Words of a passage that are shown.
+        passage_words: Maximum words of a passage in the prompt.
 
     Raises:
         InputError: a value out of range.
@@ -48,8 +48,8 @@ class PairwiseOptions:
 
 
 def pairwise_question(query: str, first: str, second: str, words: int = DEFAULT_PASSAGE_WORDS) -> Question:
-    """The question which of two passages, A or B, is more relevant; all but passage B stands in front of it, to be
-    encoded once for many."""
+    """The question which of two passages, A or B, is more relevant; everything before passage B is a prefix shared by
+    many questions."""
     shared = (
         "Which of the two passages is more relevant to the search query? Answer with Passage A or Passage B.\n\n"
         f"Query: {query}\n\nPassage A: {passage_text(first, words)}\n\n"
@@ -60,12 +60,12 @@ def pairwise_question(query: str, first: str, second: str, words: int = DEFAULT_
 class PairwiseRanker(PromptRanker):
     """Orders lists by comparisons of two documents.
 
-    A document wins only where both orders of the prompt prefer it; otherwise the two tie, and the one that the first
-    stage put in front stays there. A comparison that comes again is not asked again.
+    A document wins only if both orders of the prompt prefer it; otherwise the two tie, and keep the first stage's
+    order. Repeated comparisons are answered from memory.
 
     Args:
-        model: Its labels say which is better.
-        options: How.
+        model: Its labels tell which is better.
+        options: The settings.
     """
 
     options_class = PairwiseOptions
@@ -78,19 +78,19 @@ class PairwiseRanker(PromptRanker):
         known: dict[tuple[int, int], float] = {}
 
         def ask(pairs: Sequence[tuple[int, int]]) -> None:
-            """Compares pairs of documents, each in both orders, all together."""
+            """Compares pairs of documents, each in both orders, in common batches."""
             orders = [order for i, j in pairs for order in ((i, j), (j, i))]
             words = self.options.passage_words
             questions = [pairwise_question(query, documents[i], documents[j], words) for i, j in orders]
             scores = self.model.scores(questions, tally)
-            # 1 where the passage shown first is preferred, -1 for the second.
+            # 1 if the first passage of the prompt is preferred, -1 for the second.
             signs = [0.0 if one is None else float(one[0] > one[1]) - float(one[0] < one[1]) for one in scores]
             for (i, j), forth, back in zip(pairs, signs[::2], signs[1::2], strict=True):
                 known[i, j] = {(1.0, -1.0): 1.0, (-1.0, 1.0): 0.0}.get((forth, back), 0.5)
                 known[j, i] = 1.0 - known[i, j]
 
         def wins(i: int, j: int) -> float:
-            """1 where document i beats document j, 0 where it loses, 1/2 for a tie."""
+            """1 if document i beats document j, 0 if it loses, 1/2 for a tie."""
             if (i, j) not in known:
                 ask([(i, j)])
             return known[i, j]
@@ -110,12 +110,12 @@ class PairwiseRanker(PromptRanker):
                 if wins(order[place + 1], order[place]) == 1.0:
                     order[place], order[place + 1] = order[place + 1], order[place]
             if order == before:
-                break  # so would every further pass
+                break  # further passes would not change anything
         return order
 
 
 def _heapsort(places: Sequence[int], wins: Callable[[int, int], float]) -> list[int]:
-    def compared(i: int, j: int) -> int:  # the smaller one is better; of two that tie, the one that was given first
+    def compared(i: int, j: int) -> int:  # the smaller one is better; of two that tie, the earlier one
         return 1 - int(2 * wins(i, j)) or i - j
 
     heap: list[Any] = list(map(functools.cmp_to_key(compared), places))

@@ -22,10 +22,10 @@ CROSS_ENCODER, BI_ENCODER = "ce:", "dense:"
 
 
 def prefix_of(source: Source, revision: str | None = None) -> str:
-    """`ce:` or `dense:` for a model of sentence-transformers, by its files where the name does not say; else "".
+    """`ce:` or `dense:` for a model of sentence-transformers, by its files if the name has no prefix; else "".
 
     Raises:
-        ModelError: it is a model of sentence-transformers that scores no pairs.
+        ModelError: it is a model of sentence-transformers that cannot score pairs.
     """
     if source.kind is Kind.SENTENCE_TRANSFORMERS:
         is_cross_encoder = sentence_transformers_kind(source.name, revision) == "CrossEncoder"
@@ -34,7 +34,7 @@ def prefix_of(source: Source, revision: str | None = None) -> str:
 
 
 def scorer_identity(name: str) -> dict[str, Any]:
-    """What tells a scorer apart from another of the same name, as far as that can be known without loading it."""
+    """What distinguishes a scorer from another of the same name, as far as known without loading it."""
     source = resolve(name)
     if source.packaged:
         return {"model": embedded_checkpoint(source.name)}
@@ -44,7 +44,7 @@ def scorer_identity(name: str) -> dict[str, Any]:
 
 
 class BiEncoderScorer:
-    """Cosines of a bi-encoder's embeddings as scores; each text is encoded once and its embedding kept in memory.
+    """Cosine similarities of a bi-encoder's embeddings as scores; each text is encoded once and cached in memory.
 
     Args:
         encoder: A `SentenceTransformer`.
@@ -57,7 +57,7 @@ class BiEncoderScorer:
         self._kept: dict[tuple[str, str], np.ndarray] = {}
 
     def predict(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """Cosines, shape `(pairs,)`, float32.
+        """Cosine similarities, shape `(pairs,)`, float32.
 
         Raises:
             ModelError: an embedding is not finite.
@@ -75,13 +75,13 @@ class BiEncoderScorer:
 
 
 class Bfloat16Scorer:
-    """A model of sentence-transformers whose matrix products are in bfloat16 (autocast); its weights stay as they are.
+    """A model of sentence-transformers whose matrix products are in bfloat16 (autocast); its weights are unchanged.
 
-    The layer that gives the score stays in float32 (`exact_scores`).
+    The layer with the score stays in float32 (`exact_scores`).
 
     Args:
         scorer: The model.
-        device: Where it is.
+        device: Its device.
     """
 
     def __init__(self, scorer: Scorer, device: torch.device) -> None:
@@ -97,9 +97,9 @@ class Bfloat16Scorer:
 
 
 def exact_scores(model: torch.nn.Module) -> None:
-    """Has layers with a single output computed in float32 under autocast.
+    """Makes layers with a single output compute in float32 under autocast.
 
-    bfloat16 keeps 8 bits: logits of 9.3 and 9.33 would be one score, and behind a sigmoid all above 6.
+    bfloat16 has 8 bits: logits of 9.3 and 9.33 would be the same score, and after a sigmoid all above 6.
     """
     for layer in model.modules():
         if isinstance(layer, torch.nn.Linear) and layer.out_features == 1:
@@ -113,14 +113,14 @@ def _in_float32(layer: torch.nn.Linear, values: torch.Tensor) -> torch.Tensor:
 
 
 def foreign_dtype(given: str, device: Any) -> str:
-    """The number format of a model of sentence-transformers by its `--dtype`: float32, unless bfloat16 is asked for.
+    """The number format of a model of sentence-transformers by its `--dtype`: float32, unless bfloat16 is given.
 
     Raises:
-        InputError: another one, or none that the device has.
+        InputError: another format, or one that the device does not support.
     """
     dtype = "float32" if given == "auto" else number_format(given, device)
     if dtype not in ("float32", "bfloat16"):
-        raise InputError(f"models of sentence-transformers rank in float32 (auto) or bfloat16, not in {given}")
+        raise InputError(f"models of sentence-transformers support float32 (auto) and bfloat16, not {given}")
     return dtype
 
 
@@ -138,21 +138,21 @@ def load_scorer(
         name: A reranker of this project, or a cross-encoder or bi-encoder of sentence-transformers; see
             `models.resolver`.
         device: Torch device.
-        dtype: Number format of this project's rerankers; the others compute in float32, or in bfloat16 if it is that.
+        dtype: Number format of this project's rerankers; others compute in float32, or bfloat16 if given.
         revision: Branch, tag or commit of a Hub model.
         trust_remote_code: Whether to run a model's own code from the Hub.
-        **options: Ranking options of this project's rerankers, such as `max_query_length`; of the others `max_length`
-            counts alone.
+        **options: Ranking options of this project's rerankers, such as `max_query_length`; others only use
+            `max_length`.
 
     Raises:
-        InputError, ModelError: there is no such device or model, or it is a service, which orders lists.
+        InputError, ModelError: no such device or model, or a service, which orders lists.
         ResourceError: sentence-transformers is missing.
     """
     source = resolve(name, revision)
     kind, path = prefix_of(source, revision), source.name
     hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if source.kind is Kind.SERVICE:
-        raise InputError(f"{path} is a service, which orders lists; a model that scores pairs is expected")
+        raise InputError(f"{path} is a service, which orders lists; expected a model that scores pairs")
     if not kind:
         return load_ranker(name, device=device, dtype=dtype, **hub, **options)
     scorer: Scorer
@@ -166,5 +166,5 @@ def load_scorer(
     if dtype != "bfloat16":
         return scorer
     place = resolve_device(device)
-    number_format(dtype, place)  # refused where it would be slower
+    number_format(dtype, place)  # raises if it would be slower
     return Bfloat16Scorer(scorer, place)

@@ -1,4 +1,4 @@
-"""What a ranker is: a scorer of pairs (`predict`), or one that orders a whole list (`rank`)."""
+"""The ranker interfaces: a scorer of pairs (`predict`), or a ranker of whole lists (`rank`)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..ranking_text import clean_query, document_list, document_text, warn_of_cu
 
 
 COUNTS = ("cut_documents", "cut_queries", "calls", "tokens", "unusable")
-"""What a ranker may tell of its last call in `last_stats`: texts that were cut to its limits, model calls, tokens read
-and written, answers of the model that could not be used."""
+"""Counts of a ranker's last call in `last_stats`: truncated texts, model calls, prompt and generated tokens, unusable
+answers of the model."""
 
 
 class Scorer(Protocol):
-    """Scores pairs: a `TSARankModel`, a `TwolarModel`, a sentence-transformers CrossEncoder, or the like."""
+    """Scores pairs: a `TSARankModel`, a `TwolarModel`, a sentence-transformers CrossEncoder, etc."""
 
     def predict(self, pairs: list[tuple[str, str]]) -> Any:
         """Scores of (query, document) pairs, shape `(len(pairs),)`; higher is better."""
@@ -34,24 +34,24 @@ class ListRanker(Protocol):
         """The documents, given in the first stage's order, best first.
 
         Returns:
-            One `{"corpus_id": index of the document, "score": number}` a document, as sentence-transformers' `rank`
-            gives them; without scores the order of the rows counts.
+            One `{"corpus_id": index of the document, "score": number}` per document, like sentence-transformers'
+            `rank`; without scores, the order of the rows counts.
         """
 
 
 def clean_list(
     query: Any, documents: Any, words: int | None = None, top_k: int | None = None
 ) -> tuple[str, list[Any], list[str], int]:
-    """The query, the documents and their texts, taken and refused as `RankerModel.rank` does, and how many are cut.
+    """The query, the documents and their texts, validated as in `RankerModel.rank`, and how many are truncated.
 
     Args:
         query: Text, not empty.
         documents: Strings, or mappings with a text and perhaps a title.
-        words: How many words of a document are shown; a warning says how many documents have more.
-        top_k: How many rows are wanted, see `chosen_rows`.
+        words: Maximum words of a document in the prompt; a warning tells how many documents have more.
+        top_k: Number of rows, see `chosen_rows`.
 
     Raises:
-        InputError: the query is empty, the documents are no list of texts, or `top_k` is not positive.
+        InputError: the query is empty, the documents are not a list of texts, or `top_k` is not positive.
     """
     if top_k is not None:
         whole_number(top_k, "top_k")
@@ -64,7 +64,7 @@ def clean_list(
 
 
 def ordered_rows(order: Sequence[int]) -> list[dict[str, Any]]:
-    """The rows of documents by their places, best first: the score is n for the first and 1 for the last."""
+    """The rows of documents by their indexes, best first: the score is n for the first and 1 for the last."""
     return [{"corpus_id": i, "score": float(len(order) - place)} for place, i in enumerate(order)]
 
 
@@ -76,11 +76,11 @@ def chosen_rows(
 
 
 class PromptRanker:
-    """A ranker of lists that shows documents to a model in prompts; subclasses say what is made of the answers.
+    """A ranker of lists that shows documents to a model in prompts; subclasses convert the answers to an order.
 
     Args:
-        model: Who is asked.
-        options: How.
+        model: The language model.
+        options: The settings.
     """
 
     options_class: Any = None
@@ -92,16 +92,16 @@ class PromptRanker:
     def rank(
         self, query: str, documents: Sequence[Any], top_k: int | None = None, return_documents: bool = False
     ) -> list[dict[str, Any]]:
-        """The documents, given in the first stage's order, best first; `top_k` and `return_documents` as of
+        """The documents, given in the first stage's order, best first; `top_k` and `return_documents` as in
         `RankerModel.rank`.
 
         Returns:
-            `{"corpus_id", "score"}` of each document; the score is n for the first and 1 for the last, of pairwise
+            `{"corpus_id", "score"}` of each document; the score is n for the first and 1 for the last, for pairwise
             `allpair` its wins and half its ties.
 
         Raises:
-            ModelError: a prompt is longer than the model's context.
-            TSARankError: the model cannot be asked.
+            ModelError: a prompt exceeds the model's context.
+            TSARankError: the model is unavailable.
         """
         query, documents, texts, cut = clean_list(query, documents, self.options.passage_words, top_k)
         tally: Counter[str] = Counter(calls=0, tokens=0, unusable=0)
@@ -118,13 +118,13 @@ class PromptRanker:
 def predict(
     scorer: Scorer, pairs: list[tuple[str, str]], batch_tokens: int | None = None, show: bool = False
 ) -> np.ndarray:
-    """Calls `scorer.predict` with those of our options that it takes, and checks the shape of what it returns.
+    """Calls `scorer.predict` with those of our options that it supports, and checks the shape of its result.
 
     Returns:
-        Shape `(len(pairs),)`, as the scorer's own float type.
+        Shape `(len(pairs),)`, in the scorer's own float type.
 
     Raises:
-        ModelError: not one number for each pair.
+        ModelError: not one number per pair.
     """
     options: dict[str, Any] = {"batch_tokens": batch_tokens, "show_progress": None if show else False}
     options["show_progress_bar"] = False
@@ -140,14 +140,14 @@ def predict(
 def rank_scores(ranker: ListRanker, query: str, documents: list[str], batch_tokens: int | None = None) -> list[float]:
     """Calls `ranker.rank` and turns its rows into one score a document.
 
-    Documents of equal score are told apart: the one that was given first gets the score, each further one the next
+    Documents of equal score are told apart: the first one of the list keeps the score, each further one gets the next
     smaller float32.
 
     Args:
         ranker: The ranker.
         query: The query.
         documents: n texts, in the first stage's order.
-        batch_tokens: Token budget of a batch, for a ranker that takes one.
+        batch_tokens: Token budget of a batch, for a ranker with that option.
 
     Returns:
         n scores in the order of `documents`, no two equal.
@@ -176,7 +176,7 @@ def rank_scores(ranker: ListRanker, query: str, documents: list[str], batch_toke
 
 
 def told_apart(scores: Sequence[float]) -> list[float]:
-    """Scores in descending order without ties in float32, as trec_eval compares them: of equal ones, each further one
+    """Scores in descending order without ties in float32, as trec_eval compares them: of equal ones, each later one
     is the next smaller float32."""
     found, last = [], np.float32(np.inf)
     for score in scores:
@@ -188,7 +188,7 @@ def told_apart(scores: Sequence[float]) -> list[float]:
 
 
 def last_counts(ranker: Scorer | ListRanker) -> dict[str, int]:
-    """The counts that a ranker keeps of its last call, see `COUNTS`; `last_stats` is a mapping or an object."""
+    """The counts of a ranker's last call, see `COUNTS`; `last_stats` is a mapping or an object."""
     stats = getattr(ranker, "last_stats", None)
     told = stats.get if isinstance(stats, Mapping) else partial(getattr, stats)
     found = ((name, told(name, None)) for name in COUNTS)

@@ -1,4 +1,4 @@
-"""A ranker behind an address: any service with a /rerank endpoint, such as Jina's, Cohere's, vLLM's or TEI's."""
+"""A ranker behind a URL: any service with a /rerank endpoint, such as Jina's, Cohere's, vLLM's or TEI's."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from .protocols import chosen_rows, clean_list
 # Jina, Cohere, vLLM, llama.cpp; and text-embeddings-inference.
 _FIELDS = ("documents", "texts")
 _MISSING = (400, 422)
-"""The statuses that say that a field is missing."""
+"""Statuses of a response about a missing field."""
 
 
 class RerankService:
-    """Asks a /rerank endpoint about whole lists.
+    """Ranks whole lists with a /rerank endpoint.
 
-    The first request tells which of the two forms the service takes: `{"model", "query", "documents"}` with an answer
+    The first request finds out which form the service accepts: `{"model", "query", "documents"}` with an answer
     `{"results": [{"index", "relevance_score"}]}`, or `{"query", "texts"}` with an answer `[{"index", "score"}]`.
 
     Args:
-        settings: Where and how; the URL is the whole address, or one to which `/rerank` is appended.
-        documents: Documents in one request; None for a query's whole list. The scores of one request must be
-            comparable to those of the next where a list is split.
+        settings: Address and request settings; the URL is complete, or `/rerank` is appended to it.
+        documents: Documents in one request; None for a query's whole list. If a list is split, scores of different
+            requests must be comparable.
 
     Raises:
         InputError, ResourceError: see `Endpoint`.
@@ -41,7 +41,7 @@ class RerankService:
     def rank(
         self, query: str, documents: Sequence[Any], top_k: int | None = None, return_documents: bool = False
     ) -> list[dict[str, Any]]:
-        """The documents, best first, by the service's scores; `top_k` and `return_documents` as of `RankerModel.rank`.
+        """The documents, best first, by the service's scores; `top_k` and `return_documents` as in `RankerModel.rank`.
 
         Raises:
             RequestRefusedError, UnreachableError, ResourceError: see `Endpoint.ask`.
@@ -78,7 +78,7 @@ class RerankService:
 
 
 def _read(body: Any, count: int) -> tuple[list[float], int | None]:
-    """The scores in the documents' order, and the tokens where the service tells."""
+    """The scores in the documents' order, and the tokens if the service reports them."""
     rows, usage = (body, None) if isinstance(body, list) else (body["results"], body.get("usage"))
     scores = {row["index"]: float(row["relevance_score" if "relevance_score" in row else "score"]) for row in rows}
     if len(rows) != count or set(scores) != set(range(count)):

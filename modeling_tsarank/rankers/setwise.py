@@ -1,8 +1,8 @@
-"""Setwise ranking: which of a few passages answers the query best; heapsort or insertion make the top of a list of it.
+"""Setwise ranking: which of a few passages answers the query best; heapsort or insertion finds the top of a list.
 
 References: Zhuang et al., A Setwise Approach for Effective and Highly Efficient Zero-shot Ranking with Large Language
 Models, SIGIR 2024 (heapsort); Podolak et al., Beyond Reproducibility: Advancing Zero-shot LLM Reranking Efficiency
-with Setwise Insertion, SIGIR 2025. The methods are theirs, the wording is ours.
+with Setwise Insertion, SIGIR 2025. The methods are theirs, the prompt is ours.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ METHODS = ("heapsort", "insertion")
 
 @dataclass(frozen=True)
 class SetwiseOptions:
-    """How the top of a list is found.
+    """Settings of the search for the top of a list.
 
     Attributes:
-        method: `heapsort`: a heap whose nodes have `labels - 1` children, the best of a node and its children being
-            asked for; `insertion`: the first `best` documents are sorted by heapsort, the others are asked about
-            `labels - 1` at a time against the last of the best, and one that is preferred is inserted by binary
+        method: `heapsort`: a heap whose nodes have `labels - 1` children; each prompt is for the best of a node and
+            its children; `insertion`: the first `best` documents are sorted by heapsort, the others are compared
+            `labels - 1` at a time with the last of the best, and a preferred one is inserted by binary
             search.
         labels: Passages in a prompt (the paper: 4).
-        best: Documents whose order is found; the others stay behind them in the first stage's order.
-        both_orders: Whether each prompt is asked with its passages in reversed order too; logits are added.
-        passage_words: Words of a passage that are shown.
+        best: Documents whose order is found; the others follow in the first stage's order.
+        both_orders: Whether each prompt also runs with its passages in reversed order; logits are added.
+        passage_words: Maximum words of a passage in the prompt.
 
     Raises:
         InputError: a value out of range.
@@ -66,17 +66,17 @@ def setwise_question(query: str, documents: Sequence[str], words: int = DEFAULT_
 
 
 class SetwiseRanker(PromptRanker):
-    """Orders the top of lists by asking for the best of a few documents.
+    """Orders the top of lists by prompts for the best of a few documents.
 
-    Of documents that the model prefers alike, and of those about which it gives no usable answer, the one that the
-    first stage put in front is taken. A question that comes again is not asked again.
+    Among documents that the model prefers equally, and without a usable answer, the first one in the first stage's
+    order is taken. Repeated questions are answered from memory.
 
     Args:
-        model: Its labels say which is the best.
-        options: How.
+        model: Its labels tell which is the best.
+        options: The settings.
 
     Raises:
-        ModelError: the model has not as many labels as `options.labels`.
+        ModelError: the model has fewer labels than `options.labels`.
     """
 
     options_class = SetwiseOptions
@@ -123,7 +123,7 @@ class SetwiseRanker(PromptRanker):
             group = list(places[start : start + size])
             while group and (found := best_of(best[-1], *group)) != best[-1]:
                 group.remove(found)
-                # The last one is beaten; of the others those behind some place are.
+                # The last one is beaten, and so are all others after some place.
                 place = bisect.bisect_left(best[:-1], True, key=lambda one: best_of(one, found) == found)
                 best[place:] = [found, *best[place:-1]]
         return best

@@ -143,7 +143,7 @@ def test_a_cross_encoder_of_sentence_transformers(
     if prefix == "ce:":
         for options, message in (
             (["--store", tmp_path / "store"], "--store has no effect on a model of sentence-transformers"),
-            (["--dtype", "int8", "--device", "cpu"], "rank in float32 (auto) or bfloat16, not in int8"),
+            (["--dtype", "int8", "--device", "cpu"], "support float32 (auto) and bfloat16, not int8"),
             (["--max-query-length", 3], "--max-query-length has no effect"),
         ):
             status, err = evaluate(f"ce:{folder}", *options)
@@ -222,7 +222,7 @@ def test_a_ranker_of_lists_over_a_language_model(
     assert metrics["ranker_options"]["labels"] == 3
     for options, message in (
         (["--ranker-options", "labels=4", "best=4"], "ranker_options was"),
-        (["--ranker-options", "labels"], "takes NAME=VALUE, such as window=10, got 'labels'"),
+        (["--ranker-options", "labels"], "expects NAME=VALUE, such as window=10, got 'labels'"),
         (["--ranker-options", "k=4"], "setwise has no option 'k'"),
         (["--ranker-options", "method=bubble"], "unknown method 'bubble'; expected one of heapsort, insertion"),
         (["--ranker-options", "labels=[2]"], "labels"),
@@ -308,8 +308,8 @@ def test_a_cascade_and_other_orders(
     assert values[-1] == pytest.approx(max(values[:-1]) - min(values[:-1]), abs=0.011)
     for options, message in (
         (["--order-sensitivity"], "--order-sensitivity is for listwise rankers"),
-        (["--cascade", "5:float32", "--ranker", "setwise"], "--cascade names its rankers itself"),
-        (["--cascade", "3:float32,8:setwise"], "orders the head of the one before"),
+        (["--cascade", "5:float32", "--ranker", "setwise"], "--cascade has its own rankers"),
+        (["--cascade", "3:float32,8:setwise"], "must not grow"),
     ):
         status, err = evaluate(language_model, *common, *options)
         assert status == 2, (options, err)
@@ -333,7 +333,7 @@ def test_a_chat_server_as_a_ranker_of_lists(evaluate: Shell, tmp_path: Path) -> 
     assert (metrics["model_calls"], metrics["tokens"], metrics["unusable_answers"]) == (6, 660, 2)
     status, err = evaluate(server.url, "--ranker", "listwise", "--overwrite")
     assert status == 2
-    assert "needs its name there (--teacher-model, --api-model)" in err
+    assert "needs a model name (--teacher-model, --api-model)" in err
 
 
 def test_a_service_behind_an_address(evaluate: Shell, small_folder: Path, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_a_family_of_another_package_does_all_that_ours_do(
     service = RankingService(shelf, collection_of_app, Limits())
     assert service.rank_texts(QUERY, [document for _, document in pairs]).family == "toy"
     explained = service.explain(*pairs[0]).explanation
-    assert explained.rule == "this family does not take its scores apart"
+    assert explained.rule == "this family does not explain its scores"
     assert explained.score == pytest.approx(expected[0], abs=0.05)  # in whatever dtype this machine ranks
     assert "plain (toy logits, untrained)" in make_shelf(str(tmp_path / "plain"), [], Limits()).names
     if importlib.util.find_spec("gradio"):
@@ -198,9 +198,9 @@ def test_what_is_no_family_is_refused(toy: None, make_ranker: Any) -> None:
         pass
 
     assert families.register_family(TwolarModel) is TwolarModel
-    with pytest.raises(InputError, match="two families are called 'true_false_logits'"):
+    with pytest.raises(InputError, match="two families have the name 'true_false_logits'"):
         families.register_family(Second)
-    with pytest.raises(InputError, match="is no family"):
+    with pytest.raises(InputError, match="is not a family"):
         families.register_family(str)  # type: ignore[type-var]
     with pytest.raises(InputError, match=r"unknown family 'telepathy'; expected one of .*toy"):
         families.family_class("telepathy")

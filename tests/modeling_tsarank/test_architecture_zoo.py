@@ -32,8 +32,8 @@ and loaded, and from cached document states equal those of transformers alone, p
 - *not cached*: the scores are as exact, but documents' states cannot be cached, for the layers named: prefix
   sharing needs full attention. *cache*: the model gives other results with a KV cache than for the whole text.
   *encoder-decoder*: the encoder encodes query and document together.
-- *refused*: with one line that says why. *encoder*: every token sees those behind it, so the model is neither
-  decoder-only nor an encoder-decoder.
+- *refused*: with one line that says why. *encoder*: bidirectional attention, so the model is neither decoder-only
+  nor an encoder-decoder.
 - *not tried*: transformers makes no small model of it from sizes alone.
 
 Made by `TSARANK_ZOO_TABLE=docs/architectures.md pytest -m slow tests/modeling_tsarank/test_architecture_zoo.py`.

@@ -67,8 +67,8 @@ def test_the_pipeline_gives_what_one_by_one_gives(ranking: Any, options: dict[st
     ("options", "message"),
     [
         ({"max_length": 64}, "max_length belongs to the model"),
-        ({"truncation": False}, "truncation cannot be turned off"),
-        ({"truncation": "sideways"}, "truncation cannot be turned off"),
+        ({"truncation": False}, "is not supported: the model always truncates"),
+        ({"truncation": "sideways"}, "is not supported: the model always truncates"),
         ({"batch_size": 0}, "batch_size must be a whole number"),
         ({"num_workers": -1}, "num_workers must be a whole number"),
         ({"top_k": True}, "top_k must be a whole number"),
@@ -159,8 +159,8 @@ def test_cut_documents_are_counted_and_warned_of_once_a_call(zoo: Any, caplog: A
     with caplog.at_level(logging.WARNING):
         model.predict([("a", LONG), ("b", LONG), ("a", f"Also {LONG}"), ("a", "short")])
     assert model.last_stats["cut_documents"] == 2
-    assert [record.getMessage() for record in caplog.records if "were cut" in record.getMessage()] == [
-        "2 of 3 documents were cut: prompt, query and document have at most 512 tokens together (max_length)"
+    assert [record.getMessage() for record in caplog.records if "were truncated" in record.getMessage()] == [
+        "2 of 3 documents were truncated: prompt, query and document have at most 512 tokens together (max_length)"
     ]
     caplog.clear()
     with caplog.at_level(logging.WARNING):
@@ -181,7 +181,7 @@ def test_cut_queries_are_counted_and_warned_of_in_every_call(zoo: Any, caplog: A
             model.predict([(LONG, "bread"), (LONG, "ships"), ("a", "bread"), (f"Also {LONG}", "bread")])
         assert model.last_stats["cut_queries"] == 2
         assert [record.getMessage() for record in caplog.records] == [
-            "2 of 3 queries were cut: each has at most 8 tokens (max_query_length)"
+            "2 of 3 queries were truncated: each has at most 8 tokens (max_query_length)"
         ]
     caplog.clear()
     model.rank("a", ["bread"])
@@ -201,7 +201,7 @@ def test_index_counts_cut_documents(model: Any, caplog: Any) -> None:
         model.index([LONG, "short"], MemoryStore())
     model.document_store = None
     assert model.last_stats["cut_documents"] == 1
-    assert "1 of 2 documents were cut" in caplog.text
+    assert "1 of 2 documents were truncated" in caplog.text
 
 
 def test_commands_tell_how_many_documents_were_cut(zoo: Any, tmp_path: Any, run_command: Any) -> None:
@@ -210,7 +210,7 @@ def test_commands_tell_how_many_documents_were_cut(zoo: Any, tmp_path: Any, run_
     options = ["--model", str(zoo.folders["llama"]), "--dtype", "float32"]
     done = run_command("rank", "--query", "a", "--documents", str(documents), "--json", *options)
     assert json.loads(done.stdout).items() >= {"cut_documents": 1, "cut_queries": 0}.items()
-    assert "1 of 2 documents were cut" in done.stderr
+    assert "1 of 2 documents were truncated" in done.stderr
     done = run_command("index", "--documents", str(documents), "--store", str(tmp_path / "store"), *options)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("cut") == 1
@@ -220,4 +220,4 @@ def test_commands_tell_how_many_documents_were_cut(zoo: Any, tmp_path: Any, run_
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for _ in range(2):  # counted again where nothing is left to do
         done = run_command("score", "--pairs", str(pairs), "--output", str(tmp_path / "scores"), *options)
-        assert "1 documents were cut" in done.stdout, done.stderr
+        assert "1 documents were truncated" in done.stdout, done.stderr

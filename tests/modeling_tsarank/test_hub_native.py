@@ -113,7 +113,7 @@ def test_the_pipeline_takes_one_query_or_many(zoo, pairs) -> None:
 def test_a_failed_save_names_the_reason(zoo, tmp_path) -> None:
     model = TSARankModel.from_backbone(str(zoo.folders["llama"]))
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="it is a file, a folder is needed"):
+    with pytest.raises(ValueError, match="it is a file, expected a folder"):
         model.save_pretrained(tmp_path / "file")
 
 

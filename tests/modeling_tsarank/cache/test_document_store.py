@@ -242,14 +242,14 @@ def test_files_are_plain_safetensors(tmp_path) -> None:
 def test_a_store_keeps_one_format_and_a_folder_of_its_own(tmp_path) -> None:
     FolderStore(tmp_path / "s", "bf16").close()
     assert FolderStore(tmp_path / "s").dtype == "bfloat16"
-    with pytest.raises(InputError, match="keeps document states as bfloat16, not int8"):
+    with pytest.raises(InputError, match="has the format bfloat16, not int8"):
         FolderStore(tmp_path / "s", "int8")
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="is a file"):
         FolderStore(tmp_path / "file")
-    with pytest.raises(InputError, match="holds other files"):
+    with pytest.raises(InputError, match="has other files"):
         FolderStore(tmp_path)
-    with pytest.raises(InputError, match="is no store"):
+    with pytest.raises(InputError, match="is not a store"):
         FolderStore(tmp_path / "nowhere", read_only=True)
     with pytest.raises(InputError, match="max_disk_bytes must be a"):
         FolderStore(tmp_path / "t", max_disk_bytes=0)
@@ -353,7 +353,7 @@ def test_a_store_that_another_process_holds_is_named(tmp_path, monkeypatch) -> N
             time.sleep(0.01)
         try:
             store.put("a-1", states(1))
-            with pytest.raises(ResourceError, match="another process has held the store "):
+            with pytest.raises(ResourceError, match="another process has locked the store "):
                 store.flush()
         finally:
             process.kill()

@@ -211,7 +211,7 @@ def test_an_index_of_an_earlier_version_is_not_read_whatever_it_holds(folder, co
 
 def test_a_folder_without_states_is_still_no_store(tmp_path) -> None:
     (tmp_path / "index.sqlite").write_text("damaged")
-    with pytest.raises(InputError, match="is no store of document states"):
+    with pytest.raises(InputError, match="is not a store of document states"):
         FolderStore(tmp_path, read_only=True)
     with FolderStore(tmp_path) as store:
         assert (store.dtype, len(store)) == ("int8", 0)

@@ -191,7 +191,7 @@ def test_score_with_a_store_on_a_read_only_mount_equals_a_writable_one(
     mount_read_only(read_only_folder)
     score_pairs(BulkJob((source,), str(tmp_path / "b"), shard_pairs=12, model=loading, store=str(read_only_folder)))
     assert output_bytes(tmp_path / "a") == output_bytes(tmp_path / "b")
-    assert "cannot be written" in caplog.text
+    assert "is not writable" in caplog.text
 
 
 def test_serve_with_a_store_on_a_read_only_mount_ranks_as_with_a_writable_one(

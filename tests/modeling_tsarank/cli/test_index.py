@@ -33,7 +33,7 @@ def test_index_command(zoo, tmp_path, capsys) -> None:
     assert "30 documents, 30 of them in the store\n" in done.err
     assert done.out.startswith("0 documents read; ")
     assert main([*llama, "--store-dtype", "float32"]) == 2
-    assert "keeps document states as int8, not float32" in capsys.readouterr().err
+    assert "has the format int8, not float32" in capsys.readouterr().err
     t5 = [*base, str(zoo.folders["t5"])]
     assert main(t5) == 2
     assert "no document states can be cached" in capsys.readouterr().err

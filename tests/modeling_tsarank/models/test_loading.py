@@ -118,7 +118,7 @@ def test_no_model_is_one_clear_line(tmp_path, zoo) -> None:
 
 
 def test_a_model_of_another_library_is_told_its_place() -> None:
-    with pytest.raises(ModelError, match=r"encoder is a bi-encoder .* `tsarank evaluate --model` takes one"):
+    with pytest.raises(ModelError, match=r"encoder is a bi-encoder .* `tsarank evaluate --model` accepts"):
         load_ranker("dense:encoder", device="cpu")
 
 

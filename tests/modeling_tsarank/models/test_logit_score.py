@@ -115,7 +115,7 @@ def test_what_is_unusable_is_refused_in_one_line(save: Any) -> None:
     settings = json.loads((folder / "1_LogitScore" / "config.json").read_text())
     template = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").write_text(template.replace("m.role == 'document'", "m.role == 'user'"))
-    with pytest.raises(ModelError, match=r"must show \{document\} once") as caught:
+    with pytest.raises(ModelError, match=r"must contain \{document\} once") as caught:
         load_ranker(folder)
     assert "\n" not in str(caught.value)
     (folder / "chat_template.jinja").write_text("{{ raise_exception('no\nsuch role') }}")

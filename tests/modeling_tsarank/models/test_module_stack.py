@@ -93,7 +93,7 @@ def test_scores_equal_the_cross_encoders(how: dict[str, Any], save: Any, tmp_pat
 
 def test_other_stacks_are_refused(save: Any) -> None:
     folder = save(activation=torch.nn.Tanh())
-    with pytest.raises(ModelError, match="is a model of sentence-transformers, not a ranking model"):
+    with pytest.raises(ModelError, match="is a model of sentence-transformers, which load_ranker cannot load"):
         load_ranker(str(folder), dtype="float32")
 
 

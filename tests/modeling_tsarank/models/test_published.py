@@ -169,7 +169,7 @@ def test_the_probability_that_authors_publish_comes_with_the_model(
 
 
 def test_what_cannot_be_scored_as_its_authors_do_is_refused() -> None:
-    with pytest.raises(ModelError, match="a layer of choice"):
+    with pytest.raises(ModelError, match="a chosen layer"):
         load_ranker("baai/bge-reranker-v2-minicpm-layerwise")
 
 
@@ -250,7 +250,7 @@ def test_an_instruction_belongs_to_one_call(chat_tokenizer: Any, backbone: Any) 
     assert ranker.rank(QUERY, DOCUMENTS) == other
     assert ranker.predict((QUERY, DOCUMENTS[0])) != before
     plain = TwolarModel.from_backbone(backbone, tokenizer=chat_tokenizer)
-    with pytest.raises(InputError, match="no place for an instruction"):
+    with pytest.raises(InputError, match="no placeholder \\{instruction"):
         plain.rank(QUERY, DOCUMENTS, instruction="Find ports.")
 
 
@@ -268,7 +268,7 @@ def test_answers_follow_a_chat_template_without_a_space(chat_tokenizer: Any, bac
         assert ranker.answer_ids()[0] == chat_tokenizer(answer)["input_ids"][0], tail
     ranker.set_options(answer_prefix=" ", template="{query} {document} assistant\n")
     assert ranker.answer_ids()[0] == chat_tokenizer(" yes")["input_ids"][0]
-    with pytest.raises(ModelError, match="no token id"):
+    with pytest.raises(ModelError, match="not a token id"):
         TwolarModel.from_backbone(backbone, tokenizer=chat_tokenizer, true_text=len(chat_tokenizer)).predict(
             ("a", "b")
         )

@@ -308,7 +308,7 @@ def test_what_one_pass_refuses(zoo: Any, pointwise: Any) -> None:
             OnePassOptions(**wrong)
     ranker = OnePassRanker(copy.copy(pointwise))
     ranker.document_store = MemoryStore(max_bytes=1)
-    with pytest.raises(ResourceError, match="cannot hold the states of all documents"):
+    with pytest.raises(ResourceError, match="too small for the states of all documents"):
         ranker.rank("why bread", texts(3))
     with pytest.raises(ModelError, match="no document states can be cached"):
         load_ranker(zoo.folders["t5"], ranker="one-pass", device="cpu", dtype="float32")

@@ -132,7 +132,7 @@ def test_a_wait_beyond_the_longest_stops_the_run(cache):
     with (
         ChatServer(lambda *_: (429, {"Retry-After": "3600"}, {})) as server,
         client(server, cache) as teacher,
-        pytest.raises(ResourceError, match="asked again in 3600 s, longer than the longest wait of 5 s") as caught,
+        pytest.raises(ResourceError, match="asks to wait 3600 s, longer than the longest wait of 5 s") as caught,
     ):
         teacher.complete(MESSAGES)
     assert not isinstance(caught.value, UnreachableError)
@@ -174,7 +174,7 @@ def test_an_answer_that_drips_in_ends_with_the_deadline_of_the_whole_request(cac
     with (
         ChatServer(scripted(drip)) as server,
         client(server, cache, tries=1) as teacher,
-        pytest.raises(UnreachableError, match=r"no whole answer in 0\.5 s"),
+        pytest.raises(UnreachableError, match=r"no complete answer in 0\.5 s"),
     ):
         teacher.complete(MESSAGES)
     assert len(server.payloads) == 1
@@ -205,11 +205,11 @@ def test_counts_that_no_server_can_mean_are_not_counted(cache):
 @pytest.mark.parametrize(
     ("status", "message"),
     [
-        (401, f"does not accept the key in {VARIABLE}"),
+        (401, f"rejects the key in {VARIABLE}"),
         (402, "payment"),
-        (403, "does not allow"),
-        (404, "knows no such address or model"),
-        (307, "another address"),
+        (403, "does not permit"),
+        (404, "has no such address or model"),
+        (307, "another URL"),
     ],
 )
 def test_what_no_list_can_escape_stops_at_once(cache, status, message):
@@ -378,7 +378,7 @@ def test_a_key_that_no_header_can_carry(cache, monkeypatch):
 
 @pytest.mark.parametrize("name", [KEY, "a9f8e7d6c5b4"])
 def test_a_key_given_in_the_place_of_its_variable_is_refused_and_not_repeated(cache, name):
-    with pytest.raises(InputError, match=r"never give the key|not the key") as caught:
+    with pytest.raises(InputError, match=r"never the key|not the key") as caught:
         ChatEndpoint(ChatSettings("https://host/v1", "m", key_variable=name), cache)
     assert name not in str(caught.value)
 

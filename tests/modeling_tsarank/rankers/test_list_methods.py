@@ -387,7 +387,7 @@ def test_documents_that_are_shown_in_part_are_counted(kind: str, caplog: pytest.
         ranker = remote(server, kind, passage_words=3)
         ranker.rank("q", ["is 1", "is 2 in four", {"title": "is 3", "text": "with a title"}])
         assert ranker.last_stats["cut_documents"] == 2
-        assert "2 of 3 documents were cut: 3 words of each are shown (passage_words)" in caplog.text
+        assert "2 of 3 documents were truncated: 3 words of each are shown (passage_words)" in caplog.text
         assert all("four" not in str(payload) for payload in server.payloads)
         caplog.clear()
         with cuts_reported():
@@ -413,7 +413,7 @@ def test_a_single_text_is_no_list_of_documents(kind: str) -> None:
 
 
 def test_first_and_addresses_without_a_model_are_refused() -> None:
-    with pytest.raises(InputError, match="no server gives in full"):
+    with pytest.raises(InputError, match="servers return in part"):
         load_ranker("https://host/v1", ranker="first", endpoint=ChatSettings("https://host/v1", "m"))
-    with pytest.raises(InputError, match="needs its name there"):
+    with pytest.raises(InputError, match="needs a model name"):
         load_ranker("https://host/v1", ranker="setwise")

@@ -90,7 +90,7 @@ def test_scores_are_those_of_the_service_with_ties_told_apart():
 )
 def test_answers_that_are_none_are_asked_for_again_and_then_told(body):
     with ChatServer(lambda *_: (200, {}, body)) as server:
-        with pytest.raises(UnreachableError, match="an answer that is none to this request"):
+        with pytest.raises(UnreachableError, match="a response in an unexpected form"):
             service(server).rank("dough", DOCUMENTS)
         assert len(server.payloads) == 3
 
@@ -102,7 +102,7 @@ def test_busy_servers_are_asked_again_and_wrong_keys_are_not():
     with ChatServer(busy_once) as server:
         assert len(service(server).rank("dough", DOCUMENTS)) == 4
     with ChatServer(lambda *_: (401, {}, {})) as server:
-        with pytest.raises(ResourceError, match="does not accept the key in TSARANK_API_KEY"):
+        with pytest.raises(ResourceError, match="rejects the key in TSARANK_API_KEY"):
             service(server).rank("dough", DOCUMENTS)
         assert len(server.payloads) == 1
 

@@ -158,7 +158,7 @@ def test_a_teacher_that_takes_nothing_ends_the_run(tmp_path):
 
 def test_a_wrong_key_ends_the_run_at_the_first_request(tmp_path):
     with ChatServer(lambda *_: (401, {}, {})) as server:
-        with pytest.raises(ResourceError, match="does not accept the key"):
+        with pytest.raises(ResourceError, match="rejects the key"):
             order(server, tmp_path / "cache.jsonl", [task(number, "none") for number in range(30)], concurrency=1)
         assert len(server.payloads) == 1
 

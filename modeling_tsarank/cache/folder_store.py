@@ -111,7 +111,7 @@ class FolderStore(StateStore):
             found = list(self.folder.iterdir()) if self.folder.is_dir() else []
             for path in found:
                 if _is_ours(path) and path.is_dir():
-                    raise InputError(f"{path} is a folder, a file was expected; delete it, the store needs its name")
+                    raise InputError(f"{path} is a folder, expected a file; delete it, the store needs its name")
             if not any(path.suffix == SUFFIX for path in found):
                 if self.read_only:
                     raise InputError(f"{self.folder} is not a store of document states: it has no *{SUFFIX} file")

@@ -1,4 +1,4 @@
-"""Where tsarank keeps what it fetched or computed."""
+"""The folder for downloaded and computed files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ CACHE_VARIABLE = "TSARANK_CACHE"
 def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """`cache_dir`, else `$TSARANK_CACHE`, else `tsarank` under `$XDG_CACHE_HOME`, else `~/.cache/tsarank`.
 
-    A relative `$XDG_CACHE_HOME` is ignored, as the XDG Base Directory Specification demands.
+    A relative `$XDG_CACHE_HOME` is ignored, as required by the XDG Base Directory Specification.
 
     Raises:
-        ResourceError: No home folder is known.
+        ResourceError: There is no home folder.
     """
     try:
         chosen = cache_dir if cache_dir is not None else os.environ.get(CACHE_VARIABLE)

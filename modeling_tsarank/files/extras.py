@@ -14,7 +14,7 @@ def require(module: str, extra: str = "eval", purpose: str = "") -> Any:
     Args:
         module: Name of the module to import, such as `bm25s`.
         extra: Extra that installs it.
-        purpose: What it is needed for, as the subject of the error message.
+        purpose: What needs it, as the subject of the error message.
 
     Returns:
         The imported module.
@@ -26,7 +26,7 @@ def require(module: str, extra: str = "eval", purpose: str = "") -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module is there, one of its own requirements is not: the original message says which
+            raise  # the module is installed, but one of its requirements is not: the original message names it
         needed_by = purpose or "This feature"
         raise ResourceError(
             f"{needed_by} needs the Python module '{module}', which is not installed: "

@@ -1,7 +1,7 @@
-"""What fields are called in the files of other tools, and how ids and texts are taken out of a record.
+"""Field names in the files of other tools, and how ids and texts are extracted from a record.
 
-Everything that reads records looks a field up here. A field that is null counts as absent. An id is a string or a
-whole number; anything else (true, 1.5, a list) is refused rather than turned into text.
+All readers of records use these functions. A field that is null counts as absent. An id is a string or a whole number;
+anything else (true, 1.5, a list) is an error and is not converted to text.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "candidates": ("candidates", "hits"),
     "first_stage_score": ("first_stage_score", "score"),
 }
-"""Names of a field by what it means, the first one preferred."""
+"""Names of a field by its meaning, in order of preference."""
 
 
 def field_name(record: Mapping[str, Any], meaning: str) -> str | None:
-    """The name under which a record has a field of `FIELDS`, `None` where it has none or only null."""
+    """The name of a field of `FIELDS` in a record, `None` if absent or null."""
     return next((name for name in FIELDS[meaning] if record.get(name) is not None), None)
 
 
@@ -42,7 +42,7 @@ def without_nulls(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def field_value(record: Mapping[str, Any], meaning: str) -> Any:
-    """The value of a field of `FIELDS`, `None` where it is absent or null."""
+    """The value of a field of `FIELDS`, `None` if absent or null."""
     name = field_name(record, meaning)
     return None if name is None else record[name]
 
@@ -55,19 +55,19 @@ def as_id(value: Any, what: str) -> str:
         what: Place and field for the error message.
 
     Raises:
-        InputError: It is neither, is empty, or holds characters that no id can have in a file.
+        InputError: It is neither, is empty, or has characters that are invalid in an id.
     """
     if isinstance(value, Integral) and not isinstance(value, bool):
         return str(int(value))
     if not isinstance(value, str) or not value:
         raise InputError(f"{what} must be a string or a whole number, found {shown(value)}")
     if "\0" in value or (not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value)):
-        raise InputError(f"{what} {value!a:.60} holds a NUL or a lone surrogate, which no file of results can hold")
+        raise InputError(f"{what} {value!a:.60} has a NUL or a lone surrogate, which no result file can have")
     return value
 
 
 def optional_id(record: Mapping[str, Any], place: str, meaning: str = "id") -> str | None:
-    """The id of a record, `None` where it has none.
+    """The id of a record, `None` if it has none.
 
     Raises:
         InputError: See `as_id`.
@@ -89,10 +89,10 @@ def record_id(record: Mapping[str, Any], place: str, meaning: str = "id") -> str
 
 
 def record_text(record: Mapping[str, Any], place: str, meaning: str = "text") -> str:
-    """The text of a record as it stands, but for lone surrogates.
+    """The text of a record, unchanged except for lone surrogates.
 
     Raises:
-        InputError: There is none, or it is no string.
+        InputError: There is none, or it is not a string.
     """
     name = field_name(record, meaning)
     if name is None:
@@ -101,20 +101,20 @@ def record_text(record: Mapping[str, Any], place: str, meaning: str = "text") ->
 
 
 def record_title(record: Mapping[str, Any], place: str) -> str:
-    """The title of a record, empty where it has none.
+    """The title of a record, empty if it has none.
 
     Raises:
-        InputError: It is no string.
+        InputError: It is not a string.
     """
     name = field_name(record, "title")
     return "" if name is None else _string(record[name], name, place)
 
 
 def optional_number(record: Mapping[str, Any], place: str, meaning: str) -> float | None:
-    """The number of a record, also as text, which tables have; `None` where it has none.
+    """The number of a record, also as text (from tables); `None` if it has none.
 
     Raises:
-        InputError: It is no finite number.
+        InputError: It is not a finite number.
     """
     name = field_name(record, meaning)
     value = None if name is None else record[name]
@@ -128,10 +128,10 @@ def optional_number(record: Mapping[str, Any], place: str, meaning: str) -> floa
 
 
 def field_text(record: Mapping[str, Any], name: str, place: str) -> str | None:
-    """The text of a field under that very name, `None` where it is absent or null.
+    """The text of the field with exactly this name, `None` if absent or null.
 
     Raises:
-        InputError: It is no string.
+        InputError: It is not a string.
     """
     return None if record.get(name) is None else _string(record[name], name, place)
 
@@ -147,7 +147,7 @@ def _string(value: Any, name: str, place: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A wrong value for an error message: shortened, on one line."""
+    """An invalid value for an error message: shortened, on one line."""
     text = ascii(value) if isinstance(value, str) else repr(value)
     return f"{text:.60}{'…' if len(text) > 60 else ''}"
 

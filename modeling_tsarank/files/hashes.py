@@ -1,8 +1,8 @@
-"""Identity of files by all of their bytes, for everything that is resumed or cached.
+"""Identity of files by all their bytes, for resuming and caching.
 
-SHA-256, because anyone can check it with `sha256sum` and processors compute it at 1 to 2 GB/s: about as fast as most
-disks, and far faster than anything that is done with the bytes afterwards. Never a sample, a size or a time alone: a
-file edited in place keeps these easily.
+SHA-256, because it can be checked with `sha256sum` and processors compute it at 1 to 2 GB/s: about as fast as most
+disks, and far faster than any later processing of the bytes. Never only a sample, a size or a time: a file edited in
+place can keep these.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 def hash_parts(parts: Iterable[str]) -> str:
-    """SHA-256 of a sequence of strings, as 64 hexadecimal digits; where one string ends changes the result."""
+    """SHA-256 of a sequence of strings, as 64 hexadecimal digits; it depends on the strings' boundaries."""
     digest = hashlib.sha256()
     for part in parts:
         encoded = part.encode("utf-8", errors="surrogatepass")
@@ -32,29 +32,29 @@ def hash_file(path: str | os.PathLike[str]) -> str:
 
 
 def hash_folder(folder: Path, deep: bool = False) -> str:
-    """SHA-256 over the names and contents of a folder's files, hidden ones left out.
+    """SHA-256 over the names and contents of a folder's files, without hidden ones.
 
     Parameters:
-        deep: Subfolders count too, hidden ones aside.
+        deep: Include subfolders, except hidden ones.
 
     Raises `OSError`.
     """
     found = folder.rglob("*") if deep else folder.iterdir()
     names = {path: path.relative_to(folder) for path in found if path.is_file()}
     paths = sorted(path for path, name in names.items() if not any(part.startswith(".") for part in name.parts))
-    with ThreadPoolExecutor(4) as pool:  # hashing lets go of the interpreter
+    with ThreadPoolExecutor(4) as pool:  # hashing releases the GIL
         hashes = list(pool.map(hash_file, paths))
     return hash_parts(part for path, one in zip(paths, hashes, strict=True) for part in (names[path].as_posix(), one))
 
 
 @dataclass
 class HashedFile:
-    """A file as it was when it was hashed.
+    """A file at the time of hashing.
 
     Attributes:
         path: of the file.
         sha256: of its content, 64 hexadecimal digits.
-        stamp: its size, times of change and inode. They tell when to hash again; they are never its identity.
+        stamp: its size, times of change and inode. They tell when to hash again, but are not its identity.
     """
 
     path: str
@@ -64,11 +64,11 @@ class HashedFile:
     @classmethod
     def of(cls, path: str) -> HashedFile:
         """Hashes a file. Raises `OSError`."""
-        stamp = _stamp(path)  # before the content: what is written meanwhile is noticed later
+        stamp = _stamp(path)  # before the content, so that later changes are noticed
         return cls(path, hash_file(path), stamp)
 
     def has_changed(self) -> bool:
-        """Whether the file has another content now. Raises `OSError`."""
+        """Whether the file's content has changed. Raises `OSError`."""
         stamp = _stamp(self.path)
         if stamp != self.stamp:
             if hash_file(self.path) != self.sha256:

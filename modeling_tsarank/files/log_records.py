@@ -1,4 +1,4 @@
-"""Records of a logger that are kept back within a block: what a caller says itself, or what is not the user's."""
+"""Suppressing records of a logger in a block: those the caller reports itself, or that do not concern the user."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from modeling_tsarank import ranking_text
 
 @contextlib.contextmanager
 def kept_back(logger: str, unwanted: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
-    """Within it this thread's unwanted records of a logger are dropped."""
+    """Drops this thread's unwanted records of a logger within the block."""
     thread = threading.get_ident()
 
     def wanted(record: logging.LogRecord) -> bool:
@@ -27,11 +27,11 @@ def kept_back(logger: str, unwanted: Callable[[logging.LogRecord], bool]) -> Ite
 
 @contextlib.contextmanager
 def cuts_reported() -> Iterator[None]:
-    """Within it no call of this thread warns of cut texts: the caller adds up `last_stats` and reports one count."""
+    """No warnings of this thread about truncated texts: the caller sums `last_stats` and reports one count."""
     with kept_back(ranking_text.__name__, lambda record: record.msg == ranking_text.CUT_WARNING):
         yield
 
 
 def unwarned() -> contextlib.AbstractContextManager[None]:
-    """Within it nobody is told that texts are empty or cut: they are not the user's."""
+    """No warnings about empty or truncated texts: they are not the user's."""
     return kept_back(ranking_text.__name__, lambda record: True)

@@ -1,4 +1,4 @@
-"""Text, JSON and JSON Lines files, packed or not: every fault is one line that names the file and the line number."""
+"""Text, JSON and JSON Lines files, compressed or not: errors are one line with the file and the line number."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from modeling_tsarank.ranking_errors import InputError, ResourceError
 T = TypeVar("T")
 
 MAX_DIGITS = 300
-"""Longer integers fit no float; Python refuses to print those of more than 4,300 digits."""
+"""Longer integers do not fit into a float; Python refuses to print those of more than 4,300 digits."""
 MAX_DEPTH = 100
-"""Deeper JSON is no data of this field, and Python's recursion limit is not far."""
+"""Real data is never deeper, and Python's recursion limit is near."""
 _DEEP = f"JSON nested more than {MAX_DEPTH} deep"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 @contextlib.contextmanager
 def open_stream(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Opens a file for reading, unpacked on the way where its name ends in .gz, .bz2, .xz or .zst.
+    """Opens a file for reading, decompressed if its name ends in .gz, .bz2, .xz or .zst.
 
-    Pipes are read, too; folders, devices and sockets are refused.
+    Pipes are allowed; folders, devices and sockets are not.
 
     Raises:
-        InputError: There is no such file, it is no file, or its compression is damaged or cut short.
+        InputError: There is no such file, it is not a file, or its compressed data is damaged or truncated.
         ResourceError: The system refuses to read it, or the package for .zst is missing.
     """
     path = Path(path)
@@ -48,7 +48,7 @@ def open_stream(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         kind = path.stat().st_mode
         if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind)):
             what = "a folder" if stat.S_ISDIR(kind) else "a device or a socket"
-            raise InputError(f"{path} is {what}, a file was expected")
+            raise InputError(f"{path} is {what}, expected a file")
         with _unpacked(path) as stream:
             yield stream
     except (InputError, ResourceError):
@@ -57,17 +57,17 @@ def open_stream(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         raise InputError(f"no such file: {path}") from None
     except Exception as error:
         if _is_damage(error):
-            raise InputError(f"{path} is damaged or not whole ({error}); unpack or fetch it again") from error
+            raise InputError(f"{path} is damaged or incomplete ({error}); decompress or download it again") from error
         if isinstance(error, OSError):
             raise ResourceError(f"{path} cannot be read: {error.strerror or error}") from error
         if isinstance(error, ValueError) and "null" in str(error):
-            raise InputError(f"{str(path)!r} is no file name: it holds a NUL") from None
+            raise InputError(f"{str(path)!r} is not a file name: it has a NUL") from None
         raise
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether a stream failed for what is packed in it, not for what the system says of the file."""
-    if isinstance(error, OSError):  # gzip's and bz2's have no number
+    """Whether a stream failed because of its compressed data, not because of a system error."""
+    if isinstance(error, OSError):  # gzip's and bz2's have no errno
         return error.errno is None
     return isinstance(error, (EOFError, lzma.LZMAError, zlib.error)) or type(error).__name__ == "ZstdError"
 
@@ -78,7 +78,7 @@ def _unpacked(path: Path) -> IO[bytes]:
             import zstandard
         except ModuleNotFoundError as error:
             raise ResourceError("reading .zst files needs the package zstandard: pip install zstandard") from error
-        # Reddit's dumps are packed with a window of 2 GiB. The stream's own errors are no OSErrors.
+        # Reddit's dumps are compressed with a window of 2 GiB. The stream's own errors are not OSErrors.
         source = zstandard.ZstdDecompressor(max_window_size=2**31).stream_reader(path.open("rb"), closefd=True)
         return io.BufferedReader(cast("io.RawIOBase", source))
     unpack: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(path.suffix, open)
@@ -89,20 +89,20 @@ def _unpacked(path: Path) -> IO[bytes]:
 def text_lines(stream: IO[bytes], name: str, allow_nul: bool = False) -> Iterator[tuple[int, str]]:
     """The lines of a stream of UTF-8 with their numbers, from 1, and their line ends; a byte order mark is skipped.
 
-    `allow_nul` lets a few NULs pass, which a text may hold, but no UTF-16.
+    `allow_nul` allows a few NULs, as a text may have, but not UTF-16.
 
     Only `\\n` ends a line: form feeds and Unicode separators are part of a text.
 
     Raises:
-        InputError: A line is not UTF-8, or holds a NUL; names the line.
+        InputError: A line is not UTF-8, or has a NUL; the message names the line.
     """
     number = 0
     try:
         for number, line in enumerate(stream, start=1):
             if number == 1 and line.startswith(_UTF16):
-                raise InputError(f"{name}, line 1: UTF-16 text, UTF-8 was expected; convert the file")
+                raise InputError(f"{name}, line 1: UTF-16 text, expected UTF-8; convert the file")
             if b"\0" in line and (not allow_nul or 4 * line.count(b"\0") > len(line)):
-                raise InputError(f"{name}, line {number}: NUL bytes, as in UTF-16; UTF-8 text was expected")
+                raise InputError(f"{name}, line {number}: NUL bytes, as in UTF-16; expected UTF-8 text")
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
@@ -111,8 +111,8 @@ def text_lines(stream: IO[bytes], name: str, allow_nul: bool = False) -> Iterato
     except Exception as error:
         if not _is_damage(error):
             raise
-        where = f"{name}, line {number + 1}: damaged or not whole"
-        raise InputError(f"{where} ({error}); unpack or fetch it again") from error
+        where = f"{name}, line {number + 1}: damaged or incomplete"
+        raise InputError(f"{where} ({error}); decompress or download it again") from error
 
 
 def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:
@@ -143,11 +143,11 @@ def parse_json(text: str | bytes, place: str, allow_nan: bool = False, by_line: 
     Args:
         text: UTF-8 or a string.
         place: File and line for the error message.
-        allow_nan: Accept NaN and Infinity, as Python writes them into records.
-        by_line: The text is a whole file: the message tells the line as well.
+        allow_nan: Accept NaN and Infinity, as written by Python.
+        by_line: The text is a whole file: the message includes the line.
 
     Raises:
-        InputError: It is not JSON, nested more than `MAX_DEPTH` deep, or has a number that no float holds.
+        InputError: It is not JSON, nested more than `MAX_DEPTH` deep, or has a number too large for a float.
     """
     try:
         if isinstance(text, bytes):
@@ -180,7 +180,7 @@ class _BadNumberError(ValueError):
 
 
 def _refuse_constant(name: str) -> float:
-    raise _BadNumberError(name, "is no JSON number")
+    raise _BadNumberError(name, "is not a JSON number")
 
 
 def _parse_float(text: str) -> float:
@@ -211,7 +211,7 @@ def _is_deep(value: Any) -> bool:
 
 
 def _deep_at(text: str) -> int:
-    """Where the nesting passes `MAX_DEPTH`."""
+    """The position where the nesting exceeds `MAX_DEPTH`."""
     depth = 0
     for match in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', text):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match.group(), 0)
@@ -231,12 +231,12 @@ def parse_json_object(text: str | bytes, place: str) -> dict[str, Any]:
 
 def _object(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(f"{place}: a JSON object was expected, found {type(value).__name__}")
+        raise InputError(f"{place}: expected a JSON object, found {type(value).__name__}")
     return value
 
 
 def read_json(path: str | os.PathLike[str], allow_nan: bool = False) -> Any:
-    """A JSON file, packed or not.
+    """A JSON file, compressed or not.
 
     Raises:
         InputError: There is no such file, or it is not JSON (with the line number); see `parse_json`.
@@ -245,7 +245,7 @@ def read_json(path: str | os.PathLike[str], allow_nan: bool = False) -> Any:
 
 
 def read_json_object(path: str | os.PathLike[str], allow_nan: bool = False) -> dict[str, Any]:
-    """A JSON file that holds an object; see `read_json`."""
+    """A JSON file with an object; see `read_json`."""
     return _object(read_json(path, allow_nan), os.fspath(path))
 
 
@@ -272,7 +272,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, An
     """Yields (place, object) for every non-blank line of a JSON Lines file; place is `FILE, line N`.
 
     Raises:
-        InputError: A line is not a JSON object (the message has its number), or the file cannot be used.
+        InputError: A line is not a JSON object (the message has its number), or the file cannot be read.
     """
     for place, line in read_lines(path):
         yield place, parse_json_object(line, place)
@@ -287,8 +287,8 @@ def parse_yaml(text: str, place: str, loader: Any = None) -> Any:
         loader: A subclass of `yaml.SafeLoader`, which is the default.
 
     Raises:
-        InputError: It is not YAML, too deep, or has a value that Python cannot hold, or a text with a NUL character,
-            which no name and no path has.
+        InputError: It is not YAML, too deep, or has a value that Python cannot represent, or a text with a NUL
+            character, which is invalid in names and paths.
         ResourceError: PyYAML is missing.
     """
     yaml = require("yaml", "train", "A YAML file")
@@ -299,12 +299,12 @@ def parse_yaml(text: str, place: str, loader: Any = None) -> Any:
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise InputError(f"{place}: not YAML ({' '.join(str(error).split()):.300})") from error
     if _holds_nul(value):
-        raise InputError(f"{place}: a text in it holds a NUL character")
+        raise InputError(f"{place}: a text in it has a NUL character")
     return value
 
 
 def _holds_nul(value: Any) -> bool:
-    waiting, seen = [value], set[int]()  # an alias may stand for a value many times, or for itself
+    waiting, seen = [value], set[int]()  # an alias may refer to a value many times, or to itself
     while waiting:
         one = waiting.pop()
         if isinstance(one, str) and "\0" in one:
@@ -342,7 +342,7 @@ def read_json_rows(path: str | os.PathLike[str], allow_nan: bool = False) -> Ite
 
 
 def _are_rows(first: str, second: str) -> bool:
-    """Whether two lines are JSON by themselves, and not the beginning of one value over several lines."""
+    """Whether two lines are separate JSON values, and not the start of one value over several lines."""
     if not first.endswith("}") or second.startswith("{"):
         return first.endswith("}")
     with contextlib.suppress(InputError):

@@ -1,4 +1,4 @@
-"""The log of finished work that every resumable command writes: nothing in it is worked out or paid for twice."""
+"""The log of finished work of all resumable commands: nothing in it is computed or paid for twice."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _ADVICE = "choose another --output, or empty this one"
 class ResultLog:
     """JSON lines, appended to and never rewritten: `{"settings": ..., "results": {unit: value, ...}, "sha256": ...}`.
 
-    The units of a line were finished together and count together: a line that is not whole, was edited, or belongs to
-    other settings is passed over, so that a kill at any byte loses the last line at most. A later line of a unit
-    replaces an earlier one. Several threads may use one log, and several processes one file; a process sees what was
-    there when it opened the log and what it adds.
+    The units of a line were finished together and count together: lines that are incomplete, edited, or of other
+    settings are ignored, so that a kill at any byte loses at most the last line. A later line of a unit replaces an
+    earlier one. Several threads may use one log, and several processes one file; a process sees the lines at the time
+    it opened the log and those it adds.
 
     Args:
-        path: The file; it is made by the first `add`.
-        settings: Everything that changes the results, values that JSON can hold.
+        path: The file; the first `add` creates it.
+        settings: Everything that affects the results, as JSON values.
 
     Raises:
         ResourceError: the file cannot be read.
@@ -50,7 +50,7 @@ class ResultLog:
             for number, line in enumerate(file, start=1):
                 results = self._results(line)
                 if results is None:
-                    logger.warning("%s, line %d is no whole record of this work, which is done again", path, number)
+                    logger.warning("%s, line %d is not a complete record of this work, which is redone", path, number)
                 else:
                     self._places.update(dict.fromkeys(results, place))
                 place += len(line)
@@ -65,7 +65,7 @@ class ResultLog:
         return len(self._places)
 
     def __getitem__(self, unit: str) -> Any:
-        """What was logged of a unit; raises `KeyError` if nothing was."""
+        """The logged value of a unit; raises `KeyError` if there is none."""
         with self._lock:
             place = self._places[unit]
             if self._last[0] != place:
@@ -75,11 +75,11 @@ class ResultLog:
             return self._last[1][unit]
 
     def add(self, results: Mapping[str, Any]) -> None:
-        """Logs units that were finished together, and returns once they are on the disk.
+        """Logs units that were finished together, and returns when they are on disk.
 
         Raises:
             ResourceError: the file cannot be written.
-            ValueError: a value is no JSON, such as NaN.
+            ValueError: a value is not valid JSON, such as NaN.
         """
         record = {"settings": self._digest, "results": dict(results)}
         line = json.dumps({**record, "sha256": _hash(record)}, allow_nan=False).encode() + b"\n"
@@ -89,7 +89,7 @@ class ResultLog:
                 end = file.seek(0, os.SEEK_END)
                 file.seek(max(end - 1, 0))
                 if file.read(1) not in (b"", b"\n"):
-                    line = b"\n" + line  # what a kill has cut stays alone
+                    line = b"\n" + line  # separates it from a line that a kill truncated
                 left = memoryview(line)
                 try:
                     while left:
@@ -97,13 +97,13 @@ class ResultLog:
                     os.fsync(file.fileno())
                 except OSError:
                     if file.seek(0, os.SEEK_END) == end + len(line) - len(left):
-                        file.truncate(end)  # the last room of a full disk is for others
+                        file.truncate(end)  # leave the last space of a full disk to others
                     raise
                 place = file.tell() - len(line.lstrip(b"\n"))  # others may have written meanwhile
             self._places.update(dict.fromkeys(results, place))
 
     def _results(self, line: bytes) -> dict[str, Any] | None:
-        """The units of a line, `None` where it is not whole, was edited, or belongs to other settings."""
+        """The units of a line, `None` if it is incomplete, edited, or of other settings."""
         with suppress(InputError, KeyError):
             record = parse_json_object(line, "")
             digest = record.pop("sha256")
@@ -118,17 +118,17 @@ def _hash(record: Mapping[str, Any]) -> str:
 
 
 def _errors(path: Path) -> AbstractContextManager[None]:
-    advice = "free some space or make it writable, and run the same command again: what is finished is kept"
+    advice = "free some space or make it writable, and run the same command again: finished work is kept"
     return system_errors(f"cannot use {path}", advice)
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any], advice: str = _ADVICE, complete: bool = True) -> None:
-    """Compares `settings` with those that the folder's results were made with; a folder without results passes.
+    """Compares `settings` with those of the folder's results, if it has any.
 
     Args:
-        folder: Where results go.
-        settings: Of this command.
-        advice: What to do about others.
+        folder: The output folder.
+        settings: Those of this command.
+        advice: What to do about other settings.
         complete: False to compare only the keys of `settings`, before the costly ones are known.
 
     Raises:
@@ -139,7 +139,7 @@ def check_settings(folder: Path, settings: Mapping[str, Any], advice: str = _ADV
         return
     recorded = read_json(path)
     if not isinstance(recorded, dict):
-        raise InputError(f"{path} does not hold the settings of this command; choose another --output")
+        raise InputError(f"{path} does not have the settings of this command; choose another --output")
     current = json.loads(json.dumps(dict(settings)))
     keys = sorted(current.keys() | recorded.keys()) if complete else list(current)
     changed = [
@@ -148,22 +148,22 @@ def check_settings(folder: Path, settings: Mapping[str, Any], advice: str = _ADV
         if recorded.get(key) != current.get(key)
     ]
     if changed:
-        raise InputError(f"{folder} holds results of other input or settings ({'; '.join(changed)}): {advice}")
+        raise InputError(f"{folder} has results of other input or settings ({'; '.join(changed)}): {advice}")
 
 
 def claim_folder(folder: Path, settings: Mapping[str, Any], advice: str = _ADVICE) -> None:
-    """Records the settings of a folder's results, or checks those that are there: see `check_settings`."""
+    """Records the settings of a folder's results, or checks existing ones: see `check_settings`."""
     check_settings(folder, settings, advice)
     write_json(folder / SETTINGS_FILE, dict(settings))
 
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Makes the folder and keeps other processes out of it; that ends with the process, however it ends.
+    """Creates the folder and locks it against other processes; the lock ends with the process, however it ends.
 
     Raises:
-        InputError: it is a file, or another process is at work in it.
-        ResourceError: the folder cannot be made or written.
+        InputError: it is a file, or another process is using it.
+        ResourceError: the folder cannot be created or written.
     """
     from filelock import FileLock, Timeout
 

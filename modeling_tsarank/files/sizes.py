@@ -1,4 +1,4 @@
-"""Numbers of bytes, read from options and shown to people; decimal units, as disks are sold."""
+"""Numbers of bytes, parsed from options and formatted; decimal units, as for disks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def parse_size(text: str) -> int | None:
 
 
 def readable_size(size: float) -> str:
-    """A number of bytes for people: 11.8 kB, 2.4 GB."""
+    """A formatted number of bytes: 11.8 kB, 2.4 GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 999.5:
             return f"{size:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""Comma- and tab-separated files with a header, and Parquet: rows with their place, one line for every fault."""
+"""Comma- and tab-separated files with a header, and Parquet: rows with their place, errors in one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def arrow(extra: str = "bulk") -> Any:
     """pyarrow with its Parquet module.
 
     Raises:
-        ResourceError: It is not installed; names the extra that brings it.
+        ResourceError: It is not installed; the message names the extra.
     """
     require("pyarrow.parquet", extra, "A Parquet file")
     return require("pyarrow")
@@ -29,11 +29,11 @@ def read_csv(path: str | os.PathLike[str], delimiter: str | None = None) -> Iter
     """Yields (place, row by the header's names); place is `FILE, line N`.
 
     Args:
-        path: Packed or not, see `open_stream`.
-        delimiter: By default a tab where the name has the ending `.tsv`, else a comma.
+        path: Compressed or not, see `open_stream`.
+        delimiter: By default a tab for names ending in `.tsv`, else a comma.
 
     Raises:
-        InputError: A row has not as many fields as the header, or a quotation mark is wrong (with the line number).
+        InputError: A row has too few or many fields, or a quotation mark is wrong (with the line number).
     """
     path = Path(path)
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
@@ -43,7 +43,7 @@ def read_csv(path: str | os.PathLike[str], delimiter: str | None = None) -> Iter
         try:
             for row in reader:
                 if None in row or None in row.values():
-                    raise InputError(f"{path}, line {reader.line_num}: not as many fields as the header has")
+                    raise InputError(f"{path}, line {reader.line_num}: the number of fields differs from the header's")
                 yield f"{path}, line {reader.line_num}", row
         except csv.Error as error:
             raise InputError(f"{path}, line {reader.line_num + 1}: {error}") from error
@@ -51,10 +51,10 @@ def read_csv(path: str | os.PathLike[str], delimiter: str | None = None) -> Iter
 
 @contextmanager
 def parquet_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns what pyarrow says of a damaged file into one line.
+    """Converts pyarrow's errors for a damaged file to one line.
 
     Raises:
-        InputError: The file is not Parquet, is damaged, or has values that Python cannot hold.
+        InputError: The file is not Parquet, is damaged, or has values that Python cannot represent.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Cards from Jinja templates. A fact that is missing is an error, never an empty place on a card."""
+"""Cards from Jinja templates. A missing fact is an error, never a gap in a card."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from modeling_tsarank.ranking_errors import InputError
 
 
 def render(package: str, template: str, **facts: Any) -> str:
-    """The text of a template with facts put in.
+    """The text of a template, filled with facts.
 
     Args:
-        package: the package that holds the template.
+        package: the package of the template.
         template: name of its file, such as `model_card.md`.
-        facts: what the template names. A value that is used and is absent, `None` or empty is refused.
+        facts: the values for the template. A used value that is absent, `None` or empty is an error.
 
     Raises:
         InputError: names the fact that is missing.
@@ -36,28 +36,28 @@ def render(package: str, template: str, **facts: Any) -> str:
     try:
         filled = environment.from_string(source).render(facts)
     except jinja2.UndefinedError as error:
-        raise InputError(f"the card {template} lacks a fact: {error.message}") from error
+        raise InputError(f"the card {template} has a missing fact: {error.message}") from error
     return re.sub(r"\n{3,}", "\n\n", filled)
 
 
 def _filled(value: Any) -> Any:
     if value is None or value == "":
-        raise InputError("a fact of the card is empty; this is an error of its template")
+        raise InputError("a fact of the card is empty; this is an error in its template")
     return value
 
 
 def line(text: Any) -> str:
-    """A text on one line, with what Markdown and HTML would take as their own made harmless."""
+    """A text on one line, with Markdown and HTML markup escaped."""
     return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(str(text).split()))
 
 
 def text(value: Any) -> str:
-    """A text on one line that may stand in a table's cell and starts no tag."""
+    """A text on one line for a table cell, without HTML tags."""
     return " ".join(str(value).split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def cell(value: Any) -> str:
-    """A value as inline code that may stand in a table's cell."""
+    """A value as inline code for a table cell."""
     text = " ".join(str(value).split()).replace("|", "\\|")
     ticks = "``" if "`" in text else "`"
     pad = " " if text.startswith(("`", " ")) or text.endswith("`") else ""
@@ -72,7 +72,7 @@ def number(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A length of time in its largest fitting units."""
+    """A duration in its largest fitting units."""
     minutes, rest = divmod(round(seconds), 60)
     if not minutes:
         return f"{seconds:.1f} s"

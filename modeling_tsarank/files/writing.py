@@ -1,4 +1,4 @@
-"""Files written whole or not at all, through links, with their mode kept; devices and pipes are written to plainly."""
+"""Atomic file writes, through links, with the mode kept; devices and pipes are written directly."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _MAX_LINKS = 40
 
 @contextmanager
 def system_errors(what: str, advice: str = "", full: str = "") -> Iterator[None]:
-    """Turns what the system refuses into one line: what cannot be done, its reason, and what to do.
+    """Converts system errors to one line: what cannot be done, the reason, and what to do.
 
     Args:
-        what: Begins the line.
-        advice: Ends it.
-        full: What is said instead where the disk is full.
+        what: The beginning of the line.
+        advice: Its end.
+        full: The message for a full disk.
 
     Raises:
         ResourceError: for every `OSError`.
@@ -48,11 +48,11 @@ def system_errors(what: str, advice: str = "", full: str = "") -> Iterator[None]
 
 @contextmanager
 def write_errors(path: Path) -> Iterator[None]:
-    """Turns the system's refusal to write `path` into one line that says what to do.
+    """Converts errors on writing `path` to one line that says what to do.
 
     Raises:
-        InputError: the text holds half of a surrogate pair, which no file can hold.
-        ResourceError: the folder cannot be made or written, or the disk is full.
+        InputError: the text has a lone surrogate, which cannot be written to a file.
+        ResourceError: the folder cannot be created or written, or the disk is full.
     """
     try:
         with system_errors(f"cannot write {path}", "choose a writable folder with free space"):
@@ -63,7 +63,7 @@ def write_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacement(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """`whole_file` for callers that say in their own words what the system refused: raises `OSError` as it comes."""
+    """`whole_file` for callers with their own error messages: raises `OSError` unchanged."""
     path = Path(path)
     target, plain = _target_of(path)
     if plain:
@@ -84,14 +84,14 @@ def replacement(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path, whose content becomes that of `path` when the block ends well.
+    """Yields a temporary path, whose content replaces `path` when the block ends without error.
 
-    A link stays: what it leads to is replaced, with its mode and owner kept. What stands under `/dev` or
-    `/proc/self/fd`, a pipe or a socket is written to and never replaced. The folder is made if need be. An error or
-    an interrupt leaves what stood under `path` as it was, and nothing beside it.
+    A link is kept: its target is replaced, with mode and owner kept. Paths under `/dev` or `/proc/self/fd`, pipes and
+    sockets are written to and never replaced. The folder is created if missing. After an error or an interrupt, `path`
+    is unchanged, and no other file remains.
 
     Raises:
-        InputError: `path` is a folder, or leads to a file of the Hub's cache, which other programs share.
+        InputError: `path` is a folder, or links to a file in the Hub's cache, which other programs share.
         ResourceError: see `write_errors`.
     """
     with write_errors(Path(path)), replacement(path) as temporary:
@@ -100,9 +100,9 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields an empty folder that takes the name `path`, in the place of an earlier one, when the block ends well.
+    """Yields an empty folder that replaces `path` when the block ends without error.
 
-    A link stays: the folder that it leads to is replaced, with its mode kept.
+    A link is kept: its target folder is replaced, with its mode kept.
 
     Raises:
         ResourceError: see `write_errors`.
@@ -121,8 +121,8 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Puts the folder `source` in the place of `target`, which may exist, so that one of the two is always whole."""
-    if not os.path.lexists(target):  # a link that leads nowhere is in the way, too
+    """Moves the folder `source` to `target`, which may exist, so that one complete version always exists."""
+    if not os.path.lexists(target):  # a broken link is in the way, too
         os.replace(source, target)
         return
     aside = Path(tempfile.mkdtemp(prefix=".replaced-", dir=target.parent))
@@ -139,7 +139,7 @@ def replace_folder(source: Path, target: Path) -> None:
 
 @contextmanager
 def whole_text(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
-    """Opens `path` for writing UTF-8 with `\\n` line ends, whole or not at all: see `whole_file`."""
+    """Opens `path` for writing UTF-8 with `\\n` line ends, atomically: see `whole_file`."""
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         yield file
 
@@ -147,7 +147,7 @@ def whole_text(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
 def _replace(temporary: Path, target: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         status = target.stat()
-        with contextlib.suppress(PermissionError):  # only root may give files away
+        with contextlib.suppress(PermissionError):  # only root may change owners
             os.chown(temporary, status.st_uid, status.st_gid)
         temporary.chmod(stat.S_IMODE(status.st_mode))
     with temporary.open("rb") as file:
@@ -156,11 +156,11 @@ def _replace(temporary: Path, target: Path) -> None:
 
 
 def _target_of(path: Path) -> tuple[Path, bool]:
-    """What to write, links followed, and whether it is written to plainly instead of being replaced."""
+    """The file to write, with links resolved, and whether it is written to directly instead of being replaced."""
     target = Path(os.path.abspath(path))
     for _ in range(_MAX_LINKS):
         target = Path(os.path.realpath(target.parent), target.name)
-        # A link of /proc/self/fd leads to whatever was opened; to follow it by name would miss that.
+        # A link of /proc/self/fd refers to an open file; resolving it by name would miss that.
         if target.is_relative_to("/proc"):
             return target, True
         if not target.is_symlink():
@@ -171,42 +171,42 @@ def _target_of(path: Path) -> tuple[Path, bool]:
     except FileNotFoundError:
         kind = stat.S_IFREG
     if stat.S_ISDIR(kind):
-        raise InputError(f"{path} is a folder, a file was expected")
+        raise InputError(f"{path} is a folder, expected a file")
     parts = target.parts
     if any(
         name.startswith(("models--", "datasets--", "spaces--")) and below == "blobs" for name, below in pairwise(parts)
     ):
-        raise InputError(f"{path} is a file of the Hub's cache ({target}), which other programs share; name another")
+        raise InputError(f"{path} is a file in the Hub's cache ({target}), which other programs share; name another")
     return target, not stat.S_ISREG(kind)
 
 
 def _open_plainly(target: Path) -> IO[bytes]:
     descriptor = _DESCRIPTOR.fullmatch(str(target))
     if descriptor and int(descriptor.group(1)) == os.getpid():
-        # The same open file with the same position: opened anew, it would be written from its beginning.
+        # The same open file with the same position: opened again, it would be written from its start.
         return os.fdopen(os.dup(int(descriptor.group(2))), "wb")
     return target.open("wb")
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes UTF-8 text, whole or not at all: see `whole_file`."""
+    """Writes UTF-8 text, atomically: see `whole_file`."""
     with whole_text(path) as stream:
         stream.write(text)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes `value` as indented JSON with a final line break, whole or not at all."""
+    """Writes `value` as indented JSON with a final line break, atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes one JSON object a line, whole or not at all."""
+    """Writes one JSON object per line, atomically."""
     with whole_text(path) as stream:
         stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def write_csv(path: str | os.PathLike[str], header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Writes a comma-separated file with one header line and `\\n` line ends, whole or not at all."""
+    """Writes a comma-separated file with one header line and `\\n` line ends, atomically."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)

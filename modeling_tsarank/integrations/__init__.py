@@ -10,7 +10,7 @@ from ..scores.ranking import rank
 
 
 def as_ranker(model: Any, **options: Any) -> Any:
-    """A loaded ranker of any kind as it is; a name as `load_ranker` takes it with `options` (`None`: the default)."""
+    """A loaded ranker unchanged; a name is loaded by `load_ranker` with `options` (`None`: the default)."""
     from ..rankers.loading import load_ranker
 
     if model is None or isinstance(model, str | os.PathLike):
@@ -29,5 +29,5 @@ def rank_with(ranker: Any, query: str, texts: list[str], top_k: int | None, opti
 
 
 def found_in(row: dict[str, Any]) -> dict[str, Any]:
-    """What a row of `rank` has besides its document and score: the best passage, a probability."""
+    """The other values of a row of `rank`: the best passage, a probability."""
     return {name: row[name] for name in ("passage", "probability") if name in row}

@@ -20,10 +20,10 @@ class TSARankRanker:
     """Orders documents by relevance to the query.
 
     Args:
-        model: A name as `load_ranker` takes it; `None` is the default model. Loaded by `warm_up`.
+        model: A name for `load_ranker`; `None` is the default model. Loaded by `warm_up`.
         top_k: How many documents to keep, at least 1; `None` keeps all.
         options: Further arguments of `load_ranker`, such as `{"ranker": "setwise"}`.
-        rank_options: Further arguments of `rank`, such as `{"passages": "max"}`; the best passage is then in a
+        rank_options: Further arguments of `rank`, such as `{"passages": "max"}`; the best passage is then added to a
             document's `meta`.
     """
 
@@ -57,13 +57,13 @@ class TSARankRanker:
         return {"documents": kept}
 
     def to_dict(self) -> dict[str, Any]:
-        """For pipelines in files."""
+        """For serialized pipelines."""
         options = {"options": self.options, "rank_options": self.rank_options}
         found: dict[str, Any] = default_to_dict(self, model=self.model, top_k=self.top_k, **options)
         return found
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TSARankRanker:
-        """As `to_dict` wrote it."""
+        """The inverse of `to_dict`."""
         made: TSARankRanker = default_from_dict(cls, data)
         return made

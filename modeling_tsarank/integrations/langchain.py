@@ -16,7 +16,7 @@ class TSARankReranker(BaseDocumentCompressor):
     """Keeps the documents that are most relevant to the query, best first.
 
     Attributes:
-        model: A name as `load_ranker` takes it, or a loaded ranker.
+        model: A name for `load_ranker`, or a loaded ranker.
         top_n: How many documents to keep; `None` keeps all.
         rank_options: Further arguments of `rank`, such as `{"passages": "max"}`.
     """

@@ -15,10 +15,10 @@ class TSARankReranker(BaseNodePostprocessor):
     """Keeps the nodes that are most relevant to the query, best first.
 
     Args:
-        model: A name as `load_ranker` takes it, or a loaded ranker.
+        model: A name for `load_ranker`, or a loaded ranker.
         top_n: How many nodes to keep.
-        rank_options: Further arguments of `rank`, such as `{"passages": "max"}`; the best passage is then in a node's
-            metadata.
+        rank_options: Further arguments of `rank`, such as `{"passages": "max"}`; the best passage is then added to a
+            node's metadata.
     """
 
     top_n: int = Field(default=3, ge=1)

@@ -13,10 +13,10 @@ from . import as_ranker
 
 
 class TSARankTransformer(pt.Transformer):
-    """Scores the rows of a result frame (`qid`, `query`, `docno`, `text`) and ranks them anew for each query.
+    """Scores the rows of a result frame (`qid`, `query`, `docno`, `text`) and ranks them again for each query.
 
     Args:
-        model: A name as `load_ranker` takes it, or a loaded ranker.
+        model: A name for `load_ranker`, or a loaded ranker.
         text_field: Column with the documents' texts.
     """
 

@@ -1,4 +1,4 @@
-"""What is made of a ranker's scores: scores of long documents, fusion with the first stage's, probabilities."""
+"""Processing a ranker's scores: long documents, fusion with the first stage, probabilities."""
 
 RAW_SCORES = (
     "Scores order the documents of one query; they are not probabilities of relevance, and not comparable between "

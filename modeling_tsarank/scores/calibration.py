@@ -1,7 +1,7 @@
 """Calibration: from the scores of one ranker to probabilities of relevance.
 
-A ranker's scores order the documents of one query; they are no probabilities, and a threshold on them means something
-else for every query and model. `tsarank calibrate` fits the map from scores to probabilities on judged queries:
+A ranker's scores order the documents of one query; they are not probabilities, and a threshold on them means something
+else for each query and model. `tsarank calibrate` fits the map from scores to probabilities on judged queries:
 
     calibration = Calibration.load("calibration.json")
     probabilities = calibration.probabilities([row["score"] for row in ranker.rank(query, documents)])
@@ -23,7 +23,7 @@ from ..ranking_errors import InputError
 
 
 CALIBRATION_FILE = "calibration.json"
-"""Its name beside a ranker's weights, where `load_ranker` finds it."""
+"""Its file name next to a ranker's weights, where `load_ranker` finds it."""
 METHODS = ("platt", "isotonic")
 NORMALIZATIONS = ("none", "zscore")
 
@@ -35,10 +35,10 @@ class Calibration:
     Attributes:
         method: `platt`, the logistic function of a linear function of the score (Platt, 1999), or `isotonic`, a
             nondecreasing piecewise linear function (Zadrozny and Elkan, 2002).
-        normalization: `none`, or `zscore`: of the scores of one query's documents, which must then be given together.
-        scores: Shape `(2,)` for `platt`: slope and intercept. For `isotonic` the scores at the corners, increasing.
-        values: For `isotonic` the probabilities at the corners, nondecreasing; empty for `platt`.
-        origin: What it was fitted on and how good it was on held-out queries.
+        normalization: `none`, or `zscore`: over the scores of one query's documents, which must be passed together.
+        scores: Shape `(2,)` for `platt`: slope and intercept. For `isotonic` the scores at the knots, increasing.
+        values: For `isotonic` the probabilities at the knots, nondecreasing; empty for `platt`.
+        origin: The data that it was fitted on and its quality on held-out queries.
     """
 
     method: str
@@ -69,7 +69,7 @@ class Calibration:
             fits = fits and all(a <= b for row in (self.scores, self.values) for a, b in pairwise(row))
             fits = fits and 0 <= self.values[0] <= self.values[-1] <= 1
         if not fits:
-            raise InputError(f"these are not the numbers of a calibration by {self.method}")
+            raise InputError(f"invalid parameters of a calibration by {self.method}")
 
     def probabilities(self, scores: Sequence[float] | np.ndarray) -> np.ndarray:
         """Probabilities of relevance.
@@ -88,7 +88,7 @@ class Calibration:
 
     @property
     def rule(self) -> str:
-        """What it does, and where it comes from, in words."""
+        """A description of the function and its origin."""
         given = "score" if self.normalization == "none" else f"{self.normalization} of the query's scores"
         if self.method == "platt":
             slope, intercept = self.scores
@@ -100,17 +100,17 @@ class Calibration:
         return f"{done}, fitted on {self.origin.get('queries', 'an unknown number of')} queries"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes it as JSON, whole or not at all."""
+        """Writes it as JSON, atomically."""
         write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
-        """Reads what `save` wrote. Raises `InputError` for a file that is missing or no calibration."""
+        """Loads a saved calibration. Raises `InputError` for a missing file or one that is not a calibration."""
         return read_saved(cls, path, "tsarank calibrate")
 
 
 def normalized(scores: np.ndarray, normalization: str) -> np.ndarray:
-    """The scores of one query, shape `(n,)`, as `normalization` says; equal scores all become 0."""
+    """The scores of one query, shape `(n,)`, normalized; equal scores all become 0."""
     if normalization == "none" or not scores.size:
         return scores
     spread = scores.std()

@@ -1,4 +1,4 @@
-"""Mixing a reranker's scores with its first stage's, as evaluation, `rank` and the service do it.
+"""Fusing a reranker's scores with the first stage's; used by evaluation, `rank` and the service.
 
 The fused score of a document is `(1 - weight) * reranker + weight * first_stage`, each score normalised within its
 query first, over the documents that the reranker scored.
@@ -28,12 +28,12 @@ RRF_K = 60
 
 @dataclass(frozen=True)
 class FusionSetting:
-    """How to mix; `tsarank tune-fusion` writes one with its origin, a plain `--interpolate 0.3` makes one without.
+    """How to fuse; `tsarank tune-fusion` writes one with its origin, a plain `--interpolate 0.3` creates one without.
 
     Attributes:
-        weight: Share of the first stage, in [0, 1].
+        weight: Weight of the first stage, in [0, 1].
         normalization: `minmax`, `zscore` or `rrf`, per query; see `normalize`.
-        measure: What was tuned: a measure, or `likelihood`; or None.
+        measure: The tuned objective: a measure, or `likelihood`; or None.
         value: Its mean over the development queries at `weight`.
         qrels_hash: Digest of the judgments it was tuned on (`eval.fusion.hash_qrels`).
         query_hashes: One digest per development query and its judgments: tells overlapping splits apart.
@@ -49,7 +49,7 @@ class FusionSetting:
     def __post_init__(self) -> None:
         if isinstance(self.weight, bool) or not isinstance(self.weight, Real) or not 0 <= self.weight <= 1:
             raise InputError(
-                f"the interpolation weight is {self.weight!r}, but must lie in [0, 1]: 0 is the reranker alone, "
+                f"the interpolation weight is {self.weight!r}, but must be in [0, 1]: 0 is the reranker alone, "
                 "1 the first stage alone"
             )
         object.__setattr__(self, "weight", float(self.weight))
@@ -60,12 +60,12 @@ class FusionSetting:
             )
 
     def save(self, path: Path) -> None:
-        """Writes the setting as JSON, whole or not at all."""
+        """Writes the setting as JSON, atomically."""
         write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FusionSetting:
-        """Reads what `save` wrote.
+        """Loads a saved setting.
 
         Raises:
             InputError: no such file, not JSON, missing or unknown fields, or a weight out of range.
@@ -74,11 +74,11 @@ class FusionSetting:
 
 
 def fusion_setting(given: Any, normalization: Any = None) -> FusionSetting:
-    """The setting that a weight (a number, or its text), a file of `tsarank tune-fusion` or a setting stands for.
+    """The setting from a weight (a number, or its text), a file of `tsarank tune-fusion` or a setting.
 
     Args:
-        given: One of these.
-        normalization: With a weight, in place of `minmax`; with a file it must be the file's.
+        given: One of the above.
+        normalization: With a weight, instead of `minmax`; with a file it must equal the file's.
 
     Raises:
         InputError: See `FusionSetting.load`.
@@ -91,7 +91,7 @@ def fusion_setting(given: Any, normalization: Any = None) -> FusionSetting:
         setting = FusionSetting.load(given)
         if normalization not in (None, setting.normalization):
             raise InputError(
-                f"{given} was tuned with {setting.normalization}, and --normalize says {normalization}: leave it out"
+                f"{given} was tuned with {setting.normalization}, got --normalize {normalization}: leave it out"
             ) from None
         return setting
     return FusionSetting(weight, normalization or "minmax")  # type: ignore[arg-type]
@@ -103,16 +103,16 @@ def normalize(scores: Sequence[float] | np.ndarray, normalization: Normalization
     Args:
         scores: Shape `(n,)`, finite.
         normalization: `minmax` maps the lowest to 0 and the highest to 1; `zscore` subtracts the mean and divides by
-            the (population) standard deviation; `rrf` is 1 / (60 + rank), where equal scores share the best rank:
+            the (population) standard deviation; `rrf` is 1 / (60 + rank), equal scores share the best rank:
             with the weight 0.5, reciprocal rank fusion (Cormack et al., 2009).
 
     Returns:
-        Shape `(n,)`, float64; all zeros where the candidates all have one score, for such scores order nothing.
+        Shape `(n,)`, float64; all zeros if all candidates have the same score, which gives no order.
 
     Raises:
-        InputError: a score is infinite, as a run file may have it, or no number.
+        InputError: a score is infinite, as is possible in a run file, or NaN.
     """
-    # Halved before subtracting: the difference of two doubles near the largest one would overflow.
+    # Halved before subtracting: the difference of two very large doubles would overflow.
     halves = np.asarray(scores, dtype=np.float64) / 2
     if not np.isfinite(halves).all():
         raise InputError(f"scores of {2 * halves[~np.isfinite(halves)][0]} cannot be fused; give finite ones")

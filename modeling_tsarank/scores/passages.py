@@ -1,4 +1,4 @@
-"""Long documents: a document is split into overlapping passages, which are scored; its score is made of theirs."""
+"""Long documents: a document is split into overlapping passages, whose scores are aggregated to the document's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Passage:
 
 
 def aggregation(name: str) -> str:
-    """`name` if passages can be aggregated so. Raises `InputError` otherwise."""
+    """Returns `name` if it is a valid aggregation. Raises `InputError` otherwise."""
     if name not in ("first", "max", "mean") and (not isinstance(name, str) or _TOP.fullmatch(name) is None):
         raise InputError(f"unknown way to score passages {name!r:.80}; expected {PASSAGES}")
     return name
@@ -55,7 +55,7 @@ def split_passages(text: str, tokenizer: Any, length: int, stride: int) -> list[
 
 
 def _word_edge(text: str, place: int, step: int) -> int:
-    """The next place before (`step` -1) or behind (1) a word that `place` is inside of."""
+    """The next position before (`step` -1) or after (1) the word around `place`."""
     while 0 < place < len(text) and not text[place - 1].isspace() and not text[place].isspace():
         place += step
     return place
@@ -70,7 +70,7 @@ class SplitDocument:
     passages: list[Passage]
 
     def pairs(self, query: str) -> list[tuple[str, str]]:
-        """What is scored: the query with each passage."""
+        """The scored pairs: the query with each passage."""
         return [(query, f"{self.title} {self.text[one.start : one.end]}".strip()) for one in self.passages]
 
 
@@ -79,9 +79,9 @@ class PassageRanker:
 
     Args:
         model: A ranking model.
-        passages: `max`: a document is as good as its best passage; `mean`; `top-K`: the mean of its K best; `first`:
+        passages: `max`: the best passage's score; `mean`; `top-K`: the mean of its K best; `first`:
             only the first passage is scored.
-        length: Of a passage, in tokens; `None` is what the model takes beside the longest query.
+        length: Tokens of a passage; `None` is the maximum for the model with the longest query.
         stride: Tokens from the start of one passage to the next; `None` is half of `length`.
 
     Raises:
@@ -115,13 +115,13 @@ class PassageRanker:
         Args:
             query: Text, not empty.
             documents: Strings, or mappings with `text` and optionally `title`, which goes before every passage.
-            instruction, batch_tokens, show_progress: As of the model's `predict`.
+            instruction, batch_tokens, show_progress: As in the model's `predict`.
 
         Returns:
             `[{"corpus_id", "score", "passage": {"start", "end", "text"}}, …]`: offsets in the document's text without
             its title. Equal scores keep the given order.
 
-        Raises as the model's `rank`.
+        Raises like the model's `rank`.
         """
         documents = document_list(documents)
         if not documents:
@@ -131,13 +131,13 @@ class PassageRanker:
         return sorted(rows, key=lambda row: (-row["score"], row["corpus_id"]))
 
     def predict(self, pairs: Any, **options: Any) -> Any:
-        """As the model's `predict`, with `instruction`, `batch_tokens`, `show_progress` and `stop`."""
+        """Like the model's `predict`, with `instruction`, `batch_tokens`, `show_progress` and `stop`."""
         single = isinstance(pairs, tuple | list) and len(pairs) == 2 and isinstance(pairs[0], str)
         scores = [row["score"] for row in self._rows([pairs] if single else pairs, **options)]
         return np.float32(scores[0]) if single else np.asarray(scores, dtype=np.float32)
 
     def split(self, document: Any, what: str = "a document") -> SplitDocument:
-        """A document and its passages that are scored. Raises `InputError` for what is no document."""
+        """A document with its scored passages. Raises `InputError` for an invalid document."""
         title, text = _title_and_text(document, what)
         found = split_passages(text, self.model.tokenizer, self.length, self.stride)
         return SplitDocument(title, text, found[:1] if self.passages == "first" else found)

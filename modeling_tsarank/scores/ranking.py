@@ -1,4 +1,4 @@
-"""What `predict` and `rank` can do beside scoring: passages, fusion, probabilities, CrossEncoder's options."""
+"""Options of `predict` and `rank`: passages, fusion, probabilities, CrossEncoder's options."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .passages import PassageRanker
 logger = logging.getLogger(__name__)
 
 OUTPUTS = ("score", "probability")
-# Options of CrossEncoder's verbs that have another place here.
+# Options of CrossEncoder's methods that are set elsewhere here.
 _ELSEWHERE = {
     **dict.fromkeys(("prompt", "prompt_name"), "the prompt is one of the ranking options (`set_options`)"),
     **dict.fromkeys(("pool", "chunk_size"), "`tsarank score` uses several processes"),
@@ -53,27 +53,27 @@ def rank(
     convert_to_tensor: bool = False,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """Documents in order, best first, by any ranker: of pairs, of passages, of lists, or behind an address.
+    """Ranked documents, best first, from any ranker: of pairs, of passages, of lists, or behind a URL.
 
     Args:
-        ranker: Has `rank(query, documents)`.
+        ranker: An object with `rank(query, documents)`.
         query, documents, top_k, return_documents: As in `RankerModel.rank`.
-        first_stage_scores: Shape `(documents,)`: mixed with the ranker's, by `weight` or `fusion`. The rows then have
+        first_stage_scores: Shape `(documents,)`: fused with the ranker's, by `weight` or `fusion`. The rows then have
             the fused score.
-        weight: Share of the first stage, in [0, 1], of scores normalised to [0, 1] (min-max).
+        weight: Weight of the first stage, in [0, 1], of scores normalised to [0, 1] (min-max).
         fusion: A file of `tsarank tune-fusion`, or a setting, instead of `weight`.
         output: `probability` adds the `probability` of relevance to every row, by the calibration of the ranker's own
             scores.
         threshold: Only documents of at least this probability; without a calibration, of this score, with a warning.
-        calibration: A calibration or its file, instead of the ranker's own (`ranker.calibration`), which is of whole
+        calibration: A calibration or its file, instead of the ranker's own (`ranker.calibration`), which is for whole
             documents and not used with `passages`.
-        passages, passage_length, passage_stride: Split documents into passages of so many tokens, and how their scores
-            become the document's: see `PassageRanker`. Rows then have the best `passage`.
-        convert_to_numpy, convert_to_tensor: Have no effect: rows hold plain numbers, as CrossEncoder's do.
-        options: Further arguments of `ranker.rank`; of a ranker of lists, those that it takes.
+        passages, passage_length, passage_stride: How to split documents into passages, in tokens, and how to aggregate
+            their scores: see `PassageRanker`. Rows then have the best `passage`.
+        convert_to_numpy, convert_to_tensor: Have no effect: rows have plain numbers, like CrossEncoder's.
+        options: Further arguments of `ranker.rank`; for a listwise ranker, those that it supports.
 
     Raises:
-        InputError: options that do not belong together; also as `ranker.rank`.
+        InputError: incompatible options; also the errors of `ranker.rank`.
     """
     check_choice("output", output, OUTPUTS)
     documents = document_list(documents)
@@ -87,7 +87,7 @@ def rank(
     if calibration is None and output == "probability":
         raise InputError(
             "a probability needs a calibration of this ranker: fit one with `tsarank calibrate` and set "
-            "`model.calibration`, or give `calibration`"
+            "`model.calibration`, or pass `calibration`"
         )
     if threshold is not None and (
         isinstance(threshold, bool) or not isinstance(threshold, Real) or not math.isfinite(threshold)
@@ -95,12 +95,12 @@ def rank(
         raise InputError(f"threshold must be a finite number, got {threshold!r:.80}")
     if calibration is None and threshold is not None:
         logger.warning(
-            "no calibration is given: the threshold %g is one of raw scores, which mean something else for every "
+            "no calibration is given: the threshold %g applies to raw scores, which mean something else for every "
             "query and model; fit one with `tsarank calibrate`",
             threshold,
         )
     if calibration is not None and threshold is not None and not 0 <= threshold <= 1:
-        raise InputError(f"the threshold is {threshold!r}, but a probability lies in [0, 1]")
+        raise InputError(f"the threshold is {threshold!r}, but a probability is in [0, 1]")
 
     parameters = inspect.signature(ranker.rank).parameters
     takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
@@ -126,13 +126,13 @@ def rank(
 
 
 def check_fusion(scores: Any, weight: Any, fusion: Any, count: int) -> FusionSetting | None:
-    """How to mix `count` first-stage scores in, `None` without any. Raises `InputError` as `rank` does."""
+    """How to fuse `count` first-stage scores, `None` without scores. Raises `InputError` like `rank`."""
     if scores is None:
         if weight is not None or fusion is not None:
-            raise InputError("weight and fusion mix the first stage's scores in: give first_stage_scores as well")
+            raise InputError("weight and fusion need first_stage_scores as well")
         return None
     if (weight is None) == (fusion is None):
-        raise InputError("first_stage_scores need a weight in [0, 1], or else fusion, a file of `tsarank tune-fusion`")
+        raise InputError("first_stage_scores need a weight in [0, 1], or fusion, a file of `tsarank tune-fusion`")
     values = np.asarray(scores)
     if values.shape != (count,) or values.dtype.kind not in "iuf" or not np.isfinite(values).all():
         raise InputError(f"first_stage_scores must be {count} finite numbers, one for each document")
@@ -140,18 +140,18 @@ def check_fusion(scores: Any, weight: Any, fusion: Any, count: int) -> FusionSet
 
 
 def by_passages(ranker: Any, passages: str | None, length: int | None, stride: int | None) -> Any:
-    """The ranker itself without `passages`, or one that scores these. Raises `InputError` as `PassageRanker`."""
+    """The ranker itself without `passages`, or a `PassageRanker`. Raises `InputError` as `PassageRanker`."""
     if passages is not None:
         return PassageRanker(ranker, passages, length, stride)
     if length is not None or stride is not None:
-        raise InputError("a length or stride of passages needs to know how to score them: give passages, such as max")
+        raise InputError("passage_length and passage_stride need passages, such as max")
     return ranker
 
 
 RANK_OPTIONS = frozenset(
     name for name, one in inspect.signature(rank).parameters.items() if one.kind is one.KEYWORD_ONLY
 )
-"""The options that `RankerModel.rank` hands to `rank` here."""
+"""The options that `RankerModel.rank` passes to `rank` here."""
 
 
 def predict(
@@ -173,20 +173,20 @@ def predict(
     convert_to_tensor: bool = False,
     **options: Any,
 ) -> Any:
-    """`model.predict` with the options of CrossEncoder's, in its meaning.
+    """`model.predict` with the options of CrossEncoder's `predict`.
 
     Args:
         model: A `RankerModel`.
         pairs, instruction, batch_tokens, show_progress, stop: As in `RankerModel.predict`.
-        batch_size: Bounds a batch to so many pairs of the model's greatest length, in tokens; `batch_tokens` says it
-            directly. Batches are made by tokens, and are never larger than by default.
-        show_progress_bar: `show_progress`.
+        batch_size: Limits a batch to the tokens of so many pairs of maximum length; `batch_tokens` is the direct
+            option. Batches are formed by tokens, and are never larger than by default.
+        show_progress_bar: Same as `show_progress`.
         activation_fn: Applied to the scores, a float32 tensor `(pairs, 1)`.
-        apply_softmax: Has no effect on one score a pair, as in CrossEncoder.
-        passages, passage_length, passage_stride: As in `rank`.
-        convert_to_numpy: False gives a list of tensors.
-        convert_to_tensor: A tensor on the model's device, whatever `convert_to_numpy` says.
-        options: None: whatever else CrossEncoder takes has no meaning here.
+        apply_softmax: Has no effect with one score per pair, as in CrossEncoder.
+        passages, passage_length, passage_stride: See `rank`.
+        convert_to_numpy: False returns a list of tensors.
+        convert_to_tensor: Return a tensor on the model's device; overrides `convert_to_numpy`.
+        options: Not supported: other options of CrossEncoder.
 
     Raises:
         InputError: for `options`; the message names what to use instead.
@@ -194,7 +194,7 @@ def predict(
     import torch
 
     for name in options:
-        raise InputError(f"predict takes no {name}: {_ELSEWHERE.get(name, 'see RankerModel.predict')}")
+        raise InputError(f"predict does not support {name}: {_ELSEWHERE.get(name, 'see RankerModel.predict')}")
     if batch_size is not None:
         most = whole_number(batch_size, "batch_size") * model.options.max_length
         batch_tokens = min(most, check_batch_tokens(batch_tokens, model.device))

@@ -175,7 +175,7 @@ def test_a_calibration_is_fitted_saved_and_used_for_a_threshold(
         assert main([*rank, "--calibration", str(output), "--threshold", str(threshold)]) == 0
         assert len(json.loads(capsys.readouterr().out)["results"]) == 1
     assert main([*rank, "--threshold", "-1000"]) == 0
-    assert "is one of raw scores" in capsys.readouterr().err
+    assert "applies to raw scores" in capsys.readouterr().err
 
     folder = tmp_path / "ranker"
     load_ranker(str(tiny_llama), dtype="float32").save_pretrained(folder)

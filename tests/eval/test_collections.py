@@ -99,7 +99,7 @@ def test_a_large_corpus_stays_on_disk_and_reads_the_same(tmp_path):
     ("corpus", "message"),
     [
         ('{"_id": "d1", "text": "x"}\n{"_id": "d2", "text"\n', r"corpus.jsonl, line 2: not JSON"),
-        ('{"_id": "d1", "text": "x"}\n[1]\n', "line 2: a JSON object was expected, found list"),
+        ('{"_id": "d1", "text": "x"}\n[1]\n', "line 2: expected a JSON object, found list"),
         ('{"_id": "d1", "text": "x"}\n\n{"_id": "d1", "text": "y"}\n', "line 3: the .*id 'd1' appeared before"),
         ('{"name": "d1", "text": "x"}\n', "line 1: no '_id'"),
         ('{"_id": "d1", "body": "x"}\n', "line 1: no 'text', 'contents', 'content' or 'passage'; fields: _id, body"),

@@ -220,7 +220,7 @@ def bad(text: str) -> Callable[[Path], None]:
         (["--dataset", "{folder}", "--measures", "ndgc@10"], "ndgc@10"),
         (["--dataset", "{folder}", "--top-k", "0"], "--top-k: expected a whole number from 1"),
         (["--dataset", "{folder}", "--depth", "5"], "--depth 5 is below --top-k 10"),
-        (["--dataset", "{folder}", "--interpolate", "1.5"], "must lie in [0, 1]"),
+        (["--dataset", "{folder}", "--interpolate", "1.5"], "must be in [0, 1]"),
         (["--dataset", "{folder}", "--interpolate", "nowhere.json"], "no such file: nowhere.json"),
         (["--dataset", "{folder}", "--normalize", "zscore"], "needs --interpolate"),
         (["--dataset", "{folder}", "--first-stage", "bm52"], "bm52"),

@@ -170,7 +170,7 @@ def test_the_hash_of_judgments_is_about_their_content() -> None:
 
 @pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan"), True, "0.5", None])
 def test_weights_out_of_range_are_refused(weight: object) -> None:
-    with pytest.raises(InputError, match=r"must lie in \[0, 1\]"):
+    with pytest.raises(InputError, match=r"must be in \[0, 1\]"):
         FusionSetting(weight)  # type: ignore[arg-type]
 
 

@@ -180,7 +180,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(InputError, match="not UTF-8"):
         read_run(tmp_path / "latin")
     (tmp_path / "torn.gz").write_bytes(gzip.compress(b"q Q0 d 1 1.0 tag\n" * 500)[:40])
-    with pytest.raises(InputError, match="damaged or not whole"):
+    with pytest.raises(InputError, match="damaged or incomplete"):
         read_run(tmp_path / "torn.gz")
 
 

@@ -38,7 +38,7 @@ DAMAGE = {
     "integer of 5,000 digits": (GOOD + b'{"a": ' + b"9" * 5000 + b"}\n", "5,000 digits"),
     "integer that no float holds": (GOOD + b'{"a": 1' + b"0" * 400 + b"}\n", "401 digits"),
     "float that no float holds": (GOOD + b'{"a": 1e999}\n', "1e999 is too large a number"),
-    "NaN": (GOOD + b'{"a": NaN}\n', "NaN is no JSON number"),
+    "NaN": (GOOD + b'{"a": NaN}\n', "NaN is not a JSON number"),
     "Infinity": (GOOD + b'{"a": [-Infinity]}\n', "Infinity is no JSON number"),
     "half an object": (GOOD + b'{"a": \n', "not JSON"),
     "invalid UTF-8": (GOOD + b'{"a": "\xff"}\n', r"not UTF-8 \(byte 0xff\)"),
@@ -112,7 +112,7 @@ def test_damaged_packing_is_one_line(tmp_path, suffix, content):
     }.values():
         path = tmp_path / (name + suffix)
         path.write_bytes(content)
-        assert "damaged or not whole" in refused(read, path)
+        assert "damaged or incomplete" in refused(read, path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
@@ -186,7 +186,7 @@ def test_rows_come_from_arrays_lines_and_single_objects(tmp_path):
 def test_the_right_shape_is_asked_for(tmp_path):
     path = tmp_path / "training_run.json"
     path.write_text("[1]")
-    assert "a JSON object was expected" in refused(read_json_object, path)
+    assert "expected a JSON object" in refused(read_json_object, path)
     path.write_text('{"loss": NaN, "best": Infinity}')
     assert read_json_object(path, allow_nan=True)["best"] == float("inf")
 
@@ -235,7 +235,7 @@ def test_wrong_tables_are_one_line_with_the_line_number(tmp_path, content):
 
 @pytest.mark.parametrize("text", ['a: "x\\0y"', 'a: [1, {"b\\0": 2}]', 'a: &one [*one, "\\x00"]', '"\\u0000"'])
 def test_a_nul_in_yaml_is_one_line(text: str) -> None:
-    with pytest.raises(InputError, match=r"plan\.yaml: a text in it holds a NUL character"):
+    with pytest.raises(InputError, match=r"plan\.yaml: a text in it has a NUL character"):
         parse_yaml(text, "plan.yaml")
     many = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 20)}]\n" for n in range(1, 30))
     assert len(parse_yaml(many, "plan.yaml")) == 30  # 20**29 texts, if each alias was followed

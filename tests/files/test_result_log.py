@@ -72,7 +72,7 @@ def test_any_edited_byte_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFix
         lost |= whole.keys() - set(log)
         assert "0" not in log
     assert lost == {"0", "1"}, "the second line only where the line break between them went"
-    assert "line 1 is no whole record of this work" in caplog.text
+    assert "line 1 is not a complete record of this work" in caplog.text
 
 
 def test_lines_of_other_settings_and_nonsense_are_passed_over(
@@ -147,7 +147,7 @@ def test_other_settings_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"settings\.json, line 1: not JSON"):
         claim_folder(tmp_path, {})
     (tmp_path / "settings.json").write_text("[]")
-    with pytest.raises(InputError, match="does not hold the settings"):
+    with pytest.raises(InputError, match="does not have the settings"):
         claim_folder(tmp_path, {})
 
 

@@ -280,8 +280,8 @@ def broken_sources(folder: Path) -> list[tuple[Any, str]]:
     return [
         (folder / "empty.jsonl", "has no rows"),
         (folder / "rows.tsv", "unknown kind of file; expected .jsonl"),
-        (folder / "short.csv", "short.csv, line 2: not as many fields as the header has"),
-        (folder / "broken.jsonl.gz", "broken.jsonl.gz, line 1: damaged or not whole"),
+        (folder / "short.csv", "short.csv, line 2: the number of fields differs from the header's"),
+        (folder / "broken.jsonl.gz", "broken.jsonl.gz, line 1: damaged or incomplete"),
         (folder / "broken.parquet", "cannot be read as Parquet"),
         (folder / "latin.jsonl", "latin.jsonl, line 1: not UTF-8"),
         (folder / "scalar.json", "expected an array of rows, found int"),

@@ -221,7 +221,7 @@ def test_a_folder_in_the_place_of_a_file_is_named(filled, name, read_only) -> No
     _, _, folder = filled
     (folder / name).unlink(missing_ok=True)
     (folder / name / "inside").mkdir(parents=True)
-    with pytest.raises(InputError, match=rf"{name} is a folder, a file was expected; delete it"):
+    with pytest.raises(InputError, match=rf"{name} is a folder, expected a file; delete it"):
         FolderStore(folder, read_only=read_only)
 
 

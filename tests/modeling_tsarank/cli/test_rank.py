@@ -124,7 +124,7 @@ def test_standard_input_text_or_json(run_command, model_folder) -> None:
     ("content", "name", "message"),
     [
         ('{"text": "a"}\n{"text": ', "d.jsonl", "line 2: not JSON"),
-        ('{"text": "a"}\n[1]', "d.jsonl", "line 2: a JSON object was expected, found list"),
+        ('{"text": "a"}\n[1]', "d.jsonl", "line 2: expected a JSON object, found list"),
         ('{"body": "a"}', "d.jsonl", "line 1: no field 'text'; fields: body"),
         ('{"text": 3}', "d.jsonl", "line 1 must be a string, got int"),
         (
@@ -139,7 +139,7 @@ def test_standard_input_text_or_json(run_command, model_folder) -> None:
         ("x", "d.bin", "expected .txt, .jsonl, .csv"),
         ("_id,body\n1,a", "d.csv", "line 2: no field 'text'; fields: _id, body; name it by --text-column (and"),
         ("id,text\n1,a\n1,b", "d.csv", "line 3: the id '1' was already used in line 2"),
-        ("id,text\n1,a,b", "d.csv", "line 2: not as many fields"),
+        ("id,text\n1,a,b", "d.csv", "line 2: the number of fields"),
         ("id,text\n", "d.csv", "holds no documents"),
         ("x", "d.parquet", "cannot be read as Parquet"),
         (None, "missing.txt", "no such file"),

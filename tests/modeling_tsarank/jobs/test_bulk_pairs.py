@@ -124,7 +124,7 @@ def test_a_bad_pair_of_a_later_file_is_named_by_its_place_there(model, tmp_path)
             "p.jsonl",
             r"p.jsonl, pair 1 \(counted from 0\): 'query' must be a string, got NoneType",
         ),
-        (b"[1]\n", "p.jsonl", "a JSON object was expected, found list"),
+        (b"[1]\n", "p.jsonl", "expected a JSON object, found list"),
         (b"\xff\n", "p.jsonl", "line 1: not UTF-8"),
         (b"\n \n", "p.jsonl", "no pairs in"),
         (b"PAR1 but not really", "p.parquet", "cannot be read as Parquet"),

@@ -119,7 +119,7 @@ def test_every_way_to_rank_takes_passages(model: Any, tmp_path: Path) -> None:
 
 
 def test_passages_need_a_model_that_scores_pairs_and_a_way_to_score_them(model: Any, zoo: Any) -> None:
-    with pytest.raises(InputError, match="needs to know how to score them"):
+    with pytest.raises(InputError, match="need passages, such as max"):
         model.rank(QUERY, [LONG], passage_length=20)
     lists = load_ranker(str(zoo.folders["llama"]), ranker="pairwise", dtype="float32")
     with pytest.raises(InputError, match="for ranking models that score pairs"):

@@ -73,7 +73,7 @@ def test_rankers_of_lists_and_of_passages_take_the_same_options(model: Any, zoo:
     [
         ({"weight": 0.3}, "give first_stage_scores"),
         ({"first_stage_scores": FIRST}, "need a weight in"),
-        ({"first_stage_scores": FIRST, "weight": 2}, r"must lie in \[0, 1\]"),
+        ({"first_stage_scores": FIRST, "weight": 2}, r"must be in \[0, 1\]"),
         ({"first_stage_scores": FIRST[:2], "weight": 0.3}, "must be 4 finite numbers"),
         ({"first_stage_scores": [1, 2, 3, float("nan")], "weight": 0.3}, "must be 4 finite numbers"),
         ({"first_stage_scores": ["1", "2", "3", "4"], "weight": 0.3}, "must be 4 finite numbers"),
@@ -103,13 +103,13 @@ def test_probabilities_and_thresholds(model: Any, calibration: Calibration, capl
     # The probability is of the model's own score, whatever is mixed in.
     fused = model.rank(QUERY, DOCUMENTS, threshold=middle, calibration=calibration, first_stage_scores=FIRST, weight=1)
     assert {row["corpus_id"] for row in fused} == {row["corpus_id"] for row in own[:2]}
-    with pytest.raises(InputError, match=r"a probability lies in \[0, 1\]"):
+    with pytest.raises(InputError, match=r"a probability is in \[0, 1\]"):
         model.rank(QUERY, DOCUMENTS, threshold=2, calibration=calibration)
 
     caplog.set_level(logging.WARNING)
     middle = (own[0]["score"] + own[1]["score"]) / 2
     assert [row["corpus_id"] for row in model.rank(QUERY, DOCUMENTS, threshold=middle)] == [own[0]["corpus_id"]]
-    assert "is one of raw scores" in caplog.text
+    assert "applies to raw scores" in caplog.text
 
 
 def test_a_calibration_travels_with_its_ranker_and_no_further(
@@ -163,7 +163,7 @@ def test_the_options_of_the_real_cross_encoder(zoo: Any, tmp_path: Path) -> None
 
 
 def test_options_that_mean_nothing_here_name_ours(model: Any) -> None:
-    with pytest.raises(InputError, match="predict takes no device: move the model with `to`"):
+    with pytest.raises(InputError, match="predict does not support device: move the model with `to`"):
         model.predict([(QUERY, "d")], device="cpu")
     with pytest.raises(InputError, match="predict takes no prompt_name: the prompt is one of the ranking options"):
         model.rank(QUERY, DOCUMENTS, prompt_name="query")

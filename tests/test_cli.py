@@ -80,7 +80,7 @@ RANK = ["rank", "--query", "q", "--documents", "x.txt"]
 def test_an_unforeseen_error_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(RANK) == 1
     said = capsys.readouterr().err
-    assert said.startswith("tsarank: error: unforeseen ZeroDivisionError: a fault in two lines")
+    assert said.startswith("tsarank: error: unexpected ZeroDivisionError: a fault in two lines")
     assert said.count("\n") == 1
     assert "--debug shows the trace" in said
 
@@ -94,7 +94,7 @@ def test_debug_shows_the_trace(
     assert cli.main(arguments) == 1
     said = capsys.readouterr().err
     assert "Traceback (most recent call last)" in said
-    assert said.splitlines()[-1].startswith("tsarank: error: unforeseen")
+    assert said.splitlines()[-1].startswith("tsarank: error: unexpected")
 
 
 def test_what_the_operating_system_refuses_is_the_users_to_mend(

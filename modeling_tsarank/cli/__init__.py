@@ -1,4 +1,4 @@
-"""The `tsarank` command: finds every package's subcommands and runs one."""
+"""The `tsarank` command: collects the subcommands of all packages and runs one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..ranking_errors import InputError
 from .command_line import CommandParser, one_line, run_command
 
 
-# Modules with a `register(subparsers)`; none of them imports anything heavy before its command runs.
+# Modules with a `register(subparsers)`; heavy imports only happen when the command runs.
 COMMAND_MODULES = (
     "modeling_tsarank.cli.rank",
     "modeling_tsarank.cli.index",
@@ -33,11 +33,11 @@ COMMAND_MODULES = (
     "modeling_tsarank.hub_cards.commands",
 )
 
-_DESCRIPTION = "LLM text rerankers: rank documents, measure rerankers, train and publish them."
+_DESCRIPTION = "LLM text rerankers: rank documents, evaluate, train and publish rerankers."
 _EPILOG = """\
-`tsarank COMMAND --help` explains a command, --help-all with all of its options. Errors are one line on standard error:
-exit status 2 for what you can mend, 1 for what nobody foresaw (--debug, or TSARANK_DEBUG=1, shows its trace), 130
-after Ctrl-C.
+`tsarank COMMAND --help` explains a command, --help-all lists all its options. Errors are one line on standard error:
+exit status 2 for errors that you can fix, 1 for unexpected ones (--debug, or TSARANK_DEBUG=1, shows the traceback),
+130 after Ctrl-C.
 """
 
 
@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"tsarank {__version__}")
-    parser.add_argument("-v", "--verbose", action="store_true", help="say more about what is done")
+    parser.add_argument("-v", "--verbose", action="store_true", help="more log messages")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMAND_MODULES:
         importlib.import_module(name).register(subparsers)
@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class _StandardError(logging.StreamHandler):
-    """Writes to what `sys.stderr` is at that moment: a program that calls `main` may have exchanged it since."""
+    """Writes to the current `sys.stderr`: a program that calls `main` may have replaced it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -66,7 +66,7 @@ class _StandardError(logging.StreamHandler):
 
 
 class _OneLine(logging.Formatter):
-    """A warning may quote what the user gave, just as an error does."""
+    """Formats warnings as one line, since they may quote user input, like errors."""
 
     def format(self, record: logging.LogRecord) -> str:
         return f"tsarank: {one_line(record.getMessage())}"
@@ -76,21 +76,21 @@ def _set_up_logging(verbose: bool) -> None:
     handler = _StandardError()
     handler.setFormatter(_OneLine())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    # NOTSET follows the root logger, whose level a program that calls `main` may change afterwards.
+    # NOTSET follows the root logger's level, which a program that calls `main` may change later.
     logging.getLogger("modeling_tsarank").setLevel(logging.INFO if verbose else logging.NOTSET)
-    # What other libraries warn about is for their developers, unless asked for.
+    # Other libraries' warnings are for developers and shown only with -v.
     if not verbose:
         warnings.simplefilter("ignore")
 
 
 def _run(arguments: Sequence[str]) -> int:
     if not sys.stderr.isatty():
-        # Read when these libraries are imported; their bars would fill a log with lines.
+        # Read when these libraries are imported; their progress bars would fill logs.
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")
     if any("\0" in argument for argument in arguments):
-        raise InputError("an argument contains a NUL character, which no text, file name or address may")
+        raise InputError("an argument contains a NUL character, which is invalid in texts, file names and URLs")
     args = build_parser().parse_args(arguments)
     _set_up_logging(args.verbose)
     status: int = args.run(args)

@@ -1,4 +1,4 @@
-"""What all commands share: the parser, options that are numbers, errors of one line, exit statuses."""
+"""Shared by all commands: the parser, numeric options, one-line errors, exit statuses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..ranking_errors import ResourceError, TSARankError
 
 
 DEBUG_VARIABLE = "TSARANK_DEBUG"
-"""Environment variable that, like --debug, shows the trace of an error."""
+"""Environment variable that shows the traceback of an error, like --debug."""
 
 # Characters of one word or quotation in an error, and of the whole line: enough for any path, not for a document.
 _LONGEST_WORD, _LONGEST_LINE = 160, 600
@@ -38,34 +38,34 @@ def one_line(message: str) -> str:
 
 
 def _shortened(text: str, longest: int) -> str:
-    """The beginning and the end: of a path, its name is the last part."""
+    """The beginning and the end: a path's name is at its end."""
     return text if len(text) <= longest else f"{text[: 3 * longest // 4 - 1]}…{text[-(longest // 4) :]}"
 
 
 def quoted(value: str) -> str:
-    """What the user gave, in an error: quoted, at most 80 characters."""
+    """User input in an error message: quoted, at most 80 characters."""
     return repr(_shortened(value, 80))
 
 
 def wants_trace() -> bool:
-    """Whether errors show their trace."""
+    """Whether errors show their traceback."""
     return os.environ.get(DEBUG_VARIABLE, "").lower() not in ("", "0", "false", "no")
 
 
 def run_command(
     command: Callable[[], int], *, where: str = "", interrupted: str = "interrupted", hint: str = "--debug"
 ) -> int:
-    """Runs a command and says in one line what went wrong.
+    """Runs a command and prints errors in one line.
 
     Args:
         command: Returns the exit status.
         where: Added to "error", such as " (process 1)".
-        interrupted: What is said after Ctrl-C.
-        hint: What shows the trace of an unforeseen error.
+        interrupted: The message after Ctrl-C.
+        hint: How to show the traceback of an unexpected error.
 
     Returns:
-        The command's own status; 2 for what the user can mend; 1 for an error that nobody foresaw; 130 after Ctrl-C;
-        141 where the reader of the output has gone, as for any program that a broken pipe ends.
+        The command's own status; 2 for errors that the user can fix; 1 for unexpected errors; 130 after Ctrl-C; 141
+        if the reader of the output has closed it, as for any program ended by a broken pipe.
     """
     try:
         with contextlib.suppress(OSError):
@@ -85,7 +85,7 @@ def run_command(
 def _status(command: Callable[[], int], where: str, interrupted: str, hint: str) -> int:
     try:
         return command()
-    except SystemExit as stop:  # argparse: --help, --version, or an error it has said already
+    except SystemExit as stop:  # argparse: --help, --version, or an error already printed
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
     except KeyboardInterrupt:
         _say(interrupted)
@@ -99,18 +99,18 @@ def _status(command: Callable[[], int], where: str, interrupted: str, hint: str)
             _say(f"error{where}: {error}")
             return 2
         if isinstance(error, OSError) and error.strerror:
-            # The operating system says what is wrong, and of what file.
+            # The operating system's message names the problem and the file.
             names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
             _say(f"error{where}: {': '.join([*names, error.strerror])}")
             return 2
         if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
-            # Python's way to hold a name that is no UTF-8, which libraries below do not take.
+            # Python represents names that are not UTF-8 this way, but other libraries do not accept it.
             _say(f"error{where}: a name or a text is not UTF-8: {error.object[:200]!a}; rename or convert it")
             return 2
         if isinstance(error, MemoryError):
-            _say(f"error{where}: memory ran out; give less at a time, such as a smaller --batch-tokens")
+            _say(f"error{where}: out of memory; process less at a time, for example with a smaller --batch-tokens")
             return 2
-        _say(f"error{where}: unforeseen {type(error).__name__}: {error} (please report it; {hint} shows the trace)")
+        _say(f"error{where}: unexpected {type(error).__name__}: {error} (please report it; traceback: {hint})")
         return 1
 
 
@@ -120,7 +120,7 @@ def _say(message: str) -> None:
 
 
 def _open_standard_streams() -> None:
-    """Closed streams (`>&-`) lead nowhere, or the next opened file would get their number and be printed into."""
+    """Opens closed streams (`>&-`) on the null device; otherwise output would go into the next opened file."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             try:
@@ -132,14 +132,14 @@ def _open_standard_streams() -> None:
                     os.close(nowhere)
             mode = "r" if name == "stdin" else "w"
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
-    # Half a character or a lone surrogate is no reason to stop.
+    # Incomplete characters and lone surrogates must not raise.
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors="backslashreplace")
 
 
 def _discard_output() -> None:
-    """Keeps the interpreter from writing at its end what cannot be written."""
+    """Keeps the interpreter from flushing unwritable output at exit."""
     output: TextIO = sys.stdout
     if output is sys.__stdout__:
         with contextlib.suppress(OSError, ValueError):
@@ -153,14 +153,14 @@ def _discard_output() -> None:
 
 @dataclass(frozen=True, eq=False)
 class Number:
-    """The type of an option that is a number; what is out of range is refused on parsing, before any work.
+    """The type of a numeric option; values out of range are errors on parsing, before any work.
 
     Args:
         kind: `int` or `float`.
         least: The smallest value allowed.
         most: The largest value allowed.
-        above: Instead of `least`: what the value must exceed.
-        below: Instead of `most`: what the value must stay under.
+        above: Instead of `least`: an exclusive lower bound.
+        below: Instead of `most`: an exclusive upper bound.
     """
 
     kind: type[int] | type[float]
@@ -197,29 +197,29 @@ class Number:
         return f"a {'whole ' if self.kind is int else ''}number{bounds}"
 
 
-# Counts and tokens: what a 32-bit number holds, which is as far as the libraries below go.
+# Counts and tokens: 32-bit numbers, the limit of other libraries.
 _MOST = 2**31 - 1
 
 
 def whole(least: int = 1, most: int = _MOST) -> Number:
-    """The type of an option that counts something."""
+    """The type of an option with a count."""
     return Number(int, least, most)
 
 
 def seed() -> Number:
-    """The type of a seed: what every random generator takes."""
+    """The type of a seed: the range of all random generators."""
     return Number(int, 0, 2**32 - 1)
 
 
 def real(
     least: float | None = None, most: float | None = None, above: float | None = None, below: float | None = None
 ) -> Number:
-    """The type of an option that measures something; never NaN or infinite."""
+    """The type of an option with a real number; never NaN or infinite."""
     return Number(float, least, most, above, below)
 
 
 def size(text: str) -> int:
-    """The type of an option that is a number of bytes, such as 20GB, 500 MiB or 1000000."""
+    """The type of an option with a number of bytes, such as 20GB, 500 MiB or 1000000."""
     value = parse_size(text)
     if value is None:
         raise argparse.ArgumentTypeError(f"expected a size such as 20GB or 500MB, got {quoted(text)}")
@@ -229,7 +229,7 @@ def size(text: str) -> int:
 
 
 class _ShowTraces(argparse.Action):
-    """Sets the environment variable, which the processes of a training see, too."""
+    """Sets the environment variable, which also applies to the processes of a training."""
 
     def __call__(self, *_: Any) -> None:
         os.environ[DEBUG_VARIABLE] = "1"
@@ -245,11 +245,11 @@ class _ShowAll(argparse.Action):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose errors are one line; every command takes --debug and --help-all.
+    """A parser whose errors are one line; every command has --debug and --help-all.
 
     Attributes:
-        common: The options that --help shows, with the first two paragraphs of the description; empty for all.
-        details: What only --help-all says, behind the options.
+        common: The options in --help, with the first two paragraphs of the description; empty for all.
+        details: Text only in --help-all, after the options.
     """
 
     common: Sequence[str] = ()
@@ -259,11 +259,11 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(*args, **options)
         if self.add_help:
             flag: dict[str, Any] = {"nargs": 0, "default": argparse.SUPPRESS}
-            self.add_argument("--debug", action=_ShowTraces, help="show the trace of an error", **flag)
+            self.add_argument("--debug", action=_ShowTraces, help="show the traceback of an error", **flag)
             self.add_argument("--help-all", action=_ShowAll, help=argparse.SUPPRESS, **flag)
 
     def format_help(self) -> str:
-        """As argparse's, with the options of `common` only, or with all, the whole description and the details."""
+        """Like argparse's, with only the `common` options, or with all, the whole description and the details."""
         known = {"--help", *self.common}
         hidden = [
             action
@@ -292,7 +292,7 @@ class CommandParser(argparse.ArgumentParser):
         self.exit(2, f"{line}; see `{self.prog} --help`\n")
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """As argparse's, which would end with status 0 where `--help` cannot be written; coreutils fail there too."""
+        """Like argparse's, which would exit with 0 if `--help` cannot be written; coreutils fail then, too."""
         if file is not sys.stdout:
             super()._print_message(message, file)
             return
@@ -306,14 +306,14 @@ class CommandParser(argparse.ArgumentParser):
             raise ResourceError(f"standard output cannot be written ({error.strerror or error})") from error
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Each command refuses what it does not know itself: the error then names the command and a likely option."""
+        """Each command handles its unknown arguments: the error then names the command and a similar option."""
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.refuse_unknown(unknown)
         return namespace, unknown
 
     def refuse_unknown(self, unknown: Sequence[str]) -> None:
-        """Ends with an error for arguments that no option takes."""
+        """Exits with an error for unknown arguments."""
         first = unknown[0].partition("=")[0]
         near = difflib.get_close_matches(first, self._option_string_actions, n=1) if first.startswith("-") else []
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -331,19 +331,19 @@ def add_command(
     aliases: Sequence[str] = (),
     description: str | None = None,
 ) -> argparse.ArgumentParser:
-    """Adds a subcommand that `run` carries out, whose help keeps its line breaks.
+    """Adds a subcommand that calls `run`; line breaks in its help are kept.
 
     Args:
-        subparsers: Of the program, or of a command that has some of its own.
+        subparsers: Of the program, or of a command with subcommands.
         name: Of the subcommand.
         help_text: Its line in the list of commands.
-        examples: Of its use, one a line.
-        run: Gets the parsed options and returns the exit status.
-        common: The options that --help shows, without their dashes, with the first two paragraphs of the description;
-            empty for all.
-        details: What --help-all says as well.
+        examples: Usage examples, one per line.
+        run: Receives the parsed options and returns the exit status.
+        common: The options in --help, without dashes, with the first two paragraphs of the description; empty for
+            all.
+        details: Additional text in --help-all.
         aliases: Further names.
-        description: What it does, where it is not the docstring of `run`.
+        description: The description, if not the docstring of `run`.
     """
     parser: Any = subparsers.add_parser(
         name,
@@ -359,5 +359,5 @@ def add_command(
 
 
 def given(function: Callable[..., Any], args: argparse.Namespace) -> dict[str, Any]:
-    """The options of a command that a function, or a class, has as parameters, by the same names."""
+    """The options of a command that are parameters of a function or class, by the same names."""
     return {name: getattr(args, name) for name in inspect.signature(function).parameters if hasattr(args, name)}

@@ -1,4 +1,4 @@
-"""`tsarank describe`: what a model's name stands for, and how that model scores."""
+"""`tsarank describe`: what a model's name means, and how the model scores."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _EXAMPLES = """\
 
 def register(subparsers: Any) -> None:
     """Adds `describe` to the command line."""
-    parser = add_command(subparsers, "describe", "say what a model is and how it scores", _EXAMPLES, run)
+    parser = add_command(subparsers, "describe", "describe a model and how it scores", _EXAMPLES, run)
     add_model_arguments(parser, positional=True)
     parser.add_argument("--json", action="store_true", help="JSON instead of lines")
 
 
 def describe(ranker: Any, name: str | None) -> dict[str, Any]:
-    """What is known of a loaded ranking model, as JSON values in the order in which it is shown.
+    """Information on a loaded ranking model, as JSON values in display order.
 
     Args:
         ranker: The model.
-        name: What the user called it.
+        name: The name given by the user.
     """
     from ..models.installed import ENGINE_API
     from ..ranking_errors import ModelError
@@ -80,33 +80,33 @@ def backbone_kind(ranker: Any) -> str:
 
 
 def read_by_own_code(source: Source) -> str:
-    """What reads the pairs where the code that a checkpoint carries is run, as by `AutoModel` with remote code."""
+    """What scores the pairs if the checkpoint's own code is used, as by `AutoModel` with remote code."""
     from transformers.utils import cached_file
 
     from ..models.installed import ENGINE_API, OLDEST_API
 
     if source.kind not in (Kind.FOLDER, Kind.HUB, Kind.PUBLISHED):
-        return "it carries no code"
+        return "it has no code"
     missing: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
     try:
         found = {file: cached_file(source.name, file, **missing) for file in ("ranking_engine.py", "ranking_text.py")}
     except OSError:
         found = {}
     if not any(found.values()):
-        return "it carries no code"
+        return "it has no code"
     path = found["ranking_engine.py"]
     api = re.search(r"^ENGINE_API = (\d+)$", read_text(path), re.MULTILINE) if path else None
     if api is None:
         return "plain padded batches: its code is older than the engine"
-    served = f"the installed engine serves {OLDEST_API} to {ENGINE_API}"
+    served = f"the installed engine supports {OLDEST_API} to {ENGINE_API}"
     if OLDEST_API <= int(api[1]) <= ENGINE_API:
         return f"the engine of the installed package (API {api[1]} in its code; {served})"
     return f"plain padded batches (API {api[1]} in its code; {served})"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load a model and say what it is: what its name stands for, its family, prompt, answer tokens and limits, what it
-    is computed in, and whether its document states can be cached.
+    """Load a model and describe it: what its name means, its family, prompt, answer tokens and limits, its number
+    format, and whether its document states can be cached.
     """
     facts = describe(model_from_arguments(args), args.model)
     if args.json:

@@ -1,4 +1,4 @@
-"""`tsarank doctor`: what this machine, its packages, caches and network offer, and how fast a model ranks here."""
+"""`tsarank doctor`: this machine, its packages, caches and network, and how fast a model ranks on it."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def register(subparsers: Any) -> None:
     parser = add_command(
         subparsers,
         "doctor",
-        "say what this machine offers and what is missing",
+        "show what this machine has and what is missing",
         _EXAMPLES,
         run,
         common="model dtype device timeout json",
     )
     add_model_arguments(parser)
     parser.add_argument(
-        "--timeout", type=real(above=0), default=5.0, metavar="S", help="seconds to wait for an answer (5)"
+        "--timeout", type=real(above=0), default=5.0, metavar="S", help="seconds to wait for a response (5)"
     )
     parser.add_argument("--json", action="store_true", help="JSON instead of lines")
 
 
 def machine(args: argparse.Namespace) -> dict[str, str]:
-    """Versions, processors, memory, accelerator, and the number format that a model would take."""
+    """Versions, processors, memory, accelerator, and the number format for models."""
     import torch
 
     from ..models.loading import number_format, resolve_device
@@ -76,7 +76,7 @@ def _memory() -> str:
 
 
 def extras() -> dict[str, str]:
-    """For each extra of the package, what of it is missing or too old."""
+    """For each extra of the package, its missing or outdated packages."""
     from packaging.requirements import Requirement
 
     distribution = importlib.metadata.metadata("tsarank")
@@ -96,11 +96,11 @@ def _is_installed(requirement: Any) -> bool:
 
 
 def caches() -> dict[str, str]:
-    """The cache folders and what they take."""
+    """The cache folders and their sizes."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return {
-        name: f"{folder}, {readable_size(_size(folder)) if folder.is_dir() else 'not there yet'}"
+        name: f"{folder}, {readable_size(_size(folder)) if folder.is_dir() else 'does not exist yet'}"
         for name, folder in (("cache", cache_root()), ("Hub's cache", Path(HF_HUB_CACHE)))
     }
 
@@ -111,13 +111,13 @@ def _size(folder: Path) -> int:
 
 
 def network(timeout: float) -> dict[str, str]:
-    """Whether the Hub and the package registry, which the default model comes from, answer; asks neither offline."""
+    """Whether the Hub and the package index (for the default model) respond; no requests in offline mode."""
     from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 
     from ..models.default_model import PACKAGE
 
     if HF_HUB_OFFLINE:
-        return dict.fromkeys(("Hub", "registry"), "not asked: HF_HUB_OFFLINE is set")
+        return dict.fromkeys(("Hub", "registry"), "not checked: HF_HUB_OFFLINE is set")
     try:
         with urllib.request.urlopen(urllib.request.Request(ENDPOINT, method="HEAD"), timeout=timeout):
             hub = "reachable"
@@ -125,28 +125,28 @@ def network(timeout: float) -> dict[str, str]:
         hub = f"answers with {error.code}"
     except (OSError, ValueError) as error:
         hub = f"cannot be reached ({getattr(error, 'reason', None) or error})"
-    # pip knows the user's registry.
+    # pip uses the user's index settings.
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries", "0", "--timeout", str(timeout)]
     try:
         done = subprocess.run(
             [*command, "index", "versions", PACKAGE], capture_output=True, timeout=4 * timeout, check=False
         )
-        registry = "reachable" if done.returncode == 0 else f"gives no {PACKAGE}"
+        registry = "reachable" if done.returncode == 0 else f"has no {PACKAGE}"
     except subprocess.TimeoutExpired:
-        registry = "does not answer"
-    return {"Hub": f"{ENDPOINT}: {hub}", "registry": f"{registry} (asked by pip)"}
+        registry = "does not respond"
+    return {"Hub": f"{ENDPOINT}: {hub}", "registry": f"{registry} (checked with pip)"}
 
 
 def speed(args: argparse.Namespace) -> dict[str, str]:
     """Seconds to load the model and to rank ten documents of about 100 tokens. The default model is not downloaded for
-    it."""
+    this."""
     from ..models.default_model import installed_gguf, unpacked_folder
     from ..models.resolver import resolve
 
     source = resolve(args.model)
     here = unpacked_folder().is_dir() or installed_gguf() is not None
     if source.packaged and not here:
-        return {"ten documents": f"not tried: {source.name} is downloaded on first use (93 MB)"}
+        return {"ten documents": f"not measured: {source.name} is downloaded on first use (93 MB)"}
     start = time.perf_counter()
     model = model_from_arguments(args)
     loaded = time.perf_counter() - start
@@ -163,10 +163,10 @@ def speed(args: argparse.Namespace) -> dict[str, str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Say what this machine offers: processors, GPU, number format, installed extras, cache folders and their sizes,
-    whether the Hub and PyPI answer, and how long ten documents take with the default model or --model.
+    """Show what this machine has: processors, GPU, number format, installed extras, cache folders and their sizes,
+    whether the Hub and PyPI respond, and how long ten documents take with the default model or --model.
 
-    What cannot be found out is reported in its line. With HF_HUB_OFFLINE=1 no connection is opened.
+    Anything that cannot be determined is reported in its line. With HF_HUB_OFFLINE=1 no connection is opened.
     """
     rows: dict[str, str] = {}
     parts = (

@@ -1,4 +1,4 @@
-"""`tsarank export`: a ranker in the form that other engines serve."""
+"""`tsarank export`: a ranker in a format for other engines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def register(subparsers: Any) -> None:
     parser = add_command(
         subparsers,
         "export",
-        "save a ranker in a form that other engines serve",
+        "save a ranker in a format for other engines",
         _EXAMPLES,
         run,
         common="model output dtype",
@@ -34,21 +34,21 @@ def register(subparsers: Any) -> None:
         "--to",
         choices=("sequence-classification", "onnx", "openvino"),
         default="sequence-classification",
-        help="form of the copy (default: sequence-classification); the others add a graph for their engine",
+        help="format (default: sequence-classification); the others add a graph for their engine",
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder to be made")
+    parser.add_argument("--output", required=True, metavar="DIR", help="new folder")
     add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Save a true/false ranker as an ordinary sequence-classification model with one label, for vLLM, infinity and
-    plain transformers. Its head is the difference of the two answers' rows, its tokenizer joins query and document to
-    the ranker's prompt, and its chat template (roles query and document) holds that prompt. Scores are compared before
+    plain transformers. Its head is the difference of the two answers' rows, its tokenizer's pair template is the
+    ranker's prompt, and its chat template (roles query and document) has that prompt, too. Scores are compared before
     anything is written.
 
     With --to onnx or openvino (extra `export`; on a CPU, in float32), the folder also has that model as a graph, in
     onnx/ or openvino/, with inputs input_ids and attention_mask and the output logits. Cross-encoders can be exported
-    so, too. The graph is run, and its scores are compared.
+    to these formats, too. The graph is run, and its scores are compared.
     """
     from ..modeling_cross_encoder import CrossEncoderModel
     from ..models.exporting import save_graph, to_sequence_classification
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{args.output} exists already; name a new folder")
     if args.to != "sequence-classification":
         if args.dtype not in ("auto", "float32"):
-            raise InputError(f"--to {args.to} takes float32 weights: leave --dtype out")
+            raise InputError(f"--to {args.to} needs float32 weights: leave --dtype out")
         args.device, args.dtype = "cpu", "float32"
     ranker = model_from_arguments(args)
     as_it_is = args.to != "sequence-classification" and isinstance(ranker, CrossEncoderModel)
@@ -70,5 +70,5 @@ def run(args: argparse.Namespace) -> int:
         except BaseException:
             shutil.rmtree(args.output, ignore_errors=True)
             raise
-        sys.stdout.write(f"its graph for {args.to}: scores differ by at most {worst:.1g}\n")
+        sys.stdout.write(f"{args.to} graph: scores differ by at most {worst:.1g}\n")
     return 0

@@ -1,4 +1,4 @@
-"""`tsarank index`: reads documents ahead of any query, so that ranking them pays only for the query."""
+"""`tsarank index`: encodes documents ahead of any query, so that ranking only costs the query's tokens."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ logger = logging.getLogger(__name__)
 _DETAILS = """\
 formats:
   int8 (default) stores a value in one byte, with scales: about 11.9 KB a token for the embedded default model; float16
-  and bfloat16 take two bytes; float32 takes four. In the model's own dtype nothing is lost: scores are as without a
-  store, in float32 but for rounding, in bfloat16 on a CPU to the last bit. A store has one format; other models'
-  states may be in the same folder and are never mixed up.
+  and bfloat16 take two bytes; float32 takes four. The model's own dtype is lossless: scores are as without a store, in
+  float32 up to rounding, in bfloat16 on a CPU bitwise. A store has one format; states of other models can be in the
+  same folder and are never mixed up.
 """
 _EXAMPLES = """\
   tsarank index --documents corpus.jsonl --store corpus-states
   tsarank index --documents corpus.jsonl --store corpus-states --store-dtype bfloat16 --max-disk 50GB
 """
 
-# Documents whose tokens are tokenized and counted at a time.
+# Documents that are tokenized and counted at a time.
 _CHUNK = 1024
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What indexing will take.
+    """The cost of indexing.
 
     Attributes:
         documents: different documents in the input.
-        kept: those that the store has already.
-        tokens: to be read for the others.
-        bytes: that their states will take on disk.
-        cut: documents that are longer than the model reads, with any query.
+        kept: those already in the store.
+        tokens: to encode for the others.
+        bytes: size of their states on disk.
+        cut: documents that are truncated with any query.
     """
 
     documents: int
@@ -66,11 +66,11 @@ class Cost:
         line = f"{self.documents:,} documents, {self.kept:,} of them in the store"
         if new:
             line += (
-                f"; {new:,} to read, {self.tokens:,} tokens: {readable_size(self.bytes)} on disk as {dtype} "
+                f"; {new:,} to encode, {self.tokens:,} tokens: {readable_size(self.bytes)} on disk as {dtype} "
                 f"({readable_size(self.bytes / new)} a document, "
                 f"{readable_size(self.bytes / max(self.tokens, 1))} a token), {readable_size(free)} free"
             )
-        return f"{line}; {self.cut:,} are cut to the model's length" if self.cut else line
+        return f"{line}; {self.cut:,} are truncated to the model's length" if self.cut else line
 
 
 def register(subparsers: Any) -> None:
@@ -78,14 +78,14 @@ def register(subparsers: Any) -> None:
     parser = add_command(
         subparsers,
         "index",
-        "keep documents' states, so that ranking them is many times faster",
+        "cache documents' states, so that ranking them is many times faster",
         _EXAMPLES,
         run,
         common="store-dtype max-disk verify model dtype device max-length batch-tokens",
         details=_DETAILS,
     )
     add_document_arguments(parser)
-    parser.add_argument("--store", required=True, metavar="FOLDER", help="where the states are stored")
+    parser.add_argument("--store", required=True, metavar="FOLDER", help="folder of the cached states")
     parser.add_argument(
         "--store-dtype",
         choices=("int8", "bfloat16", "float16", "float32"),
@@ -95,7 +95,7 @@ def register(subparsers: Any) -> None:
         "--max-disk",
         type=size,
         metavar="SIZE",
-        help="bound of FOLDER, as 20GB: what was used least leaves first",
+        help="limit of FOLDER, such as 20GB: the least recently used states are deleted first",
     )
     parser.add_argument(
         "--verify", action="store_true", help="check all stored states first, and encode damaged documents again"
@@ -104,12 +104,12 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Encode documents once and store their states (keys and values): ranking them later costs only the query's
+    """Encode documents once and cache their states (keys and values): ranking them later only costs the query's
     tokens.
 
-    FILE holds the documents as for `tsarank rank`. FOLDER is made if need be; documents that it already holds are not
-    encoded again, so an interrupted command goes on where it stopped. What the store will take on disk is reported
-    before it starts. The prompt must put the document first: query likelihood, or a true/false ranker on a
+    FILE has the documents as for `tsarank rank`. FOLDER is created if missing; documents that are already in it are
+    not encoded again, so an interrupted command continues where it stopped. The required disk space is reported
+    before it starts. The prompt must be document-first: query likelihood, or a true/false ranker on a
     decoder-only model whose template has {document} before {query}.
     """
     texts = list(dict.fromkeys(document.text for document in documents_from_arguments(args)))
@@ -119,16 +119,16 @@ def run(args: argparse.Namespace) -> int:
     with FolderStore(args.store, args.store_dtype, max_disk_bytes=args.max_disk) as store, _nothing_left(store, new):
         if args.verify:
             whole, damaged = store.verify()
-            sys.stderr.write(f"tsarank: {whole:,} documents in the store are whole, {damaged:,} are damaged\n")
+            sys.stderr.write(f"tsarank: {whole:,} documents in the store are intact, {damaged:,} are damaged\n")
         model = model_from_arguments(args)
         cost, todo = estimate(model, texts, store)
         free = shutil.disk_usage(store.folder).free
         sys.stderr.write(f"tsarank: {cost.describe(store.dtype, free)}\n")
         check_room(cost, free, args.max_disk, store.disk_bytes(), store.folder)
-        with cuts_reported():  # above
+        with cuts_reported():  # reported above
             read = model.index([text for text, _ in todo], store, batch_tokens=args.batch_tokens) if todo else 0
         size = store.disk_bytes()
-    sys.stdout.write(f"{read:,} documents read; {args.store} takes {readable_size(size)}\n")
+    sys.stdout.write(f"{read:,} documents encoded; {args.store} takes {readable_size(size)}\n")
     return 0
 
 
@@ -147,7 +147,7 @@ def _nothing_left(store: Any, new: Sequence[Path]) -> Iterator[None]:
 
 
 def estimate(model: Any, texts: Sequence[str], store: Any) -> tuple[Cost, list[tuple[str, int]]]:
-    """What indexing these documents will take, and those that the store lacks with their tokens.
+    """The cost of indexing these documents, and those missing from the store with their tokens.
 
     Raises `ModelError` for a model whose document states cannot be cached.
     """
@@ -172,7 +172,7 @@ def estimate(model: Any, texts: Sequence[str], store: Any) -> tuple[Cost, list[t
         cut += cut_here
         keys = [reader.key(*prefix) for prefix in prefixes]
         missing = set(store.missing(keys))
-        # Where nothing is read before the query, there is nothing to keep.
+        # Without tokens before the query, there is nothing to cache.
         found = zip(part, prefixes, keys, strict=True)
         todo += [(text, len(ids)) for text, (ids, _), key in found if ids and key in missing]
     size = sum(
@@ -183,10 +183,10 @@ def estimate(model: Any, texts: Sequence[str], store: Any) -> tuple[Cost, list[t
 
 
 def check_room(cost: Cost, free: int, max_disk: int | None, held: int, folder: Path) -> None:
-    """Raises `ResourceError` before the work starts if the disk has no room; warns if the bound has none."""
+    """Raises `ResourceError` before the work starts if the disk has too little space; warns if the limit has."""
     if max_disk is not None and cost.bytes and held + cost.bytes > max_disk:
         logger.warning(
-            "the states take %s, more than --max-disk %s leaves: the documents used least will leave the store",
+            "the states take %s, more than --max-disk %s allows: the least recently used documents will be deleted",
             readable_size(cost.bytes),
             readable_size(max_disk),
         )
@@ -194,5 +194,5 @@ def check_room(cost: Cost, free: int, max_disk: int | None, held: int, folder: P
     if wanted > free:
         raise ResourceError(
             f"the document states would take {readable_size(wanted)}, but {folder} has only {readable_size(free)} "
-            "free; keep fewer documents, or name another --store or a smaller --store-dtype"
+            "free; index fewer documents, or use another --store or a smaller --store-dtype"
         )

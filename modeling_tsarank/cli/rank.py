@@ -1,4 +1,4 @@
-"""`tsarank rank`: documents of a file in order for one query, or the candidates of many queries."""
+"""`tsarank rank`: ranks documents of a file for one query, or the candidates of many queries."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from .command_line import add_command, real, whole
 _DETAILS = f"""\
 {RANKERS_HELP}
 scores:
-  A true/false model (the default) gives the difference of two logits, a query-likelihood model the mean
+  A true/false model (the default) returns the difference of two logits, a query-likelihood model the mean
   log-probability of the query's tokens given the document, which is at most 0.
   {RAW_SCORES}
-  `tsarank calibrate` makes probabilities of them. A ranker of lists gives n for the first and 1 for the last, pairwise
-  allpair its wins, a /rerank service (--model URL) what it returns, and --fusion the mixed score.
+  `tsarank calibrate` converts them to probabilities. Listwise rankers return n for the first and 1 for the last,
+  pairwise allpair its wins, a /rerank service (--model URL) its own scores, and --fusion the fused score.
 """
 _EXAMPLES = """\
   tsarank rank --query "how long does a flea live" --documents examples/fleas.jsonl
@@ -47,14 +47,14 @@ def register(subparsers: Any) -> None:
     parser = add_command(
         subparsers,
         "rank",
-        "put documents in order for a query",
+        "rank documents for a query",
         _EXAMPLES,
         run,
         common="query documents top-k json passages fusion calibration threshold model dtype device ranker",
         details=_DETAILS,
         aliases=("rerank",),
     )
-    parser.add_argument("--query", help="what is asked")
+    parser.add_argument("--query", help="the query")
     add_document_arguments(parser, required=False)
     parser.add_argument("--top-k", type=whole(), metavar="N", help="show only the best N")
     parser.add_argument("--json", action="store_true", help="JSON with full texts instead of a table")
@@ -62,7 +62,7 @@ def register(subparsers: Any) -> None:
     group.add_argument(
         "--candidates",
         metavar="RUN",
-        help="the first stage's run: TREC, or JSON of rank_llm or Pyserini, which may hold queries and documents",
+        help="the first stage's run: TREC, or JSON of rank_llm or Pyserini, which may include queries and documents",
     )
     group.add_argument("--queries", metavar="FILE", help=".jsonl or .tsv of queries with ids, if RUN has no texts")
     group.add_argument("--output", metavar="FILE", help="TREC run of the new order")
@@ -76,14 +76,14 @@ def register(subparsers: Any) -> None:
     group.add_argument(
         "--calibration",
         metavar="FILE",
-        help="of `tsarank calibrate` for this model: shows probabilities of relevance (default: calibration.json of "
-        "the model's folder, if there is one)",
+        help="calibration file of `tsarank calibrate` for this model: shows probabilities of relevance (default: "
+        "calibration.json in the model's folder, if it exists)",
     )
     group.add_argument(
         "--threshold",
         type=real(),
         metavar="P",
-        help="only documents of this probability or more; of this score, where there is no calibration",
+        help="only documents with at least this probability; without a calibration, this score",
     )
     add_passage_arguments(parser)
     add_store_argument(parser)
@@ -108,14 +108,14 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Put documents in order of relevance to a query, best first.
+    """Rank documents by relevance to a query, best first.
 
-    FILE holds the documents: .txt, one a line; .jsonl, one object a line with "text" and optionally "title" and "_id";
-    .csv, .tsv or .parquet with such columns; a folder, each of whose .txt and .md files is one; "-" reads standard
-    input (JSON lines if the first line begins with a brace).
+    FILE has the documents: .txt, one per line; .jsonl, one object per line with "text" and optionally "title" and
+    "_id"; .csv, .tsv or .parquet with such columns; a folder with a document in each .txt and .md file; "-" reads
+    standard input (JSON lines if the first line begins with a brace).
 
-    With --candidates, the candidates of each query are put in order and written as a TREC run; --queries and FILE are
-    then the collection's, unless RUN holds the texts. `tsarank evaluate` does that resumably, and measures.
+    With --candidates, the candidates of each query are reranked and written as a TREC run; --queries and FILE are
+    then the collection's, unless RUN includes the texts. `tsarank evaluate` does that resumably, and evaluates.
     """
     from ..ranking_text import clean_query
     from ..scores.passages import aggregation
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     if (args.query is None) == (args.candidates is None):
         raise InputError("give either --query, or --candidates for many queries")
     if (args.candidates is None) != (args.output is None):
-        raise InputError("--candidates and --output belong together: give both")
+        raise InputError("--candidates and --output need each other: give both")
     if (args.documents is None) != (args.candidates is not None and args.queries is None):
         raise InputError("give --query with --documents, or --candidates alone, or with --queries and --documents")
     if args.query is None:
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
     if args.passages is not None:
         aggregation(args.passages)
         if args.ranker != "pointwise":
-            raise InputError("--passages is for models that score pairs; leave it out, or --ranker")
+            raise InputError("--passages is for models that score pairs; leave out --passages or --ranker")
     elif args.passage_length is not None or args.passage_stride is not None:
         raise InputError("--passage-length and --passage-stride need --passages, such as --passages max")
     names = ("threshold", "top_k", "passages", "passage_length", "passage_stride")
@@ -167,7 +167,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _ranker(args: argparse.Namespace) -> Any:
-    """What the command line names, with its store."""
+    """The ranker of the command line, with its store."""
     from ..cache.folder_store import use_store
 
     ranker = list_ranker(args)

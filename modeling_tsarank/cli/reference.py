@@ -18,7 +18,7 @@ Written by `python -m modeling_tsarank.cli.reference`. `tsarank COMMAND --help` 
 
 
 def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    """A parser and those of its subcommands, each behind the one it belongs to."""
+    """A parser and those of its subcommands, each after its parent."""
     yield parser
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -43,7 +43,7 @@ def reference() -> str:
 
 
 def _usage(action: argparse.Action) -> str:
-    """An option with what it takes, such as `--top-k N`."""
+    """An option with its argument, such as `--top-k N`."""
     name = ", ".join(action.option_strings)
     if action.nargs == 0:
         return name

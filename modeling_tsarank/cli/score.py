@@ -14,8 +14,8 @@ from .command_line import add_command, given, whole
 
 _DETAILS = """\
 order:
-  Pairs are scored in the order given, and a document is read once for all its queries within one output file: sort a
-  large input by document first, for example by DuckDB's ORDER BY.
+  Pairs are scored in the given order, and a document is encoded once for all its queries in one output file: sort
+  large inputs by document first, for example with DuckDB's ORDER BY.
 """
 _EXAMPLES = """\
   tsarank score --pairs pairs.parquet --output scores
@@ -40,16 +40,16 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--pairs", required=True, nargs="+", metavar="PAIRS", help=".parquet, .jsonl, .csv or .tsv, or folders"
     )
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="where the scores go")
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="output folder")
     for text in ("query", "document"):
         parser.add_argument(
             f"--{text}-column", dest=text, default=text, metavar="C", help=f"column of the {text} (default {text})"
         )
     parser.add_argument(
-        "--keep", action="append", default=[], metavar="C", help="column that the output repeats; may be given often"
+        "--keep", action="append", default=[], metavar="C", help="column to copy to the output; may be repeated"
     )
     parser.add_argument(
-        "--shard-pairs", type=whole(), default=4096, metavar="N", help="pairs of one output file (default 4096)"
+        "--shard-pairs", type=whole(), default=4096, metavar="N", help="pairs per output file (default 4096)"
     )
     parser.add_argument(
         "--skip-bad-pairs", action="store_true", help="no score (null) for pairs that cannot be scored, not an error"
@@ -64,10 +64,10 @@ def run(args: argparse.Namespace) -> int:
     """Score any number of (query, document) pairs.
 
     PAIRS are .parquet, .jsonl, .csv or .tsv files, or folders of them, with the columns "query" and "document" (a
-    text, or an object of "text" and "title"), or another usual name of theirs ("question"; "passage", "text"). FOLDER
+    text, or an object of "text" and "title"), or other usual names ("question"; "passage", "text"). FOLDER
     receives scores-000000.parquet and so on, each with the columns "row" (the pair's number in the input, from 0) and
     "score".
-    Run the same command again after an interruption: finished files stay, and the result is the same as without it.
+    Run the same command again after an interruption: finished files are kept, and the result is the same.
     Memory does not grow with the number of pairs.
     """
     from ..jobs.bulk_scoring import BulkJob, PairWorker, score_pairs
@@ -90,6 +90,6 @@ def run(args: argparse.Namespace) -> int:
         text += f"; {summary['unscored']:,} could not be scored"
     for what, limit in (("documents", "max_length"), ("queries", "max_query_length")):
         if summary[f"cut_{what}"]:
-            text += f"; {summary[f'cut_{what}']:,} {what} were cut ({limit})"
+            text += f"; {summary[f'cut_{what}']:,} {what} were truncated ({limit})"
     sys.stdout.write(text + "\n")
     return 0

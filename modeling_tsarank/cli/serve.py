@@ -31,11 +31,11 @@ from .command_line import add_command, real, size, whole
 
 _DETAILS = f"""\
 scores:
-  relevance_score is the model's score as `tsarank rank` gives it. TEI's shape gives its sigmoid unless raw_scores is
+  relevance_score is the model's score as in `tsarank rank`. TEI's format returns its sigmoid unless raw_scores is
   true.
   {RAW_SCORES}
   For a calibrated model (`tsarank calibrate`), a request may have "threshold", and "output": "probability" (or
-  --output probability for all), which puts probabilities of relevance in the place of scores.
+  --output probability for all), which returns probabilities of relevance instead of scores.
 """
 _EXAMPLES = """\
   tsarank serve
@@ -60,38 +60,38 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     parser.add_argument(
-        "--port", type=whole(0, 2**16 - 1), default=8000, metavar="N", help="default 8000; 0: any free one"
+        "--port", type=whole(0, 2**16 - 1), default=8000, metavar="N", help="default 8000; 0: any free port"
     )
     limits = parser.add_argument_group("limits")
-    limits.add_argument("--max-documents", type=whole(), default=1000, metavar="N", help="of one request (1000)")
-    limits.add_argument("--max-body", type=size, default=16 << 20, metavar="SIZE", help="of one request (16MiB)")
+    limits.add_argument("--max-documents", type=whole(), default=1000, metavar="N", help="per request (1000)")
+    limits.add_argument("--max-body", type=size, default=16 << 20, metavar="SIZE", help="per request (16MiB)")
     limits.add_argument("--max-queue", type=whole(), default=4096, metavar="N", help="pairs that may wait (4096)")
-    limits.add_argument("--timeout", type=real(above=0), default=60.0, metavar="S", help="of one request (60)")
+    limits.add_argument("--timeout", type=real(above=0), default=60.0, metavar="S", help="per request (60)")
     parser.add_argument(
         "--fusion", metavar="W", help="weight, or file of `tsarank tune-fusion`, for requests with first_stage_scores"
     )
     parser.add_argument(
         "--calibration",
         metavar="FILE",
-        help="of `tsarank calibrate` for the model, if its folder has no calibration.json; needs a single --model",
+        help="calibration file of `tsarank calibrate`, if the model's folder has none; needs a single --model",
     )
     parser.add_argument(
         "--output",
         choices=("score", "probability"),
         default="score",
-        help="what answers have as score where a request does not say (default: score)",
+        help="default output of requests (default: score)",
     )
     several = parser.add_argument_group(
         "several processes or machines",
-        "Replicas of the service on Ray Serve, behind one port. They share a --store on a disk that all have;\n"
-        "without one, uploaded documents are refused, and /metrics is that of the replica which answers.",
+        "Replicas of the service on Ray Serve, behind one port. They share a --store on a disk that all can access;\n"
+        "without one, uploads are rejected, and /metrics is that of the replica which responds.",
     )
     add_ray_arguments(several, "replica", "serve from")
     several.add_argument(
         "--max-replicas",
         type=whole(most=65_536),
         metavar="N",
-        help="most while requests wait (default: --replicas)",
+        help="maximum while requests wait (default: --replicas)",
     )
     add_document_arguments(parser, required=False)
     add_passage_arguments(parser)
@@ -100,15 +100,15 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve rerankers over HTTP, in the shapes that clients of Jina, Cohere, TEI and vLLM send:
+    """Serve rerankers over HTTP, with the APIs of Jina, Cohere, TEI and vLLM:
     POST /v1/rerank (Jina, vLLM), /v2/rerank (Cohere), /rerank (TEI's with "texts", Jina's with "documents").
-    Further: /v1/documents (encode documents ahead), /v1/models, /health, /metrics (Prometheus), /docs (OpenAPI).
+    Also: /v1/documents (encode documents ahead), /v1/models, /health, /metrics (Prometheus), /docs (OpenAPI).
 
-    Requests that arrive together are scored together. With --store, document states are cached on disk, and a document
-    that was seen before costs the query's tokens only. The documents of --documents are indexed before the port opens:
-    requests then have {"id": …} in place of texts.
+    Concurrent requests are scored together. With --store, document states are cached on disk, and a document
+    seen before only costs the query's tokens. The documents of --documents are indexed before the port opens:
+    requests can then have {"id": …} instead of texts.
 
-    Ctrl-C or SIGTERM ends the service once what the model is at is done, a second Ctrl-C at once.
+    Ctrl-C or SIGTERM ends the service after the current work, a second Ctrl-C at once.
     """
     from ..files.extras import require
 
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     _check_address(args.host, args.port)
     logging.getLogger("modeling_tsarank.serving").setLevel(logging.INFO)
     if args.calibration is not None and len(args.model or ()) > 1:
-        raise InputError("--calibration is for one model: keep each calibration.json in its model's folder")
+        raise InputError("--calibration is for one model: put each calibration.json into its model's folder")
     args.api_key = os.environ.get("TSARANK_API_KEY") or None
     check_ray_arguments(args, "replica")
     if args.ray is not None:
@@ -128,13 +128,13 @@ def run(args: argparse.Namespace) -> int:
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: Any) -> None:
             if self.should_exit and sig == signal.SIGINT:
-                # Python itself would wait for what the model's thread is at.
+                # Python itself would wait for the model's thread.
                 sys.stderr.write("tsarank: interrupted\n")
                 sys.stderr.flush()
                 os._exit(130)
             super().handle_exit(sig, frame)
 
-    # While documents are indexed; uvicorn raises it once more at the end.
+    # During indexing; uvicorn raises it once more at the end.
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         app = make_app(args)
@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_app(args: argparse.Namespace) -> Any:
-    """The application that the command line describes, its models loaded."""
+    """The application of the command line, with its models loaded."""
     from ..cache.folder_store import FolderStore, open_store
     from ..scores.calibration import Calibration
     from ..scores.fusion import fusion_setting
@@ -196,7 +196,7 @@ def _serve_on_ray(args: argparse.Namespace) -> int:
     if most < args.replicas:
         raise InputError(f"--max-replicas ({most}) must not be smaller than --replicas ({args.replicas})")
     for name in args.model or [None]:
-        resolve(name)  # a name that is nothing is an error here, and not in every replica
+        resolve(name)  # invalid names are errors here, and not in every replica
     address = None if args.ray == "local" else args.ray
     replicas = Replicas(address, args.replicas, most, args.replica_cpus, args.replica_gpus)
     return serve_on_ray(functools.partial(make_app, args), args.host, args.port, replicas)
@@ -207,9 +207,9 @@ def _stop(*_: object) -> None:
 
 
 def _check_address(host: str, port: int) -> None:
-    """Raises `InputError`, before any model is loaded, for an address that cannot be listened on."""
+    """Raises `InputError`, before any model is loaded, for an unusable address."""
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except (OSError, TypeError, UnicodeError) as error:  # the last two: a name that no host can have
+    except (OSError, TypeError, UnicodeError) as error:  # the last two: an invalid host name
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot listen on {host}, port {port}: {reason}; give another --host or --port") from error

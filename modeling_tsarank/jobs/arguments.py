@@ -1,4 +1,4 @@
-"""The command-line options that say where a job's work is done."""
+"""The command-line options for the processes of a job."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .pools import Pool, RayPool, Result, Worker, lead
 
 
 def add_pool_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of every command whose work several processes can share; `with_pool` reads them."""
+    """Adds the options of commands that can run in several processes; see `with_pool`."""
     group = parser.add_argument_group(
         "several processes or machines",
         "Started by accelerate launch or torchrun, all processes share the work. The result is the same, and only the "
@@ -22,7 +22,7 @@ def add_pool_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_ray_arguments(group: Any, process: str, work: str) -> None:
-    """`--ray`, and how many processes it starts and with what: `--actors`, `--actor-cpus`, … of `process` "actor"."""
+    """Adds `--ray`, and the number and resources of its processes: `--actors`, `--actor-cpus`, … for "actor"."""
     most = {"most": 65_536}
     group.add_argument(
         "--ray", metavar="ADDRESS", help=f"{work} a Ray cluster: auto, ray://host:10001, or local for this machine"

@@ -1,4 +1,4 @@
-"""Pairs in files of any size, Parquet, JSON lines or CSV, read in blocks of a fixed number."""
+"""Pairs in files of any size, Parquet, JSON lines or CSV, read in blocks of a fixed size."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _BATCH_ROWS = 4096
 
 @dataclass
 class Block:
-    """Pairs that are scored together and whose scores make one file.
+    """Pairs that are scored together, with one output file.
 
     Attributes:
         index: from 0, over all files; it names the file of scores.
         start: number of its first pair, counted from 0 over all files.
         rows: how many pairs it has.
-        queries, documents: what the columns hold, unchecked.
-        kept: columns that the output repeats, as Arrow arrays by name.
+        queries, documents: the columns' values, not validated.
+        kept: columns copied to the output, as Arrow arrays by name.
     """
 
     index: int
@@ -47,7 +47,7 @@ class PairFiles:
     Attributes:
         paths: Parquet, JSON lines or CSV files, in order.
         query, document: the columns of the two texts; a document may be a string or an object of `text` and `title`.
-        keep: further columns that the output repeats.
+        keep: further columns to copy to the output.
     """
 
     paths: tuple[str, ...]
@@ -62,7 +62,7 @@ class PairFiles:
 
 
 def find_files(sources: Sequence[str]) -> tuple[str, ...]:
-    """The files of pairs that are named, or that lie in a folder that is named, in order of name.
+    """The files of pairs among the given files and folders, sorted by name within a folder.
 
     Raises `InputError` for a name that is neither, and for a folder without such files.
     """
@@ -74,7 +74,7 @@ def find_files(sources: Sequence[str]) -> tuple[str, ...]:
                 str(p) for p in path.iterdir() if p.suffix in SUFFIXES and not p.name.startswith((".", "_"))
             )
             if not inside:
-                raise InputError(f"the folder {source} holds no {_KINDS} file of pairs")
+                raise InputError(f"the folder {source} has no {_KINDS} file of pairs")
             found += inside
         elif not path.is_file():
             raise InputError(f"no file {source}; expected {_KINDS} files of pairs, or a folder of them")
@@ -97,8 +97,8 @@ def _lines(path: str) -> Iterator[tuple[str, str]]:
 
 
 def text_columns(path: str, query: str, document: str) -> tuple[str, str]:
-    """The columns of the two texts in a file: those named, or where it lacks one by its usual name, the first of
-    `files.fields.FIELDS` that it has; one that is null in the first row counts as absent.
+    """The columns of the two texts in a file: the given ones, or if one is missing and has its default name, the first
+    of `files.fields.FIELDS` that exists; one that is null in the first row counts as absent.
 
     Raises `InputError` for a file that cannot be read.
     """
@@ -130,9 +130,9 @@ def count_pairs(files: PairFiles) -> list[int]:
 
 
 def read_blocks(files: PairFiles, size: int, wanted: Callable[[int], bool] = lambda _: True) -> Iterator[Block]:
-    """All blocks of at most `size` pairs; none spans two files. Of those not `wanted`, only index and rows are told.
+    """All blocks of at most `size` pairs; none spans two files. Of those not `wanted`, only index and rows are set.
 
-    Raises `InputError` for a file that cannot be read, that lacks a column, or that holds what is no JSON object.
+    Raises `InputError` for an unreadable file, a missing column, or a line that is not a JSON object.
     """
     index, start = 0, 0
     for path in files.paths:
@@ -145,7 +145,7 @@ def read_blocks(files: PairFiles, size: int, wanted: Callable[[int], bool] = lam
 
 
 def _cut(batches: Iterable[Any], size: int) -> Iterator[Any]:
-    """The rows of Arrow batches in tables of exactly `size` rows but for the last."""
+    """The rows of Arrow batches in tables of exactly `size` rows, except the last."""
     waiting: list[Any] = []
     rows = 0
     table = arrow().Table
@@ -164,7 +164,7 @@ def _cut(batches: Iterable[Any], size: int) -> Iterator[Any]:
 
 def _parquet_parts(path: str, files: PairFiles, size: int) -> Iterator[Any]:
     with open_parquet(path, files.columns) as opened, parquet_errors(path):
-        # Group by group: what stands before a damaged one can still be read.
+        # Group by group: groups before a damaged one can still be read.
         batches = (
             batch
             for group in range(opened.num_row_groups)
@@ -174,7 +174,7 @@ def _parquet_parts(path: str, files: PairFiles, size: int) -> Iterator[Any]:
 
 
 def _block_of_table(index: int, start: int, table: Any, files: PairFiles) -> Block:
-    """A block of an Arrow table that has the columns of `files`."""
+    """A block from an Arrow table with the columns of `files`."""
     kept = {name: table.column(name).combine_chunks() for name in files.keep}
     queries, documents = (table.column(name).to_pylist() for name in (files.query, files.document))
     return Block(index, start, len(table), queries, documents, kept)
@@ -193,7 +193,7 @@ def _block_of_lines(index: int, start: int, lines: Sequence[tuple[str, str]], fi
             if column not in row:
                 raise InputError(f"{place}: no field {column!r}; fields: {', '.join(row) or 'none'}")
         objects.append(row)
-    string = arrow().string()  # one type for all blocks, whatever a block's values happen to be
+    string = arrow().string()  # one type for all blocks, independent of a block's values
     kept = {name: arrow().array([_as_text(row[name]) for row in objects], string) for name in files.keep}
     queries, documents = ([row[name] for row in objects] for name in (files.query, files.document))
     return Block(index, start, len(objects), queries, documents, kept)

@@ -1,9 +1,9 @@
 """Scoring pairs of any number: block by block in bounded memory, resumable with the same result.
 
-The output folder holds `scores-000000.parquet`, … (columns `row`, the pair's number in the input, `score`, and the
-columns that were asked for), `settings.json`, which says what they were made from, `log.jsonl`, which has the SHA-256
-of each finished file, and at the end `summary.json`. The settings cover every byte of the input and of the model: a
-file of another job, or one that was edited, is never taken for a finished one.
+The output folder has `scores-000000.parquet`, … (columns `row`, the pair's number in the input, `score`, and the
+requested columns), `settings.json` with the settings of the job, `log.jsonl` with the SHA-256 of each finished file,
+and at the end `summary.json`. The settings cover every byte of the input and of the model: a file of another job, or
+an edited one, never counts as finished.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ _CUTS = ("cut_documents", "cut_queries")
 
 @dataclass(frozen=True)
 class BulkJob:
-    """What is to be scored and how.
+    """The input and settings of a scoring job.
 
     Attributes:
         pairs: Parquet or JSON lines files, or folders of them.
         output: folder of the results.
         query, document: columns of the texts.
-        keep: columns that the output repeats.
+        keep: columns to copy to the output.
         shard_pairs: pairs of one output file, which are scored together.
         skip_bad_pairs: pairs without a query or with texts of a wrong type get no score (null) instead of an error.
         batch_tokens: token budget of a batch.
         model: arguments of `load_ranker`, the name as `name_or_path`.
-        store: folder of cached document states that the model uses and adds to.
+        store: folder of cached document states, which the model uses and extends.
     """
 
     pairs: tuple[str, ...]
@@ -77,17 +77,17 @@ def score_pairs(job: BulkJob, model: Any = None, pool: Pool | None = None) -> di
     Started by `accelerate launch` or torchrun, all processes call this and share the work.
 
     Args:
-        job: What is to be scored.
-        model: A ranking model; None loads what `job.model` says.
-        pool: Does the work with a `PairWorker`; None works in this process and those started beside it.
+        job: The job.
+        model: A ranking model; None loads `job.model`.
+        pool: Runs a `PairWorker`; None uses this process and those started with it.
 
     Returns:
-        `{"pairs", "shards", "unscored", "cut_documents", "cut_queries", "done_before"}`, the last one in pairs. A text
-        that was cut to keep `max_length` or `max_query_length` counts once in each shard.
+        `{"pairs", "shards", "unscored", "cut_documents", "cut_queries", "done_before"}`, the last one in pairs. A
+        truncated text (`max_length`, `max_query_length`) counts once in each shard.
 
     Raises:
         InputError: input that cannot be read or scored, or an output folder that belongs to another job or process.
-        ResourceError: the output cannot be written. What is finished stays, and the same call goes on from there.
+        ResourceError: the output cannot be written. Finished files stay, and the same call continues from there.
     """
     if pool is None:
         return lead(partial(_score, job), PairWorker(job, model))
@@ -100,7 +100,7 @@ def _score(job: BulkJob, pool: Pool) -> dict[str, int]:
     files = PairFiles(paths, *text_columns(paths[0], job.query, job.document), job.keep)
     taken = {"row", "score"} & set(job.keep)
     if taken:
-        raise InputError(f"the column {sorted(taken)[0]!r} cannot be kept: the output has one of its own by that name")
+        raise InputError(f"cannot keep the column {sorted(taken)[0]!r}: the output has its own column of that name")
     with exclusive(output):
         counts, inputs = count_pairs(files), [_hashed(path) for path in files.paths]
         settings = _settings(job, files, inputs)
@@ -134,7 +134,7 @@ def _settings(job: BulkJob, files: PairFiles, inputs: list[HashedFile]) -> dict[
         "skip_bad_pairs": job.skip_bad_pairs,
         "document_states": None,
     }
-    if job.store is not None:  # rounded states change scores a little
+    if job.store is not None:  # quantized states change scores slightly
         with open_store(job.store) as store:
             settings["document_states"] = store.dtype
     return settings
@@ -157,7 +157,7 @@ class _Shards:
         return sum(self.counts)
 
     def place(self, number: int) -> str:
-        """Where a pair stands, by its number over all files."""
+        """The place of a pair, by its number over all files."""
         for path, count in zip(self.files.paths, self.counts, strict=True):
             if number < count:
                 return f"{path}, pair {number} (counted from 0)"
@@ -168,7 +168,7 @@ class _Shards:
         return self.output / f"scores-{index:06d}.parquet"
 
     def score(self, pool: Pool, told: Any) -> int:
-        """Makes the files that are not there as the log says; returns how many pairs were in those that are."""
+        """Writes the files that the log does not list as finished; returns the number of pairs in finished ones."""
         done = {int(name) for name in self.log if self._is_whole(int(name))}
         before = sum(self.log[str(index)]["rows"] for index in done)
         with tqdm(total=self.total, initial=before, desc="scoring", unit="pair", smoothing=0, disable=None) as bar:
@@ -176,7 +176,7 @@ class _Shards:
             for (block, places), (scores, cuts, model) in pool.map(tasks):
                 if model != told:
                     raise InputError(
-                        f"the processes have loaded different models: {model} and {told}; give all the same files"
+                        f"the processes have loaded different models: {model} and {told}; use the same files in all"
                     )
                 self._write(block, places, scores, cuts)
                 bar.update(block.rows)
@@ -186,7 +186,7 @@ class _Shards:
         path = self.path(index)
         if path.is_file() and hash_file(path) == self.log[str(index)]["sha256"]:
             return True
-        logger.warning("%s is missing, damaged or was edited, and is made again", path)
+        logger.warning("%s is missing, damaged or edited, and is written again", path)
         return False
 
     def _tasks(self, wanted: Callable[[int], bool]) -> Iterator[tuple[Any, list[tuple[str, str]]]]:
@@ -196,7 +196,7 @@ class _Shards:
                 yield (block, places), pairs
 
     def _clean(self, block: Block) -> tuple[list[int], list[tuple[str, str]]]:
-        """The pairs that can be scored, and their places in the block."""
+        """The valid pairs, and their positions in the block."""
         places, pairs = [], []
         for i, (query, document) in enumerate(zip(block.queries, block.documents, strict=True)):
             place = self.place(block.start + i)
@@ -220,11 +220,11 @@ class _Shards:
             with _reading(file.path):
                 if file.has_changed():
                     raise InputError(
-                        f"{file.path} was changed while it was scored; put it back as it was and run the command "
-                        "again, or score what it holds now into another --output"
+                        f"{file.path} was changed during scoring; restore it and run the command again, "
+                        "or score the changed file into another --output"
                     )
         path = self.path(block.index)
-        if path.is_symlink():  # never written through: it may lead to another file of the job
+        if path.is_symlink():  # never followed: it may refer to another file of the job
             path.unlink()
         with whole_file(path) as temporary, temporary.open("wb") as sink:
             pyarrow.parquet.write_table(pyarrow.table({**columns, **(block.kept or {})}), sink)
@@ -233,7 +233,7 @@ class _Shards:
         self.log.add({str(block.index): done})
 
     def finish(self) -> dict[str, int]:
-        """Sums up, and removes files beyond this job's last: readers take all files of the folder."""
+        """Writes the summary, and removes files beyond this job's last: readers use all files of the folder."""
         records = [self.log[name] for name in self.log]
         for path in self.output.glob("scores-*.parquet"):
             if re.fullmatch(r"scores-\d{6,}\.parquet", path.name) and str(int(path.stem[7:])) not in self.log:
@@ -246,11 +246,11 @@ class _Shards:
 
 
 class PairWorker:
-    """Scores lists of (query, document) texts with a model that is loaded by the first call.
+    """Scores lists of (query, document) texts with a model that is loaded on the first call.
 
     Args:
-        job: Says which model, and its batches.
-        model: A model that is loaded already.
+        job: Its model and batch settings.
+        model: An already loaded model.
     """
 
     def __init__(self, job: BulkJob, model: Any = None) -> None:
@@ -258,7 +258,7 @@ class PairWorker:
         self._told: Any = None
 
     def __call__(self, pairs: list[tuple[str, str]] | None) -> Any:
-        """(scores, how many texts were cut, `describe_model`); for None instead of pairs the last alone."""
+        """(scores, counts of truncated texts, `describe_model`); with None instead of pairs only the last."""
         if self._model is None:
             from ..models.loading import load_ranker
 
@@ -278,7 +278,7 @@ class PairWorker:
 
 
 def describe_model(model: Any) -> dict[str, Any]:
-    """What tells a loaded model apart from all that score otherwise, as JSON values."""
+    """The identity of a loaded model, as JSON values; it differs for all models with other scores."""
     from ..engine.state_keys import model_identity
 
     return {
@@ -290,14 +290,14 @@ def describe_model(model: Any) -> dict[str, Any]:
 
 
 def tokenizer_identity(tokenizer: Any) -> str:
-    """32 hexadecimal digits that are equal only for tokenizers that give the same ids."""
+    """32 hexadecimal digits that are equal only for tokenizers with the same ids."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         content = {"vocabulary": tokenizer.get_vocab(), "added": sorted(map(str, tokenizer.get_added_vocab()))}
     else:
         content = json.loads(backend.to_str())
-        for name in ("truncation", "padding"):  # of the last call, whatever that was
+        for name in ("truncation", "padding"):  # state of the last call
             content.pop(name, None)
-    # Their ids are put in front of texts and compared with; the tokenizer's own file does not name them.
+    # Their ids are added to texts and compared; the tokenizer's own file does not contain them.
     named = json.dumps([tokenizer.bos_token, tokenizer.unk_token])
     return hash_parts([type(tokenizer).__name__, json.dumps(content, sort_keys=True), named])[:32]

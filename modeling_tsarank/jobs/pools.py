@@ -1,12 +1,12 @@
-"""Where a job's work is done: in this process, in all that accelerate or torchrun have started, or on a Ray cluster.
+"""The processes of a job: this one, all started by accelerate or torchrun, or those of a Ray cluster.
 
-A pool takes tasks, pairs of a key and a payload, and gives back keys and results as they are finished, in any order.
-One process leads: it alone reads inputs and writes results. The others only work on payloads, so that nothing but
-rank 0 needs to see the files. Payloads and results travel through the store with which `torch.distributed` brings the
-processes together; no process group is made.
+A pool maps tasks, pairs of a key and a payload, to keys and results as they finish, in any order. One process leads:
+it alone reads inputs and writes results. The others only process payloads, so that only rank 0 needs access to the
+files. Payloads and results are sent through the store with which `torch.distributed` connects the processes; no
+process group is created.
 
-On Ray, actors hold the model, and get texts and give scores back. A machine that dies loses the tasks it was at; Ray
-starts its actor elsewhere and gives them to it again.
+On Ray, actors load the model, receive texts and return scores. A machine that dies loses its current tasks; Ray
+restarts its actor elsewhere and retries them.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from ..ranking_errors import ResourceError, TSARankError
 
 Result = TypeVar("Result")
 Worker = Callable[[Any], Any]
-# One value of the store holds 8 MiB at most.
+# A value of the store has at most 8 MiB.
 _PIECE = 4 << 20
 _CHECK_SECONDS = 0.02
-# How often a lost actor is started again, and its task given to it.
+# How often a lost actor is restarted and its task retried.
 _RETRIES = 3
 # A first stage may take hours in the leading process while the others wait.
 _PATIENCE = timedelta(days=7)
 
 
 class Pool(Protocol):
-    """Does tasks, in `size` processes."""
+    """Runs tasks in `size` processes."""
 
     size: int
 
@@ -47,21 +47,21 @@ class Pool(Protocol):
         """Yields (key, result) for each (key, payload), in any order; few payloads are in memory at a time.
 
         Raises:
-            TSARankError: what the worker raised.
+            TSARankError: the error of the worker.
         """
 
 
 def lead(work: Callable[[Pool], Result], worker: Worker) -> Result:
-    """Calls `work` with a pool, in one process; the others that were started beside it do the pool's tasks meanwhile.
+    """Calls `work` with a pool in one process; the other processes run the pool's tasks meanwhile.
 
     Every process calls this, and each gets the result.
 
     Args:
-        work: Reads, hands tasks to the pool, and writes.
-        worker: Does a task: from payload to result, both of them picklable. Called in every process.
+        work: Reads input, passes tasks to the pool, and writes results.
+        worker: Runs a task: from payload to result, both picklable. Called in every process.
 
     Raises:
-        TSARankError: what `work` raised, in every process.
+        TSARankError: the error of `work`, in every process.
     """
     size, rank = _place()
     if size == 1:
@@ -79,12 +79,12 @@ def lead(work: Callable[[Pool], Result], worker: Worker) -> Result:
 
 
 def leads() -> bool:
-    """Whether this process is the one that reads and writes, or the only one."""
+    """Whether this process is the leading one, or the only one."""
     return _place()[1] == 0
 
 
 def _place() -> tuple[int, int]:
-    """The number of processes and the number of this one, as torchrun sets them."""
+    """The world size and the rank of this process, as set by torchrun."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     return size, int(os.environ.get("RANK", "0")) if size > 1 else 0
 
@@ -101,7 +101,7 @@ def _rendezvous() -> Any:
 
 
 def _use_own_device() -> None:
-    """Lets `cuda` mean the accelerator of this process, as `LOCAL_RANK` numbers them."""
+    """Makes `cuda` the accelerator of this process, by `LOCAL_RANK`."""
     import torch
 
     if torch.cuda.is_available():
@@ -112,7 +112,7 @@ def _outcome(work: Callable[[Any], Any], argument: Any) -> tuple[Any, BaseExcept
     """The result and the error, one of them `None`."""
     try:
         return work(argument), None
-    except BaseException as error:  # whatever it is, nobody must wait for a result that never comes
+    except BaseException as error:  # any error: other processes must not wait forever for a result
         return None, error if _is_picklable(error) else RuntimeError(f"{type(error).__name__}: {error}")
 
 
@@ -154,18 +154,16 @@ class _Mailbox:
         try:
             self._store.wait([name], _PATIENCE)
         except DistNetworkError as error:
-            raise ResourceError(
-                "the first of the processes started together has ended, and with it the work"
-            ) from error
+            raise ResourceError("the leading process has ended, and the job with it") from error
         pieces = [f"{name}.{number}" for number in range(int(self._store.get(name)))]
         data = b"".join(self._store.get(piece) for piece in pieces)
-        for piece in (*pieces, name):  # the name last: once it is gone, the process of the store may end
+        for piece in (*pieces, name):  # the name last: after that the process of the store may end
             self._store.delete_key(piece)
         return pickle.loads(data)
 
 
 def _serve(mailbox: _Mailbox, rank: int, worker: Worker) -> Any:
-    """Does the tasks of one process that does not lead, until there are no more; returns the outcome of it all."""
+    """Runs the tasks of a process that does not lead, until there are no more; returns the job's outcome."""
     for number in count():
         payload, outcome = mailbox.take(f"task/{rank}/{number}")
         if outcome is not None:
@@ -179,7 +177,7 @@ def _serve(mailbox: _Mailbox, rank: int, worker: Worker) -> Any:
 
 
 class RanksPool:
-    """The pool of rank 0, which does tasks of its own while the other processes, if any, have theirs."""
+    """The pool of rank 0, which runs tasks itself while the other processes, if any, run theirs."""
 
     def __init__(self, worker: Worker, size: int = 1, mailbox: Any = None) -> None:
         self._mailbox, self.size, self._worker = mailbox, size, worker
@@ -200,7 +198,7 @@ class RanksPool:
                 while own and self._mailbox.has(own[0][0]):
                     name, key = own.popleft()
                     yield key, _opened(self._mailbox.take(name))
-            # One task for each process, this one too; then the others' next.
+            # One task for each process, including this one; then the next ones of the others.
             send(1)
             task = next(tasks, None)
             send(2)
@@ -212,17 +210,17 @@ class RanksPool:
                 return
 
     def _send(self, rank: int, message: tuple[Any, Any]) -> str:
-        """Sends a task, or the outcome of all; returns the name under which its result will come."""
+        """Sends a task, or the job's outcome; returns the name of its result."""
         number = self._sent[rank]
         self._mailbox.put(f"task/{rank}/{number}", message)
         self._sent[rank] += 1
         return f"result/{rank}/{number}"
 
     def end(self, outcome: tuple[Any, BaseException | None]) -> None:
-        """Hands the outcome to the other processes; tasks that are not begun are left out."""
+        """Sends the outcome to the other processes; tasks that have not started are skipped."""
         self._mailbox.put("end", True)
         names = [self._send(rank, (None, outcome)).replace("result", "task") for rank in self._sent]
-        # The store may end with this process.
+        # The store ends with this process.
         while not isinstance(outcome[1], KeyboardInterrupt) and any(map(self._mailbox.has, names)):
             time.sleep(_CHECK_SECONDS)
 
@@ -231,7 +229,7 @@ class RanksPool:
 
 
 class _Actor:
-    """A process of the cluster. An error that the user can mend is a result: no retry would change it."""
+    """A process of the cluster. Errors that the user can fix are results: retries would not help."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -245,12 +243,12 @@ class _Actor:
 
 @dataclass
 class RayPool:
-    """Does tasks on a Ray cluster, or on this machine where there is none.
+    """Runs tasks on a Ray cluster, or on this machine if there is none.
 
     Args:
-        worker: Does a task; it is copied into every actor.
-        address: Of the cluster (`auto`, `ray://host:10001`); None starts Ray here unless `RAY_ADDRESS` names one.
-        actors: How many processes hold the model.
+        worker: Runs a task; it is copied to every actor.
+        address: Of the cluster (`auto`, `ray://host:10001`); None starts Ray here unless `RAY_ADDRESS` is set.
+        actors: Number of processes with the model.
         cpus: CPUs of each actor.
         gpus: GPUs of each actor.
     """
@@ -291,14 +289,14 @@ class RayPool:
 
     def _next(self, keys: dict[int, Any]) -> tuple[Any, Any]:
         number, result, error = -1, None, None
-        while number not in keys:  # what is left of a call that was given up is passed over
+        while number not in keys:  # skip the rest of an abandoned call
             try:
                 number, result, error = self._pool.get_next_unordered()
             except _import_ray().exceptions.RayError as failure:
                 lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
                 raise ResourceError(
-                    f"Ray gave the job up: {(lines or [type(failure).__name__])[-1]}; what is finished stays, run the "
-                    "same command again to go on"
+                    f"Ray gave the job up: {(lines or [type(failure).__name__])[-1]}; finished work is kept, run the "
+                    "same command again to continue"
                 ) from failure
         if error is not None:
             raise error
@@ -306,7 +304,7 @@ class RayPool:
 
 
 def start_ray(address: str | None, cpus: float) -> Any:
-    """Ray, connected to a cluster, or started on this machine with so many CPUs; and whether that was done here.
+    """Ray, connected to a cluster, or started on this machine with so many CPUs; and whether it was started here.
 
     Args:
         address: `auto` or `ray://host:10001`; None starts Ray here unless `RAY_ADDRESS` names a cluster.
@@ -322,7 +320,7 @@ def start_ray(address: str | None, cpus: float) -> Any:
     options: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False} if here else {}
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
-    except Exception as error:  # Ray raises plain ones too, where a node does not start in time
+    except Exception as error:  # Ray raises plain exceptions too if a node does not start in time
         where = address or os.environ.get("RAY_ADDRESS") or "this machine"
         raise ResourceError(f"no Ray at {where}: {str(error).strip().splitlines()[0]}") from error
     return ray, True

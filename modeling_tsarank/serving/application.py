@@ -40,14 +40,14 @@ _PASSAGES = ("passages", "passage_length", "passage_stride")
 
 @dataclass(frozen=True)
 class Limits:
-    """What one service takes on.
+    """Limits of a service.
 
     Attributes:
-        documents: of one request; more are refused with 422.
-        body_bytes: of one request; more are refused with 413.
-        queue_pairs: pairs that may wait for each model; more are refused with 429 and `Retry-After`.
-        seconds: that a request may take; then it is answered with 503 and `Retry-After`.
-        batch_tokens: of one forward pass, as in `predict`.
+        documents: per request; more are rejected with 422.
+        body_bytes: per request; more are rejected with 413.
+        queue_pairs: pairs that may wait for each model; more are rejected with 429 and `Retry-After`.
+        seconds: per request; after that the answer is 503 with `Retry-After`.
+        batch_tokens: per forward pass, as in `predict`.
     """
 
     documents: int = 1000
@@ -59,14 +59,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Ranked:
-    """An answer's content.
+    """The content of a response.
 
     Attributes:
         order: Indexes of the documents, best first, without those below the threshold.
-        values: Shape `(documents,)`, in the given order: scores, mixed scores or probabilities.
+        values: Shape `(documents,)`, in the given order: scores, fused scores or probabilities.
         tokens: Of all prompts.
         raw: Whether the values are the model's own scores.
-        passages: Of each document the best one, where passages were scored; else empty.
+        passages: The best passage of each document, if passages were scored; else empty.
     """
 
     order: list[int]
@@ -76,7 +76,7 @@ class Ranked:
     passages: list[dict[str, Any]]
 
     def row(self, index: int, name: str) -> dict[str, Any]:
-        """Index, value, by that name, and, where there is one, best passage of a document."""
+        """Index, value (under `name`) and, if there is one, best passage of a document."""
         passage = {"passage": self.passages[index]} if self.passages else {}
         return {"index": index, name: float(self.values[index]), **passage}
 
@@ -134,7 +134,7 @@ class Service:
     async def score(
         self, http: Request, model: ServedModel, body: shapes.AnyRequest, texts: Sequence[Any], truncate: bool = True
     ) -> Ranked:
-        """What a request asks for, within the limits. A client that goes away takes its pairs out of the queue."""
+        """The ranking for a request, within the limits. If the client disconnects, its pairs leave the queue."""
         if len(texts) > self.limits.documents:
             raise HTTPException(422, f"{len(texts)} documents; a request may have {self.limits.documents}")
         first = body.first_stage_scores
@@ -153,7 +153,7 @@ class Service:
                     raise _retry(503, "the service did not answer in time; give fewer documents or try again", 1)
                 await asyncio.wait([task], timeout=min(left, _DISCONNECT_SECONDS))
                 if not task.done() and await http.is_disconnected():
-                    raise HTTPException(499, "the client has gone")
+                    raise HTTPException(499, "the client has disconnected")
             scored = task.result()
         except OverloadedError as error:
             raise _retry(429, "too many documents are waiting; try again later", error.seconds) from error
@@ -162,7 +162,7 @@ class Service:
         finally:
             task.cancel()
         if scored is None:
-            raise HTTPException(413, "a document is longer than the model reads; set truncate to true or shorten it")
+            raise HTTPException(413, "a document is too long for the model; set truncate to true or shorten it")
         http.state.facts = {"model": model.name, "documents": len(texts), "tokens": scored.tokens}
         self.metrics.documents.labels(model.name).inc(len(texts))
         self.metrics.tokens.labels(model.name).inc(scored.tokens)
@@ -179,11 +179,11 @@ class Service:
         return Ranked(order.tolist(), values, scored.tokens, raw, scored.passages or [])
 
     def _output(self, model: ServedModel, body: shapes.AnyRequest) -> str:
-        """What the answer is to have in the place of a score. Raises 422 for what the model cannot give."""
+        """The kind of output: score or probability. Raises 422 if the model does not support it."""
         mixed = body.first_stage_scores is not None
         output = body.output or ("score" if mixed else self.output)
         if output == "probability" and mixed:
-            raise HTTPException(422, "a probability is one of the model's own scores: leave out first_stage_scores")
+            raise HTTPException(422, "probabilities are for the model's own scores: leave out first_stage_scores")
         if model.calibration is None and (output == "probability" or body.threshold is not None):
             raise HTTPException(
                 422,
@@ -203,19 +203,19 @@ def create_app(
     """The application that `tsarank serve` runs.
 
     Args:
-        models: Rankers (`load_ranker`) by the names that requests use; the first is the default. A model with a
-            `document_store` takes document states from it.
-        limits: What the service takes on.
-        close: Called once no request is left.
-        api_key: What `Authorization: Bearer` must carry; `None` lets everybody in.
+        models: Rankers (`load_ranker`) by the names for requests; the first is the default. A model with a
+            `document_store` uses its document states.
+        limits: The limits of the service.
+        close: Called after the last request.
+        api_key: The key for `Authorization: Bearer`; `None` allows everybody.
         uploads: An SQLite file for uploaded documents; `None` keeps them in memory.
-        fusion: How the first stage's scores are mixed in where a request has them and no weight.
-        output: `score` or `probability`, where a request does not say; the second needs calibrated models.
-        passages: `passages`, `passage_length` and `passage_stride`, where a request does not say.
-        takes_uploads: False refuses uploads, where another process of the same service would not have them.
+        fusion: How to fuse the first stage's scores of a request without a weight.
+        output: `score` or `probability`, the default for requests; the second needs calibrated models.
+        passages: `passages`, `passage_length` and `passage_stride`, the defaults for requests.
+        takes_uploads: False rejects uploads, if other processes of the service would not have them.
 
     Raises:
-        InputError: probabilities of a model without calibration, or passages that a model cannot have.
+        InputError: probabilities of a model without calibration, or passages that a model does not support.
     """
     service = Service(models, limits, **settings)
 
@@ -245,7 +245,7 @@ def _answer_errors(app: FastAPI) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         if "json" not in (kind := request.headers.get("content-type", "")):
             return JSONResponse({"detail": f"send JSON with Content-Type: application/json, not {kind[:80]!r}"}, 422)
-        # Without the values: they may be texts, or numbers that JSON does not have.
+        # Without the values: they may be texts, or numbers that are invalid in JSON.
         detail = [{"loc": part["loc"], "msg": part["msg"], "type": part["type"]} for part in error.errors()[:20]]
         return JSONResponse({"detail": json.loads(json.dumps(detail, default=str).encode("utf-8", "replace"))}, 422)
 
@@ -310,23 +310,23 @@ def _add_operations(app: FastAPI, service: Service, guard: Any) -> None:
 
     @app.get("/v1/models", tags=["operations"], dependencies=[guard])
     async def list_models() -> dict[str, Any]:
-        """The names that requests may use, as OpenAI's API lists them."""
+        """The model names for requests, in the format of OpenAI's API."""
         rows = [{"id": name, "object": "model", "owned_by": "tsarank"} for name in service.models]
         return {"object": "list", "data": rows}
 
     @app.post("/v1/documents", tags=["documents"], dependencies=[guard])
     async def upload(body: shapes.Upload) -> shapes.UploadResponse:
-        """Keeps documents under their ids, and caches their states where the service has a store: requests then name
-        ids in place of texts, and ranking costs the query's tokens only."""
+        """Stores documents under their ids, and caches their states if the service has a store: requests can then have
+        ids instead of texts, and ranking only costs the query's tokens."""
         if len(body.documents) > service.limits.documents:
             raise HTTPException(422, f"{len(body.documents)} documents; a request may have {service.limits.documents}")
         if not service.takes_uploads:
-            raise HTTPException(501, "several replicas share uploaded documents only by a store: start with --store")
+            raise HTTPException(501, "several replicas share uploaded documents only with a store: start with --store")
         model = service.model(body.model)
         rows = [(document.id, document.title, document.text) for document in body.documents]
         identifier, times = Counter(row[0] for row in rows).most_common(1)[0]
         if times > 1:
-            raise HTTPException(422, f"the id {identifier[:100]!r} is given {times} times")
+            raise HTTPException(422, f"the id {identifier[:100]!r} occurs {times} times")
         texts = [{"title": title, "text": text} for _, title, text in rows]
         try:
             encoded = await model.index(texts)
@@ -340,7 +340,7 @@ def _add_rerank(app: FastAPI, service: Service, guard: Any) -> None:
     async def jina(body: shapes.JinaRequest, request: Request) -> shapes.JinaResponse:
         model = service.model(body.model)
         if body.instruction:
-            raise HTTPException(422, "a request takes no instruction; start with `tsarank serve --instruction`")
+            raise HTTPException(422, "requests cannot have an instruction; start with `tsarank serve --instruction`")
         texts = service.texts(body.documents)
         ranked = await service.score(request, model, body, texts)
         results = []
@@ -363,12 +363,12 @@ def _add_rerank(app: FastAPI, service: Service, guard: Any) -> None:
 
     @app.post("/v1/rerank", tags=["rerank"], dependencies=[guard], response_model_exclude_none=True)
     async def rerank_v1(body: shapes.JinaRequest, request: Request) -> shapes.JinaResponse:
-        """Jina's API, which vLLM and infinity speak too."""
+        """Jina's API, which vLLM and infinity use too."""
         return await jina(body, request)
 
     @app.post("/rerank", tags=["rerank"], dependencies=[guard], response_model_exclude_none=True)
     async def rerank(body: shapes.JinaOrTeiRequest, request: Request) -> shapes.JinaResponse | list[shapes.TeiResult]:
-        """Jina's API where the request has `documents`, TEI's where it has `texts`."""
+        """Jina's API if the request has `documents`, TEI's if it has `texts`."""
         return await (tei(body, request) if isinstance(body, shapes.TeiRequest) else jina(body, request))
 
     @app.post("/v2/rerank", tags=["rerank"], dependencies=[guard], response_model_exclude_none=True)

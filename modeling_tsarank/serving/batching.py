@@ -1,7 +1,7 @@
-"""A model as the service uses it, with continuous batching: pairs of several requests are scored in one call.
+"""Continuous batching of a model's requests: pairs of several requests are scored in one call.
 
-One thread owns the model. While it scores, requests queue; its next call takes pairs of all of them, up to a budget of
-tokens, so a long request delays a short one by one call at most. The engine then sorts and packs what it is given.
+One thread owns the model. While it scores, requests queue; its next call has pairs of all of them, up to a token
+budget, so a long request delays a short one by at most one call. The engine then sorts and batches the pairs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Pair = tuple[str, str]
 
 
 class OverloadedError(Exception):
-    """The queue is full; `seconds` says when to try again."""
+    """The queue is full; try again after `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__("too many pairs are waiting")
@@ -40,7 +40,7 @@ class ClosedError(Exception):
 
 
 class _Request:
-    """Pairs that wait, and the scores of those that are done."""
+    """Waiting pairs, and the scores of finished ones."""
 
     def __init__(self, pairs: Sequence[Pair], lengths: Sequence[int]) -> None:
         self.pairs, self.lengths = list(pairs), list(lengths)
@@ -61,7 +61,7 @@ class _Request:
         self.scores[part.start : part.stop] = scores
         self.done += len(part)
         if self.done == len(self.pairs):
-            with contextlib.suppress(InvalidStateError):  # the client has gone
+            with contextlib.suppress(InvalidStateError):  # the client has disconnected
                 self.future.set_result(self.scores)
 
     def fail(self, error: BaseException) -> None:
@@ -73,10 +73,10 @@ class Batcher:
     """Scores the pairs of concurrent requests together.
 
     Args:
-        model: Has `predict` of pairs; used by this object's thread alone.
-        batch_tokens: Token budget of one forward pass, as in `predict`.
+        model: Has `predict` of pairs; used only by this object's thread.
+        batch_tokens: Token budget of a forward pass, as in `predict`.
         call_tokens: Tokens of one call of `predict`, several batches.
-        queue_pairs: Pairs that may wait; a request beyond raises `OverloadedError`.
+        queue_pairs: Pairs that may wait; further requests raise `OverloadedError`.
         observe: Called with the requests of every call, for metrics.
     """
 
@@ -100,12 +100,12 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Pairs that no call has taken yet."""
+        """Pairs that are not in a call yet."""
         with self._lock:
             return sum(len(request.pairs) - request.taken for request in self._requests)
 
     async def score(self, pairs: Sequence[Pair], lengths: Sequence[int]) -> np.ndarray:
-        """Scores `(pairs,)` float32. Cancelling the call drops the pairs that no batch has taken yet.
+        """Scores `(pairs,)` float32. Cancelling it drops the pairs that are not in a call yet.
 
         Args:
             lengths: Tokens of each pair.
@@ -113,7 +113,7 @@ class Batcher:
         Raises:
             OverloadedError: Too many pairs are waiting.
             ClosedError: The service is shutting down.
-            TSARankError: What `predict` raises for these pairs.
+            TSARankError: The error of `predict` for these pairs.
         """
         request = _Request(pairs, lengths)
         with self._lock:
@@ -126,14 +126,14 @@ class Batcher:
         return await asyncio.wrap_future(request.future)
 
     async def run(self, job: Callable[[], T]) -> T:
-        """Runs `job` in the model's thread, between two calls. Raises what it raises, or `ClosedError`."""
+        """Runs `job` in the model's thread, between two calls. Raises its error, or `ClosedError`."""
         with self._lock:
             self._check_open()
             future = self._thread.submit(cuts_reported()(job))
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
-        """Takes no more requests and waits for those that are there."""
+        """Accepts no more requests and waits for the current ones."""
         with self._lock:
             if self._closed:
                 return
@@ -147,12 +147,12 @@ class Batcher:
             raise ClosedError("the service is shutting down")
 
     def _schedule(self) -> None:
-        """Has the model's thread make a call, behind what it has been given before."""
+        """Queues a call in the model's thread."""
         if self._requests and not self._scheduled:
             self._scheduled = True
             self._thread.submit(self._call)
 
-    @cuts_reported()  # a response says how many documents were cut, not the log
+    @cuts_reported()  # responses have the number of truncated documents, not the log
     def _call(self) -> None:
         with self._lock:
             self._scheduled = False
@@ -165,12 +165,12 @@ class Batcher:
                 self._schedule()
 
     def _finish(self) -> None:
-        """The calls that are left; the executor takes none once it shuts down."""
+        """The remaining calls; the executor accepts none during its shutdown."""
         while self._requests:
             self._call()
 
     def _next_parts(self) -> list[tuple[_Request, range]]:
-        """Pairs of every waiting request, first come first served, each at most its share of the budget."""
+        """Pairs of every waiting request, first come first served, each at most its share of the token budget."""
         waiting = [request for request in self._requests if not request.future.cancelled()]
         share = max(self._call_tokens // max(len(waiting), 1), 1)
         left, parts = self._call_tokens, []
@@ -196,7 +196,7 @@ class Batcher:
                 with self._lock:
                     self._requests = deque(other for other in self._requests if other is not failed)
                 return
-            # One request's fault must not fail the others.
+            # An error of one request must not fail the others.
             for alone in parts:
                 self._score([alone])
             return
@@ -211,13 +211,13 @@ class Batcher:
 
 @dataclass(frozen=True)
 class Scored:
-    """What was found of one query's documents.
+    """The result for one query's documents.
 
     Attributes:
         scores: Shape `(documents,)`, in the given order.
         tokens: Of all prompts.
-        cut_documents: How many were cut.
-        passages: Of each document the best one, `{"start", "end", "text"}`, where passages were scored.
+        cut_documents: Number of truncated documents.
+        passages: The best passage of each document, `{"start", "end", "text"}`, if passages were scored.
     """
 
     scores: np.ndarray
@@ -227,22 +227,22 @@ class Scored:
 
 
 class ServedModel:
-    """One model behind a name."""
+    """A model of the service."""
 
     def __init__(self, name: str, batcher: Batcher) -> None:
         self.name, self.batcher, self.model = name, batcher, batcher.model
         self.calibration = getattr(self.model, "calibration", None)
 
     def warm_up(self) -> None:
-        """The first call costs more than later ones."""
+        """Runs a first call, which takes longer than later ones."""
         self.model.predict([("warm", "up"), ("warm", "up and running")], show_progress=False)
 
     async def score(
         self, query: str, documents: Sequence[Any], *, truncate: bool = True, by_passages: PassageRanker | None = None
     ) -> Scored | None:
-        """Scores of one query's documents, `None` if one would have to be cut and may not be.
+        """Scores of one query's documents, `None` if one is too long and must not be truncated.
 
-        Raises what `Batcher.score` raises, and `InputError` for texts that no model takes.
+        Raises the errors of `Batcher.score`, and `InputError` for invalid texts.
         """
         if by_passages is None:
             parts, asked = [], [(query, document) for document in documents]
@@ -267,13 +267,13 @@ class ServedModel:
         return [len(pair.prompt) + len(pair.query) for pair in encoded], len(cut)
 
     def shorten(self, text: str, tokens: int) -> str:
-        """The beginning of a text that has so many tokens."""
+        """The first `tokens` tokens of a text, as text."""
         offsets = self.model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ends = offsets["offset_mapping"]
         return text if len(ends) <= tokens else text[: ends[tokens - 1][1]]
 
     async def index(self, documents: Sequence[Any]) -> int:
-        """Caches the documents' states; how many were computed. Without a store nothing is cached."""
+        """Caches the documents' states; returns how many were computed. Without a store nothing is cached."""
         store = self.model.document_store
         if store is None:
             return 0

@@ -1,4 +1,4 @@
-"""Uploaded documents: texts by id, in memory or in an SQLite file that outlives the service."""
+"""Uploaded documents: texts by id, in memory or in a persistent SQLite file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `/metrics` shows, in Prometheus' format."""
+"""The metrics of `/metrics`, in Prometheus' format."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Metrics:
         self.cut = Counter("tsarank_cut_documents", "Documents cut to the model's length", registry=self.registry)
         self.batched = Histogram(
             "tsarank_requests_per_call",
-            "Requests that one call of the model served",
+            "Requests in one call of the model",
             buckets=(1, 2, 4, 8, 16, 32, 64),
             registry=self.registry,
         )
-        self.waiting = Gauge("tsarank_waiting_pairs", "Pairs that wait", ["model"], registry=self.registry)
+        self.waiting = Gauge("tsarank_waiting_pairs", "Waiting pairs", ["model"], registry=self.registry)
 
     def page(self) -> bytes:
         """The text of `/metrics`."""

@@ -1,4 +1,4 @@
-"""The service on a Ray cluster (Ray Serve): several replicas of one application, more of them while requests wait."""
+"""The service on a Ray cluster (Ray Serve): several replicas of one application, scaled by waiting requests."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ..ranking_errors import ResourceError
 
 logger = logging.getLogger("modeling_tsarank.serving")
 
-# Requests that a replica has at a time: what its batches are made of.
+# Concurrent requests of a replica, from which its batches are formed.
 _ONGOING = 64
 _NAME = "tsarank"
 
 
 @dataclass(frozen=True)
 class Replicas:
-    """How the application runs on Ray.
+    """The settings of the application on Ray.
 
     Attributes:
         address: Of the cluster (`auto`, `ray://host:10001`); None starts Ray on this machine.
-        least, most: Replicas; between the two as many as the requests that wait need.
+        least, most: Minimum and maximum number of replicas, scaled by waiting requests.
         cpus, gpus: Of each replica.
     """
 
@@ -41,7 +41,7 @@ def serve_on_ray(make_app: Callable[[], Any], host: str, port: int, replicas: Re
     """Serves until SIGINT or SIGTERM; 0 then.
 
     Args:
-        make_app: Makes the ASGI application, in every replica; it is copied there.
+        make_app: Creates the ASGI application, in every replica; it is copied there.
 
     Raises:
         ResourceError: Ray is missing, cannot be reached, or no replica starts.
@@ -51,7 +51,7 @@ def serve_on_ray(make_app: Callable[[], Any], host: str, port: int, replicas: Re
     before = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         _deploy(make_app, host, port, replicas)
-        logger.info("%d replicas answer on %s, port %d", replicas.least, host, port)
+        logger.info("%d replicas listen on %s, port %d", replicas.least, host, port)
         stopped.wait()
     finally:
         for number, handler in before.items():
@@ -68,7 +68,7 @@ def serve_on_ray(make_app: Callable[[], Any], host: str, port: int, replicas: Re
 def _deploy(make_app: Callable[[], Any], host: str, port: int, replicas: Replicas) -> None:
     from ray import serve
 
-    def build() -> Any:  # Ray Serve takes a plain function, which it calls in each replica
+    def build() -> Any:  # Ray Serve expects a plain function, which it calls in each replica
         return make_app()
 
     scaling: dict[str, Any] = {"num_replicas": replicas.least}
@@ -84,7 +84,7 @@ def _deploy(make_app: Callable[[], Any], host: str, port: int, replicas: Replica
     serve.start(http_options={"host": host, "port": port})
     try:
         serve.run(application.bind(), name=_NAME)
-    except Exception as error:  # Ray raises plain ones; the replica's traceback is in its status
+    except Exception as error:  # Ray raises plain exceptions; the replica's traceback is in its status
         found = serve.status().applications[_NAME].deployments.values()
         lines = [line.strip() for one in found for line in one.message.splitlines() if "Error: " in line]
         raise ResourceError(f"no replica started: {lines[-1] if lines else str(error)}") from error

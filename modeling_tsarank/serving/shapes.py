@@ -1,4 +1,4 @@
-"""Requests and responses of the three APIs that clients of rerankers speak: Jina's, Cohere's and TEI's."""
+"""Requests and responses of three common reranker APIs: Jina's, Cohere's and TEI's."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..files.fields import field_value, without_nulls
 
 
 def _well_formed(text: Any) -> Any:
-    """JSON may escape half a surrogate pair, as text that was cut inside an emoji does; no UTF-8 can hold it."""
+    """Replaces lone surrogates: JSON can escape them (text cut inside an emoji), but UTF-8 cannot encode them."""
     return text.encode("utf-8", "replace").decode("utf-8") if isinstance(text, str) else text
 
 
 def _as_document(value: Any) -> Any:
-    """Any name of a field that files may have, too; a number as an id is its digits."""
+    """Accepts the field names of files, too; a number as an id becomes its digits."""
     if not isinstance(value, Mapping):
         return {"text": value} if isinstance(value, str) else value
     found = {name: field_value(value, name) for name in ("id", "title", "text")}
@@ -29,7 +29,7 @@ Text = Annotated[str, BeforeValidator(_well_formed)]
 
 
 class _Given(BaseModel):
-    """What a client sends: a field that is null counts as absent, as in files."""
+    """A client's data: a field that is null counts as absent, as in files."""
 
     @model_validator(mode="before")
     @classmethod
@@ -38,7 +38,7 @@ class _Given(BaseModel):
 
 
 class Document(_Given):
-    """A text, or the id of a document that was uploaded before."""
+    """A text, or the id of an uploaded document."""
 
     text: Text | None = None
     title: Text = ""
@@ -49,43 +49,43 @@ AnyDocument = Annotated[Document, BeforeValidator(_as_document)]
 
 
 class _Request(_Given):
-    query: Text = Field(min_length=1, description="What is asked.")
-    first_stage_scores: list[float] | None = Field(None, description="One for each document, to be mixed in.")
-    weight: float | None = Field(None, description="Share of the first stage, from 0 to 1; else as the service says.")
+    query: Text = Field(min_length=1, description="The query.")
+    first_stage_scores: list[float] | None = Field(None, description="One per document, to be fused with the model's.")
+    weight: float | None = Field(None, description="Weight of the first stage, 0 to 1. Default: the service's.")
     output: Literal["score", "probability"] | None = Field(
         None,
-        description="What the answer has as score; a probability of relevance needs a calibrated model. If absent, as "
-        "the service says.",
+        description="The content of the score; a probability of relevance needs a calibrated model. Default: the "
+        "service's setting.",
     )
     threshold: float | None = Field(
-        None, ge=0, le=1, description="Leaves out documents of a lower probability of relevance (calibrated models)."
+        None, ge=0, le=1, description="Omit documents of a lower probability of relevance (calibrated models)."
     )
     passages: str | None = Field(
         None,
-        description="Documents are scored by their passages: max, mean, top-K such as top-3, or first. If absent, as "
-        "the service says.",
+        description="Score documents by their passages: max, mean, top-K such as top-3, or first. Default: the "
+        "service's setting.",
     )
-    passage_length: int | None = Field(None, ge=1, description="Tokens of a passage; if absent, what the model takes.")
-    passage_stride: int | None = Field(None, ge=1, description="Tokens between their starts; if absent, half of that.")
+    passage_length: int | None = Field(None, ge=1, description="Tokens of a passage. Default: as many as fit.")
+    passage_stride: int | None = Field(None, ge=1, description="Tokens between passage starts. Default: half.")
 
 
 class _DocumentsRequest(_Request):
-    model: str | None = Field(None, description="One of /v1/models; the first if absent.")
+    model: str | None = Field(None, description="One of /v1/models. Default: the first.")
     documents: list[AnyDocument] = Field(min_length=1, description="Strings, or objects with text, title or id.")
-    top_n: int | None = Field(None, ge=1, description="Return only the best ones.")
+    top_n: int | None = Field(None, ge=1, description="Return only the best N.")
 
 
 class JinaRequest(_DocumentsRequest):
     """`/v1/rerank` and, with `documents`, `/rerank` (Jina, vLLM, infinity)."""
 
     return_documents: StrictBool = False
-    instruction: Text | None = Field(None, description="Refused: `tsarank serve --instruction` sets it.")
+    instruction: Text | None = Field(None, description="Rejected: set it with `tsarank serve --instruction`.")
 
 
 class CohereRequest(_DocumentsRequest):
     """`/v2/rerank` (Cohere)."""
 
-    max_tokens_per_doc: int | None = Field(None, ge=1, description="Longer documents are cut to so many tokens.")
+    max_tokens_per_doc: int | None = Field(None, ge=1, description="Truncate longer documents to so many tokens.")
 
 
 class TeiRequest(_Request):
@@ -94,7 +94,7 @@ class TeiRequest(_Request):
     texts: list[Text] = Field(min_length=1)
     raw_scores: StrictBool = Field(False, description="The model's scores; otherwise their sigmoid.")
     return_text: StrictBool = False
-    truncate: StrictBool = Field(True, description="If false, a pair that is too long is refused with 413.")
+    truncate: StrictBool = Field(True, description="If false, pairs that are too long are rejected with 413.")
 
 
 AnyRequest = JinaRequest | CohereRequest | TeiRequest
@@ -112,7 +112,7 @@ JinaOrTeiRequest = Annotated[
     Discriminator(
         _api_of,
         custom_error_type="documents_or_texts",
-        custom_error_message="give either documents (Jina's API) or texts (TEI's)",
+        custom_error_message="send either documents (Jina's API) or texts (TEI's)",
     ),
 ]
 
@@ -125,7 +125,7 @@ class Upload(_Given):
 
 
 class UploadedDocument(_Given):
-    """A document that requests can then name by its id."""
+    """A document for later requests by id."""
 
     id: Text = Field(min_length=1)
     text: Text
@@ -133,7 +133,7 @@ class UploadedDocument(_Given):
 
 
 class BestPassage(BaseModel):
-    """Of a document that was scored by its passages: `text[start:end]` of the document."""
+    """The best passage of a document scored by passages: `text[start:end]` of the document."""
 
     start: int
     end: int
@@ -149,7 +149,7 @@ class CohereResult(BaseModel):
 
 
 class JinaResult(CohereResult):
-    """One document, with its text where that was asked for."""
+    """One document, with its text if requested."""
 
     document: dict[str, str] | None = None
 
@@ -188,7 +188,7 @@ class TeiResult(BaseModel):
 
 
 class UploadResponse(BaseModel):
-    """What an upload did."""
+    """The result of an upload."""
 
     documents: int
     encoded: int = Field(description="Documents whose states were computed; others were cached, or cannot be.")

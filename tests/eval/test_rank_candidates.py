@@ -59,8 +59,8 @@ def test_what_does_not_belong_together_is_one_line(small_folder: Path, tmp_path:
     for arguments, message in (
         ([], "give either --query, or --candidates for many queries"),
         (["--query", "a", *many], "give either --query, or --candidates"),
-        (many, "--candidates and --output belong together"),
-        (["--query", "a", *many[:2], "--output", "o"], "--candidates and --output belong together"),
+        (many, "--candidates and --output need each other"),
+        (["--query", "a", *many[:2], "--output", "o"], "--candidates and --output need each other"),
         ([*many[2:], "--output", "o"], "give --query with --documents, or --candidates alone"),
         ([*many, "--output", "o"], "the document 'nowhere' is not in"),
         ([*many, "--output", "o", "--json"], "--json has no effect on --candidates"),

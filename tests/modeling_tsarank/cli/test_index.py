@@ -26,10 +26,10 @@ def test_index_command(zoo, tmp_path, capsys) -> None:
     done = capsys.readouterr()
     assert "30 documents, 0 of them in the store; 30 to read" in done.err
     assert "on disk as int8" in done.err
-    assert done.out.startswith("30 documents read; ")
+    assert done.out.startswith("30 documents encoded; ")
     assert main([*llama, "--verify"]) == 0
     done = capsys.readouterr()
-    assert "30 documents in the store are whole, 0 are damaged" in done.err
+    assert "30 documents in the store are intact, 0 are damaged" in done.err
     assert "30 documents, 30 of them in the store\n" in done.err
     assert done.out.startswith("0 documents read; ")
     assert main([*llama, "--store-dtype", "float32"]) == 2

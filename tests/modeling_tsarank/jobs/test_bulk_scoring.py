@@ -290,7 +290,7 @@ def test_an_input_changed_while_it_is_scored_is_an_error(model, tmp_path) -> Non
                 if key is not None:
                     write_parquet(source, make_pairs(60, seed=1))
 
-    with pytest.raises(InputError, match="was changed while it was scored"):
+    with pytest.raises(InputError, match="was changed during scoring"):
         score_pairs(job, pool=Changing(PairWorker(job, model)))
     assert len(output_bytes(tmp_path / "out")) == 1
 

@@ -33,7 +33,7 @@ def test_a_true_false_ranker(zoo: Any, kind: str, tmp_path: Path, capsys: pytest
     ranker = TwolarModel.from_backbone(zoo.folders["llama"], dtype="float32", template=template, max_length=96)
     ranker.save_pretrained(tmp_path / "ranker")
     assert export(tmp_path / "ranker", tmp_path / "graph", kind) == 0
-    assert f"its graph for {kind}: scores differ by at most" in capsys.readouterr().out
+    assert f"{kind} graph: scores differ by at most" in capsys.readouterr().out
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "graph")
     roles = [[{"role": "query", "content": q}, {"role": "document", "content": d}] for q, d in PAIRS]
     prompts = tokenizer.apply_chat_template(roles, tokenize=False)

@@ -34,7 +34,7 @@ class QueryLikelihoodOptions(RankingOptions):
             so that no token crosses the boundary; `separate`: without the space, as in the published training code;
             `joined`: prompt, space and query are tokenized as one string, as in the published model card.
         aggregation (`str`): `mean` (default) of the query tokens' log-probabilities, comparable across queries, or
-            their `sum` (the logarithm of Eq. 1's product). Both order the documents of one query alike.
+            their `sum` (the logarithm of Eq. 1's product). Both give the same order of a query's documents.
     """
 
     family: ClassVar[str] = "query_likelihood"

@@ -35,10 +35,10 @@ class NamedDocument:
     """One document of a file.
 
     Attributes:
-        id: Its id, else its line number, from 1; in a folder its path there.
+        id: Its id, else its line number, from 1; in a folder its relative path.
         text: Its text, title included.
-        title: Its title apart.
-        first_stage_score: Of the first stage, where it was asked for and is there.
+        title: Its title alone.
+        first_stage_score: The first stage's score, if requested and available.
     """
 
     id: str
@@ -69,14 +69,14 @@ def parse_documents(
     columns: Mapping[str, str] | None = None,
     scored: bool = False,
 ) -> list[NamedDocument]:
-    """Documents of numbered lines; `file_format` `None` means JSON lines where the first begins with a brace.
+    """Documents of numbered lines; without `file_format`, JSON lines if the first begins with a brace.
 
-    Raises `InputError`, with the line number, for malformed lines, an id that occurs twice, and no documents.
+    Raises `InputError`, with the line number, for malformed lines, a repeated id, and no documents.
     """
     filled: Iterator[tuple[int, str]] = ((number, line.strip()) for number, line in lines if line.strip())
     first = next(filled, None)
     if first is None:
-        raise InputError(f"{name} holds no documents")
+        raise InputError(f"{name} has no documents")
     if file_format is None:
         file_format = "jsonl" if first[1].startswith("{") else "txt"
     filled = chain([first], filled)
@@ -97,7 +97,7 @@ def _documents(
                 raise InputError(f"{where}: no column {column!r}; fields: {field_list(row)}")
             row[FIELDS[meaning][0]] = given[column]
         if field_name(row, "text") is None:
-            hint = "" if columns is None else "; name it by --text-column (and --title-column, --id-column)"
+            hint = "" if columns is None else "; set it with --text-column (and --title-column, --id-column)"
             raise InputError(f"{where}: no field 'text'; fields: {field_list(row)}{hint}")
         at = where.rpartition(", ")[2]
         identifier = optional_id(row, where) or at.rpartition(" ")[2]
@@ -114,7 +114,7 @@ def _table_rows(source: str, file_format: str) -> Iterator[tuple[str, dict[str, 
         yield from read_parquet(source)
         return
     for place, row in read_csv(source, "\t" if file_format == "tsv" else ","):
-        # An empty cell is no id, title or score.
+        # An empty cell means no id, title or score.
         empty = {name for name in ("id", "title", "first_stage_score") for name in FIELDS[name] if not row.get(name)}
         yield place, {name: value for name, value in row.items() if name not in empty}
 
@@ -123,10 +123,10 @@ def _folder(folder: Path) -> list[NamedDocument]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     texts = [path for path in files if path.suffix.lower() in _TEXTS]
     if not texts:
-        raise InputError(f"the folder {folder} holds no documents: no .txt or .md file")
+        raise InputError(f"the folder {folder} has no documents: no .txt or .md file")
     if len(texts) < len(files):
         left = len(files) - len(texts)
-        logger.warning("%s: %d of %d files are left out: they are neither .txt nor .md", folder, left, len(files))
+        logger.warning("%s: %d of %d files are ignored: they are neither .txt nor .md", folder, left, len(files))
     return [NamedDocument(path.relative_to(folder).as_posix(), read_text(path).strip()) for path in texts]
 
 
@@ -136,13 +136,13 @@ def read_documents(
     """Documents of a file, a folder or standard input.
 
     Args:
-        source: `.txt` (one a line; blank lines are skipped); `.jsonl`, `.csv`, `.tsv` or `.parquet` with `text` and
-            optionally `title` and `_id`, or the other names of `files.fields`; all but the last also packed; a folder,
-            whose .txt and .md files are a document each; `-` for standard input (JSON lines if the first line begins
-            with a brace).
-        file_format: One of `FORMATS`, if the name does not say.
-        columns: Names of the columns for `id`, `text` and `title`, where they are others.
-        scored: Whether to take the first stage's scores as well.
+        source: `.txt` (one per line; blank lines are skipped); `.jsonl`, `.csv`, `.tsv` or `.parquet` with `text` and
+            optionally `title` and `_id`, or the other names of `files.fields`; all but the last also compressed; a
+            folder, with a document in each .txt and .md file; `-` for standard input (JSON lines if the first line
+            begins with a brace).
+        file_format: One of `FORMATS`, if the name does not tell.
+        columns: Names of the columns for `id`, `text` and `title`, if they differ from these.
+        scored: Whether to read the first stage's scores as well.
 
     Raises:
         InputError: with the line number, for a file that is missing, unreadable, malformed or without documents, and
@@ -154,10 +154,10 @@ def read_documents(
     file_format = _format_of(source, file_format)
     if file_format in ("csv", "tsv", "parquet"):
         if source == "-":
-            raise InputError(f"standard input is text or JSON lines; give {file_format} as a file")
+            raise InputError(f"standard input must be text or JSON lines; pass {file_format} as a file")
         found = list(_documents(_table_rows(source, file_format), columns, scored))
         if not found:
-            raise InputError(f"{source} holds no documents")
+            raise InputError(f"{source} has no documents")
         return found
     if source == "-":
         lines = text_lines(sys.stdin.buffer, "standard input", allow_nul=True)

@@ -103,11 +103,11 @@ def resolve(name: str | os.PathLike[str] | None, revision: str | None = None) ->
 
     Args:
         name: see the table above; `None` is `default`.
-        revision: that is asked of it.
+        revision: the requested revision.
 
     Raises:
-        InputError: the name is empty, no model stands behind a prefix, or a revision is given of what is not on the
-            Hub.
+        InputError: the name is empty, a prefix has no model after it, or a revision is given for a model that is not
+            on the Hub.
     """
     source = _resolve(name)
     if revision is not None and source.local:
@@ -180,7 +180,7 @@ def resolve_language_model(name: str | os.PathLike[str] | None) -> Source:
     """
     if name is not None and os.fspath(name) == DEFAULT:
         raise InputError(
-            f"{DEFAULT!r} is the released ranker: name {DEFAULT_NAME} for the language model that it was made from, "
+            f"{DEFAULT!r} is the released ranker: name {DEFAULT_NAME} for the language model it was trained from, "
             f"or {resolve(None).name} to start from the ranker itself"
         )
     source = Source(Kind.EMBEDDED, DEFAULT_NAME) if name is None else resolve(name)

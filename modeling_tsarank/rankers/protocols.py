@@ -140,7 +140,7 @@ def predict(
 def rank_scores(ranker: ListRanker, query: str, documents: list[str], batch_tokens: int | None = None) -> list[float]:
     """Calls `ranker.rank` and turns its rows into one score a document.
 
-    Documents of equal score are told apart: the first one of the list keeps the score, each further one gets the next
+    Ties of equal scores are broken: the first one of the list keeps the score, each further one gets the next
     smaller float32.
 
     Args:

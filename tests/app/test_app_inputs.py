@@ -52,7 +52,7 @@ def test_uploads(tmp_path: Path) -> None:
         ("bad.jsonl", b'{"text": "a"}\nnope', "bad.jsonl, line 2: not JSON"),
         ("latin.txt", "Grüße".encode("latin-1"), "latin.txt, line 1: not UTF-8"),
         ("table.csv", b"a,b", "table.csv: unknown file type '.csv'; expected .txt or .jsonl"),
-        ("empty.txt", b"\n \n", "empty.txt holds no documents"),
+        ("empty.txt", b"\n \n", "empty.txt has no documents"),
         ("large.txt", b"x\n" * 1001, "large.txt has 2,002 bytes; at most 2,000"),
     ]:
         path = tmp_path / name

@@ -132,15 +132,15 @@ def test_standard_input_text_or_json(run_command, model_folder) -> None:
             "d.jsonl",
             "line 2: the id 'a' was already used in line 1",
         ),
-        ("\n \n", "d.txt", "holds no documents"),
+        ("\n \n", "d.txt", "has no documents"),
         (b"good\nb\xffad", "d.txt", "line 2: not UTF-8"),
         ("x", "d.docx", "extract the text first"),
         ("x", "d.pdf", "for example with pdftotext"),
         ("x", "d.bin", "expected .txt, .jsonl, .csv"),
-        ("_id,body\n1,a", "d.csv", "line 2: no field 'text'; fields: _id, body; name it by --text-column (and"),
+        ("_id,body\n1,a", "d.csv", "line 2: no field 'text'; fields: _id, body; set it with --text-column (and"),
         ("id,text\n1,a\n1,b", "d.csv", "line 3: the id '1' was already used in line 2"),
         ("id,text\n1,a,b", "d.csv", "line 2: the number of fields"),
-        ("id,text\n", "d.csv", "holds no documents"),
+        ("id,text\n", "d.csv", "has no documents"),
         ("x", "d.parquet", "cannot be read as Parquet"),
         (None, "missing.txt", "no such file"),
     ],
@@ -276,7 +276,7 @@ def test_tables_and_folders_are_read_as_json_lines_are(tmp_path, caplog) -> None
     assert [(d.id, d.text) for d in read_documents(str(folder))] == [("b.txt", "one\ntwo"), ("more/a.md", "# three")]
     assert "1 of 3 files are left out" in caplog.text
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"holds no documents: no \.txt or \.md file"):
+    with pytest.raises(InputError, match=r"has no documents: no \.txt or \.md file"):
         read_documents(str(tmp_path / "empty"))
 
 
@@ -296,7 +296,7 @@ def test_first_stage_scores_of_a_file_are_mixed_in(capsys, model_folder, tmp_pat
 def test_a_length_that_does_not_fit_changes_the_other_one(capsys, model_folder, documents, monkeypatch) -> None:
     base = ["rank", "--query", "bread", "--documents", documents, "--model", model_folder]
     assert main([*base, "--max-length", "100"]) == 0
-    assert "max_query_length is set to 50, to fit the other length that is given" in capsys.readouterr().err
+    assert "max_query_length is set to 50, to fit the other given length" in capsys.readouterr().err
     assert main([*base, "--max-query-length", "8"]) == 0
     assert capsys.readouterr().err == ""
     assert main([*base, "--max-length", "100", "--max-query-length", "200"]) == 2

@@ -82,7 +82,7 @@ def test_an_unforeseen_error_is_one_line_and_status_1(capsys: pytest.CaptureFixt
     said = capsys.readouterr().err
     assert said.startswith("tsarank: error: unexpected ZeroDivisionError: a fault in two lines")
     assert said.count("\n") == 1
-    assert "--debug shows the trace" in said
+    assert "traceback: --debug" in said
 
 
 @pytest.mark.usefixtures("broken")

@@ -39,7 +39,7 @@ DAMAGE = {
     "integer that no float holds": (GOOD + b'{"a": 1' + b"0" * 400 + b"}\n", "401 digits"),
     "float that no float holds": (GOOD + b'{"a": 1e999}\n', "1e999 is too large a number"),
     "NaN": (GOOD + b'{"a": NaN}\n', "NaN is not a JSON number"),
-    "Infinity": (GOOD + b'{"a": [-Infinity]}\n', "Infinity is no JSON number"),
+    "Infinity": (GOOD + b'{"a": [-Infinity]}\n', "Infinity is not a JSON number"),
     "half an object": (GOOD + b'{"a": \n', "not JSON"),
     "invalid UTF-8": (GOOD + b'{"a": "\xff"}\n', r"not UTF-8 \(byte 0xff\)"),
     "a NUL": (GOOD + b'{"a": "\0"}\n', "NUL"),

@@ -24,14 +24,14 @@ def test_index_command(zoo, tmp_path, capsys) -> None:
     llama = [*base, str(zoo.folders["llama"]), "--device", "cpu", "--dtype", "float32"]
     assert main(llama) == 0
     done = capsys.readouterr()
-    assert "30 documents, 0 of them in the store; 30 to read" in done.err
+    assert "30 documents, 0 of them in the store; 30 to encode" in done.err
     assert "on disk as int8" in done.err
     assert done.out.startswith("30 documents encoded; ")
     assert main([*llama, "--verify"]) == 0
     done = capsys.readouterr()
     assert "30 documents in the store are intact, 0 are damaged" in done.err
     assert "30 documents, 30 of them in the store\n" in done.err
-    assert done.out.startswith("0 documents read; ")
+    assert done.out.startswith("0 documents encoded; ")
     assert main([*llama, "--store-dtype", "float32"]) == 2
     assert "has the format int8, not float32" in capsys.readouterr().err
     t5 = [*base, str(zoo.folders["t5"])]

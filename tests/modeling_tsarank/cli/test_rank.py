@@ -274,7 +274,7 @@ def test_tables_and_folders_are_read_as_json_lines_are(tmp_path, caplog) -> None
     (folder / "more" / "a.md").write_text("# three\n")
     (folder / "c.pdf").write_text("%PDF")
     assert [(d.id, d.text) for d in read_documents(str(folder))] == [("b.txt", "one\ntwo"), ("more/a.md", "# three")]
-    assert "1 of 3 files are left out" in caplog.text
+    assert "1 of 3 files are ignored" in caplog.text
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"has no documents: no \.txt or \.md file"):
         read_documents(str(tmp_path / "empty"))

@@ -146,10 +146,10 @@ def test_bad_arguments(model, tmp_path) -> None:
     job = BulkJob((path,), str(tmp_path / "out"))
     for changes, message in [
         ({"query": "question"}, "no column 'question'; its columns: query, document, id"),
-        ({"keep": ("score",)}, "column 'score' cannot be kept"),
+        ({"keep": ("score",)}, "cannot keep the column 'score'"),
         ({"shard_pairs": 0}, "shard_pairs must be a whole number"),
         ({"output": path}, "is a file; --output must be a folder"),
-        ({"pairs": (str(tmp_path / "empty"),)}, r"holds no \.parquet, \.jsonl, \.csv or \.tsv file"),
+        ({"pairs": (str(tmp_path / "empty"),)}, r"has no \.parquet, \.jsonl, \.csv or \.tsv file"),
     ]:
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(InputError, match=message):

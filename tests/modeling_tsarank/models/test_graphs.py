@@ -59,4 +59,4 @@ def test_weights_that_are_no_float32_are_refused_before_any_is_loaded(
 ) -> None:
     words = ["export", "--model", str(tmp_path / "none"), "--to", "openvino", "--dtype", "int8"]
     assert main([*words, "--output", str(tmp_path / "graph")]) == 2
-    assert "takes float32 weights" in capsys.readouterr().err
+    assert "needs float32 weights" in capsys.readouterr().err

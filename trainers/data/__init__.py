@@ -1,1 +1,1 @@
-"""Training data from raw text: weak pairs, hard negatives, queries and distillation lists, with their origins."""
+"""Training data from raw text: weak pairs, hard negatives, queries and distillation lists, with their provenance."""

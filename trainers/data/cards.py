@@ -1,4 +1,4 @@
-"""Dataset cards: a README.md out of what `provenance.json` recorded, and nothing else."""
+"""Dataset cards: a README.md made only from the facts recorded in `provenance.json`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from modeling_tsarank.trainers.data.weak_types import PAIR_TYPES, UNKNOWN_LICENC
 
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 _MOST_SOURCES = 60
-# The Hub's names of licences (https://huggingface.co/docs/hub/repositories-licenses) for those a source may state.
+# The Hub's licence identifiers (https://huggingface.co/docs/hub/repositories-licenses) for licences a source may
+# state.
 _HUB_LICENCES = {
     *("apache-2.0", "bsd-3-clause", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-sa-3.0"),
     *("cc-by-sa-4.0", "cc0-1.0", "gfdl", "mit", "odc-by", UNKNOWN_LICENCE),
@@ -30,20 +31,20 @@ _HUB_LICENCES = {
 
 
 def write_card(folder: Path) -> None:
-    """Writes the card of a dataset's folder.
+    """Writes the card into a dataset's folder.
 
     Raises:
-        InputError: no provenance.
+        InputError: there is no provenance record.
         ResourceError: the card cannot be written.
     """
     write_text(folder / "README.md", render_card(read_provenance(folder)))
 
 
 def render_card(record: dict[str, Any], title: str | None = None, license_id: str | None = None) -> str:
-    """The card of a provenance record, YAML metadata included; lists take `license_id`, weak pairs record their own.
+    """The card for a provenance record, with YAML metadata; `license_id` is for lists, weak pairs record their own.
 
     Raises:
-        InputError: a record with a part missing.
+        InputError: the record is incomplete.
     """
     try:
         title = " ".join((title or record["title"]).split())
@@ -51,11 +52,11 @@ def render_card(record: dict[str, Any], title: str | None = None, license_id: st
             return _weak_pairs_card(record, title)
         return _lists_card(record, title, license_id)
     except (InputError, KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise InputError(f"the provenance record is not whole: {error!r}; make the dataset again") from error
+        raise InputError(f"the provenance record is incomplete: {error!r}; make the dataset again") from error
 
 
 def metadata(title: str, rows: int, license_id: str, splits: Iterable[str], tags: Iterable[str], **more: Any) -> str:
-    """The YAML block of a dataset in `data/SPLIT-*.parquet`, by huggingface_hub's own class."""
+    """The YAML block of a dataset in `data/SPLIT-*.parquet`, created by huggingface_hub's own class."""
     from huggingface_hub import DatasetCardData
 
     files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in sorted(splits)]
@@ -72,12 +73,12 @@ def metadata(title: str, rows: int, license_id: str, splits: Iterable[str], tags
 
 
 def size_category(rows: int) -> str:
-    """The Hub's name for a number of rows."""
+    """The Hub's size category for a number of rows."""
     return next((name for bound, name in _SIZES if rows < bound), "n>10M")
 
 
 def options_text(values: Mapping[str, Any]) -> str:
-    """Options with their values, for a table's cell."""
+    """Options with their values, for a table cell."""
     shown = (
         f"{name} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
         for name, value in values.items()
@@ -89,13 +90,13 @@ def _weak_pairs_card(record: dict[str, Any], title: str) -> str:
     rows = sum(record["rows"].values())
     groups: Counter[tuple[str, str, str]] = Counter()
     for row in record["sources"]:
-        # What follows a colon tells parts of one source apart: `reddit-2015:books` and its like stand in one row.
+        # Names with a colon are parts of one source: `reddit-2015:books` and the like are merged into one row.
         name = row["source"] if "://" in row["source"] else row["source"].partition(":")[0]
         groups[row["type"], name, row["licence"]] += row["rows"]
     largest = groups.most_common(_MOST_SOURCES)
     licences = {row["licence"].lower() for row in record["sources"]}
     licence = licences.pop() if len(licences) == 1 else ""
-    # A language filter with a narrower scope says nothing of the whole set.
+    # A language filter on only some types or sources does not describe the whole dataset.
     languages = [
         list(step["options"].get("languages", ["en"]))
         for step in record["filters"]

@@ -1,4 +1,4 @@
-"""`tsarank data`: the commands that make training data. Nothing heavy is loaded before one of them runs."""
+"""`tsarank data`: the commands that make training data. Heavy imports are deferred until a command runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from modeling_tsarank.trainers.options import add_options
 
 _DESCRIPTION = """\
 Make training data: weakly supervised pairs for continual pre-training, hard negatives for fine-tuning, queries and
-lists in a teacher's order for distillation. Every set keeps where its rows come from, in provenance.json.
+teacher-ranked lists for distillation. Every dataset records the origin of its rows in provenance.json.
 """
 _WEAK_EXAMPLES = """\
   tsarank data weak-pairs --config recipe.yaml --output my-pairs --dropped-examples lost.jsonl
@@ -62,7 +62,7 @@ _MINE_EXAMPLES = """\
 
 
 def _later(function: str, description: str | None) -> Callable[[argparse.Namespace], int]:
-    """The function of that module (`module.name`) in this package, imported when it is called."""
+    """The function `module.name` of this package, imported when it is called."""
     module, _, name = function.partition(".")
 
     def run(args: argparse.Namespace) -> int:
@@ -86,7 +86,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 
 def register_commands(commands: argparse._SubParsersAction) -> None:
-    """Adds all of them."""
+    """Adds all subcommands."""
     functions = {
         _add_weak_pairs: "weak_pairs.run",
         _add_queries: "making.make_queries",
@@ -99,12 +99,12 @@ def register_commands(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_weak_pairs(commands: Any, run: Any) -> None:
-    """Make a training set of weakly supervised pairs (TSARankLLM, section 2.2) out of raw text: a folder with parquet
-    shards (query, document, type, source, licence), provenance.json and a dataset card. datasets.load_dataset(FOLDER)
-    loads it, and `tsarank train cpt --train_data FOLDER` trains on it.
+    """Make a training set of weakly supervised pairs (TSARankLLM, section 2.2) from raw text: a folder with parquet
+    shards (query, document, type, source, licence), provenance.json and a dataset card. Load it with
+    datasets.load_dataset(FOLDER), or train on it with `tsarank train cpt --train_data FOLDER`.
 
-    A recipe is a YAML file. Sources are .jsonl, .csv, .tsv (packed or not) or .parquet files, folders of them, or
-    datasets of the Hub, with the names of their fields:
+    A recipe is a YAML file. Sources are .jsonl, .csv, .tsv (also compressed) or .parquet files, folders of them, or
+    datasets on the Hub, with the names of their fields:
 
       title: My pairs
       sources:
@@ -121,27 +121,27 @@ def _add_weak_pairs(commands: Any, run: Any) -> None:
     weak = add_command(
         commands,
         "weak-pairs",
-        "weakly supervised pairs out of raw text",
+        "weakly supervised pairs from raw text",
         _WEAK_EXAMPLES,
         run,
     )
     weak.formatter_class = _WithFilters
     weak.add_argument("--config", type=Path, required=True, metavar="FILE", help="recipe")
-    add_options(weak, SharedOptions, "output", metavar="FOLDER", help="folder to make")
-    weak.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
+    add_options(weak, SharedOptions, "output", metavar="FOLDER", help="folder to create")
+    weak.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
     weak.add_argument("--dropped-examples", type=Path, metavar="FILE", help="JSON lines: some dropped pairs, and why")
 
 
 class _WithFilters(argparse.RawDescriptionHelpFormatter):
-    """Looks up the filters only when the help is asked for: their modules take a moment to import."""
+    """Looks up the filters only when help is shown: importing their modules takes a moment."""
 
     def format_help(self) -> str:
         from modeling_tsarank.trainers.data.filters import option_defaults, step_classes
         from modeling_tsarank.trainers.data.weak_recipe import DEFAULT_FILTERS
         from modeling_tsarank.trainers.data.weak_types import PAIR_TYPES
 
-        lines = [f"types:    {', '.join(PAIR_TYPES)}", "", "filters, in the order you declare them; each also takes"]
-        lines.append("`types` and `sources` (patterns), the pairs it is meant for:")
+        lines = [f"types:    {', '.join(PAIR_TYPES)}", "", "filters, in the order of the recipe; each also takes"]
+        lines.append("`types` and `sources` (patterns), the pairs it applies to:")
         for name, cls in step_classes().items():
             options = ", ".join(
                 f"{option} {list(value) if isinstance(value, tuple) else value}"
@@ -153,23 +153,23 @@ class _WithFilters(argparse.RawDescriptionHelpFormatter):
 
 
 def _add_queries(commands: Any, run: Any) -> None:
-    """Make queries out of passages (TWOLAR, section 3.2).
+    """Make queries from passages (TWOLAR, section 3.2).
 
-    cropped    whole sentences of passages drawn at random (DRAGON's way): real sentence boundaries, informative length
-    generated  written by a model: a query-likelihood model of this project reads "Document: … Query:" and goes on
-               (after continual pre-training it does that well); an encoder-decoder such as a docT5query reads the
-               passage alone
+    cropped    whole sentences of randomly sampled passages (as in DRAGON): real boundaries, informative length
+    generated  generated by a model: a query-likelihood model of this project continues the prompt "Document: … Query:"
+               (after continual pre-training it does that well); an encoder-decoder such as docT5query gets only the
+               passage
 
-    The file holds one {"_id", "text", "metadata"} a line; beside it, NAME.report.txt counts what was not taken, and
-    why. --leakage takes no query that a test collection has as well, exactly or nearly, and none of its passages'
-    queries. The same seed gives the same queries. Generated batches are cached: an interrupted run goes on where it
-    was.
+    The file has one {"_id", "text", "metadata"} per line; NAME.report.txt next to it counts the rejected candidates by
+    reason. --leakage rejects queries that are also in a test collection, exactly or nearly, and all queries of a test
+    collection's passages. The same seed gives the same queries. Generated batches are cached, so that an interrupted
+    run can be resumed.
     """
     title = "queries cropped from passages, or generated by a model"
     parser = add_command(commands, "queries", title, _QUERY_EXAMPLES, run)
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     cropped = add_command(kinds, "cropped", "sentences of passages", "", run)
-    generated = add_command(kinds, "generated", "written by a model", "", run)
+    generated = add_command(kinds, "generated", "generated by a model", "", run)
     for one in (cropped, generated):
         add_options(one, SharedOptions, "corpus", "output", "leakage")
         add_options(one, QueryOptions, "count", "min_words", "max_words", "avoid")
@@ -182,49 +182,49 @@ def _add_queries(commands: Any, run: Any) -> None:
 
 def _add_lists(commands: Any, run: Any) -> None:
     """Make distillation lists (TWOLAR, section 3.2): the queries of each type are split evenly over the first stages,
-    each stage finds the top documents of its queries, and a teacher puts every list in order.
+    each stage retrieves the top documents of its queries, and a teacher ranks every list.
 
     teachers (one of them):
-      --teacher-url U --teacher-model M   any OpenAI-compatible server, asked with a listwise prompt; the key is read
+      --teacher-url U --teacher-model M   any OpenAI-compatible server, with a listwise prompt; the API key is read
                                           from the environment variable key_variable, never from an option
-      --teacher-local M                   a causal language model on this machine, asked the same
+      --teacher-local M                   a causal language model on this machine, with the same prompt
       --teacher-scores M                  a reranker of this project (`default`: the released one), or of
-                                          sentence-transformers ce:M, a CrossEncoder, or dense:M, a bi-encoder: its
-                                          scores give the order; of several the mean of their z-scores in each list,
+                                          sentence-transformers ce:M, a CrossEncoder, or dense:M, a bi-encoder; lists
+                                          are ranked by its scores, or by several models' mean z-score in each list,
                                           weighted by --teacher-weights
 
-    --teacher-options NAME=VALUE …, how a language model is asked:
-      prompt=conversation (RankGPT's, a message a passage) or single (all in one message, for small models), window,
-      step, passage_words, max_tokens, refuse_given_order=true; and with --teacher-url: key_variable, timeout, tries,
-      requests_per_minute, prompt_price and completion_price of a million tokens, max_cost
+    --teacher-options NAME=VALUE …, for a language model:
+      prompt=conversation (RankGPT's, one message per passage) or single (all in one message, for small models),
+      window, step, passage_words, max_tokens, refuse_given_order=true; with --teacher-url also key_variable, timeout,
+      tries, requests_per_minute, prompt_price and completion_price per million tokens, max_cost
 
     first stages: SPEC or NAME=SPEC, where SPEC is bm25, dense:MODEL, splade:MODEL, or rerank:MODEL (a reranker over
-    BM25's first --rerank-depth documents).
+    BM25's top --rerank-depth documents).
 
-    A teacher too weak for the task answers by counting, [1] > [2] > [3]: its lists teach the first stage's order only.
-    The report counts such answers; refuse_given_order=true asks again, then fails them. An answer is read from its
-    last run [2] > [1] > [3] that names at least half of the passages; numbers in prose and in <think>…</think> do not
-    count. Repeated numbers and those of no passage are dropped, missing passages appended in the first stage's order,
-    and the row is marked as repaired. An answer without such a run is asked for again and then recorded as failed, in
-    failed.ndjson, never among the rows.
+    A teacher too weak for the task just counts, [1] > [2] > [3]: its lists only teach the first stage's order. The
+    report counts such answers; refuse_given_order=true retries them and then marks them as failed. The ranking is
+    taken from the last sequence [2] > [1] > [3] in the answer that contains at least half of the passages; numbers in
+    prose and in <think>…</think> are ignored. Repeated and invalid numbers are dropped, missing passages are appended
+    in the first stage's order, and the row is marked as repaired. An answer without such a sequence is retried and
+    then recorded as failed, in failed.ndjson, never in the rows.
 
-    With --leakage, queries that a test collection has as well, exactly or nearly, get no list, and its passages are
-    taken out of the lists; the counts go into provenance.json and the card. Without it the card says that nothing was
-    checked.
+    With --leakage, queries that are also in a test collection, exactly or nearly, get no list, and the collection's
+    passages are removed from the lists; the counts go into provenance.json and the card. Without it the card says that
+    leakage was not checked.
 
-    Every answer is cached: a killed or repeated run asks nothing twice. The output folder gets data/ (parquet, train
-    and validation; give it to `tsarank train distill`), failed.ndjson and provenance.json.
+    Every answer is cached: an interrupted or repeated run repeats no request. The output folder gets data/ (parquet,
+    train and validation; for `tsarank train distill`), failed.ndjson and provenance.json.
     """
     parser = add_command(
         commands,
         "lists",
-        "lists of documents, ordered by a teacher",
+        "lists of documents, ranked by a teacher",
         _LIST_EXAMPLES,
         run,
         common="limit leakage first-stages list-size teacher-url teacher-local teacher-scores teacher-model ray",
     )
     add_options(parser, SharedOptions, "corpus")
-    add_options(parser, SharedOptions, "output", metavar="DIR", help="folder to write")
+    add_options(parser, SharedOptions, "output", metavar="DIR", help="output folder")
     add_options(parser, ListOptions, "queries", "limit", "validation_share", "first_stages", "list_size")
     add_options(parser, SharedOptions, "rerank_depth", "seed", "leakage", "cache", "index_cache")
     group = parser.add_argument_group("teacher")
@@ -237,21 +237,21 @@ def _add_lists(commands: Any, run: Any) -> None:
 
 
 def _add_scores(commands: Any, run: Any) -> None:
-    """Add a teacher's scores to labelled rows, for `tsarank train sft --teacher_weight W` (what is right stays what
-    people labelled; how relevant the rest is, the teacher says) or for `tsarank train distill` with a loss on scores.
+    """Add a teacher's scores to labelled rows, for `tsarank train sft --teacher_weight W` (the labels stay, and the
+    teacher's scores grade the relevance of all documents) or for `tsarank train distill` with a loss on scores.
 
-    With --leakage, what a test collection has as well, exactly or nearly, is left out of the rows.
+    With --leakage, rows and documents that are also in a test collection, exactly or nearly, are left out.
 
-    Rows come in any layout of fine-tuning data and go out as {"query_id", "query", "positives", "negatives",
-    "positive_scores", "negative_scores"}. Scores are cached: a killed or repeated run scores nothing twice. Beside the
-    rows, NAME.report.txt names the teacher and the leakage check, for the cards, and counts how often the teacher puts
-    a labelled document first; --consistent-only keeps no other rows, for queries that a model generated and that may
-    not fit their passages (Promptagator's round trip, 2022).
+    Rows in any layout of fine-tuning data are written as {"query_id", "query", "positives", "negatives",
+    "positive_scores", "negative_scores"}. Scores are cached: an interrupted or repeated run computes none twice.
+    NAME.report.txt, next to the rows, records the teacher and the leakage check for the cards, and how often the
+    teacher's best document is a labelled one; --consistent-only writes only such rows, for model-generated queries
+    that may not match their passages (Promptagator's round-trip filter, 2022).
     """
     parser = add_command(
         commands,
         "scores",
-        "a teacher's scores beside labelled documents",
+        "a teacher's scores for labelled documents",
         _SCORE_EXAMPLES,
         run,
         common="teacher-weights consistent-only leakage device dtype batch-tokens",
@@ -263,29 +263,29 @@ def _add_scores(commands: Any, run: Any) -> None:
         action="append",
         metavar="M",
         help="a reranker of this project (`default`: the released one), or of sentence-transformers ce:M, a "
-        "CrossEncoder, or dense:M, a bi-encoder; given several times, the mean of their z-scores in each row",
+        "CrossEncoder, or dense:M, a bi-encoder; if repeated, the mean of their z-scores in each row",
     )
     add_options(parser, SharedOptions, "teacher_weights", "teacher_trained_on", "leakage", "output")
     parser.add_argument(
-        "--consistent-only", action="store_true", help="only rows whose labelled documents the teacher puts first"
+        "--consistent-only", action="store_true", help="only rows whose labelled documents the teacher ranks first"
     )
     add_options(parser, SharedOptions, "max_length", "max_query_length", "batch_tokens", "cache", "device", "dtype")
     add_pool_arguments(parser)
 
 
 def _add_mine(commands: Any, run: Any) -> None:
-    """Mine hard negatives for `tsarank train sft`: for every query with relevant documents, m documents out of a
-    window of a first stage's ranks. Positives and their copies are never negatives. False negatives are dropped by
-    score: a candidate goes if it scores above the lowest positive's score less a margin, by the first stage or, with
+    """Mine hard negatives for `tsarank train sft`: for every query with relevant documents, m documents from a window
+    of a first stage's ranks. Positives and their copies are never negatives. Likely false negatives are dropped by
+    score: candidates that score above the lowest positive's score minus a margin, by the first stage or, with
     --judge, by a reranker.
 
-    First stages: bm25, splade:MODEL, dense:MODEL, rerank:MODEL (over --rerank-depth documents of bm25). Every negative
-    keeps its rank and score, every row its source, first stage, window and margins.
+    First stages: bm25, splade:MODEL, dense:MODEL, rerank:MODEL (over bm25's top --rerank-depth documents). Every
+    negative is recorded with its rank and score, every row with its source, first stage, window and margins.
 
-    With --leakage, queries, positives and negatives that a test collection has as well, exactly or nearly, are left
+    With --leakage, queries, positives and negatives that are also in a test collection, exactly or nearly, are left
     out.
 
-    Queries that `tsarank data queries` made need no qrels: each is labelled with the passage it was made of.
+    Queries of `tsarank data queries` need no qrels: each is labelled with the passage it was made from.
     """
     parser = add_command(
         commands,

@@ -1,4 +1,4 @@
-"""How data are made: choices that are options of commands, and of recipes."""
+"""Options of data generation, for commands and recipes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from modeling_tsarank.trainers.options import check_choices
 
 @dataclass(frozen=True)
 class MiningOptions:
-    """Which negatives are taken.
+    """Options of hard negative mining.
 
     Attributes:
-        depth: Documents of the first stage that are looked at.
-        count: m, negatives of a query.
-        rank_min: Ranks skipped at the top, counted after the positives are taken out.
-        absolute_margin: A candidate is dropped if its score is above the positive's minus this.
-        relative_margin: The same with this share of the positive's score, by its magnitude. Of several positives the
-            lowest score counts (the safe side, as in sentence-transformers).
-        sampling: `random` from the window, or the `top` of it.
-        seed: Of the sampling.
+        depth: Number of first-stage documents to consider.
+        count: m, negatives per query.
+        rank_min: Number of top ranks to skip, not counting positives.
+        absolute_margin: Candidates are dropped if they score above the positive's score minus this.
+        relative_margin: The same with this fraction of the positive's score, by its magnitude. For several positives
+            the lowest score is used (the safe choice, as in sentence-transformers).
+        sampling: `random` from the window, or its `top`.
+        seed: Seed of the sampling.
 
     Raises:
         InputError: a value out of range.
@@ -50,13 +50,13 @@ class MiningOptions:
 
     @property
     def has_margin(self) -> bool:
-        """Whether scores of positives matter."""
+        """Whether the scores of positives are needed."""
         return self.absolute_margin is not None or self.relative_margin is not None
 
     def threshold(self, positives: Sequence[float]) -> float:
-        """The highest score a negative may have beside positives with these.
+        """The maximum score of a negative, given the scores of the positives.
 
-        `positive - |positive| * relative`, as sentence-transformers has it, is a margin for negative scores as well:
+        `positive - |positive| * relative`, as in sentence-transformers, is also a margin for negative scores:
         log-probabilities are never above 0.
         """
         positive = min(positives)
@@ -65,16 +65,16 @@ class MiningOptions:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How queries are sampled.
+    """Options of query generation.
 
     Attributes:
-        top_k: Most likely tokens to sample from (docT5query: 10); 0 for all.
-        temperature: Of sampling; 0 takes the most likely token.
-        max_new_tokens: Longest query in tokens; one that is not finished by then is not taken.
-        per_passage: Queries of one passage.
-        max_passage_tokens: Prompt and passage together; a longer passage is cut.
-        batch_size: Passages at a time.
-        seed: Of passages and sampling.
+        top_k: Sample from the k most likely tokens (docT5query: 10); 0 for all.
+        temperature: Sampling temperature; 0 is greedy decoding.
+        max_new_tokens: Maximum query length in tokens; an unfinished query is rejected.
+        per_passage: Queries per passage.
+        max_passage_tokens: Prompt and passage together; longer passages are truncated.
+        batch_size: Passages per batch.
+        seed: Seed of the passages and of the sampling.
 
     Raises:
         InputError: a value out of range.
@@ -96,7 +96,7 @@ class SamplingOptions:
         if not self.temperature >= 0:
             raise InputError(f"temperature must be 0 or more, got {self.temperature}")
         if self.temperature == 0 and self.per_passage > 1:
-            raise InputError("several queries of a passage need sampling: give a temperature above 0")
+            raise InputError("several queries per passage need sampling: set a temperature above 0")
 
     def for_generate(self) -> dict[str, Any]:
         """Arguments of `generate`."""
@@ -111,26 +111,26 @@ class SamplingOptions:
 
 @dataclass
 class SharedOptions:
-    """What several commands have.
+    """Options shared by several commands.
 
     Attributes:
-        corpus: JSON lines of {"_id", "title", "text"} (.gz too), or a folder with such a corpus.jsonl.
+        corpus: JSON lines of {"_id", "title", "text"} (also .gz), or a folder with such a corpus.jsonl.
         output: .jsonl file to write.
-        seed: Of every draw.
-        leakage: Test collections whose queries and passages are left out, exact copies and near ones: folders in
+        seed: Random seed.
+        leakage: Test collections whose queries and passages are left out, including near duplicates: folders in
             BEIR's layout, or a folder of them, Hub ids, ir_datasets:NAME.
-        cache: Where answers, scores and generated batches are kept; by default beside the output.
-        index_cache: Where indexes are kept.
-        rerank_depth: Documents that rerank: reads.
-        batch_tokens: Tokens in a reranker's batch.
-        teacher_weights: One a teacher, where several score; they are divided by their sum. By default all alike.
-        teacher_trained_on: What the teacher was trained on, one text a teacher, for the cards; by default what its own
-            card says.
-        max_length: Tokens a reranker reads of a pair.
-        max_query_length: Tokens of the query among them, for this project's rerankers; by default the model's, mostly
+        cache: Cache file of answers, scores and generated batches; by default next to the output.
+        index_cache: Folder of cached indexes.
+        rerank_depth: Documents reranked by a rerank: stage.
+        batch_tokens: Tokens per batch of a reranker.
+        teacher_weights: One weight per teacher, if several score; normalized to sum to 1. By default equal.
+        teacher_trained_on: Training data of each teacher, one text per teacher, for the cards; by default taken from
+            its own card.
+        max_length: Maximum length of a pair in tokens, for rerankers.
+        max_query_length: Maximum query length in tokens, for this project's rerankers; by default the model's, mostly
             256.
-        device: Such as cpu, cuda, cuda:1, mps; by default the best there is.
-        dtype: Number format: float32, bfloat16, float16 or auto.
+        device: Such as cpu, cuda, cuda:1, mps; by default the best available.
+        dtype: float32, bfloat16, float16 or auto.
     """
 
     corpus: Annotated[str, "C"]
@@ -151,16 +151,16 @@ class SharedOptions:
 
 @dataclass
 class QueryOptions:
-    """What `tsarank data queries` has beside `SamplingOptions`.
+    """Options of `tsarank data queries` in addition to `SamplingOptions`.
 
     Attributes:
-        count: Queries to make.
-        min_words: Words at least.
-        max_words: Words at most.
-        avoid: Files of queries that are not to be made.
-        language: Of the sentence rules.
-        model: Hub id or folder; the default comes with this package.
-        min_shared: Stems shared with the passage.
+        count: Number of queries to make.
+        min_words: Minimum number of words.
+        max_words: Maximum number of words.
+        avoid: Files of queries that must not be repeated.
+        language: Language of the sentence splitter.
+        model: Hub id or folder; the default is included in this package.
+        min_shared: Minimum number of stems shared with the passage.
     """
 
     count: Annotated[int, whole()]
@@ -174,20 +174,20 @@ class QueryOptions:
 
 @dataclass
 class ListOptions:
-    """What `tsarank data lists` has.
+    """Options of `tsarank data lists`.
 
     Attributes:
         queries: Files of `tsarank data queries`.
-        limit: Order only N lists, spread over all kinds.
-        validation_share: Share of the lists that are for validation.
+        limit: Rank only N lists, spread over all query types and first stages.
+        validation_share: Fraction of the lists for validation.
         first_stages: See above.
-        list_size: Documents of a list.
+        list_size: Documents per list.
         teacher_url: OpenAI-compatible server, such as https://host/v1.
         teacher_local: Causal language model on this machine.
         teacher_scores: Reranker, ce:CrossEncoder or dense:BiEncoder; or several.
-        teacher_model: The model's name at the server.
+        teacher_model: Name of the model on the server.
         teacher_options: See above.
-        concurrency: Lists a server has at a time.
+        concurrency: Lists sent to the server concurrently.
     """
 
     queries: Annotated[list[str], "FILE"]
@@ -205,7 +205,7 @@ class ListOptions:
 
 @dataclass
 class MineOptions:
-    """What `tsarank data mine` has beside `MiningOptions`.
+    """Options of `tsarank data mine` in addition to `MiningOptions`.
 
     Attributes:
         dataset: Folder in BEIR's layout, Hub id, ir_datasets:NAME.

@@ -1,4 +1,4 @@
-"""Filters as one declared, ordered list: each is a step with options, and its pairs are counted in and out."""
+"""Filters as a declared, ordered list: each is a step with options, and counts its input and output pairs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from modeling_tsarank.trainers.data.weak_types import PAIR_TYPES, Pair, Step
 
 
 BATCH = 2048
-"""Pairs that stand in memory at once."""
+"""Number of pairs in memory at once."""
 
 
 def step_classes() -> dict[str, type[Step]]:
@@ -30,16 +30,16 @@ def step_classes() -> dict[str, type[Step]]:
 
 @dataclass
 class DeclaredStep:
-    """A filter with the pairs it is meant for, and what it did: pairs in = out + dropped.
+    """A filter with the pairs it applies to, and its counts: pairs in = out + dropped.
 
     Attributes:
         step: The filter.
         options: Options as declared.
-        types: Types of pairs it looks at; all where empty.
-        sources: Patterns (`reuters*`) of the sources it looks at; all where empty.
-        pairs_in, pairs_out: How many came and stayed.
-        mended: How many of those were changed.
-        dropped, dropped_by_type: How many were dropped for each reason, and of each type.
+        types: Types of pairs it applies to; all if empty.
+        sources: Patterns (`reuters*`) of the sources it applies to; all if empty.
+        pairs_in, pairs_out: Numbers of input and output pairs.
+        mended: Number of output pairs that were modified.
+        dropped, dropped_by_type: Numbers of dropped pairs by reason, and by type.
     """
 
     step: Step
@@ -58,12 +58,12 @@ class DeclaredStep:
         return self.step.name
 
     def concerns(self, pair: Pair) -> bool:
-        """Whether the filter looks at this pair at all."""
+        """Whether the filter applies to this pair."""
         fits = any(fnmatchcase(pair.source, pattern) for pattern in self.sources or ("*",))
         return fits and (not self.types or pair.type in self.types)
 
     def record(self) -> dict[str, Any]:
-        """The counts for the provenance."""
+        """The counts for the provenance record."""
         scope = {name: list(value) for name in ("types", "sources") if (value := getattr(self, name))}
         return {
             "filter": self.name,
@@ -79,13 +79,14 @@ class DeclaredStep:
 
 
 def declare_steps(declared: Sequence[Any]) -> list[DeclaredStep]:
-    """Steps of a declared list such as `["length", {"near_duplicates": {"threshold": 0.7, "types": ["title_body"]}}]`.
+    """Steps from a declared list such as `["length", {"near_duplicates": {"threshold": 0.7, "types":
+    ["title_body"]}}]`.
 
-    Every filter takes, beside its own options, `types` and `sources`: the pairs it is meant for.
+    In addition to its own options, every filter has `types` and `sources`, which select the pairs it applies to.
 
     Raises:
-        InputError: an unknown filter or option, or a value that an option cannot have.
-        ResourceError: a filter needs a package that is missing.
+        InputError: an unknown filter or option, or an invalid value of an option.
+        ResourceError: a filter needs a package that is not installed.
     """
     if isinstance(declared, (str, Mapping)) or not isinstance(declared, Sequence):
         raise InputError(f"filters must be a list, got {type(declared).__name__}")
@@ -124,10 +125,10 @@ _KINDS: dict[str, Any] = {
 
 
 def build_options(cls: type[Any], options: Mapping[str, Any], where: str) -> Any:
-    """A dataclass from options by name, each of the type of its field; lists become tuples.
+    """A dataclass instance from options by name, type-checked against its fields; lists become tuples.
 
     Raises:
-        InputError: an option that the class does not have, a missing one, or a value of another type.
+        InputError: an unknown or missing option, or a value of the wrong type.
     """
     known = {one.name: one for one in _options(cls)}
     if not isinstance(options, Mapping):
@@ -146,7 +147,7 @@ def build_options(cls: type[Any], options: Mapping[str, Any], where: str) -> Any
 
 
 def _checked(value: Any, kind: str, where: str) -> Any:
-    """The value where it is of a field's type; whole numbers serve for others."""
+    """The value if it is of a field's type; whole numbers are accepted for floats."""
     name, texts = kind.partition("[")[0], kind == "tuple[str, ...]"
     if name not in _KINDS:
         return value
@@ -171,12 +172,12 @@ def _default(one: Field[Any]) -> Any:
 
 
 class Pipeline:
-    """Pairs through steps in order, batch by batch.
+    """Passes pairs through steps in order, batch by batch.
 
     Args:
         steps: The declared list.
-        examples: How many dropped pairs of each step and reason to keep in `dropped_examples`, drawn evenly.
-        seed: Seed of that draw.
+        examples: Number of dropped pairs of each step and reason for `dropped_examples`, sampled uniformly.
+        seed: Seed of that sampling.
     """
 
     def __init__(self, steps: Sequence[DeclaredStep], examples: int = 0, seed: int = 0) -> None:
@@ -186,7 +187,7 @@ class Pipeline:
         self._random = random.Random(seed)
 
     def run(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
-        """Yields the pairs that every step keeps; holds `BATCH` pairs and what the steps themselves remember."""
+        """Yields the pairs that no step drops; memory is `BATCH` pairs plus the state of the steps."""
         left = iter(pairs)
         while batch := list(islice(left, BATCH)):
             for number, declared in enumerate(self.steps):
@@ -219,6 +220,6 @@ class Pipeline:
             examples[place] = pair
 
     def close(self) -> None:
-        """Lets go of the files and models that steps hold."""
+        """Closes the files and models of the steps."""
         for declared in self.steps:
             declared.step.close()

@@ -1,4 +1,4 @@
-"""Filters that compare texts: repeated ones and near duplicates, and whether query and document share words."""
+"""Filters that compare texts: exact repetitions, near duplicates, and lexical overlap of query and document."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ COPIED_RUN = 8
 
 @dataclass
 class Repeats(Step):
-    """Drops pairs seen before, and more than so many pairs with one document or one query.
+    """Drops repeated pairs, and limits the number of pairs with the same document or query.
 
-    Texts are the same where their words are (see `weak_text`). Remembers 36 bytes for each kept pair.
+    Texts are equal if their words are (see `weak_text`). Memory: 36 bytes per output pair.
 
     Attributes:
-        per_document: Most pairs with the same document.
-        per_query: Most pairs with the same query.
+        per_document: Maximum pairs with the same document.
+        per_query: Maximum pairs with the same query.
     """
 
     name: ClassVar[str] = "repeats"
@@ -60,7 +60,7 @@ class Repeats(Step):
         return outcomes
 
     def _seen(self, name: str, keys: np.ndarray) -> Counter[int]:
-        """How often each key was kept before this batch, up to the limit."""
+        """How many earlier output pairs had each key, up to the limit."""
         unique = np.unique(keys)
         places, _ = self._tables[name].find(unique, self._limits[name])
         return Counter(unique[places].tolist())
@@ -68,15 +68,15 @@ class Repeats(Step):
 
 @dataclass
 class NearDuplicates(Step):
-    """Drops a pair whose document is nearly the same as an earlier one (MinHash over runs of 3 words; Broder, 1997).
+    """Drops a pair whose document nearly duplicates an earlier one (MinHash over 3-word shingles; Broder, 1997).
 
-    Where the two documents are the same word by word, the pair stays if its query is another one: several good
-    queries of one document are worth having, and `repeats` limits them.
+    If the two documents are equal word by word, the pair stays if its query differs: several good queries for one
+    document are useful, and `repeats` limits them.
 
-    Remembers, for each kept pair, 240 bytes in memory and 728 on disk.
+    Memory: 240 bytes per output pair, and 728 on disk.
 
     Attributes:
-        threshold: Estimated Jaccard similarity from which on two documents are nearly the same.
+        threshold: Minimum estimated Jaccard similarity of near-duplicate documents.
         query_threshold: The same for the queries of equal documents.
     """
 
@@ -104,13 +104,13 @@ class NearDuplicates(Step):
         ]
 
     def _same(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """Of pairs with near documents: whether documents differ in a word, or the queries, too, are near."""
+        """For pairs with similar documents: whether the documents differ in a word, or the queries are similar too."""
         same_document = (one[:, QUERY_PERMUTATIONS:] == other[:, QUERY_PERMUTATIONS:]).all(axis=1)
         near_query = similarity(one[:, :QUERY_PERMUTATIONS], other[:, :QUERY_PERMUTATIONS]) >= self.query_threshold
         return ~same_document | near_query
 
     def _compare_within(self, documents: np.ndarray, extra: np.ndarray, dropped: np.ndarray) -> None:
-        """Drops what is near an earlier kept pair of the same batch."""
+        """Drops near duplicates of an earlier output pair in the same batch."""
         buckets: list[dict[int, list[int]]] = [{} for _ in range(BANDS)]
         for place, keys in enumerate(band_keys(documents).tolist()):
             if dropped[place]:
@@ -135,15 +135,15 @@ class NearDuplicates(Step):
 
 @dataclass
 class LexicalRelatedness(Step):
-    """Drops pairs whose texts share too few words, or whose query is copied out of the document.
+    """Drops pairs whose texts share too few words, or whose query is copied from the document.
 
-    Words are Snowball stems of English words that are no stop words.
+    Words are Snowball stems of English words except stop words.
 
     Attributes:
-        min_share: Fewest common stems, as a share of the stems of the text that has fewer.
-        min_words: Fewest common stems, as a number.
-        max_copied: Most words of the query that stand in the document in runs of 8 words or more, as a
-            share: 1 turns it off. An extractive summary teaches copying, not relevance.
+        min_share: Minimum common stems, as a fraction of the stems of the text with fewer stems.
+        min_words: Minimum number of common stems.
+        max_copied: Maximum fraction of the query's words that occur in the document in runs of 8 words or more; 1
+            turns it off. An extractive summary teaches copying, not relevance.
     """
 
     name: ClassVar[str] = "lexical"
@@ -172,7 +172,7 @@ class LexicalRelatedness(Step):
         return set(self._stem([word for word in words if word not in self._stop_words and len(word) > 1]))
 
     def copied_share(self, pair: Pair) -> float:
-        """Share of the query's words that are inside a run of 8 words of the document."""
+        """Fraction of the query's words that are inside an 8-word run of the document."""
         query, document = pair.view("query"), pair.view("document")
         if len(query.words) < COPIED_RUN:
             return 0.0

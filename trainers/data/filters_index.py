@@ -1,7 +1,7 @@
-"""What duplicates and test texts are remembered in: sorted arrays of 64-bit keys, and signatures on disk.
+"""Data structures of the duplicate and leakage filters: sorted arrays of 64-bit keys, and signatures on disk.
 
-Memory is bounded by what is stated here and measured in benchmarks/weak_pairs.md: 12 bytes for each key, 20 keys for
-each remembered text. Signatures, 480 bytes or more for each text, lie in a temporary file.
+Memory is bounded as stated here and measured in benchmarks/weak_pairs.md: 12 bytes per key, 20 keys per stored text.
+Signatures, 480 bytes or more per text, are in a temporary file.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from modeling_tsarank.trainers.data.weak_text import BANDS, PERMUTATIONS, band_k
 
 
 class KeyTable:
-    """Keys (uint64) with a number (uint32) each, a key as often as it was added.
+    """A multimap of uint64 keys to uint32 numbers.
 
-    Sorted runs of growing size that are merged when two are alike, as in a log-structured merge tree: n keys take 12 n
-    bytes, adding costs O(log n) a key, and a look-up is a binary search in O(log n) runs.
+    Sorted runs of growing size, merged when two have similar sizes, as in a log-structured merge tree: n keys take 12
+    n bytes, adding costs O(log n) per key, and a lookup is a binary search in O(log n) runs.
     """
 
     def __init__(self) -> None:
@@ -43,14 +43,14 @@ class KeyTable:
         self._runs.append((keys, numbers))
 
     def find(self, keys: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where the given keys, shape `(n,)`, were added before.
+        """Looks up keys of shape `(n,)`.
 
         Args:
             keys: Keys to look for.
-            limit: Most numbers taken of one key in one run; the earliest are.
+            limit: Maximum numbers per key and run; the earliest ones are returned.
 
         Returns:
-            Places in `keys` and the numbers found there, both of shape `(found,)`.
+            Indices into `keys` and the numbers found, both of shape `(found,)`.
         """
         places, found = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.uint32)]
         for run_keys, run_numbers in self._runs:
@@ -66,10 +66,10 @@ class KeyTable:
 
 
 class RowFile:
-    """Rows of one width, appended to a temporary file that vanishes with this object, and read back by number.
+    """Fixed-width rows in a temporary file, appended, and read by number; the file is deleted with this object.
 
     Args:
-        width: Values (uint32) in a row.
+        width: Values (uint32) per row.
     """
 
     def __init__(self, width: int) -> None:
@@ -96,12 +96,12 @@ class RowFile:
 
 
 class SignatureIndex:
-    """MinHash signatures by their bands: which remembered texts may be near a given one.
+    """MinHash signatures indexed by their bands, to find stored texts that may be similar to a given one.
 
     Args:
-        extra: Further uint32 values kept with each signature.
-        limit: Most candidates taken of one band in one run of the table, so that a text that occurs everywhere
-            costs no more than others.
+        extra: Number of additional uint32 values stored with each signature.
+        limit: Maximum candidates per band and run of the table, so that a very frequent text costs no more than
+            others.
     """
 
     def __init__(self, extra: int = 0, limit: int = 8) -> None:
@@ -113,7 +113,7 @@ class SignatureIndex:
         return self._rows.rows
 
     def add(self, signatures: np.ndarray, extra: np.ndarray | None = None) -> np.ndarray:
-        """Remembers signatures, shape `(n, 120)`, and gives their numbers, shape `(n,)`."""
+        """Stores signatures of shape `(n, 120)` and returns their numbers, shape `(n,)`."""
         numbers = np.arange(self._rows.rows, self._rows.rows + len(signatures), dtype=np.uint32)
         for table, keys in zip(self._tables, band_keys(signatures).T, strict=True):
             table.add(keys, numbers)
@@ -121,7 +121,7 @@ class SignatureIndex:
         return numbers
 
     def candidates(self, signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Places in `signatures` and the numbers of remembered texts that share a band, each combination once."""
+        """Indices into `signatures` and the numbers of stored texts that share a band, without repetitions."""
         found = [np.zeros(0, dtype=np.uint64)]
         for table, keys in zip(self._tables, band_keys(signatures).T, strict=True):
             places, numbers = table.find(keys, self._limit)
@@ -133,7 +133,7 @@ class SignatureIndex:
         """Candidates whose estimated similarity reaches the threshold.
 
         Returns:
-            Places in `signatures`, numbers of the remembered texts, and their extra values, shape `(found, extra)`.
+            Indices into `signatures`, numbers of the stored texts, and their extra values, shape `(found, extra)`.
         """
         places, numbers = self.candidates(signatures)
         rows = self._rows.read(numbers)
@@ -146,5 +146,5 @@ class SignatureIndex:
 
 
 def stack(signatures: Sequence[np.ndarray]) -> np.ndarray:
-    """Signatures as one array of shape `(n, 120)`, also where there are none."""
+    """Signatures as one array of shape `(n, 120)`, also for no signatures."""
     return np.stack(signatures) if signatures else np.zeros((0, PERMUTATIONS), dtype=np.uint32)

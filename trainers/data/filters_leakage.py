@@ -1,4 +1,4 @@
-"""Leakage: no query and no passage of a test collection may stand in training data."""
+"""Leakage: detects queries and passages of test collections in training data."""
 
 from __future__ import annotations
 
@@ -38,24 +38,25 @@ _QUESTION_WORDS = {
 
 @dataclass
 class Leakage(Step):
-    """Drops every pair of which query or document is a text of a test collection.
+    """Drops every pair whose query or document is a text of a test collection.
 
-    Each of the two texts is held against all queries (judged or not), passages, and titles of at least 4 words:
+    Each of the two texts is compared with all queries (judged or not), passages, and titles of at least 4 words:
 
-    - `exact`: the same words in the same order, and for texts of under `near_words` words in any order;
-    - `near`: MinHash similarity over runs of 3 words, for texts of at least `near_words` words;
-    - `run`: a run of `run_words` words in common, which finds a passage inside a longer text;
+    - `exact`: the same words in the same order, and for texts of fewer than `near_words` words in any order;
+    - `near`: MinHash similarity of 3-word shingles, for texts of at least `near_words` words;
+    - `run`: a common run of `run_words` words, which finds a passage inside a longer text;
     - `similar`: queries only, of any length: the Jaccard similarity of their stems without stop words (English).
 
-    The reason says how and in which collection. Remembers about 250 bytes in memory and 480 on disk for each text of
-    the collections, and with `run` 12 bytes for each of their words.
+    The recorded reason includes the kind of match and the collection. Memory: about 250 bytes, and 480 on disk, per
+    text of the collections, and with `run` 12 bytes for each of their words.
 
     Attributes:
-        collections: Folders in BEIR's layout, Hub ids or `ir_datasets:NAME`; a folder of such folders means them all.
-        threshold: Least similarity of `near`.
+        collections: Folders in BEIR's layout, Hub ids or `ir_datasets:NAME`; a folder of such folders includes them
+        all.
+        threshold: Minimum similarity for `near`.
         near_words: See above.
         run_words: See above; 0 turns it off.
-        similar_queries: Least similarity of `similar`; 0 turns it off.
+        similar_queries: Minimum similarity for `similar`; 0 turns it off.
     """
 
     name: ClassVar[str] = "leakage"
@@ -105,7 +106,7 @@ class Leakage(Step):
         return view.key if len(view.words) >= self.near_words else view.bag
 
     def _grams(self, views: list[TextView]) -> list[np.ndarray]:
-        """The runs of words of each text, and of one more that has none."""
+        """The word runs of each text, and of one empty text."""
         none = np.zeros(0, dtype=np.uint64)
         return [*(one.grams(self.run_words) if len(one.words) >= self.run_words else none for one in views), none]
 
@@ -115,7 +116,7 @@ class Leakage(Step):
         return [query or document or pair for pair, query, document in zip(pairs, queries, documents, strict=True)]
 
     def find(self, views: list[TextView], side: str) -> list[str | None]:
-        """Why each text leaks, or None; `side` says whether they are each a "query" or a "document"."""
+        """The reason why each text leaks, or None; `side` says whether they are all "query" or "document" texts."""
         reasons: list[str | None] = [None] * len(views)
         for how, places, numbers in self._matches(views):
             for place, number in zip(places.tolist(), numbers.tolist(), strict=True):
@@ -127,7 +128,7 @@ class Leakage(Step):
         return reasons
 
     def _matches(self, views: list[TextView]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """How, which texts (places in `views`) and which collections."""
+        """Kind of match, indices of the texts in `views`, and the collections."""
         keys = np.array([self._key(view) for view in views], dtype=np.uint64)
         yield "exact", *self._exact.find(keys, 1)
         long = np.array([n for n, view in enumerate(views) if len(view.words) >= self.near_words], dtype=np.int64)
@@ -150,10 +151,10 @@ class Leakage(Step):
 
 
 class SimilarQueries:
-    """Finds queries that share most of their stems with a remembered one; stop and question words do not count.
+    """Finds stored queries that share most of their stems with a query; stop and question words are ignored.
 
-    Two sets whose Jaccard similarity is at least t share a share t of either. So of the looked-up query's n stems any
-    n - ceil(t n) + 1 hold a shared one, and only queries with one of the rarest so many are compared.
+    Two sets with a Jaccard similarity of at least t share at least a fraction t of each. So of a query's n stems, any
+    n - ceil(t n) + 1 include a shared one, and only queries with one of that many rarest stems are compared.
 
     Args:
         threshold: t, above 0 and at most 1.
@@ -166,7 +167,7 @@ class SimilarQueries:
         self._places: dict[str, list[int]] = {}
 
     def add(self, texts: Iterable[str], number: int) -> None:
-        """Remembers queries, with a number of the caller's."""
+        """Stores queries, with a number chosen by the caller."""
         for text in texts:
             stems = self._content(words_of(text))
             for stem in stems:
@@ -174,7 +175,7 @@ class SimilarQueries:
             self._stems.append((stems, number))
 
     def find(self, words: Sequence[str]) -> int | None:
-        """The number of a remembered query that is like the one of these words, or None."""
+        """The number of a stored query similar to the one with these words, or None."""
         stems = self._content(words)
         rarest = sorted(stems, key=lambda stem: (len(self._places.get(stem, ())), stem))
         enough = math.ceil(self._threshold * len(stems) - 1e-9)
@@ -185,25 +186,25 @@ class SimilarQueries:
         return None
 
     def _content(self, words: Sequence[str]) -> frozenset[str]:
-        """Stems of the words that say what is asked for; all words where there are no others."""
+        """Stems of the content words of a query; of all words if there are no content words."""
         content = [word for word in words if word not in _QUESTION_WORDS]
         return frozenset(self._analyze(" ".join(content)) or self._analyze(" ".join(words)) or words)
 
 
 def _folders(name: str) -> list[str]:
-    """The collections that a name means: a folder of folders in BEIR's layout means them all."""
+    """The collections of a name: for a folder of folders in BEIR's layout, all of them."""
     name = expanded(name)
     folder = Path(name)
     if not folder.is_dir() or is_beir_folder(folder):
         return [os.fspath(folder) if folder.is_dir() else name]
     inside = sorted(one for one in folder.iterdir() if one.is_dir() and is_beir_folder(one))
     if not inside:
-        raise InputError(f"{folder} has no corpus.jsonl, and neither has a folder in it")
+        raise InputError(f"{folder} has no corpus.jsonl, nor do its subfolders")
     return [os.fspath(one) for one in inside]
 
 
 def _load(name: str) -> Iterator[tuple[str, Any, Any]]:
-    """Name, queries and documents of a collection; a folder needs no judgments for this."""
+    """Name, queries and documents of a collection; a folder needs no judgments here."""
     folder = Path(name)
     if not folder.is_dir():
         for collection in load_collections(name):
@@ -212,7 +213,7 @@ def _load(name: str) -> Iterator[tuple[str, Any, Any]]:
     places = [[folder / f"{stem}.jsonl", folder / f"{stem}.jsonl.gz"] for stem in ("queries", "corpus")]
     queries, corpus = (next((path for path in paths if path.is_file()), None) for paths in places)
     if queries is None or corpus is None:
-        raise InputError(f"{folder} needs queries.jsonl beside corpus.jsonl to be checked for leakage")
+        raise InputError(f"{folder} needs queries.jsonl in addition to corpus.jsonl to be checked for leakage")
     yield folder.resolve().name, read_queries(queries), read_corpus(corpus)
 
 
@@ -232,20 +233,20 @@ def _texts(queries: Any, documents: Any) -> Iterator[str]:
 
 T = TypeVar("T")
 SIMILAR_QUERIES = 0.7
-"""Jaccard similarity of two queries' stems from which on they are taken for one."""
+"""Minimum Jaccard similarity of the stems of two queries that are treated as equal."""
 
 _ROWS = 256
 
 
 class LeakageCheck:
-    """What stands in test collections, exactly or nearly; see the filter `leakage` for how texts are compared.
+    """Finds texts of test collections, exact or near copies; see the filter `leakage` for how texts are compared.
 
     Args:
         collections: As in that filter.
         options: Other options of that filter.
 
     Raises:
-        InputError: a collection that cannot be read.
+        InputError: a collection cannot be read.
     """
 
     def __init__(self, collections: Sequence[str], **options: Any) -> None:
@@ -259,15 +260,15 @@ class LeakageCheck:
         self._step.close()
 
     def record(self) -> dict[str, Any]:
-        """For a provenance record: `checked_against` (collection to its size) and `found` (reason to texts)."""
+        """For a provenance record: `checked_against` (collection to size) and `found` (reason to number of texts)."""
         return {**self._step.facts(), "found": dict(sorted(self._found.items()))}
 
     def query_leaks(self, texts: Sequence[str]) -> list[bool]:
-        """Whether each query is one of a test collection."""
+        """Whether each query is in a test collection."""
         return self._leaks([(text,) for text in texts], "query")
 
     def passage_leaks(self, passages: Sequence[Document]) -> list[bool]:
-        """Whether each passage, with or without its title, is one of a test collection."""
+        """Whether each passage, with or without its title, is in a test collection."""
         return self._leaks(
             [(one.full_text, one.text) if one.title else (one.full_text,) for one in passages], "document"
         )
@@ -294,13 +295,13 @@ class LeakageCheck:
         return [text for text, leak in zip(texts, leaks, strict=True) if not leak]
 
     def clean_pairs(self, pairs: Sequence[Pair]) -> list[Pair]:
-        """The weak pairs neither of whose texts is in a test collection."""
+        """The weak pairs with neither text in a test collection."""
         left = self.clean_queries(pairs)
         clean = set(self.clean_texts([pair.document for pair in left]))
         return [pair for pair in left if pair.document in clean]
 
     def clean_lists(self, tasks: Sequence[ListTask], documents: Mapping[str, Document]) -> list[ListTask]:
-        """The lists without the passages of test collections; how many are left of each is for the caller to see."""
+        """The lists without passages of test collections; the caller has to check how many are left in each."""
         names = list(dict.fromkeys(name for task in tasks for name in task.document_ids))
         leaks = dict(zip(names, self.passage_leaks([documents[name] for name in names]), strict=True))
         return [
@@ -310,7 +311,7 @@ class LeakageCheck:
     def clean_rows(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """Canonical rows for fine-tuning without documents of test collections.
 
-        A row whose query is one of theirs goes, and so does one without a positive or a negative left.
+        Rows whose query is in one are dropped, as are rows left without a positive or a negative.
         """
         left = iter(rows)
         while batch := [dict(row) for row in islice(left, _ROWS)]:

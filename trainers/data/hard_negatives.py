@@ -1,8 +1,8 @@
-"""Hard negatives for fine-tuning: high ranks of a first stage that, as far as scores tell, are no positives.
+"""Hard negatives for fine-tuning: documents at high ranks of a first stage that, by their scores, are not positives.
 
-The window, the margins and the sampling mean what they mean in sentence-transformers' `mine_hard_negatives`, here for
+The window, the margins and the sampling are those of sentence-transformers' `mine_hard_negatives`, here for
 every first stage and with ids instead of texts. Reference for the margins: Moreira et al.,
-NV-Retriever, 2024 (TopK-PercPos is a relative margin of 0.05). TSARankLLM draws its 48 negatives from the top 1,000.
+NV-Retriever, 2024 (TopK-PercPos is a relative margin of 0.05). TSARankLLM samples its 48 negatives from the top 1,000.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from modeling_tsarank.trainers.row_checks import plain_text
 
 @dataclass
 class MiningCounts:
-    """What became of queries and candidates.
+    """Counts of queries and candidates.
 
     Attributes:
         queries: Queries with a positive that has a text.
@@ -41,8 +41,8 @@ class MiningCounts:
     candidates: Counter[str] = field(default_factory=Counter)
 
     def report(self, rows: Sequence[Mapping[str, Any]], asked: int) -> dict[str, Any]:
-        """The counts with those of the rows, of which each should have `asked` negatives: `queries` is `rows` and all
-        of `lost`; `short` rows have fewer."""
+        """The counts together with those of the rows, which should have `asked` negatives each: `queries` is `rows`
+        plus all of `lost`; `short` rows have fewer."""
         numbers = [len(row["negatives"]) for row in rows]
         counts = {"queries": self.queries, "rows": len(rows), "lost": dict(self.lost)}
         short = sum(number < asked for number in numbers)
@@ -50,10 +50,10 @@ class MiningCounts:
 
 
 def positives_of(collection: Collection) -> dict[str, list[str]]:
-    """Judged query to its relevant documents that are in the corpus, the highest grade first.
+    """Each judged query's relevant documents that are in the corpus, the highest grade first.
 
     Raises:
-        InputError: there is none.
+        InputError: there are none.
     """
     found = {}
     for query_id in collection.judged_queries():
@@ -73,18 +73,18 @@ def mine_negatives(
     options: MiningOptions,
     judge: Scorer | None = None,
 ) -> tuple[list[dict[str, Any]], MiningCounts]:
-    """Rows for `tsarank train sft`: query, positives and mined negatives, with where they come from.
+    """Rows for `tsarank train sft`: query, positives and mined negatives, with their origin.
 
-    A candidate is no negative if it is a positive, has a positive's text, was judged relevant to the query, or scores
-    above the margin beside the query's lowest-scored positive. Scores are the
-    first stage's, or those of `judge`. With margins by the first stage, a query none of whose positives it finds has
-    nothing to compare with and is left out ("positive not retrieved").
+    A candidate is not used as a negative if it is a positive, has a positive's text, was judged relevant to the query,
+    or scores above the margin below the query's lowest-scored positive. Scores are the first stage's, or those of
+    `judge`. With margins by the first stage, a query without a retrieved positive has no score to compare with and is
+    left out ("positive not retrieved").
 
     Args:
         collection: Queries, judgments and corpus. A query's own document (ArguAna) is never a negative.
-        stage: Where candidates come from.
+        stage: Source of the candidates.
         retriever: Runs it.
-        options: Which candidates are taken.
+        options: Mining options.
         judge: Scores positives and candidates for the margins.
 
     Returns:
@@ -107,7 +107,7 @@ def mine_negatives(
     }
 
     def window(query_id: str) -> list[tuple[str, int, float]]:
-        """Id, rank (from 1, positives taken out) and score of the candidates, without positives and their copies."""
+        """Id, rank (from 1, not counting positives) and score of the candidates except positives and their copies."""
         own = {plain_text(collection.documents[name].full_text) for name in positives[query_id]}
         known = {*positives[query_id], *([query_id] if collection.self_match else [])}
         scores = run.get(query_id, {})
@@ -117,7 +117,7 @@ def mine_negatives(
         ranks = list(enumerate(rest, start=1))[options.rank_min : options.depth]
         return [(name, rank, scores[name]) for rank, name in ranks]
 
-    # The positives are among the retrieved documents, and must not cost a window its last places.
+    # Retrieved positives must not shorten the window.
     most = max(len(names) for names in positives.values())
     depth = options.depth + most
     run = retriever.run(stage, texts, min(depth, stage.rerank_depth) if stage.reranks else depth)

@@ -1,4 +1,4 @@
-"""Lists to be ordered: queries dealt out to first stages, the top documents of each, and the split of the result.
+"""Lists to rank: assignment of queries to first stages, the top documents of each, and the split of the result.
 
 Reference: TWOLAR, section 3.2: 10K cropped and 10K generated queries, each half split evenly over four first stages,
 the top 30 documents each; 19K for training and 1K, half of each kind, for validation.
@@ -30,19 +30,19 @@ logger = logging.getLogger(__name__)
 
 RERANK_PREFIX = "rerank:"
 BASE = "bm25"
-"""The first stage under a reranker."""
+"""The first stage of a rerank: stage."""
 
 
 @dataclass(frozen=True)
 class SourceQuery:
-    """A query and where it comes from.
+    """A query and its origin.
 
     Attributes:
         query_id: Unique id.
         text: The query.
         query_type: `cropped`, `generated`, or another word.
-        source: Id of the passage it was made from; None where there is none.
-        generator: What made it; None for a cropped one.
+        source: Id of the passage it was made from, or None.
+        generator: The model that generated it; None for a cropped one.
     """
 
     query_id: str
@@ -57,7 +57,7 @@ class FirstStage:
     """One first stage.
 
     Attributes:
-        name: Short name, recorded with every row.
+        name: Short name, recorded in every row.
         spec: `bm25`, `dense:MODEL`, `splade:MODEL`, or `rerank:MODEL`: a reranker (see `load_scorer`) over the first
             `rerank_depth` documents of BM25.
         rerank_depth: Documents reranked (TWOLAR: 100).
@@ -86,7 +86,7 @@ def parse_stage(text: str, rerank_depth: int = 100) -> FirstStage:
 
 
 def describe_stage(stage: FirstStage) -> dict[str, Any]:
-    """A stage for a card: of a model's path its last part only."""
+    """A stage for a card: without the folders of a model's path."""
     kind, colon, model = stage.spec.partition(":")
     described: dict[str, Any] = {"name": stage.name, "stage": kind + colon + model.rstrip("/").rpartition("/")[2]}
     if stage.reranks:
@@ -95,10 +95,10 @@ def describe_stage(stage: FirstStage) -> dict[str, Any]:
 
 
 def read_queries(paths: Iterable[str | Path]) -> list[SourceQuery]:
-    """Queries that `tsarank data queries` wrote, of one file or several.
+    """Queries from one or several files of `tsarank data queries`.
 
     Raises:
-        InputError: a line lacks a field (with its number), or an id or a text appears twice.
+        InputError: a field is missing (with the line number), or an id or a text is repeated.
     """
     queries: dict[str, SourceQuery] = {}
     texts: set[str] = set()
@@ -122,33 +122,34 @@ def read_queries(paths: Iterable[str | Path]) -> list[SourceQuery]:
 
 
 def place_of(seed: int, *parts: str) -> str:
-    """Where something stands in a shuffle that depends on the seed and on nothing else."""
+    """A sort key for a shuffle that depends only on the seed."""
     return hashlib.sha256("\0".join((str(seed), *parts)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def deal_out(queries: Sequence[SourceQuery], stages: Sequence[FirstStage], seed: int = 0) -> dict[str, FirstStage]:
-    """Query id to its first stage: each type of queries is split evenly, by a shuffle that depends on the seed only.
+    """Maps query ids to first stages: each type of queries is split evenly, by a shuffle that depends only on the
+    seed.
 
     Raises:
-        InputError: no stage, or two of one name.
+        InputError: no stage, or two stages of the same name.
     """
     if not stages or len({stage.name for stage in stages}) < len(stages):
         raise InputError(
             f"first stages need distinct names, got {', '.join(stage.name for stage in stages) or 'none'}"
         )
-    # Type by type: what is left over of one goes to the stages that the types before did not favour.
+    # Type by type: the remainder of one type goes to the stages that got fewer queries of the types before.
     shuffled = sorted(queries, key=lambda one: (one.query_type, place_of(seed, "stage", one.query_id)))
     return {query.query_id: stages[number % len(stages)] for number, query in enumerate(shuffled)}
 
 
 class Retriever:
-    """Runs first stages over a corpus; each index is built and each reranker loaded once.
+    """Runs first stages over a corpus; each index is built and each reranker loaded only once.
 
     Args:
         documents: Document id to document.
-        cache_dir: Where indexes are kept; see `files.caches.cache_root`.
-        make_scorer: Makes the scorer of a `rerank:` stage from its name.
-        options: Per kind of index (`dense`, `splade`, `bm25`), keyword arguments of its `build`.
+        cache_dir: Folder of the indexes; see `files.caches.cache_root`.
+        make_scorer: Creates the scorer of a `rerank:` stage from its name.
+        options: Keyword arguments of `build` by kind of index (`dense`, `splade`, `bm25`).
     """
 
     def __init__(
@@ -167,7 +168,7 @@ class Retriever:
         """The top `depth` documents of every query (id to text).
 
         Raises:
-            InputError: a reranker over fewer documents than are to be kept.
+            InputError: a reranker that ranks fewer documents than `depth`.
         """
         if not stage.reranks:
             return self._index(stage.spec).search(queries, depth)
@@ -192,11 +193,11 @@ class Retriever:
 
 @dataclass(frozen=True)
 class ListTask:
-    """A list to be ordered.
+    """A list to rank.
 
     Attributes:
         query: The query.
-        first_stage: Name of the stage that found the documents.
+        first_stage: Name of the stage that retrieved the documents.
         document_ids: n ids, best first.
     """
 
@@ -212,14 +213,14 @@ def collect_lists(
     list_size: int = 30,
     seed: int = 0,
 ) -> tuple[list[ListTask], list[ListTask]]:
-    """Every query's top documents by the stage it is dealt to.
+    """Every query's top documents from its assigned stage.
 
     Args:
         retriever: Runs the stages.
         queries: All queries.
         stages: All stages.
-        list_size: Documents a list at most, 2 or more.
-        seed: Of the dealing.
+        list_size: Maximum documents per list, 2 or more.
+        seed: Seed of the assignment.
 
     Returns:
         The lists in the order of `queries`, and those with fewer than 2 documents.
@@ -237,12 +238,12 @@ def collect_lists(
 
 
 def document_record(name: str, documents: Mapping[str, Document]) -> dict[str, Any]:
-    """A document as rows of training data have it."""
+    """A document in the format of training rows."""
     return {"docid": name, "title": documents[name].title or None, "text": documents[name].text}
 
 
 def spread(tasks: Sequence[ListTask], limit: int) -> list[ListTask]:
-    """At most `limit` lists, one of each query type and first stage in turn, in the given order."""
+    """At most `limit` lists, taken round-robin from query types and first stages, in the given order."""
     rounds: Counter[tuple[str, str]] = Counter()
     turns = []
     for place, task in enumerate(tasks):

@@ -1,4 +1,4 @@
-"""Distillation lists: made of queries and a corpus, ordered by a teacher, written with a report that adds up."""
+"""Distillation lists: built from queries and a corpus, ranked by a teacher, written with a report of all counts."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ from modeling_tsarank.trainers.data.teacher_scores import LocalTeacher, ScoringT
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("bm25s", "httpx2", "pyarrow", "sentence-transformers", "torch", "transformers")
-"""Packages whose versions are recorded with a set."""
+"""Packages whose versions are recorded with a dataset."""
 
 Row = Mapping[str, Any]
 
 FAILED_FILE = "failed.ndjson"
-"""Lists without an order; the suffix is one that no reader of training data takes for rows."""
+"""Lists without a ranking; readers of training data ignore this suffix."""
 
 
 @pooled
@@ -124,7 +124,7 @@ def make_lists(args: Namespace, pool: Pool) -> int:
     _tell(report)
     if not rows:
         raise ModelError(
-            f"the teacher {teacher.name} ordered none of {report['lists']} lists; {args.output / FAILED_FILE} has why"
+            f"the teacher {teacher.name} ranked none of {report['lists']} lists; {args.output / FAILED_FILE} says why"
         )
     return 0
 
@@ -138,26 +138,26 @@ def _teacher(args: Namespace, usage: Usage, stack: ExitStack, pool: Pool) -> tup
         scorer = make_scorer(args, pool, args.teacher_scores, args.teacher_weights, usage)
         return ScoringTeacher(scorer), scorer.describe()
     if args.teacher_weights is not None:
-        raise InputError("--teacher-weights is for several teachers that score (--teacher-scores)")
+        raise InputError("--teacher-weights needs several teachers that score (--teacher-scores)")
     names = [name for name, _ in option_defaults(ListwiseOptions)]
     asked = {name: options.pop(name) for name in names if name in options}
     how = build_options(ListwiseOptions, asked, "--teacher-options")
     if args.teacher_local is not None:
         longest = options.pop("max_tokens", 256)
         if options:
-            raise InputError(f"--teacher-options: {', '.join(options)} is nothing of a --teacher-local")
+            raise InputError(f"--teacher-options: {', '.join(options)} is not an option of --teacher-local")
         place_options = {"max_new_tokens": longest, "device": args.device, "dtype": args.dtype}
         local = LocalTeacher(args.teacher_local, how, cache, usage, pool, **place_options)
         return local, local.description
     if {"url", "model"} & options.keys():
-        raise InputError("--teacher-options: url and model of a server are --teacher-url and --teacher-model")
+        raise InputError("--teacher-options: give url and model of a server as --teacher-url and --teacher-model")
     where = {"url": args.teacher_url, "model": args.teacher_model, "key_variable": "TSARANK_TEACHER_KEY"}
     client = ChatEndpoint(build_options(ChatSettings, {**where, **options}, "--teacher-options"), cache, usage)
     return EndpointTeacher(stack.enter_context(client), how, args.concurrency), {**client.describe(), **how.describe()}
 
 
 def _tell(report: dict[str, Any]) -> None:
-    """Says what came of it."""
+    """Prints the report."""
     rows = [("queries", report["queries"]), ("  too few documents", report["too_few_documents"])]
     rows += [("  not asked (--limit)", report["not_asked_by_limit"])]
     if report["leakage"] is not None:
@@ -172,8 +172,8 @@ def _tell(report: dict[str, Any]) -> None:
     used, kept = report["answers"]["used"], report["answers"]["keeping_the_given_order"]
     if kept > used / 2:
         logger.warning(
-            "%d of the teacher's %d answers keep the given order: it may only count; see refuse_given_order and "
-            "prompt of --teacher-options, or take a stronger teacher",
+            "%d of the teacher's %d answers are in the given order: it may just be counting; see refuse_given_order "
+            "and prompt of --teacher-options, or use a stronger teacher",
             kept,
             used,
         )
@@ -185,11 +185,11 @@ def _tell(report: dict[str, Any]) -> None:
 def _distillation_row(
     task: ListTask, ordering: Ordering, documents: Mapping[str, Document], teacher: str, prompt: str | None
 ) -> dict[str, Any]:
-    """A row that `trainers.training_data` reads as distillation data, with where it comes from.
+    """A row of distillation data for `trainers.training_data`, with its origin.
 
-    Documents stand in the first stage's order; `permutation` has their indexes from 0 in the teacher's order, best
-    first; `teacher_scores`, where the teacher gives scores, one a document. `answer` is the raw answer (null of a
-    teacher that gives scores), `repaired` "true" or "false".
+    Documents are in the first stage's order; `permutation` has their indices from 0 in the teacher's order, best
+    first; `teacher_scores`, if the teacher scores, one per document. `answer` is the raw answer (null for a teacher
+    that scores), `repaired` "true" or "false".
     """
     row: dict[str, Any] = {
         "query_id": task.query.query_id,
@@ -212,17 +212,17 @@ def _distillation_row(
 
 
 def _failed_row(task: ListTask, ordering: Ordering, teacher: str) -> dict[str, Any]:
-    """What is recorded of a list without an order: everything but a permutation."""
+    """The record of a list without a ranking: everything but a permutation."""
     told = {name: getattr(ordering, name) for name in ("outcome", "reason", "answers")}
     listed = {"first_stage": task.first_stage, "document_ids": list(task.document_ids)}
     return {**asdict(task.query), **listed, "teacher": teacher, **told}
 
 
 def write_parquet(path: Path, rows: Sequence[Row]) -> None:
-    """Writes distillation rows, whole or not at all.
+    """Writes distillation rows atomically.
 
     Raises:
-        ResourceError: pyarrow is missing or the file cannot be written.
+        ResourceError: pyarrow is not installed or the file cannot be written.
     """
     pa = arrow("data")
     text = pa.string()
@@ -244,18 +244,18 @@ def stratified_split(
     """Training and validation rows, each in the given order.
 
     The validation set has `round(share * n)` rows. Every stratum, of one query type and first stage, gives its share,
-    rounded down, and the remaining places go to the strata with the largest remainders. Which rows of a stratum it
-    gives depends on their query ids and the seed alone, not on the order of the rows.
+    rounded down, and the remaining places go to the strata with the largest remainders. The selection within a stratum
+    depends only on the query ids and the seed, not on the order of the rows.
 
     Args:
-        rows: n rows with `query_id`, each its own, `query_type` and `first_stage`.
-        share: Of the validation set, from 0 to below 1 (TWOLAR: 1,000 of 20,000).
-        seed: Of the choice.
+        rows: n rows with a unique `query_id`, `query_type` and `first_stage`.
+        share: Fraction of the validation set, from 0 to below 1 (TWOLAR: 1,000 of 20,000).
+        seed: Seed of the selection.
     """
     strata: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in rows:
         strata[row["query_type"], row["first_stage"]].append(row["query_id"])
-    # A decimal such as 0.05 is meant exactly, not as the binary number next to it.
+    # A decimal such as 0.05 is used exactly, not as the nearest binary number.
     exact = share if isinstance(share, Fraction) else Fraction(str(share))
     wanted = {key: exact * len(members) for key, members in strata.items()}
     quota = {key: int(amount) for key, amount in wanted.items()}

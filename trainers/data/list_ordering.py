@@ -1,4 +1,4 @@
-"""Having many lists ordered by a teacher at once, with nothing lost and nothing silently kept."""
+"""Ranking of many lists by a teacher concurrently, with every failure recorded."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from modeling_tsarank.trainers.data.teacher_scores import Texts
 
 
 UNANSWERED_IN_A_ROW = 8
-"""After so many lists in a row without an answer a server is taken to be gone, and the run stops."""
+"""After this many consecutive lists without an answer the server is considered down, and the run stops."""
 REFUSED_AT_START = 8
-"""If the teacher takes none of the first lists, it will take no other either."""
+"""If the teacher rejects all of the first lists, it will reject all others too."""
 
 
 class Teacher(Protocol):
-    """Anything that puts lists in order."""
+    """Anything that ranks lists."""
 
     name: str
 
     def order_many(self, lists: Sequence[Texts]) -> Iterator[Ordering]:
-        """The order of each list, whose documents are in the first stage's order."""
+        """The ranking of each list, whose documents are in the first stage's order."""
 
 
 class EndpointTeacher:
-    """Orders lists by asking a language model behind an address.
+    """Ranks lists with a language model behind a URL.
 
     Args:
-        client: Asks it.
-        how: How lists are asked about.
-        concurrency: Lists asked about at the same time, 1 or more.
+        client: Sends the requests.
+        how: Options of the listwise prompt.
+        concurrency: Number of concurrent lists, 1 or more.
     """
 
     def __init__(self, client: ChatEndpoint, how: ListwiseOptions | None = None, concurrency: int = 1) -> None:
@@ -50,17 +50,17 @@ class EndpointTeacher:
         self._ended = threading.Event()
 
     def order_many(self, lists: Sequence[Texts]) -> Iterator[Ordering]:
-        """What became of each list, in the given order.
+        """The outcome of each list, in the given order.
 
         Raises:
-            TSARankError: nothing can be asked at all; see `ChatModel.complete`.
+            TSARankError: no request is possible at all; see `ChatModel.complete`.
         """
         waiting: deque[Future[Ordering]] = deque()
         pool = ThreadPoolExecutor(self._concurrency)
         try:
             for texts in lists:
                 waiting.append(pool.submit(self._order, texts))
-                # Only a few are handed over, so that an interrupt leaves no queue behind.
+                # Only a few lists are submitted ahead, so that an interrupt leaves no queue behind.
                 if len(waiting) == 2 * self._concurrency:
                     yield waiting.popleft().result()
             while waiting:
@@ -83,18 +83,18 @@ class EndpointTeacher:
 
 
 def order_lists(teacher: Teacher, tasks: Sequence[ListTask], documents: Mapping[str, Document]) -> list[Ordering]:
-    """The orderings of all lists, in the order of `tasks`.
+    """The rankings of all lists, in the order of `tasks`.
 
-    An error that no list can escape (a wrong key, a server that is gone) ends the run at once; whatever was answered
-    is in the teacher's cache, and the same call goes on from there.
+    An error that affects all lists (a wrong key, a server that is down) ends the run at once; the answers so far are
+    in the teacher's cache, and the same call resumes from there.
 
     Args:
-        teacher: Who orders.
+        teacher: The teacher.
         tasks: The lists.
         documents: Document id to document.
 
     Raises:
-        ResourceError: the server is gone, or takes no list at all.
+        ResourceError: the server is down, or rejects every list.
         TSARankError: what the teacher raised.
     """
     texts = [(task.query.text, [documents[name].full_text for name in task.document_ids]) for task in tasks]
@@ -110,13 +110,13 @@ def order_lists(teacher: Teacher, tasks: Sequence[ListTask], documents: Mapping[
             in_a_row = in_a_row + 1 if ordering.outcome == "unanswered" else 0
             if in_a_row >= UNANSWERED_IN_A_ROW:
                 raise ResourceError(
-                    f"the teacher {teacher.name} left {in_a_row} lists in a row unanswered ({ordering.reason}); what "
-                    "was answered is kept, run again when it is there"
+                    f"the teacher {teacher.name} left {in_a_row} consecutive lists unanswered ({ordering.reason}); "
+                    "answers so far are cached, run again when it is available"
                 )
             if REFUSED_AT_START <= counts["refused"] == sum(counts.values()):
                 raise ResourceError(
-                    f"the teacher {teacher.name} takes no list at all ({ordering.reason}); give it less to read "
-                    "(--list-size; window, passage_words) or other settings"
+                    f"the teacher {teacher.name} rejects every list ({ordering.reason}); send shorter lists "
+                    "(--list-size; window, passage_words) or change other settings"
                 )
             results.append(ordering)
             bar.update(1)
@@ -129,9 +129,9 @@ def summarize(tasks: Sequence[ListTask], orderings: Sequence[Ordering], short: i
 
     Returns:
         `queries` (lists and those without enough documents), `lists`, `too_few_documents`, `outcomes`, `by_source`
-        (outcomes for each query type and first stage), `rates` and `answers` (how the teacher's answers were read).
-        `failure` is the share of lists without a usable answer among those answered at all, `repair` the share of
-        repaired ones among those ordered.
+        (outcomes by query type and first stage), `rates` and `answers` (how the teacher's answers were parsed).
+        `failure` is the fraction of lists without a usable answer among those with any answer, `repair` the fraction
+        of repaired ones among those ranked.
     """
     outcomes = Counter(ordering.outcome for ordering in orderings)
     by_source: defaultdict[str, Counter[str]] = defaultdict(Counter)

@@ -1,4 +1,4 @@
-"""What the commands of `tsarank data` do when they run: queries, hard negatives and a teacher's scores."""
+"""The implementation of the commands of `tsarank data`: queries, hard negatives and teacher scores."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ from modeling_tsarank.trainers.row_checks import RowRules, checked_rows
 from modeling_tsarank.trainers.rows import positives_and_negatives
 
 
-# ---- what the options mean -----------------------------------------------------------------------------
+# ---- option values -------------------------------------------------------------------------------------
 
 
 def pooled(work: Callable[[Namespace, Pool], int]) -> Callable[[Namespace], int]:
-    """A command whose teachers and rerankers work on the machines of a pool."""
+    """A command whose teachers and rerankers run on the machines of a pool."""
     return lambda args: with_pool(args, partial(work, args), TeacherWorker())
 
 
 def corpus_file(source: str) -> Path:
-    """The file of `--corpus`, in a folder `corpus.jsonl`. Raises `InputError` for a folder without one."""
+    """The file of `--corpus`; for a folder, its `corpus.jsonl`. Raises `InputError` for a folder without one."""
     path = Path(source).expanduser()
     if path.is_dir():
         found = [path / name for name in ("corpus.jsonl", "corpus.jsonl.gz") if (path / name).is_file()]
@@ -65,12 +65,12 @@ def corpus_file(source: str) -> Path:
 
 
 def open_check(args: Namespace, stack: ExitStack) -> LeakageCheck | None:
-    """The check of `--leakage`, or None where no collection was named."""
+    """The check of `--leakage`, or None if no collection is given."""
     return stack.enter_context(LeakageCheck(args.leakage)) if args.leakage else None
 
 
 def open_cache(args: Namespace) -> RequestCache:
-    """The cache of `--cache`, which is made when first asked for."""
+    """The cache of `--cache`, created on first use."""
     if "opened_cache" not in args:
         args.opened_cache = RequestCache(args.cache or args.output.with_name(f"{args.output.name}.cache.jsonl"))
     cache: RequestCache = args.opened_cache
@@ -84,7 +84,7 @@ def make_scorer(
     weights: list[float] | None = None,
     usage: Usage | None = None,
 ) -> Scorer:
-    """The scorer of one name, or the mixture of several, on the machines of the pool."""
+    """The scorer of one name, or the mean of several, on the machines of the pool."""
     given = ("device", "dtype", "batch_tokens", "max_length", "max_query_length")
     options = {name: value for name in given if (value := getattr(args, name, None)) is not None}
     return teacher_scorer(names, weights, open_cache(args), usage, pool, **options)
@@ -97,7 +97,7 @@ def make_retriever(args: Namespace, pool: Pool, documents: Mapping[str, Document
 
 
 def print_counts(title: str, rows: list[tuple[str, Any]]) -> None:
-    """A table of names and numbers on standard output."""
+    """Prints a table of names and numbers to standard output."""
     sys.stdout.write(text_table([title, "Number"], [[name, str(value)] for name, value in rows]))
 
 
@@ -128,13 +128,13 @@ def make_queries(args: Namespace) -> int:
     report = collector.report()
     if not collector.queries:
         why = ", ".join(f"{reason} {count}" for reason, count in report["rejected"].items()) or "no passage"
-        raise InputError(f"not one query could be made of {args.corpus} ({why}); change the limits or the corpus")
+        raise InputError(f"no query could be made from {args.corpus} ({why}); change the limits or the corpus")
     report |= {"corpus": Path(args.corpus).name, "seed": args.seed, "per_passage": args.per_passage}
     write_queries(args.output, collector.queries, report | {"leakage": check and check.record(), "settings": settings})
     rejected = [(f"  not taken: {reason}", count) for reason, count in report["rejected"].items()]
     print_counts(f"{args.kind} queries", [*((name, report[name]) for name in ("candidates", "taken")), *rejected])
     if not collector.full:
-        sys.stderr.write(f"tsarank: the corpus gave {report['taken']} of {args.count} queries\n")
+        sys.stderr.write(f"tsarank: the corpus gave only {report['taken']} of {args.count} queries\n")
     return 0
 
 
@@ -159,7 +159,7 @@ def make_negatives(args: Namespace, pool: Pool) -> int:
     if not rows:
         why = ", ".join(f"{reason}: {count}" for reason, count in counts.lost.items())
         raise InputError(
-            f"none of {counts.queries} queries got its negatives ({why}); widen the window or the margins"
+            f"none of {counts.queries} queries got enough negatives ({why}); widen the window or the margins"
         )
     write_jsonl(args.output, rows)
     settings = {name: value for name, value in vars(args).items() if isinstance(value, str | int | float | None)}
@@ -175,10 +175,10 @@ def make_negatives(args: Namespace, pool: Pool) -> int:
 def _load_judged(args: Namespace) -> Collection:
     """The collection of `--dataset`, or of `--corpus`, `--queries` and `--qrels`.
 
-    Without qrels, a query's relevant document is the passage that `tsarank data queries` made it of.
+    Without qrels, a query's relevant document is the passage that `tsarank data queries` made it from.
 
     Raises:
-        InputError: neither is given, a file is wrong, or without qrels a query names no passage of the corpus.
+        InputError: neither is given, a file is malformed, or without qrels a query has no passage in the corpus.
     """
     if args.dataset is not None and not (args.corpus or args.queries or args.qrels):
         return load_collection(args.dataset, args.split)
@@ -191,7 +191,7 @@ def _load_judged(args: Namespace) -> Collection:
     strange = next((query for query in queries if query.source not in documents), None)
     if strange is not None:
         raise InputError(
-            f"the query {strange.query_id} of {args.queries} names no passage of {args.corpus} (metadata.docid: "
+            f"the query {strange.query_id} of {args.queries} has no passage in {args.corpus} (metadata.docid: "
             f"{strange.source!r:.40}); give --qrels"
         )
     qrels = {query.query_id: {str(query.source): 1} for query in queries}
@@ -212,11 +212,11 @@ def make_scores(args: Namespace, pool: Pool) -> int:
         write_jsonl(args.output, (row for row in scored if not args.consistent_only or _consistent(row)))
     if args.consistent_only and not counts["labelled_first"]:
         args.output.unlink()
-        raise InputError(f"the teacher puts a labelled document first in none of {counts['rows']} rows")
+        raise InputError(f"the teacher ranks a labelled document first in none of {counts['rows']} rows")
     if not counts["rows"]:
         args.output.unlink()
-        raise InputError(f"the test collections (--leakage) leave none of {len(rows)} rows")
-    # Without a check of its own, what is recorded of the given rows still holds.
+        raise InputError(f"all {len(rows)} rows are left out because of the test collections (--leakage)")
+    # Without a new check, the recorded check of the input rows is still valid.
     leakage = recorded_origin(Path(args.rows))["leakage"] if check is None else check.record()
     facts = {"teacher": scorer.describe(), "teachers": teachers, "leakage": leakage}
     write_report(args.output, {**facts, "rows_before": len(rows), **counts})
@@ -228,7 +228,7 @@ def make_scores(args: Namespace, pool: Pool) -> int:
 
 
 def _consistent(row: Mapping[str, Any]) -> bool:
-    """Whether the teacher puts a labelled document first."""
+    """Whether the teacher ranks a labelled document first."""
     return bool(max(row["positive_scores"]) > max(row["negative_scores"]))
 
 

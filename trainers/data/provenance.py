@@ -1,4 +1,4 @@
-"""`provenance.json`: where the rows of a released dataset come from, what was done to them, with which versions."""
+"""`provenance.json`: origin and processing of the rows of a released dataset, and the versions used."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from modeling_tsarank.ranking_errors import InputError
 
 FILE_NAME = "provenance.json"
 FORMAT = 1
-"""Raised when a field changes its meaning."""
+"""Format version; increased when a field changes its meaning."""
 
 COUNTS = "counts.json"
-"""What `tsarank recipe prepare` writes of all files of a release."""
+"""The record of `tsarank recipe prepare` on all files of a release."""
 
 REPORT_SUFFIX = ".report.txt"
-"""Of the report beside a file of rows, JSON; no reader of training data takes it for rows."""
+"""Suffix of the JSON report next to a file of rows; readers of training data ignore it."""
 
 CARD_KINDS = ("weak_pairs", "distillation_lists")
 KINDS = (*CARD_KINDS, "hard_negatives", "queries")
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str]:
-    """Versions of Python, tsarank and the named packages, those that are not installed left out."""
+    """Versions of Python, tsarank and the named packages; packages that are not installed are left out."""
     return {"python": platform.python_version(), "tsarank": __version__, **installed_versions(sorted(names))}
 
 
@@ -54,8 +54,8 @@ def write_provenance(folder: Path, kind: str, facts: dict[str, Any], packages: I
     Args:
         folder: The dataset's folder.
         kind: One of `KINDS`.
-        facts: What is to be said: for weak pairs `title`, `sources`, `filters`, `sampling`, `rows`, `types`.
-        packages: Packages whose versions matter.
+        facts: The facts to record: for weak pairs `title`, `sources`, `filters`, `sampling`, `rows`, `types`.
+        packages: Packages whose versions are recorded.
 
     Raises:
         ResourceError: the file cannot be written.
@@ -68,11 +68,11 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     """Reads the `provenance.json` of a folder.
 
     Raises:
-        InputError: there is none, it is not what tsarank wrote, or a later version wrote it.
+        InputError: there is none, it was not written by tsarank, or by a later version.
     """
     path = folder / FILE_NAME
     if not path.is_file():
-        raise InputError(f"{folder} has no {FILE_NAME}; give a folder that `tsarank data` wrote")
+        raise InputError(f"{folder} has no {FILE_NAME}; give an output folder of `tsarank data`")
     record = read_json(path)
     if not isinstance(record, dict) or not isinstance(record.get("format"), int) or record.get("kind") not in KINDS:
         raise InputError(f"{path} is not a provenance record of tsarank")
@@ -84,24 +84,24 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 
 
 def report_path(rows: Path) -> Path:
-    """Where the report of a file of rows is."""
+    """The path of the report on a file of rows."""
     return rows.with_name(f"{rows.stem}{REPORT_SUFFIX}")
 
 
 def write_report(rows: Path, facts: dict[str, Any]) -> None:
-    """Writes what is to be said of a file of rows beside it, with the file's hash. Raises `ResourceError`."""
+    """Writes the report on a file of rows next to it, with the file's hash. Raises `ResourceError`."""
     write_json(report_path(rows), {**facts, "file": describe_file(rows)})
 
 
 def recorded_origin(source: Path) -> dict[str, Any]:
-    """What is recorded of the teachers and of the leakage check of training rows.
+    """The recorded teachers and leakage check of training rows.
 
-    It is looked up in the report beside a file (if it is about this very file), in the `provenance.json` of a data
-    set's folder, and in the `counts.json` of a prepared release.
+    Looked up in the report next to a file (if it is about this exact file), in the `provenance.json` of a dataset's
+    folder, and in the `counts.json` of a prepared release.
 
     Returns:
-        `teachers`: `{"name", "trained_on"}` of each, empty where there was none, None where nothing is recorded;
-        `leakage`: `{"checked_against", "found"}`, None where nothing was checked or recorded.
+        `teachers`: `{"name", "trained_on"}` of each, empty if there was none, None if nothing is recorded;
+        `leakage`: `{"checked_against", "found"}`, None if nothing was checked or recorded.
     """
     record = _record_of(source)
     found: dict[str, Any] = {"teachers": None, "leakage": None}
@@ -114,7 +114,7 @@ def recorded_origin(source: Path) -> dict[str, Any]:
     if "filters" in record:  # weak pairs
         steps = [one for one in record["filters"] if one.get("filter") == "leakage"]
         checks = [{**one, "found": one.get("dropped")} for one in steps]
-    elif isinstance(checks, dict):  # of a prepared release one by name
+    elif isinstance(checks, dict):  # a prepared release has several, by name
         checks = [checks] if "checked_against" in checks else list(checks.values())
     checked, counts = dict[str, Any](), Counter[str]()
     for check in checks or []:
@@ -126,7 +126,7 @@ def recorded_origin(source: Path) -> dict[str, Any]:
 
 
 def _record_of(source: Path) -> dict[str, Any]:
-    """The nearest record that is of this very file, or of all files of its folder; empty where there is none."""
+    """The nearest record that is about this exact file, or about all files of its folder; empty if there is none."""
     source = source.resolve()
     folder = source if source.is_dir() else source.parent
     above = [folder.parent / FILE_NAME] if folder.name == "data" else []
@@ -143,7 +143,7 @@ def _record_of(source: Path) -> dict[str, Any]:
 
 
 def teachers_text(teachers: list[dict[str, Any]] | None) -> str:
-    """Teachers and what they were trained on, for a card."""
+    """Teachers and their training data, for a card."""
     if teachers is None:
         return "not recorded"
     named = [f"{one['name']}, trained on {one.get('trained_on') or 'data that are not recorded'}" for one in teachers]
@@ -151,9 +151,9 @@ def teachers_text(teachers: list[dict[str, Any]] | None) -> str:
 
 
 def leakage_text(leakage: dict[str, Any] | None) -> str:
-    """Against what training data were checked, and how much was left out, for a card."""
+    """The collections of the leakage check, and how many texts were left out, for a card."""
     if leakage is None:
-        return "not recorded: nothing says that texts of test collections were kept out"
+        return "not recorded: whether texts of test collections were left out is unknown"
     found = sum((leakage.get("found") or {}).values())
     names = collections_text(leakage["checked_against"])
     return f"exact and near copies of texts of {names} left out: {found:,} found"
@@ -165,7 +165,7 @@ def collections_text(checked: dict[str, Any]) -> str:
     return ", ".join(f"{name} ({queries:,} queries, {documents:,} documents)" for name, queries, documents in sizes)
 
 
-# ---- what is known of teachers -------------------------------------------------------------------------
+# ---- facts about teachers ------------------------------------------------------------------------------
 
 
 _CARD = "README.md"
@@ -174,19 +174,19 @@ _CARD = "README.md"
 def teacher_facts(
     given: Sequence[str], trained_on: Sequence[str] | None = None, here: bool = True
 ) -> list[dict[str, str | None]]:
-    """`{"name", "trained_on"}` of each teacher; `trained_on` is None where nobody said and nothing is recorded.
+    """`{"name", "trained_on"}` of each teacher; `trained_on` is None if it is neither given nor recorded.
 
     Args:
-        given: Teachers as the user names them, see `load_scorer`.
-        trained_on: What the user says, one text a teacher.
-        here: Whether they run on this machine, not behind an address.
+        given: The user's names of the teachers, see `load_scorer`.
+        trained_on: The user's texts, one per teacher.
+        here: Whether they run on this machine, not behind a URL.
 
     Raises:
-        InputError: not one text for each teacher.
+        InputError: the number of texts differs from the number of teachers.
     """
     if trained_on is not None and len(trained_on) != len(given):
         raise InputError(
-            f"--teacher-trained-on takes one text a teacher: {len(given)} teachers, {len(trained_on)} texts"
+            f"--teacher-trained-on takes one text per teacher: {len(given)} teachers, {len(trained_on)} texts"
         )
     known: Sequence[str | None] = trained_on or [
         recorded_training_data(resolve(name).name) if here else None for name in given
@@ -195,7 +195,7 @@ def teacher_facts(
 
 
 def recorded_training_data(source: str) -> str | None:
-    """What a model was trained on, by the record of its training here or by its own card's metadata."""
+    """Training data of a model, from the record of its training here or from its card's metadata."""
     release = releases().get(source)
     folder = Path(source) if release is None else release.folder
     if release is None and not folder.is_dir():
@@ -220,14 +220,14 @@ def _of_card(path: Path | None) -> str | None:
         return None
     try:
         datasets = (metadata_load(path) or {}).get("datasets")
-    except Exception:  # a card is written by anyone, and what it says is only of use where it can be read
+    except Exception:  # cards are written by third parties; an unreadable one is ignored
         return None
     names = datasets if isinstance(datasets, list) else [datasets] if isinstance(datasets, str) else []
     return ", ".join(dict.fromkeys(map(str, names))) or None
 
 
 def _cached_card(name: str) -> Path | None:
-    """The card of a model of the Hub, if the Hub's cache has it."""
+    """The card of a model on the Hub, if it is in the Hub's cache."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

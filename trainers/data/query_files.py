@@ -1,7 +1,7 @@
-"""Made queries: sentences cropped from passages, the choice among candidates, counted, and the file of queries.
+"""Query making: sentences cropped from passages, selection among candidates with counts, and the file of queries.
 
-Cropping: Lin et al., How to Train Your DRAGON, 2023, section 3; TWOLAR takes 10K of them. Sentence boundaries are
-pySBD's (Sadvilkar and Neumann, 2020), rule-based and for 22 languages.
+Cropping: Lin et al., How to Train Your DRAGON, 2023, section 3; TWOLAR uses 10K of them. Sentence boundaries are from
+pySBD (Sadvilkar and Neumann, 2020), rule-based and for 22 languages.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from modeling_tsarank.trainers.data.list_building import SourceQuery
 from modeling_tsarank.trainers.data.provenance import write_report
 
 
-# Letters and digits; an apostrophe (straight or curly) or a hyphen inside belongs to the word.
+# Letters and digits; an apostrophe (straight or curly) or a hyphen inside is part of the word.
 _WORD = re.compile("[^\\W_]+(?:['\u2019-][^\\W_]+)*")
 
 
 @dataclass(frozen=True)
 class QueryLimits:
-    """What a made query must look like.
+    """Requirements on a query.
 
     Attributes:
-        min_words: Words at least.
-        max_words: Words at most.
-        min_content_words: Different words at least that are longer than one letter, no stop words and no numbers.
-        min_letters: Share of letters among all characters but white space, at least.
+        min_words: Minimum number of words.
+        max_words: Maximum number of words.
+        min_content_words: Minimum number of distinct words longer than one letter, without stop words and numbers.
+        min_letters: Minimum fraction of letters among all characters except white space.
 
     Raises:
-        InputError: limits that nothing fits.
+        InputError: limits that no query can satisfy.
     """
 
     min_words: int = 3
@@ -50,12 +50,12 @@ class QueryLimits:
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_words <= self.max_words:
-            raise InputError(f"a query's words must be limited from 1 up, got {self.min_words} to {self.max_words}")
+            raise InputError(f"need 1 <= min_words <= max_words, got {self.min_words} and {self.max_words}")
         if not 0 <= self.min_letters <= 1:
             raise InputError(f"the share of letters must be from 0 to 1, got {self.min_letters}")
 
     def problem(self, query: str) -> str | None:
-        """Why the query is not taken, as a short name for the count, or None."""
+        """Why the query is rejected, as a short name for the count, or None."""
         words = _WORD.findall(query)
         if len(words) < self.min_words:
             return "too short"
@@ -71,22 +71,22 @@ class QueryLimits:
 
 
 def normalized(text: str) -> str:
-    """What two queries share that differ in case, punctuation and white space only."""
+    """A text without differences in case, punctuation and white space, for comparisons."""
     return " ".join(_WORD.findall(text.casefold()))
 
 
 @dataclass
 class QueryCollector:
-    """Takes queries until there are enough; counts what it does not take, and why.
+    """Accepts queries until there are enough; counts rejected candidates by reason.
 
     Attributes:
-        wanted: How many.
-        query_type: Recorded with each.
-        limits: What they must look like.
-        generator: Recorded with each.
-        avoid: Normalized texts that are not taken (those of another file).
-        leaks: Whether a query, or the document that it was made from (by its id), is a test collection's.
-        queries: Those taken.
+        wanted: Number of queries to accept.
+        query_type: Recorded with each query.
+        limits: Requirements on them.
+        generator: Recorded with each query.
+        avoid: Normalized texts to reject (those of another file).
+        leaks: Whether a query, or the document it was made from (by its id), is in a test collection.
+        queries: Accepted queries.
         rejected: Reason to number of candidates.
         candidates: Number of candidates.
     """
@@ -104,11 +104,11 @@ class QueryCollector:
 
     @property
     def full(self) -> bool:
-        """Whether there are enough."""
+        """Whether there are enough queries."""
         return len(self.queries) >= self.wanted
 
     def offer(self, text: str, source: str, reason: str | None = None) -> bool:
-        """Takes a candidate made from document `source`, or counts why not; `reason` is one the caller has found."""
+        """Accepts a candidate made from document `source`, or counts why not; `reason` is the caller's, if any."""
         self.candidates += 1
         key = normalized(text)
         problem = reason or self.limits.problem(text)
@@ -127,7 +127,7 @@ class QueryCollector:
         return True
 
     def report(self) -> dict[str, Any]:
-        """Counts: candidates are those taken and those rejected."""
+        """Counts: candidates are accepted plus rejected ones."""
         return {
             "query_type": self.query_type,
             "generator": self.generator,
@@ -139,8 +139,8 @@ class QueryCollector:
 
 
 def write_queries(path: Path, queries: Iterable[SourceQuery], report: Mapping[str, Any]) -> None:
-    """Writes queries in BEIR's layout, `{"_id", "text", "metadata": {query_type, docid, generator}}`, one a line, and
-    beside them, as `NAME.report.txt`, the report as JSON (a suffix that no reader takes for rows)."""
+    """Writes queries in BEIR's layout, `{"_id", "text", "metadata": {query_type, docid, generator}}`, one per line,
+    and the report as JSON to `NAME.report.txt` (readers of training data ignore this suffix)."""
     rows = []
     for one in queries:
         about = {"query_type": one.query_type, "docid": one.source, "generator": one.generator}
@@ -150,28 +150,28 @@ def write_queries(path: Path, queries: Iterable[SourceQuery], report: Mapping[st
 
 
 LONGEST_PASSAGE = 20_000
-"""Characters of a passage that are looked at: the splitter's time grows faster than the text."""
+"""Characters of a passage that are used: the splitter's time grows faster than linearly."""
 
-# White space, quotation marks (straight, curly, angled), dashes and the signs of lists.
+# White space, quotation marks (straight, curly, angled), dashes and list bullets.
 _EDGES = " \t\r\n\"'\u201c\u201d\u2018\u2019\u00ab\u00bb-\u2013\u2014\u2022*\u00b7|>"
-# What goes on from something that was cut away; a full stop may be a name's own, such as .NET's.
+# Marks that continue something that was cut off; a full stop may be part of a name, such as .NET.
 _CONTINUATION = ",;: "
 _NUMBERING = re.compile(r"(?:\(?\d{1,3}[.)]|[a-z][.)])\s+")
 
 
 def sentence_splitter(language: str = "en") -> Callable[[str], list[str]]:
-    """A function from text to its sentences, without outer white space.
+    """A function that splits a text into its sentences, stripped of white space.
 
     Raises:
-        InputError: a language without rules.
-        ResourceError: pysbd is missing.
+        InputError: a language that is not supported.
+        ResourceError: pysbd is not installed.
     """
     pysbd = require("pysbd", extra="data", purpose="Cropping sentences")
     try:
         segmenter = pysbd.Segmenter(language=language, clean=False)
     except ValueError as error:
         codes = ", ".join(sorted(pysbd.languages.LANGUAGE_CODES))
-        raise InputError(f"no rules for sentences of the language {language!r}; there are {codes}") from error
+        raise InputError(f"no sentence rules for the language {language!r}; there are {codes}") from error
 
     def split(text: str) -> list[str]:
         return [sentence.strip() for sentence in segmenter.segment(text) if sentence.strip()]
@@ -180,8 +180,8 @@ def sentence_splitter(language: str = "en") -> Callable[[str], list[str]]:
 
 
 def tidy_sentence(sentence: str) -> str:
-    """A sentence as a query: one line, without the marks at its ends that belong to its surroundings (list signs,
-    quotation marks, the full stop); a question keeps its mark."""
+    """A sentence as a query: one line, without marks at its ends that belong to the context (list bullets, quotation
+    marks, the full stop); a question keeps its question mark."""
     line = " ".join(sentence.split()).strip(_EDGES).lstrip(_CONTINUATION + _EDGES)
     numbering = _NUMBERING.match(line)
     if numbering is not None:
@@ -195,10 +195,10 @@ def fill(
     """Offers candidates to a collector until it is full.
 
     Args:
-        collector: Takes them; may stay unfilled where there are no more.
-        passages: Id of each passage, and candidates made of it: a text, and why it cannot be taken if that is known.
-        most: Queries of one passage at most.
-        doing: For the progress bar on stderr.
+        collector: Accepts them; may stay incomplete if there are no more.
+        passages: Id of each passage, and candidates from it: a text, and why it must be rejected, if already known.
+        most: Maximum queries per passage.
+        doing: Label of the progress bar on stderr.
     """
     with tqdm(total=collector.wanted, desc=f"{doing} queries", unit="query", disable=None) as bar:
         for document_id, candidates in passages:
@@ -220,22 +220,22 @@ def crop_queries(
     per_passage: int = 1,
     language: str = "en",
 ) -> None:
-    """Fills a collector with sentences of passages drawn at random.
+    """Fills a collector with sentences of randomly sampled passages.
 
-    The body alone is cropped, never the title. A sentence that is the whole passage is not taken ("whole passage"):
-    it would find its passage by being it. Passages are visited in an order that depends on the seed only, and so is
-    the sentence taken from each.
+    Only the body is cropped, never the title. A sentence that is the whole passage is rejected ("whole passage"): it
+    would retrieve its passage by being identical. The order of passages and the sentence of each depend only on the
+    seed.
 
     Args:
         documents: Document id to document.
-        collector: Takes the queries; may stay unfilled where the corpus has no more.
-        seed: Of the order.
-        per_passage: Sentences of one passage at most.
-        language: Of the sentence rules.
+        collector: Accepts the queries; may stay incomplete if the corpus has no more.
+        seed: Random seed.
+        per_passage: Maximum sentences per passage.
+        language: Language of the sentence splitter.
 
     Raises:
-        InputError: no such language.
-        ResourceError: pysbd is missing.
+        InputError: the language is not supported.
+        ResourceError: pysbd is not installed.
     """
     split = sentence_splitter(language)
     generator = random.Random(seed)

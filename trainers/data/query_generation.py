@@ -1,7 +1,7 @@
-"""Queries generated from passages: by a query-likelihood model of this project, or by a docT5query-like model.
+"""Queries generated from passages: by a query-likelihood model of this project, or by a model like docT5query.
 
-A model after continual pre-training reads `Document: … Query:` and writes the query: TSARankLLM's first stage is a
-query generator. An encoder-decoder such as docT5query (Nogueira and Lin, 2019) reads the passage alone.
+After continual pre-training, a model continues `Document: … Query:` with a query: TSARankLLM's first stage trains a
+query generator. An encoder-decoder such as docT5query (Nogueira and Lin, 2019) gets only the passage.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _QUOTES = " \t\"'\u201c\u201d\u2018\u2019\u00ab\u00bb*`"
 
 
 class QueryGenerator:
-    """Writes queries for passages.
+    """Generates queries for passages.
 
     Args:
-        name_or_path: A query-likelihood model (any causal language model will do, such as smollm2-135m-instruct, which
-            comes with this package), or an encoder-decoder such as a docT5query.
-        options: Sampling.
-        cache: Keeps every finished batch, so that an interrupted run goes on where it was.
+        name_or_path: A query-likelihood model (any causal language model works, such as smollm2-135m-instruct, which
+            is included in this package), or an encoder-decoder such as docT5query.
+        options: Sampling options.
+        cache: Caches every finished batch, so that an interrupted run can be resumed.
         device: Torch device.
-        dtype: Number format.
+        dtype: Dtype of the weights.
 
     Raises:
-        ModelError: no such model, or one that ranks by logits and generates nothing.
+        ModelError: no such model, or one that ranks by logits and cannot generate.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class QueryGenerator:
         self._ranker: Any = None
 
     def generate(self, passages: Sequence[str]) -> list[list[tuple[str, bool]]]:
-        """Raw texts of one batch: for each passage `per_passage` pairs (text, whether the model ended it).
+        """Raw texts of one batch: for each passage `per_passage` pairs (text, whether it ended with EOS).
 
         The same batch gives the same texts on the same machine: sampling is seeded by the batch.
         """
@@ -97,18 +97,18 @@ class QueryGenerator:
         wanted = self.options.max_passage_tokens + self.options.max_new_tokens
         if context is not None and wanted > context:
             raise InputError(
-                f"{self.name} reads {context} tokens, passage and query may have {wanted}: lower --max-passage-tokens"
+                f"{self.name} allows {context} tokens, passage and query need {wanted}: lower --max-passage-tokens"
             )
-        # Ranking lengths that fit a short context.
+        # Length limits for ranking that fit a short context.
         short = context is not None and context < 512
         lengths: dict[str, Any] = {"max_length": context, "max_query_length": context // 2} if short else {}
         ranker = load_ranker(self._source.name, device=device, dtype=dtype, **lengths)
         if not ranker.scores_query_tokens:
-            raise ModelError(f"{self.name} ranks by {ranker.title.lower()} and generates no queries")
+            raise ModelError(f"{self.name} ranks by {ranker.title.lower()} and cannot generate queries")
         self._ranker, self._model, self._tokenizer = ranker, ranker.backbone, ranker.tokenizer
 
     def _inputs(self, passages: Sequence[str]) -> dict[str, Any]:
-        """Padded ids and mask: on the left for a decoder, on the right for an encoder."""
+        """Padded ids and mask: left-padded for a decoder, right-padded for an encoder."""
         import torch
 
         limit = self.options.max_passage_tokens
@@ -137,7 +137,7 @@ class QueryGenerator:
         inputs = self._inputs(passages)
         seed = random.Random(f"{self.options.seed}\0" + "\0".join(passages)).getrandbits(63)
         devices = [self._model.device] if self._model.device.type == "cuda" else []
-        # Generation reads fields of the configuration that loading does not.
+        # Generation uses fields of the configuration that loading does not.
         with load_errors(self._source.name), torch.random.fork_rng(devices), torch.inference_mode():
             torch.manual_seed(seed)
             output = self._model.generate(**inputs, **self.options.for_generate())
@@ -151,10 +151,10 @@ class QueryGenerator:
 
 
 def tidy_generated(text: str, ended: bool) -> tuple[str, str | None]:
-    """A raw text as a query, and why it cannot be one.
+    """A raw text as a query, and why it must be rejected, if so.
 
-    A query ends at the first line break, question mark, or return to the prompt (`Document:`, `Query:`); what the
-    model would have gone on with is dropped. One that was still going on at the longest length is "unfinished".
+    A query ends at the first line break, question mark, or repetition of the prompt (`Document:`, `Query:`); the rest
+    of the text is dropped. A query without an end within the maximum length is "unfinished".
     """
     first = next(iter(text.strip().splitlines()), "")
     finished = ended or "\n" in text.strip()
@@ -174,16 +174,16 @@ def tidy_generated(text: str, ended: bool) -> tuple[str, str | None]:
 def generate_queries(
     documents: Mapping[str, Document], generator: QueryGenerator, collector: QueryCollector, min_shared: int = 1
 ) -> None:
-    """Fills a collector with queries for passages drawn at random, without replacement.
+    """Fills a collector with queries for passages sampled at random, without replacement.
 
-    A query that is a piece of its passage, word for word, is not taken ("copied"): that is what cropping gives. Nor is
-    one that shares fewer stems with its passage than `min_shared` ("unrelated"): what could be asked of any passage.
+    A query that is a verbatim piece of its passage is rejected ("copied"): cropping makes such queries. So is a query
+    that shares fewer than `min_shared` stems with its passage ("unrelated"): it could be about any passage.
 
     Args:
         documents: Document id to document.
-        generator: Writes them.
-        collector: Takes them; may stay unfilled where the corpus has no more.
-        min_shared: Stems, stop words aside, that a query shares with its passage at least (English).
+        generator: Generates them.
+        collector: Accepts them; may stay incomplete if the corpus has no more.
+        min_shared: Minimum number of stems, except stop words, that a query shares with its passage (English).
     """
     ids = list(documents)
     random.Random(generator.options.seed).shuffle(ids)

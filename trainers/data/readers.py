@@ -1,6 +1,6 @@
-"""Where weak pairs come from: local files and datasets of the Hub, with a mapping from their fields.
+"""Sources of weak pairs: local files and datasets on the Hub, with a mapping from their fields.
 
-One record is in memory at a time.
+Records are streamed, one in memory at a time.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ SUFFIXES = (".jsonl", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz", ".parqu
 
 @dataclass
 class Source:
-    """One source of pairs, as a recipe declares it.
+    """One source of pairs, as declared in a recipe.
 
     Attributes:
         type: One of `PAIR_TYPES`.
-        path: File, folder, or id of a dataset on the Hub. Variables such as `$HOME` are filled in.
-        name: What the column `source` says; by default the file's name without its endings. A file may give it row by
+        path: File, folder, or id of a dataset on the Hub. Variables such as `$HOME` are expanded.
+        name: Value of the column `source`; by default the file's name without its suffixes. A file may have one per
             row (`fields: {source: FIELD}`).
-        licence: Licence of the source; `unknown` where none is given.
-        fields: The fields of a record that hold query, document and, if there are any, source and licence. A list of
-            fields is joined by spaces; `a.b` reaches into an object.
+        licence: Licence of the source; `unknown` if not given.
+        fields: The fields of a record for query, document and, if any, source and licence. A list of fields is joined
+            by spaces; `a.b` is a nested field.
         split: Split of a Hub dataset.
         config: Configuration of a Hub dataset.
-        limit: Most pairs to take; 0 takes all.
+        limit: Maximum number of pairs; 0 for all.
     """
 
     type: str
@@ -60,15 +60,15 @@ class Source:
 
 
 def read_source(source: Source, unusable: Counter[str]) -> Iterator[Pair]:
-    """The pairs of one source, up to its limit. A field that holds a list of texts gives a pair for each of them.
+    """The pairs of one source, up to its limit. A field with a list of texts gives one pair per text.
 
     Args:
         source: The source.
-        unusable: Counts, by reason, the records that gave no pair.
+        unusable: Counts, by reason, the records without a pair.
 
     Raises:
-        InputError: the file is missing or broken (with the line), or has not the fields.
-        ResourceError: a package is missing, or the Hub cannot be reached.
+        InputError: the file is missing or malformed (with the line number), or lacks the fields.
+        ResourceError: a package is not installed, or the Hub cannot be reached.
     """
     return islice(_pairs(source, unusable), source.limit or None)
 
@@ -94,9 +94,9 @@ def _pairs(source: Source, unusable: Counter[str]) -> Iterator[Pair]:
 
 
 def _mapping(source: Source, record: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """The declared fields, completed by those that the first record has."""
+    """The declared fields, completed with defaults that the first record has."""
     mapping = dict(source.fields)
-    # The kinds are named after the fields that such records have, such as `question_answer`.
+    # The types are named after the usual fields of such records, for example `question_answer`.
     for name, own in zip(("query", "document"), source.type.split("_"), strict=True):
         mapping.setdefault(name, next((known for known in (name, own) if known in record), own))
         paths = [mapping[name]] if isinstance(mapping[name], str) else mapping[name]
@@ -105,7 +105,7 @@ def _mapping(source: Source, record: Mapping[str, Any], place: str) -> dict[str,
         if all(field_of(record, path) is None and path.split(".")[0] not in record for path in paths):
             raise InputError(
                 f"{place}: no field {' or '.join(paths)} for the {name}; there are {', '.join(record)}. "
-                f"Say which with fields: {{{name}: FIELD}}"
+                f"Declare it with fields: {{{name}: FIELD}}"
             )
     if not source.fields:
         mapping |= {name: name for name in ("source", "licence") if isinstance(record.get(name), str)}
@@ -113,7 +113,7 @@ def _mapping(source: Source, record: Mapping[str, Any], place: str) -> dict[str,
 
 
 def _values(record: Mapping[str, Any], paths: Any) -> list[str]:
-    """The texts of a field, an empty one where there is none; several fields are joined."""
+    """The texts of a field, an empty one if it is missing; several fields are joined."""
     if not isinstance(paths, str):
         return [" ".join(filter(None, (text_of(field_of(record, path)) for path in paths)))]
     value = field_of(record, paths)
@@ -143,26 +143,26 @@ def _records(source: Source) -> Iterator[tuple[str, Any]]:
 
 
 def expanded(path: str) -> str:
-    """A path with `~` and environment variables filled in.
+    """A path with `~` and environment variables expanded.
 
     Raises:
         InputError: a variable is not set.
     """
     filled = os.path.expanduser(os.path.expandvars(path))
     if "$" in filled:
-        raise InputError(f"{path}: an environment variable in it is not set; set it, or write the path out")
+        raise InputError(f"{path}: an environment variable in it is not set; set it, or write out the path")
     return filled
 
 
 def text_of(value: Any) -> str:
-    """A field's text, white space at the ends dropped; empty where it is missing or no text."""
+    """A field's text, stripped; empty if it is missing or not a string."""
     if isinstance(value, str):
         return value.strip()
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
 
 
 def field_of(record: Mapping[str, Any], path: str) -> Any:
-    """The value of a field; `a.b` reaches into an object. `None` where there is none."""
+    """The value of a field; `a.b` is a nested field. `None` if it is missing."""
     if path in record:
         return record[path]
     value: Any = record

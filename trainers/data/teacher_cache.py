@@ -1,7 +1,7 @@
-"""A disk cache of everything that was paid for: a model's answers, scores, generated queries.
+"""A disk cache of all expensive results: a model's answers, scores, generated queries.
 
-Every entry is on the disk as soon as it is there, so a killed run loses at most what was under way, and a second run
-asks nothing twice. The key is a hash of the request; no header, and so no API key, is part of it.
+Every entry is on disk as soon as it is computed, so an interrupted run loses at most the requests in progress, and a
+second run repeats no request. The key is a hash of the request; it includes no header, and so no API key.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from modeling_tsarank.ranking_errors import InputError
 
 
 def request_key(request: Any) -> str:
-    """SHA-256 (hexadecimal) of a JSON-able request, whatever the order of its fields."""
+    """SHA-256 (hexadecimal) of a JSON-serializable request, independent of the order of its fields."""
     text = json.dumps(request, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -26,36 +26,36 @@ _BEGINNING = b'{"settings":'
 
 
 class RequestCache(ResultLog):
-    """Request to answer, both JSON-able: a `ResultLog` whose units are the keys of requests.
+    """Maps requests to answers, both JSON-serializable: a `ResultLog` whose units are the keys of requests.
 
     Args:
-        path: The file; its folder is made if need be.
+        path: The file; its folder is created if necessary.
 
     Raises:
-        InputError: the file is no such cache.
+        InputError: the file is not such a cache.
         ResourceError: it cannot be written.
     """
 
     def __init__(self, path: str | Path) -> None:
         path = Path(path)
-        with write_errors(path):  # found out before anything is paid
+        with write_errors(path):  # fail before any request is paid for
             path.parent.mkdir(parents=True, exist_ok=True)
             path.open("ab").close()
         super().__init__(path)
         with path.open("rb") as file:
             head = file.read(len(_BEGINNING))
-            # A first line that a kill has cut is one of ours as far as it goes.
+            # A first line truncated by a kill is accepted if it is a prefix of ours.
             foreign = not _BEGINNING.startswith(head) or b"\n" in file.read()
         if not len(self) and foreign:
-            raise InputError(f"{path} is no cache of answers; name another file, or remove it")
+            raise InputError(f"{path} is not a cache of answers; choose another file, or remove it")
 
     def get(self, request: Any) -> Any | None:
-        """The answer to `request`, or None where it was never answered."""
+        """The cached answer to `request`, or None."""
         try:
             return self[request_key(request)]
         except KeyError:
             return None
 
     def put(self, request: Any, answer: Any) -> None:
-        """Keeps an answer; on disk when this returns. An answer that is there already is replaced."""
+        """Stores an answer; on disk when this returns. An existing answer is replaced."""
         self.add({request_key(request): answer})

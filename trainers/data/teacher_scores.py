@@ -1,4 +1,4 @@
-"""Teachers whose work the processes of a job share: rerankers, whose scores give the order, and language models."""
+"""Teachers whose work is shared by the processes of a job: rerankers, which rank by scores, and language models."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from modeling_tsarank.trainers.data.teacher_cache import RequestCache, request_k
 
 
 CHUNK_PAIRS = 1024
-"""Lists are scored together until they have so many pairs: batches are full then, and a document that several lists
-share is read once. They are kept together, so that a run that was killed scores the rest in the same batches, to the
-same bits."""
+"""Lists are scored together in chunks of this many pairs: then batches are full, and a document shared by several
+lists is encoded once. A chunk is cached as a whole, so that an interrupted run scores the rest in the same batches, to
+the same bits."""
 CHUNKS_AHEAD = 128
-"""So many chunks are in memory at a time."""
+"""Number of chunks in memory at a time."""
 
 Texts = tuple[str, Sequence[str]]
 """A query and its documents."""
@@ -38,20 +38,20 @@ Scorer: TypeAlias = "CachedScorer | MixedScorer"
 
 
 class TeacherWorker:
-    """Does the lists of a task with the model that it names; each model is loaded once."""
+    """Processes the lists of a task with its model; each model is loaded once."""
 
     def __init__(self) -> None:
         self._models: dict[str, Any] = {}
 
     def __call__(self, task: tuple[str, str, dict[str, Any], Any, list[Texts]]) -> list[Any]:
-        """Of each list the scores, or what a language model made of it (see `LocalTeacher`).
+        """For each list the scores, or a language model's ranking (see `LocalTeacher`).
 
         Args:
-            task: `score` or `order`, name and options of the model, token budget of a batch or how lists are asked
-                about, lists.
+            task: `score` or `order`, name and options of the model, token budget of a batch or options of the listwise
+                prompt, lists.
 
         Raises:
-            ModelError: the scorer did not return one number a document.
+            ModelError: the scorer did not return one number per document.
         """
         kind, name, options, how, lists = task
         key, load = repr((kind, name, options)), load_scorer if kind == "score" else LocalChat
@@ -65,7 +65,7 @@ class TeacherWorker:
 
 
 def _answered(chat: LocalChat, how: ListwiseOptions, query: str, documents: Sequence[str]) -> dict[str, Any]:
-    """An ordering and what it cost, as values of JSON."""
+    """A ranking and its cost, as JSON values."""
     chat.usage = Usage()
     ordering = asdict(ListwiseRanker(chat, how).order(query, documents))
     return {"ordering": ordering, "usage": {name: value for name, value in chat.usage.as_dict().items() if value}}
@@ -86,15 +86,15 @@ def _chunks(lists: Iterable[Texts], most: int) -> Iterator[list[Texts]]:
 
 @dataclass
 class _SharedWork:
-    """What is worked out for lists, from the cache or by the pool.
+    """Results for lists, from the cache or computed by the pool.
 
     Attributes:
-        identity: All that the results depend on beside the lists.
-        task: Makes a task of the pool out of lists.
-        cache: Where results are kept, a list at a time.
-        pool: Does the work with a `TeacherWorker`; None works in this process.
-        chunk_pairs: Lists are one task until they have so many pairs.
-        check: Looks at the results of a task before they are kept.
+        identity: Everything that the results depend on besides the lists.
+        task: Makes a task of the pool from lists.
+        cache: Cache of the results, one entry per list.
+        pool: Runs a `TeacherWorker`; None uses this process.
+        chunk_pairs: Minimum number of pairs per task.
+        check: Validates the results of a task before they are cached.
     """
 
     identity: dict[str, Any]
@@ -108,7 +108,7 @@ class _SharedWork:
         self._pool = self.pool or RanksPool(TeacherWorker())
 
     def results(self, lists: Iterable[Texts]) -> Iterator[tuple[Any, bool]]:
-        """The result of each list in the given order, and whether it was kept before."""
+        """The result of each list in the given order, and whether it was cached."""
         chunks = _chunks(lists, self.chunk_pairs)
         while ahead := list(islice(chunks, CHUNKS_AHEAD)):
             yield from self._work(ahead)
@@ -145,13 +145,13 @@ class _SharedWork:
 
 
 class CachedScorer:
-    """Scores of (query, documents) from the cache, else of a scorer that is loaded when first needed.
+    """Scores of (query, documents) from the cache, or from a scorer that is loaded on first use.
 
     Args:
         name: See `load_scorer`.
-        cache: Where scores are kept, a list at a time.
+        cache: Cache of the scores, one entry per list.
         usage: Counts the lists.
-        pool: Does the work with a `TeacherWorker`; None works in this process.
+        pool: Runs a `TeacherWorker`; None uses this process.
         **options: See `load_scorer`; and `batch_tokens`, the token budget of a batch.
     """
 
@@ -173,18 +173,18 @@ class CachedScorer:
 
     def _check(self, values: list[Any]) -> None:
         if not np.isfinite(np.concatenate(values)).all():
-            raise NonFiniteScoreError(f"{self.name} gave a score that is not finite")
+            raise NonFiniteScoreError(f"{self.name} returned a score that is not finite")
 
     def describe(self) -> dict[str, Any]:
         """For a card."""
         return {"kind": "scores", "model": self.name, **{k: v for k, v in self._load_options.items() if v is not None}}
 
     def scores_of(self, lists: Iterable[Texts]) -> Iterator[list[float]]:
-        """The scores of each list, in the given order; about `CHUNK_PAIRS` pairs at a time are scored in one call.
+        """The scores of each list, in the given order; about `CHUNK_PAIRS` pairs are scored in one call.
 
         Raises:
             NonFiniteScoreError: the model returned NaN or an infinity.
-            ModelError: it did not return one number a document.
+            ModelError: it did not return one number per document.
         """
         for scores, kept in self._work.results(lists):
             self.usage.add(**({"cached": 1} if kept else {"requests": 1, "answers": 1}))
@@ -192,15 +192,15 @@ class CachedScorer:
 
 
 class LocalTeacher:
-    """Orders lists by asking a causal language model on the machines of the pool.
+    """Ranks lists with a causal language model on the machines of the pool.
 
     Args:
         name: See `LocalChat`.
-        how: How lists are asked about.
-        cache: Where what became of each list is kept.
-        usage: Counts requests and tokens; lists from the cache as such.
-        pool: Does the work with a `TeacherWorker`; None works in this process.
-        options: Of `LocalChat`.
+        how: Options of the listwise prompt.
+        cache: Cache of the outcome of each list.
+        usage: Counts requests and tokens, and cached lists separately.
+        pool: Runs a `TeacherWorker`; None uses this process.
+        options: Options of `LocalChat`.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class LocalTeacher:
         self._work = _SharedWork(identity, lambda lists: ("order", name, options, how, lists), cache, pool, 1)
 
     def order_many(self, lists: Sequence[Texts]) -> Iterator[Ordering]:
-        """What became of each list, in the given order."""
+        """The outcome of each list, in the given order."""
         for found, kept in self._work.results(lists):
             ordering = Ordering(**found["ordering"])
             ordering.reading = [
@@ -224,10 +224,10 @@ class LocalTeacher:
 
 
 class ScoringTeacher:
-    """Orders lists by a scorer; equal scores keep the first stage's order.
+    """Ranks lists by a scorer; equal scores keep the first stage's order.
 
     Args:
-        scorer: The scorer, or a mixture of several (`MixedScorer`).
+        scorer: The scorer, or the mean of several (`MixedScorer`).
     """
 
     def __init__(self, scorer: Scorer) -> None:
@@ -235,7 +235,7 @@ class ScoringTeacher:
         self.name = scorer.name
 
     def order_many(self, lists: Sequence[Texts]) -> Iterator[Ordering]:
-        """The order of each list with its scores, always `clean`; many are scored together."""
+        """The ranking of each list with its scores, always `clean`; many lists are scored together."""
         for scores in self._scorer.scores_of(lists):
             order = np.argsort(-np.asarray(scores), kind="stable")
             yield Ordering("clean", [int(index) for index in order], scores=scores)
@@ -245,19 +245,19 @@ class ScoringTeacher:
 
 
 class MixedScorer:
-    """The weighted mean of several scorers, whose scores are z-scores within each list.
+    """The weighted mean of several scorers' z-scores within each list.
 
-    A reranker's log-likelihoods and a bi-encoder's cosines have no common scale, so of each scorer's scores of a list
-    its mean is subtracted, and the rest divided by its (population) standard deviation. A scorer that gives all
-    documents of a list one score has no say in it. How sure a scorer is of the whole list is lost: of two documents
-    each scorer gives one 1 and the other -1, however far apart it holds them.
+    A reranker's log-likelihoods and a bi-encoder's cosines have no common scale, so each scorer's scores of a list are
+    shifted by their mean and divided by their (population) standard deviation. A scorer that gives all documents of a
+    list the same score has no influence. How confident a scorer is about the whole list is lost: of two documents,
+    every scorer gives one 1 and the other -1, whatever their difference.
 
     Args:
         scorers: Two or more.
-        weights: One a scorer, 0 or more; they are divided by their sum. None: all alike.
+        weights: One per scorer, 0 or more; normalized to sum to 1. None: equal weights.
 
     Raises:
-        InputError: not as many weights as scorers, one that is negative or not finite, or only zeros.
+        InputError: not one weight per scorer, a negative or non-finite weight, or only zeros.
     """
 
     def __init__(self, scorers: Sequence[CachedScorer], weights: Sequence[float] | None = None) -> None:
@@ -266,7 +266,7 @@ class MixedScorer:
         if len(given) != len(self._scorers):
             raise InputError(f"every teacher needs a weight: {len(self._scorers)} teachers, {len(given)} weights")
         if not all(weight >= 0 and math.isfinite(weight) for weight in given) or not sum(given):
-            raise InputError(f"teachers' weights are 0 or more, and not all 0, got {', '.join(map(str, given))}")
+            raise InputError(f"teachers' weights must be 0 or more, and not all 0, got {', '.join(map(str, given))}")
         self.weights = [weight / sum(given) for weight in given]
         self.name = "+".join(scorer.full_name for scorer in self._scorers)
 
@@ -276,10 +276,11 @@ class MixedScorer:
         return {**shared, "model": self.name, "weights": ", ".join(f"{weight:.4g}" for weight in self.weights)}
 
     def scores_of(self, lists: Iterable[Texts]) -> Iterator[list[float]]:
-        """The mixed scores of each list, in the given order, shape `(n,)` each; no unit, a list's mean is 0.
+        """The mean z-scores of each list, in the given order, shape `(n,)` each; without a unit, each list's mean is
+        0.
 
         Raises:
-            NonFiniteScoreError, ModelError: as `CachedScorer.scores_of`.
+            NonFiniteScoreError, ModelError: see `CachedScorer.scores_of`.
         """
         lists = list(lists)
         for parts in zip(*(scorer.scores_of(lists) for scorer in self._scorers), strict=True):
@@ -294,23 +295,23 @@ def teacher_scorer(
     pool: Pool | None = None,
     **options: Any,
 ) -> Scorer:
-    """The scorer of one name as it is, or the mixture of several.
+    """The scorer of one name, or the weighted mean of several.
 
     Args:
         names: One or more; see `load_scorer`.
-        weights: Of the mixture; None for equal ones.
+        weights: Weights of the mean; None for equal ones.
         cache, usage, pool, **options: See `CachedScorer`.
 
     Raises:
-        InputError: weights without a mixture, one teacher twice, or wrong weights (see `MixedScorer`).
+        InputError: weights for a single teacher, a repeated teacher, or invalid weights (see `MixedScorer`).
     """
     if len({json.dumps(scorer_identity(name), sort_keys=True) for name in names}) < len(names):
-        raise InputError(f"one teacher is given twice: {', '.join(names)}; give it a larger weight instead")
-    # Lists are counted once, by the first.
+        raise InputError(f"a teacher is given twice: {', '.join(names)}; give it a larger weight instead")
+    # Lists are counted once, by the first scorer.
     counts = [usage, *(None for _ in names[1:])]
     scorers = [CachedScorer(name, cache, count, pool, **options) for name, count in zip(names, counts, strict=True)]
     if len(scorers) > 1:
         return MixedScorer(scorers, weights)
     if weights is not None:
-        raise InputError("weights are for several teachers; one has nothing to be mixed with")
+        raise InputError("weights are for several teachers; with one, leave them out")
     return scorers[0]

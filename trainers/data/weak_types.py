@@ -1,4 +1,4 @@
-"""The seven kinds of weakly supervised pairs, one pair with its origin, and what a filter of pairs is."""
+"""The seven types of weakly supervised pairs, the pair with its origin, and the base class of filters."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ PAIR_TYPES: dict[str, str] = {
     "post_comment": "a post, and a comment on it",
     "entity_description": "the name of an entity, and its description",
     "question_answer": "a question, and its answer",
-    "summary_content": "a summary, and what it sums up",
+    "summary_content": "a summary, and the summarized text",
 }
-"""TSARankLLM, Table 1: the shorter text of each kind is the query, the longer one the document."""
+"""TSARankLLM, Table 1: the shorter text of each type is the query, the longer one the document."""
 
 COLUMNS = ("query", "document", "type", "source", "licence")
 UNKNOWN_LICENCE = "unknown"
@@ -28,11 +28,11 @@ class Pair:
     """One weakly supervised pair.
 
     Attributes:
-        query: What a model learns to predict.
-        document: What it is predicted from.
+        query: The text that a model learns to predict.
+        document: The text that it is predicted from.
         type: One of `PAIR_TYPES`.
-        source: Where the pair comes from.
-        licence: Licence of the source, `unknown` where nobody said.
+        source: Origin of the pair.
+        licence: Licence of the source, `unknown` if not stated.
     """
 
     query: str
@@ -49,7 +49,7 @@ class Pair:
         return self._views[name]
 
     def with_texts(self, query: str, document: str) -> Pair:
-        """The same pair with other texts; itself where they are the same."""
+        """The same pair with other texts; the pair itself if they are equal."""
         if query == self.query and document == self.document:
             return self
         return Pair(query, document, self.type, self.source, self.licence)
@@ -60,11 +60,11 @@ class Pair:
 
 
 Outcome: TypeAlias = "Pair | str"
-"""What a step makes of a pair: the pair, perhaps mended, or the reason why it is dropped."""
+"""The result of a step for a pair: the pair, possibly modified, or the reason why it is dropped."""
 
 
 class Step:
-    """Base of all filters: a dataclass whose fields are the options.
+    """Base class of all filters: a dataclass whose fields are the options.
 
     Attributes:
         name: Name in recipes.
@@ -73,20 +73,20 @@ class Step:
     name: ClassVar[str]
 
     def apply(self, pairs: list[Pair]) -> list[Outcome]:
-        """One outcome for each pair, in order."""
+        """One outcome per pair, in order."""
         return [self.judge(pair) for pair in pairs]
 
     def judge(self, pair: Pair) -> Outcome:
-        """The outcome of one pair; for steps that look at each pair alone."""
+        """The outcome of one pair; for steps that process each pair independently."""
         raise NotImplementedError(f"{type(self).__name__} judges batches")
 
     def facts(self) -> dict[str, Any]:
-        """What else the provenance is to say of this step."""
+        """Additional facts on this step for the provenance record."""
         return {}
 
     def public_options(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The declared options as the provenance may show them: without paths of one machine."""
+        """The declared options for the provenance record, without local paths."""
         return options
 
     def close(self) -> None:
-        """Lets go of files and models."""
+        """Closes files and models."""

@@ -1,6 +1,6 @@
-"""Development collections of sources that no training reads, and the lists that teachers are trained on, held apart.
+"""Development collections from sources without training data, and training lists for teachers, kept disjoint.
 
-A model is chosen on the collections. The lists hold no text of theirs and none of the test collections.
+Models are selected on the collections. The lists contain no text of these, and none of the test collections.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class DevelopmentSource:
     """One development collection.
 
     Attributes:
-        name: Of the collection's folder.
-        files: Under the data folder, without their ending; their passages are its corpus.
-        origins: Of files of weak pairs: patterns of the sources taken; their documents alone are the corpus.
-        queries: At most so many, drawn; 0 takes all.
-        candidates: BM25's best documents of a query; 0: the query's own passages, in BM25's order.
-        lowest: The grade that counts 0.
-        apart_from: Files of which no query is taken.
-        words: A passage is cut after so many.
+        name: Name of the collection's folder.
+        files: Files in the data folder, without suffix; their passages are the corpus.
+        origins: For files of weak pairs: patterns of the sources to use; only their documents are the corpus.
+        queries: Maximum number of queries, sampled; 0 for all.
+        candidates: Number of BM25 candidates per query; 0: the query's own passages, in BM25's order.
+        lowest: The grade that maps to 0.
+        apart_from: Files whose queries are excluded.
+        words: Passages are truncated to this many words.
     """
 
     name: str
@@ -69,15 +69,15 @@ class DevelopmentSource:
 
 @dataclass(frozen=True)
 class ListSource:
-    """Lists of one kind, for training.
+    """Training lists of one kind.
 
     Attributes:
-        name: Of the file.
-        files: Under the data folder, without their ending.
-        pool: Further files whose passages negatives may come from.
-        queries: At most so many, drawn; 0 takes all.
-        mining: Options of `MiningOptions`; a list with fewer negatives than `count` is filled up. None mines none.
-        words: A passage is cut after so many.
+        name: Name of the file.
+        files: Files in the data folder, without suffix.
+        pool: Further files with passages for negatives.
+        queries: Maximum number of queries, sampled; 0 for all.
+        mining: Options of `MiningOptions`; lists with fewer negatives than `count` are filled up. None: no mining.
+        words: Passages are truncated to this many words.
     """
 
     name: str
@@ -90,14 +90,14 @@ class ListSource:
 
 @dataclass(frozen=True)
 class PoolSource:
-    """A corpus and queries for it, of which `tsarank data lists` makes lists at scale.
+    """A corpus with queries, from which `tsarank data lists` makes lists at scale.
 
     Attributes:
-        name: Of the folder.
-        passages: Files under the data folder, without their ending, whose passages are the corpus.
-        queries: Files whose queries are taken; one with an ending is read as BEIR's, such as `queries.tsv.gz`.
-        words: A passage is cut after so many.
-        least_words, most_words: Of a query.
+        name: Name of the folder.
+        passages: Files in the data folder, without suffix, whose passages are the corpus.
+        queries: Files with the queries; one with a suffix is read as BEIR's, such as `queries.tsv.gz`.
+        words: Passages are truncated to this many words.
+        least_words, most_words: Limits of a query's length.
     """
 
     name: str
@@ -110,7 +110,7 @@ class PoolSource:
 
 @dataclass
 class DevelopmentPlan:
-    """What `development.yaml` says: see the sources; `leakage` names the test collections."""
+    """The content of `development.yaml`: see the sources; `leakage` lists the test collections."""
 
     leakage: tuple[str, ...]
     collections: tuple[Any, ...]
@@ -128,26 +128,26 @@ class DevelopmentPlan:
         read = {file for one in self.training for file in (*one.files, *one.pool)}
         shared = sorted(named & (read | {file for one in self.corpora for file in (*one.passages, *one.queries)}))
         if shared:
-            raise InputError(f"{', '.join(shared)} is for development, and no list may be made of it")
+            raise InputError(f"{', '.join(shared)} is for development and cannot be used for a list")
 
 
 def prepare_development(plan_file: Path, data: Path, output: Path, limit: int = 0) -> dict[str, Any]:
     """Makes development collections, lists, pools and `counts.json`.
 
-    `dev/NAME/` is in BEIR's layout, with the split `dev` and the run `candidates`; `lists/NAME.jsonl` are rows of
-    distillation; of `pools/NAME/` `tsarank data lists` makes more.
+    `dev/NAME/` is in BEIR's layout, with the split `dev` and the run `candidates`; `lists/NAME.jsonl` contains
+    distillation rows; from `pools/NAME/`, `tsarank data lists` makes more.
 
     Args:
         plan_file: `development.yaml`.
         data: Folder with `marco`, `supervised`, `weak_pairs` and `beir`.
-        output: Folder to fill.
-        limit: For rehearsals: only the first so many rows of every file; 0 takes all.
+        output: Output folder.
+        limit: For rehearsals: only the first N rows of every file; 0 for all.
 
     Returns:
-        The content of `counts.json`: what was read, kept out and written, with fingerprints.
+        The content of `counts.json`: what was read, excluded and written, with fingerprints.
 
     Raises:
-        InputError: the plan or a file is wrong.
+        InputError: the plan or a file is invalid.
     """
     plan = build_options(DevelopmentPlan, read_plan(plan_file, data), str(plan_file))
     report: dict[str, Any] = {"limit": limit, "seed": plan.seed, "inputs": {}}
@@ -165,10 +165,10 @@ def prepare_development(plan_file: Path, data: Path, output: Path, limit: int = 
 
 
 class _Raw(Raw):
-    """Their rows and queries."""
+    """Rows and queries of the raw files."""
 
     def rows(self, name: str, words: int, origins: Sequence[str] = ()) -> Iterator[Judged]:
-        """The rows of a file, passages cut after so many words; without what has no passage."""
+        """The rows of a file with passages truncated to `words` words; rows without a passage are skipped."""
         for place, record in self.records(name):
             source = field_text(checked_record(record, place), "source", place) or "" if origins else ""
             if not origins or any(fnmatchcase(source, one) for one in origins):
@@ -179,7 +179,7 @@ class _Raw(Raw):
                     yield replace(row, query=" ".join(row.query.split()))
 
     def judged(self, names: Sequence[str], words: int, origins: Sequence[str] = ()) -> list[Judged]:
-        """The rows of files, one for each query; of a passage that two rows have the higher value."""
+        """The rows of files, one per query; a passage in two rows gets the higher value."""
         found: dict[tuple[str, ...], Judged] = {}
         for row in (row for name in names for row in self.rows(name, words, origins) if row.query):
             key = tuple(words_of(row.query))
@@ -187,7 +187,7 @@ class _Raw(Raw):
         return list(found.values())
 
     def queries(self, name: str) -> list[str]:
-        """The queries of a file, as they are."""
+        """The queries of a file, unchanged."""
         if not name.endswith(".gz"):
             return [record_text(checked_record(one, place), place, "query") for place, one in self.records(name)]
         path = self.data / name
@@ -232,7 +232,7 @@ def _write_collection(
 
 
 def _write_lists(source: ListSource, seed: int, raw: _Raw, output: Path, check: LeakageCheck) -> dict[str, Any]:
-    """Lists without what a test or development collection has; one with nothing left to tell apart goes."""
+    """Writes lists without texts of test or development collections; lists without distinct values are dropped."""
     lost: Counter[str] = Counter()
     everything = rows = raw.judged(source.files, source.words)
     if source.queries and len(rows) > source.queries:
@@ -258,7 +258,7 @@ def _write_lists(source: ListSource, seed: int, raw: _Raw, output: Path, check: 
 
 
 def _write_pool(source: PoolSource, raw: _Raw, folder: Path, check: LeakageCheck) -> dict[str, Any]:
-    """Writes `corpus.jsonl` and `queries.jsonl` without what the check finds; returns counts."""
+    """Writes `corpus.jsonl` and `queries.jsonl` without texts that the check finds; returns counts."""
     rows = (row for name in source.passages for row in raw.rows(name, source.words))
     texts = list(dict.fromkeys(text for row in rows for text in row.texts))
     passages = write_corpus(folder, f"{source.name}-p", texts, check)

@@ -1,7 +1,7 @@
-"""What both preparations of data work on: queries with judged passages, read from raw files, and pools of passages.
+"""Shared by both data preparations: queries with judged passages from raw files, and pools of passages.
 
-A pool is every passage of a source. BM25 over the pool finds the candidates of the development queries and the hard
-negatives of the training queries, so that both come from the same distribution as a reranker's input.
+A pool contains all passages of a source. BM25 over the pool gives the candidates of the development queries and the
+hard negatives of the training queries, so that both have the distribution of a reranker's input.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ PACKAGES = ("bm25s", "datasketch", "numpy", "PyStemmer", "xxhash")
 
 @dataclass(frozen=True)
 class Judged:
-    """A query with passages and what is known of each.
+    """A query with judged passages.
 
     Attributes:
-        query_id: unique in its source.
-        query: the text; empty for a passage that no query asks for.
-        texts: passages, each once.
-        values: of each passage a grade, a label or a teacher's score.
-        target: what the values are in a training row: `labels` or `teacher_scores`.
+        query_id: Unique in its source.
+        query: The text; empty for a passage without a query.
+        texts: Distinct passages.
+        values: A grade, a label or a teacher's score of each passage.
+        target: Field of the values in a training row: `labels` or `teacher_scores`.
     """
 
     query_id: str
@@ -72,7 +72,7 @@ class Judged:
         return list(zip(self.texts, self.values, strict=True))
 
     def with_pairs(self, pairs: Iterable[tuple[str, float]]) -> Judged:
-        """The same query with these passages; one that comes again counts once, with the highest of its values."""
+        """The same query with these passages; a repeated passage is merged, with its highest value."""
         best: dict[str, float] = {}
         for text, value in pairs:
             best[text] = max(value, best.get(text, value))
@@ -83,7 +83,7 @@ class Judged:
 
 
 def read_plan(path: Path, data: Path) -> dict[str, Any]:
-    """The options of a YAML file by name, `$TSARANK_DATA` replaced by `data`. Raises `InputError` for another file."""
+    """The options in a YAML file, with `$TSARANK_DATA` replaced by `data`. Raises `InputError` for another file."""
     content = parse_yaml(read_text(path).replace(DATA_VARIABLE, str(data)), str(path))
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise InputError(f"{path}: expected options by name")
@@ -91,16 +91,16 @@ def read_plan(path: Path, data: Path) -> dict[str, Any]:
 
 
 def check_names(what: str, names: Sequence[Any]) -> None:
-    """Raises `InputError` for names that cannot all name a folder or a file."""
+    """Raises `InputError` for names that are not unique or not valid as file or folder names."""
     wrong = next((name for name in names if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name)), None)
     if wrong is not None:
-        raise InputError(f"{what}: a name is letters, digits, - and _, for it names a folder; got {wrong!r}")
+        raise InputError(f"{what}: names may have letters, digits, - and _, as they name folders; got {wrong!r}")
     if len(set(names)) < len(names):
         raise InputError(f"{what} need different names, got {', '.join(names)}")
 
 
 def reread(text: str) -> str:
-    """UTF-8 that somebody read as Latin-1 (`cafÃ©`) read again; any other text as it is."""
+    """Repairs UTF-8 text that was decoded as Latin-1 (`cafÃ©`); any other text is returned unchanged."""
     with contextlib.suppress(UnicodeEncodeError, UnicodeDecodeError):
         return text.encode("latin-1").decode("utf-8")
     return text
@@ -108,14 +108,14 @@ def reread(text: str) -> str:
 
 @dataclass
 class Raw:
-    """The raw files of a folder, of each at most `limit` rows (0 for all), and what is recorded of those read."""
+    """The raw files of a folder, at most `limit` rows of each (0 for all), and a record of the files read."""
 
     data: Path
     limit: int
     inputs: dict[str, Any]
 
     def records(self, name: str) -> Iterator[tuple[str, Any]]:
-        """Place and record of each row of a file. Raises `InputError` where there is none, or it cannot be read."""
+        """Place and record of each row of a file. Raises `InputError` if it does not exist or cannot be read."""
         path = self.data / f"{name}{SUFFIX}"
         if not path.is_file():
             raise InputError(f"there is no {path}")
@@ -124,10 +124,10 @@ class Raw:
 
 
 def read_row(record: Any, place: str, query_id: str) -> Judged:
-    """A raw row: passages with score, grade or label, candidates, a passage alone, or any layout of fine-tuning data.
+    """A raw row: passages with score, grade or label, candidates, a single passage, or any layout of fine-tuning data.
 
     Raises:
-        InputError: it is none of these, or a text or number in it is none; names its place.
+        InputError: it is none of these, or a text or number in it is invalid; names its place.
     """
     record, target = checked_record(record, place), "labels"
     try:
@@ -148,14 +148,14 @@ def read_row(record: Any, place: str, query_id: str) -> Judged:
 
 
 def checked_record(record: Any, place: str) -> dict[str, Any]:
-    """The fields of a raw row that are not null. Raises `InputError` for what is no row."""
+    """The non-null fields of a raw row. Raises `InputError` if it is not a row."""
     if not isinstance(record, Mapping):
         raise InputError(f"{place}: expected a row with named fields, found {shown(record)}")
     return without_nulls(record)
 
 
 def _passages(given: Sequence[Any]) -> tuple[list[tuple[str, float]], str]:
-    """Texts and values of passages, and what the values are in a training row."""
+    """Texts and values of passages, and the field of the values in a training row."""
     rows = [checked_record(one, f"passages[{number}]") for number, one in enumerate(given)]
     name = next((one for one in ("score", "grade", "label") if rows and one in rows[0]), "")
     if rows and not name:
@@ -166,7 +166,7 @@ def _passages(given: Sequence[Any]) -> tuple[list[tuple[str, float]], str]:
 
 
 def clean_judged(rows: Sequence[Judged], check: LeakageCheck, lost: Counter[str]) -> list[Judged]:
-    """The rows without what a test or development collection has: queries with their rows, passages out of theirs."""
+    """The rows without texts of test or development collections: rows with such queries, and passages, are removed."""
     clean = check.clean_queries(rows)
     kept = set(check.clean_texts(list(dict.fromkeys(text for row in clean for text in row.texts))))
     lost["query of a test or development collection"] += len(rows) - len(clean)
@@ -177,7 +177,7 @@ def clean_judged(rows: Sequence[Judged], check: LeakageCheck, lost: Counter[str]
 
 
 def write_counts(output: Path, report: dict[str, Any], *folders: str) -> dict[str, Any]:
-    """Writes `counts.json`: the report with rows and fingerprint of each `.jsonl` file in folders of the output."""
+    """Writes `counts.json`: the report plus rows and fingerprint of each `.jsonl` file in the output's `folders`."""
     report["files"] = {}
     for path in (path for folder in folders for path in sorted((output / folder).rglob("*.jsonl"))):
         with path.open("rb") as file:
@@ -189,7 +189,7 @@ def write_counts(output: Path, report: dict[str, Any], *folders: str) -> dict[st
 
 
 def write_corpus(folder: Path, prefix: str, texts: Sequence[str], check: LeakageCheck | None = None) -> int:
-    """Writes `corpus.jsonl`, ids made of the prefix, without the passages that the check finds; how many are left."""
+    """Writes `corpus.jsonl` without passages that the check finds, ids from `prefix`; returns how many are left."""
     left = texts if check is None else check.clean_texts(texts)
     write_jsonl(folder / "corpus.jsonl", ({"_id": f"{prefix}{n}", "text": text} for n, text in enumerate(left)))
     return len(left)
@@ -199,12 +199,12 @@ def write_corpus(folder: Path, prefix: str, texts: Sequence[str], check: Leakage
 
 
 class Pool:
-    """All passages of a source under ids, with BM25 over them.
+    """All passages of a source with ids, and a BM25 index over them.
 
     Args:
         name: Prefix of the ids.
-        texts: Passages; copies become one.
-        cache_dir: Of the index.
+        texts: Passages; duplicates are merged.
+        cache_dir: Folder of the index.
     """
 
     def __init__(self, name: str, texts: Iterable[str], cache_dir: Path) -> None:
@@ -214,13 +214,13 @@ class Pool:
         self._retriever = Retriever(self.documents, cache_dir)
 
     def candidates(self, rows: Sequence[Judged], depth: int) -> dict[str, dict[str, float]]:
-        """BM25's best passages of every row's query."""
+        """BM25's best passages for every row's query."""
         return self._retriever.run(BM25, {row.query_id: row.query for row in rows}, depth)
 
     def with_negatives(self, rows: Sequence[Judged], options: MiningOptions, lost: Counter[str]) -> list[Judged]:
-        """The rows with values of 1 and 0, those with fewer than `options.count` negatives filled up with mined ones.
+        """The rows with values of 1 and 0; rows with fewer than `options.count` negatives get mined ones.
 
-        A row that has none in the end is left out and counted in `lost`.
+        Rows that still have none are left out and counted in `lost`.
         """
         short = [row for row in rows if len(row.negatives) < options.count]
         mined: dict[str, list[str]] = {}
@@ -250,11 +250,11 @@ class Pool:
         judged: Mapping[str, Mapping[str, int]],
         run: Mapping[str, Mapping[str, float]],
     ) -> None:
-        """A development collection in BEIR's layout, whose corpus are the candidates and the judged passages.
+        """Writes a development collection in BEIR's layout, with the candidates and the judged passages as corpus.
 
         Args:
-            folder: Where to write.
-            queries: Id to text.
+            folder: Output folder.
+            queries: Query id to text.
             judged: Query id to passage to grade.
             run: Query id to passage id to BM25's score.
         """

@@ -1,4 +1,4 @@
-"""The labelled queries of a release: read from files or made of weak pairs, and which of them are for development."""
+"""The labelled queries of a release: from files or weak pairs, with a development split."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from modeling_tsarank.trainers.recipes.judged import Judged, Pool
 
 @dataclass
 class LabelledSource:
-    """One source of labelled queries, as `data.yaml` declares it: files, or types of weak pairs.
+    """One source of labelled queries, as declared in `data.yaml`: files, or types of weak pairs.
 
     Attributes:
         name: Name in mixes, and of the development collection.
-        files: Files of the folder `supervised` without their ending; any layout of SFT data will do.
-        dev_files: Files for the development queries alone; without them these are held out from `files` or pairs.
+        files: Files in the folder `supervised` without suffix, in any layout of SFT data.
+        dev_files: Files for development queries only; by default these are held out from `files` or pairs.
         types: Types of weak pairs whose queries are labelled with their own documents.
-        origins: Patterns of the pairs' sources; all where empty.
-        queries: Most training queries; 0 takes all.
-        dev: Development queries.
-        dev_hard: Take only development queries that BM25 answers wrongly at the first place. For sources whose queries
-            share most words with their documents, and which could not tell two rerankers apart otherwise; no weight
-            of BM25 may be tuned on such queries.
-        query_words: Queries with more words are left out.
-        clean: Options of the filter `clean`, for files (weak pairs are clean already).
-        mining: Options of `MiningOptions`; `count` is also the number of negatives below which a row of a file gets
-            more of them.
+        origins: Patterns of the pairs' sources; all if empty.
+        queries: Maximum number of training queries; 0 for all.
+        dev: Number of development queries.
+        dev_hard: Use only development queries for which BM25's first result is wrong. For sources whose queries share
+            most words with their documents, which otherwise would not separate two rerankers; no fusion weight with
+            BM25 may be tuned on such queries.
+        query_words: Maximum words of a query; longer queries are left out.
+        clean: Options of the filter `clean`, for files (weak pairs are already clean).
+        mining: Options of `MiningOptions`; rows of a file with fewer than `count` negatives also get more of
+            them.
     """
 
     name: str
@@ -63,7 +63,7 @@ class LabelledSource:
         self.mining_options(0)
 
     def mining_options(self, seed: int) -> MiningOptions:
-        """How negatives are mined. Raises `InputError` for options that do not go."""
+        """The mining options. Raises `InputError` for invalid ones."""
         return build_options(MiningOptions, {"seed": seed, **self.mining}, f"the source {self.name}, mining")
 
     def takes(self, pair: Pair) -> bool:
@@ -72,7 +72,7 @@ class LabelledSource:
 
 
 def cleaned(cleaner: Clean, row: Judged) -> Judged:
-    """The row with its texts mended; those with nothing left go."""
+    """The row with cleaned texts; texts that become empty are dropped."""
 
     def mended(query: str, document: str) -> tuple[str, str]:
         pair = cleaner.judge(Pair(query, document, "question_answer", row.query_id))
@@ -83,7 +83,7 @@ def cleaned(cleaner: Clean, row: Judged) -> Judged:
 
 
 def usable(rows: Sequence[Judged], source: LabelledSource, lost: Counter[str]) -> list[Judged]:
-    """The rows that a training can use; why others are not goes into `lost`."""
+    """The rows usable for training; counts of the others go into `lost`, by reason."""
     fitting = [row for row in rows if row.query and len(row.query.split()) <= source.query_words]
     kept = [row for row in fitting if row.positives]
     counts = {"query empty or too long": len(rows) - len(fitting), "no positive": len(fitting) - len(kept)}
@@ -92,7 +92,7 @@ def usable(rows: Sequence[Judged], source: LabelledSource, lost: Counter[str]) -
 
 
 def group_pairs(source: LabelledSource, pairs: Sequence[Pair], lost: Counter[str]) -> list[Judged]:
-    """Weak pairs as queries; the documents of pairs whose queries have the same words are positives of one query."""
+    """Weak pairs as queries; pairs whose queries have the same words become one query with several positives."""
     groups: dict[tuple[str, ...], list[Pair]] = {}
     for pair in pairs:
         groups.setdefault(tuple(words_of(pair.query)), []).append(pair)
@@ -106,9 +106,9 @@ def group_pairs(source: LabelledSource, pairs: Sequence[Pair], lost: Counter[str
 def choose_dev(
     rows: Sequence[Judged], pool: Pool, count: int, depth: int, hard: bool, generator: random.Random
 ) -> tuple[list[Judged], dict[str, dict[str, float]]]:
-    """Development queries with their candidates: the first `count` in random order that can tell rankers apart.
+    """Development queries with their candidates: the first `count` in random order that can separate rankers.
 
-    BM25's top `depth` must hold a positive, with `hard` at another place than the first. The choice looks at no other
+    BM25's top `depth` must contain a positive, with `hard` not at the first rank. The selection uses no other
     model.
     """
     order = list(rows) if count else []

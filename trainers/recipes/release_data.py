@@ -1,4 +1,4 @@
-"""All training files of a release from the raw folders, the development set, and a record of how they came about."""
+"""All training files of a release from the raw folders, the development set, and a record of their origin."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ from modeling_tsarank.trainers.training_sources import read_records
 
 @dataclass
 class Plan:
-    """What `data.yaml` says.
+    """The content of `data.yaml`.
 
     Attributes:
-        weak_recipe: Recipe of the weak pairs, beside the plan; its sampling is not used.
-        leakage: Test collections that nothing may come from.
+        weak_recipe: Recipe of the weak pairs, next to the plan; its sampling is not used.
+        leakage: Test collections to exclude.
         cpt: Sampling of the pairs for CPT, see `Sampling`.
         sources: Labelled queries, see `LabelledSource`.
-        sft_rows: Rows of a file for SFT.
-        sft_words: Words of a document in these files; training reads fewer.
-        mixes: By the file's name, the share of each source in it; sources with fewer rows are repeated.
-        dev_depth: Candidates of a development query.
-        pools: Sources whose documents become a corpus each, for queries to be generated from.
-        distill_queries: Queries for lists that a teacher orders.
-        distill_documents: Most documents of the corpus of those lists.
-        seed: Of every draw.
+        sft_rows: Rows per SFT file.
+        sft_words: Maximum words of a document in these files; training truncates further.
+        mixes: By the file's name, the share of each source; sources with too few rows are repeated.
+        dev_depth: Candidates per development query.
+        pools: Sources whose documents become a corpus each, for query generation.
+        distill_queries: Number of queries for lists that a teacher ranks.
+        distill_documents: Maximum documents in the corpus of those lists.
+        seed: Random seed.
     """
 
     weak_recipe: str
@@ -76,7 +76,7 @@ class Plan:
         check_names("sources", names)
         check_names("mixes", list(self.mixes))
         if not self.leakage or not self.sources:
-            raise InputError("a plan needs sources, and leakage must name the test collections")
+            raise InputError("a plan needs sources, and leakage must list the test collections")
         if self.dev_depth < 2 or self.sft_rows < 1 or self.sft_words < 1:
             raise InputError("dev_depth must be at least 2, sft_rows and sft_words at least 1")
         self.sampling = build_options(Sampling, {"seed": self.seed, **self.cpt}, "cpt")
@@ -88,28 +88,28 @@ class Plan:
         for what, given in {"pools": self.pools, **{f"the mix {mix}": one for mix, one in self.mixes.items()}}.items():
             unknown = next((name for name in given if name not in names), None)
             if unknown is not None:
-                raise InputError(f"{what} names {unknown!r}; there are {', '.join(names)}")
+                raise InputError(f"{what} contains {unknown!r}; there are {', '.join(names)}")
 
 
 def prepare(plan_file: Path, data: Path, output: Path, limit: int = 0) -> dict[str, Any]:
-    """Makes everything that the trainings and the development evaluation read.
+    """Makes the data of all trainings and of the development evaluation.
 
     The output folder gets `weak/` (all clean weak pairs), `cpt/`, `sft/MIX.jsonl`, `dev/SOURCE/` (BEIR's layout,
-    judged split `dev`, run `candidates`), `held_out/` (development queries and their positives, which no training
-    file holds), `pools/SOURCE/` (a corpus), `distill/` (corpus and queries) and `counts.json`. The same plan over
+    judged split `dev`, run `candidates`), `held_out/` (development queries and their positives, which are in no
+    training file), `pools/SOURCE/` (a corpus), `distill/` (corpus and queries) and `counts.json`. The same plan over
     the same files gives the same bytes.
 
     Args:
         plan_file: `data.yaml`.
         data: Folder with `weak_pairs`, `supervised` and `beir`.
-        output: Folder to fill.
-        limit: For rehearsals: only the first so many raw rows of every file; 0 takes all.
+        output: Output folder.
+        limit: For rehearsals: only the first N raw rows of every file; 0 for all.
 
     Returns:
         The content of `counts.json`.
 
     Raises:
-        InputError: the plan or a file is wrong.
+        InputError: the plan or a file is invalid.
     """
     plan = build_options(Plan, read_plan(plan_file, data), str(plan_file))
     weak = read_plan((plan_file.parent / plan.weak_recipe).resolve(), data)
@@ -118,14 +118,14 @@ def prepare(plan_file: Path, data: Path, output: Path, limit: int = 0) -> dict[s
     with ExitStack() as stack:
         tests = stack.enter_context(LeakageCheck(plan.leakage, similar_queries=0))
         checks = {"test_collections": tests}
-        # Again, whatever the recipe's own filters did: they may have looked before they mended.
+        # Checked again, whatever the recipe's own filters did: they may have run before its cleaning.
         pairs = tests.clean_pairs(kept)
         raw = Raw(data / "supervised", limit, report["inputs"])
         prepared = {one.name: _prepare_source(one, plan, raw, pairs, tests, output) for one in plan.labelled}
         report["sources"] = {name: counts for name, (_, _, _, counts) in prepared.items()}
         held = _write_held_out(output / "held_out", [one for _, dev, _, _ in prepared.values() for one in dev])
         if held is not None:
-            # Without shared runs of words: answers and abstracts share formulas, and only copies give anything away.
+            # Without shared runs of words: answers and abstracts share phrases, and only copies are leaks.
             own = LeakageCheck([str(held)], similar_queries=0, run_words=0)
             checks["held_out"] = stack.enter_context(own)
         training = {name: _passed(rows, list(checks.values())) for name, (rows, _, _, _) in prepared.items()}
@@ -160,7 +160,7 @@ def _weak_pairs(content: dict[str, Any], folder: Path, limit: int, report: dict[
 def _prepare_source(
     source: LabelledSource, plan: Plan, raw: Raw, pairs: Sequence[Pair], tests: LeakageCheck, output: Path
 ) -> tuple[list[Judged], list[Judged], Pool, dict[str, Any]]:
-    """Training and development queries of a source, whose collection is written, its documents, and counts."""
+    """Training and development queries of a source, its documents, and counts; writes its development collection."""
     generator = random.Random(f"{plan.seed}/{source.name}")
     lost: Counter[str] = Counter()
 
@@ -195,7 +195,7 @@ def _prepare_source(
 
 
 def _passed(rows: Sequence[Judged], checks: Sequence[LeakageCheck], needed: str = "negatives") -> list[Judged]:
-    """The rows without what the collections have, as far as they keep a positive, and what is `needed`."""
+    """The rows without texts of the collections, if they still have a positive, and `needed`."""
     left = list(rows)
     for check in checks:
         left = [row for row in clean_judged(left, check, Counter()) if row.positives]
@@ -206,7 +206,7 @@ def _passed(rows: Sequence[Judged], checks: Sequence[LeakageCheck], needed: str 
 
 
 def _write_held_out(folder: Path, rows: Sequence[Judged]) -> Path | None:
-    """Development queries and positives in a form that the filter `leakage` reads."""
+    """Writes development queries and positives in a format that the filter `leakage` reads."""
     if not rows:
         return None
     write_corpus(folder, "p", list(dict.fromkeys(text for row in rows for text in row.positives)))
@@ -226,7 +226,7 @@ def _write_sft(plan: Plan, training: Mapping[str, list[Judged]], folder: Path, r
         for name, share in present.items():
             wanted = max(round(plan.sft_rows * share / sum(present.values())), 1)
             order: list[Judged] = []
-            while len(order) < wanted:  # every row as often as any other, give or take one
+            while len(order) < wanted:  # all rows equally often, up to a difference of one
                 order += generator.sample(training[name], min(len(training[name]), wanted - len(order)))
             drawn += [_sft_row(row, name, plan.sft_words) for row in order]
             counts[name] = {"rows": wanted, "queries": len({row.query_id for row in order})}
@@ -236,7 +236,7 @@ def _write_sft(plan: Plan, training: Mapping[str, list[Judged]], folder: Path, r
 
 
 def _sft_row(row: Judged, source: str, words: int) -> dict[str, Any]:
-    """The row of a training file, documents cut after so many words."""
+    """A row of a training file, with documents truncated to `words` words."""
     positives, negatives = (
         list(dict.fromkeys(" ".join(text.split()[:words]) for text in texts))
         for texts in (row.positives, row.negatives)
@@ -249,7 +249,7 @@ def _sft_row(row: Judged, source: str, words: int) -> dict[str, Any]:
 def _write_cpt(
     plan: Plan, pairs: Sequence[Pair], own: LeakageCheck | None, folder: Path, report: dict[str, Any]
 ) -> None:
-    """The sampled pairs without those held out, in random order; the first ones are for validation."""
+    """Writes the sampled pairs without held-out ones, in random order; the first ones are for validation."""
     by_type: dict[str, list[Pair]] = defaultdict(list)
     for pair in pairs:
         by_type[pair.type].append(pair)
@@ -273,7 +273,7 @@ def _write_cpt(
 
 
 def _write_distill(plan: Plan, training: Mapping[str, list[Judged]], folder: Path, report: dict[str, Any]) -> None:
-    """Corpus and queries for `tsarank data lists`: documents of training rows, an even share of each source."""
+    """Writes corpus and queries for `tsarank data lists`: documents of training rows, equal shares per source."""
     generator = random.Random(f"{plan.seed}/distill")
     sources = [rows for rows in training.values() if rows]
     texts: dict[str, None] = {}

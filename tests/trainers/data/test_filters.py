@@ -296,7 +296,7 @@ def test_leakage_takes_a_folder_of_collections_and_records_no_path(collection: P
     assert pipeline.steps[0].record()["options"] == {"collections": ["harbour"], "run_words": 0}
     pipeline.close()
     assert pipeline.steps[0].record()["checked_against"] == {"harbour": {"queries": 2, "documents": 2}}
-    with pytest.raises(InputError, match=r"has no corpus\.jsonl, and neither has a folder in it"):
+    with pytest.raises(InputError, match=r"has no corpus\.jsonl, nor do its subfolders"):
         declare_steps([{"leakage": {"collections": [str(collection / "..")[:-3] + "/../.."]}}])
 
 
@@ -345,11 +345,11 @@ def test_examples_of_dropped_pairs_are_kept_evenly() -> None:
         (["lenght"], "no filter 'lenght'; there are clean"),
         ([{"length": {"words": 3}}], "no option 'words'; there are query_words"),
         ([{"length": {"query_words": 3}}], "query_words must be of type list"),
-        ([{"length": {"query_words": [5, 3]}}], "must be the fewest and the most words"),
+        ([{"length": {"query_words": [5, 3]}}], "must be the minimum and maximum words"),
         ([{"length": {"longer_document": "yes"}}], "longer_document must be of type bool"),
         ([{"near_duplicates": {"threshold": 0.1}}], "threshold must be from 0.4 to 1"),
         ([{"near_duplicates": {"threshold": "high"}}], "threshold must be of type float"),
-        ([{"boilerplate": {"patterns": ["("]}}], "is no regular expression"),
+        ([{"boilerplate": {"patterns": ["("]}}], "is not a regular expression"),
         ([{"clean": {"replace_query": [["a"]]}}], r"expected a pattern or \[pattern, replacement\]"),
         ([{"clean": {"replace_query": [["a", r"\2"]]}}], "cannot replace"),
         ([{"language": {"languages": []}}], "languages must be codes"),

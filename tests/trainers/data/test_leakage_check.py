@@ -196,7 +196,7 @@ def test_scored_rows_have_no_text_of_a_test_collection(tests, rows, bi_encoder, 
     assert recorded_origin(again)["leakage"] == origin["leakage"]
     again.write_text(again.read_text() + "\n")
     assert recorded_origin(again) == {"teachers": None, "leakage": None}
-    with pytest.raises(InputError, match="leave none of"):
+    with pytest.raises(InputError, match="rows are left out because of the test collections"):
         run(
             "scores",
             write_jsonl(tmp_path / "few.jsonl", [json.loads(rows.read_text().splitlines()[0])]),
@@ -262,7 +262,7 @@ def test_a_teacher_is_recorded_with_what_it_was_trained_on(tmp_path):
         {"name": "a", "trained_on": "MS MARCO"},
         {"name": "b", "trained_on": None},
     ]
-    with pytest.raises(InputError, match="one text a teacher: 1 teachers, 2 texts"):
+    with pytest.raises(InputError, match="one text per teacher: 1 teachers, 2 texts"):
         teacher_facts(["a"], ["x", "y"])
     (tmp_path / "README.md").write_text("---\ndatasets:\n- ms_marco\n- s2orc\n---\n# A card\n")
     assert recorded_training_data(str(tmp_path)) == "ms_marco, s2orc"

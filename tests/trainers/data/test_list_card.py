@@ -76,5 +76,5 @@ def test_a_record_with_a_part_missing(record):
     for name in ("title", "splits", "teacher", "outcomes", "corpus"):
         broken = copy.deepcopy(record)
         del broken[name]
-        with pytest.raises(InputError, match="not whole"):
+        with pytest.raises(InputError, match="is incomplete"):
             render_card(broken)

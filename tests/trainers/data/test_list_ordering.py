@@ -134,7 +134,7 @@ def test_a_server_that_is_gone_ends_the_run(tmp_path):
     tasks = [task(number, "none" if number < 3 else "down") for number in range(60)]
     with ChatServer(faulty) as server:
         with pytest.raises(
-            ResourceError, match=r"8 lists in a row unanswered .*status 502.*what was answered is kept"
+            ResourceError, match=r"8 consecutive lists unanswered .*status 502.*answers so far are cached"
         ):
             order(server, tmp_path / "cache.jsonl", tasks, concurrency=2)
         assert len(server.payloads) < 60
@@ -151,7 +151,7 @@ def test_a_server_that_is_gone_ends_the_run(tmp_path):
 
 def test_a_teacher_that_takes_nothing_ends_the_run(tmp_path):
     with ChatServer(faulty) as server:
-        with pytest.raises(ResourceError, match=r"takes no list at all .*this is too long"):
+        with pytest.raises(ResourceError, match=r"rejects every list .*this is too long"):
             order(server, tmp_path / "cache.jsonl", [task(number, "refused") for number in range(30)], concurrency=1)
         assert 8 <= len(server.payloads) <= 10, "one or two are handed over when the last answer is seen"
 

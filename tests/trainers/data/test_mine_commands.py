@@ -123,7 +123,7 @@ def test_a_teacher_that_cannot_do_it_leaves_a_report_and_no_rows(corpus, tmp_pat
         "cpu",
     ]
     arguments += ["--index-cache", tmp_path / "indexes"]
-    with pytest.raises(ModelError, match="ordered none of 5 lists"):
+    with pytest.raises(ModelError, match="ranked none of 5 lists"):
         run(*arguments)
     failed = [json.loads(line) for line in (tmp_path / "lists" / "failed.ndjson").read_text().splitlines()]
     assert len(failed) == 5
@@ -175,7 +175,7 @@ def test_made_queries_are_labelled_with_their_passages(corpus, tmp_path):
     assert {row["query_id"]: [one["docid"] for one in row["positives"]] for row in rows} == {
         query_id: [passage] for query_id, passage in passages.items()
     }
-    with pytest.raises(InputError, match=r"the query q0 of .* names no passage of .*give --qrels"):
+    with pytest.raises(InputError, match=r"the query q0 of .* has no passage in .*give --qrels"):
         run(*arguments, "--queries", corpus / "queries.jsonl")
 
 
@@ -194,7 +194,7 @@ def test_errors_say_what_to_do(arguments, message):
 
 
 def test_errors_about_inputs(corpus, tmp_path):
-    with pytest.raises(InputError, match=r"not one query could be made .*too short 80.*change the limits"):
+    with pytest.raises(InputError, match=r"no query could be made .*too short 80.*change the limits"):
         run(
             "queries", "cropped", "--corpus", corpus, "--count", 3, "--min-words", 30, "--output", tmp_path / "x.jsonl"
         )
@@ -204,5 +204,5 @@ def test_errors_about_inputs(corpus, tmp_path):
     assert not (tmp_path / "x.jsonl").exists()
     teacher = ["--teacher-url", "http://127.0.0.1:9/v1", "--teacher-model", "m", "--teacher-options", "url=http://x"]
     lists = ["lists", "--corpus", corpus, "--queries", corpus / "queries.jsonl", "--output", tmp_path / "lists"]
-    with pytest.raises(InputError, match="are --teacher-url and --teacher-model"):
+    with pytest.raises(InputError, match="as --teacher-url and --teacher-model"):
         run(*lists, *teacher)

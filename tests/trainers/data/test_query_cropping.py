@@ -35,7 +35,7 @@ def test_boundaries_are_those_of_sentences_not_of_dots():
         "It rises slowly, i.e. over a night.",
         "Yes.",
     ]
-    with pytest.raises(InputError, match=r"no rules for sentences of the language 'xx'; there are .*en"):
+    with pytest.raises(InputError, match=r"no sentence rules for the language 'xx'; there are .*en"):
         sentence_splitter("xx")
 
 

@@ -178,7 +178,7 @@ def test_wrong_options(options):
 
 
 def test_no_such_model(tmp_path, causal_folder):
-    with pytest.raises(InputError, match="reads 256 tokens, passage and query may have 416: lower"):
+    with pytest.raises(InputError, match="allows 256 tokens, passage and query need 416: lower"):
         QueryGenerator(str(causal_folder)).generate(PASSAGES)
     config = json.loads((causal_folder / "config.json").read_text())
     (tmp_path / "odd").mkdir()

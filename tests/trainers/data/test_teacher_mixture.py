@@ -78,12 +78,12 @@ def test_wrong_weights(cache, teachers):
     with pytest.raises(InputError, match="every teacher needs a weight: 2 teachers, 3 weights"):
         teacher_scorer(teachers, [1, 2, 3], cache)
     for weights in ([0, 0], [1, -1], [float("nan"), 1], [float("inf"), 1]):
-        with pytest.raises(InputError, match="weights are 0 or more, and not all 0"):
+        with pytest.raises(InputError, match="weights must be 0 or more, and not all 0"):
             teacher_scorer(teachers, weights, cache)
-    with pytest.raises(InputError, match="nothing to be mixed with"):
+    with pytest.raises(InputError, match="with one, leave them out"):
         teacher_scorer(teachers[:1], [1], cache)
     for again in (teachers[0], f"{teachers[0]}/"):
-        with pytest.raises(InputError, match="one teacher is given twice"):
+        with pytest.raises(InputError, match="a teacher is given twice"):
             teacher_scorer([teachers[0], again], None, cache)
     assert isinstance(teacher_scorer(teachers[:1], None, cache), CachedScorer)
 
@@ -134,4 +134,4 @@ def test_lists_and_rows_of_two_teachers(tmp_path, teachers, cache, capsys):
     capsys.readouterr()
     wrong = [*arguments, "--teacher-local", teachers[0], "--teacher-weights", "1", "2"]
     assert main(wrong) == 2
-    assert "for several teachers that score" in capsys.readouterr().err
+    assert "needs several teachers that score" in capsys.readouterr().err

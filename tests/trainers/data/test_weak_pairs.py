@@ -116,7 +116,7 @@ def test_provenance_tells_everything_but_paths(recipe: dict[str, Any], tmp_path:
 def test_a_failure_leaves_nothing_and_an_earlier_set_as_it_was(recipe: dict[str, Any], tmp_path: Path) -> None:
     build(recipe, tmp_path / "set")
     before = contents(tmp_path / "set")
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         build(recipe, tmp_path / "set")
     names = {entry.name for entry in tmp_path.iterdir()}
     with Path(recipe["sources"][2]["path"]).open("a") as file:
@@ -141,7 +141,7 @@ def test_a_folder_that_is_no_dataset_is_never_overwritten(recipe: dict[str, Any]
 
 def test_filters_that_leave_nothing(recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe["filters"] = ["exclude"]
-    with pytest.raises(InputError, match="leave no pair"):
+    with pytest.raises(InputError, match="drop every pair"):
         build(recipe, tmp_path / "set")
     assert not (tmp_path / "set").exists()
 
@@ -190,9 +190,9 @@ def test_card_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     (tmp_path / "provenance.json").write_text("[]")
     with pytest.raises(InputError, match="is not a provenance record"):
         write_card(tmp_path)
-    with pytest.raises(InputError, match="not whole"):
+    with pytest.raises(InputError, match="is incomplete"):
         render_card({"kind": "weak_pairs", "title": "t"})
-    with pytest.raises(InputError, match="not whole"):
+    with pytest.raises(InputError, match="is incomplete"):
         render_card(
             {
                 "kind": "weak_pairs",
@@ -203,7 +203,7 @@ def test_card_refuses_what_it_does_not_know(tmp_path: Path) -> None:
                 "types": {"title_body": "x"},
             }
         )
-    with pytest.raises(InputError, match="not whole"):
+    with pytest.raises(InputError, match="is incomplete"):
         render_card(
             {"kind": "distillation_lists", "title": "t", "splits": {"train": 1, "failed": "x"}, "queries": "x"}
         )
@@ -316,7 +316,7 @@ def test_the_command_makes_a_set_and_its_card(
     examples = [json.loads(line) for line in dropped.read_text().splitlines()]
     assert Counter(one["reason"] for one in examples) == {"document_too_short": 3, "same_pair": 3}
     assert command(arguments) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_the_help_lists_types_and_filters(command: Any, capsys: pytest.CaptureFixture[str]) -> None:

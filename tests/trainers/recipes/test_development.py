@@ -244,15 +244,15 @@ def test_the_interval_of_the_mean_counts_each_collection_alike(develop: Any) -> 
 
 
 def test_a_mixture_of_an_unknown_model_is_refused(develop: Any) -> None:
-    with pytest.raises(InputError, match="names 'b'"):
+    with pytest.raises(InputError, match="contains 'b'"):
         develop.mixture({"a": {"q": {"d": 1.0}}}, {"a": 0.5, "b": 0.5})
 
 
 WRONG_ROWS: list[tuple[Any, str]] = [
     (None, "expected a row with named fields, found None"),
     ({"query": 3, "candidates": ["a"]}, "'query' must be a string"),
-    ({"query": None, "positives": ["a"]}, r"fields \['positives'\] fit no layout"),
-    ({"query": "q", "document": None}, r"fields \['query'\] fit no layout"),
+    ({"query": None, "positives": ["a"]}, r"fields \['positives'\] match no layout"),
+    ({"query": "q", "document": None}, r"fields \['query'\] match no layout"),
     ({"query": "q", "passages": {"a": 1}}, "passages: expected a list"),
     ({"query": "q", "passages": [None]}, r"passages\[0\]: expected a row"),
     ({"query": "q", "passages": [{"text": None, "grade": 1}]}, r"passages\[0\]\.text: expected a string"),

@@ -10,7 +10,7 @@ crossencoder sentence-transformers' CrossEncoder on the same backbone: it proces
              logits of the last position (LogitScore), so its scores differ
 encoder      sentence-transformers' CrossEncoder on the encoder of all-MiniLM-L6-v2 (22M parameters, six layers of 384)
              in float32: the size of popular small cross-encoders. Its head is untrained, so this measures time, not
-                          quality
+             quality
 cold         `predict`: batches by length under a token budget, output head on the query's positions only
 shared       `predict` on the same documents with `--queries` queries: every document is encoded once; time per query
 kept         `predict` from document states that `index` cached in an in-memory store; time per query

@@ -1,1 +1,1 @@
-"""How a ranking model is made: continual pre-training, mixed-loss fine-tuning, distillation."""
+"""Training of ranking models: continual pre-training, mixed-loss fine-tuning, distillation."""

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is whole: a manifest, written last, names every file with its size and hash."""
+"""Integrity of checkpoints: a manifest, written last, lists every file with its size and hash."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from modeling_tsarank.ranking_errors import InputError, ResourceError, TSARankEr
 logger = logging.getLogger(__name__)
 
 MANIFEST = "checkpoint_manifest.json"
-# What resuming needs, each with the files of which one must be there; FSDP and DeepSpeed write folders.
+# Files needed to resume; one file of each group must exist. FSDP and DeepSpeed write folders.
 _NEEDED = {
     "weights": ("*.safetensors", "pytorch_model*", "global_step*"),
     "optimizer.pt": ("optimizer*", "global_step*"),
@@ -39,7 +39,7 @@ _NEEDED = {
 
 
 def write_manifest(folder: Path) -> None:
-    """Writes the names, sizes and hashes of all files of a checkpoint that is complete."""
+    """Writes the names, sizes and hashes of all files of a complete checkpoint."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     entries = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": hash_file(path)} for path in files
@@ -48,7 +48,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def checkpoint_problem(folder: str | Path, to_resume: bool = True) -> str | None:
-    """What keeps a checkpoint from being resumed from, or (without `to_resume`) its weights from being taken."""
+    """Why a checkpoint cannot be resumed from, or (without `to_resume`) its weights cannot be loaded, or `None`."""
     folder = Path(folder)
     if not folder.is_dir():
         return "there is no such folder"
@@ -63,7 +63,7 @@ def checkpoint_problem(folder: str | Path, to_resume: bool = True) -> str | None
         return f"it cannot be read: {error.strerror or error}"
     for name, patterns in list(_NEEDED.items())[: None if to_resume else 1]:
         if not any(next(folder.glob(pattern), None) for pattern in patterns):
-            return f"{name} is missing, as save_only_model leaves it"
+            return f"{name} is missing, as with save_only_model"
     return None
 
 
@@ -80,23 +80,23 @@ def _damage(folder: Path) -> str | None:
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes, not {size}"
         if hash_file(path) != sha256:
-            return f"{name} is not what was written"
+            return f"{name} differs from what was written"
     return None
 
 
 def checkpoint_folders(output_dir: str | Path) -> list[Path]:
-    """The checkpoints of an output folder, whole or not, by step."""
+    """The checkpoints of an output folder, complete or not, ordered by step."""
     folders = (one for one in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", one.name))
-    # With neither it is the remains of a kill: an earlier version wrote the trainer's state last.
+    # With neither, it is left over from a killed process: an earlier version wrote the trainer's state last.
     found = [one for one in folders if (one / TRAINER_STATE_NAME).is_file() or (one / MANIFEST).is_file()]
     return sorted(found, key=lambda one: int(one.name.rpartition("-")[2]))
 
 
 def newest_whole_checkpoint(output_dir: str | Path) -> Path:
-    """The checkpoint to resume from; says which newer ones were passed over.
+    """The checkpoint to resume from; logs which newer ones were skipped.
 
     Raises:
-        InputError: there is none, or none is whole.
+        InputError: there is none, or none is complete.
     """
     folders = checkpoint_folders(output_dir)
     if not folders:
@@ -106,18 +106,18 @@ def newest_whole_checkpoint(output_dir: str | Path) -> Path:
         problem = checkpoint_problem(folder)
         if problem is None:
             for name, what in problems.items():
-                logger.warning("%s is not whole (%s)", name, what)
+                logger.warning("%s is incomplete (%s)", name, what)
             logger.info("resuming from %s", folder)
             return folder
         problems[folder.name] = problem
     listed = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
-    raise InputError(f"no checkpoint in {output_dir} is whole ({listed}); move them away to start anew")
+    raise InputError(f"no checkpoint in {output_dir} is complete ({listed}); move them away to start a new training")
 
 
 def asked_checkpoint(asked: str | bool | None, output_dir: str | Path) -> str | bool:
-    """What `resume_from_checkpoint` means: a folder, `True` for the newest whole checkpoint, `False` for a new start.
+    """Resolves `resume_from_checkpoint`: a folder, `True` for the newest complete checkpoint, `False` for a new start.
 
-    `auto` is `True` where `output_dir` has checkpoints. Words are taken in any case; `./false` is a folder.
+    `auto` is `True` if `output_dir` has checkpoints. Keywords are case-insensitive; `./false` is a folder.
     """
     word = str(asked or "").lower()
     if word == "auto":
@@ -128,17 +128,17 @@ def asked_checkpoint(asked: str | bool | None, output_dir: str | Path) -> str | 
 
 
 def check_no_checkpoints(output_dir: str | Path) -> None:
-    """Raises `InputError` where a new training would overwrite the checkpoints of another run."""
+    """Raises `InputError` if a new training would overwrite the checkpoints of another run."""
     checkpoints = checkpoint_folders(output_dir)
     if checkpoints:
         raise InputError(
-            f"{output_dir} already holds {checkpoints[-1].name} of another run, which would be overwritten; resume "
-            "from it (resume_from_checkpoint) or name another output_dir"
+            f"{output_dir} already contains {checkpoints[-1].name} of another run, which would be overwritten; resume "
+            "from it (resume_from_checkpoint) or choose another output_dir"
         )
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The trainer's state of a whole checkpoint."""
+    """The trainer state of a complete checkpoint."""
     return read_json_object(folder / TRAINER_STATE_NAME, allow_nan=True)
 
 
@@ -151,13 +151,13 @@ _held: set[Path] = set()
 
 @contextmanager
 def only_training_in(output_dir: str | Path) -> Iterator[None]:
-    """Keeps every other training out of the folder while its body runs; within this process it may be nested.
+    """Locks the folder against other trainings while its body runs; reentrant within this process.
 
-    The system drops the lock with the process, however that ends. A folder that is still empty afterwards goes again.
+    The operating system releases the lock when the process ends. A folder that is still empty is then removed.
 
     Raises:
-        InputError: another training is at work there; says which.
-        ResourceError: the folder cannot be made or written.
+        InputError: another training is running there; says which.
+        ResourceError: the folder cannot be created or written.
     """
     from filelock import FileLock, Timeout
 
@@ -176,18 +176,18 @@ def only_training_in(output_dir: str | Path) -> Iterator[None]:
         path.write_text(json.dumps(mine), encoding="utf-8")
     except Timeout:
         raise InputError(
-            f"another training is at work in {output_dir} ({owner}); name another output_dir, or wait for its end"
+            f"another training is running in {output_dir} ({owner}); choose another output_dir, or wait until it ends"
         ) from None
     except OSError as error:
         raise ResourceError(
-            f"cannot write to the output folder {output_dir}: {error.strerror or error}; name another output_dir"
+            f"cannot write to the output folder {output_dir}: {error.strerror or error}; choose another output_dir"
         ) from error
     _held.add(folder)
     try:
         yield
     finally:
         _held.discard(folder)
-        # Taken away while it is held: whoever waits finds out, and makes a new one.
+        # Deleted while the lock is held: a waiting process notices, and creates a new file.
         path.unlink(missing_ok=True)
         lock.release()
         if made and folder.is_dir() and not any(folder.iterdir()):
@@ -195,15 +195,15 @@ def only_training_in(output_dir: str | Path) -> Iterator[None]:
 
 
 def _owner(path: Path) -> str:
-    """The process that wrote the lock file, in words."""
+    """The process that wrote the lock file, for messages."""
     try:
         owner = read_json(path)
         return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
     except (TSARankError, KeyError, TypeError):
-        return "a process that has not said which it is"
+        return "an unknown process"
 
 
-# ---- writing whole or not at all -----------------------------------------------------------------------
+# ---- atomic writing ------------------------------------------------------------------------------------
 
 
 _FULL_BYTES = 1 << 20
@@ -211,7 +211,7 @@ _FULL_BYTES = 1 << 20
 
 @contextlib.contextmanager
 def writing_errors(what: str, folder: str | Path) -> Iterator[None]:
-    """Turns the refusal to write into one line, whichever library meets it.
+    """Turns write errors of any library into one line.
 
     Raises:
         ResourceError: the disk is full, or the folder cannot be written.
@@ -221,7 +221,7 @@ def writing_errors(what: str, folder: str | Path) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         if isinstance(error, TSARankError):
             raise
-        # torch and safetensors say of a full disk that a position is unexpected.
+        # On a full disk, torch and safetensors report an unexpected position.
         full = False
         with contextlib.suppress(OSError):
             full = shutil.disk_usage(folder).free < _FULL_BYTES
@@ -230,15 +230,15 @@ def writing_errors(what: str, folder: str | Path) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
         reason = "no space left on device" if full else reason
         raise ResourceError(
-            f"{what} cannot be written to {folder}: {reason}; make room and resume from the last checkpoint"
+            f"{what} cannot be written to {folder}: {reason}; free some space and resume from the last checkpoint"
         ) from error
 
 
 @contextlib.contextmanager
 def whole_files(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder inside `folder`, whose files are moved into `folder` when the body ends without an error.
+    """A temporary folder inside `folder`, whose files are moved into `folder` if the body ends without an error.
 
-    Files of the same name are replaced one by one, each in one step; other files of `folder` are left alone. After an
+    Files of the same name are replaced one by one, each atomically; other files of `folder` are not touched. After an
     error nothing has changed.
     """
     folder = Path(folder)
@@ -254,7 +254,7 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
 
 
 def set_config_dtype(folder: Path, dtype: torch.dtype) -> None:
-    """Writes the dtype into the folder's config.json."""
+    """Sets the dtype in the folder's config.json."""
     path = folder / "config.json"
     config = read_json_object(path)
     config["dtype"] = str(dtype).removeprefix("torch.")

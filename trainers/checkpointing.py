@@ -1,11 +1,11 @@
-"""Checkpoints of ranking trainers: written whole or not at all, resumed bit for bit, exported as ranking folders.
+"""Checkpoints of ranking trainers: written atomically, resumed bit for bit, exported as ranking folders.
 
-A checkpoint holds, beside what every Trainer writes (optimizer, scheduler, random states, trainer state):
+In addition to the files of every Trainer (optimizer, scheduler, random states, trainer state), a checkpoint contains:
 
-- `trained_weights.safetensors`: the trained parameters as they are in memory, from which training is resumed;
+- `trained_weights.safetensors`: the trained parameters in their in-memory dtype, for resuming;
 - `adapter/`: the PEFT adapter, with LoRA; or
 - the files of a ranking folder, without LoRA and unless `checkpoint_ranker` is off;
-- `run_settings.json`: what resuming is compared with, and `checkpoint_manifest.json`: sizes and hashes of all files.
+- `run_settings.json`: settings compared on resuming, and `checkpoint_manifest.json`: sizes and hashes of all files.
 """
 
 from __future__ import annotations
@@ -60,19 +60,19 @@ BACKBONE_PREFIX = "ranker.backbone."
 
 
 class CheckpointingTrainer(EvenBatchesTrainer):
-    """The part of a ranking trainer that writes and reads files."""
+    """The file handling of a ranking trainer."""
 
     args: RankingConfig
-    # Writes the card and publishes; None for the one that is installed.
+    # Writes the card and publishes; None for the installed publisher.
     publisher: Publisher | None = None
-    # What `training_run.json` says of the start: the base model, where the rows came from, the step resumed from.
+    # Facts of the start for `training_run.json`: the base model, the data's origin, the step resumed from.
     started_from: str = ""
     data_source: dict[str, Any] | None = None
     resumed_from_step: int | None = None
     changed_on_resuming: dict[str, Any] | None = None
-    # The rows as they were given, which a checkpoint must have been trained on to be resumed.
+    # The rows as given; a checkpoint is resumed only if it was trained on the same rows.
     training_rows: Any = None
-    # A checksum of the trained weights before the first update; LoRA's are drawn from the seed.
+    # A checksum of the trained weights before the first update; LoRA's are initialized from the seed.
     start_weights: str | None = None
     _resumed_from: Path | None = None
     _staging: Path | None = None
@@ -80,7 +80,7 @@ class CheckpointingTrainer(EvenBatchesTrainer):
     @property
     def module(self) -> RankingModule:
         """The module in training without distributed wrappers."""
-        # Looking for wrappers goes through every submodule, and several times a step.
+        # Cached: searching for wrappers traverses every submodule, several times per step.
         return self.model if isinstance(self.model, RankingModule) else self.accelerator.unwrap_model(self.model)
 
     # ---- starting --------------------------------------------------------------------------------
@@ -89,12 +89,12 @@ class CheckpointingTrainer(EvenBatchesTrainer):
         """Trains, from the start or from a checkpoint; see `transformers.Trainer.train`.
 
         Args:
-            resume_from_checkpoint: a checkpoint folder, or `True` for the newest whole one in `output_dir`; the words
-                of the scripts (`last`, `auto`, `false`) too.
+            resume_from_checkpoint: a checkpoint folder, or `True` for the newest complete one in `output_dir`; the
+                keywords of the scripts (`last`, `auto`, `false`) work too.
 
         Raises:
-            InputError: another training is at work in `output_dir`, or it holds checkpoints of another run and
-                nothing was said about resuming, or the checkpoint is not whole, or was trained with other settings.
+            InputError: another training is running in `output_dir`, or it has checkpoints of another run and
+                `resume_from_checkpoint` is not set, or the checkpoint is incomplete or of other settings.
             NonFiniteScoreError: the loss or a gradient is NaN or infinite; the batch is saved for inspection.
             ResourceError: a checkpoint cannot be written.
         """
@@ -111,7 +111,7 @@ class CheckpointingTrainer(EvenBatchesTrainer):
             return super().train(checkpoint, *args, **kwargs)
 
     def _checkpoint_to_resume(self, asked: str | bool | None) -> str | None:
-        """The folder to resume from, compared with what is asked for; `None` for a start."""
+        """The folder to resume from, compared with the current settings; `None` for a new training."""
         output_dir = str(self.args.output_dir)
         asked = asked_checkpoint(asked, output_dir)
         if not asked:
@@ -123,7 +123,7 @@ class CheckpointingTrainer(EvenBatchesTrainer):
         else:
             checkpoint = Path(asked)
             if problem := checkpoint_problem(checkpoint):
-                raise InputError(f"{asked} is no whole checkpoint ({problem}); resume from another, or from `auto`")
+                raise InputError(f"{asked} is not a complete checkpoint ({problem}); resume from another, or `auto`")
         recorded = checkpoint / RUN_SETTINGS
         before = read_json_object(recorded) if recorded.is_file() else None
         total_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
@@ -131,7 +131,7 @@ class CheckpointingTrainer(EvenBatchesTrainer):
         return str(checkpoint).rstrip("/")
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
-        """As `transformers.Trainer`'s; finds the best checkpoint in a moved folder, and keeps the patience count."""
+        """Like `transformers.Trainer`'s; finds the best checkpoint in a moved folder, and restores the patience."""
         start = super()._init_training_state(*args, **kwargs)
         if self._resumed_from is not None:
             before = read_state(self._resumed_from)
@@ -146,7 +146,7 @@ class CheckpointingTrainer(EvenBatchesTrainer):
         return start
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """As `transformers.Trainer`'s, which takes another update where a training is resumed at its very end."""
+        """Like `transformers.Trainer`'s, which would do one more update when resumed at the very end."""
         stops = [one for one in self.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
         stopped = any(one.early_stopping_patience_counter >= one.early_stopping_patience for one in stops)
         if stopped or self.state.global_step >= self.state.max_steps:
@@ -155,16 +155,16 @@ class CheckpointingTrainer(EvenBatchesTrainer):
             super()._run_epoch(*args, **kwargs)
 
     def _go_on_from_best(self, places: list[Path]) -> None:
-        """Takes the first checkpoint that is whole for the best so far; without any, a later one is the best."""
+        """Uses the first complete checkpoint as the best so far; if there is none, a later one becomes the best."""
         problems = [checkpoint_problem(place, to_resume=False) for place in places]
         if None in problems:
             self.state.best_model_checkpoint = str(places[problems.index(None)])
             return
-        logger.warning("the best checkpoint so far, %s, is lost (%s); a later one is taken", places[0], problems[0])
+        logger.warning("the best checkpoint so far, %s, is lost (%s); a later one is used", places[0], problems[0])
         self.state.best_model_checkpoint = self.state.best_metric = self.state.best_global_step = None
 
     def _decided_once(self, decide: Callable[[], Any]) -> Any:
-        """What the first process decides, in every process; an error too."""
+        """The main process's result of `decide`, or its error, in every process."""
         outcome: list[Any] = [None, None]
         if self.is_world_process_zero():
             try:
@@ -174,7 +174,7 @@ class CheckpointingTrainer(EvenBatchesTrainer):
         if self.args.world_size > 1:
             broadcast_object_list(outcome)
         if outcome[1] is not None:
-            # One process says it for all.
+            # One process reports it for all.
             outcome[1].said_by_the_first = True
             raise outcome[1]
         return outcome[0]
@@ -182,25 +182,25 @@ class CheckpointingTrainer(EvenBatchesTrainer):
     # ---- stopping --------------------------------------------------------------------------------
 
     def failed_batch(self) -> dict[str, Any]:
-        """What is written down of the batch in work when a loss or a gradient is NaN or infinite."""
+        """What is saved about the current batch when a loss or a gradient is NaN or infinite."""
         raise NotImplementedError
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        # With a gradient scaler (fp16) an infinite gradient is ordinary: the step is skipped and the scale lowered.
+        # With a gradient scaler (fp16) infinite gradients are normal: the step is skipped and the scale lowered.
         scaled = self.accelerator.scaler is not None or self.is_deepspeed_enabled
         if not scaled and norm is not None and not math.isfinite(float(norm)):
             self.stop_training(f"the norm of the gradient became {float(norm)}")
         return norm
 
     def stop_training(self, what: str, **facts: Any) -> NoReturn:
-        """Writes the batch for inspection and raises `NonFiniteScoreError`, before any weight changes."""
+        """Saves the batch for inspection and raises `NonFiniteScoreError`, before any weight changes."""
         step = self.state.global_step + 1
         path = Path(str(self.args.output_dir)) / f"failed_batch-step{step}-process{self.args.process_index}.json"
         write_json(path, {"what": what, "step": step, "epoch": self.state.epoch, **facts, **self.failed_batch()})
         raise NonFiniteScoreError(
-            f"{what} at step {step}; the batch was written to {path}. No weight was changed by it: resume from the "
-            "last checkpoint with a lower learning rate or a higher temperature, or leave out the rows named there"
+            f"{what} at step {step}; the batch was saved to {path}. It changed no weights: resume from the last "
+            "checkpoint with a lower learning rate or a higher temperature, or leave out the rows listed there"
         )
 
     # ---- writing ---------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ class CheckpointingTrainer(EvenBatchesTrainer):
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Lets `Trainer` write into a folder beside, then moves the whole checkpoint to its place in one step."""
+        """Lets `Trainer` write into a temporary folder next to it, then moves the complete checkpoint into place."""
         run_dir = Path(super()._get_output_dir(trial))
         staging = run_dir / UNFINISHED
         if self.args.should_save:
@@ -239,7 +239,7 @@ class CheckpointingTrainer(EvenBatchesTrainer):
             limit = self.args.save_total_limit
             try:
                 rotate_checkpoints(str(run_dir), limit, self.state.best_model_checkpoint, use_mtime=True)
-            except OSError as error:  # no reason to stop: the new one is whole
+            except OSError as error:  # no reason to stop: the new checkpoint is complete
                 logger.warning("an old checkpoint in %s cannot be deleted (%s)", run_dir, error.strerror or error)
         self.accelerator.wait_for_everyone()
 
@@ -248,15 +248,15 @@ class CheckpointingTrainer(EvenBatchesTrainer):
         return run_settings(self)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Does nothing: a ranker is published whole, once, when the training has ended."""
+        """Does nothing: a ranker is published as a whole, once, at the end of the training."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Writes the model: into a checkpoint what the module's head says, else a ranking folder and the adapter."""
+        """Saves the model: in a checkpoint as the module docstring says, else as a ranking folder and the adapter."""
         if not self.args.should_save:
             return
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        prefix = BACKBONE_PREFIX  # of the gathered weights of the whole module, under its own names
+        prefix = BACKBONE_PREFIX  # in the names of the whole module's gathered weights
         state = state_dict and {n.removeprefix(prefix): one for n, one in state_dict.items() if n.startswith(prefix)}
         lora = self.module.part.kind == "lora"
         if lora:
@@ -284,20 +284,20 @@ class CheckpointingTrainer(EvenBatchesTrainer):
     # ---- publishing ------------------------------------------------------------------------------
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """As `transformers.Trainer`'s, but private unless `hub_private_repo` says otherwise."""
+        """Like `transformers.Trainer`'s, but private unless `hub_private_repo` says otherwise."""
         if private is None and self.args.hub_private_repo is None:
             private = True
         super().init_hf_repo(token=token, private=private)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Writes the card that publishing writes, out of what this training recorded, into `output_dir`."""
+        """Writes the card used for publishing, from this training's record, into `output_dir`."""
         if self.is_world_process_zero():
             (self.publisher or installed_publisher()).write_card(self)
 
     def push_to_hub(self, commit_message: str | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Saves and publishes the model as `tsarank publish model` does: one commit, no training state.
+        """Saves the model and publishes it like `tsarank publish model`: one commit, no training state.
 
-        Returns the commit's address, `None` on other processes than the first.
+        Returns the commit's URL, `None` on other processes than the main one.
         """
         token, private = kwargs.pop("token", None), kwargs.pop("private", None)
         self.save_model(_internal_call=True)
@@ -321,20 +321,20 @@ class CheckpointingTrainer(EvenBatchesTrainer):
             super()._load_best_model()
             return
         best, score = self.state.best_model_checkpoint, self.state.best_metric
-        logger.info("taking the best checkpoint %s (%s = %s)", best, self.args.metric_for_best_model, score)
+        logger.info("loading the best checkpoint %s (%s = %s)", best, self.args.metric_for_best_model, score)
         self._load_trained(Path(str(best)))
 
     def _load_trained(self, checkpoint: Path) -> None:
         path = checkpoint / TRAINED_WEIGHTS
         if not path.is_file():
-            raise InputError(f"{checkpoint} holds no {TRAINED_WEIGHTS}; it was not written by a ranking trainer")
+            raise InputError(f"{checkpoint} has no {TRAINED_WEIGHTS}; it was not written by a ranking trainer")
         weights = load_file(path)
         parameters = dict(trained_parameters(self.module.ranker.backbone))
         shapes = [{name: tuple(value.shape) for name, value in one.items()} for one in (weights, parameters)]
         if others := sorted(name for name, _ in set(shapes[0].items()) ^ set(shapes[1].items())):
             raise InputError(
                 f"{checkpoint} was written with other trained parameters ({len(others)}, such as {others[0]}); "
-                "resume with the model and the trainable part (trainable, top_blocks, lora_*) it was written with"
+                "resume with the same model and trained part (trainable, top_blocks, lora_*)"
             )
         with torch.no_grad():
             for name, parameter in parameters.items():
@@ -342,8 +342,8 @@ class CheckpointingTrainer(EvenBatchesTrainer):
 
 
 def save_adapter(adapter: Any, folder: Path, state: dict[str, Tensor] | None) -> None:
-    """Writes a PEFT adapter, of the gathered weights where there are some."""
+    """Writes a PEFT adapter, from the gathered weights if given."""
     with whole_files(folder) as staging:
         adapter.save_pretrained(str(staging), state_dict=state)
-        # PEFT's model card says nothing about a ranker; cards are written when a model is published.
+        # PEFT's model card is not about a ranker; cards are written when a model is published.
         (staging / "README.md").unlink(missing_ok=True)

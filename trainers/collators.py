@@ -1,8 +1,8 @@
-"""From canonical training rows to ragged batches of token ids.
+"""Collation of canonical training rows into ragged batches of token ids.
 
-A batch keeps every (query, document) pair's ids end to end, without padding: only the trainer knows which pairs it
-will run together, and pads them then. Which documents of a row are taken is decided by (seed, epoch, row number)
-alone, so it is the same for any number of processes or workers, and after a resume.
+A batch concatenates the ids of its (query, document) pairs without padding: only the trainer knows which pairs it
+will run together, and pads them then. The documents of a row are sampled from (seed, epoch, row index) alone, so the
+sample is the same for any number of processes or workers, and after a resume.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from modeling_tsarank.trainers.rows import PERMUTATION, TARGETS, positive_places
 logger = logging.getLogger(__name__)
 
 
-# How a group's documents are drawn from those of its row.
+# How a group's documents are sampled from those of its row.
 Sampling = Literal["first", "random", "one_positive"]
 ONE_POSITIVE: Sampling = "one_positive"
 
@@ -35,18 +35,18 @@ Group = dict[str, Any]
 
 @dataclass(eq=False)
 class SampledGroups(Dataset):
-    """Rows of a dataset, each with its documents drawn anew in every epoch.
+    """Rows of a dataset, each with its documents sampled anew in every epoch.
 
-    A longer list loses documents by `sampling`: "first" keeps the first ones in the given (first-stage) order,
-    "random" draws them, "one_positive" draws one relevant document, which comes first, and others, without
-    replacement; its labels are 1 and 0. An order is restricted to the documents kept.
+    Longer lists are shortened by `sampling`: "first" takes the first ones in the given (first-stage) order, "random"
+    samples them, "one_positive" samples one relevant document, which comes first, and negatives, without
+    replacement; its labels are 1 and 0. A permutation is restricted to the sampled documents.
 
     Args:
         rows: canonical rows, by index.
-        seed: of the draw.
+        seed: seed of the sampling.
         sampling: see above.
-        num_documents: of a list; `None` takes all.
-        num_negatives: beside one positive; a row with fewer gives a smaller group.
+        num_documents: maximum documents per list; `None` takes all.
+        num_negatives: negatives per positive; a row with fewer gives a smaller group.
     """
 
     rows: Any
@@ -56,11 +56,11 @@ class SampledGroups(Dataset):
     num_negatives: int = 0
 
     def __post_init__(self) -> None:
-        # In shared memory, so that workers that outlive an epoch see the change too.
+        # In shared memory, so that workers that persist across epochs see the change too.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def start_epoch(self, epoch: int) -> None:
-        """Makes the draws of that epoch, counted from 0."""
+        """Switches to the samples of that epoch, counted from 0."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ class SampledGroups(Dataset):
 
     def __getitem__(self, index: int) -> Group:
         row = self.rows[index]
-        # A string is hashed by SHA-512 into the generator's state: the same on every machine and Python version.
+        # A string seed is hashed with SHA-512: the same on every machine and Python version.
         kept = self._kept(row, random.Random(f"{self.seed}/{int(self._epoch)}/{index}"))
         group: Group = {
             "row": index,
@@ -86,7 +86,7 @@ class SampledGroups(Dataset):
         return group
 
     def _kept(self, row: Any, generator: random.Random) -> list[int]:
-        """Indexes of the documents that make the group."""
+        """Indices of the group's documents."""
         if self.sampling == ONE_POSITIVE:
             positives, negatives = positive_places(row)
             positive = generator.choice(positives)
@@ -97,20 +97,20 @@ class SampledGroups(Dataset):
 
 
 class RankingCollator:
-    """Turns drawn groups into one ragged batch.
+    """Collates sampled groups into one ragged batch.
 
     Args:
-        encoder: the model's encoder with the lengths of training.
+        encoder: the model's text encoder with the length limits of training.
 
     Returns (from a call):
-        - `group_sizes` `(groups,)`: documents of each query.
-        - `lengths` `(pairs,)`: tokens of each pair, queries one after the other, documents in the group's order.
-        - `query_lengths` `(pairs,)`: how many of them, at the end, are the query's (0 for `TwolarModel`).
-        - `token_ids` `(tokens,)`: all pairs end to end.
-        - `ranks` int64, the targets of `rows.TARGETS` float32, `(groups, longest group)`: where every group has them;
-          0 at padding.
-        - `queries`: how many groups count: all of them, or none where only filling rows were drawn.
-        - `rows`: texts and row numbers, to say what went wrong.
+        - `group_sizes` `(groups,)`: number of documents per query.
+        - `lengths` `(pairs,)`: tokens of each pair; pairs are ordered by query, then in the group's document order.
+        - `query_lengths` `(pairs,)`: query tokens at the end of each pair (0 for `TwolarModel`).
+        - `token_ids` `(tokens,)`: all pairs concatenated.
+        - `ranks` int64, the targets of `rows.TARGETS` float32, `(groups, longest group)`: present if every group has
+          them; 0 at padding.
+        - `queries`: number of groups that count: all, or 0 if the batch contains only padding rows.
+        - `rows`: texts and row numbers, for error messages.
 
     Example:
         Two queries of one and two tokens, with two and one documents:
@@ -133,14 +133,14 @@ class RankingCollator:
 
     def __call__(self, groups: Sequence[Group]) -> Batch:
         counting = [group for group in groups if not group.get("filling")]
-        # A process without a row of its own still has to take its part in the exchange of gradients.
+        # A process without real rows still has to take part in the gradient synchronization.
         groups = counting or groups[:1]
         texts = [(group["query"], document) for group in groups for document in group["documents"]]
         pairs: list[EncodedPair] = self.encoder.pairs(texts)  # type: ignore[attr-defined]
         cut = max(pair.query_cut for pair in pairs)
-        if cut and not self._warned:  # of a document, that is how training is set up; of a query, it is a surprise
+        if cut and not self._warned:  # truncated documents are expected in training, truncated queries are not
             self._warned = True
-            logger.warning("a query was cut on the right by %d tokens (max_query_length)", cut)
+            logger.warning("a query was truncated on the right by %d tokens (max_query_length)", cut)
         sizes = [len(group["documents"]) for group in groups]
         batch = self.tokens(pairs, sizes)
         width = max(sizes)
@@ -155,7 +155,7 @@ class RankingCollator:
         return batch
 
     def tokens(self, pairs: Sequence[EncodedPair], sizes: Sequence[int]) -> Batch:
-        """What a batch holds of its pairs; `sizes` are the groups'."""
+        """The batch fields of the pairs; `sizes` are the groups'."""
         ids = [token for pair in pairs for token in (*pair.prompt, *pair.query)]
         return {
             "group_sizes": torch.tensor(sizes, dtype=torch.int64),
@@ -166,22 +166,22 @@ class RankingCollator:
 
 
 def group_mask(group_sizes: Tensor) -> Tensor:
-    """Which places of the grid `(groups, longest group)` hold a document, boolean."""
+    """Boolean mask `(groups, longest group)` of real documents."""
     columns = torch.arange(int(group_sizes.max()), device=group_sizes.device)
     return columns[None, :] < group_sizes[:, None]
 
 
 def to_grid(values: Tensor, mask: Tensor) -> Tensor:
-    """Values of the pairs, `(pairs,)`, as a grid `(groups, longest group)` with 0 at padding; keeps the graph."""
+    """Values of the pairs, `(pairs,)`, as a grid `(groups, longest group)` with 0 at padding; differentiable."""
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
 
 
 def pad_pairs(batch: Batch, pairs: Sequence[int], pad_id: int) -> dict[str, Tensor]:
-    """Some pairs of a batch padded on the right.
+    """Some pairs of a batch, padded on the right.
 
     Returns:
         `input_ids`, `attention_mask` (0/1) and `query_mask` (boolean, the query's tokens), each `(pairs, longest)`;
-        what the batch has of each pair besides (`heads`, `owners`), `(pairs,)`.
+        plus the batch's other fields of each pair (`heads`, `owners`), `(pairs,)`.
     """
     rows = batch["token_ids"].split(batch["lengths"].tolist())
     ids = torch.nn.utils.rnn.pad_sequence([rows[pair] for pair in pairs], batch_first=True, padding_value=pad_id)

@@ -1,4 +1,4 @@
-"""`tsarank train`: starts a training script through `accelerate launch`."""
+"""`tsarank train`: starts a training script with `accelerate launch`."""
 
 from __future__ import annotations
 
@@ -31,37 +31,37 @@ logger = logging.getLogger(__name__)
 
 
 _COMMON = """\
-  --config NAME|FILE          recipe or YAML file of options; several add up, the command line has the last word
-  --model_name_or_path M      Hub id, folder or GGUF file; by default smollm2-135m-instruct, in the package
+  --config NAME|FILE          recipe or YAML file of options; repeatable, the command line takes precedence
+  --model_name_or_path M      Hub id, folder or GGUF file (default: smollm2-135m-instruct, in the package)
   --train_data D              file (.jsonl, .json, .csv, .parquet, .gz), folder or Hub dataset
-  --output_dir DIR            checkpoints, and in the end the model
+  --output_dir DIR            checkpoints, and finally the model
   --resume_from_checkpoint C  a checkpoint folder, `last`, or `auto` (the last one if there is any)
   --trainable PART            lora, top_blocks or full
   --per_device_train_batch_size, --gradient_accumulation_steps, --learning_rate, --num_train_epochs, --max_steps
-  --bf16 true                 mixed precision, where the device has bfloat16
+  --bf16 true                 mixed precision, if the device supports bfloat16
   --drop_unusable_rows        leave out rows that fail the checks, with a warning
   --report_to NAME            trackio, tensorboard, wandb …
   --eval_strategy steps --eval_steps N --rerank_collection FOLDER --rerank_first_stage S --rerank_queries N
-                              nDCG@10 on a small reranking set while training
+                              nDCG@10 on a small reranking set during training
   --load_best_model_at_end true --metric_for_best_model ndcg@10 --early_stopping_patience N
-                              keep the checkpoint that ranks best; stop when none is better
+                              keep the checkpoint with the best ranking; stop when it no longer improves
 """
 
 _OPTIONS = {
     "cpt": """\
-  --packing true              several pairs in a sequence
+  --packing true              several pairs per sequence
   --max_length N --max_query_length N, --train_eos true|false
 """,
     "sft": """\
   --num_negatives M, --alpha A, --temperature T, --score_form F, --dp true|false, --ntp true|false
   --loss NAME, or --objectives NAME:WEIGHT …   another ranking loss, or any weighted sum instead of Eq. 5
-  --chunk_tokens N            padded tokens in memory at once; gradients are exact whatever it is
+  --chunk_tokens N            padded tokens per chunk of gradient caching; gradients are exact for any value
 """,
     "distill": """\
   --loss NAME                 ranknet, listnet, lambdarank, margin_mse, dear …; --loss_options JSON
   --objectives NAME:WEIGHT …  a weighted sum instead, such as ranknet:0.6 next_token:0.2 penalty:0.2
   --num_documents M, --temperature T, --permutations FILE, --family F
-  --chunk_tokens N            padded tokens in memory at once; gradients are exact whatever it is
+  --chunk_tokens N            padded tokens per chunk of gradient caching; gradients are exact for any value
 """,
 }
 
@@ -73,13 +73,13 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "train",
         help="train a reranker",
-        description="Train a reranker. Each kind is a script that `accelerate launch` starts.",
+        description="Train a reranker. Each kind is a script that runs under `accelerate launch`.",
         epilog=_train_epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     for name in _OPTIONS:
-        # With a prefix that nobody types every argument, options and --help included, is left for `run`.
+        # With a prefix character that nobody types, every argument, options and --help included, is left for `run`.
         title = str(_script(name).__doc__).partition("\n")[0]
         one = kinds.add_parser(name, help=title, add_help=False, prefix_chars="\0")
         one.add_argument("arguments", nargs=argparse.REMAINDER)
@@ -87,7 +87,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _script(kind: str) -> Any:
-    """The module of a kind's script, which loads nothing heavy yet."""
+    """The module of a kind's script; importing it loads nothing heavy."""
     return importlib.import_module(f"modeling_tsarank.trainers.{kind}")
 
 
@@ -95,16 +95,16 @@ def _train_epilog() -> str:
     recipes = "\n".join(f"  {name}" for name in recipe_names())
     ways = ", ".join(recipe_names(ACCELERATE_RECIPES))
     return (
-        f"recipes (--config NAME):\n{recipes}\n\nways to run them (--accelerate-config NAME):\n  {ways}\n\n"
+        f"recipes (--config NAME):\n{recipes}\n\naccelerate configs (--accelerate-config NAME):\n  {ways}\n\n"
         "`tsarank train KIND --help` explains a kind."
     )
 
 
 class _LauncherParser(CommandParser):
-    """Options that it does not know are the script's, whose --debug takes a value."""
+    """Leaves unknown options to the script, whose --debug takes a value."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """A lone --debug is this command's, `--debug underflow_overflow` is transformers'."""
+        """--debug without a value is this command's, `--debug underflow_overflow` is transformers'."""
         values = [*args[1:], "--"]
         own = [arg == "--debug" and values[at].startswith("-") for at, arg in enumerate(args)]
         if any(own):
@@ -112,7 +112,7 @@ class _LauncherParser(CommandParser):
         return super().parse_known_args([arg for arg, is_own in zip(args, own, strict=True) if not is_own], namespace)
 
     def refuse_unknown(self, unknown: Sequence[str]) -> None:
-        """Refuses nothing."""
+        """Accepts all: unknown options are the script's."""
 
 
 def launcher_parser(name: str) -> argparse.ArgumentParser:
@@ -128,26 +128,26 @@ def launcher_parser(name: str) -> argparse.ArgumentParser:
         add_help=False,
     )
     parser.add_argument("-h", "--help", action="help", help="show this help message and exit")
-    parser.add_argument("--help-all", action="store_true", help="every option of the training, several hundred")
+    parser.add_argument("--help-all", action="store_true", help="show every option of the training (several hundred)")
     parser.add_argument(
         "--accelerate-config",
         "--accelerate_config",
         metavar="NAME|FILE",
-        help=f"how to run it: a file of accelerate's, or {', '.join(recipe_names(ACCELERATE_RECIPES))}",
+        help=f"an accelerate config file, or one of {', '.join(recipe_names(ACCELERATE_RECIPES))}",
     )
     parser.add_argument(
         "--num-processes",
         "--num_processes",
         type=whole(most=65_536),
         metavar="N",
-        help="processes to start (default: what the accelerate config says, else one for each GPU)",
+        help="number of processes (default: from the accelerate config, else one per GPU)",
     )
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Starts the training and returns the script's exit status."""
-    # What stands in front of a lone `--` is accelerate's.
+    # Options in front of a lone `--` are accelerate's.
     at = args.arguments.index("--") if "--" in args.arguments else -1
     launch_options, arguments = args.arguments[: max(at, 0)], args.arguments[at + 1 :]
     own, script_options = launcher_parser(args.kind).parse_known_args(arguments)
@@ -160,12 +160,12 @@ def run(args: argparse.Namespace) -> int:
         launch_options = ["--config_file", os.fspath(path), *launch_options]
     for position, option in enumerate(script_options[:-1]):
         if option == "--config":
-            find_recipe(script_options[position + 1])  # a typing error is found before anything heavy is loaded
+            find_recipe(script_options[position + 1])  # detects typing errors before anything heavy is loaded
     return _launch(launch_options, own.num_processes, module, script_options)
 
 
 def _launch(options: list[str], processes: int | None, module: str, script_options: Sequence[str]) -> int:
-    """Runs the script in processes of its own; what stops this process stops them, and is said in one line."""
+    """Runs the script in its own processes; a signal to this process stops them and is reported in one line."""
     children: list[subprocess.Popen[bytes]] = []
 
     def hand_on(number: int) -> None:
@@ -193,7 +193,7 @@ def _accelerate(
     script_options: Sequence[str],
     children: list[subprocess.Popen[bytes]],
 ) -> int:
-    """What `accelerate launch` does. A single process is put into `children` while it runs."""
+    """Runs `accelerate launch`. The process is put into `children` while it runs, if it is a single one."""
     try:
         from accelerate.commands import launch
         from accelerate.utils.launch import prepare_simple_launcher_cmd_env
@@ -216,9 +216,9 @@ def _accelerate(
     theirs, disabled = launch.simple_launcher, logging.root.manager.disable
     os.environ[LAUNCHER] = str(os.getpid())
     try:
-        # accelerate's own lets go of its process when a signal comes.
+        # accelerate's own launcher abandons its process when a signal arrives.
         launch.simple_launcher = run_one
-        # torch says of every process how it was ended; the processes say it themselves.
+        # torch reports for every process how it ended; the processes report it themselves.
         logging.disable(logging.ERROR)
         launch.launch_command(parsed)
     except subprocess.CalledProcessError as error:
@@ -228,7 +228,7 @@ def _accelerate(
     except SignalException as error:
         return exit_status(error.sigval)
     except ImportError as error:
-        # DeepSpeed, where a config asks for it.
+        # DeepSpeed, if the config uses it.
         raise ResourceError(str(error)) from error
     except ValueError as error:
         raise InputError(f"accelerate launch: {error}") from error
@@ -240,12 +240,12 @@ def _accelerate(
 
 
 def _status(code: int) -> int:
-    """An exit status for a child's: as a shell says it where a signal ended it."""
+    """An exit status for a child's return code: the shell's status if a signal ended it."""
     return 128 - code if code < 0 else code
 
 
 def _with_defaults(options: list[str], processes: int | None) -> list[str]:
-    """Everything that accelerate would otherwise warn about having guessed."""
+    """Adds the options that accelerate would otherwise warn about having defaulted."""
     import torch
     from accelerate.commands.config.config_args import default_config_file
 

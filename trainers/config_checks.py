@@ -1,4 +1,4 @@
-"""Checks and defaults that all configurations share, so that a mistake is found before anything is loaded."""
+"""Checks and defaults shared by all configurations, so that mistakes are found before anything is loaded."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _NUMBERS: dict[Number, tuple[str, ...]] = {
         *("max_query_length", "num_negatives", "dataset_num_proc"),
     ),
     Number(int, 0): ("dataloader_num_workers", "chunk_tokens", "num_documents"),
-    # A rank beyond the width of any model adds nothing but memory.
+    # A rank beyond the width of any model only costs memory.
     Number(int, 1, 2**16): ("lora_r",),
-    # NumPy's generator takes seeds of 32 bits.
+    # NumPy's generator takes 32-bit seeds.
     Number(int, 0, 2**32 - 1): ("seed", "data_seed"),
     Number(float, 0, below=1): ("adam_beta1", "adam_beta2", "label_smoothing_factor", "lora_dropout"),
     Number(float, above=0): (
@@ -41,11 +41,11 @@ _NUMBERS: dict[Number, tuple[str, ...]] = {
     ),
 }
 BOUNDS = {name: bounds for bounds, names in _NUMBERS.items() for name in names}
-"""Every number that shapes a training, of `TrainingArguments` and of the trainers' own; `None` is left alone."""
+"""Every number that affects a training, of `TrainingArguments` and of the trainers' own; `None` is not checked."""
 
 
 def check_numbers(args: Any) -> None:
-    """Raises `InputError` for the first number of a configuration out of its bounds; NumPy's become Python's."""
+    """Raises `InputError` for the first number out of its bounds; converts NumPy numbers to Python's."""
     for name, bounds in {**BOUNDS, "max_steps": _AT_LEAST_1}.items():
         if isinstance(value := getattr(args, name, None), np.generic):
             value = value.item()
@@ -55,14 +55,14 @@ def check_numbers(args: Any) -> None:
 
 
 def check_number(name: str, value: Any, bounds: Number, more: str = "") -> None:
-    """Raises `InputError` for a value that is no such number."""
+    """Raises `InputError` for a value that is not a number within the bounds."""
     kinds = int if bounds.kind is int else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not bounds.allows(value):
         raise InputError(f"{name} must be {bounds}{more}, got {value!r}")
 
 
 def _check_together(args: Any) -> None:
-    """What goes wrong only when the first batch is drawn, or the model is compiled."""
+    """Checks for combinations that would fail only at the first batch, or when the model is compiled."""
     if args.dataloader_num_workers == 0 and (
         args.dataloader_persistent_workers or args.dataloader_multiprocessing_context
     ):
@@ -79,13 +79,13 @@ def _check_together(args: Any) -> None:
 
 
 def settle_configuration(args: Any) -> None:
-    """What every configuration does before `TrainingArguments` looks at it.
+    """Checks and defaults of every configuration, before `TrainingArguments` is initialized.
 
-    Without an accelerator, transformers must be told: it refuses bfloat16, and takes each of several processes for a
-    run of its own.
+    Without an accelerator, transformers has to be configured for the CPU: otherwise it rejects bfloat16, and treats
+    each of several processes as a separate run.
 
     Raises:
-        InputError: a number out of its bounds, an unknown part, backend or mode, or options that do not go together.
+        InputError: a number out of its bounds, an unknown part, backend or mode, or incompatible options.
         ResourceError: a package is not installed.
     """
     check_numbers(args)
@@ -94,38 +94,38 @@ def settle_configuration(args: Any) -> None:
     if isinstance(args.lora_target_modules, str):
         args.lora_target_modules = [args.lora_target_modules]
     if args.lora_target_modules == [ALL_LINEAR]:
-        # PEFT's word for what is done without any names.
+        # PEFT's keyword for its behaviour without any names.
         args.lora_target_modules = None
     if not torch.accelerator.is_available():
         args.use_cpu = True
 
 
-# ---- what is trained -----------------------------------------------------------------------------------
+# ---- the trained part ----------------------------------------------------------------------------------
 
 
 @documented
 @dataclass
 class PartConfig:
     r"""
-    What is trained of a model.
+    Which part of the model is trained.
 
     Parameters:
         trainable (`str`, *optional*, defaults to `"top_blocks"`):
             What is trained: `"top_blocks"` the last `top_blocks` transformer blocks (TSARankLLM, section 4.1; the
-            final norm stays frozen), `"lora"` a LoRA adapter of the backbone, `"full"` everything.
+            final norm stays frozen), `"lora"` a LoRA adapter of the backbone, `"full"` all weights.
         top_blocks (`int`, *optional*, defaults to `16`):
-            How many blocks; of an encoder-decoder, that many of each of its two stacks.
+            Number of blocks; for an encoder-decoder, in each of its two stacks.
         lora_r (`int`, *optional*, defaults to `16`):
             Rank of the LoRA matrices.
         lora_alpha (`int`, *optional*, defaults to `32`):
-            LoRA's scaling: the update is multiplied by `lora_alpha / lora_r`.
+            LoRA scaling: the update is multiplied by `lora_alpha / lora_r`.
         lora_dropout (`float`, *optional*, defaults to `0.0`):
-            Dropout in front of the LoRA matrices.
+            Dropout before the LoRA matrices.
         lora_target_modules (`list[str]`, *optional*):
-            Names of the linear layers that get LoRA; all but the output head if not given.
+            Names of the linear layers that get LoRA; by default all but the output head.
         merge_adapter (`bool`, *optional*, defaults to `True`):
-            Whether `save_model` writes the model with LoRA merged in, beside the folder `adapter`. If not, only
-            the adapter is written.
+            Whether `save_model` writes the model with LoRA merged, next to the folder `adapter`; otherwise it writes
+            only the adapter.
     """
 
     trainable: Part = "top_blocks"

@@ -1,14 +1,14 @@
 """Continual pre-training of a plain causal language model on weak (query, document) pairs (TSARankLLM, stage 1).
 
-A model learns to predict the query from its document, over rows {query, document}. The result is an ordinary causal
-language model, to start `tsarank train sft` from.
+The model learns to predict the query from its document, on rows {query, document}. The result is an ordinary causal
+language model, the starting point for `tsarank train sft`.
 
     tsarank train cpt --config smollm2-135m-cpt-cpu --train_data pairs.jsonl --output_dir cpt-model
     tsarank train cpt --accelerate-config ddp --config tsarankllm-cpt --model_name_or_path bigscience/bloom-560m \\
         --train_data pairs.jsonl --output_dir cpt-model
 
-It is a script, too: `accelerate launch trainers/cpt.py --config tsarankllm-cpt …`. `--config` names a YAML file or a
-shipped recipe; options on the command line overrule it.
+As a script: `accelerate launch trainers/cpt.py --config tsarankllm-cpt …`. `--config` takes a YAML file or a shipped
+recipe; command line options take precedence.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from modeling_tsarank.trainers.script_utils import exit_script, run_script, trai
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses, builds the trainer, trains, saves. Raises `TSARankError` for what the user can mend."""
+    """Parses, builds the trainer, trains, saves. Raises `TSARankError` for user errors."""
     from modeling_tsarank.trainers.base_models import load_base_model
     from modeling_tsarank.trainers.cpt_config import CPTConfig
     from modeling_tsarank.trainers.cpt_trainer import CPTTrainer

@@ -27,25 +27,25 @@ class CPTConfig(PartConfig, SFTConfig):
     r"""
     Configuration class for the [`CPTTrainer`].
 
-    This class includes only the parameters that are specific to continual pre-training. [`PartConfig`] says what is
-    trained; TRL's [`~trl.SFTConfig`] has the rest: packing, activation checkpointing and offloading, kernels, and all
-    of [`~transformers.TrainingArguments`].
+    This class includes only the parameters that are specific to continual pre-training. [`PartConfig`] selects what is
+    trained; all other parameters are those of TRL's [`~trl.SFTConfig`] (packing, activation checkpointing and
+    offloading, kernels) and [`~transformers.TrainingArguments`].
 
     Parameters:
         > Parameters that control the data preprocessing
 
         document_template (`str`, *optional*, defaults to `"Document: {document} Query:"`):
-            What stands before the query. The rankers' default.
+            Prompt before the query. The rankers' default.
         prompt_style (`str`, *optional*, defaults to `"separate_space"`):
-            How the query follows, as in [`QueryLikelihoodOptions`].
+            How the query is appended, as in [`QueryLikelihoodOptions`].
         max_query_length (`int`, *optional*, defaults to `128`):
-            Longest query in tokens; a longer one is cut on the right. `max_length` bounds prompt, query and EOS
-            together, and is kept by cutting the document alone.
+            Maximum query length in tokens; longer queries are truncated on the right. `max_length` limits prompt,
+            query and EOS together, and is enforced by truncating only the document.
         max_length (`int`, *optional*, defaults to `512`):
-            Longest training sequence in tokens: prompt, query and EOS together; only the document is cut. With
-            packing, the length of a packed sequence.
+            Maximum training sequence length in tokens: prompt, query and EOS together; only the document is truncated.
+            With packing, the length of a packed sequence.
         train_eos (`bool`, *optional*, defaults to `True`):
-            Whether EOS follows the query and is trained, as in the published code.
+            Whether EOS is appended to the query and trained on, as in the published code.
 
     > [!NOTE]
     > These parameters have default values different from [`~trl.SFTConfig`]:
@@ -55,9 +55,9 @@ class CPTConfig(PartConfig, SFTConfig):
     > - `lr_scheduler_type`: Defaults to `"cosine"` instead of `"linear"`.
     > - `warmup_steps`: Defaults to `0.1` (of all steps) instead of `0`.
     > - `max_length`: Defaults to `512` instead of `1024`.
-    > - `completion_only_loss`: Defaults to `True`; `False` trains on the document and the prompt's words too.
+    > - `completion_only_loss`: Defaults to `True`; `False` also trains on the document and the prompt.
     > - `gradient_checkpointing`: Off by default, as in `TrainingArguments`.
-    > - `bf16`: Defaults to `True` only where the device multiplies bfloat16 in hardware.
+    > - `bf16`: Defaults to `True` only if the device supports bfloat16 matrix multiplication in hardware.
     """
 
     # Parameters whose default values are overridden from SFTConfig
@@ -67,7 +67,7 @@ class CPTConfig(PartConfig, SFTConfig):
     warmup_steps: float = 0.1
     max_length: int | None = 512
     completion_only_loss: bool | None = True
-    # Not False: transformers takes a value for the use of its deprecated name.
+    # Not False: transformers would treat a value as use of the option's deprecated name.
     gradient_checkpointing: bool | None = None  # type: ignore[assignment]
     trainable: Part = "full"
 
@@ -80,7 +80,7 @@ class CPTConfig(PartConfig, SFTConfig):
     def __post_init__(self) -> None:
         settle_configuration(self)
         if self.bf16 is None:
-            # TRL says yes wherever fp16 is off; on most CPUs that would be several times slower than float32.
+            # TRL defaults to True unless fp16 is on; on most CPUs that is several times slower than float32.
             on_gpu = torch.cuda.is_available() and not self.use_cpu
             has = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_has_bfloat16()
             self.bf16 = has and not self.fp16
@@ -90,27 +90,27 @@ class CPTConfig(PartConfig, SFTConfig):
             if value is not None and not isinstance(value, dict):
                 raise InputError(f"{name} must be a JSON object, got {value!r}")
         if self.chat_template_path is not None or self.assistant_only_loss:
-            raise InputError("chat_template_path and assistant_only_loss are for conversations; leave them out")
+            raise InputError("chat_template_path and assistant_only_loss are for conversations; remove them")
         if self.activation_offloading and self.device.type == "cpu":
-            raise InputError("activation_offloading takes activations from an accelerator to the CPU; leave it out")
-        # Known once TRL has taken its "auto" and "none" for what they say.
+            raise InputError("activation_offloading moves activations from an accelerator to the CPU; remove it")
+        # Valid only after TRL has resolved its "auto" and "none".
         multiple: Any = self.pad_to_multiple_of
         if multiple is not None:
             check_number("pad_to_multiple_of", multiple, Number(int, 1, 2**16))
         if self.max_length is None:
-            raise InputError("max_length must be a number of tokens, got none: the document is cut to keep it")
+            raise InputError("max_length must be a number of tokens, got none: documents are truncated to it")
         self.ranking_options()
 
     def row_rules(self) -> RowRules:
-        """What the training asks of its rows."""
+        """The requirements of the training on its rows."""
         return ROW_RULES
 
     def evaluation_figures(self) -> list[str]:
-        """What an evaluation measures beside the loss."""
+        """Metrics of an evaluation in addition to the loss."""
         return ["mean_token_accuracy", *([] if self.device.type == "cpu" else ["entropy"])]
 
     def ranking_options(self) -> QueryLikelihoodOptions:
-        """The prompt and the length limits, with room for EOS. Raises `InputError` for values that do not go."""
+        """The prompt and the length limits, minus one token for EOS. Raises `InputError` for invalid values."""
         return QueryLikelihoodOptions(
             max_length=(self.max_length or 0) - self.train_eos,
             max_query_length=self.max_query_length,

@@ -1,4 +1,4 @@
-"""Continual pre-training: next-token loss of queries given their documents, over weak pairs (TSARankLLM, Eq. 2)."""
+"""Continual pre-training: next-token loss of queries given their documents, on weak pairs (TSARankLLM, Eq. 2)."""
 
 from __future__ import annotations
 
@@ -48,26 +48,26 @@ PEFT_PREFIX = "base_model.model."
 class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
     """Trainer for continual pre-training of a plain causal language model.
 
-    Each pair becomes one sequence, "Document: {document} Query: {query}" and EOS, of which the query and EOS are
-    trained. The tokens are those that a [`TSARankModel`] reads when it scores. Everything else is TRL's [`SFTTrainer`]
-    on the native model; files are written as by the ranking trainers, whole or not at all.
+    Each pair becomes one sequence, "Document: {document} Query: {query}" and EOS; the loss is on the query and EOS.
+    The tokens are the same as a [`TSARankModel`]'s when it scores. Everything else is TRL's [`SFTTrainer`] on the
+    native model; files are written atomically, as by the ranking trainers.
 
-    `save_model` writes an ordinary causal language model, LoRA merged in, that `AutoModelForCausalLM` and
-    `TSARankModel.from_backbone` load.
+    `save_model` writes an ordinary causal language model, LoRA merged, for `AutoModelForCausalLM` and
+    `TSARankModel.from_backbone`.
 
     Args:
-        model: name, folder or GGUF file of a decoder-only model, `default`, or a model already loaded.
+        model: name, folder or GGUF file of a decoder-only model, `default`, or a loaded model.
         args: a [`CPTConfig`].
-        train_dataset: rows {"query", "document"}, or anything that `load_training_rows` reads; of rows with labels
-            every positive makes a pair.
+        train_dataset: rows {"query", "document"}, or anything that `load_training_rows` accepts; of labelled rows,
+            every positive becomes a pair.
         eval_dataset: the same, or a dict of them by name.
-        tokenizer: needed with a loaded model.
+        tokenizer: required with a loaded model.
         reranking_sets: collections to rerank at every evaluation, see [`RerankingEvaluation`].
         callbacks, optimizers: as in `transformers.Trainer`.
 
     Raises:
         InputError: unusable data (row and field are named) or configuration.
-        ModelError: a model that cannot be trained so.
+        ModelError: a model that does not support this training.
         ResourceError: a package is missing.
 
     Example:
@@ -102,13 +102,13 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
         if not isinstance(model, PreTrainedModel):
             raise ModelError(f"CPTTrainer needs a plain causal language model, got {type(model).__name__}")
         if tokenizer is None:
-            raise ModelError("CPTTrainer was given a loaded model without its tokenizer")
+            raise ModelError("CPTTrainer got a loaded model without its tokenizer; pass tokenizer as well")
         _make_plain(model)
         context = getattr(model.config, "max_position_embeddings", None)
         pair_tokenizer = PairTokenizer(tokenizer, args.ranking_options(), args.train_eos, context)
         self._token_sums, self._figures = {"loss": 0.0, "tokens": 0.0}, dict[str, float]()
         self._dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
-        # Made before LoRA is put in: a new wrapper initializes whatever did not come from a checkpoint.
+        # Created before LoRA is added: a new wrapper initializes all weights that did not come from a checkpoint.
         self._ranker = TSARankModel.from_backbone(
             model,
             tokenizer=tokenizer,
@@ -123,7 +123,7 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
             peft_config = lora_config(model, args.lora_r, args.lora_alpha, args.lora_dropout, targets)
         elif args.trainable == "top_blocks":
             train_top_blocks(model, args.top_blocks)
-        # One process writes the cache of the tokenized rows, the others read it.
+        # The main process writes the cache of tokenized rows, the others read it.
         with args.main_process_first(desc="tokenizing"):
             tokenized = pair_tokenizer.tokenize(rows, "train", args.dataset_num_proc)
             eval_tokenized = _each(eval_rows, lambda data: pair_tokenizer.tokenize(data, "eval"))
@@ -138,25 +138,25 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
                 **kwargs,
             )
         except ValueError as error:
-            # TRL's own checks of what goes together; PEFT's print a whole module behind the first line.
+            # TRL's own checks of incompatible options; PEFT's errors print a whole module after the first line.
             raise error if isinstance(error, TSARankError) else InputError(str(error).splitlines()[0]) from error
 
     @property
     def backbone(self) -> PreTrainedModel:
-        """The native model, without any wrapper; LoRA layers, if any, are in it."""
+        """The native model, without any wrapper but with its LoRA layers, if any."""
         model = self.accelerator.unwrap_model(self.model)
         return model.get_base_model() if self.args.trainable == "lora" else model
 
     @property
     def ranker(self) -> RankerModel:
-        """The model in training as a ranker with the prompt it is trained on; the weights are the same."""
+        """The model in training as a ranker with the training prompt; it shares the weights."""
         return self._ranker
 
     def _send_telemetry(self) -> None:
-        """Sends nothing, where TRL would report the training to its makers."""
+        """Disables TRL's telemetry."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Writes the card at the end only: TRL's trainer asks for one at every checkpoint."""
+        """Writes the card at the end only: TRL's trainer writes one for every checkpoint."""
         if self._staging is None:
             super().create_model_card(*args, **kwargs)
 
@@ -164,7 +164,7 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
 
     @property
     def _scores_learned_tokens_only(self) -> bool:
-        """Without Triton, TRL's output head runs on every position, prompt included, which doubles the work of CPT."""
+        """Without Triton, TRL's output head runs on all positions, prompt included, which doubles the work of CPT."""
         return (
             self.accelerator.device.type == "cpu"
             and self.args.loss_type == "nll"
@@ -175,7 +175,7 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
         )
 
     def _learned_token_loss(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
-        """TRL's loss, from logits at the positions that predict a learned token and no others."""
+        """TRL's loss, with logits only at the positions that predict a trained token."""
         labels = inputs["labels"]
         keep = torch.zeros_like(labels, dtype=torch.bool)
         keep[:, :-1] = labels[:, 1:] != -100
@@ -189,19 +189,19 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
         self._metrics[mode]["mean_token_accuracy"].append(hits / max(count, 1))
         if num_items_in_batch is None:
             return loss / max(len(targets), 1)
-        # `num_items_in_batch` counts the tokens of every process, and DDP averages their gradients.
+        # `num_items_in_batch` counts the tokens of all processes, and DDP averages their gradients.
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return loss * processes / num_items_in_batch
 
     def filling_row(self, row: Any) -> Any:
-        # Two tokens, of which none is learned; a packed row says how long its parts are.
+        # Two tokens without loss; a packed row records the lengths of its parts.
         lengths = {"seq_lengths": [2]} if "seq_lengths" in row else {}
         return {**row, "input_ids": row["input_ids"][:2], "labels": [-100, -100], **lengths}
 
     # ---- evaluation ------------------------------------------------------------------------------
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """As TRL's; notes how many learned tokens the loss and the other figures are means over."""
+        """Like TRL's; records the number of trained tokens that the loss and the other metrics average over."""
         step = super().prediction_step(model, inputs, *args, **kwargs)
         count = (inputs["labels"][..., 1:] != -100).sum().to(step[0].device)
         total = self.accelerator.reduce(count, "sum").item()
@@ -213,7 +213,7 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
         return step
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """As TRL's, with means over all learned tokens, whatever the batches and processes they came in."""
+        """Like TRL's, but averaged over all trained tokens, independent of batches and processes."""
         self._token_sums, self._figures = {"loss": 0.0, "tokens": 0.0}, {}
         loop: Any = super().evaluation_loop
         output = loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
@@ -229,7 +229,7 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Mean over the learned tokens of all processes; a NaN or an infinity stops with the batch saved."""
+        """Mean over the trained tokens of all processes; NaN or infinity stops the training and saves the batch."""
         self._last_batch = inputs
         if self._scores_learned_tokens_only and not return_outputs:
             result = loss = self._learned_token_loss(model, inputs, num_items_in_batch)
@@ -247,7 +247,7 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
     # ---- writing and reading ---------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Writes what TRL writes into a checkpoint; else an ordinary causal language model, and the adapter."""
+        """Writes TRL's files into a checkpoint; otherwise an ordinary causal language model, and the adapter."""
         folder = Path(str(output_dir or self.args.output_dir))
         if self._staging is not None:
             super(CheckpointingTrainer, self)._save(output_dir, state_dict)
@@ -272,7 +272,7 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
             state_dict = {name.removeprefix(PEFT_PREFIX): value for name, value in state_dict.items()}
             if adapter is not None and not any(name.endswith(".base_layer.weight") for name in state_dict):
                 logger.warning(
-                    "%s holds the adapter only: ZeRO-3 does not gather the frozen weights; merge it on one process",
+                    "%s contains only the adapter: ZeRO-3 does not gather the frozen weights; merge it on one process",
                     folder,
                 )
                 return
@@ -284,7 +284,7 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
         save_merged(self.backbone, part, folder, state_dict, write)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        # The native model and its adapter are in the checkpoint as transformers writes them.
+        # In a checkpoint, the native model and its adapter are saved as by transformers.
         super(CheckpointingTrainer, self)._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
@@ -292,14 +292,14 @@ class CPTTrainer(RerankingEvaluation, CheckpointingTrainer, SFTTrainer):
 
 
 def _each(data: Any, function: Any) -> Any:
-    """`function` of the data, of each entry of a dict of them, or nothing of nothing."""
+    """Applies `function` to the data, or to each entry of a dict; `None` stays `None`."""
     if data is None:
         return None
     return {name: function(part) for name, part in data.items()} if isinstance(data, dict) else function(data)
 
 
 def _make_plain(model: PreTrainedModel) -> None:
-    """Takes out what marks a folder as a ranker: the result of CPT is a plain language model again."""
+    """Removes the marks of a ranking folder: the result of CPT is a plain language model again."""
     if getattr(model.config, "is_encoder_decoder", False):
         raise ModelError(
             f"continual pre-training needs a decoder-only model, but {model.config.model_type} is an encoder-decoder"
@@ -310,16 +310,16 @@ def _make_plain(model: PreTrainedModel) -> None:
 
 
 class PairTokenizer:
-    """Token ids of (query, document) pairs with a mask of what is to be learned.
+    """Token ids of (query, document) pairs with a loss mask.
 
-    TRL would join the texts of prompt and completion before it tokenizes them, and cut the end of what is too long:
-    the query. Rows that hold `input_ids` already it takes as they are.
+    TRL would concatenate prompt and completion as texts before tokenization, and truncate a long sequence at its end,
+    the query. It uses rows that already have `input_ids` unchanged.
 
     Args:
         tokenizer: a fast tokenizer.
-        options: prompt and limits; one token below the longest sequence where EOS is added.
-        train_eos: put EOS behind the query.
-        context: longest sequence the model reads, where it says so.
+        options: prompt and limits; one token below the maximum sequence length if EOS is added.
+        train_eos: append EOS to the query.
+        context: the model's maximum sequence length, if it has one.
 
     Raises:
         ModelError: no EOS token, no fast tokenizer, or limits beyond the model's.
@@ -332,11 +332,11 @@ class PairTokenizer:
         self.ending: tuple[int, ...] = ()
         if train_eos:
             if tokenizer.eos_token_id is None:
-                raise ModelError("this tokenizer has no EOS token; set one, or train_eos to false")
+                raise ModelError("this tokenizer has no EOS token; set one, or set train_eos to false")
             self.ending = (tokenizer.eos_token_id,)
 
     def __call__(self, columns: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
-        """Columns of rows as `input_ids` and `completion_mask` (1 at query and EOS), one pair for each positive."""
+        """Columns of rows as `input_ids` and `completion_mask` (1 at query and EOS), one pair per positive."""
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         texts = [
             (clean_query(row["query"]), document_text(row["documents"][place]))
@@ -350,7 +350,7 @@ class PairTokenizer:
         }
 
     def tokenize(self, rows: Dataset, name: str = "train", workers: int | None = None) -> Dataset:
-        """The rows tokenized, all other columns dropped; kept in the cache of the `datasets` library."""
+        """The tokenized rows without other columns; cached by the `datasets` library."""
         return rows.map(
             self,
             batched=True,

@@ -1,4 +1,4 @@
-"""Preset for distillation from a teacher's orders or scores (TWOLAR and relatives)."""
+"""Preset for distillation from a teacher's rankings or scores (TWOLAR and related methods)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from modeling_tsarank.trainers.trainable import Part
 @dataclass
 class RankingDistillConfig(RankingConfig):
     r"""
-    Configuration class for the [`RankingDistillTrainer`]: RankNet over the first 30 documents, as in TWOLAR.
+    Configuration class for the [`RankingDistillTrainer`]: RankNet on the first 30 documents, as in TWOLAR.
 
-    It is a [`RankingConfig`] with other defaults; every objective of that can be named.
+    It is a [`RankingConfig`] with other defaults; all of its objectives are available.
 
-    Query likelihoods differ by tenths where TWOLAR's logits differ by whole numbers: a `temperature` of about 0.1
-    suits `TSARankModel`.
+    Query likelihoods differ by tenths where TWOLAR's logits differ by whole numbers: for `TSARankModel`, use a
+    `temperature` of about 0.1.
 
     > [!NOTE]
     > These parameters have default values different from [`RankingConfig`]:

@@ -1,4 +1,4 @@
-"""Preset for distillation of a teacher's orders or scores into a ranking model of either family (TWOLAR)."""
+"""Preset for distillation of a teacher's rankings or scores into a ranking model of either family (TWOLAR)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from modeling_tsarank.trainers.ranking_trainer import RankingTrainer
 
 
 class RankingDistillTrainer(RankingTrainer):
-    """Trainer for ranking losses over lists that a teacher has put in order, scored or graded.
+    """Trainer for ranking losses on lists that a teacher has ranked, scored or graded.
 
-    Each step takes up to M documents of every query; the loss is the one named in the configuration, on the scores
-    that the model ranks by. With a `TSARankModel` those are query log-likelihoods.
+    Each step uses up to M documents of every query; the loss is the configured one, on the model's ranking scores.
+    For a `TSARankModel` these are query log-likelihoods.
 
     Args:
         model: a ranking model, or the name or folder of one; a plain model becomes a [`TwolarModel`].

@@ -1,4 +1,4 @@
-"""What is checked before anything is loaded: settings that would fail at the first step, or hours into a training."""
+"""Checks before anything is loaded, for settings that would fail at the first step or hours into a training."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ _PROCESS_COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_W
 
 
 def check_settings(reranking: RerankingArguments, data: DataArguments, training: Any) -> None:
-    """Raises for settings that can only fail later.
+    """Raises for settings that would only fail later.
 
     Raises:
-        InputError: a best checkpoint by a measure there is not, early stopping without what it needs, an evaluation of
-            nothing, an unknown logger, options that the optimizer or the schedule does not take.
-        ResourceError: a package is not installed, or the Hub, where the model is to go, cannot be used.
+        InputError: an unknown metric for the best checkpoint, early stopping without its requirements, an evaluation
+            without data, an unknown logger, or options that the optimizer or the schedule does not support.
+        ResourceError: a package is not installed, or the Hub, for publishing the model, cannot be used.
     """
     if training.eval_strategy != "no" and data.eval_data is None and not reranking.rerank_collection:
         raise InputError(
-            f"eval_strategy is {training.eval_strategy.value}, but there is nothing to evaluate; name eval_data or "
+            f"eval_strategy is {training.eval_strategy.value}, but there is nothing to evaluate; set eval_data or "
             "rerank_collection"
         )
     if reranking.rerank_collection and training.eval_strategy == "no":
-        raise InputError("rerank_collection is given, but eval_strategy is no; set it to steps or epoch")
+        raise InputError("rerank_collection is set, but eval_strategy is no; set it to steps or epoch")
     if reranking.rerank_collection and getattr(training, "score_form", None) == "one_pass":
-        raise InputError("rerank_collection scores pair by pair; measure one pass with `tsarank evaluate`")
+        raise InputError("rerank_collection scores pair by pair; evaluate one-pass ranking with `tsarank evaluate`")
     if reranking.rerank_queries < 0:
         raise InputError(f"rerank_queries must be at least 0, got {reranking.rerank_queries}")
     _check_best(reranking, data, training)
@@ -72,7 +72,7 @@ def _check_best(reranking: RerankingArguments, data: DataArguments, training: An
     if not metric or training.eval_strategy == "no":
         return
     if "@" in metric and not reranking.rerank_collection:
-        raise InputError(f"metric_for_best_model is {metric}, which only rerank_collection gives; name one")
+        raise InputError(f"metric_for_best_model is {metric}, which needs rerank_collection; set it")
     known = [] if data.eval_data is None else [*_MEASURED, *training.evaluation_figures()]
     if reranking.rerank_collection:
         from modeling_tsarank.eval.metrics import canonical_measure
@@ -80,11 +80,11 @@ def _check_best(reranking: RerankingArguments, data: DataArguments, training: An
         measures = [canonical_measure(measure) for measure in reranking.rerank_measures]
         known += measures
         if len(reranking.rerank_collection) > 1 and metric.endswith(tuple(f"_{measure}" for measure in measures)):
-            return  # of one of several collections, whose names are known once they are read
+            return  # of one of several collections, whose names are known only after loading
     if metric not in known:
         near = difflib.get_close_matches(metric, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-        raise InputError(f"metric_for_best_model is {metric}, which no evaluation gives; {hint}")
+        raise InputError(f"metric_for_best_model is {metric}, which is not an evaluation metric; {hint}")
 
 
 def _check_loggers(names: list[str]) -> None:
@@ -104,7 +104,7 @@ def _check_loggers(names: list[str]) -> None:
 
 
 def _check_optimizer(training: Any) -> None:
-    """Makes optimizer and schedule of one made-up weight."""
+    """Creates optimizer and schedule for one dummy weight."""
     import torch
     from transformers import Trainer, get_scheduler
 
@@ -122,7 +122,7 @@ def _check_optimizer(training: Any) -> None:
             raise ResourceError(f"optim {name}: {error}") from error
         if training.optim_target_modules is None or "target" in str(error):
             given = f" with optim_args {training.optim_args!r}" if training.optim_args else ""
-            raise InputError(f"optim {name} cannot be made{given}: {error}") from error
+            raise InputError(f"optim {name} cannot be created{given}: {error}") from error
     try:
         get_scheduler(
             training.lr_scheduler_type,
@@ -134,7 +134,7 @@ def _check_optimizer(training: Any) -> None:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         scheduler = getattr(training.lr_scheduler_type, "value", training.lr_scheduler_type)
         given = f" with lr_scheduler_kwargs {training.lr_scheduler_kwargs!r}" if training.lr_scheduler_kwargs else ""
-        raise InputError(f"lr_scheduler_type {scheduler} cannot be made{given}: {error}") from error
+        raise InputError(f"lr_scheduler_type {scheduler} cannot be created{given}: {error}") from error
 
 
 def _check_hub(training: Any) -> None:
@@ -143,37 +143,37 @@ def _check_hub(training: Any) -> None:
     try:
         HfApi().whoami(token=training.hub_token)
     except Exception as error:
-        # Of the network, of the Hub or of its client: all mean that nothing could be published in the end.
+        # From the network, the Hub or its client: in all cases nothing could be published in the end.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ResourceError(
-            f"push_to_hub is on, and the Hub cannot be used ({reason}); log in, or publish later"
+            f"push_to_hub is on, but the Hub cannot be used ({reason}); log in, or publish later"
         ) from error
 
 
 def warn_of_missing_processes(count: int) -> None:
-    """Warns where the environment was made for more processes than there are: each would train on everything."""
+    """Warns if the environment is set up for more processes than there are: each would train on all data."""
     for name in _PROCESS_COUNTS:
         value = os.environ.get(name, "")
         if value.isdecimal() and int(value) > count:
             logger.warning(
-                "%s asks for %s processes, and %d came; start them with `tsarank train KIND --num-processes %s`",
+                "%s asks for %s processes, but %d started; start them with `tsarank train KIND --num-processes %s`",
                 *(name, value, count, value),
             )
             return
     if count == 1 and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         logger.warning(
-            "the environment is made for several processes, and one came: on a CPU, `accelerate launch` starts one "
-            "whatever --num_processes says; use `tsarank train KIND --num-processes N`"
+            "the environment is set up for several processes, but there is one: on a CPU, `accelerate launch` starts "
+            "one whatever --num_processes says; use `tsarank train KIND --num-processes N`"
         )
 
 
 @contextlib.contextmanager
 def output_folder(training: Any) -> Iterator[None]:
-    """Keeps other trainings out of `output_dir` while the body runs; looks first at what is there.
+    """Locks `output_dir` against other trainings while the body runs, after checking its content.
 
     Raises:
-        InputError: another training is at work there, there is none of the checkpoints that are asked for, or there
-            are some and nothing was said about resuming.
+        InputError: another training is running there, there is no checkpoint to resume from, or there are checkpoints
+            and `resume_from_checkpoint` is not set.
         ResourceError: the folder cannot be written.
     """
     folder = str(training.output_dir)
@@ -186,6 +186,6 @@ def output_folder(training: Any) -> Iterator[None]:
                 raise InputError(f"no checkpoint to resume from in {folder}")
         elif not Path(resume).is_dir():
             raise InputError(
-                f"{resume} is no whole checkpoint (there is no such folder); resume from another, or `auto`"
+                f"{resume} is not a complete checkpoint (there is no such folder); resume from another, or `auto`"
             )
         yield

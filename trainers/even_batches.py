@@ -1,4 +1,4 @@
-"""Every process gets equally many batches, and the rows that fill them up count for nothing."""
+"""Gives every process the same number of batches; the rows that pad them do not count."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from modeling_tsarank.ranking_errors import InputError
 
 
 class FilledBatches(BatchSampler):
-    """Full batches, a multiple of `processes` of them; what fills them up has indexes from `rows` on.
+    """Full batches, a multiple of `processes` of them; padding rows have indices from `rows` on.
 
-    accelerate, left to itself, fills the last batches with the first rows once more, and those count twice then.
+    By default, accelerate pads the last batches with the first rows, which then count twice.
 
     Args:
-        batch_sampler: gives the batches of one epoch, of which the last may be short.
+        batch_sampler: yields the batches of one epoch, of which the last may be short.
         rows: length of the dataset.
-        processes: how many processes take a batch in turn.
+        processes: number of processes that take batches in turn.
     """
 
     def __init__(self, batch_sampler: Any, rows: int, processes: int) -> None:
@@ -46,11 +46,11 @@ class FilledBatches(BatchSampler):
 
 @dataclass(eq=False)
 class FillableRows(Dataset):
-    """Rows of a dataset, and for indexes beyond them a row that is marked as filling.
+    """Rows of a dataset, plus marked padding rows for indices beyond its end.
 
     Args:
         rows: by index.
-        filling: makes a filling row of a real one.
+        filling: makes a padding row from a real one.
     """
 
     rows: Any
@@ -65,10 +65,10 @@ class FillableRows(Dataset):
 
 
 class EvenBatchesTrainer(Trainer):
-    """A `Trainer` whose epoch is every row once, for any number of rows and processes."""
+    """A `Trainer` whose epoch contains every row exactly once, for any number of rows and processes."""
 
     def filling_row(self, row: Any) -> Any:
-        """A row like this one that counts for nothing."""
+        """A padding row like this one that does not count."""
         raise NotImplementedError
 
     def _get_dataloader(  # type: ignore[override]
@@ -78,7 +78,7 @@ class EvenBatchesTrainer(Trainer):
         if processes == 1:
             return super()._get_dataloader(dataset, description, batch_size, sampler_fn, **kwargs)
         if self.accelerator.dispatch_batches:
-            raise InputError("dispatch_batches does not go with batches of ragged lists; leave it out")
+            raise InputError("dispatch_batches does not support batches of ragged lists; remove it")
         rows = self._remove_unused_columns(dataset, description) if hasattr(dataset, "column_names") else dataset
         loader = super()._get_dataloader(
             FillableRows(rows, self.filling_row),
@@ -88,7 +88,7 @@ class EvenBatchesTrainer(Trainer):
             **kwargs,
         )
         shard: Any = loader.batch_sampler
-        # A sampler that shares out the rows itself is left alone, and so is one that drops what is short.
+        # Samplers that shard the rows themselves, or that drop the last batch, are not changed.
         if isinstance(shard, BatchSamplerShard) and shard.num_processes > 1 and not shard.drop_last:
             shard.batch_sampler = FilledBatches(
                 shard.batch_sampler, len(rows), 1 if shard.split_batches else processes
@@ -103,21 +103,21 @@ SETTLING_SECONDS = 0.5
 
 
 def settle_gloo() -> None:
-    """Gives Gloo's threads the time to drop the tensors of the last exchange, in a process that is one of several.
+    """Gives Gloo's threads time to release the tensors of the last collective, if there are several processes.
 
-    A Gloo thread drops them some time after the exchange has returned, and needs Python's lock for it. A process that
-    ends, or destroys its group, before that is aborted ("terminate called without an active exception"), or waits for
-    the thread for ever (torch 2.13). Threads that have dropped them need the lock no more.
+    A Gloo thread releases them some time after the collective has returned, and needs the GIL for it. A process that
+    exits, or destroys its group, before that is aborted ("terminate called without an active exception"), or waits for
+    the thread forever (torch 2.13). Threads that have released them no longer need the GIL.
     """
     import torch.distributed as distributed
 
     if not distributed.is_available() or not distributed.is_initialized():
         return
     if distributed.get_world_size() > 1 and "gloo" in distributed.get_backend():
-        time.sleep(SETTLING_SECONDS)  # without the lock
+        time.sleep(SETTLING_SECONDS)  # releases the GIL
 
 
 @functools.cache
 def settle_gloo_at_exit() -> None:
-    """Calls `settle_gloo` when the process ends, while Python still runs; once, however often it is asked for."""
+    """Calls `settle_gloo` at process exit, while Python still runs; registered only once."""
     atexit.register(settle_gloo)

@@ -1,16 +1,16 @@
 """Exact gradients of a listwise loss over more documents than fit in memory at once.
 
 A listwise loss couples all documents of a group, but only through one number (or a few) per document. So the batch is
-cut into chunks and worked on in two passes:
+split into chunks and processed in two passes:
 
-1. every chunk is run without a graph, which gives the values v (token log-probabilities, or scores) of all documents;
-   the loss L(v) and its gradient g = dL/dv follow from these small vectors;
-2. every chunk is run again with a graph, and the surrogate sum(v * g), g held constant, is back-propagated: by the
+1. every chunk runs without a graph, which gives the values v (token log-probabilities, or scores) of all documents;
+   the loss L(v) and its gradient g = dL/dv are computed from these small vectors;
+2. every chunk runs again with a graph, and the surrogate sum(v * g), g held constant, is back-propagated: by the
    chain rule its parameter gradient is that chunk's share of dL/dtheta.
 
-The sum over the chunks is the gradient of the whole, not an approximation; memory is that of one chunk. The price is
-one more forward pass. See Gao et al. 2021, Scaling deep contrastive learning batch size under memory limited setup
-(arXiv 2101.06983), who do this for contrastive losses; dropout masks are replayed as they do.
+The sum over the chunks is the exact gradient of the whole batch; memory is that of one chunk. The price is one more
+forward pass. See Gao et al. 2021, Scaling deep contrastive learning batch size under memory limited setup (arXiv
+2101.06983), who do this for contrastive losses; dropout masks are replayed as in their work.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Values = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Chunk:
-    """A part of a batch's (query, document) pairs that is run at once.
+    """A part of a batch's (query, document) pairs that runs at once.
 
     Attributes:
-        pairs: indexes of the pairs.
-        slots: `(values,)` int64, where the chunk's values stand among those of the whole batch.
-        idle: true for a chunk that repeats a pair for the sake of the other processes; its values count for nothing.
+        pairs: indices of the pairs.
+        slots: `(values,)` int64, indices of the chunk's values in the whole batch.
+        idle: true for a chunk that repeats a pair to keep processes in step; its values do not count.
     """
 
     pairs: tuple[int, ...]
@@ -46,18 +46,18 @@ class Chunk:
 
 
 def plan_chunks(lengths: Sequence[int], values: Sequence[int], chunk_tokens: int | None) -> list[Chunk]:
-    """Chunks of at most `chunk_tokens` padded tokens each (a longer single pair is a chunk of its own).
+    """Splits pairs into chunks of at most `chunk_tokens` padded tokens (a longer single pair is its own chunk).
 
     Args:
         lengths: tokens of each pair.
-        values: how many values each pair has: its query's tokens, or 1 for one score.
+        values: number of values of each pair: its query's tokens, or 1 for one score.
         chunk_tokens: `None` puts everything in one chunk.
 
     Raises:
-        InputError: the batch holds no pair.
+        InputError: the batch has no pair.
     """
     if not lengths:
-        raise InputError("a batch holds no (query, document) pair; at least one is needed")
+        raise InputError("a batch has no (query, document) pair; at least one is needed")
     plan = [list(range(len(lengths)))] if chunk_tokens is None else plan_batches(lengths, chunk_tokens)
     if len(plan) == 1:
         plan = [sorted(plan[0])]
@@ -70,17 +70,17 @@ def plan_chunks(lengths: Sequence[int], values: Sequence[int], chunk_tokens: int
 
 
 def add_idle_chunks(chunks: Sequence[Chunk], count: int) -> list[Chunk]:
-    """The same chunks, filled up to `count` by idle ones in front.
+    """The same chunks, padded to `count` with idle ones at the front.
 
-    With sharded parameters (FSDP, ZeRO-3) every forward is a collective operation, so that all processes must run the
-    same number of them. Idle chunks stand in front because gradients are synchronized at the last one.
+    With sharded parameters (FSDP, ZeRO-3) every forward is a collective operation, so all processes must run the same
+    number of them. Idle chunks come first because gradients are synchronized at the last one.
     """
     idle = Chunk(chunks[-1].pairs[-1:], torch.zeros(0, dtype=torch.int64), idle=True)
     return [idle] * (count - len(chunks)) + list(chunks)
 
 
 class RandomState:
-    """The state of the random generators of the CPU and of one device, to draw the same dropout masks again."""
+    """The random generator states of the CPU and of one device, to replay dropout masks."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -89,7 +89,7 @@ class RandomState:
 
     @contextlib.contextmanager
     def replayed(self) -> Iterator[None]:
-        """Runs its body from this state, and leaves the generators as they were before."""
+        """Runs its body from this state, and restores the generators afterwards."""
         devices = [] if self.other is None else [self.device]
         device_type = "cuda" if self.other is None else self.device.type
         with torch.random.fork_rng(devices=devices, device_type=device_type):
@@ -100,13 +100,13 @@ class RandomState:
 
 
 def run_chunks(chunks: Sequence[Chunk], size: int, run: Callable[[Chunk], Values]) -> Values:
-    """The values of all chunks in the batch's order, `(size,)` each; attached to the graph where gradients are on."""
+    """The values of all chunks in the batch's order, `(size,)` each; with their graph if gradients are enabled."""
     return _assemble(chunks, size, [run(chunk) for chunk in chunks])
 
 
 def _assemble(chunks: Sequence[Chunk], size: int, parts: Sequence[Values]) -> Values:
     real = [(chunk, part) for chunk, part in zip(chunks, parts, strict=True) if not chunk.idle]
-    # Where slot i of the batch stands among the values laid end to end.
+    # Index of the batch's slot i among the concatenated values.
     order = torch.empty(size, dtype=torch.int64)
     order[torch.cat([chunk.slots for chunk, _ in real])] = torch.arange(size)
     result = {}
@@ -127,24 +127,24 @@ def cached_backward(
     linear: Sequence[str] = (),
     first_pass: bool = True,
 ) -> Values:
-    """Adds the gradient of `objective` over the whole batch to the parameters, chunk by chunk.
+    """Adds the gradient of `objective` on the whole batch to the parameters, chunk by chunk.
 
     Args:
         chunks: the parts of the batch.
-        size: values in the whole batch.
-        run: `run(chunk, second_pass)` gives the values of the chunk's slots; in the second pass with their graph, and
-            with the values named in `linear` as well.
+        size: number of values in the whole batch.
+        run: `run(chunk, second_pass)` returns the values of the chunk's slots; in the second pass with their graph,
+            and including the values listed in `linear`.
         objective: scalar loss of the batch's values, `(size,)` each.
         backward: back-propagates a scalar.
-        synchronizing: `synchronizing(last)` is entered around the run and the backward pass of a chunk; processes are
-            to synchronize gradients where `last` is true, in the last chunk alone.
-        device: whose random generator is replayed beside the CPU's.
-        linear: names of values in which the objective is linear: their gradient does not depend on what they are, so
-            they are not computed in the first pass (the Differential Penalty needs the reference model only once).
-        first_pass: switched off where the objective is linear in all values, so that every chunk is run once.
+        synchronizing: `synchronizing(last)` is entered around the forward and backward pass of a chunk; processes must
+            synchronize gradients if `last` is true, in the last chunk only.
+        device: device whose random generator is replayed, in addition to the CPU's.
+        linear: names of values in which the objective is linear: its gradient does not depend on their value, so they
+            are not computed in the first pass (the Differential Penalty needs the reference model only once).
+        first_pass: off if the objective is linear in all values, so that every chunk runs only once.
 
     Returns:
-        All values, without graph, to compute the loss and the log from.
+        All values, without graph, for the loss and the log.
     """
     states, values = [], {}
     template = torch.zeros(size, device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)

@@ -1,11 +1,11 @@
-"""The losses of both papers and their relatives, one function each; `objectives.OBJECTIVES` holds them by name.
+"""The losses of both papers and related ones, one function each; `objectives.OBJECTIVES` maps names to them.
 
 Everything here is pure torch on tensors: no model, no tokenizer, no trainer. Losses take grids of shape
 `(groups, documents)`, one row per query, and a boolean `mask` that is false at padding documents; every loss is the
 mean over the groups of a loss of one group, so that splitting a batch into equal parts and averaging gives the same
-value. Half precision is raised to float32, float32 and float64 are kept.
+value. Half precision is converted to float32; float32 and float64 stay as they are.
 
-| name | needs | also reads | function |
+| name | needs | also uses | function |
 |---|---|---|---|
 | listwise_softmax | labels | | `listwise_softmax_loss` (TSARankLLM, Eq. 3) |
 | next_token | labels, or ranks | | `next_token_loss` (TSARankLLM, Eq. 2) |

@@ -22,7 +22,7 @@ from modeling_tsarank.trainers.objectives import best_as_positive, objective
 ScoreForm = Literal["geometric_mean", "mean_log_prob", "sum_log_prob", "product"]
 SCORE_FORMS: tuple[ScoreForm, ...] = get_args(ScoreForm)
 
-# Elements of one float32 block of logits that the Differential Penalty works on at once (64 MiB).
+# Elements per float32 block of logits in the Differential Penalty (64 MiB).
 PENALTY_BLOCK = 2**24
 
 
@@ -33,24 +33,24 @@ def ranking_score(
 ) -> Tensor:
     """S of Eq. 3: a document's score in the ranking loss, from the log-probabilities of the query's tokens.
 
-        geometric_mean  exp( (1/n) sum_j log p_j )   the published code; goes with tau = 0.001
-        mean_log_prob   (1/n) sum_j log p_j          the score used for ranking; a tau around 0.1 suits it
+        geometric_mean  exp( (1/n) sum_j log p_j )   the published code; used with tau = 0.001
+        mean_log_prob   (1/n) sum_j log p_j          the score used for ranking; use a tau around 0.1
         sum_log_prob    sum_j log p_j                log of Eq. 1
-        product         exp( sum_j log p_j )         Eq. 1 taken literally
+        product         exp( sum_j log p_j )         Eq. 1, literally
 
     The paper writes the product. For a real query of ten tokens that is around 1e-15, so that S/0.001 is the same ~0
-    for every document and the loss has no gradient (below about exp(-103) it is exactly 0 in float32); it is offered
-    for comparison only. All forms order the documents of one query alike.
+    for every document and the loss has no gradient (below about exp(-103) it is exactly 0 in float32); it is included
+    only for comparison. All forms rank the documents of one query identically.
 
     Args:
         token_log_prob_sum: any shape, sum over the query's tokens of log p, at most 0.
         token_count: the same shape or one that broadcasts to it, the number of query tokens. A count of 0 (a padding
-            document) is read as 1, which keeps the padding finite.
+            document) is treated as 1, which keeps the padding finite.
         form: one of `SCORE_FORMS`.
 
     Returns:
-        Scores in the shape of `token_log_prob_sum`; half precision is raised to float32, as a temperature of 0.001
-        would magnify bfloat16's rounding beyond every difference between documents.
+        Scores in the shape of `token_log_prob_sum`; half precision is converted to float32, because a temperature of
+        0.001 would magnify bfloat16's rounding errors beyond the differences between documents.
 
     Raises:
         InputError: unknown form.
@@ -82,14 +82,14 @@ def next_token_loss(
 
         L = - sum_j log p(q_j | P(d), q_<j)
 
-    The paper sums over the query's tokens and then mixes that sum with means (Eq. 5); the default here is the mean
-    over them. The published code also trains on the document's and the prompt's tokens. Nothing in the equation makes
-    a negative's query likely: only positives count, of several their mean. Where rows have an order and no labels, the
-    best document is the positive.
+    The paper sums over the query's tokens and then adds that sum to means (Eq. 5); the default here is the mean
+    over them. The published code also trains on the document's and the prompt's tokens. The equation has no term that
+    makes a negative's query likely: only positives count; several are averaged. For rows with an order and no labels,
+    the best document is the positive.
 
     Args:
         log_likelihoods: `(groups, documents)`, sum of log p over the query's tokens.
-        query_lengths: `(groups, documents)`, the number of them.
+        query_lengths: `(groups, documents)`, the number of those tokens.
         labels: `(groups, documents)`, above 0 for positives; by default the first document is the only one.
         mask: `(groups, documents)`, true for real documents.
         reduction: "mean" or "sum" over the query's tokens.
@@ -112,9 +112,9 @@ def next_token_loss(
 class _TokenKL(torch.autograd.Function):
     """KL(p_reference || p) of every token, block by block; see `token_kl`.
 
-    Nothing of the vocabulary's size is kept between the passes but the two inputs: the backward pass computes the
-    gradient p - p_reference anew. Rows whose logits are identical are set to 0 in both passes, because a softmax
-    kernel may round two equal rows differently when they are aligned differently in memory.
+    Nothing of the vocabulary's size is saved between the passes except the two inputs: the backward pass recomputes
+    the gradient p - p_reference. Rows with identical logits are set to 0 in both passes, because a softmax kernel may
+    round two equal rows differently if their memory alignment differs.
     """
 
     @staticmethod
@@ -146,7 +146,7 @@ class _TokenKL(torch.autograd.Function):
 
 
 def _rows(reference: Tensor, logits: Tensor, start: int, block: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One block of both logits in full precision, and which of its rows are identical."""
+    """One block of both logits in full precision, and a mask of its identical rows."""
     reference_part = full_precision(reference[start : start + block])
     part = full_precision(logits[start : start + block])
     reference_part = reference_part.to(part.dtype)
@@ -159,16 +159,16 @@ def token_kl(reference_logits: Tensor, logits: Tensor, block_tokens: int | None 
     Exactly 0 with an exactly zero gradient, p - p_reference, at tokens where the two rows of logits are identical.
 
     Args:
-        reference_logits: `(tokens, vocabulary)`; constants: no gradient goes there.
+        reference_logits: `(tokens, vocabulary)`; constants, without gradient.
         logits: `(tokens, vocabulary)`.
-        block_tokens: tokens worked on at once; by default as many as fill 64 MiB in float32. Extra memory is about
-            four such blocks, and in the backward pass the gradient itself.
+        block_tokens: tokens per block; by default as many as fill 64 MiB in float32. Extra memory is about four such
+            blocks, plus the gradient itself in the backward pass.
 
     Returns:
         `(tokens,)`, in nats, float32 or float64. First derivatives only.
 
     Raises:
-        InputError: shapes differ, or a block of less than one token.
+        InputError: shapes differ, or the block size is below one token.
     """
     if logits.ndim != 2 or reference_logits.shape != logits.shape:
         raise InputError(
@@ -185,7 +185,7 @@ def token_kl(reference_logits: Tensor, logits: Tensor, block_tokens: int | None 
 
 @objective("penalty", "Differential Penalty: KL from the starting checkpoint (query likelihood only)", linear=True)
 def differential_penalty(divergences: Tensor, query_lengths: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The Differential Penalty: how far the model has moved from its starting point (TSARankLLM, Eq. 4).
+    """The Differential Penalty: divergence of the model from its starting point (TSARankLLM, Eq. 4).
 
         L = (1 / |T|) sum over query tokens of KL(p_cpt || p_sft)
 
@@ -195,7 +195,7 @@ def differential_penalty(divergences: Tensor, query_lengths: Tensor, mask: Tenso
 
     Args:
         divergences: `(groups, documents)`, sum over the query's tokens.
-        query_lengths: `(groups, documents)`, the number of them.
+        query_lengths: `(groups, documents)`, the number of those tokens.
         mask: `(groups, documents)`, true for real documents.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Listwise losses over the documents of a query: softmax cross-entropy, ListNet, LambdaRank and DeAR's mixture."""
+"""Listwise losses over the documents of a query: softmax cross-entropy, ListNet, LambdaRank and DeAR's sum."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def listwise_softmax_loss(
 
         L = -log( exp(S(q, d+) / tau) / sum over d in D of exp(S(q, d) / tau) ),  D = {d+, d1-, ..., dm-}
 
-    With several positives in `labels`, the mean over them, each with a list D of its own: itself and the negatives
-    (the other positives are left out, as the equation has one positive). The paper's tau is 0.001 and its S a product
+    With several positives in `labels`, the mean over them, each with its own list D: itself and the negatives (the
+    other positives are left out, as the equation has one positive). The paper's tau is 0.001 and its S a product
     of probabilities; the published code uses the geometric mean, see `ranking_score`.
 
     Args:
@@ -87,11 +87,11 @@ def listnet_loss(
         L = -sum over d of softmax(t / T_t)_d * log softmax(s / T_s)_d
 
     The teacher's entropy, a constant, is not subtracted (`kl_to_teacher` does), and no epsilon is added inside the
-    logarithm as published implementations do: log softmax is finite by itself.
+    logarithm as in published implementations: log softmax is always finite.
 
     Args:
         scores: `(groups, documents)`.
-        teacher_scores: `(groups, documents)`; constants. Graded labels serve as well.
+        teacher_scores: `(groups, documents)`; constants. Graded labels work as well.
         mask: `(groups, documents)`, true for real documents.
         temperature: the student's.
         teacher_temperature: the teacher's.
@@ -139,22 +139,22 @@ def lambdarank_loss(
     sigma: float = 1.0,
     reduction: Literal["mean", "sum"] = "sum",
 ) -> Tensor:
-    """LambdaRank as a loss: RankNet's pairs, each weighted by what it moves in nDCG (the LambdaLoss framework).
+    """LambdaRank as a loss: RankNet's pairs, each weighted by the nDCG change of a swap (the LambdaLoss framework).
 
         L = sum over i, j with y_i > y_j of |G_i - G_j| |1/D(p_i) - 1/D(p_j)| log2(1 + exp(-sigma (s_i - s_j)))
 
-    with p the position by the current scores (equal scores: by index; the weights carry no gradient),
-    D(p) = log2(1 + p) and G the gain divided by the ideal DCG. The default is trec_eval's linear gain, the nDCG that
-    the evaluation reports; the LambdaLoss paper and published implementations use 2^y - 1 (`gain="exponential"`). The
-    paper sums over pairs, as the default here; published implementations average.
+    with p the position by the current scores (ties: by index; the weights carry no gradient), D(p) = log2(1 + p) and G
+    the gain divided by the ideal DCG. The default is trec_eval's linear gain, the nDCG that the evaluation reports;
+    the LambdaLoss paper and published implementations use 2^y - 1 (`gain="exponential"`). The paper sums over pairs,
+    as is the default here; published implementations average.
 
     Args:
         scores: `(groups, documents)`.
-        labels: `(groups, documents)`, grades of at least 0; from an order: `ranks_to_labels`; from a teacher's scores:
+        labels: `(groups, documents)`, grades of at least 0; from ranks: `ranks_to_labels`; from a teacher's scores:
             `ranks_to_labels(scores_to_ranks(teacher_scores))`.
         mask: `(groups, documents)`, true for real documents.
         gain: "linear" (y) or "exponential" (2^y - 1).
-        k: nDCG's cut-off: a pair counts where at least one of the two is among the k best-scored; `None` counts all.
+        k: nDCG cutoff: a pair counts if at least one of the two is among the k best-scored; `None` counts all.
         sigma: slope of the sigmoid.
         reduction: "sum" or "mean" over the pairs of a query.
 
@@ -193,14 +193,14 @@ def lambdarank_loss(
 
 
 def _positions(scores: Tensor, mask: Tensor) -> Tensor:
-    """1-based positions by descending score, equal scores by index, padding last."""
+    """1-based positions by descending score, ties by index, padding last."""
     order = scores.masked_fill(~mask, float("-inf")).argsort(dim=1, descending=True, stable=True)
     columns = torch.arange(1, scores.shape[1] + 1, device=scores.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, columns)
 
 
 def _normalized_gains(labels: Tensor, gain: str, k: int | None) -> Tensor:
-    """Gains divided by the ideal DCG@k of the group; 0 where no document is relevant."""
+    """Gains divided by the ideal DCG@k of the group; 0 if no document is relevant."""
     gains = labels if gain == "linear" else torch.exp2(labels) - 1
     ideal = gains.sort(dim=1, descending=True).values[:, :k]
     discounts = torch.log2(torch.arange(2, ideal.shape[1] + 2, device=gains.device, dtype=gains.dtype))
@@ -219,16 +219,16 @@ def dear_loss(
     kl_weight: float = 0.1,
     temperature: float = 2.0,
 ) -> Tensor:
-    """DeAR's first stage: a mixture of cross-entropy, RankNet and KL to the teacher's distribution.
+    """DeAR's first stage: a weighted sum of cross-entropy, RankNet and KL to the teacher's distribution.
 
         L = w_ce * L_ce + w_rn * L_ranknet + w_kl * T^2 * KL( softmax(t / T) || softmax(s / T) )
 
     with L_ce the softmax cross-entropy of the positive at temperature 1. The released code
     (DataScienceUIBK/DeAR-Reranking, `pointwise_reranker/modeling.py`) is (1 - alpha) * L_main + alpha * T^2 * KL,
     where L_main is chosen by name, among them 0.5 * RankNet + 0.5 * cross-entropy, with T = 2 and, in its training
-    script, alpha = 0.1: those give the default weights. Its RankNet has soft targets (`soft_ranknet_loss`), on the
-    teacher's scores or, in the mixture, on 0/1 relevance; here it is on the teacher's scores. The
-    paper's text names the three terms; its own weights are not known to be these.
+    script, alpha = 0.1: the default weights are derived from these. Its RankNet has soft targets
+    (`soft_ranknet_loss`), on the teacher's scores or, in the weighted sum, on 0/1 relevance; here it is on the
+    teacher's scores. The paper's text names the three terms; whether its weights are the same is not known.
 
     Args:
         scores: `(groups, documents)`.
@@ -238,7 +238,7 @@ def dear_loss(
         cross_entropy_weight: w_ce, at least 0.
         ranknet_weight: w_rn, at least 0.
         kl_weight: w_kl, at least 0.
-        temperature: T, of the KL term alone.
+        temperature: T, of the KL term only.
 
     Returns:
         A scalar.

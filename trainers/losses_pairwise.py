@@ -1,4 +1,4 @@
-"""Pairwise losses over the documents of a query: RankNet on an order or on teacher probabilities, MarginMSE."""
+"""Pairwise losses over the documents of a query: RankNet on ranks or on teacher probabilities, MarginMSE."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ def reduce_pairs(pair_losses: Tensor, pairs: Tensor, mask: Tensor, reduction: st
     return mean_over_groups(sums, mask)
 
 
-@objective("ranknet", "RankNet over every pair of an order", needs=("ranks",))
+@objective("ranknet", "RankNet over every pair of ranked documents", needs=("ranks",))
 def ranknet_loss(
     scores: Tensor, ranks: Tensor, mask: Tensor | None = None, reduction: Literal["mean", "sum"] = "mean"
 ) -> Tensor:
-    """RankNet over an order of the documents (TWOLAR, Eq. 2, with the sign put right).
+    """RankNet on ranked documents (TWOLAR, Eq. 2, with the sign corrected).
 
         L = sum over i, j with r_i < r_j of log(1 + exp(s_j - s_i))
 
-    where rank 1 is the best. Two places where sources differ:
+    where rank 1 is the best. The sources differ in two points:
 
     - The paper prints exp(s_i - s_j), which rewards the wrong order; its published code has the sign used here.
-    - The paper sums over pairs; the published code averages over them, and so does the default here. With several
-      queries the mean is taken inside each query first, which is what the published code does at batch size 1.
+    - The paper sums over pairs; the published code averages over them, as is the default here. With several queries
+      the mean is taken within each query first, which is what the published code does at batch size 1.
 
-    Documents of equal rank make no pair. A query without a pair adds 0 to the mean over queries.
+    Documents of equal rank form no pair. A query without a pair adds 0 to the mean over queries.
 
     Args:
         scores: `(groups, documents)`.
         ranks: `(groups, documents)`, lower is better; values at padding are ignored.
-        mask: `(groups, documents)`, true for real documents; `None` where all are.
+        mask: `(groups, documents)`, true for real documents; `None` if all are.
         reduction: "mean" or "sum" over the pairs of a query.
 
     Returns:
@@ -71,13 +71,14 @@ def ranknet_loss(
 
 @objective("soft_ranknet", "RankNet with the teacher's pair probabilities", needs=("teacher_scores",))
 def soft_ranknet_loss(scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None) -> Tensor:
-    """RankNet with the teacher's pair probabilities as soft targets, a mean over every pair i < j.
+    """RankNet with the teacher's pair probabilities as soft targets, averaged over every pair i < j.
 
         P_ij = sigmoid(t_i - t_j)
         L = mean of -[P_ij log sigmoid(s_i - s_j) + (1 - P_ij) log sigmoid(s_j - s_i)]
 
-    This is the 2005 paper's cross-entropy with P taken from a teacher, as in DeAR's released `rank_net`. Unlike
-    `ranknet_loss` it is not 0 in the limit of a perfect order, and it pulls together what the teacher finds equal.
+    This is the 2005 paper's cross-entropy with P from a teacher, as in DeAR's released `rank_net`. Unlike
+    `ranknet_loss` it is not 0 in the limit of a perfect ranking, and it pulls together documents with equal teacher
+    scores.
 
     Args:
         scores: `(groups, documents)`.
@@ -112,9 +113,9 @@ def margin_mse_loss(
         scores: `(groups, documents)`.
         teacher_scores: `(groups, documents)`; constants, in the student's scale (a margin has no temperature).
         mask: `(groups, documents)`, true for real documents.
-        labels: `(groups, documents)`, above 0 for positives; read only with `pairs="positive_negative"`.
-        pairs: "all" takes every pair i < j (a list without labels); "positive_negative" takes each positive against
-            each negative, the original form.
+        labels: `(groups, documents)`, above 0 for positives; used only with `pairs="positive_negative"`.
+        pairs: "all" uses every pair i < j (a list without labels); "positive_negative" pairs each positive with each
+            negative, the original form.
 
     Returns:
         A scalar: the mean over a query's pairs, then over queries.

@@ -1,8 +1,8 @@
-"""What the losses compare scores with: ranks, labels, masks; and two figures for the training log.
+"""Targets of the losses: ranks, labels, masks; and metrics for the training log.
 
 Shapes throughout the loss modules: `scores` is `(groups, documents)`, one row per query; `mask` is a boolean tensor of
-the same shape, true where a document is real and false where the row was padded. A padding document enters neither a
-value nor a gradient, whatever its score is, NaN included.
+the same shape, true for real documents and false for padding. Padding affects neither a value nor a gradient, whatever
+its score is, NaN included.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ def check_temperature(temperature: float, name: str = "temperature") -> None:
 
 
 def full_precision(values: Tensor) -> Tensor:
-    """Half-precision and integer values as float32, float32 and float64 as they are."""
+    """Half-precision and integer values as float32; float32 and float64 unchanged."""
     return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 
 def prepare_scores(scores: Tensor, mask: Tensor | None, **targets: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Scores in full precision with padding replaced by 0, and the boolean mask, after checking every shape.
+    """Scores in full precision with padding replaced by 0, and the boolean mask, after a check of all shapes.
 
-    Padding is replaced before any arithmetic: a NaN that is multiplied by 0 later would still give a NaN gradient.
+    Padding is replaced before any arithmetic: a NaN multiplied by 0 later would still give a NaN gradient.
 
     Args:
         scores: `(groups, documents)`.
-        mask: `(groups, documents)`, or `None` where every document is real.
+        mask: `(groups, documents)`, or `None` if every document is real.
         targets: tensors that must have the shape of `scores`, by their parameter's name.
 
     Raises:
@@ -58,19 +58,19 @@ def prepare_scores(scores: Tensor, mask: Tensor | None, **targets: Tensor | None
 def mean_over_groups(group_losses: Tensor, mask: Tensor) -> Tensor:
     """The mean over the groups that have a document; a group without a pair to learn from counts as 0.
 
-    The denominator depends on nothing but the number of queries, so that splitting a batch over processes or over
-    gradient accumulation gives the same mean.
+    The denominator depends only on the number of queries, so that splitting a batch over processes or over gradient
+    accumulation gives the same mean.
     """
     return group_losses.sum() / mask.any(dim=1).sum().clamp(min=1)
 
 
 def positive_mask(mask: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Which documents are positives, boolean `(groups, documents)`.
+    """Boolean mask of the positives, `(groups, documents)`.
 
     Args:
         mask: real documents.
-        labels: `(groups, documents)`; a label above 0 marks a positive. `None`: the first document is the positive, as
-            the collators put it there.
+        labels: `(groups, documents)`; a label above 0 marks a positive. `None`: the first document is the positive,
+            where the collators put it.
     """
     if labels is not None:
         return (labels > 0) & mask
@@ -78,7 +78,7 @@ def positive_mask(mask: Tensor, labels: Tensor | None = None) -> Tensor:
 
 
 def permutation_to_ranks(permutation: Sequence[Sequence[int]], width: int | None = None) -> Tensor:
-    """Ranks of the documents from lists of document indexes, best first.
+    """Ranks of the documents from lists of document indices, best first.
 
     Args:
         permutation: one list per group.
@@ -114,7 +114,7 @@ def permutation_to_ranks(permutation: Sequence[Sequence[int]], width: int | None
 def scores_to_ranks(scores: Tensor, mask: Tensor | None = None) -> Tensor:
     """Ranks from scores or labels, higher is better: one more than the number of strictly better documents.
 
-    Equal scores share a rank (1, 2, 2, 4), so that they make no pair in a pairwise loss.
+    Equal scores share a rank (1, 2, 2, 4), so that they form no pair in a pairwise loss.
 
     Args:
         scores: `(groups, documents)`.
@@ -129,9 +129,9 @@ def scores_to_ranks(scores: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def ranks_to_labels(ranks: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Graded relevance labels from ranks, for the losses and figures that need grades.
+    """Graded relevance labels from ranks, for the losses and metrics that need grades.
 
-    A label is `n - rank` with n the group's real documents: n-1 for the best, 0 for the worst.
+    A label is `n - rank` with n the number of real documents in the group: n-1 for the best, 0 for the worst.
 
     Args:
         ranks: `(groups, documents)`, 1 is best.
@@ -147,9 +147,9 @@ def ranks_to_labels(ranks: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def ranking_accuracy(scores: Tensor, mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-    """Share of groups whose best-scored document is a positive (a tie with a negative counts as a miss).
+    """Fraction of groups whose best-scored document is a positive (a tie with a negative counts as a miss).
 
-    A figure for the training log, over the documents of the batch. Shapes as in `positive_mask`.
+    A metric for the training log, on the documents of the batch. Shapes as in `positive_mask`.
     """
     scores, mask = prepare_scores(scores.detach(), mask, labels=labels)
     positives = positive_mask(mask, labels)
@@ -162,9 +162,9 @@ def ranking_accuracy(scores: Tensor, mask: Tensor | None = None, labels: Tensor 
 
 
 def pairwise_accuracy(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Share of a group's differently ranked pairs that the scores put in the right order, averaged over groups.
+    """Fraction of a group's differently ranked pairs that the scores order correctly, averaged over groups.
 
-    A pair of equal scores counts half; a group without a pair is left out. A figure for the training log.
+    A pair of equal scores counts half; a group without a pair is left out. A metric for the training log.
     """
     scores, mask = prepare_scores(scores.detach(), mask, ranks=ranks)
     pairs = (ranks[:, :, None] < ranks[:, None, :]) & mask[:, :, None] & mask[:, None, :]
@@ -176,17 +176,17 @@ def pairwise_accuracy(scores: Tensor, ranks: Tensor, mask: Tensor | None = None)
 
 
 def in_batch_ndcg(scores: Tensor, labels: Tensor, mask: Tensor | None = None, k: int = 10) -> Tensor:
-    """nDCG@k over the documents of the batch, averaged over the groups that have a relevant document.
+    """nDCG@k on the documents of the batch, averaged over the groups that have a relevant document.
 
-    Gain is the label, the discount log2(rank + 1), as in trec_eval; equal scores are put in the *worst* order for the
-    model, so that a model with constant scores is not praised. A figure for the training log only: measured results
-    come from the evaluation room, which uses trec_eval's own code.
+    The gain is the label, the discount log2(rank + 1), as in trec_eval; ties are broken in the *worst* order for the
+    model, so that constant scores get no credit. A metric for the training log only: reported results come from
+    `modeling_tsarank.eval`, which uses trec_eval's own code.
 
     Args:
         scores: `(groups, documents)`.
         labels: `(groups, documents)`, grades of at least 0.
         mask: `(groups, documents)`, real documents.
-        k: cut-off, at least 1.
+        k: cutoff, at least 1.
     """
     k = whole_number(k, "the cut-off k")
     scores, mask = prepare_scores(scores.detach(), mask, labels=labels)

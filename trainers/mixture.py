@@ -1,4 +1,4 @@
-"""From the values that a model gives for a batch to the weighted sum of the objectives."""
+"""The weighted sum of the objectives, from the model's values for a batch."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from modeling_tsarank.trainers.rows import TARGETS
 Metrics = dict[str, Tensor]
 Grids = dict[str, Tensor]
 
-# Which grids are made of a value that the module gives.
+# The grids computed from each value of the module.
 MADE_OF = {"token_log_probs": ("scores", "log_likelihoods"), "divergences": ("divergences",), "scores": ("scores",)}
 
 
 def linear_values(args: RankingConfig, names: Sequence[str]) -> list[str]:
-    """Those of the module's values whose gradient does not depend on what they are."""
+    """The module's values in which all objectives are linear, so that the gradient does not depend on them."""
     curved = [objective for objective in map(get_objective, args.weights()) if not objective.linear]
     return [name for name in names if not any(one.takes(grid) for one in curved for grid in MADE_OF[name])]
 
 
 def pair_scores(ranker: Any, values: Values, batch: Batch) -> Tensor:
-    """The ranking scores of the batch's pairs, `(pairs,)`, as `predict` would give them."""
+    """The ranking scores of the batch's pairs, `(pairs,)`, identical to those of `predict`."""
     if "scores" in values:
         return values["scores"]
     scores: Tensor = ranker.pool_tokens(values["token_log_probs"], batch["query_lengths"])
@@ -45,7 +45,7 @@ def pair_scores(ranker: Any, values: Values, batch: Batch) -> Tensor:
 
 
 def make_grids(args: RankingConfig, ranker: Any, values: Values, batch: Batch) -> Grids:
-    """What objectives take, `(groups, documents)` each: the model's values, the mask and the rows' targets."""
+    """The inputs of the objectives, `(groups, documents)` each: the model's values, the mask and the rows' targets."""
     mask, counts = group_mask(batch["group_sizes"]), batch["query_lengths"]
     pairs: dict[str, Tensor] = {}
     owners = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
@@ -68,7 +68,7 @@ def make_grids(args: RankingConfig, ranker: Any, values: Values, batch: Batch) -
 
 
 def mixed_loss(args: RankingConfig, grids: Grids) -> tuple[Tensor, Metrics]:
-    """The weighted sum of the objectives, a mean over the batch's queries, and what is to be logged (means too)."""
+    """The weighted sum of the objectives, averaged over the batch's queries, and the metrics to log (also means)."""
     metrics, terms = {}, []
     for name, weight in args.weights().items():
         value = get_objective(name)(grids, **args.options_of(name))

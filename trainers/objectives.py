@@ -1,19 +1,19 @@
-"""Training objectives by name, and weighted mixtures of them.
+"""Training objectives by name, and weighted sums of them.
 
-An objective is a function of grids of shape `(groups, documents)`, one row per query. Its parameters say what it
-takes; every other parameter is an option:
+An objective is a function of grids of shape `(groups, documents)`, one row per query. The parameters below are its
+inputs; every other parameter is an option:
 
-| parameter | what it is |
+| parameter | meaning |
 |---|---|
 | `scores` | ranking scores, divided by the temperature of the configuration |
 | `mask` | true for real documents, false for padding |
-| `labels`, `teacher_scores`, … | targets of the rows: whatever `rows.TARGETS` names |
-| `ranks` | 1 is best, 0 padding: of the row's permutation, else of its teacher scores, else of its labels |
+| `labels`, `teacher_scores`, … | targets of the rows: any of `rows.TARGETS` |
+| `ranks` | 1 is best, 0 padding: from the row's permutation, else its teacher scores, else its labels |
 | `log_likelihoods` | sum of log p over the query's tokens; needs a query-likelihood ranker |
-| `divergences` | sum of KL(reference ‖ model) over the query's tokens; needs one too, and a reference model |
+| `divergences` | sum of KL(reference ‖ model) over the query's tokens; as above, and needs a reference model |
 | `query_lengths` | tokens of the query in each document's sequence |
 
-It returns a scalar: the mean over the groups of a value of each group.
+It returns a scalar: the mean of a value per group.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ Loss = Callable[..., Tensor]
 
 # Values of single query tokens, which only a query-likelihood ranker has.
 TOKEN_VALUES = {"log_likelihoods", "divergences"}
-# What ranks are read off, the first that is there.
+# Sources of ranks; the first one present is used.
 RANK_SOURCES = ("ranks", "teacher_scores", "labels")
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss function with what a trainer has to know of it.
+    """A loss function with the facts that a trainer needs.
 
     Attributes:
-        name: in configurations; its value is logged as `NAME_loss`.
-        function: see the module's head.
+        name: name in configurations; its value is logged as `NAME_loss`.
+        function: see the module docstring.
         description: one line for help texts.
-        needs: targets without which it cannot work.
-        positives: it asks which documents are relevant, so that positives and negatives are read as labels.
-        labels_from_ranks: how labels are made of ranks where there are none.
-        linear: linear in the model's values, so that its gradient needs no first pass over a batch in chunks.
+        needs: required targets.
+        positives: it needs to know which documents are relevant, so positives and negatives are converted to labels.
+        labels_from_ranks: how to derive labels from ranks if there are none.
+        linear: linear in the model's values, so that its gradient needs no first pass in gradient caching.
     """
 
     name: str
@@ -66,19 +66,19 @@ class Objective:
         return name in inspect.signature(self.function).parameters
 
     def missing_targets(self, given: Collection[str]) -> list[str]:
-        """Which needed targets are neither among the names in `given` nor follow from them."""
+        """The required targets that are neither in `given` nor derivable from it."""
         ranked = any(name in given for name in RANK_SOURCES)
         follows = {"ranks": ranked, "labels": ranked and self.labels_from_ranks is not None}
         return [name for name in self.needs if name not in given and not follows.get(name)]
 
     def __call__(self, grids: Mapping[str, Tensor], **options: Any) -> Tensor:
-        """The loss of grids by name, of which it takes its own.
+        """The loss on named grids, of which it uses those it needs.
 
         Raises:
-            InputError: a needed target is missing, or what the loss itself raises.
+            InputError: a required target is missing, or an error of the loss itself.
         """
         if missing := self.missing_targets(grids):
-            raise InputError(f"the loss {self.name} needs {', '.join(missing)}, and the rows have none")
+            raise InputError(f"the loss {self.name} needs {', '.join(missing)}, but the rows have none")
         found = dict(grids)
         if "ranks" not in found and any(name in found for name in RANK_SOURCES):
             found["ranks"] = derived_ranks(found)
@@ -102,7 +102,7 @@ OBJECTIVES: dict[str, Objective] = {}
 
 
 def objective(name: str, description: str, **facts: Any) -> Callable[[Loss], Loss]:
-    """Makes a loss function known under a name: `--objectives NAME:WEIGHT`. See `Objective` for the facts."""
+    """Registers a loss function under a name: `--objectives NAME:WEIGHT`. See `Objective` for the facts."""
 
     def register(function: Loss) -> Loss:
         OBJECTIVES[name] = Objective(name, function, description, **facts)
@@ -121,10 +121,10 @@ def get_objective(name: str) -> Objective:
 
 
 def parse_objectives(given: Sequence[str] | Mapping[str, float]) -> dict[str, float]:
-    """Weights by name, from `["ranknet:0.8", "next_token:0.2"]` or a mapping; a weight left out is 1.
+    """Weights by name, from `["ranknet:0.8", "next_token:0.2"]` or a mapping; the default weight is 1.
 
     Raises:
-        InputError: an unknown name, one that is there twice, or a weight that is no positive number.
+        InputError: an unknown or repeated name, or a weight that is not a positive number.
     """
     pairs = list(given.items()) if isinstance(given, Mapping) else [entry.rpartition(":") for entry in map(str, given)]
     weights: dict[str, float] = {}
@@ -138,8 +138,8 @@ def parse_objectives(given: Sequence[str] | Mapping[str, float]) -> dict[str, fl
         if not 0 < number < math.inf:
             raise InputError(f"objectives: the weight of {name} must be a positive number, got {weight!r}")
         if name in weights:
-            raise InputError(f"objectives: {name} is named twice")
+            raise InputError(f"objectives: {name} is given twice")
         weights[str(name)] = number
     if not weights:
-        raise InputError("objectives: name at least one, such as listwise_softmax:0.6")
+        raise InputError("objectives: give at least one, such as listwise_softmax:0.6")
     return weights

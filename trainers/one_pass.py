@@ -1,9 +1,9 @@
-"""Training towards the scores of the one-pass ranker: each document's share of the query's attention to its list.
+"""Training of one-pass ranking: each document's share of the query's attention over its list.
 
 Reference: Gupta et al., Scalable In-context Ranking with Generative Models (BlockRank), 2025, whose auxiliary loss is
-on this attention. Documents are read as blocks that do not see each other, the query sees all of them, and nothing
-behind the layer whose attention counts is computed. The blocks' keys and values, with their graph, take the place of a
-store's in `OnePassRanker`, which reads the attention itself: scores of training are those of ranking.
+on this attention. Documents are encoded as blocks that do not attend to each other, the query attends to all of them,
+and the layers after the scoring layer are not computed. The blocks' keys and values, with their graph, replace those
+of a store in `OnePassRanker`, which computes the attention: training scores are identical to ranking scores.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from modeling_tsarank.trainers.trainable import TrainablePart, block_stacks
 
 
 class OnePassCollator(RankingCollator):
-    """As `RankingCollator`; a pair is the document's block and, as its query, what stands behind all blocks.
+    """Like `RankingCollator`; a pair is the document's block and, as its query, the text after all blocks.
 
     Returns (from a call):
-        Besides `heads` `(pairs,)`, the tokens in front of each document, and `owners` `(pairs,)`, its group.
+        In addition `heads` `(pairs,)`, the number of tokens before each document, and `owners` `(pairs,)`, its group.
     """
 
     def __init__(self, encoder: TextEncoder, ranker: RankerModel) -> None:
@@ -40,7 +40,7 @@ class OnePassCollator(RankingCollator):
 
     def tokens(self, pairs: Sequence[EncodedPair], sizes: Sequence[int]) -> Batch:
         owners = [group for group, size in enumerate(sizes) for _ in range(size)]
-        # As in ranking, where the first document's prompt gives it.
+        # As in ranking, where it comes from the first document's prompt.
         suffixes = [suffix_ids(self.ranker, pairs[owners.index(group)]) for group in range(len(sizes))]
         blocks = [block_ids(pair.source, self.encoder.options) for pair in pairs]
         split = [EncodedPair(block, suffixes[group]) for block, group in zip(blocks, owners, strict=True)]
@@ -52,8 +52,8 @@ class OnePassModule(RankingModule):
     """A ranking model in training, whose scores are those of a `OnePassRanker` with these options.
 
     Raises:
-        InputError: no trained weight stands where it could change the attention.
-        ModelError: the model does not rank in one pass.
+        InputError: no trained weight can affect the attention.
+        ModelError: the model does not support one-pass ranking.
     """
 
     def __init__(self, ranker: RankerModel, part: TrainablePart, options: OnePassOptions) -> None:
@@ -62,8 +62,8 @@ class OnePassModule(RankingModule):
         read = block_stacks(ranker.backbone)[0].blocks[: self.one_pass.layers]
         if not any(weight.requires_grad for weight in read.parameters()):
             raise InputError(
-                f"the score of one pass comes from layer {self.one_pass.layers}, and no weight up to it is trained; "
-                "train all blocks (trainable lora or full), or name a later layer in one_pass_options"
+                f"the one-pass score comes from layer {self.one_pass.layers}, and no weight up to it is trained; "
+                "train all blocks (trainable lora or full), or set a later layer in one_pass_options"
             )
 
     @property
@@ -71,7 +71,7 @@ class OnePassModule(RankingModule):
         return False
 
     def plan(self, batch: Batch, chunk_tokens: int | None) -> tuple[list[Chunk], int]:
-        """Chunks of whole lists of at most `chunk_tokens` tokens in all; a longer list is a chunk of its own."""
+        """Chunks of whole lists with at most `chunk_tokens` tokens in total; a longer list is its own chunk."""
         sizes: list[int] = batch["group_sizes"].tolist()
         totals = [int(lengths.sum()) for lengths in batch["lengths"].split(sizes)]
         starts = torch.tensor([0, *sizes]).cumsum(0).tolist()
@@ -88,10 +88,10 @@ class OnePassModule(RankingModule):
         owners: Tensor,
         with_reference: bool = False,
     ) -> Values:
-        """`scores` `(pairs,)`, the attention's shares, of whole lists.
+        """`scores` `(pairs,)`, the shares of attention, of whole lists.
 
         Args:
-            input_ids, attention_mask, query_mask: `(pairs, length)`, as `pad_pairs` gives them.
+            input_ids, attention_mask, query_mask: `(pairs, length)`, from `pad_pairs`.
             heads, owners: `(pairs,)`, see `OnePassCollator`.
         """
         reader = self.one_pass.reader(keep_mode=True)
@@ -106,12 +106,12 @@ class OnePassModule(RankingModule):
         return {"scores": torch.cat(scores)}
 
     def _blocks(self, reader: AttentionReader, ids: Tensor, lengths: Tensor) -> list[Layers]:
-        """Each document's keys and values, at the positions at which ranking has them."""
+        """Each document's keys and values, at the positions used in ranking."""
         starts = self.one_pass.end - lengths if self.one_pass.options.positions == "aligned" else lengths * 0
         found: dict[int, Layers] = {}
         for rows in plan_passes(lengths.tolist(), PASS_TOKENS.get(ids.device.type, PASS_TOKENS_ELSEWHERE)):
             columns = torch.arange(int(lengths[rows].max()), device=ids.device)
-            # Padding stands on the right, where causal attention never looks.
+            # Padding is on the right, where causal attention never looks.
             states = reader.states_of_rows(ids[rows][:, : len(columns)], starts[rows, None] + columns)
             for i, row in enumerate(rows):
                 part = slice(i, i + 1), slice(None), slice(int(lengths[row]))
@@ -119,4 +119,4 @@ class OnePassModule(RankingModule):
         return [found[row] for row in range(len(ids))]
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        raise InputError("a training in one pass keeps keys and values; leave activation checkpointing out")
+        raise InputError("one-pass training reuses keys and values; turn activation checkpointing off")

@@ -1,4 +1,4 @@
-"""Options as fields of dataclasses, whose help texts are what the class's docstring says of each field."""
+"""Options as dataclass fields, with help texts from the class docstring."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from modeling_tsarank.ranking_errors import InputError
 ClassT = TypeVar("ClassT", bound=type)
 InstanceT = TypeVar("InstanceT")
 
-# `name: text` or, as in transformers, ``name (`type`, *optional*):`` over the text; both go on further to the right.
+# `name: text` or, as in transformers, ``name (`type`, *optional*):`` above the text; continuation lines
+# are indented further.
 _ENTRY = re.compile(r"^    (\w+)(?: \(.*\))?:(.*(?:\n {8,}.*)*)", re.MULTILINE)
 
 
 def field_texts(cls: type) -> dict[str, str]:
-    """What the docstrings of a class and of its bases in this package say of each field, as text for a terminal."""
+    """The docstring entries of each field, of a class and its bases in this package, as text for a terminal."""
     found: dict[str, str] = {}
     for one in [one for one in reversed(cls.__mro__) if one.__module__.startswith("modeling_tsarank.")]:
         for name, text in _ENTRY.findall(inspect.cleandoc(one.__dict__.get("__doc__") or "")):
@@ -30,7 +31,7 @@ def field_texts(cls: type) -> dict[str, str]:
 
 
 def documented(cls: ClassT) -> ClassT:
-    """Class decorator of a dataclass: its fields get their texts as `metadata["help"]`, for `HfArgumentParser`."""
+    """Dataclass decorator: sets each field's docstring entry as `metadata["help"]`, for `HfArgumentParser`."""
     texts = field_texts(cls)
     for field in fields(cls):
         inherited = [getattr(one, "__dataclass_fields__", {}).get(field.name) for one in cls.__mro__[1:]]
@@ -41,7 +42,7 @@ def documented(cls: ClassT) -> ClassT:
 
 
 def check_choices(instance: Any) -> None:
-    """Raises `InputError` for a field whose type is a `Literal` and whose value is none of it."""
+    """Raises `InputError` for a field of `Literal` type whose value is not one of its choices."""
     for name, hint in get_type_hints(type(instance)).items():
         literals = [one for one in (hint, *get_args(hint)) if get_origin(one) is Literal]
         value = getattr(instance, name, None)
@@ -51,15 +52,15 @@ def check_choices(instance: Any) -> None:
 
 
 def add_options(parser: argparse._ActionsContainer, cls: Any, *names: str, **changes: Any) -> None:
-    """Adds an option for each field of a dataclass, or for those named, in order.
+    """Adds an option for each field of a dataclass, or for the named ones, in order.
 
     Args:
-        parser: Of the command.
-        cls: The docstring says what each field is. `Annotated` types may have a `Number`, the bounds, and a text that
-            stands for the value in the help. Without a default an option is required; a list whose default is None may
-            be given several times.
-        names: Of fields.
-        changes: Other arguments of `add_argument`, for each of them.
+        parser: The command's parser.
+        cls: Its docstring has the help texts. `Annotated` types may contain a `Number`, the bounds, and a placeholder
+            for the value in the help. Without a default an option is required; a list whose default is None may be
+            given several times.
+        names: Names of fields.
+        changes: Other arguments of `add_argument`, for all of them.
     """
     texts, hints = field_texts(cls), get_type_hints(cls, include_extras=True)
     defaults = {
@@ -95,5 +96,5 @@ def _argument(hint: Any, default: Any) -> dict[str, Any]:
 
 
 def given_options(cls: type[InstanceT], args: argparse.Namespace) -> InstanceT:
-    """The instance of a dataclass that options of `add_options` describe. Raises `InputError` as the class does."""
+    """The dataclass instance from options of `add_options`. Raises `InputError` as the class does."""
     return cls(**{one.name: getattr(args, one.name) for one in fields(cls) if hasattr(args, one.name)})  # type: ignore[arg-type]

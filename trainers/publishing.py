@@ -1,6 +1,6 @@
-"""How a training is published: by what the installed packages name under the entry points `tsarank.publishers`.
+"""Publishing of a training, by the publisher installed under the entry points `tsarank.publishers`.
 
-Publishing stands above training, so training does not import it.
+Publishing is a higher layer than training, so training does not import it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class Publisher(Protocol):
         """Writes the card into the trainer's `output_dir`."""
 
     def push(self, trainer: Any, message: str | None = None, token: str | None = None) -> str:
-        """Publishes what the training saved; returns the commit's address."""
+        """Publishes the saved model of a training; returns the commit's URL."""
 
 
 def installed_publisher() -> Publisher:
-    """The publisher that is installed. Raises `ResourceError` where none is."""
+    """The installed publisher. Raises `ResourceError` if there is none."""
     found = next(iter(entry_points(group=GROUP)), None)
     if found is None:
-        raise ResourceError(f"nothing installed publishes models (entry points {GROUP}): install tsarank again")
+        raise ResourceError(f"no publisher of models is installed (entry points {GROUP}): install tsarank again")
     publisher: Publisher = found.load()
     return publisher

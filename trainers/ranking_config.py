@@ -1,4 +1,4 @@
-"""Configuration of a ranking training: which part of which model, on which documents, towards which objectives."""
+"""Configuration of a ranking training: the trained part of the model, the documents and the objectives."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from modeling_tsarank.trainers.row_checks import RowRules
 from modeling_tsarank.trainers.rows import TARGETS
 
 
-# The model's own ranking score, beside the forms of the query likelihood.
+# The model's own ranking score, as opposed to the forms of query likelihood.
 MODEL_SCORE: Literal["model"] = "model"
-# The share of attention that a `OnePassRanker` reads off.
+# The share of attention that a `OnePassRanker` uses as its score.
 ONE_PASS: Literal["one_pass"] = "one_pass"
 Score = Literal[ScoreForm, "model", "one_pass"]
 
@@ -36,37 +36,37 @@ class RankingConfig(PartConfig, TrainingArguments):
     r"""
     Configuration class for the [`RankingTrainer`], with the presets [`RankingSFTConfig`] and [`RankingDistillConfig`].
 
-    This class includes only the parameters that are specific to training rankers. [`PartConfig`] says what is trained;
-    for a full list of training arguments, please refer to the [`~transformers.TrainingArguments`] documentation. Using
-    [`~transformers.HfArgumentParser`] it can be turned into command line arguments.
+    This class includes only the parameters that are specific to training rankers. [`PartConfig`] selects what is
+    trained; for a full list of training arguments, please refer to the [`~transformers.TrainingArguments`]
+    documentation. Using [`~transformers.HfArgumentParser`] it can be turned into command line arguments.
 
     Parameters:
         > Parameters that control the model
 
         lora_top_blocks (`int`, *optional*):
-            Put LoRA into the last so many blocks only (of each stack of an encoder-decoder). The lower ones are then
-            run once, forwards, also where the Differential Penalty needs the reference's logits.
+            Add LoRA only to the last N blocks (of each stack of an encoder-decoder). The lower blocks then run once,
+            forward only, even if the Differential Penalty needs the reference's logits.
         frozen_dtype (`str`, *optional*):
-            Keep frozen weights in this dtype (`bfloat16` halves their memory); trained weights keep their own, and a
-            saved model has the original dtype throughout.
+            Dtype of the frozen weights (`bfloat16` halves their memory); trained weights keep their own, and a saved
+            model has the original dtype throughout.
         disable_dropout (`bool`, *optional*, defaults to `True`):
-            Whether to switch the backbone's dropout off. `lora_dropout` is not affected.
+            Whether to turn off the backbone's dropout. `lora_dropout` is not affected.
 
         > Parameters that control the data preprocessing
 
         max_length (`int`, *optional*):
-            Longest training sequence in tokens, query included; only the document is cut. The model's own limit if not
-            given. A saved model keeps its own limit.
+            Maximum training sequence length in tokens, query included; only the document is truncated. By default the
+            model's own limit. A saved model keeps its own limit.
         max_query_length (`int`, *optional*):
-            Longest query in training, in tokens; the model's own limit if not given.
+            Maximum query length in training, in tokens; by default the model's own limit.
         document_sampling (`str`, *optional*, defaults to `"first"`):
-            Which documents of a row make a group: `"first"` the first `num_documents` in the given (first-stage)
-            order, `"random"` as many drawn anew in every epoch, `"one_positive"` one positive and `num_negatives`
-            negatives drawn anew in every epoch.
+            Which documents of a row form a group: `"first"` the first `num_documents` in the given (first-stage)
+            order, `"random"` as many sampled anew in every epoch, `"one_positive"` one positive and `num_negatives`
+            negatives sampled anew in every epoch.
         num_documents (`int`, *optional*, defaults to `30`):
-            Documents of each query with `"first"` and `"random"`; a longer list is cut. `0` takes all.
+            Documents per query with `"first"` and `"random"`; longer lists are truncated. `0` takes all.
         num_negatives (`int`, *optional*, defaults to `48`):
-            Negatives of each query with `"one_positive"`.
+            Negatives per query with `"one_positive"`.
         allow_fewer_negatives (`bool`, *optional*, defaults to `False`):
             Whether a row may have fewer than `num_negatives`; its group is then smaller.
 
@@ -77,27 +77,27 @@ class RankingConfig(PartConfig, TrainingArguments):
         loss_options (`dict` or `str`, *optional*):
             Options of that loss, such as `{"reduction": "sum"}`.
         objectives (`list[str]`, *optional*):
-            What is minimized instead of `loss` alone: a weighted sum of objectives by name, such as
+            Minimize a weighted sum of objectives by name instead of `loss` alone, such as
             `listwise_softmax:0.6 next_token:0.2 penalty:0.2`.
         objective_options (`dict` or `str`, *optional*):
             Options of objectives by name, such as `{"listnet": {"teacher_temperature": 0.05}}`.
         score_form (`str`, *optional*, defaults to `"model"`):
-            The score that ranking losses compare: `"model"` the one that the model ranks by, or a form of the query
+            The score in ranking losses: `"model"` the model's ranking score, or a form of query
             likelihood: `"geometric_mean"` exp of the mean log-probability, `"mean_log_prob"`, `"sum_log_prob"`,
-            `"product"`; or `"one_pass"`, the log of what the ranker `one-pass` scores by, the document's share of the
+            `"product"`; or `"one_pass"`, the log of the score of the ranker `one-pass`, the document's share of the
             attention to the whole list. Such a model ranks with `--ranker one-pass` only.
         one_pass_options (`dict` or `str`, *optional*):
-            Options of the ranker `one-pass` as JSON, such as `{"layer": 12}`; the trained model is to be ranked with
-            the same.
+            Options of the ranker `one-pass` as JSON, such as `{"layer": 12}`; rank with the trained model with the
+            same options.
         temperature (`float`, *optional*, defaults to `1.0`):
             Scores are divided by it before the ranking losses.
         teacher_temperature (`float`, *optional*, defaults to `1.0`):
-            The teacher's scores are divided by it before the losses that take them: about 0.05 suits the cosines of a
+            The teacher's scores are divided by it before the losses that use them: use about 0.05 for the cosines of a
             bi-encoder. The z-scores of several teachers have a standard deviation of 1, a cross-encoder's logits a
             larger one.
         ref_model (`str`, *optional*):
-            Folder or Hub id of the Differential Penalty's reference, loaded as a whole second model. By default it is
-            the model that training started from; for it LoRA needs no copy, and `top_blocks` only copies of the
+            Folder or Hub id of the Differential Penalty's reference model, loaded as a second full model. By default
+            it is the model that training started from; then LoRA needs no copy, and `top_blocks` only copies of the
             trained blocks.
 
         > Parameters that control the training
@@ -105,15 +105,15 @@ class RankingConfig(PartConfig, TrainingArguments):
         per_device_train_batch_size (`int`, *optional*, defaults to `32`):
             Queries, each with all its documents, per device and backward pass.
         chunk_tokens (`int`, *optional*, defaults to `4096`):
-            Padded tokens that are run at once, with activations kept for the backward pass. A batch with more is
-            worked on in chunks, with gradients that are exactly those of the whole (gradient caching), so that groups
-            of any size fit. `0` never cuts a batch.
+            Padded tokens per chunk, whose activations are in memory for the backward pass. A larger batch is processed
+            in chunks with exact gradients of the whole batch (gradient caching), so that groups of any size fit. `0`
+            never splits a batch.
 
         > Parameters that control the saving
 
         checkpoint_ranker (`bool`, *optional*, defaults to `True`):
-            Whether every checkpoint also holds a ranking folder that loads at once (not with LoRA, whose checkpoints
-            hold the adapter). Switched off, a checkpoint is smaller and serves to resume only.
+            Whether every checkpoint also contains a ranking folder that can be loaded directly (not with LoRA, whose
+            checkpoints contain the adapter). If off, checkpoints are smaller and only good for resuming.
 
     > [!NOTE]
     > These parameters have default values different from [`~transformers.TrainingArguments`]:
@@ -123,7 +123,7 @@ class RankingConfig(PartConfig, TrainingArguments):
     > - `remove_unused_columns`: Defaults to `False` instead of `True`.
     """
 
-    # TrainingArguments annotates it like a field of the instance, though it is none.
+    # TrainingArguments annotates it like a field of the instance, though it is not one.
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [  # type: ignore[misc]
         *TrainingArguments._VALID_DICT_FIELDS,
         "loss_options",
@@ -174,30 +174,30 @@ class RankingConfig(PartConfig, TrainingArguments):
         settle_configuration(self)
         super().__post_init__()
         if self.ddp_find_unused_parameters is None:
-            # Every trained parameter takes part in every forward pass, and looking for others costs a traversal;
-            # but one pass ends in the middle of the model.
+            # Every trained parameter takes part in every forward pass, and searching for unused ones costs a
+            # traversal; but one-pass ranking ends in the middle of the model.
             self.ddp_find_unused_parameters = self.score_form == ONE_PASS
         if self.data_seed is None:
-            # Without it the order of the rows follows torch's global seed at the time `train` is called, and whoever
-            # reseeds in between would resume with other batches.
+            # Otherwise the order of the rows depends on torch's global seed when `train` is called, and reseeding in
+            # between would change the batches of a resumed training.
             self.data_seed = self.seed
         if self.train_sampling_strategy not in ("random", "sequential"):
             raise InputError(
                 f"unknown train_sampling_strategy {self.train_sampling_strategy!r}; expected one of random, sequential"
             )
         if self.remove_unused_columns:
-            raise InputError("remove_unused_columns is on; ranking trainers read the columns they need, leave it out")
+            raise InputError("remove_unused_columns is on, but ranking trainers need the columns; turn it off")
         if self.neftune_noise_alpha is not None:
-            raise InputError("neftune_noise_alpha is for language modelling; leave it out for a ranking training")
+            raise InputError("neftune_noise_alpha is for language modelling; remove it for a ranking training")
         if self.num_documents == 1:
-            raise InputError("num_documents is 1; a ranking loss needs at least 2 documents of a query (0 takes all)")
+            raise InputError("num_documents is 1; a ranking loss needs at least 2 documents per query (0 takes all)")
         self._check_options()
         self.one_pass()
         if self.ref_model is not None and not self.uses("divergences"):
-            raise InputError("ref_model was given, but no penalty is among the objectives; leave ref_model out")
+            raise InputError("ref_model was given, but the objectives do not include penalty; remove ref_model")
 
     def _check_options(self) -> None:
-        """Names, weights and options of the objectives."""
+        """Checks names, weights and options of the objectives."""
         if isinstance(self.objectives, str):
             self.objectives = [self.objectives]
         get_objective(self.loss)
@@ -208,10 +208,10 @@ class RankingConfig(PartConfig, TrainingArguments):
         options: Any = self.objective_options or {}
         for name, values in options.items():
             if name not in self.weights():
-                raise InputError(f"objective_options: {name!r} is none of the objectives {', '.join(self.weights())}")
+                raise InputError(f"objective_options: {name!r} is not in the objectives {', '.join(self.weights())}")
             if not isinstance(values, dict):
                 raise InputError(f"objective_options: {name} must have a JSON object of options, got {values!r}")
-        # Tried once on made-up values, so that a wrong option is an error before anything is loaded.
+        # Called once on dummy values, so that a wrong option raises before anything is loaded.
         grid = torch.tensor([[-1.0, -2.0]])
         made_up = dict.fromkeys(("scores", "log_likelihoods", "divergences", *TARGETS), grid)
         made_up |= {"labels": grid + 2, "ranks": torch.tensor([[1, 2]]), "query_lengths": torch.ones(1, 2)}
@@ -222,14 +222,14 @@ class RankingConfig(PartConfig, TrainingArguments):
                 given = self.options_of(name)
                 raise InputError(f"the loss {name} does not take the options {given}: {error}") from error
 
-    # ---- what is minimized -----------------------------------------------------------------------
+    # ---- the objective ---------------------------------------------------------------------------
 
     def weights(self) -> dict[str, float]:
         """The weight of each objective, by name."""
         return self.preset_weights() if self.objectives is None else parse_objectives(self.objectives)
 
     def preset_weights(self) -> dict[str, float]:
-        """The weights where no `objectives` are given."""
+        """The weights if no `objectives` are given."""
         return {self.loss: 1.0}
 
     def options_of(self, name: str) -> dict[str, Any]:
@@ -239,11 +239,11 @@ class RankingConfig(PartConfig, TrainingArguments):
         return {**own, **options.get(name, {})}
 
     def uses(self, parameter: str) -> bool:
-        """Whether an objective takes a value or target of that name, see `objectives`."""
+        """Whether an objective uses a value or target of that name, see `objectives`."""
         return any(get_objective(name).takes(parameter) for name in self.weights())
 
     def row_rules(self) -> RowRules:
-        """What the training asks of its rows."""
+        """The requirements of the training on its rows."""
         one_positive, names = self.document_sampling == ONE_POSITIVE, tuple(self.weights())
         return RowRules(
             names,
@@ -254,33 +254,33 @@ class RankingConfig(PartConfig, TrainingArguments):
 
     @property
     def needs_likelihood(self) -> bool:
-        """Whether only a query-likelihood ranker has the values that are asked for."""
+        """Whether the objectives need values that only a query-likelihood ranker has."""
         return self.score_form not in (MODEL_SCORE, ONE_PASS) or any(self.uses(value) for value in TOKEN_VALUES)
 
     def one_pass(self) -> OnePassOptions | None:
-        """The ranker's options where one pass is trained.
+        """The ranker's options if one-pass ranking is trained.
 
         Raises:
-            InputError: unusable options, or an objective of single query tokens.
+            InputError: invalid options, or an objective on single query tokens.
         """
         if self.score_form != ONE_PASS:
             if self.one_pass_options is not None:
-                raise InputError("one_pass_options are for score_form one_pass; leave them out")
+                raise InputError("one_pass_options need score_form one_pass; remove them")
             return None
         options: OnePassOptions = list_options("one-pass", cast(Any, self.one_pass_options))
         if options.calibrate:
-            raise InputError("calibrate is for a model that was not trained to rank in one pass; leave it out")
+            raise InputError("calibrate is for models that were not trained for one-pass ranking; remove it")
         if self.needs_likelihood:
-            raise InputError("next_token and penalty compare query tokens, which one pass does not score")
+            raise InputError("next_token and penalty need query token probabilities, which one_pass does not compute")
         return options
 
     @property
     def default_family(self) -> str:
-        """What a plain language model becomes."""
+        """The family that a plain language model becomes."""
         return QueryLikelihoodOptions.family if self.needs_likelihood else LogitOptions.family
 
     def idle_settings(self) -> set[str]:
-        """Names of options that have no effect beside the others, which no record needs."""
+        """Names of options that have no effect with the other settings, and are not recorded."""
         one_positive = self.document_sampling == ONE_POSITIVE
         idle = {"num_documents"} if one_positive else {"num_negatives", "allow_fewer_negatives"}
         if not any(get_objective(name).takes("teacher_scores") for name in self.weights()):
@@ -288,6 +288,6 @@ class RankingConfig(PartConfig, TrainingArguments):
         return idle if self.loss in self.weights() else idle | {"loss", "loss_options"}
 
     def evaluation_figures(self) -> list[str]:
-        """What an evaluation measures beside the loss."""
+        """Metrics of an evaluation in addition to the loss."""
         accuracy = "ranking_accuracy" if self.document_sampling == ONE_POSITIVE else "pairwise_accuracy"
         return [*(f"{name}_loss" for name in self.weights()), accuracy, "in_batch_ndcg"]

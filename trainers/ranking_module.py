@@ -1,7 +1,7 @@
-"""The module that a trainer trains: a ranking model, and the reference of the Differential Penalty beside it.
+"""The module that a trainer trains: a ranking model and, if needed, the Differential Penalty's reference.
 
-Distributed wrappers (DDP, FSDP, DeepSpeed) synchronize in a module's `forward`, so everything that training runs of a
-model goes through the one `forward` here.
+Distributed wrappers (DDP, FSDP, DeepSpeed) synchronize in a module's `forward`, so all computation of the model in
+training goes through the one `forward` here.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from modeling_tsarank.trainers.reference import Reference
 from modeling_tsarank.trainers.trainable import TrainablePart
 
 
-# What one more forward and backward pass costs, in tokens: on a CPU reading the weights once more, on an accelerator
-# (and wherever else) starting its many small kernels.
+# Cost of one more forward and backward pass, in tokens: on a CPU from reading the weights once more, on an accelerator
+# (and otherwise) from launching its many small kernels.
 PASS_TOKENS = {"cpu": 48}
 PASS_TOKENS_ELSEWHERE = 2048
 
@@ -33,14 +33,14 @@ class RankingModule(nn.Module):
 
     Attributes:
         ranker: the ranking model; `predict` and `rank` work at any time.
-        part: which of its weights are trained.
-        reference: the starting point for the penalty, or `None`.
+        part: the trained part of its weights.
+        reference: the reference for the penalty, or `None`.
     """
 
     main_input_name = "token_ids"
-    # Whether pairs of unequal length are read in several passes. Sharded processes must all run the same number.
+    # Whether pairs of unequal length run in several passes. Sharded processes must all run the same number.
     splits_by_length = True
-    # The ranker's methods are not only tensors and modules, which is all that `nn.Module` says of its attributes.
+    # The ranker's methods are not only tensors and modules, the types that `nn.Module` declares for its attributes.
     ranker: Any
 
     def __init__(self, ranker: RankerModel, part: TrainablePart, reference: Reference | None = None) -> None:
@@ -48,23 +48,23 @@ class RankingModule(nn.Module):
         self.ranker = ranker
         self.reference = reference
         self.part = part
-        # A copy: `Trainer` writes into the configuration of what it trains (`use_cache`), and that would be saved.
+        # A copy: `Trainer` modifies the configuration of its model (`use_cache`), and that would be saved.
         self.config = copy.deepcopy(ranker.config)
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether the values of a pair are one per query token (query likelihood) rather than one score."""
+        """Whether a pair has one value per query token (query likelihood) instead of one score."""
         return type(self.ranker).scores_query_tokens
 
     @property
     def value_names(self) -> list[str]:
-        """What `forward` gives for each pair."""
+        """Names of the values that `forward` returns for each pair."""
         if not self.counts_tokens:
             return ["scores"]
         return ["token_log_probs", *([] if self.reference is None else ["divergences"])]
 
     def plan(self, batch: Batch, chunk_tokens: int | None) -> tuple[list[Chunk], int]:
-        """The chunks of a batch, see `plan_chunks`, and how many values it has."""
+        """The chunks of a batch, see `plan_chunks`, and its number of values."""
         lengths = batch["lengths"].tolist()
         values = batch["query_lengths"].tolist() if self.counts_tokens else [1] * len(lengths)
         return plan_chunks(lengths, values, chunk_tokens), sum(values)
@@ -76,12 +76,12 @@ class RankingModule(nn.Module):
 
         Args:
             input_ids, attention_mask, query_mask: `(pairs, length)`, as `pad_pairs` gives them.
-            with_reference: also compare with the reference.
+            with_reference: also compare with the reference model.
 
         Returns:
-            Of a family that scores the query's tokens `token_log_probs` and, with the reference, `divergences`
-            (KL(p_ref || p) over the full vocabulary), both `(query tokens,)`, pair by pair; only query positions go
-            through the output head. Of any other `scores` `(pairs,)`.
+            For a family that scores the query's tokens `token_log_probs` and, with the reference, `divergences`
+            (KL(p_ref || p) over the full vocabulary), both `(query tokens,)`, pair by pair; the output head runs only
+            on query positions. For any other family `scores` `(pairs,)`.
         """
         lengths = attention_mask.sum(1)
         overhead = PASS_TOKENS.get(input_ids.device.type, PASS_TOKENS_ELSEWHERE)
@@ -95,7 +95,7 @@ class RankingModule(nn.Module):
         queries = [query_mask[rows, :longest] for rows, longest in parts]
         owners = torch.cat([rows.repeat_interleave(q.sum(1)) for (rows, _), q in zip(parts, queries, strict=True)])
 
-        # Padding stands on the right, where causal attention never looks: without a mask the fastest kernel applies.
+        # Padding is on the right, where causal attention never looks: without a mask the fastest kernel is used.
         def call(model: Any) -> list[Tensor]:
             return [model.query_logits(*one) for one in zip(ids, queries, strict=True)]
 
@@ -109,7 +109,7 @@ class RankingModule(nn.Module):
         values["token_log_probs"] = [token_log_probs(*one) for one in zip(logits, targets, strict=True)]
         return {name: in_order(torch.cat(part), owners) for name, part in values.items()}
 
-    # ---- what `Trainer` asks of a model ----------------------------------------------------------
+    # ---- what `Trainer` needs from a model -------------------------------------------------------
 
     @property
     def _no_split_modules(self) -> Any:
@@ -119,21 +119,21 @@ class RankingModule(nn.Module):
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """Recomputes the blocks' activations in the backward pass, of the backbone alone."""
+        """Recomputes the activations of the backbone's blocks in the backward pass."""
         backbone = self.ranker.backbone
         backbone.activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
-        # Reentrant checkpointing lets DDP see a weight that two passes share as finished twice.
+        # With reentrant checkpointing, DDP marks a weight shared by two passes as ready twice.
         self.splits_by_length &= not (activation_checkpointing_kwargs or {}).get("use_reentrant", False)
         if not (activation_checkpointing_kwargs or {}).get("use_reentrant", False):
             # transformers makes the embeddings' output require a gradient, which only reentrant checkpointing needs;
-            # with a frozen trunk that would keep, and compute, the trunk's graph for nothing.
+            # with a frozen trunk that would compute and store the trunk's graph for nothing.
             backbone.disable_input_require_grads()
 
     # The old name, which transformers before 5.22 calls.
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """As `activation_checkpointing_enable`."""
+        """Same as `activation_checkpointing_enable`."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
@@ -146,19 +146,19 @@ class RankingModule(nn.Module):
 
 
 def plan_passes(lengths: Sequence[int], overhead: int) -> list[list[int]]:
-    """Rows in passes of like length, so that padded tokens, and `overhead` for every pass, are as few as can be.
+    """Groups rows of similar length into passes, minimizing padded tokens plus `overhead` per pass.
 
     Args:
         lengths: tokens of each row.
-        overhead: what a further pass costs, in tokens.
+        overhead: cost of another pass, in tokens.
 
     Returns:
-        Indexes of each pass, in ascending order; all rows together where that is cheapest.
+        Indices of each pass, in ascending order; all rows together if that is cheapest.
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     # Passes end where the length changes.
     ends = [0] + [n for n in range(1, len(order) + 1) if n == len(order) or lengths[order[n]] > lengths[order[n - 1]]]
-    # For each end: the least that the rows before it cost, and at which end their last pass begins.
+    # For each end: the minimum cost of the rows before it, and the start of their last pass.
     best: list[tuple[int, int]] = [(0, 0)]
     for last in range(1, len(ends)):
         longest = lengths[order[ends[last] - 1]]
@@ -173,14 +173,14 @@ def plan_passes(lengths: Sequence[int], overhead: int) -> list[list[int]]:
 
 
 def in_order(values: Tensor, owners: Tensor) -> Tensor:
-    """Values that belong to the rows `owners`, sorted by row; a row's own values keep their order."""
+    """Values of the rows `owners`, sorted by row; the values of one row keep their order."""
     return values[torch.argsort(owners, stable=True)]
 
 
 def token_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
-    """log p of each target, with its graph: logits `(tokens, vocabulary)`, targets `(tokens,)`.
+    """Differentiable log p of each target: logits `(tokens, vocabulary)`, targets `(tokens,)`.
 
-    Half precision is raised to float32, float64 is kept (the scoring engine's function would round it to float32).
+    Half precision is converted to float32, float64 stays (the scoring engine's function would round it to float32).
     """
     rows = full_precision(logits)
     return rows.gather(-1, targets[:, None]).squeeze(-1) - rows.logsumexp(-1)

@@ -1,9 +1,9 @@
 """One trainer for all objectives: exact gradients in chunks, one mean over all queries, logs, NaN stop.
 
-Built on `transformers.Trainer` in the form of TRL's trainers (a Config/Trainer pair, `compute_loss`, averaged metrics
-in `log`) rather than on TRL's own base classes: those are private, send telemetry, write a card from templates inside
-the `trl` package, and default to bf16 and checkpointing, which a CPU without bf16 pays for; none of TRL's trainers
-fits a listwise loss or an encoder-decoder.
+Built on `transformers.Trainer` in the style of TRL's trainers (a Config/Trainer pair, `compute_loss`, averaged metrics
+in `log`) rather than on TRL's own base classes: those are private, send telemetry, write a card from templates in the
+`trl` package, and default to bf16 and checkpointing, which is slow on a CPU without bf16; none of TRL's trainers
+supports a listwise loss or an encoder-decoder.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 class _StartEpoch(TrainerCallback):
-    """Tells the training groups which epoch's documents to draw, also in the middle of an epoch after a resume."""
+    """Sets the epoch for sampling the training groups' documents, also in the middle of an epoch after a resume."""
 
     def __init__(self, groups: SampledGroups) -> None:
         self.groups = groups
@@ -59,24 +59,24 @@ class RankingTrainer(CheckpointingTrainer):
 
     The loss is the mean over the queries of the global batch: of all processes and all gradient accumulation steps.
 
-    Logged: `NAME_loss` of each objective, `in_batch_ndcg` (at 10, over the group; with the grades of the labels, else
-    of the order), and `ranking_accuracy` (share of groups whose positive is first) where one positive is drawn, else
-    `pairwise_accuracy` (share of pairs in the order of the targets).
+    Logged: `NAME_loss` of each objective, `in_batch_ndcg` (at 10, over the group; with the labels as grades, else
+    grades from the ranks), and `ranking_accuracy` (fraction of groups whose positive is first) if one positive is
+    sampled, else `pairwise_accuracy` (fraction of pairs in the order of the targets).
 
     Args:
         model: a ranking model, or the name or folder of one (or of a plain language model).
-        args: the configuration: a [`RankingConfig`] or one of its presets. It also says what TRL's trainers have
-            `peft_config` for: `trainable="lora"`, `lora_r`, `lora_target_modules` and so on.
-        train_dataset: anything that `load_training_rows` reads, or `CheckedRows`.
+        args: the configuration: a [`RankingConfig`] or one of its presets. It includes what TRL's trainers take as
+            `peft_config`: `trainable="lora"`, `lora_r`, `lora_target_modules` and so on.
+        train_dataset: anything that `load_training_rows` accepts, or `CheckedRows`.
         eval_dataset: the same, or a dict of them by name.
         callbacks, optimizers: as in `transformers.Trainer`.
 
     Raises:
-        InputError: unusable data (field, type and row are named) or configuration.
-        ModelError: a model this training cannot use.
+        InputError: unusable data (names field, type and row) or configuration.
+        ModelError: the model does not support this training.
     """
 
-    # `training_step` below has scaled the loss itself.
+    # `training_step` below scales the loss itself.
     loss_is_scaled_for_ga = True
 
     args: RankingConfig
@@ -92,7 +92,7 @@ class RankingTrainer(CheckpointingTrainer):
     ) -> None:
         self.args = args
         rows = self.training_rows = None if train_dataset is None else self._rows(train_dataset)
-        # The adapter's matrices are drawn here, so that the same seed gives the same start.
+        # The adapter's matrices are initialized here, so that the same seed gives the same start.
         set_seed(args.seed)
         family = args.default_family
         ranker = load_base_ranker(model, default_family=family) if isinstance(model, str | Path) else model
@@ -104,7 +104,7 @@ class RankingTrainer(CheckpointingTrainer):
         part = make_trainable(ranker, args.trainable, **given(make_trainable, cast(Any, args)))
         groups = None if rows is None else self.make_groups(rows)
         if args.device.type == "cpu":
-            # Pinned memory serves copies to an accelerator; without one, torch warns about it at every data loader.
+            # Pinned memory is for copies to an accelerator; without one, torch warns about it at every data loader.
             args.dataloader_pin_memory = False
         self._sums: dict[str, dict[str, float]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         self._weights = {"train": 0.0, "eval": 0.0}
@@ -126,30 +126,30 @@ class RankingTrainer(CheckpointingTrainer):
         if self._sharded:
             self.module.splits_by_length = False
             if args.one_pass():
-                raise InputError("a training in one pass needs the whole model in every process; use DDP")
-        # `Trainer` computes an evaluation loss only where it believes that the model can.
+                raise InputError("one-pass training needs the whole model in every process; use DDP")
+        # `Trainer` computes an evaluation loss only for models that it believes to return one.
         self.can_return_loss = True
         self.label_names: list[str] = []
 
     # ---- model and objectives --------------------------------------------------------------------
 
     def check_model(self, ranker: Any) -> None:
-        """Raises `ModelError` for a model this training cannot use."""
+        """Raises `ModelError` for a model that does not support this training."""
         if not isinstance(ranker, RankerModel):
             raise ModelError(
                 f"a ranking trainer needs a ranking model, got {type(ranker).__name__}; give the name or folder of "
-                "its checkpoint, or what TSARankModel.from_backbone makes of that"
+                "its checkpoint, or wrap it with TSARankModel.from_backbone"
             )
         if self.args.needs_likelihood and not type(ranker).scores_query_tokens:
             names = [name for name in self.args.weights() if any(map(get_objective(name).takes, TOKEN_VALUES))]
             wanted = f"the objective {names[0]}" if names else f"score_form {self.args.score_form}"
             raise ModelError(
                 f"{wanted} needs a ranker that scores query tokens (TSARankModel), got {type(ranker).__name__}; "
-                "train that one by distillation, or with score_form model and ranking losses"
+                "train it by distillation, or with score_form model and ranking losses"
             )
 
     def make_module(self, ranker: RankerModel, part: TrainablePart) -> RankingModule:
-        """What is trained: the model, and how its scores are computed."""
+        """The module to train: the model, and how its scores are computed."""
         if options := self.args.one_pass():
             return OnePassModule(ranker, part, options)
         if not self.args.uses("divergences"):
@@ -166,7 +166,7 @@ class RankingTrainer(CheckpointingTrainer):
     # ---- data ------------------------------------------------------------------------------------
 
     def make_groups(self, rows: Any) -> SampledGroups:
-        """The rows with their documents drawn."""
+        """The rows with sampled documents."""
         args = self.args
         most = args.num_documents or None
         return SampledGroups(rows, args.seed, args.document_sampling, most, args.num_negatives)
@@ -232,7 +232,7 @@ class RankingTrainer(CheckpointingTrainer):
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
     ) -> Any:
-        """The loss of a batch with its graph, all chunks at once in memory: for evaluation, and to compare with."""
+        """The loss of a batch with its graph, all chunks in memory at once: for evaluation, and for comparison."""
         chunks, size = self._plan(inputs)
         values = run_chunks(chunks, size, lambda chunk: self._run(model, inputs, chunk, True))
         evaluating = not torch.is_grad_enabled()
@@ -242,12 +242,12 @@ class RankingTrainer(CheckpointingTrainer):
 
     @property
     def _sharded(self) -> bool:
-        """Whether every forward pass is an exchange between processes, so that all must run as many."""
+        """Whether every forward pass is a collective operation, so that all processes must run the same number."""
         sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         return sharded and self.args.world_size > 1
 
     def _plan(self, batch: Batch) -> tuple[list[Chunk], int]:
-        """The chunks of a batch, and how many values it has."""
+        """The chunks of a batch, and its number of values."""
         chunks, count = self.module.plan(batch, self.args.chunk_tokens or None)
         if self._sharded:
             most = self.accelerator.gather(torch.tensor([len(chunks)], device=self.args.device)).max()
@@ -255,9 +255,9 @@ class RankingTrainer(CheckpointingTrainer):
         return chunks, count
 
     def _scale(self, batch: Batch, num_items_in_batch: Tensor | int | None) -> float:
-        """What the mean over this batch's queries counts in the mean over all of the update's.
+        """The weight of this batch's mean over queries in the mean over all queries of the update.
 
-        Processes' gradients are averaged afterwards, hence the number of processes.
+        Gradients of the processes are averaged afterwards, hence the factor of the number of processes.
         """
         if num_items_in_batch is None:
             return 1.0
@@ -268,7 +268,7 @@ class RankingTrainer(CheckpointingTrainer):
         return model(**padded, with_reference=with_reference and self.module.reference is not None)
 
     def losses(self, values: Values, batch: Batch) -> tuple[Tensor, Metrics]:
-        """The loss, a mean over the batch's queries, and what is to be logged."""
+        """The loss, a mean over the batch's queries, and the metrics to log."""
         return mixed_loss(self.args, make_grids(self.args, self.ranker, values, batch))
 
     def _objective(self, batch: Batch, scale: float, values: Values, mode: str | None = None) -> Tensor:
@@ -283,7 +283,7 @@ class RankingTrainer(CheckpointingTrainer):
 
     @contextlib.contextmanager
     def _synchronizing(self, model: torch.nn.Module, last: bool) -> Iterator[None]:
-        """Around one chunk: processes exchange gradients at the last chunk of the last accumulation step only."""
+        """Context of a chunk: processes synchronize gradients only at the last chunk of the last accumulation step."""
         state = self.accelerator.gradient_state
         if last or not state.sync_gradients:
             yield
@@ -323,7 +323,7 @@ class RankingTrainer(CheckpointingTrainer):
         return {name: value / weight for name, value in zip(names, values, strict=True)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the averages of the loss terms and of the ranking figures to a training log."""
+        """Adds the averages of the loss terms and of the ranking metrics to a training log."""
         if "loss" in logs:
             logs = {**logs, **self._averages("train")}
         super().log(logs, start_time)
@@ -331,13 +331,13 @@ class RankingTrainer(CheckpointingTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """As `transformers.Trainer.evaluate`; takes raw rows as well."""
+        """Like `transformers.Trainer.evaluate`; also accepts raw rows."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = self._prepare_eval(eval_dataset)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """As `transformers.Trainer.evaluation_loop`, with the loss terms and ranking figures among the metrics."""
+        """Like `transformers.Trainer.evaluation_loop`, with the loss terms and ranking metrics among the metrics."""
         loop: Any = super().evaluation_loop
         output: EvalLoopOutput = loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         averages = {f"{metric_key_prefix}_{name}": value for name, value in self._averages("eval").items()}

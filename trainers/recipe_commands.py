@@ -1,4 +1,4 @@
-"""`tsarank recipe`: what a release's trainings read, and the release that is made of their results."""
+"""`tsarank recipe`: prepares the training data of a release, and builds the release from the trained adapters."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _RELEASE_EXAMPLE = """\
 
 @dataclass
 class PrepareOptions:
-    """What is prepared.
+    """Options of the preparation.
 
     Attributes:
-        output: Folder to fill.
-        limit: For a rehearsal: N raw rows of every file; 0 takes all.
+        output: Output folder.
+        limit: For a rehearsal: only N raw rows of every file; 0 for all.
     """
 
     output: Annotated[Path, "DIR"]
@@ -41,13 +41,13 @@ class PrepareOptions:
 
 @dataclass
 class ReleaseOptions:
-    """What a release is made of.
+    """Options of a release.
 
     Attributes:
-        adapters: In the stages' order; checkpoints of one stage joined by + give their mean.
-        on: The release that the first of them was trained on.
-        ranker: What the last stage wrote.
-        output: Folder named like the release.
+        adapters: In the order of the stages; checkpoints of one stage joined by + are averaged.
+        on: The release that the first adapter was trained on.
+        ranker: Output of the last stage.
+        output: Folder with the name of the release.
     """
 
     adapters: Annotated[list[Path], "DIR"]
@@ -60,8 +60,8 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     """Adds `recipe` to the command line."""
     parser = subparsers.add_parser(
         "recipe",
-        help="prepare the data of a release, and put its adapters together",
-        description="Prepare what the recipe of a release trains on, and make the release of what was trained.",
+        help="prepare the data of a release, and merge its adapters",
+        description="Prepare the training data of a release, and build the release from the trained adapters.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="recipe_command", metavar="COMMAND", required=True)
@@ -75,7 +75,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         help="folder with weak_pairs, supervised and beir (default: $TSARANK_DATA)",
     )
     add_options(one, PrepareOptions)
-    other = add_command(commands, "release", "one adapter of those of all stages", _RELEASE_EXAMPLE, run_release)
+    other = add_command(commands, "release", "merge the adapters of all stages", _RELEASE_EXAMPLE, run_release)
     add_options(other, ReleaseOptions)
     other.add_argument(
         "--example", nargs=2, metavar=("QUERY", "FILE"), help="also record the scores of FILE's documents for QUERY"
@@ -85,11 +85,11 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 def run_prepare(args: argparse.Namespace) -> int:
     """Make all training files of a release from the raw folders.
 
-    Clean weak pairs for CPT, labelled queries with BM25 hard negatives for SFT in one file for each mix, a development
-    set in BEIR's layout, and corpus and queries for distillation; of a plan with `collections`, these and lists. Every
-    text is held against the test collections that the plan names, and training against the development queries and
-    their positives. counts.json, which is printed, says what was read, found and written, with fingerprints. The same
-    plan over the same files gives the same bytes.
+    Clean weak pairs for CPT, labelled queries with BM25 hard negatives for SFT in one file per mix, a development set
+    in BEIR's layout, and corpus and queries for distillation; for a plan with `collections`, these collections and
+    lists. Every text is checked against the test collections in the plan, and training texts against the development
+    queries and their positives. counts.json, which is also printed, records what was read, found and written, with
+    fingerprints. The same plan over the same files gives the same bytes.
     """
     from modeling_tsarank.trainers.recipe_files import find_recipe
     from modeling_tsarank.trainers.recipes.development import prepare_development
@@ -97,7 +97,7 @@ def run_prepare(args: argparse.Namespace) -> int:
     from modeling_tsarank.trainers.recipes.release_data import prepare
 
     if args.data is None or not Path(args.data).is_dir():
-        raise InputError(f"--data must name the folder with weak_pairs, supervised and beir, got {args.data}")
+        raise InputError(f"--data must be the folder with weak_pairs, supervised and beir, got {args.data}")
     plan, data = find_recipe(args.plan), Path(args.data).resolve()
     make = prepare_development if "collections" in read_plan(plan, Path()) else prepare
     report = make(plan, data, args.output, args.limit)
@@ -107,11 +107,10 @@ def run_prepare(args: argparse.Namespace) -> int:
 
 
 def run_release(args: argparse.Namespace) -> int:
-    """Put the LoRA adapters of all stages together as one, in bfloat16, with ranking options and training record.
+    """Merge the LoRA adapters of all stages into one, in bfloat16, with ranking options and training record.
 
-    The folder, under hub_cards/releases/, makes a model of the package. Each adapter must have been trained on the
-    merge of those before it, the first one on the embedded language model, or on a release that stands beside the new
-    one (--on).
+    The folder, under hub_cards/releases/, becomes a model of the package. Each adapter must have been trained on the
+    merge of those before it, the first one on the embedded language model, or on a release next to the new one (--on).
     """
     from modeling_tsarank.trainers.release import make_release, record_example
 

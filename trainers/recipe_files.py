@@ -1,4 +1,4 @@
-"""Recipes: YAML files of options, of the user or shipped, which `--config` names."""
+"""Recipes: YAML files of options for `--config`, the user's or shipped with the package."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _YAML_BOOLEAN = "tag:yaml.org,2002:bool"
 
 
 def recipe_names(folder: Path = RECIPES) -> list[str]:
-    """Names of the recipes that come with the package."""
+    """Names of the recipes included in the package."""
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def find_recipe(name: str, folder: Path = RECIPES, what: str = "recipe") -> Path:
-    """The file of that path, or the shipped recipe of that name. Raises `InputError` for neither."""
+    """The file at that path, or the shipped recipe of that name. Raises `InputError` if there is neither."""
     for path in (Path(name), folder / f"{name.removesuffix('.yaml')}.yaml"):
         if path.is_file():
             return path
@@ -30,11 +30,11 @@ def find_recipe(name: str, folder: Path = RECIPES, what: str = "recipe") -> Path
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The options of a YAML file. Raises `InputError` if it is not a mapping of options."""
+    """The options in a YAML file. Raises `InputError` if it is not a mapping of options."""
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """As YAML 1.2 has it, `no` is a word, which `save_strategy` takes, and not false."""
+        """As in YAML 1.2, `no` is a string, which `save_strategy` accepts, and not false."""
 
     Loader.yaml_implicit_resolvers = {
         letter: [resolver for resolver in resolvers if resolver[0] != _YAML_BOOLEAN]
@@ -43,12 +43,12 @@ def read_recipe(path: Path) -> dict[str, Any]:
     Loader.add_implicit_resolver(_YAML_BOOLEAN, re.compile("(?:true|false|True|False|TRUE|FALSE)$"), list("tTfF"))
     values = parse_yaml(read_text(path), str(path), Loader)
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise InputError(f"{path}: expected one option a line, such as `learning_rate: 3e-5`")
+        raise InputError(f"{path}: expected one option per line, such as `learning_rate: 3e-5`")
     return values
 
 
 def config_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """The arguments without `--config`, and the options of the files it names."""
+    """The arguments without `--config`, and the options of its files."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", action="append", default=[])
     try:

@@ -1,14 +1,14 @@
-"""The model that fine-tuning started from, for the Differential Penalty, without a second full copy where possible.
+"""The reference model of the Differential Penalty, the start of fine-tuning, if possible without a second full copy.
 
 | trained part | reference | extra memory |
 |---|---|---|
-| LoRA | the same model with its adapter switched off | none |
-| LoRA in the top k blocks | the same, behind the trunk that both share and that runs once | none |
-| top k blocks | frozen copies of those blocks, behind the trunk that both share and that runs once | k blocks |
-| everything, or a given model | a frozen model | a whole model |
+| LoRA | the same model with its adapter disabled | none |
+| LoRA in the top k blocks | the same, after the shared trunk, which runs once | none |
+| top k blocks | frozen copies of those blocks, after the shared trunk, which runs once | k blocks |
+| all weights, or a given model | a frozen model | a whole model |
 
-Each reference gives logits that are equal to the trained model's bit for bit as long as nothing has been trained: the
-same kernels run on the same shapes. Only then is the penalty exactly 0 at the first step.
+Before any training step, each reference gives logits that are bitwise equal to the trained model's: the same kernels
+run on the same shapes. Only then is the penalty exactly 0 at the first step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from modeling_tsarank.modeling_ranker import RankerModel
 from modeling_tsarank.trainers.trainable import BlockStack, TrainablePart, drops_out
 
 
-# What both models are asked for; one or several forward passes, the same ones for each.
+# A computation on each of the two models; one or several forward passes, the same ones for both.
 ResultT = TypeVar("ResultT")
 Call = Callable[[RankerModel], ResultT]
 
@@ -50,15 +50,15 @@ class Reference(nn.Module):
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> Reference:
-        """A reference never trains: it stays in evaluation mode."""
+        """A reference is never trained: it stays in evaluation mode."""
         return super().train(False)
 
 
 class AdapterReference(Reference):
-    """The trained model with its LoRA adapter switched off.
+    """The trained model with its LoRA adapter disabled.
 
-    Where only top blocks have the adapter, the trained model starts from what the reference's trunk gave: nothing is
-    trained there, and it is run once for both. A trunk that drops out is run for each, since a reference does not.
+    If only the top blocks have the adapter, the trunk has no trained weights, runs once with the reference, and the
+    trained model reuses its output. A trunk with active dropout runs twice, since the reference has no dropout.
     """
 
     def __init__(self, adapter: Any, part: TrainablePart | None = None) -> None:
@@ -77,14 +77,14 @@ class AdapterReference(Reference):
             return reference, call(ranker)
 
     def _switched_off(self, ranker: RankerModel, call: Call[ResultT]) -> ResultT:
-        # First the reference: PEFT turns `requires_grad` of the adapter off and on again, which must not happen
+        # The reference first: PEFT turns `requires_grad` of the adapter off and on again, which must not happen
         # between the trained model's forward and backward pass.
         with _evaluating(ranker), self._adapter[0].disable_adapter():
             return call(ranker)
 
 
 class ModelReference(Reference):
-    """A frozen model of its own: a copy, or one that the user names."""
+    """A separate frozen model: a copy, or one given by the user."""
 
     def __init__(self, model: RankerModel) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class ModelReference(Reference):
 
     @classmethod
     def copy_of(cls, ranker: RankerModel) -> ModelReference:
-        """A frozen copy of the ranker as it is now."""
+        """A frozen copy of the ranker's current state."""
         return cls(type(ranker)(copy.deepcopy(ranker.config), backbone=copy.deepcopy(ranker.backbone)))
 
     def both(self, ranker: RankerModel, call: Call[ResultT]) -> tuple[ResultT, ResultT]:
@@ -102,9 +102,9 @@ class ModelReference(Reference):
 
 
 class _Replay(nn.Module):
-    """Stands in for a block of the trunk: gives what the trunk's last block gave, pass by pass.
+    """Replaces a block of the trunk: returns the recorded output of the trunk's last block, pass by pass.
 
-    Whatever else a model asks of a block (its attention type, for example) it gets from the block itself.
+    All other attributes that a model reads from a block (its attention type, for example) are the block's own.
     """
 
     def __init__(self, block: nn.Module, outputs: Iterable[Any]) -> None:
@@ -121,10 +121,10 @@ class _Replay(nn.Module):
 
 
 class _Trunk:
-    """The blocks below the trained ones. Their output can be noted in forward passes and replayed in later ones.
+    """The blocks below the trained ones. Their output can be recorded in forward passes and replayed in later ones.
 
-    A replay is the model's own forward with its list of blocks exchanged: every trunk block only hands on what was
-    noted, and the top ones are the trained ones or others. Embedding, masks, final norm and head are what they are.
+    A replay is the model's own forward with a replaced list of blocks: trunk blocks only pass on what was recorded,
+    and the top blocks are the trained ones or others. Embedding, masks, final norm and head are unchanged.
     """
 
     def __init__(self, part: TrainablePart) -> None:
@@ -137,12 +137,12 @@ class _Trunk:
 
     @property
     def drops_out(self) -> bool:
-        """Whether the trunk, in the mode it is in, gives something else every time it is run."""
+        """Whether the trunk, in its current mode, gives a different result in every run."""
         return any(drops_out(self._blocks(stack)) for stack in self._stacks)
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[dict[str, list[Any]]]:
-        """Inside, what the trunk gives is noted, pass by pass."""
+        """Context that records the trunk's output, pass by pass."""
         notes: dict[str, list[Any]] = {stack.name: [] for stack in self._stacks}
         with contextlib.ExitStack() as hooks:
             for stack in self._stacks:
@@ -155,7 +155,7 @@ class _Trunk:
 
     @contextlib.contextmanager
     def replayed(self, notes: dict[str, list[Any]], tops: Iterable[nn.Module]) -> Iterator[None]:
-        """Inside, the model runs the blocks `tops` of each stack behind what was noted, as often as it was noted."""
+        """Context in which the model runs the blocks `tops` of each stack on each recorded output."""
         try:
             for stack, top in zip(self._stacks, tops, strict=True):
                 assert isinstance(top, nn.ModuleList)
@@ -168,12 +168,12 @@ class _Trunk:
 
     @staticmethod
     def _set(stack: BlockStack, blocks: nn.ModuleList) -> None:
-        # Without `setattr`, which would let compiled or sharded modules react to the exchange.
+        # Without `setattr`, which would make compiled or sharded modules react to the replacement.
         stack.parent._modules[stack.attribute] = blocks
 
 
 class TopBlocksReference(Reference):
-    """Frozen copies of the trained top blocks behind the trunk that both models share."""
+    """Frozen copies of the trained top blocks after the trunk that both models share."""
 
     def __init__(self, part: TrainablePart) -> None:
         super().__init__()
@@ -184,14 +184,14 @@ class TopBlocksReference(Reference):
     def both(self, ranker: RankerModel, call: Call[ResultT]) -> tuple[ResultT, ResultT]:
         with self._trunk.noted() as noted:
             trained = call(ranker)
-        # The blocks are exchanged inside, so that switching to evaluation and back reaches the trained ones.
+        # Blocks are replaced inside, so that switching to evaluation and back reaches the trained ones.
         with _evaluating(ranker), self._trunk.replayed(noted, self.tops):
             reference = call(ranker)
         return reference, trained
 
 
 def make_reference(ranker: RankerModel, part: TrainablePart, given: RankerModel | None = None) -> Reference:
-    """The leanest reference for the trained part; `given` is a model to use instead of the ranker as it is now."""
+    """The reference with the least memory for the trained part; `given` is a model to use instead of a copy."""
     if given is not None:
         return ModelReference(given)
     if part.kind == "lora":

@@ -1,4 +1,4 @@
-"""From trained adapters to a release: the adapters of all stages as one, beside what a user needs to load it."""
+"""From trained adapters to a release: the adapters of all stages merged into one, with the files to load it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ JOIN = "+"
 
 
 def stack_adapters(folders: Sequence[str | Path], output: Path, dtype: torch.dtype = torch.bfloat16) -> int:
-    """Writes one LoRA adapter that adds what several add, each of which was trained on the merge of those before.
+    """Merges several LoRA adapters, each trained on the merge of those before, into one with the same total update.
 
     The sum of the updates, s1 B1 A1 + s2 B2 A2, is [B1 s1, B2 s2] [A1; A2]: exact, at the sum of the ranks. Layers
     may have different ranks; every scaling of the result is 1.
@@ -42,17 +42,17 @@ def stack_adapters(folders: Sequence[str | Path], output: Path, dtype: torch.dty
     Args:
         folders: PEFT folders of the same base model; checkpoints of one stage, joined by `+`, count as one adapter,
             the mean of their matrices.
-        output: becomes a PEFT folder that `PeftModel.from_pretrained` loads on the base.
-        dtype: of the matrices; the rounding is the only loss.
+        output: a PEFT folder is written here, for `PeftModel.from_pretrained` on the base.
+        dtype: dtype of the matrices; rounding is the only loss.
 
     Returns:
         Bytes of the adapter's weights.
 
     Raises:
-        InputError: a folder holds no plain LoRA adapter, or they do not fit together.
+        InputError: a folder contains no plain LoRA adapter, or they are incompatible.
     """
     if not folders:
-        raise InputError("no adapter was named; give at least one folder")
+        raise InputError("no adapter was given; give at least one folder")
     try:
         parts = [_mean_adapter(str(folder).split(JOIN)) for folder in folders]
     except ModelError as error:
@@ -96,7 +96,7 @@ def _mean_adapter(folders: Sequence[str]) -> tuple[dict[str, Any], dict[str, tup
 
 
 def _targets(configs: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
-    """Layers' short names where these mean the whole model, as they did for the adapters; else full names."""
+    """Short layer names if they match the whole model, as they did for the adapters; else full names."""
     lists = [config["target_modules"] for config in configs if isinstance(config.get("target_modules"), list)]
     short = sorted({name for one in lists for name in one})
     if all(any(name == target or name.endswith(f".{target}") for target in short) for name in names):
@@ -105,10 +105,10 @@ def _targets(configs: Sequence[dict[str, Any]], names: Sequence[str]) -> list[st
 
 
 def record_example(release: str | Path, query: str, documents: str | Path) -> dict[str, float]:
-    """Ranks the documents of a file with the release, merged in memory in float32, and writes the scores into it.
+    """Ranks the documents of a file with the release, merged in memory in float32, and records the scores in it.
 
     Returns:
-        The scores by the documents' ids. Whoever changes how a release is read or scored sees it by them.
+        The scores by document id. They reveal any later change in how the release encodes or scores.
     """
     from modeling_tsarank.cache.state_files import read_documents
 
@@ -123,34 +123,34 @@ def record_example(release: str | Path, query: str, documents: str | Path) -> di
 
 
 def make_release(adapters: Sequence[str | Path], ranker: str | Path, output: str | Path, on: str | None = None) -> int:
-    """Fills a release folder: the stacked adapters in bfloat16, `release.json`, and the record of the training.
+    """Writes a release folder: the merged adapter in bfloat16, `release.json`, and the training record.
 
     Args:
-        adapters: of all stages, the first one trained on the embedded language model itself or on the release `on`.
-        ranker: the ranking folder that the last stage wrote: its ranking options are the release's.
-        output: the folder, named like the release.
-        on: the name of a release whose folder lies beside `output`, and whose adapter is merged before these.
+        adapters: one per stage, the first one trained on the embedded language model itself or on the release `on`.
+        ranker: the ranking folder written by the last stage; its ranking options become the release's.
+        output: the folder, with the name of the release.
+        on: the name of a release next to `output`, whose adapter is merged before these.
 
     Returns:
         Bytes of the adapter's weights.
 
     Raises:
-        InputError: no other release `on`, no ranker or adapter where one should be, or more bytes than a release
-            may have.
+        InputError: the release `on`, the ranker or an adapter is missing, or the adapter exceeds the size limit of a
+            release.
     """
     ranker, output = Path(ranker), Path(output)
     config = ranker / "config.json"
     ranking = read_json_object(config).get(CONFIG_KEY) if config.is_file() else None
     if not ranking:
-        raise InputError(f"{ranker} is no ranking folder: its config.json has no {CONFIG_KEY!r}")
+        raise InputError(f"{ranker} is not a ranking folder: its config.json has no {CONFIG_KEY!r}")
     record = ranker / RECORD_NAME
     if not record.is_file():
-        raise InputError(f"{ranker} was not written by a training: it holds no {RECORD_NAME}")
+        raise InputError(f"{ranker} was not written by a training: it has no {RECORD_NAME}")
     if on and (on != Path(on).name or on == output.name):
-        raise InputError(f"a release stands on another one, named like its folder beside {output}, not on {on!r}")
+        raise InputError(f"--on must be another release, by the name of its folder next to {output}, got {on!r}")
     below = output.parent / on / RELEASE_FILE if on else None
     if below is not None and not below.is_file():
-        raise InputError(f"there is no release {on!r} beside {output}: {below} is missing")
+        raise InputError(f"there is no release {on!r} next to {output}: {below} is missing")
     size = stack_adapters(adapters, output)
     if size > ADAPTER_LIMIT:
         raise InputError(f"the adapter has {size:,} bytes, a release at most {ADAPTER_LIMIT:,}: lower the rank")

@@ -1,4 +1,4 @@
-"""nDCG@10 of a small reranking set while training, so that the best checkpoint is the one that ranks best."""
+"""nDCG@10 on a small reranking set during training, so that the best checkpoint is the one that ranks best."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ DEFAULT_MEASURES = ("ndcg@10",)
 
 @dataclass(frozen=True)
 class RerankingSet:
-    """Candidates of some queries with their judgments.
+    """Candidates of some queries with their relevance judgments.
 
     Attributes:
-        name: of the collection.
+        name: name of the collection.
         queries: query id to text.
         candidates: query id to [(document id, text)], in first-stage order; may be empty.
         qrels: judgments of these queries.
-        first_stage: what the first stage's own order is worth, measure to value.
-        measures: what is measured.
+        first_stage: the first stage's own results, measure to value.
+        measures: the measures to compute.
     """
 
     name: str
@@ -52,19 +52,19 @@ class RerankingSet:
         """Loads a collection and retrieves its candidates.
 
         Args:
-            collection: a folder in BEIR's layout, a Hub id or `ir_datasets:NAME`. Choose a development set: a
-                checkpoint that is picked on a test collection has been trained on it.
-            split: of the judgments.
+            collection: a folder in BEIR's layout, a Hub id or `ir_datasets:NAME`. Use a development set: selecting a
+                checkpoint on a test collection is training on it.
+            split: split of the judgments.
             first_stage: bm25, dense[:MODEL], splade[:MODEL], rrf[:S+S], the name of a run of the collection, or a run
                 file.
-            run_format: of a run file, see `run_files.read_run`.
-            depth: candidates a query.
-            limit_queries: only the first so many judged queries.
+            run_format: for a run file, see `run_files.read_run`.
+            depth: candidates per query.
+            limit_queries: only the first N judged queries.
             measures: such as `ndcg@10` or `mrr@10`.
 
         Raises:
             InputError: no such collection, first stage or measure, or a limit below 1.
-            ResourceError: a package of the extra `eval` is missing.
+            ResourceError: a package of the extra `eval` is not installed.
         """
         from modeling_tsarank.eval.collections import load_collection
         from modeling_tsarank.eval.first_stages import retrieve
@@ -96,29 +96,29 @@ class RerankingSet:
         return run
 
     def measure(self, run: dict[str, dict[str, float]]) -> dict[str, float]:
-        """The means over all queries, those without candidates included, of a run over them."""
+        """The means of a run over all queries, including those without candidates."""
         from modeling_tsarank.eval.metrics import compute_metrics
 
         return compute_metrics(run, self.qrels, self.measures).aggregate
 
 
 class RerankingEvaluation:
-    """Mixin for a `Trainer`: every evaluation also reranks, and its metrics say how well.
+    """Mixin for a `Trainer`: every evaluation also reranks, and adds ranking measures to its metrics.
 
-    With one set the metrics are `eval_ndcg@10` and so on, with several `eval_NAME_ndcg@10` of each and their mean
-    under `eval_ndcg@10`. They are ordinary metrics: `metric_for_best_model="ndcg@10"`, `load_best_model_at_end`,
-    `EarlyStoppingCallback` and every logger know them. No evaluation dataset is needed beside.
+    With one set the metrics are `eval_ndcg@10` and so on, with several `eval_NAME_ndcg@10` of each and their mean as
+    `eval_ndcg@10`. They are ordinary metrics, usable with `metric_for_best_model="ndcg@10"`, `load_best_model_at_end`,
+    `EarlyStoppingCallback` and every logger. No other evaluation dataset is needed.
 
-    The queries are shared out among the processes; all of them get the same figures, and so decide alike. The trainer
-    gives its model as a `ranker`.
+    The queries are divided among the processes; all of them get the same results, and so make the same decisions. The
+    trainer provides its model as `ranker`.
 
     Args:
-        reranking_sets: what to rerank; without any, the trainer is what it is without this class.
-        rerank_batch_tokens: padded tokens of one batch.
+        reranking_sets: the sets to rerank; without any, this class has no effect.
+        rerank_batch_tokens: padded tokens per batch.
         eval_dataset, kwargs: the trainer's own.
 
     Raises:
-        InputError: sets of one name, or a model that is sharded over processes (FSDP, ZeRO-3).
+        InputError: two sets of the same name, or a model that is sharded over processes (FSDP, ZeRO-3).
     """
 
     def __init__(
@@ -136,32 +136,32 @@ class RerankingEvaluation:
         self.rerank_batch_tokens = rerank_batch_tokens
         self._reranks_in_loop = False
         if eval_dataset is None and reranking_sets:
-            # `Trainer` refuses to evaluate without data; an empty dict of datasets is evaluated to nothing.
+            # `Trainer` raises when it evaluates without data; an empty dict of datasets evaluates to no metrics.
             eval_dataset = {}
         super().__init__(*args, eval_dataset=eval_dataset, **kwargs)  # type: ignore[call-arg]
         if self.reranking_sets and _is_sharded(self):
             raise InputError(
-                "reranking while training needs the whole model in every process, and FSDP or ZeRO-3 shards it; "
-                "leave rerank_collection out and run `tsarank evaluate` on the checkpoints"
+                "reranking during training needs the whole model in every process, but FSDP or ZeRO-3 shards it; "
+                "remove rerank_collection and run `tsarank evaluate` on the checkpoints"
             )
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """As `transformers.Trainer.evaluate`; the trainer's own evaluation (no dataset given) reranks as well."""
+        """Like `transformers.Trainer.evaluate`; the trainer's own evaluation (no dataset given) reranks as well."""
         trainer: Any = self
         evaluate = super().evaluate  # type: ignore[misc]
         if not self.reranking_sets or eval_dataset is not None:
             return evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if not isinstance(trainer.eval_dataset, dict):
-            # Within the loop, so that one log and one call of the callbacks hold all metrics.
+            # Within the loop, so that one log and one call of the callbacks contain all metrics.
             self._reranks_in_loop = True
             try:
                 return evaluate(None, ignore_keys, metric_key_prefix)
             finally:
                 self._reranks_in_loop = False
         metrics = evaluate(None, ignore_keys, metric_key_prefix)
-        # Loggers tell an evaluation's log by the model's mode.
+        # Loggers recognize an evaluation's log by the model's mode.
         trainer.model.eval()
         ranking = self._rerank(metric_key_prefix)
         trainer.log(dict(ranking))
@@ -169,7 +169,7 @@ class RerankingEvaluation:
         return {**metrics, **ranking}
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """As `transformers.Trainer.evaluation_loop`, with the ranking measures among the metrics."""
+        """Like `transformers.Trainer.evaluation_loop`, with the ranking measures among the metrics."""
         loop = super().evaluation_loop  # type: ignore[misc]
         output = loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self._reranks_in_loop:

@@ -1,8 +1,8 @@
-"""What a checkpoint was trained with, and whether what is asked for now is the same.
+"""The settings of a checkpoint, and their comparison with the current ones.
 
-Resuming goes on with the optimizer, the schedule and the place in the data of the checkpoint. Another learning rate
-would be ignored by them, other data be counted as if they had been trained on: such differences are named and refused.
-Two are carried out: a later or an earlier end, and another division of the same batch among processes and steps.
+A resumed training continues with the optimizer, the schedule and the data position of the checkpoint. They would
+ignore another learning rate, and count other data as already trained on: such differences are listed and raise an
+error. Two are allowed: another number of updates, and the same batch divided differently among processes and steps.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from modeling_tsarank.trainers.training_record import settings
 logger = logging.getLogger(__name__)
 
 RUN_SETTINGS = "run_settings.json"
-# Raised whenever the same settings train otherwise: with it, checkpoints of before are refused.
+# Increase it whenever the same settings train differently: older checkpoints are then rejected.
 RUN_VERSION = 2
-# How the work is divided, when it ends, and what shapes no weight.
+# How the work is divided, when it ends, and settings that do not affect the weights.
 _FREE = {
     *("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps"),
     *("per_device_eval_batch_size", "load_best_model_at_end", "prediction_loss_only", "auto_find_batch_size"),
@@ -41,19 +41,19 @@ _FREE = {
 }
 _DIGESTS = {
     "rows": "the training rows",
-    "evaluation": "the rows or collections that choose the best checkpoint",
+    "evaluation": "the rows or collections that select the best checkpoint",
     "frozen_weights": "the weights of the model it starts from",
     "start_weights": "the weights of the model it starts from",
     "configuration": "the model's configuration (model_init_kwargs)",
     "tokenizer": "the tokenizer's vocabulary or settings",
 }
 _KNOWN_LATE = {*_DIGESTS, "metric_for_best_model", "greater_is_better", "attn_implementation"}
-# Of a configuration: where it came from, and what the trainers set themselves.
+# Fields of a configuration on its origin, and fields that the trainers set themselves.
 _OTHER = re.compile("_name_or_path|transformers_version|auto_map|custom_pipelines|use_cache|.*_token_id|dtype")
 
 
 def run_settings(trainer: Any) -> dict[str, Any]:
-    """Everything of a training that must be the same when it is resumed, as plain JSON values."""
+    """All settings of a training that must not change on resuming, as plain JSON values."""
     args, config = trainer.args, trainer.ranker.backbone.config
     kept = {k: v for k, v in config.to_dict().items() if k != CONFIG_KEY and not _OTHER.fullmatch(k)}
     found = {name: value for name, value in settings(args).items() if name not in _FREE}
@@ -80,7 +80,7 @@ def rows_digest(rows: Any) -> str:
 
 
 def evaluation_digest(trainer: Any) -> str | None:
-    """A hash of all that is evaluated, in order; `None` where no evaluation decides on a checkpoint."""
+    """A hash of all evaluation data, in order; `None` if no evaluation selects a checkpoint."""
     if not trainer.args.metric_for_best_model or trainer.args.eval_strategy == "no":
         return None
     datasets = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"": trainer.eval_dataset}
@@ -93,9 +93,9 @@ def evaluation_digest(trainer: Any) -> str | None:
 
 
 def weights_digest(trainer: Any, trained: bool) -> str | None:
-    """A checksum of the trained or of the other weights; `None` where they are sharded.
+    """A checksum of the trained or of the other weights; `None` if they are sharded.
 
-    A checkpoint holds the trained ones only, and these not as they were at the start.
+    A checkpoint contains only the trained ones, and not their initial values.
     """
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return None
@@ -109,49 +109,49 @@ def weights_digest(trainer: Any, trained: bool) -> str | None:
 
 
 def check_resumed(trainer: Any, checkpoint: Path, recorded: dict[str, Any] | None, total_steps: int) -> dict[str, Any]:
-    """Compares a checkpoint with what is asked for now.
+    """Compares a checkpoint with the current settings.
 
     Args:
-        trainer: about to resume.
-        checkpoint: a whole one.
-        recorded: its `run_settings`; `None` where it has none.
-        total_steps: updates of the training that is asked for.
+        trainer: the trainer that is about to resume.
+        checkpoint: a complete one.
+        recorded: its `run_settings`; `None` if it has none.
+        total_steps: number of updates of the current training.
 
     Returns:
-        What was changed and is carried out, name to (before, now), for the record of the training.
+        The allowed changes, name to (before, now), for the training record.
 
     Raises:
-        InputError: another version wrote it; or names every setting that differs.
+        InputError: it was written by another version; or the message lists every setting that differs.
     """
     state = read_state(checkpoint)
     asked = run_settings(trainer)
     if recorded is None or recorded.get("version") != RUN_VERSION:
         raise InputError(
-            f"{checkpoint} was written by another version of tsarank, whose trainings this one cannot go on with; "
+            f"{checkpoint} was written by another version of tsarank and cannot be resumed by this one; "
             "finish it with that version, or start a new training in another output_dir"
         )
     different = dict.fromkeys(
         _said(name, recorded.get(name), asked.get(name))
         for name in sorted({*recorded, *asked})
         if recorded.get(name) != asked.get(name)
-        # One side cannot tell, or has had no use for it.
+        # Unknown or unused on one of the two sides.
         and not (name in _KNOWN_LATE and None in (recorded.get(name), asked.get(name)))
     )
     if different:
         raise InputError(
-            f"{checkpoint} was trained with other settings: {'; '.join(different)}. Resume with its own, or start a "
-            "new training in another output_dir"
+            f"{checkpoint} was trained with other settings: {'; '.join(different)}. Resume with those, or start "
+            "a new training in another output_dir"
         )
     done, planned = int(state["global_step"]), int(state["max_steps"])
     if total_steps == planned:
         return {}
     if total_steps <= done:
         raise InputError(
-            f"{checkpoint} is at update {done} of {planned} already, and {total_steps} are asked for: nothing is left "
-            "to train; raise max_steps or num_train_epochs, or take an earlier checkpoint"
+            f"{checkpoint} is already at update {done} of {planned}, and {total_steps} are requested: nothing is left "
+            "to train; raise max_steps or num_train_epochs, or resume from an earlier checkpoint"
         )
     logger.warning(
-        "%s was on its way to %d updates and goes on to %d; the learning rate follows the schedule of %d from here",
+        "%s was planned for %d updates and continues to %d; the learning rate follows the schedule of %d from here",
         *(checkpoint.name, planned, total_steps, total_steps),
     )
     return {"steps": [planned, total_steps]}
@@ -159,6 +159,6 @@ def check_resumed(trainer: Any, checkpoint: Path, recorded: dict[str, Any] | Non
 
 def _said(name: str, before: Any, now: Any) -> str:
     if name in _DIGESTS:
-        return f"{_DIGESTS[name]} are others"
-    said = "rows in an update (batch size x accumulation x processes)" if name == "batch" else name
+        return f"{_DIGESTS[name]} are different"
+    said = "rows per update (batch size x accumulation x processes)" if name == "batch" else name
     return f"{said} was {json.dumps(before)}, now {json.dumps(now)}"

@@ -1,4 +1,4 @@
-"""Checks of training rows, run once before a training starts: one message that names file, row, field and remedy."""
+"""Checks of training rows, once before training: one message with file, row, field and remedy."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RowRules:
-    """What a training asks of its rows.
+    """The requirements of a training on its rows.
 
     Attributes:
-        objectives: names of the objectives, whose targets must be there.
-        positives: whether labels are asked for.
-        negatives: m, where one positive and m negatives are drawn; `None` where lists are taken as they are.
+        objectives: names of the objectives, whose targets are required.
+        positives: whether labels are required.
+        negatives: m, if one positive and m negatives are sampled; `None` if whole lists are used.
         allow_fewer: accept a row with fewer than m negatives, but at least one.
-        least_documents: fewer are an error.
+        least_documents: minimum number of documents.
     """
 
     objectives: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ def row_problem(row: Record, rules: RowRules) -> str | None:
 
 def _permutation_problem(permutation: list[int], count: int) -> str | None:
     if not permutation:
-        return "permutation: empty (a teacher's answer that names fewer than half of the documents has failed)"
+        return "permutation: empty (a teacher's answer with fewer than half of the documents counts as failed)"
     seen: set[int] = set()
     for index, place in enumerate(permutation):
         if not 0 <= place < count:
@@ -81,7 +81,7 @@ def _permutation_problem(permutation: list[int], count: int) -> str | None:
         if place in seen:
             return f"permutation[{index}]: {place} is repeated; expected each document once"
         seen.add(place)
-    return None if len(permutation) == count else f"permutation: names {len(permutation)} of {count} documents"
+    return None if len(permutation) == count else f"permutation: contains {len(permutation)} of {count} documents"
 
 
 def _numbers_problem(values: list[float], field: str, count: int) -> str | None:
@@ -94,9 +94,9 @@ def _numbers_problem(values: list[float], field: str, count: int) -> str | None:
 
 
 def _positives_problem(row: Record, rules: RowRules) -> str | None:
-    """What keeps one positive and some negatives from being drawn."""
+    """Why one positive and some negatives cannot be sampled, or `None`."""
     if row.get("labels") is None:
-        return "labels: missing; they say which documents are positives and negatives"
+        return "labels: missing; they are needed to tell positives and negatives apart"
     positives, negatives = positive_places(row)
     if not positives:
         return "positives: no document has a label above 0"
@@ -114,21 +114,21 @@ def _positives_problem(row: Record, rules: RowRules) -> str | None:
             )
     if len(negatives) < (rules.negatives or 0) and not rules.allow_fewer:
         return (
-            f"negatives: expected at least the {rules.negatives} asked for, got {len(negatives)}; ask for fewer "
-            "(num_negatives) or set allow_fewer_negatives"
+            f"negatives: expected at least {rules.negatives}, got {len(negatives)}; lower num_negatives "
+            "or set allow_fewer_negatives"
         )
     return None
 
 
 def plain_text(text: str) -> str:
-    """A text to compare by: Unicode NFKC, case folded, every run of white space one space."""
+    """A text normalized for comparison: Unicode NFKC, case folded, every run of white space one space."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
 @dataclass(frozen=True)
 class CheckedRows:
-    """Rows that keep the rules of a training."""
+    """Rows that meet the requirements of a training."""
 
     rows: Dataset
     rules: RowRules
@@ -143,22 +143,22 @@ def checked_rows(
     limit: int | None = None,
     **reading: Any,
 ) -> CheckedRows:
-    """Reads training data and checks them before training starts.
+    """Loads training data and checks them before training starts.
 
-    All rows are looked at, so that the message can say how many are affected; the first one is described.
+    All rows are checked, so that the message can say how many are affected; the first one is described.
 
     Args:
-        source: anything that `load_training_rows` reads, or rows that were checked before.
-        rules: what the training asks of them.
-        minimum_rows: fewer are an error; a dataset of one row is nearly always a mistake.
-        drop_unusable: leave out rows that have a problem, with a warning. Real collections have questions without a
-            right answer: leaving those out is a decision that the user takes, never a default.
-        limit: take only the first so many usable rows.
+        source: anything that `load_training_rows` accepts, or rows that were checked before.
+        rules: the requirements of the training.
+        minimum_rows: minimum number of rows; a dataset of one row is nearly always a mistake.
+        drop_unusable: leave out invalid rows, with a warning. Real collections have questions without a right answer:
+            leaving those out is the user's decision, never a default.
+        limit: use only the first N valid rows.
         reading: keyword arguments of `load_training_rows`.
 
     Raises:
-        InputError: names file and row, the field, what was expected and what to do; or what `load_training_rows`
-            raises.
+        InputError: names file and row, the field, what was expected and what to do; or an error of
+            `load_training_rows`.
     """
     if isinstance(source, CheckedRows):
         if source.rules == rules:
@@ -203,6 +203,6 @@ def _check_targets(name: str, columns: Sequence[str]) -> None:
     missing = get_objective(name).missing_targets(given)
     if missing:
         raise InputError(
-            f"the loss {name} needs {', '.join(missing)} and the rows have {', '.join(given) or 'no targets'}; "
-            "take another loss or another dataset"
+            f"the loss {name} needs {', '.join(missing)}, but the rows have {', '.join(given) or 'no targets'}; "
+            "use another loss or another dataset"
         )

@@ -1,9 +1,9 @@
-"""The one row that everything is trained on, and the table of layouts that are converted to it on reading.
+"""The canonical training row, and the table of layouts that are converted to it on loading.
 
     {"query_id"?, "query", "documents": [{"id", "title", "text"}], "labels"?, "teacher_scores"?, "permutation"?}
 
-`TARGETS` names the per-document numbers a row may have, `LAYOUTS` the layouts there are; a new one of either is one
-more entry. `docs/training.md` has the table for users.
+`TARGETS` lists the per-document numbers of a row, `LAYOUTS` the supported layouts; a new one of either is one more
+entry. `docs/training.md` has the table for users.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from modeling_tsarank.ranking_text import clean_text
 Record = Mapping[str, Any]
 Row = dict[str, Any]
 
-# Targets that are one number for each document, with the names they have in files.
+# Targets that are one number per document, with their names in files.
 TARGETS: dict[str, tuple[str, ...]] = {
     "labels": ("labels",),
     "teacher_scores": ("teacher_scores", "scores", "score"),
 }
 PERMUTATION = "permutation"
 NEGATIVES = "negatives"
-# Where a row stands in its file, for messages.
+# The place of a row in its file, for messages.
 PLACE = "_place"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One way of writing a training row.
+    """One format of a training row.
 
     Attributes:
-        name: for messages.
-        lists: the fields that hold documents, each with the label of its documents; `None` where they have none.
-        scores: the fields of a teacher's scores: one for each list, or names of one for all documents, which may be
-            a single number where there are two, their margin.
-        needed: how many of the lists must be there for a record to have the layout.
-        targets: whether targets stand beside the documents; one of them must be there.
-        ordered: whether the documents are in the teacher's order where there is no permutation.
-        distinct: whether documents of earlier lists are left out of later ones.
+        name: name in messages.
+        lists: the fields of documents, each with the label of its documents; `None` if they have none.
+        scores: the fields of a teacher's scores: one for each list, or names of one for all documents, which may be a
+            single number if there are two documents, their margin.
+        needed: number of these lists that a record needs to have the layout.
+        targets: whether targets are in separate fields; one of them is required.
+        ordered: whether the documents are in the teacher's order if there is no permutation.
+        distinct: whether documents of earlier lists are removed from later ones.
     """
 
     name: str
@@ -66,11 +66,11 @@ class Layout:
         )
 
     def labels(self, fields: Collection[str]) -> bool:
-        """Whether it says which documents are relevant."""
+        """Whether it defines which documents are relevant."""
         return "labels" in fields if self.targets else self.lists[0][1] is not None
 
 
-# The first that matches is taken; where positives are asked for, the first that says which documents are.
+# The first match is used; if positives are required, the first that defines which documents are relevant.
 LAYOUTS = (
     Layout("list", (("documents", None),), targets=True),
     Layout("order", (("retrieved_passages", None),), ordered=True),
@@ -85,7 +85,7 @@ LAYOUTS = (
 
 
 def given_fields(fields: Collection[str], name: str) -> list[str]:
-    """The fields of a record that hold a list of `LAYOUTS`: `docs` for documents, `negative_1`, … for negatives."""
+    """The fields of a record for a list of `LAYOUTS`: `docs` for documents, `negative_1`, … for negatives."""
     if name == NEGATIVES:
         numbered = [field for field in fields if re.fullmatch(r"negative_\d+", field)]
         numbered.sort(key=lambda field: int(field.rpartition("_")[2]))
@@ -93,7 +93,7 @@ def given_fields(fields: Collection[str], name: str) -> list[str]:
     return [field for field in FIELDS.get(name, (name,)) if field in fields][:1]
 
 
-# What is read of a record, and so not carried along beside it.
+# Fields that are converted, and so not carried along unchanged.
 READ_FIELDS = {
     *("query_id", "label", "negative", PERMUTATION, *TARGETS, *FIELDS["query"], *FIELDS["documents"]),
     *(name for names in TARGETS.values() for name in names),
@@ -105,10 +105,10 @@ READ_FIELDS = {
 
 
 def layout_of(record: Record, positives: bool = False) -> Layout:
-    """The layout of a record; null fields count as absent, unless a layout is found only with them.
+    """The layout of a record; null fields count as absent, unless a layout matches only with them.
 
     Raises:
-        InputError: none fits, or there is no query; names the fields found and the layouts there are.
+        InputError: none matches, or there is no query; lists the fields found and the supported layouts.
     """
     for fields in (without_nulls(record).keys(), record.keys()):
         matching = [layout for layout in LAYOUTS if layout.matches(fields)]
@@ -117,19 +117,19 @@ def layout_of(record: Record, positives: bool = False) -> Layout:
     known = "; ".join(f"query, {', '.join(name for name, _ in layout.lists)}" for layout in LAYOUTS)
     targets = ", ".join([PERMUTATION, *TARGETS])
     raise InputError(
-        f"fields {sorted(record)} fit no layout of training rows; expected one of: {known} (documents with one of "
+        f"fields {sorted(record)} match no layout of training rows; expected one of: {known} (documents with one of "
         f"{targets})"
     )
 
 
 def to_row(record: Any, positives: bool = False, layout: Layout | None = None) -> Row:
-    """One record, in any layout, as the row of training.
+    """Converts one record, in any layout, to the canonical row.
 
     Args:
         record: an object with fields.
-        positives: whether labels are asked for: of two layouts that fit, the one that has them is taken, and labels
-            are kept beside a teacher's scores.
-        layout: of the record; found out where it is not given.
+        positives: whether labels are required: of two matching layouts, the one with labels is used, and labels are
+            kept in addition to a teacher's scores.
+        layout: layout of the record; detected by default.
 
     Raises:
         InputError: not an object, no layout, or a field is missing or of a wrong type.
@@ -169,12 +169,12 @@ def to_row(record: Any, positives: bool = False, layout: Layout | None = None) -
 
 
 def count_problem(field: str, documents: int, count: int) -> str:
-    """What to say of a list that is no list of one for each document."""
+    """Message for a list whose length is not the number of documents."""
     return f"{field}: expected one for each of {documents} documents, got {count}"
 
 
 def describe(value: Any) -> str:
-    """The type of a wrong value, and the value itself where it is short."""
+    """The type of a wrong value, and the value itself if it is short."""
     shown = repr(value)
     return f"{type(value).__name__} {shown}" if len(shown) <= 40 else type(value).__name__
 
@@ -240,7 +240,7 @@ def read_document(value: Any, field: str) -> dict[str, str | None]:
 
 
 def read_documents(record: Record, field: str) -> list[dict[str, str | None]]:
-    """A list of documents; a single one stands for a list of one."""
+    """A list of documents; a single document counts as a list of one."""
     value = record.get(field)
     if isinstance(value, str) or (isinstance(value, Mapping) and field_name(value, "text")):
         return [read_document(value, field)]
@@ -248,7 +248,7 @@ def read_documents(record: Record, field: str) -> list[dict[str, str | None]]:
 
 
 def _without(found: list[dict[str, str | None]], known: list[dict[str, str | None]]) -> list[dict[str, str | None]]:
-    """Documents that are none of those known, by id or, without one, by text."""
+    """Documents that are not among those known, by id or, without one, by text."""
     ids, texts = {document["id"] for document in known} - {None}, {document["text"] for document in known}
     return [one for one in found if (one["text"] not in texts if one["id"] is None else one["id"] not in ids)]
 
@@ -277,7 +277,7 @@ def _read_scores(record: Record, names: tuple[str, ...], count: int) -> list[flo
 
 
 def _read_permutation(record: Record, documents: list[dict[str, str | None]]) -> Row:
-    """The permutation from indexes, ids or a teacher's answer; an answer is kept beside it."""
+    """The permutation from indices, ids or a teacher's answer; an answer is also stored in the row."""
     value = record[PERMUTATION]
     if isinstance(value, str):
         permutation, repaired = parse_permutation(value, len(documents))
@@ -298,23 +298,23 @@ def _read_permutation(record: Record, documents: list[dict[str, str | None]]) ->
 
 
 def parse_permutation(answer: str, n_documents: int) -> tuple[list[int], bool]:
-    """A stored answer such as "[2] > [1] > [3]" as 0-based indexes, best first.
+    """A stored answer such as "[2] > [1] > [3]" as 0-based indices, best first.
 
-    The numbers of the text count from 1 and are completed to an order as `complete_order` says; an answer that names
-    fewer than half of the documents gives an empty list, which the checks refuse. Every number of the text counts, so
-    that stored rows keep their order; `rankers.listwise_answers` says what counts in a new answer.
+    The numbers in the text count from 1 and are completed to a permutation as in `complete_order`; an answer with
+    fewer than half of the documents gives an empty list, which the checks reject. Every number in the text counts, so
+    that stored rows keep their order; `rankers.listwise_answers` defines what counts in a new answer.
 
     Returns:
         The permutation, and whether the answer had to be repaired.
     """
-    # More than nine digits are no document's number, and Python refuses to convert thousands of them.
+    # More than nine digits are not a document's number, and Python refuses to convert thousands of them.
     numbers = [int(digits) - 1 if len(digits) <= 9 else -1 for digits in re.findall(r"\d+", answer)]
     permutation = complete_order(numbers, n_documents)
     return permutation, not permutation or permutation != numbers
 
 
 def carried_fields(record: Record, row: Record) -> dict[str, str | None]:
-    """Other fields with a plain value, as texts (type, source, teacher, …)."""
+    """Other fields with a plain value, as strings (type, source, teacher, …)."""
     return {
         name: None if value is None else clean_text(str(value), name)
         for name, value in record.items()
@@ -326,7 +326,7 @@ def carried_fields(record: Record, row: Record) -> dict[str, str | None]:
 
 
 def positive_places(row: Record) -> tuple[list[int], list[int]]:
-    """Indexes of the relevant documents (label above 0) and of the others."""
+    """Indices of the relevant documents (label above 0) and of the others."""
     places = range(len(row["documents"]))
     positives = [i for i in places if row["labels"][i] > 0]
     return positives, [i for i in places if not row["labels"][i] > 0]

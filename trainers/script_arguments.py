@@ -1,4 +1,4 @@
-"""The options that the three training scripts share, beside each trainer's own configuration."""
+"""The options shared by the three training scripts, in addition to each trainer's own configuration."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from modeling_tsarank.trainers.options import check_choices, documented
 @documented
 @dataclass
 class BaseModelArguments:
-    """Which model is trained.
+    """The model to train.
 
     Parameters:
         model_name_or_path: Hub id, folder or GGUF file; by default the language model in this package.
         model_revision: Branch, tag or commit of a Hub model.
-        dtype: Of the weights. Mixed precision (bf16) keeps float32 weights; 'auto' takes the checkpoint's.
-        attn_implementation: Attention kernel, such as sdpa, eager or flash_attention_2.
+        dtype: Dtype of the weights. Mixed precision (bf16) needs float32 weights; 'auto' uses the checkpoint's.
+        attn_implementation: Attention implementation, such as sdpa, eager or flash_attention_2.
     """
 
     model_name_or_path: str = "smollm2-135m-instruct"
@@ -42,14 +42,14 @@ class BaseModelArguments:
 @documented
 @dataclass
 class RankerArguments(BaseModelArguments):
-    """Which ranking model is trained, or of what plain model it is made.
+    """The ranking model to train, or the plain model to make it from.
 
     Parameters:
         trust_remote_code: Whether to run the backbone's own code from the Hub.
-        family: What a plain model becomes: fine-tuning makes query_likelihood, distillation true_false_logits;
-            cross_encoder puts a new sequence-classification head on any model. A checkpoint that ranks says it itself;
-            naming another one starts that from its weights.
-        ranking_options: Ranking options to change as JSON, such as '{"prompt_style": "separate"}'.
+        family: Family of a plain model: by default query_likelihood in fine-tuning, true_false_logits in distillation;
+            cross_encoder adds a new sequence-classification head to any model. A ranking checkpoint has its own
+            family; another one starts from its weights.
+        ranking_options: Ranking options to override as JSON, such as '{"prompt_style": "separate"}'.
     """
 
     trust_remote_code: bool = False
@@ -71,7 +71,7 @@ class RankerArguments(BaseModelArguments):
 @documented
 @dataclass
 class DataArguments:
-    """What it is trained on. The layouts that can be read are listed in `training_data`.
+    """The training data. The supported layouts are listed in `training_data`.
 
     Parameters:
         train_data: A file (.jsonl, .json, .csv, .parquet, also .gz), a folder of them, or the Hub id of a dataset.
@@ -80,8 +80,8 @@ class DataArguments:
         eval_split: Split of eval_data.
         data_config: Configuration of a Hub dataset.
         permutations: Distillation only: RankGPT's second file, the teacher's answers to train_data's rows.
-        max_train_rows: Only the first so many rows.
-        drop_unusable_rows: Leave out rows that fail the checks, with a warning; otherwise they are an error.
+        max_train_rows: Use only the first N rows.
+        drop_unusable_rows: Leave out rows that fail the checks, with a warning; by default they are an error.
     """
 
     train_data: str | None = None
@@ -97,19 +97,19 @@ class DataArguments:
 @documented
 @dataclass
 class RerankingArguments:
-    """Reranking while training, see [`RerankingEvaluation`]. `eval_strategy` says when.
+    """Reranking during training, see [`RerankingEvaluation`], at every evaluation of `eval_strategy`.
 
     Parameters:
         rerank_collection: Collections to rerank at every evaluation: BEIR folders, Hub ids, ir_datasets:NAME.
-        rerank_split: Split of their judgments; choose a development set.
-        rerank_first_stage: Where candidates come from: bm25, dense, splade, rrf, or a run file.
-        rerank_run_format: What the third column of a three-column run file is.
-        rerank_depth: Candidates of a query.
-        rerank_queries: Only the first so many judged queries; 0 takes all.
-        rerank_measures: What is measured, such as ndcg@10 or mrr@10.
-        rerank_batch_tokens: Padded tokens of one batch of candidates.
-        early_stopping_patience: Stop after so many evaluations in a row without a better metric_for_best_model.
-        early_stopping_threshold: How much better counts as better.
+        rerank_split: Split of their judgments; use a development set.
+        rerank_first_stage: First stage of the candidates: bm25, dense, splade, rrf, or a run file.
+        rerank_run_format: Meaning of the third column of a three-column run file.
+        rerank_depth: Candidates per query.
+        rerank_queries: Use only the first N judged queries; 0 for all.
+        rerank_measures: Measures to compute, such as ndcg@10 or mrr@10.
+        rerank_batch_tokens: Padded tokens per batch of candidates.
+        early_stopping_patience: Stop after this many consecutive evaluations without a better metric_for_best_model.
+        early_stopping_threshold: Minimum improvement that counts as better.
     """
 
     rerank_collection: list[str] | None = None

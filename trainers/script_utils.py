@@ -1,4 +1,4 @@
-"""What the training scripts have in common: parsing, data, reranking sets, and the way they end."""
+"""Shared code of the training scripts: parsing, data, reranking sets, and process exit."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ logger = logging.getLogger(__name__)
 
 
 def parse_arguments(types: Sequence[Any], arguments: Sequence[str] | None, program: str, description: str) -> Any:
-    """Instances of the dataclasses from `--config FILE` and the command line, which has the last word.
+    """Dataclass instances from `--config FILE` and the command line, which takes precedence.
 
-    `--config` names a YAML file or a shipped recipe and may be given several times; later ones overrule earlier ones.
+    `--config` takes a YAML file or a shipped recipe and may be repeated; later ones override earlier ones.
 
     Raises:
         InputError: an unknown option (with the nearest known one), a value of the wrong type, an unreadable file.
@@ -48,7 +48,7 @@ def parse_arguments(types: Sequence[Any], arguments: Sequence[str] | None, progr
     from transformers import HfArgumentParser
 
     class Parser(HfArgumentParser):
-        """Errors are raised: argparse would print the usage, hundreds of options, in front of the message."""
+        """Raises errors: argparse would print the usage, hundreds of options, before the message."""
 
         def error(self, message: str) -> NoReturn:
             raise InputError(f"{message}; `{program} --help-all` lists all options")
@@ -68,7 +68,7 @@ def parse_arguments(types: Sequence[Any], arguments: Sequence[str] | None, progr
     except ImportError as error:
         raise ResourceError(str(error)) from error
     except (ValueError, TypeError, KeyError, AttributeError, OSError, NotImplementedError) as error:
-        # `TrainingArguments` checks what goes together, and reads the files that it is given.
+        # `TrainingArguments` checks combinations of options, and reads the files that it is given.
         raise InputError(str(error)) from error
     if rest:
         raise InputError(_unknown(rest[0], parser, "option"))
@@ -90,7 +90,7 @@ def _set_defaults(parser: Any, defaults: dict[str, Any]) -> None:
             value = value == "on"
         if isinstance(value, str) and nargs in ("+", "*"):
             value = [value]
-        # argparse converts a default only if it is a string, as the command line would give it.
+        # argparse converts a default only if it is a string, as on the command line.
         numeric = isinstance(value, int | float) and not isinstance(value, bool)
         for action in actions:
             action.default = str(value) if numeric and nargs is None else value
@@ -108,20 +108,20 @@ def _unknown(name: str, parser: Any, what: str) -> str:
 
 
 def load_rows(args: DataArguments, training: TrainingArguments, rules: RowRules) -> tuple[Any, Any]:
-    """Training and evaluation rows, checked; the latter `None` where none were named.
+    """Checked training and evaluation rows; the latter `None` if not given.
 
     Raises:
-        InputError: no data were named, or they cannot be read or trained on.
+        InputError: no data were given, or they cannot be read or trained on.
     """
     from modeling_tsarank.trainers.row_checks import checked_rows
 
     if args.train_data is None:
-        raise InputError("train_data is missing: name a file, a folder or a dataset on the Hub")
+        raise InputError("train_data is missing: give a file, a folder or a dataset on the Hub")
     if args.max_train_rows is not None and args.max_train_rows < 2:
         raise InputError(f"max_train_rows must be at least 2, got {args.max_train_rows}")
 
     common: dict[str, Any] = {"drop_unusable": args.drop_unusable_rows, "config": args.data_config}
-    # One process converts and fills the cache, the others read it.
+    # The main process converts and fills the cache, the others read it.
     with training.main_process_first(desc="loading training data"):
         where: dict[str, Any] = {
             "split": args.train_split,
@@ -135,7 +135,7 @@ def load_rows(args: DataArguments, training: TrainingArguments, rules: RowRules)
 
 
 def load_reranking_sets(args: RerankingArguments, training: TrainingArguments) -> list[RerankingSet]:
-    """The collections to rerank while training."""
+    """The collections to rerank during training."""
     from modeling_tsarank.trainers.reranking_evaluation import RerankingSet
 
     if not args.rerank_collection:
@@ -167,7 +167,7 @@ def train_ranker(trainer_class: Any, config: Any, program: str, description: str
 
     def load(given: Any, args: Any) -> dict[str, Any]:
         options = given.loading_options()
-        set_seed(args.seed)  # a new head is drawn here
+        set_seed(args.seed)  # a new head is initialized here
         return {"model": load_base_ranker(given.model_name_or_path, default_family=args.default_family, **options)}
 
     train_model(trainer_class, config, RankerArguments, load, program, description, arguments)
@@ -187,14 +187,14 @@ def train_model(
     Args:
         trainer_class: the trainer.
         config: its configuration class.
-        model_arguments: class of the options that say which model is trained.
-        load: from these and the configuration to the trainer's `model`, and what goes with it.
+        model_arguments: class of the model options.
+        load: returns the trainer's `model`, and related arguments, from the model options and the configuration.
         program: the command, for messages.
-        description: of the command.
-        arguments: of the command line; `None` takes the process's.
+        description: description of the command.
+        arguments: command line arguments; `None` takes the process's.
 
     Raises:
-        TSARankError: what the user can mend.
+        TSARankError: user errors.
     """
     from transformers import EarlyStoppingCallback
 
@@ -225,10 +225,10 @@ def train_model(
 
 
 def _train_and_save(trainer: Any) -> None:
-    """Trains (from a checkpoint, if `resume_from_checkpoint` says so), saves the model and the log, leaves the group.
+    """Trains (from a checkpoint with `resume_from_checkpoint`), saves the model and the log, leaves the process group.
 
-    `resume_from_checkpoint` is a folder, `last` for the last whole checkpoint in `output_dir`, or `auto`, which starts
-    anew where there is none: the same command then serves for the first start and for every restart.
+    `resume_from_checkpoint` is a folder, `last` for the last complete checkpoint in `output_dir`, or `auto`, which
+    starts a new training if there is none: the same command then works for the first start and for every restart.
     """
     from modeling_tsarank.trainers.checkpoint_files import asked_checkpoint, writing_errors
     from modeling_tsarank.trainers.even_batches import settle_gloo
@@ -246,15 +246,15 @@ def _train_and_save(trainer: Any) -> None:
         logger.info("the model was saved to %s", args.output_dir)
     if args.push_to_hub:
         trainer.push_to_hub()
-    # Finishes the loggers and leaves the process group in order.
+    # Finishes the loggers and leaves the process group cleanly.
     settle_gloo()
     trainer.end()
 
 
 def run_script(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> int:
-    """Runs a script's `main` and returns its exit status, see `run_command`; 130 or 143 where a signal stopped it."""
+    """Runs a script's `main` and returns its exit status, see `run_command`; 130 or 143 if a signal stopped it."""
     logging.basicConfig(stream=sys.stderr, format="tsarank: %(message)s", level=logging.WARNING)
-    # Addressed to developers: names that transformers, TRL and PEFT will drop some day.
+    # For developers: deprecation warnings of transformers, TRL and PEFT.
     warnings.simplefilter("ignore", FutureWarning)
     rank = int(os.environ.get("RANK", "0"))
     logging.getLogger("modeling_tsarank.trainers").setLevel(logging.INFO if rank == 0 else logging.ERROR)
@@ -269,13 +269,13 @@ def run_script(main: Callable[[Sequence[str] | None], None], arguments: Sequence
                 sys.stderr.write(f"{stopped_line(stopped.signal, sys.argv[1:] if arguments is None else arguments)}\n")
             return exit_status(stopped.signal)
         except TSARankError as error:
-            # One process speaks for the others of its machine, which have made the same mistake.
+            # One process reports for all of its machine, which have the same error.
             if getattr(error, "of_this_process", int(os.environ.get("LOCAL_RANK", "0")) == 0):
                 raise
             return 2
         except Exception:
             if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-                # Where another process has ended, an exchange with it fails here; its launcher says so soon.
+                # If another process has ended, a collective with it fails here; its launcher reports that soon.
                 time.sleep(3)
             raise
         return 0
@@ -284,7 +284,7 @@ def run_script(main: Callable[[Sequence[str] | None], None], arguments: Sequence
 
 
 def exit_script(status: int) -> NoReturn:
-    """Ends the process; after a signal at once, since an exchange with other processes may never end."""
+    """Ends the process; after a signal immediately, since a collective with other processes may never end."""
     sys.stderr.flush()
     sys.stdout.flush()
     if status > 128:

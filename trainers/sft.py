@@ -1,14 +1,14 @@
 """Mixed-loss fine-tuning of a query-likelihood ranker (TSARankLLM, stage 2).
 
-Over rows {query, positives, negatives}: ranking loss, next-token prediction and Differential Penalty (Eq. 5). The
-result is a ranking model.
+Trains on rows {query, positives, negatives} with a ranking loss, next-token prediction and the Differential Penalty
+(Eq. 5). The result is a ranking model.
 
     tsarank train sft --config smollm2-135m-sft-cpu --train_data train.jsonl --output_dir my-ranker
     tsarank train sft --accelerate-config fsdp2 --num-processes 4 --config tsarankllm-sft \\
         --model_name_or_path cpt-model --train_data train.jsonl --output_dir my-ranker
 
-It is a script, too: `accelerate launch trainers/sft.py --config tsarankllm-sft …`. `--config` names a YAML file or a
-shipped recipe; options on the command line overrule it.
+As a script: `accelerate launch trainers/sft.py --config tsarankllm-sft …`. `--config` takes a YAML file or a shipped
+recipe; command line options take precedence.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from modeling_tsarank.trainers.script_utils import exit_script, run_script, trai
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses, builds the trainer, trains, saves. Raises `TSARankError` for what the user can mend."""
+    """Parses, builds the trainer, trains, saves. Raises `TSARankError` for user errors."""
     from modeling_tsarank.trainers.sft_config import RankingSFTConfig
     from modeling_tsarank.trainers.sft_trainer import RankingSFTTrainer
 

@@ -16,36 +16,37 @@ from modeling_tsarank.trainers.ranking_config import RankingConfig, Score
 @dataclass
 class RankingSFTConfig(RankingConfig):
     r"""
-    Configuration class for the [`RankingSFTTrainer`]: the mixture of TSARankLLM's Eq. 5, with the paper's values.
+    Configuration class for the [`RankingSFTTrainer`]: the weighted sum of TSARankLLM's Eq. 5, with the paper's values.
 
         alpha * ((1 - teacher_weight) * loss + teacher_weight * listnet) + (1 - alpha) * (next_token + penalty)
 
-    It is a [`RankingConfig`] with other defaults and this mixture; `objectives`, if given, replaces it.
+    It is a [`RankingConfig`] with other defaults and this loss; `objectives`, if given, replaces it.
 
     Parameters:
         alpha (`float`, *optional*, defaults to `0.6`):
             Eq. 5: `alpha * rank + (1 - alpha) * (ntp + dp)`. The published code has no alpha.
         ntp (`bool`, *optional*, defaults to `True`):
-            Whether next-token prediction of the positives' queries (Eq. 2) is in the mixture.
+            Whether to include next-token prediction of the positives' queries (Eq. 2).
         ntp_reduction (`str`, *optional*, defaults to `"mean"`):
             `"mean"` or `"sum"` over the query's tokens (the paper prints a sum).
         dp (`bool`, *optional*, defaults to `True`):
-            Whether the Differential Penalty (Eq. 4), KL from the starting checkpoint over the full vocabulary, is in
-            the mixture.
+            Whether to include the Differential Penalty (Eq. 4), KL from the starting checkpoint over the full
+            vocabulary.
         teacher_weight (`float`, *optional*, defaults to `0.0`):
-            Share, 0 to 1, of a teacher's scores in the ranking term: ListNet's cross-entropy from the softmax of the
-            teacher's scores to that of S / tau. Ours, not the paper's; the rows need teacher scores
+            Weight, 0 to 1, of a teacher's scores in the ranking term: ListNet's cross-entropy from the softmax of the
+            teacher's scores to that of S / tau. Not from the paper; the rows need teacher scores
             (`tsarank data scores`).
 
     > [!NOTE]
     > These parameters have default values different from [`RankingConfig`]:
-    > - `document_sampling`: Defaults to `"one_positive"` instead of `"first"`. The published code draws 47 negatives.
+    > - `document_sampling`: Defaults to `"one_positive"` instead of `"first"`. The published code samples 47
+    negatives.
     > - `loss`: Defaults to `"listwise_softmax"` (Eq. 3) instead of `"ranknet"`.
     > - `score_form`: Defaults to `"geometric_mean"` instead of `"model"`, as in the published code; `"product"` is
-    >   Eq. 1 taken literally, whose gradient vanishes.
-    > - `temperature`: Defaults to `0.001` instead of `1.0`. It belongs to the score form: with `"mean_log_prob"`
-    >   something like 0.1 is right.
-    > - `learning_rate`: Defaults to `3e-5` instead of `5e-5`. LoRA wants more: 1e-4 to 2e-4.
+    >   Eq. 1 literally, whose gradient vanishes.
+    > - `temperature`: Defaults to `0.001` instead of `1.0`. It depends on the score form: with `"mean_log_prob"`, use
+    >   about 0.1.
+    > - `learning_rate`: Defaults to `3e-5` instead of `5e-5`. LoRA needs a higher one: 1e-4 to 2e-4.
     > - `lr_scheduler_type`: Defaults to `"cosine"` instead of `"linear"`.
     > - `warmup_steps`: Defaults to `0.03` (of all steps) instead of `0`.
     > - `max_length`: Defaults to `160` (document and prompt 128, query 32).
@@ -73,20 +74,20 @@ class RankingSFTConfig(RankingConfig):
     def __post_init__(self) -> None:
         for name in ("alpha", "teacher_weight"):
             if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} must lie between 0 and 1, got {getattr(self, name)!r}")
+                raise InputError(f"{name} must be between 0 and 1, got {getattr(self, name)!r}")
         if self.alpha == 0 and not self.ntp:
-            raise InputError("alpha is 0 and ntp is off: nothing is left to learn from; raise alpha or switch ntp on")
+            raise InputError("alpha is 0 and ntp is off: nothing is left to train on; raise alpha or turn ntp on")
         changed = [
             name
             for name in ("alpha", "ntp", "dp", "teacher_weight")
             if getattr(self, name) != getattr(RankingSFTConfig, name)
         ]
         if self.objectives is not None and changed:
-            raise InputError(f"objectives were given, and {', '.join(changed)} too, which they replace; give one")
+            raise InputError(f"objectives replace {', '.join(changed)}, and both were given; give one of them")
         super().__post_init__()
 
     def preset_weights(self) -> dict[str, float]:
-        """The mixture of Eq. 5, without what has no weight."""
+        """The weighted sum of Eq. 5, without terms of weight 0."""
         terms = [
             (self.loss, self.alpha * (1 - self.teacher_weight)),
             ("listnet", self.alpha * self.teacher_weight),

@@ -7,19 +7,19 @@ from modeling_tsarank.trainers.sft_config import RankingSFTConfig
 
 
 class RankingSFTTrainer(RankingTrainer):
-    """Trainer for the mixture of TSARankLLM's Eq. 5.
+    """Trainer for the weighted sum of TSARankLLM's Eq. 5.
 
         L = alpha * L_rank + (1 - alpha) * (L_ntp + L_dp)
 
-    Each step takes, for every query, one positive and m negatives, drawn anew in every epoch. L_rank (Eq. 3) is a
+    Each step uses, for every query, one positive and m negatives, sampled anew in every epoch. L_rank (Eq. 3) is a
     softmax cross-entropy over them, L_ntp (Eq. 2) the next-token loss of the query given the positive, L_dp (Eq. 4)
     the divergence from the starting checkpoint at the query tokens of all of the group's documents. With
-    `teacher_weight` above 0, a share of L_rank is cross-entropy with a teacher's scores instead.
+    `teacher_weight` above 0, part of L_rank is cross-entropy with a teacher's scores instead.
 
     Args:
         model: a [`TSARankModel`], or the name or folder of one or of a plain decoder-only language model.
         args: a [`RankingSFTConfig`].
-        train_dataset: rows with positives and negatives, in any layout that `load_training_rows` knows.
+        train_dataset: rows with positives and negatives, in any layout of `load_training_rows`.
         eval_dataset, callbacks, optimizers: as in [`RankingTrainer`].
 
     Example:

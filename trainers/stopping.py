@@ -1,4 +1,4 @@
-"""Trainings that a signal stops: no process goes on, one line says what can be resumed, the status is a shell's."""
+"""Trainings stopped by a signal: all processes end, one line says how to resume, the exit status is a shell's."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from typing import NoReturn
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-# Set for the processes that `tsarank train` starts: the number of the process that reports for them.
+# Set for the processes that `tsarank train` starts: the rank of the process that reports for them.
 LAUNCHER = "TSARANK_LAUNCHER"
 _PARENT_DEATH_SIGNAL = 1  # of Linux's prctl
 
 
 class StoppedError(KeyboardInterrupt):
-    """A signal has asked this process to end; libraries take it for the interrupt it is.
+    """A signal requested the end of this process; libraries treat it as a keyboard interrupt.
 
     Attributes:
-        signal: its number.
+        signal: the signal's number.
     """
 
     def __init__(self, number: int) -> None:
@@ -35,16 +35,16 @@ class StoppedError(KeyboardInterrupt):
 
 
 def raise_stopped(number: int) -> NoReturn:
-    """What a process does on its first signal."""
+    """Default action of a process on its first signal."""
     raise StoppedError(number)
 
 
 @contextlib.contextmanager
 def stopping(act: Callable[[int], object] = raise_stopped) -> Iterator[list[int]]:
-    """Calls `act` with the number of the first signal that asks for an end; later ones change nothing.
+    """Calls `act` with the number of the first termination signal; later ones have no effect.
 
-    Yields the list that the number is put into. A signal that is ignored stays so (nohup). Elsewhere than in the main
-    thread, which alone gets signals, nothing is changed.
+    Yields the list that receives the number. Ignored signals stay ignored (nohup). Outside the main thread, the only
+    one that receives signals, nothing is changed.
     """
     received: list[int] = []
 
@@ -60,7 +60,7 @@ def stopping(act: Callable[[int], object] = raise_stopped) -> Iterator[list[int]
                 before[one] = signal.signal(one, handle)
     try:
         if hasattr(signal, "pthread_sigmask"):
-            # A launcher starts this process with the signals held back; one that waits is handled here already.
+            # A launcher starts this process with signals blocked; a pending one is handled here.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         yield received
     finally:
@@ -70,7 +70,7 @@ def stopping(act: Callable[[int], object] = raise_stopped) -> Iterator[list[int]
 
 @contextlib.contextmanager
 def signals_held_back() -> Iterator[None]:
-    """A process that is started in the body gets no signal before it enters `stopping`."""
+    """Blocks signals: a process started in the body receives none before it enters `stopping`."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -82,9 +82,9 @@ def signals_held_back() -> Iterator[None]:
 
 
 def end_with_launcher() -> None:
-    """Lets the system terminate this process when the one that launched it is killed; on Linux.
+    """On Linux, lets the kernel terminate this process when its launcher is killed.
 
-    `accelerate launch` with one process, and every killed launcher, would leave it training.
+    Otherwise `accelerate launch` with one process, or any killed launcher, would leave it training.
     """
     parent = os.getppid()
     if sys.platform == "linux" and (os.environ.get(LAUNCHER) == str(parent) or _is_launcher(parent)):
@@ -101,12 +101,12 @@ def _is_launcher(process: int) -> bool:
 
 
 def exit_status(number: int) -> int:
-    """The status of a shell for a process that a signal has ended."""
+    """A shell's exit status for a process ended by a signal."""
     return 128 + number
 
 
 def stopped_line(number: int, arguments: Sequence[str]) -> str:
-    """The one line of a stopped training, out of the options of its script."""
+    """The one-line report of a stopped training, from its script's options."""
     from modeling_tsarank.ranking_errors import TSARankError
     from modeling_tsarank.trainers.recipe_files import config_options
 
@@ -118,8 +118,8 @@ def stopped_line(number: int, arguments: Sequence[str]) -> str:
         folder = parser.parse_known_args(rest)[0].output_dir or options.get("output_dir") or "trainer_output"
     except (TSARankError, argparse.ArgumentError):
         return f"tsarank: {word}"
-    # By name alone: to look into them would take a while, and `auto` does.
+    # By name only: verifying them would take a while, and `auto` does so.
     steps = [int(path.name[11:]) for path in Path(str(folder)).glob("checkpoint-*") if path.name[11:].isdecimal()]
     if not steps:
         return f"tsarank: {word} before the first checkpoint; nothing was saved"
-    return f"tsarank: {word}; the same command with --resume_from_checkpoint auto goes on from checkpoint-{max(steps)}"
+    return f"tsarank: {word}; the same command with --resume_from_checkpoint auto resumes from checkpoint-{max(steps)}"

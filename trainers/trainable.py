@@ -1,7 +1,7 @@
-"""Which part of a ranking model is trained: a LoRA adapter, the top transformer blocks, or everything.
+"""The trained part of a ranking model: a LoRA adapter, the top transformer blocks, or all weights.
 
-Nothing here knows an architecture by its attribute names. A stack of transformer blocks is the `ModuleList` that has
-as many members as the configuration has layers, so any backbone that transformers can load will do.
+No attribute names of architectures are used here. A stack of transformer blocks is the `ModuleList` with as many
+members as the configuration has layers, so any backbone that transformers can load is supported.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class BlockStack:
 
     Attributes:
         name: the stack's name in the backbone, such as `model.layers`.
-        parent: the module that holds it.
-        attribute: its name there.
+        parent: the module that contains it.
+        attribute: its attribute name there.
         blocks: the blocks, first to last.
     """
 
@@ -45,14 +45,14 @@ class BlockStack:
 
 @dataclass
 class TrainablePart:
-    """What `make_trainable` has made of a model.
+    """The result of `make_trainable`.
 
     Attributes:
         kind: "lora", "top_blocks" or "full".
-        dtypes: dtype of every backbone parameter before anything was cast; exported weights have it again.
+        dtypes: dtype of every backbone parameter before any cast; restored in exported weights.
         adapter: the `PeftModel` around the backbone ("lora" only).
         stacks: the stacks whose top is trained ("top_blocks", and "lora" in the top blocks only).
-        count: how many blocks of each.
+        count: number of trained blocks in each.
     """
 
     kind: str
@@ -63,10 +63,10 @@ class TrainablePart:
 
 
 def block_stacks(backbone: nn.Module) -> list[BlockStack]:
-    """The stacks of transformer blocks: one of a decoder-only model, encoder's and decoder's of an encoder-decoder.
+    """The stacks of transformer blocks: one for a decoder-only model, encoder's and decoder's for an encoder-decoder.
 
     Raises:
-        ModelError: no `ModuleList` has as many members as the configuration says there are layers.
+        ModelError: no `ModuleList` has as many members as the configuration has layers.
     """
     config: Any = backbone.config
     if getattr(config, "is_encoder_decoder", False):
@@ -81,12 +81,12 @@ def block_stacks(backbone: nn.Module) -> list[BlockStack]:
 def _largest_stack(backbone: nn.Module, root: nn.Module, what: str, count: int) -> BlockStack:
     lists = {name: module for name, module in root.named_modules() if isinstance(module, nn.ModuleList)}
     candidates = [name for name, module in lists.items() if len(module) == count]
-    # A block may itself hold a list of that length (experts, branches): outer lists win.
+    # A block may itself contain a list of that length (experts, branches): outer lists take precedence.
     outer = [name for name in candidates if not any(name.startswith(f"{other}.") for other in candidates)]
     if not outer:
         raise ModelError(
             f"cannot find the transformer blocks of {type(backbone).__name__}: no ModuleList of its {what} has "
-            f"{count} members; train a LoRA adapter or everything instead"
+            f"{count} members; train a LoRA adapter or all weights instead"
         )
     name = max(outer, key=lambda name: sum(parameter.numel() for parameter in lists[name].parameters()))
     blocks = lists[name]
@@ -107,29 +107,29 @@ def make_trainable(
     lora_top_blocks: int | None = None,
     frozen_dtype: str | None = None,
 ) -> TrainablePart:
-    """Freezes what is not to be trained, in place, and puts the adapter in.
+    """Freezes the other weights, in place, and adds the adapter.
 
-    "top_blocks" trains the last k blocks of each stack and nothing else: embeddings, output head, lower blocks and the
-    final norm stay frozen, as the paper freezes all but its top 16 layers. "lora" trains an ordinary PEFT adapter of
-    the *backbone*, which any PEFT user can load on the plain language model. A sequence-classification head is trained
-    as a whole in either case, and is part of the adapter.
+    "top_blocks" trains only the last k blocks of each stack: embeddings, output head, lower blocks and the final norm
+    stay frozen, as in the paper, which freezes all but the top 16 layers. "lora" trains an ordinary PEFT adapter of
+    the *backbone*, which PEFT can load on the plain language model. A sequence-classification head is always trained
+    as a whole, and is part of the adapter.
 
     Args:
         ranker: the model.
         kind: one of `TRAINABLE_PARTS`.
         top_blocks: k.
         lora_r, lora_alpha, lora_dropout: as in PEFT's `LoraConfig`.
-        lora_target_modules: names of linear layers; `None` takes all but the output head.
-        lora_top_blocks: put the adapter into the last k blocks of each stack only; `None` puts it into all. Nothing
-            below them is then run backwards, and the penalty's reference shares their output.
+        lora_target_modules: names of linear layers; `None` for all but the output head.
+        lora_top_blocks: add the adapter only to the last k blocks of each stack; `None` for all blocks. The blocks
+            below then have no backward pass, and share their output with the penalty's reference.
         frozen_dtype: cast frozen weights to it; trained ones keep theirs.
 
     Raises:
         InputError: unknown kind, or k outside the stack.
         ModelError: the blocks cannot be found, or the model has no layer of that name.
-        ResourceError: the `peft` package is missing.
+        ResourceError: the `peft` package is not installed.
     """
-    ranker.calibration = None  # it belongs to the weights as they were
+    ranker.calibration = None  # valid only for the weights before training
     backbone = ranker.backbone
     part = TrainablePart(kind, {name: parameter.dtype for name, parameter in backbone.named_parameters()})
     if kind == "full":
@@ -173,25 +173,25 @@ def _cast_to_trained(module: nn.Module, args: Any) -> Any:
 
 
 def head_names(backbone: Any) -> list[str]:
-    """Names of the modules that make a sequence-classification head, which every training trains as a whole."""
+    """Names of the modules of a sequence-classification head, which every training trains as a whole."""
     base = backbone.base_model
     names = [name for name, module in backbone.named_children() if module is not base and [*module.parameters()]]
     return [*names, *(["pooler"] if getattr(base, "pooler", None) is not None else [])]
 
 
 def _top_of(backbone: Any, count: int, setting: str) -> list[BlockStack]:
-    """The backbone's stacks, each of which has at least `count` blocks."""
+    """The backbone's stacks, after a check that each has at least `count` blocks."""
     stacks = block_stacks(backbone)
     for stack in stacks:
         if not 1 <= count <= len(stack.blocks):
             raise InputError(
-                f"{setting} must lie between 1 and {len(stack.blocks)}, the blocks of {stack.name}, got {count}"
+                f"{setting} must be between 1 and {len(stack.blocks)}, the blocks of {stack.name}, got {count}"
             )
     return stacks
 
 
 def _linear_layers_of(part: TrainablePart, targets: list[str] | None) -> str:
-    """The linear layers of the trained blocks, as the regular expression that PEFT matches module names with."""
+    """A regular expression of the names of linear layers in the trained blocks, for PEFT."""
     stacks, layers = [], set()
     for stack in part.stacks:
         first = len(stack.blocks) - part.count
@@ -219,7 +219,7 @@ def train_top_blocks(backbone: Any, count: int) -> list[BlockStack]:
 def lora_config(
     backbone: Any, r: int, alpha: int, dropout: float, targets: str | list[str], head: Sequence[str] = ()
 ) -> Any:
-    """PEFT's configuration of an adapter for the backbone. Raises `ResourceError` where PEFT is missing.
+    """PEFT's configuration of an adapter for the backbone. Raises `ResourceError` if PEFT is not installed.
 
     Args:
         backbone: The model.
@@ -244,10 +244,10 @@ def lora_config(
 
 
 def _cast_at_border(part: TrainablePart, frozen_dtype: torch.dtype) -> None:
-    """Lets trained blocks work in their own dtype between frozen layers of another.
+    """Lets trained blocks run in their own dtype between frozen layers of another.
 
-    What enters a trained block (hidden states, rotary tables, masks) is cast to the block's dtype; what leaves the
-    last one is cast back for the frozen norm and head. LoRA layers do so by themselves.
+    Inputs of a trained block (hidden states, rotary tables, masks) are cast to the block's dtype; outputs of the last
+    one are cast back for the frozen norm and head. LoRA layers do this by themselves.
     """
     for stack in part.stacks:
         trained = stack.blocks[-part.count :]
@@ -274,12 +274,12 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value
 
 
-# A few attention modules keep a bare number and hand it to the kernel.
+# Some attention modules store the probability as a number and pass it to the kernel.
 DROPOUT_NUMBERS = ("attention_dropout", "attn_dropout", "dropout", "dropout_p", "layerdrop")
 
 
 def disable_dropout(module: nn.Module) -> None:
-    """Sets the probability of every `Dropout` to 0. Attention dropout kept as a number is set to 0 as well."""
+    """Sets the probability of every `Dropout` to 0, also of attention dropout stored as a number."""
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
@@ -289,7 +289,7 @@ def disable_dropout(module: nn.Module) -> None:
 
 
 def drops_out(module: nn.Module) -> bool:
-    """Whether the module, in the mode it is in, gives something else every time it is run."""
+    """Whether the module, in its current mode, gives a different result in every run."""
     for part in (part for part in module.modules() if part.training):
         names = (*DROPOUT_NUMBERS, "p") if isinstance(part, nn.Dropout) else DROPOUT_NUMBERS
         numbers = [getattr(part, name, None) for name in names]
@@ -299,7 +299,7 @@ def drops_out(module: nn.Module) -> bool:
 
 
 def trained_parameters(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names and parameters that are trained."""
+    """Names and parameters of the trained weights."""
     return ((name, parameter) for name, parameter in backbone.named_parameters() if parameter.requires_grad)
 
 
@@ -309,13 +309,13 @@ def trained_parameters(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]
 def export_state_dict(
     backbone: nn.Module, part: TrainablePart, state_dict: dict[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Weights of the plain backbone: LoRA merged in, original names, original dtypes. The model is not changed.
+    """Weights of the plain backbone: LoRA merged, original names, original dtypes. The model is not changed.
 
-    Merging is done here on copies, because PEFT's merge and unmerge do not give the same bits back.
+    Merging is done here on copies, because PEFT's merge and unmerge do not restore the same bits.
 
     Args:
         backbone: with or without LoRA layers.
-        part: what `make_trainable` gave.
+        part: result of `make_trainable`.
         state_dict: gathered weights of a sharded backbone; by default its own.
     """
     state = dict(backbone.state_dict() if state_dict is None else state_dict)
@@ -352,9 +352,9 @@ def _merged(backbone: nn.Module, part: TrainablePart, state: dict[str, Tensor]) 
 def save_ranker(
     ranker: Any, part: TrainablePart, output_dir: str | Path, state_dict: dict[str, Tensor] | None = None
 ) -> None:
-    """Writes the ranking folder that `AutoModel` and the plain auto classes load, with LoRA merged.
+    """Writes a ranking folder for `AutoModel` and the plain auto classes, with LoRA merged.
 
-    `state_dict` holds the gathered weights of a sharded backbone. A failure leaves what was in the folder as it was.
+    `state_dict` has the gathered weights of a sharded backbone. After a failure the folder is unchanged.
     """
     save_merged(ranker.backbone, part, output_dir, state_dict, ranker.save_pretrained)
 
@@ -366,7 +366,7 @@ def save_merged(
     state_dict: dict[str, Tensor] | None,
     write: Callable[..., Any],
 ) -> None:
-    """Writes the exported weights by `write`, which gets a folder and them as `state_dict`."""
+    """Writes the exported weights with `write`, which gets a folder and the weights as `state_dict`."""
     state = export_state_dict(backbone, part, state_dict)
     with whole_files(output_dir) as folder:
         write(folder, state_dict=state)

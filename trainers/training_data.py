@@ -1,7 +1,7 @@
-"""Reading training data from files, folders, the Hub, datasets and lists: every layout becomes the row of `rows`.
+"""Loading training data from files, folders, the Hub, datasets and lists, with conversion to the rows of `rows`.
 
 Files are converted once into Arrow files in the cache of the `datasets` library and read from there afterwards, so
-that memory does not grow with the data; a changed file is converted anew.
+that memory does not grow with the data; a changed file is converted again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Part of the cache key of converted files: raise it whenever a conversion changes.
+# Part of the cache key of converted files: increase it whenever a conversion changes.
 CONVERSION_VERSION = 3
 
 
@@ -54,28 +54,29 @@ def load_training_rows(
     permutations: str | Path | None = None,
     cache_dir: str | Path | None = None,
 ) -> Dataset:
-    """Reads training data in any layout of `rows.LAYOUTS`.
+    """Loads training data in any layout of `rows.LAYOUTS`.
 
-    Fields and types are checked here, row by row; what the rows say (no negatives, a positive among the negatives, a
-    broken permutation …) is checked by `row_checks.checked_rows`, which every trainer calls before it starts.
+    Fields and types are checked here, row by row; the content of the rows (no negatives, a positive among the
+    negatives, a broken permutation …) is checked by `row_checks.checked_rows`, which every trainer calls before it
+    starts.
 
     Args:
-        source: a file, a folder, a `datasets.Dataset` (or a dict of splits), a list of rows, or an id on the Hub.
-        split: which split of a folder, a dict or a Hub dataset; on the Hub a slice such as "train[:1000]" works too. A
-            single file is taken whole. In a folder where some files are named for a split (`x_dev.jsonl`,
+        source: a file, a folder, a `datasets.Dataset` (or a dict of splits), a list of rows, or a Hub id.
+        split: split of a folder, a dict or a Hub dataset; on the Hub a slice such as "train[:1000]" works too. A
+            single file is used whole. In a folder where some files are named for a split (`x_dev.jsonl`,
             `test/part.parquet`), a file without such a word belongs to "train".
-        positives: whether labels are asked for, see `rows.to_row`.
+        positives: whether labels are required, see `rows.to_row`.
         config: configuration of a Hub dataset.
         permutations: RankGPT's second file: a JSON array with the teacher's answer for each row of `source`, in order.
-        cache_dir: where converted files are kept; by default where `datasets` keeps its own.
+        cache_dir: folder of converted files; by default the cache of `datasets`.
 
     Returns:
-        A `datasets.Dataset` with the columns `query_id, query, documents`, those targets that the data has, and the
-        carried fields.
+        A `datasets.Dataset` with the columns `query_id, query, documents`, the targets in the data, and the carried
+        fields.
 
     Raises:
         InputError: no such source or split, unknown layout, a missing field or a wrong type (with file and line).
-        ResourceError: the `datasets` package is missing, or the Hub cannot be reached.
+        ResourceError: the `datasets` package is not installed, or the Hub cannot be reached.
     """
     datasets = import_datasets()
     if isinstance(source, (str, Path)) and Path(source).exists():
@@ -91,7 +92,7 @@ def load_training_rows(
     if isinstance(source, Sequence):
         return _convert_list(source, positives, permutations)
     raise InputError(
-        "expected a path, a Hub id, a Dataset or a list of rows (of a stream, list(stream.take(N))), got "
+        "expected a path, a Hub id, a Dataset or a list of rows (for a stream, list(stream.take(N))), got "
         f"{type(source).__name__}"
     )
 
@@ -101,7 +102,7 @@ def _convert_files(
 ) -> Dataset:
     datasets = import_datasets()
     if permutations is not None and len(files) > 1:
-        raise InputError(f"permutations belong to one data file, and there are {len(files)}")
+        raise InputError(f"permutations need a single data file, but there are {len(files)}")
     answers = None if permutations is None else Source(str(permutations), "")
     first = next(_generate([Source(str(files[0]), "")], positives, None, answers), None)
     if first is None:
@@ -113,7 +114,7 @@ def _convert_files(
             features=_features(columns),
             cache_dir=None if cache_dir is None else str(cache_dir),
             gen_kwargs={
-                # Tuples: a list in gen_kwargs would be taken as shards.
+                # Tuples: a list in gen_kwargs would be treated as shards.
                 "sources": tuple(stamp(file) for file in files),
                 "positives": positives,
                 "columns": tuple(columns),
@@ -141,7 +142,7 @@ def _generate(
     permutations: Source | None,
     version: int = CONVERSION_VERSION,
 ) -> Iterator[Row]:
-    """What `Dataset.from_generator` calls; `version` is there to be part of the cache key."""
+    """The generator for `Dataset.from_generator`; `version` is only part of the cache key."""
     for source in sources:
         records = with_answers(read_records(Path(source.path)), permutations and permutations.path)
         yield from _convert_records(records, positives, columns, places=True)
@@ -162,7 +163,7 @@ def _convert_records(
 
 
 def _recognize(record: Record, positives: bool, where: str) -> Layout:
-    """The layout of a file by its first record."""
+    """The layout of a file, from its first record."""
     try:
         layout = layout_of(record, positives)
     except InputError as error:
@@ -174,7 +175,7 @@ def _recognize(record: Record, positives: bool, where: str) -> Layout:
 def _convert_one(
     record: Any, positives: bool, layout: Layout | None, where: str, columns: Sequence[str] | None
 ) -> Row:
-    """One row with exactly these columns, or with all it has; errors say where it stands."""
+    """One row with exactly these columns, or with all it has; errors include its place."""
     try:
         row = to_row(record, positives, layout)
     except InputError as error:
@@ -184,7 +185,7 @@ def _convert_one(
         return row
     missing = [name for name in (PERMUTATION, *TARGETS) if name in columns and name not in row]
     if missing:
-        raise InputError(f"{where}: {', '.join(missing)}: missing, while the first row has it")
+        raise InputError(f"{where}: {', '.join(missing)}: missing, but the first row has it")
     return {name: row.get(name) for name in columns}
 
 
@@ -198,8 +199,8 @@ def _warn_of_first_stage_order(record: Record, layout: Layout, where: str) -> No
     ranks = [passage["rank"] for passage in passages if isinstance(passage.get("rank"), int)]
     if ranks and len(ranks) == len(passages) and ranks == sorted(ranks):
         logger.warning(
-            "%s: retrieved_passages is taken as the teacher's order, but its `rank` fields ascend as a first stage's "
-            "would; if the teacher's answers are in another file, give it as permutations",
+            "%s: retrieved_passages is used as teacher order, but its `rank` fields ascend like a first stage's; if "
+            "the teacher's answers are in another file, give it as permutations",
             where,
         )
 
@@ -236,7 +237,7 @@ def _convert_list(rows: Any, positives: bool, permutations: str | Path | None) -
 
 
 def _features(columns: Sequence[str]) -> Features:
-    """The Arrow types of a row's columns; carried columns are texts."""
+    """The Arrow types of a row's columns; carried columns are strings."""
     datasets = import_datasets()
     text = datasets.Value("string")
     known = {
@@ -248,7 +249,7 @@ def _features(columns: Sequence[str]) -> Features:
 
 
 def is_read(source: Any) -> bool:
-    """Whether these are rows as `load_training_rows` gives them."""
+    """Whether these are rows from `load_training_rows`."""
     names = getattr(source, "column_names", None)
     if not isinstance(names, list) or not {"query", "documents"} < set(names):
         return False

@@ -1,6 +1,6 @@
-"""`training_run.json`: what a training was, written beside the model, so that its card can say it by itself.
+"""`training_run.json`: the record of a training, written next to the model, for its card.
 
-Nothing private goes in: of local files only their names, of the settings neither tokens nor folders.
+It contains nothing private: only the names of local files, and neither tokens nor folders among the settings.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DEFAULT_MODEL = {"name": "HuggingFaceTB/SmolLM2-135M-Instruct", "license": "apac
 
 _DATA = ("name", "fingerprint", "config", "split", "teachers", "leakage")
 _PACKAGES = ("tsarank", "torch", "transformers", "accelerate", "datasets", "peft", "trl")
-# Settings of every training; a trainer's own are all recorded, the many others only where they were changed.
+# Settings of every training; a trainer's own are all recorded, the many others only if they were changed.
 _ALWAYS = (
     "learning_rate",
     "lr_scheduler_type",
@@ -46,7 +46,7 @@ _ALWAYS = (
     "bf16",
     "fp16",
 )
-# Where files lie, what is logged and when, how a machine is used: nothing that changes the weights.
+# Paths, logging, and the use of the machine: settings that do not affect the weights.
 _NEVER = {
     *("output_dir", "logging_dir", "run_name", "push_to_hub", "resume_from_checkpoint", "report_to", "project"),
     *("deepspeed", "fsdp", "accelerator_config", "disable_tqdm", "use_cpu", "debug", "remove_unused_columns"),
@@ -57,16 +57,16 @@ _NEVER_BEGINNING = ("logging_", "save_", "hub_", "eval_", "dataloader_", "ddp_",
 
 
 def describe_data(source: str, config: str | None = None, split: str | None = None) -> dict[str, Any]:
-    """Where training rows come from, for the record.
+    """The origin of training rows, for the record.
 
     Args:
-        source: what the user named: a path or a Hub id.
+        source: the user's path or Hub id.
         config: the dataset's configuration on the Hub, or `None`.
-        split: which split, or `None`.
+        split: the split, or `None`.
 
     Returns:
-        `name` (of a local file or folder without its path), `fingerprint` of a local file, `config`, `split`, and what
-        is recorded of `teachers` and `leakage` check, see `data.provenance.recorded_origin`.
+        `name` (without the path of a local file or folder), `fingerprint` of a local file, `config`, `split`, and the
+        recorded `teachers` and `leakage` check, see `data.provenance.recorded_origin`.
     """
     path = Path(source)
     facts: dict[str, Any] = {"name": source, "fingerprint": None, "config": config, "split": split}
@@ -77,21 +77,21 @@ def describe_data(source: str, config: str | None = None, split: str | None = No
 
 
 def _published_origin(dataset: str) -> dict[str, Any]:
-    """What a dataset of the Hub says of itself in its `provenance.json`, where it has one."""
+    """The facts in the `provenance.json` of a dataset on the Hub, if it has one."""
     from huggingface_hub import hf_hub_download
 
     try:
         record = hf_hub_download(dataset, PROVENANCE_NAME, repo_type="dataset")
-    except Exception:  # the card then says that nothing is recorded; a training must not end for it
+    except Exception:  # the card then says that nothing is recorded; a training must not fail because of it
         return {"teachers": None, "leakage": None}
     return recorded_origin(Path(record).parent)
 
 
 def training_record(trainer: Any) -> dict[str, Any]:
-    """The facts of a training so far, all of them plain values.
+    """The facts of a training so far, as plain values.
 
-    `started_from` is the base model, with the record of its own training where it has one; `seconds` is the wall time
-    of the last session, which `resumed_from_step` tells to be not the only one.
+    `started_from` is the base model, with the record of its own training if it has one; `seconds` is the wall time
+    of the last session, which is not the only one if `resumed_from_step` is set.
     """
     args, state = trainer.args, trainer.state
     source = trainer.data_source or dict.fromkeys(_DATA)
@@ -123,7 +123,7 @@ def training_record(trainer: Any) -> dict[str, Any]:
 
 
 def _teachers(trainer: Any, recorded: Any) -> list[dict[str, str | None]] | None:
-    """The teachers that the data's record names, else those of the rows' own column; `None` where nothing does."""
+    """The teachers in the data's record, else those in the rows' own column; `None` if neither has any."""
     rows: Any = getattr(trainer.train_dataset, "rows", None)
     if recorded is not None or "teacher" not in (getattr(rows, "column_names", None) or ()):
         return recorded
@@ -131,9 +131,9 @@ def _teachers(trainer: Any, recorded: Any) -> list[dict[str, str | None]] | None
 
 
 def base_model_facts(name_or_path: str) -> dict[str, Any]:
-    """Name, licence and earlier training of a base model; what is not known is `None`.
+    """Name, licence and earlier training of a base model; unknown facts are `None`.
 
-    A local folder that a training wrote leads to that training's own base.
+    For a local folder written by a training, the base is that training's own base.
     """
     path, record = Path(name_or_path), None
     source = resolve(packaged_name(name_or_path)) if name_or_path else None
@@ -152,7 +152,7 @@ def base_model_facts(name_or_path: str) -> dict[str, Any]:
 
 
 def settings(args: TrainingArguments) -> dict[str, Any]:
-    """The settings that shape the weights: the training's own, the usual ones, and others that were changed."""
+    """The settings that affect the weights: the training's own, the usual ones, and others that were changed."""
     common = {field.name: field for field in fields(TrainingArguments)}
     found = {}
     for name, value in args.to_dict().items():
@@ -166,7 +166,7 @@ def settings(args: TrainingArguments) -> dict[str, Any]:
 
 def _has_effect(name: str, args: Any) -> bool:
     if name.startswith(_NEVER_BEGINNING):
-        return name == "dataloader_drop_last"  # the only one of them that decides on which rows is trained
+        return name == "dataloader_drop_last"  # the only one of them that affects which rows are trained on
     part = getattr(args, "trainable", None)
     if name in getattr(args, "idle_settings", set)():
         return False
@@ -178,7 +178,7 @@ def _default(field: Any) -> Any:
 
 
 def hardware(args: Any) -> dict[str, Any]:
-    """What the training ran on."""
+    """The hardware of the training."""
     if args.device.type == "cuda":
         name = torch.cuda.get_device_name(args.device)
     else:

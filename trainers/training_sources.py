@@ -1,4 +1,4 @@
-"""Where training rows come from: files, folders, split names, the Hub, and RankGPT's file of answers."""
+"""Sources of training rows: files, folders, split names, the Hub, and RankGPT's file of answers."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _NOTHING = object()
 
 
 class Source(NamedTuple):
-    """A file to read: its path, and the SHA-256 of its content, which makes a changed file another source."""
+    """A file to read: its path, and the SHA-256 of its content, so that a changed file is a different source."""
 
     path: str
     sha256: str
 
 
 def import_datasets() -> Any:
-    """The `datasets` library. Raises `ResourceError`, naming the extra, where it is missing."""
+    """The `datasets` library. Raises `ResourceError`, naming the extra, if it is not installed."""
     try:
         import datasets
     except ImportError as error:
@@ -49,7 +49,7 @@ def import_datasets() -> Any:
 
 
 def pick_split(data: Any, split: str, where: Any) -> Dataset:
-    """One split of a dict of splits; a Dataset as it is."""
+    """One split of a dict of splits; a Dataset is returned unchanged."""
     if not isinstance(data, Mapping):
         return data
     if split not in data:
@@ -58,31 +58,31 @@ def pick_split(data: Any, split: str, where: Any) -> Dataset:
 
 
 def load_from_hub(source: str, split: str, config: str | None, streaming: bool = False) -> Any:
-    """A dataset of the Hub, or an error that says both what was not found."""
+    """A dataset on the Hub; errors also say that there is no such local file or folder."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.endswith(SUFFIXES):
-        raise InputError(f"no file or folder {source!r}; expected a path that exists or a dataset's id on the Hub")
+        raise InputError(f"no file or folder {source!r}; expected an existing path or a dataset's id on the Hub")
     datasets = import_datasets()
     try:
         return datasets.load_dataset(source, config, split=split, streaming=streaming)
     except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError) as error:
-        raise InputError(f"{source!r} is no file, no folder and no dataset on the Hub that can be read") from error
+        raise InputError(f"{source!r} is not a file, a folder or a readable dataset on the Hub") from error
     except ValueError as error:
         raise InputError(f"dataset {source!r}, split {split!r}: {str(error).splitlines()[0]}") from error
     except (ConnectionError, OSError) as error:
-        raise ResourceError(f"{source!r} is no file or folder here, and the Hub cannot be reached") from error
+        raise ResourceError(f"{source!r} is not a local file or folder, and the Hub cannot be reached") from error
 
 
-# What a folder of rows may hold beside its rows: where they come from, and what `datasets` notes about them.
+# Other files in a folder of rows: their provenance, and the metadata of `datasets`.
 RECORDS = ("provenance.json", "dataset_info.json", "dataset_infos.json", "state.json", "training_run.json")
 
 
 def split_files(path: Path, split: str) -> list[Path]:
     """The files of a split: a file itself, or those of a folder."""
     if "[" in split:
-        raise InputError(f"{path}: a slice such as {split!r} works for datasets of the Hub only")
+        raise InputError(f"{path}: a slice such as {split!r} works only for datasets on the Hub")
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
-            raise InputError(f"{path}: unknown kind of file; expected {', '.join(SUFFIXES)}")
+            raise InputError(f"{path}: unknown file type; expected {', '.join(SUFFIXES)}")
         return [path]
     found = (file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and file.name not in RECORDS)
     files = sorted(file for file in found if file.is_file())
@@ -99,30 +99,30 @@ def split_files(path: Path, split: str) -> list[Path]:
 
 
 def _split_of(relative: Path) -> str:
-    """The split that a file's name or folder tells, "train" where neither tells one."""
+    """The split in a file's name or folder, "train" if there is none."""
     words = [word for part in reversed(relative.parts) for word in re.split(r"[^a-z]+", part.lower())]
     return next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), "train")
 
 
 def read_records(path: Path) -> Iterator[tuple[str, Any]]:
-    """Every record of a file with the place where it stands ("name, line 3").
+    """Every record of a file with its place ("name, line 3").
 
     Raises:
-        InputError: the file is not what its name says; names the line.
+        InputError: the file's content does not match its suffix; names the line.
     """
     if path.name.endswith(".csv"):
-        # A cell that is empty is a field that the row does not have, such as the fourth of its negatives.
+        # An empty cell is a field that the row does not have, such as the fourth of its negatives.
         return ((where, {name: value or None for name, value in row.items()}) for where, row in read_csv(path))
     return read_parquet(path) if path.name.endswith(".parquet") else read_json_rows(path)
 
 
 def stamp(path: Path) -> Source:
-    """The file as it is now."""
+    """The current state of the file."""
     return Source(str(path.resolve()), hash_file(path))
 
 
 def with_answers(records: Iterator[tuple[str, Any]], permutations: str | Path | None) -> Iterator[tuple[str, Any]]:
-    """Puts the i-th answer of a RankGPT permutations file into the i-th record."""
+    """Adds the i-th answer of a RankGPT permutations file to the i-th record."""
     if permutations is None:
         yield from records
         return

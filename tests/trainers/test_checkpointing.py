@@ -109,7 +109,7 @@ def test_another_run_does_not_overwrite_checkpoints(make_trainer: Any) -> None:
     file = Path(trainer.args.output_dir) / "checkpoint-2" / TRAINED_WEIGHTS
     before = file.read_bytes()
     other = make_trainer("sft", trainable="lora", seed=7, **{**SETTINGS, "max_steps": 2})
-    with pytest.raises(InputError, match="already holds checkpoint-2 of another run"):
+    with pytest.raises(InputError, match="already contains checkpoint-2 of another run"):
         other.train()
     assert file.read_bytes() == before
 
@@ -169,7 +169,7 @@ def test_wrong_checkpoints_are_errors(make_trainer: Any, tmp_path: Path) -> None
     trainer = make_trainer("sft", trainable="lora", **{**SETTINGS, "max_steps": 2})
     with pytest.raises(InputError, match="no checkpoint to resume from"):
         trainer.train(resume_from_checkpoint=True)
-    with pytest.raises(InputError, match="is no whole checkpoint"):
+    with pytest.raises(InputError, match="is not a complete checkpoint"):
         trainer.train(resume_from_checkpoint=str(tmp_path))
     trainer.train()
     checkpoint = str(Path(trainer.args.output_dir) / "checkpoint-2")
@@ -189,7 +189,7 @@ def test_a_word_for_no_is_a_new_start_and_no_folder(word: Any, make_trainer: Any
     with output_folder(trainer.args):
         trainer.train(resume_from_checkpoint=word)
     with (
-        pytest.raises(InputError, match="already holds checkpoint-1 of another run"),
+        pytest.raises(InputError, match="already contains checkpoint-1 of another run"),
         output_folder(trainer.args),
     ):
         pass
@@ -289,7 +289,7 @@ def test_what_publishes_is_given_or_the_one_that_is_installed(make_trainer: Any,
     assert trainer.push_to_hub("first", token="t") == "https://hub/commit/1"
     assert asked == [("card", trainer), ("first", "t", True)]
     monkeypatch.setattr(publishing, "GROUP", "tsarank.nobody")
-    with pytest.raises(ResourceError, match="nothing installed publishes models"):
+    with pytest.raises(ResourceError, match="no publisher of models is installed"):
         publishing.installed_publisher()
 
 
@@ -315,7 +315,7 @@ def test_a_second_training_in_the_folder_is_refused_and_names_the_first(make_tra
     while not (tmp_path / "locked").exists() and first.is_alive():
         time.sleep(0.01)
     for _ in range(2):
-        with pytest.raises(InputError, match=rf"at work in .*run \(process {first.pid} on .*, since 20\d\d-"):
+        with pytest.raises(InputError, match=rf"running in .*run \(process {first.pid} on .*, since 20\d\d-"):
             trainer.train()
     assert first.is_alive()
     first.kill()
@@ -330,6 +330,6 @@ def test_a_folder_that_nothing_was_written_to_goes_again(tmp_path: Path) -> None
         assert (tmp_path / "new" / "run" / LOCK_NAME).exists()
     assert not (tmp_path / "new" / "run").exists()
     (tmp_path / "file").write_text("")
-    message = r"cannot write to the output folder .*; name another output_dir"
+    message = r"cannot write to the output folder .*; choose another output_dir"
     with pytest.raises(ResourceError, match=message), only_training_in(tmp_path / "file"):
         pass

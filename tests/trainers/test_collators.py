@@ -179,6 +179,6 @@ def test_a_query_cut_in_training_is_told_once(make_ranker: Any, family: str, cap
     for _ in range(2):
         collator(groups)
     assert [record.message for record in caplog.records if "max_query_length" in record.message] == [
-        f"a query was cut on the right by {ranker.encoder.pairs([(groups[0]['query'], 'yeast')])[0].query_cut} tokens "
-        "(max_query_length)"
+        "a query was truncated on the right by "
+        f"{ranker.encoder.pairs([(groups[0]['query'], 'yeast')])[0].query_cut} tokens (max_query_length)"
     ]

@@ -355,7 +355,7 @@ def test_resuming_notices_another_attention_and_another_configuration(plain_fold
 def test_another_run_does_not_overwrite_checkpoints(make_cpt: Callable[..., CPTTrainer]) -> None:
     settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
     make_cpt(**settings).train()
-    with pytest.raises(InputError, match="already holds checkpoint-2 of another run"):
+    with pytest.raises(InputError, match="already contains checkpoint-2 of another run"):
         make_cpt(**settings).train()
 
 
@@ -411,7 +411,7 @@ def test_what_trl_refuses_is_an_error_of_ours(
 def test_models_that_cannot_be_trained_so(
     make_cpt: Callable[..., CPTTrainer], make_ranker: Callable[..., Any], plain_folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="top_blocks must lie between 1 and 4"):
+    with pytest.raises(InputError, match="top_blocks must be between 1 and 4"):
         make_cpt(trainable="top_blocks", top_blocks=5)
     with pytest.raises(ModelError, match="supports"):
         make_cpt(max_length=2000)

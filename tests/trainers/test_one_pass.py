@@ -142,9 +142,9 @@ def test_it_learns_and_the_saved_model_ranks(make: Any, distill_rows: Any) -> No
     ("changes", "message"),
     [
         ({"one_pass_options": {"layers": 2}}, "one-pass has no option 'layers'"),
-        ({"one_pass_options": {"calibrate": True}}, "calibrate is for a model that was not trained"),
-        ({"score_form": "model", "one_pass_options": {"layer": 2}}, "one_pass_options are for score_form one_pass"),
-        ({"objectives": ["ranknet", "penalty"]}, "compare query tokens, which one pass does not score"),
+        ({"one_pass_options": {"calibrate": True}}, "calibrate is for models that were not trained"),
+        ({"score_form": "model", "one_pass_options": {"layer": 2}}, "one_pass_options need score_form one_pass"),
+        ({"objectives": ["ranknet", "penalty"]}, "need query token probabilities, which one_pass does not compute"),
         (
             {"one_pass_options": {"layer": 2}, "trainable": "top_blocks", "top_blocks": 1},
             "no weight up to it is trained",
@@ -159,5 +159,5 @@ def test_what_is_refused(changes: dict[str, Any], message: str, make: Any) -> No
 
 
 def test_checkpointing_is_refused(make: Any) -> None:
-    with pytest.raises(InputError, match="leave activation checkpointing out"):
+    with pytest.raises(InputError, match="turn activation checkpointing off"):
         make(gradient_checkpointing=True, max_steps=1).train()

@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_refused(stages: Any, make_ranker: Any, tmp_path: P
         add_adapter(make_ranker().backbone, tmp_path / "other" / "adapter")
     with pytest.raises(InputError, match="has no adapter"):
         stack_adapters([tmp_path], tmp_path / "out")
-    with pytest.raises(InputError, match="no adapter was named"):
+    with pytest.raises(InputError, match="no adapter was given"):
         stack_adapters([], tmp_path / "out")
 
 
@@ -170,10 +170,10 @@ def test_a_release_may_stand_on_another(
     assert read_release(releases / "above").cached_folder != before
     with pytest.raises(ModelError, match="above was trained from another version of below"):
         merged_ranker(read_release(releases / "above"))
-    with pytest.raises(InputError, match="no release 'nowhere' beside"):
+    with pytest.raises(InputError, match="no release 'nowhere' next to"):
         make_release([stages[1]], tmp_path / "second", releases / "above", on="nowhere")
     for on in ("above", str(releases / "below")):
-        with pytest.raises(InputError, match="a release stands on another one"):
+        with pytest.raises(InputError, match="must be another release"):
             make_release([stages[1]], tmp_path / "second", releases / "above", on=on)
     shutil.rmtree(releases / "below")
     alone = read_release(releases / "above")  # still read, since every model's name is looked up among the releases
@@ -197,7 +197,7 @@ def test_a_release_is_refused_with_another_base_or_damaged(release: Path) -> Non
 
 
 def test_a_release_needs_a_trained_ranker(stages: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no ranking folder"):
+    with pytest.raises(InputError, match="is not a ranking folder"):
         make_release(stages[:1], stages[0], tmp_path / "out")
     shutil.copytree(tmp_path / "second", tmp_path / "bare")
     (tmp_path / "bare" / RECORD_NAME).unlink(missing_ok=True)

@@ -61,7 +61,7 @@ def test_every_damaged_file_is_noticed_and_auto_takes_the_newest_whole_checkpoin
         assert problem is not None, name
         caplog.clear()
         assert newest_whole_checkpoint(folder) == folder / "checkpoint-2"
-        assert f"checkpoint-3 is not whole ({problem})" in caplog.text
+        assert f"checkpoint-3 is incomplete ({problem})" in caplog.text
         shutil.rmtree(folder)
 
 
@@ -81,11 +81,11 @@ def test_damage_is_one_line_and_nothing_is_lost(make_trainer: Any, trained: Path
     for number in (1, 2, 3):
         damage(folder / f"checkpoint-{number}" / "optimizer.pt", "missing")
     settings = {**SHORT, "output_dir": str(folder)}
-    with pytest.raises(InputError, match=r"checkpoint-3 is no whole checkpoint \(optimizer.pt is missing\)"):
+    with pytest.raises(InputError, match=r"checkpoint-3 is not a complete checkpoint \(optimizer.pt is missing\)"):
         make_trainer("sft", **settings).train(resume_from_checkpoint=str(folder / "checkpoint-3"))
-    with pytest.raises(InputError, match=r"no checkpoint in .* is whole \(checkpoint-3: optimizer.pt is missing"):
+    with pytest.raises(InputError, match=r"no checkpoint in .* is complete \(checkpoint-3: optimizer.pt is missing"):
         make_trainer("sft", **settings).train(resume_from_checkpoint=True)
-    with pytest.raises(InputError, match="already holds checkpoint-3 of another run"):
+    with pytest.raises(InputError, match="already contains checkpoint-3 of another run"):
         make_trainer("sft", **settings).train()
 
 
@@ -93,7 +93,7 @@ def test_a_checkpoint_without_optimizer_on_purpose_is_not_resumed(make_trainer: 
     settings = {**SHORT, "max_steps": 1, "save_only_model": True}
     first = make_trainer("sft", **settings)
     first.train()
-    with pytest.raises(InputError, match=r"optimizer.pt is missing, as save_only_model leaves it"):
+    with pytest.raises(InputError, match=r"optimizer.pt is missing, as with save_only_model"):
         make_trainer("sft", **settings).train(resume_from_checkpoint=True)
 
 
@@ -110,7 +110,9 @@ def test_a_checkpoint_of_another_version_is_refused(
         write_json(folder / RUN_SETTINGS, {name: value for name, value in recorded.items() if name != "version"})
     write_manifest(folder)
     again = make_trainer("sft", **SHORT, output_dir=str(tmp_path / "run"))
-    with pytest.raises(InputError, match="checkpoint-2 was written by another version of tsarank, whose trainings"):
+    with pytest.raises(
+        InputError, match="checkpoint-2 was written by another version of tsarank and cannot be resumed"
+    ):
         again.train(resume_from_checkpoint=True)
     assert len(list((tmp_path / "run").glob("checkpoint-*"))) == 1
 
@@ -129,12 +131,12 @@ def test_a_checkpoint_of_another_version_is_refused(
         ({"alpha": 0.1, "temperature": 0.5}, "alpha was 0.6, now 0.1; temperature was 0.1, now 0.5"),
         ({"num_negatives": 2}, "num_negatives was 3, now 2"),
         ({"bf16": True}, "bf16 was false, now true"),
-        ({"per_device_train_batch_size": 2}, "rows in an update .* was 4, now 2"),
+        ({"per_device_train_batch_size": 2}, "rows per update .* was 4, now 2"),
         ({"lora_r": 4}, "lora_r was 16, now 4"),
         ({"dataloader_drop_last": True}, "dataloader_drop_last was null, now true"),
         ({"max_length": 100}, "max_length was 120, now 100"),
-        ({"rows": 12}, "the training rows are others"),
-        ({"max_steps": 2}, "is at update 3 of 3 already, and 2 are asked for: nothing is left to train"),
+        ({"rows": 12}, "the training rows are different"),
+        ({"max_steps": 2}, "is already at update 3 of 3, and 2 are requested: nothing is left to train"),
     ],
     ids=str,
 )
@@ -151,7 +153,7 @@ def test_resuming_with_other_settings_is_refused_by_name(
 
 def test_another_base_model_is_refused(make_ranker: Any, make_trainer: Any, trained: Path, tmp_path: Path) -> None:
     other = make_trainer("sft", ranker=make_ranker(sharpen=False), **SHORT, output_dir=str(tmp_path / "run"))
-    with pytest.raises(InputError, match="the weights of the model it starts from are others"):
+    with pytest.raises(InputError, match="the weights of the model it starts from are different"):
         other.train(resume_from_checkpoint=str(trained / "checkpoint-3"))
 
 
@@ -160,7 +162,7 @@ def test_another_tokenizer_is_refused(make_ranker: Any, make_trainer: Any, train
     ranker.tokenizer = copy.deepcopy(ranker.tokenizer)  # all tests share it
     ranker.tokenizer.add_tokens(["bread"])
     other = make_trainer("sft", ranker=ranker, **SHORT, output_dir=str(tmp_path / "run"))
-    with pytest.raises(InputError, match=r"settings: the tokenizer's vocabulary or settings are others\. Resume"):
+    with pytest.raises(InputError, match=r"settings: the tokenizer's vocabulary or settings are different\. Resume"):
         other.train(resume_from_checkpoint=str(trained / "checkpoint-3"))
 
 
@@ -174,7 +176,7 @@ def test_another_base_model_is_refused_where_all_of_it_is_trained(
     make_trainer("distill", **settings).train()
     changes = {"sharpen": False} if change == "weights" else {"dtype": torch.bfloat16}
     other = make_trainer("distill", ranker=make_ranker("twolar", **changes), **settings)
-    with pytest.raises(InputError, match=r"settings: the weights of the model it starts from are others\. Resume"):
+    with pytest.raises(InputError, match=r"settings: the weights of the model it starts from are different\. Resume"):
         other.train(resume_from_checkpoint=True)
     make_trainer("distill", **settings).train(resume_from_checkpoint=True)
 
@@ -189,7 +191,7 @@ def test_other_evaluation_rows_do_not_choose_among_the_checkpoints_of_a_resumed_
     make_trainer("sft", **settings, eval_rows=sft_rows[:2]).train()
     for others in (sft_rows[:3], {"a": sft_rows[:2]}):
         changed = {"metric_for_best_model": "a_loss"} if isinstance(others, dict) else {}
-        with pytest.raises(InputError, match="the rows or collections that choose the best checkpoint are others"):
+        with pytest.raises(InputError, match="the rows or collections that select the best checkpoint are different"):
             make_trainer("sft", **{**settings, **changed}, eval_rows=others).train(resume_from_checkpoint=True)
     make_trainer("sft", **settings, eval_rows=sft_rows[:2]).train(resume_from_checkpoint=True)
 

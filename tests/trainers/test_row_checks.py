@@ -78,8 +78,8 @@ BAD = [
     (*changed("distill", permutation=[0, 0, 1]), r"permutation\[1\]: 0 is repeated"),
     (*changed("distill", permutation=[0, 1, 3]), r"permutation\[2\]: 3 is out of range; .* 0 to 2"),
     (*changed("distill", permutation=[0, 1, -1]), r"permutation\[2\]: -1 is out of range"),
-    (*changed("distill", permutation=[0, 1]), "permutation: names 2 of 3 documents"),
-    (*changed("distill", permutation="none of them"), "permutation: empty .*has failed"),
+    (*changed("distill", permutation=[0, 1]), "permutation: contains 2 of 3 documents"),
+    (*changed("distill", permutation="none of them"), "permutation: empty .*counts as failed"),
     ("distill", {**SCORED, "teacher_scores": [1.0]}, "teacher_scores: expected one for each of 2"),
     ("distill", {**SCORED, "teacher_scores": [1.0, float("nan")]}, r"teacher_scores\[1\]: expected a finite number"),
     ("distill", {**SCORED, "teacher_scores": [float("inf"), 1.0]}, r"teacher_scores\[0\]: expected a finite number"),
@@ -120,7 +120,7 @@ def test_fewer_negatives_than_asked_for() -> None:
     rows = [GOOD["sft"]] * 3
     checked_rows(rows, RowRules(positives=True, negatives=2))
     three = RowRules(positives=True, negatives=3)
-    message = r"row 1: negatives: expected at least the 3 asked for, got 2; .*allow_fewer"
+    message = r"row 1: negatives: expected at least 3, got 2; .*allow_fewer"
     with pytest.raises(InputError, match=message):
         checked_rows(rows, three)
     fewer = RowRules(positives=True, negatives=3, allow_fewer=True)
@@ -145,9 +145,9 @@ def test_too_small_datasets(kind: str) -> None:
         (SCORED, "dear", None),
         (LABELLED, "ranknet", None),
         (LABELLED, "listwise_softmax", None),
-        (GOOD["distill"], "listnet", "teacher_scores and the rows have ranks"),
-        (LABELLED, "margin_mse", "teacher_scores and the rows have labels"),
-        (SCORED, "listwise_softmax", "labels and the rows have teacher_scores"),
+        (GOOD["distill"], "listnet", "teacher_scores, but the rows have ranks"),
+        (LABELLED, "margin_mse", "teacher_scores, but the rows have labels"),
+        (SCORED, "listwise_softmax", "labels, but the rows have teacher_scores"),
     ],
 )
 def test_targets_must_suit_the_loss(record: dict[str, Any], loss: str, missing: str | None) -> None:

@@ -240,8 +240,8 @@ def test_broken_unicode_is_repaired() -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"text": "a"}, "fit no layout of training rows"),
-        ({"positives": ["a"], "negatives": ["b"]}, "fit no layout"),
+        ({"text": "a"}, "match no layout of training rows"),
+        ({"positives": ["a"], "negatives": ["b"]}, "match no layout"),
         ({"query": "q", "pos": ["a"]}, "query, pos, neg"),
         ({"query": 5, "positives": ["a"], "negatives": ["b"]}, "query: expected a string, got int 5"),
         ({"query": None, "positives": ["a"], "negatives": ["b"]}, "query: missing"),
@@ -255,7 +255,7 @@ def test_broken_unicode_is_repaired() -> None:
             r"\[0\]\.docid must be a string or a whole number",
         ),
         ({"query": "q", "documents": ["a"], "labels": ["Good"]}, r"labels\[0\]: expected a number, got str"),
-        ({"query": "q", "documents": ["a", "b"]}, "fit no layout"),
+        ({"query": "q", "documents": ["a", "b"]}, "match no layout"),
         ({"query": "q", "documents": ["a", "b"], "permutation": [0, "z"]}, r"permutation\[1\]: expected a"),
         ({"query": "q", "documents": ["a", "b"], "permutation": [True, 0]}, r"permutation\[0\]"),
         ({"query": "q", "documents": ["a", "b"], "permutation": [10**30, 0]}, r"permutation\[0\]: expected a"),
@@ -265,7 +265,7 @@ def test_broken_unicode_is_repaired() -> None:
         ({"query": "q", "documents": ["a"], "scores": [True]}, r"scores\[0\]: expected a number"),
         ({"query": "q", "positive": "a", "negatives": ["b", "c"], "score": 2.0}, "score: expected a list"),
         ({"query": "q", "document": [3]}, r"document\[0\]: expected a text or an object"),
-        ({"query": "q"}, "fit no layout"),
+        ({"query": "q"}, "match no layout"),
         (["q", "d"], "expected an object with fields, got list"),
     ],
 )

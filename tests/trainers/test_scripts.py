@@ -205,9 +205,9 @@ def test_wrong_options(arguments: list[str], message: str) -> None:
         ("num_negativs: 3", "unknown option in the config 'num_negativs'; did you mean num_negatives?"),
         ("score_form: cosine", "score_form: 'cosine' is none of geometric_mean"),
         ("num_negatives: 2.5", "invalid int value: '2.5'"),
-        ("- a list", "expected one option a line"),
+        ("- a list", "expected one option per line"),
         ("a: [1", "not YAML"),
-        ("", "expected one option a line"),
+        ("", "expected one option per line"),
     ],
 )
 def test_wrong_configs(tmp_path: Path, content: str, message: str) -> None:
@@ -251,7 +251,7 @@ def test_errors_are_one_line_with_status_2(files: Path, tmp_path: Path, capfd: p
         ([*common, "--train_data", str(tmp_path / "none.jsonl")], "no file or folder"),
         ([*common, "--train_data", str(bad)], "1 row"),
         ([*common, "--train_data", str(files / "sft.jsonl"), "--max_train_rows", "1"], "max_train_rows must be"),
-        ([*common, "--train_data", str(files / "sft.jsonl")], "expected at least the 48 asked for, got 5"),
+        ([*common, "--train_data", str(files / "sft.jsonl")], "expected at least 48, got 5"),
         (
             [
                 *common,
@@ -322,7 +322,7 @@ def test_another_family_starts_from_the_weights_of_a_ranking_checkpoint(
 @pytest.mark.parametrize("name", ["trust_remote_code", "dtype", "revision", "gguf_file", "new_head", "device"])
 def test_ranking_options_do_not_say_how_a_model_is_loaded(name: str) -> None:
     """Least of all that code of the Hub may run."""
-    with pytest.raises(InputError, match=f"^{name} says how a model is loaded and is no ranking option"):
+    with pytest.raises(InputError, match=f"^{name} is a loading option, not a ranking option"):
         load_base_ranker(None, default_family="query_likelihood", ranking_options={"max_length": 64, name: True})
 
 

@@ -124,7 +124,7 @@ def test_a_teacher_alone_makes_the_model_rank_as_it_does(make_trainer: Any, sft_
 
 
 def test_a_teacher_needs_its_scores(make_trainer: Any, sft_rows: list[Any]) -> None:
-    with pytest.raises(InputError, match="the loss listnet needs teacher_scores and the rows have labels"):
+    with pytest.raises(InputError, match="the loss listnet needs teacher_scores, but the rows have labels"):
         make_trainer("sft", rows=sft_rows, teacher_weight=0.5)
     rows = [with_scores(row) for row in sft_rows]
     rows[2]["negative_scores"] = rows[2]["negative_scores"][:1]
@@ -271,7 +271,7 @@ def test_another_family_is_refused(make_ranker: Any, make_trainer: Any) -> None:
     [
         ({"negatives": []}, "row 2: negatives: no document has the label 0"),
         ({"negatives": ["bread yeast", "x", "y"], "positives": ["bread yeast"]}, "has the text of a positive"),
-        ({"negatives": ["x"]}, "expected at least the 3 asked for, got 1"),
+        ({"negatives": ["x"]}, "expected at least 3, got 1"),
         ({"positives": [" "]}, r"documents\[0\]: the document is empty"),
         ({"query": ""}, "query: the text is empty"),
     ],
@@ -294,20 +294,20 @@ def test_one_row_is_refused(make_trainer: Any, sft_rows: list[Any]) -> None:
     [
         ({"temperature": 0}, "temperature must be a number above 0, got 0"),
         ({"temperature": float("nan")}, "temperature must be a number above 0"),
-        ({"alpha": 1.5}, "alpha must lie between 0 and 1"),
-        ({"teacher_weight": 2}, "teacher_weight must lie between 0 and 1, got 2"),
+        ({"alpha": 1.5}, "alpha must be between 0 and 1"),
+        ({"teacher_weight": 2}, "teacher_weight must be between 0 and 1, got 2"),
         ({"teacher_temperature": 0}, "teacher_temperature must be a number above 0"),
-        ({"alpha": 0.0, "ntp": False}, "nothing is left to learn from"),
+        ({"alpha": 0.0, "ntp": False}, "nothing is left to train on"),
         ({"num_negatives": 0}, "num_negatives must be a whole number from 1"),
         ({"score_form": "median"}, "unknown score_form 'median'"),
         ({"ntp_reduction": "max"}, "unknown ntp_reduction"),
         ({"trainable": "head"}, "unknown trainable 'head'"),
         ({"top_blocks": 0}, "top_blocks must be a whole number from 1"),
-        ({"top_blocks": 9}, "top_blocks must lie between 1 and 4"),
+        ({"top_blocks": 9}, "top_blocks must be between 1 and 4"),
         ({"chunk_tokens": -1}, "chunk_tokens must be a whole number from 0"),
         ({"lora_dropout": 1.0}, "lora_dropout must be a number from 0 to below 1"),
         ({"frozen_dtype": "int8"}, "unknown frozen_dtype"),
-        ({"ref_model": "x", "dp": False}, "ref_model was given, but no penalty is among"),
+        ({"ref_model": "x", "dp": False}, "ref_model was given, but the objectives do not include"),
         ({"max_length": 20, "max_query_length": 30}, "max_query_length"),
     ],
 )
@@ -332,7 +332,7 @@ def test_nan_stops_with_the_batch_saved_and_no_checkpoint(chunk_tokens: int, mak
         return step(model, inputs, items)
 
     trainer.training_step = spoiled
-    with pytest.raises(NonFiniteScoreError, match="the loss became nan at step 4; the batch was written to"):
+    with pytest.raises(NonFiniteScoreError, match="the loss became nan at step 4; the batch was saved to"):
         trainer.train()
     folder = Path(trainer.args.output_dir)
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-2", "failed_batch-step4-process0.json"]

@@ -116,7 +116,7 @@ def test_a_stopped_training_leaves_nobody_behind_and_says_one_line(
     else:
         assert len(lines) == 1
         assert lines[0].startswith(
-            f"tsarank: {word}; the same command with --resume_from_checkpoint auto goes on from"
+            f"tsarank: {word}; the same command with --resume_from_checkpoint auto resumes from"
         )
         assert not (output / ".unfinished-checkpoint").exists()
     assert errors.splitlines()[-1] == lines[0]
@@ -131,6 +131,6 @@ def test_the_line_knows_the_output_folder_of_a_recipe(tmp_path: Path) -> None:
         [f"--output-dir={tmp_path / 'run'}"],
         ["--output_dir", f"{tmp_path}/run"],
     ):
-        assert stopped_line(signal.SIGINT, arguments).endswith("goes on from checkpoint-7")
+        assert stopped_line(signal.SIGINT, arguments).endswith("resumes from checkpoint-7")
     assert stopped_line(signal.SIGINT, ["--output_dir", str(tmp_path)]).endswith("nothing was saved")
     assert stopped_line(signal.SIGINT, ["--config", "nowhere"]) == "tsarank: interrupted"

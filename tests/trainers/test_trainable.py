@@ -164,7 +164,7 @@ def test_lora_in_the_top_blocks_keeps_to_the_named_modules(make_ranker: Any) -> 
     assert all(".layers.3." in name and ("q_proj" in name or "down_proj" in name) for name in names)
     with pytest.raises(ModelError, match="cannot put LoRA"):
         make_trainable(make_ranker(), "lora", lora_target_modules=["nothing_like_it"], lora_top_blocks=1)
-    with pytest.raises(InputError, match=r"lora_top_blocks must lie between 1 and 4, the blocks of .*, got 5"):
+    with pytest.raises(InputError, match=r"lora_top_blocks must be between 1 and 4, the blocks of .*, got 5"):
         make_trainable(make_ranker(), "lora", lora_top_blocks=5)
 
 

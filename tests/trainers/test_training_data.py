@@ -256,7 +256,7 @@ def test_a_later_row_without_the_target_is_an_error() -> None:
         {"query": "q", "documents": ["a", "b"], "permutation": [1, 0], "teacher_scores": [0, 1]},
         {"query": "q", "documents": ["a", "b"], "permutation": [1, 0]},
     ]
-    with pytest.raises(InputError, match="row 2: teacher_scores: missing, while the first row has it"):
+    with pytest.raises(InputError, match="row 2: teacher_scores: missing, but the first row has it"):
         load_training_rows(rows)
 
 
@@ -279,20 +279,20 @@ def broken_sources(folder: Path) -> list[tuple[Any, str]]:
     (folder / "nothing").mkdir()
     return [
         (folder / "empty.jsonl", "has no rows"),
-        (folder / "rows.tsv", "unknown kind of file; expected .jsonl"),
+        (folder / "rows.tsv", "unknown file type; expected .jsonl"),
         (folder / "short.csv", "short.csv, line 2: the number of fields differs from the header's"),
         (folder / "broken.jsonl.gz", "broken.jsonl.gz, line 1: damaged or incomplete"),
         (folder / "broken.parquet", "cannot be read as Parquet"),
         (folder / "latin.jsonl", "latin.jsonl, line 1: not UTF-8"),
         (folder / "scalar.json", "expected an array of rows, found int"),
         (folder / "half.json", "half.json, line 1: not JSON"),
-        (folder / "fields.jsonl", r"fields.jsonl, line 1: fields \['text'\] fit no layout"),
+        (folder / "fields.jsonl", r"fields.jsonl, line 1: fields \['text'\] match no layout"),
         (folder / "nothing", "has no file with"),
         (folder / "missing.jsonl", "no file or folder"),
         ([], "the list has no rows"),
         (Dataset.from_list([]), "the dataset has no rows"),
         ({"test": Dataset.from_list(SFT_RECORDS)}, "has no split 'train'; it has test"),
-        (Dataset.from_list(SFT_RECORDS).to_iterable_dataset(), r"of a stream, list\(.*got IterableDataset"),
+        (Dataset.from_list(SFT_RECORDS).to_iterable_dataset(), r"for a stream, list\(.*got IterableDataset"),
         (5, "got int"),
     ]
 
@@ -306,7 +306,7 @@ def test_broken_sources_are_named(tmp_path: Path) -> None:
 
 def test_options_that_do_not_go_together(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", SFT_RECORDS)
-    with pytest.raises(InputError, match="works for datasets of the Hub only"):
+    with pytest.raises(InputError, match="works only for datasets on the Hub"):
         load_training_rows(path, split="train[:2]")
     with pytest.raises(InputError, match="no permutations file"):
         load_training_rows(RANKGPT, permutations=tmp_path / "none.json")
@@ -363,7 +363,7 @@ def test_real_rankinggpt_file_keeps_its_ids(data_dir: Path, tmp_path: Path) -> N
     dataset = load_training_rows(path, cache_dir=tmp_path)
     assert dataset[0]["query_id"] == "958784"
     assert dataset[0]["documents"][0]["id"] == "4745841"
-    with pytest.raises(InputError, match=r"negatives: expected at least the 48 asked for, got \d+"):
+    with pytest.raises(InputError, match=r"negatives: expected at least 48, got \d+"):
         checked_rows(dataset, RowRules(positives=True, negatives=48))
 
 

@@ -283,7 +283,7 @@ def test_a_calibration_is_published_and_its_error_said(trained: Any, tmp_path: P
     assert "error on held-out queries is 0.031." in card
     assert "calibration.json" in select_model_files(facts).paths
     (folder / "calibration.json").write_text("{}")
-    with pytest.raises(InputError, match="is no calibration"):
+    with pytest.raises(InputError, match="there is no field 'method'"):
         render_model_card(facts, "alice/x", "v1", "mit")
 
 

@@ -213,7 +213,7 @@ def test_commands_tell_how_many_documents_were_cut(zoo: Any, tmp_path: Any, run_
     assert "1 of 2 documents were truncated" in done.stderr
     done = run_command("index", "--documents", str(documents), "--store", str(tmp_path / "store"), *options)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("cut") == 1
+    assert done.stderr.count("truncated") == 1
     assert "1 are truncated to the model's length" in done.stderr
     pairs = tmp_path / "pairs.jsonl"
     rows = [{"query": "a", "document": text} for text in (LONG, "short", LONG)]

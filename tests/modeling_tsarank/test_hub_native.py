@@ -104,7 +104,7 @@ def test_the_pipeline_takes_one_query_or_many(zoo, pairs) -> None:
     expected = model.rank(task["query"], task["documents"], top_k=2, return_documents=True)
     assert ranking(task, top_k=2) == expected
     assert ranking([task, task], top_k=2, batch_tokens=64)[1][0]["corpus_id"] == expected[0]["corpus_id"]
-    with pytest.raises(InputError, match="text-ranking takes"):
+    with pytest.raises(InputError, match="text-ranking expects"):
         ranking("just a query")
     with pytest.raises(InputError, match="unknown argument top_n; known: top_k"):
         ranking(task, top_n=2)

@@ -126,7 +126,7 @@ def test_a_failure_while_writing_leaves_the_old_checkpoint(make_trainer: Any, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(second, "_save_optimizer_and_scheduler", full_disk)
-    with pytest.raises(ResourceError, match=r"checkpoint-4 cannot be written to .*: No space left on device; make"):
+    with pytest.raises(ResourceError, match=r"checkpoint-4 cannot be written to .*: No space left on device; free"):
         second.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
     after = {path.name: path.read_bytes() for path in (folder / "checkpoint-4").iterdir() if path.is_file()}
     assert after == before

@@ -408,11 +408,11 @@ def test_usage_is_safe_for_threads():
 def test_a_file_that_is_no_cache(tmp_path: Path):
     path = tmp_path / "notes.txt"
     path.write_text("these are my notes\n" * 100)
-    with pytest.raises(InputError, match="is no cache of answers"):
+    with pytest.raises(InputError, match="is not a cache of answers"):
         RequestCache(path)
     assert path.read_text().startswith("these are my notes")
     path.write_bytes(b"SQLite format 3\0 and no more")
-    with pytest.raises(InputError, match="is no cache of answers"):
+    with pytest.raises(InputError, match="is not a cache of answers"):
         RequestCache(path)
     with pytest.raises(ResourceError, match="cannot"):
         RequestCache(path / "below" / "cache.jsonl")

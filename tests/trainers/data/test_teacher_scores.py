@@ -308,7 +308,7 @@ def test_chat_templates_with_and_without_a_system_message(causal_tokenizer):
     without = conversation_text(tokenizer, messages)
     assert without.startswith(f"<user>{messages[0]['content']}\n\n{messages[1]['content']}<assistant>")
     tokenizer.chat_template = "{{ raise_exception('nothing at all') }}"
-    with pytest.raises(ModelError, match="takes neither"):
+    with pytest.raises(ModelError, match="accepts neither"):
         conversation_text(tokenizer, messages)
 
 

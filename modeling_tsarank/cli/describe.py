@@ -61,14 +61,14 @@ def describe(ranker: Any, name: str | None) -> dict[str, Any]:
         "backbone": f"{config.model_type}, {kind}",
         "parameters": size,
         "attention": config._attn_implementation,
-        "computed_in": ranker.number_format or str(ranker.dtype).removeprefix("torch."),
+        "number_format": ranker.number_format or str(ranker.dtype).removeprefix("torch."),
         "device": str(ranker.device),
         "options": {name: value for name, value in options.items() if name not in unused},
         "answer_tokens": ranker.answer_tokens(),
         "context": ranker.encoder.context,
         "document_states": kept,
-        "read_by": f"the engine of the installed package (API {ENGINE_API}){batches}",
-        "read_by_own_code": read_by_own_code(source),
+        "scored_by": f"the engine of the installed package (API {ENGINE_API}){batches}",
+        "scored_by_saved_code": scored_by_saved_code(source),
     }
 
 
@@ -79,7 +79,7 @@ def backbone_kind(ranker: Any) -> str:
     return "encoder" if ranker._read_out()[0] == "pair_logits" else "decoder-only"
 
 
-def read_by_own_code(source: Source) -> str:
+def scored_by_saved_code(source: Source) -> str:
     """What scores the pairs if the checkpoint's own code is used, as by `AutoModel` with remote code."""
     from transformers.utils import cached_file
 

@@ -64,7 +64,7 @@ def machine(args: argparse.Namespace) -> dict[str, str]:
         f"torch uses {torch.get_num_threads()} threads",
         "memory": _memory(),
         "GPU": ", ".join(f"{one.name} ({readable_size(one.total_memory)})" for one in gpus) or "none",
-        "a model is computed": f"on {device}, in {number_format(args.dtype, device)}",
+        "model runs": f"on {device}, in {number_format(args.dtype, device)}",
     }
 
 

@@ -288,7 +288,7 @@ def test_describe_names_the_family(save: Any) -> None:
     folder = save("bert")
     facts = describe(load_ranker(folder, device="cpu", dtype="float32"), str(folder))
     assert (facts["family"], facts["backbone"], facts["kind"]) == ("cross_encoder", "bert, encoder", "folder")
-    assert "an encoder in plain padded batches" in facts["read_by"]
+    assert "an encoder in plain padded batches" in facts["scored_by"]
     assert facts["document_states"].startswith("no document states can be cached: bert is an encoder")
     folder = save("llama")
     facts = describe(load_ranker(folder, device="cpu", dtype="float32", order="document_first"), str(folder))

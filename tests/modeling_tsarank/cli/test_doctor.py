@@ -27,7 +27,7 @@ def test_it_looks_at_everything_and_asks_nobody_offline(capsys, model_folder, mo
     rows = json.loads(capsys.readouterr().out)
     assert f"torch {torch.__version__}" in rows["versions"]
     assert f"torch uses {torch.get_num_threads()} threads" in rows["processors"]
-    assert rows["a model is computed"] == "on cpu, in float32"
+    assert rows["model runs"] == "on cpu, in float32"
     assert rows["extra eval"] == "installed"
     assert rows["cache"] == f"{tmp_path}, 2.5 kB"
     assert rows["Hub"] == rows["registry"] == "not checked: HF_HUB_OFFLINE is set"

@@ -13,9 +13,9 @@ encoder      sentence-transformers' CrossEncoder on the encoder of all-MiniLM-L6
              quality
 cold         `predict`: batches by length under a token budget, output head on the query's positions only
 shared       `predict` on the same documents with `--queries` queries: every document is encoded once; time per query
-kept         `predict` from document states that `index` cached in an in-memory store; time per query
-kept-int8    the same from a folder of int8 states, memory-mapped
-one-pass     one pass of the query over the states of `kept`, instead of one per document: the ranker `one-pass`, up to
+cached       `predict` from document states that `index` cached in an in-memory store; time per query
+cached-int8  the same from a folder of int8 states, memory-mapped
+one-pass     one pass of the query over the states of `cached`, not one per document: the ranker `one-pass`, up to
              the middle layer, so its scores differ; time per query
 
 published-float32, cold-float32 and cold-int8 use that dtype, whatever --dtype says. Every way runs in its own process,
@@ -54,7 +54,7 @@ from modeling_tsarank.rankers.one_pass import OnePassRanker
 
 
 FORMATS = {"loop": "float32", "published-float32": "float32", "cold-float32": "float32", "cold-int8": "int8"}
-WAYS = (*FORMATS, "published", "crossencoder", "encoder", "cold", "shared", "kept", "kept-int8", "one-pass")
+WAYS = (*FORMATS, "published", "crossencoder", "encoder", "cold", "shared", "cached", "cached-int8", "one-pass")
 REFERENCES = ("loop", "published-float32")
 # Tokens of the default model per word of the benchmark's texts.
 TOKENS_PER_WORD = 1.08
@@ -141,7 +141,7 @@ def prepare(way: str, args: argparse.Namespace, documents: list[str], folder: st
         return model, lambda: model.predict(pairs)
     if kind == "shared":
         return model, lambda: model.predict([(query, document) for document in documents for query in queries])
-    store = MemoryStore(None) if way != "kept-int8" else FolderStore(folder, dtype="int8", max_memory_bytes=0)
+    store = MemoryStore(None) if way != "cached-int8" else FolderStore(folder, dtype="int8", max_memory_bytes=0)
     model.index(documents, store)
     turn = iter(range(1 << 30))
     if way == "one-pass":
@@ -178,7 +178,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_second": round(tokens / per_query, 1),
         "gflops_needed": round(flops / 1e9, 1) or None,
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-        "bytes_per_document_token": round(stored / (tokens - positions), 1) if args.way == "kept-int8" else None,
+        "bytes_per_document_token": round(stored / (tokens - positions), 1) if args.way == "cached-int8" else None,
         "scores": np.asarray(runs[0][1]).tolist() if args.way.startswith(("loop", "published", "cold")) else None,
     }
 

@@ -158,7 +158,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         model, work = prepare(args.way, args, documents, folder)
         encoded = model.encoder.pairs([(make_queries(1)[0], document) for document in documents])
         prepare(args.way, args, documents[:2], f"{folder}/warm")[1]()
-        runs = [timed(work) for _ in range(args.repeats)]
+        runs, faults = [], 0
+        for _ in range(args.repeats):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            runs.append(timed(work))
+            faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
         stored = sum(path.stat().st_size for path in Path(folder).rglob("*") if "warm" not in path.parts)
     per_query = statistics.median(run[0] for run in runs) / (args.queries if args.way == "shared" else 1)
     tokens = sum(len(pair.prompt) + len(pair.query) for pair in encoded)
@@ -177,6 +181,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_query": tokens,
         "tokens_per_second": round(tokens / per_query, 1),
         "gflops_needed": round(flops / 1e9, 1) or None,
+        "page_faults_of_last_run": faults,
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "bytes_per_document_token": round(stored / (tokens - positions), 1) if args.way == "cached-int8" else None,
         "scores": np.asarray(runs[0][1]).tolist() if args.way.startswith(("loop", "published", "cold")) else None,

@@ -201,12 +201,11 @@ class StateBlocks:
     def targets(self, row: int) -> Groups:
         """Targets of one document's states: keys and values `(layers, heads, tokens, dimension)` per layer group."""
         end = self.counts[row] if self.placed else self.width
-        place = slice(end - self.counts[row], end)
-        return [(keys[:, row, :, place], values[:, row, :, place]) for keys, values in self._groups]
+        return self.tokens(row, end - self.counts[row], end)
 
-    def first(self, row: int, count: int) -> Groups:
-        """A row's first `count` tokens, for blocks without a prefix."""
-        return [(keys[:, row, :, :count], values[:, row, :, :count]) for keys, values in self._groups]
+    def tokens(self, row: int, start: int, end: int) -> Groups:
+        """Views of a row's tokens from `start` to before `end`, shaped as in `targets`."""
+        return [(keys[:, row, :, start:end], values[:, row, :, start:end]) for keys, values in self._groups]
 
     def cache(self) -> DynamicCache:
         """The blocks as a cache of `width` tokens for one forward pass, which writes after the documents."""

@@ -54,9 +54,9 @@ _memories: WeakKeyDictionary[PreTrainedModel, _Memory] = WeakKeyDictionary()
 def keep_freed_memory() -> None:
     """Makes glibc keep up to 64 MiB of freed memory for later allocations; elsewhere it does nothing.
 
-    glibc returns freed memory to the system beyond a threshold that it sets itself: twice the largest block that was
-    mapped and freed, of up to 32 MiB. Below it, activations of every layer are returned and mapped again, and the page
-    faults took 4 % of the time of scoring with shared prefixes.
+    glibc returns freed memory to the system beyond a threshold, which it raises by itself to twice the largest block
+    that was mapped and freed, of up to 32 MiB. With a lower threshold, the activations of every layer are returned and
+    mapped again, at a page fault for every 4 KiB.
     """
     torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8)
 
@@ -225,7 +225,7 @@ class TorchForward(Forward):
         for batch, blocks in zip(batches, made, strict=True):
             blocks.allocate(self._prefix_memory)
             self._fill_cache(batch, blocks.cache())
-            found += [blocks.first(row, len(ids)) for row, (ids, _) in enumerate(batch)]
+            found += [blocks.tokens(row, 0, len(ids)) for row, (ids, _) in enumerate(batch)]
         return found
 
     def _fill_cache(self, batch: Sequence[Prefix], cache: DynamicCache) -> None:

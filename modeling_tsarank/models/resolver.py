@@ -111,7 +111,9 @@ def resolve(name: str | os.PathLike[str] | None, revision: str | None = None) ->
     """
     source = _resolve(name)
     if revision is not None and source.local:
-        raise InputError(f"revision {revision!r} has no effect on {source.name}, which is no Hub model; leave it out")
+        raise InputError(
+            f"revision {revision!r} has no effect on {source.name}, which is not a Hub model; leave it out"
+        )
     return source
 
 

@@ -12,7 +12,7 @@ from ..ranking_errors import InputError
 from . import RANKERS
 
 
-# Options that only an address has, and what they are where they are not given.
+# Options of reranking services, with their defaults; refused for other models.
 _OF_ADDRESSES = {"api_model": "", "api_key_variable": "TSARANK_API_KEY", "api_documents": None, "api_timeout": 120.0}
 NUMBER_FORMATS = ("float32", "bfloat16", "float16", "int8")
 
